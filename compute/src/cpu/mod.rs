@@ -1,0 +1,31 @@
+//! The host as a device: its thread pool, its instruction set and the kernels of every operation.
+
+pub(crate) mod gemm;
+mod pool;
+
+use std::sync::Arc;
+
+pub(crate) use pool::Pool;
+
+use gemm::Isa;
+
+/// A handle on the host's processors; cloning shares the same threads.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) isa: Isa,
+}
+
+impl Cpu {
+    /// `threads` threads (0: one per available processor), the best instruction set that the processor has.
+    /// `LUTHIER_ISA` (`avx512bf16`, `avx512`, `avx2`, `portable`) forces another one, to test or compare.
+    pub fn new(threads: usize) -> Self {
+        let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { threads };
+        Cpu { pool: Arc::new(Pool::new(threads)), isa: Isa::detect() }
+    }
+
+    /// Number of threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+}
