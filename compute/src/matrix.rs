@@ -250,6 +250,15 @@ impl<'a> MatrixRef<'a> {
         MatrixRef { rows, cols, data: self.data }
     }
 
+    /// The first `rows * cols` elements as a matrix: a buffer planned for the largest use, used for a smaller one.
+    pub fn prefix(self, rows: usize, cols: usize) -> MatrixRef<'a> {
+        let data = match self.data {
+            Slice::F32(s) => Slice::F32(&s[..rows * cols]),
+            Slice::Bf16(s) => Slice::Bf16(&s[..rows * cols]),
+        };
+        MatrixRef { rows, cols, data }
+    }
+
     /// These rows.
     pub fn rows_range(self, range: Range<usize>) -> MatrixRef<'a> {
         assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
@@ -347,6 +356,15 @@ impl<'a> MatrixMut<'a> {
     pub fn reshape(self, rows: usize, cols: usize) -> MatrixMut<'a> {
         assert_eq!(rows * cols, self.rows * self.cols, "reshape keeps the number of elements");
         MatrixMut { rows, cols, data: self.data }
+    }
+
+    /// The first `rows * cols` elements as a matrix.
+    pub fn prefix(self, rows: usize, cols: usize) -> MatrixMut<'a> {
+        let data = match self.data {
+            SliceMut::F32(s) => SliceMut::F32(&mut s[..rows * cols]),
+            SliceMut::Bf16(s) => SliceMut::Bf16(&mut s[..rows * cols]),
+        };
+        MatrixMut { rows, cols, data }
     }
 
     /// These rows.

@@ -1,0 +1,209 @@
+//! What is trained: a flat buffer of `f32` tensors, kept apart from the frozen base.
+//!
+//! One buffer holds every trained tensor, and its gradients and the optimizer's moments are buffers of the same
+//! layout. Clipping, optimizer steps and checkpoints are then loops over one slice, whatever the method.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use compute::{DType, Matrix, MatrixMut, MatrixRef};
+
+use crate::memory::{Allocator, Component};
+use crate::names::ModuleId;
+
+/// One trained tensor `[rows, cols]` in the flat buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// Its key in the saved file.
+    pub name: String,
+    /// First dimension (1 for vectors).
+    pub rows: usize,
+    /// Second dimension.
+    pub cols: usize,
+    /// One-dimensional in files (norm weights, biases).
+    pub vector: bool,
+    /// Where its elements lie in the flat buffer.
+    pub range: Range<usize>,
+}
+
+/// A low-rank update of one linear layer: `h = W0 x + scale * B A x` (Hu et al. 2021, equation 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lora {
+    /// Index of A `[R, in]`; B `[out, R]` is the tensor behind it.
+    pub a: usize,
+    /// Rank R.
+    pub rank: usize,
+    /// alpha / R, or alpha / sqrt(R) with rsLoRA.
+    pub scale: f32,
+}
+
+/// A module trained whole: its own copy of the weight stands in for the base's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Full {
+    /// Index of the weight.
+    pub weight: usize,
+    /// Index of the bias, if the module has one.
+    pub bias: Option<usize>,
+}
+
+/// What is trained on one module.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Trained {
+    /// Low-rank matrices beside the frozen weight.
+    Lora(Lora),
+    /// The weight itself.
+    Full(Full),
+}
+
+/// The tensors of an adapter and which module each belongs to; without values.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Layout {
+    tensors: Vec<Tensor>,
+    modules: BTreeMap<ModuleId, Trained>,
+    len: usize,
+}
+
+impl Layout {
+    fn push(&mut self, name: String, rows: usize, cols: usize, vector: bool) -> usize {
+        let range = self.len..self.len + rows * cols;
+        self.len = range.end;
+        self.tensors.push(Tensor { name, rows, cols, vector, range });
+        self.tensors.len() - 1
+    }
+
+    /// Trains low-rank matrices on a linear layer `[out, in]`, saved under `prefix`.
+    pub fn add_lora(&mut self, module: ModuleId, prefix: &str, [out, inner]: [usize; 2], rank: usize, scale: f32) {
+        let a = self.push(format!("{prefix}.lora_A.weight"), rank, inner, false);
+        self.push(format!("{prefix}.lora_B.weight"), out, rank, false);
+        self.modules.insert(module, Trained::Lora(Lora { a, rank, scale }));
+    }
+
+    /// Trains the whole weight (and bias) of a module, saved under `prefix`.
+    pub fn add_full(&mut self, module: ModuleId, prefix: &str, [rows, cols]: [usize; 2], vector: bool, bias: bool) {
+        let weight = self.push(format!("{prefix}.weight"), rows, cols, vector);
+        let bias = bias.then(|| self.push(format!("{prefix}.bias"), 1, rows, true));
+        self.modules.insert(module, Trained::Full(Full { weight, bias }));
+    }
+
+    /// Lets a module use what is trained on another one: a tied output head under full training.
+    pub fn share(&mut self, module: ModuleId, with: ModuleId) {
+        let trained = self.modules[&with];
+        self.modules.insert(module, trained);
+    }
+
+    /// The tensors in the order of the flat buffer.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The trained modules in a fixed order.
+    pub fn modules(&self) -> impl Iterator<Item = (ModuleId, Trained)> + '_ {
+        self.modules.iter().map(|(&m, &t)| (m, t))
+    }
+
+    /// What is trained on a module.
+    pub fn get(&self, module: ModuleId) -> Option<Trained> {
+        self.modules.get(&module).copied()
+    }
+
+    /// The rank on a module, 0 without one.
+    pub fn rank(&self, module: ModuleId) -> usize {
+        match self.get(module) {
+            Some(Trained::Lora(lora)) => lora.rank,
+            _ => 0,
+        }
+    }
+
+    /// The largest rank.
+    pub fn max_rank(&self) -> usize {
+        self.modules.keys().map(|&m| self.rank(m)).max().unwrap_or(0)
+    }
+
+    /// Number of trained parameters.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is trained.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A flat buffer laid out by a [`Layout`]: values, or their gradients.
+#[derive(Debug)]
+pub struct Parameters {
+    data: Matrix,
+}
+
+impl Parameters {
+    /// Zeros for every tensor of the layout.
+    pub fn zeros(layout: &Layout, component: Component, allocator: &mut Allocator) -> Self {
+        Parameters { data: allocator.matrix(component, 1, layout.len(), DType::F32) }
+    }
+
+    /// All elements.
+    pub fn values(&self) -> &[f32] {
+        self.data.as_ref().f32()
+    }
+
+    /// All elements, to change.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        self.data.as_mut().f32()
+    }
+
+    /// One tensor.
+    pub fn tensor(&self, tensor: &Tensor) -> MatrixRef<'_> {
+        MatrixRef::from_f32(tensor.rows, tensor.cols, &self.values()[tensor.range.clone()])
+    }
+
+    /// One tensor, to change.
+    pub fn tensor_mut(&mut self, tensor: &Tensor) -> MatrixMut<'_> {
+        MatrixMut::from_f32(tensor.rows, tensor.cols, &mut self.values_mut()[tensor.range.clone()])
+    }
+
+    /// A tensor and the one right behind it, to change: A and B of a low-rank update.
+    pub fn pair_mut(&mut self, first: &Tensor, second: &Tensor) -> (MatrixMut<'_>, MatrixMut<'_>) {
+        assert_eq!(first.range.end, second.range.start, "the two tensors of a pair lie side by side");
+        let both = &mut self.values_mut()[first.range.start..second.range.end];
+        let (a, b) = both.split_at_mut(first.range.len());
+        (MatrixMut::from_f32(first.rows, first.cols, a), MatrixMut::from_f32(second.rows, second.cols, b))
+    }
+}
+
+/// A trained adapter: a layout and its values. It knows the base only by the shapes of its modules.
+#[derive(Debug)]
+pub struct Adapter {
+    /// Tensors and modules.
+    pub layout: Layout,
+    /// Their values.
+    pub parameters: Parameters,
+    /// Probability with which an element of a low-rank layer's input is dropped in training.
+    pub dropout: f32,
+}
+
+impl Adapter {
+    /// An adapter of zeros.
+    pub fn zeros(layout: Layout, dropout: f32) -> Self {
+        let parameters = Parameters::zeros(&layout, Component::Adapter, &mut Allocator::real());
+        Adapter { layout, parameters, dropout }
+    }
+
+    /// A and B of a low-rank update.
+    pub fn lora(&self, lora: Lora) -> (MatrixRef<'_>, MatrixRef<'_>) {
+        (self.tensor(lora.a), self.tensor(lora.a + 1))
+    }
+
+    /// The tensor at an index of the layout.
+    pub fn tensor(&self, index: usize) -> MatrixRef<'_> {
+        self.parameters.tensor(&self.layout.tensors()[index])
+    }
+
+    /// The module's own weight, if it is trained whole.
+    pub fn full(&self, module: ModuleId) -> Option<Full> {
+        match self.layout.get(module) {
+            Some(Trained::Full(full)) => Some(full),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The one shape of input: tokens of many sequences, end to end, without padding.
+
+use compute::ops::attention::Segment;
+
+/// The label of a token that carries no loss, as in transformers.
+pub const IGNORE: i32 = -100;
+
+/// A row whose next token is to be predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The row of the batch that predicts.
+    pub row: usize,
+    /// The token that follows.
+    pub token: u32,
+}
+
+/// Tokens of one forward pass: `T` rows, cut into segments that do not see each other.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token ids `[T]`.
+    pub ids: Vec<u32>,
+    /// Position of each token in its own sequence `[T]`.
+    pub positions: Vec<u32>,
+    /// Which rows form a sequence, and which keys they attend to: rows of the batch itself, or of a cache.
+    pub segments: Vec<Segment>,
+    /// The rows that carry loss, in order.
+    pub targets: Vec<Target>,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Batch::default()
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Appends a sequence. `labels` are not shifted: the label of token `i` is what row `i - 1` should predict, so
+    /// `labels[0]` never carries loss.
+    ///
+    /// # Panics
+    /// If the two slices differ in length, or a label is negative and not [`IGNORE`].
+    pub fn push(&mut self, ids: &[u32], labels: &[i32]) {
+        assert_eq!(ids.len(), labels.len(), "one label a token");
+        let start = self.push_unlabelled(ids);
+        for (i, &label) in labels.iter().enumerate().skip(1) {
+            if label != IGNORE {
+                let token = u32::try_from(label).expect("labels were checked when the example was read");
+                self.targets.push(Target { row: start + i - 1, token });
+            }
+        }
+    }
+
+    /// Appends a sequence without targets and returns its first row.
+    pub fn push_unlabelled(&mut self, ids: &[u32]) -> usize {
+        let start = self.tokens();
+        self.ids.extend_from_slice(ids);
+        self.positions.extend(0..ids.len() as u32);
+        let rows = start..self.tokens();
+        self.segments.push(Segment { queries: rows.clone(), keys: rows });
+        start
+    }
+
+    /// Appends a sequence whose first `cached` tokens are already in cache rows `slots`; the new rows' keys are
+    /// written behind them. Returns the first row.
+    ///
+    /// # Panics
+    /// If the cache rows cannot hold the sequence.
+    pub fn push_cached(&mut self, ids: &[u32], cached: usize, slots: std::ops::Range<usize>) -> usize {
+        let length = cached + ids.len();
+        assert!(length <= slots.len(), "{length} tokens in {} cache rows", slots.len());
+        let start = self.tokens();
+        self.ids.extend_from_slice(ids);
+        self.positions.extend(cached as u32..length as u32);
+        self.segments.push(Segment { queries: start..self.tokens(), keys: slots.start..slots.start + length });
+        start
+    }
+}

@@ -1,0 +1,114 @@
+//! The memory plan: the constructor of every long-lived buffer runs once to count and once to allocate.
+
+use compute::{DType, Matrix};
+
+/// What a buffer is for, as the plan's table shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Component {
+    /// The frozen model.
+    Base,
+    /// The trained tensors.
+    Adapter,
+    /// Their gradients.
+    Gradients,
+    /// The optimizer's moments.
+    Optimizer,
+    /// What the forward pass keeps for the backward pass.
+    Activations,
+    /// Buffers that every layer uses in turn.
+    Workspace,
+    /// Keys and values of generated sequences.
+    Cache,
+}
+
+impl Component {
+    /// All components, in the order of the table.
+    pub const ALL: [Component; 7] = [
+        Component::Base,
+        Component::Adapter,
+        Component::Gradients,
+        Component::Optimizer,
+        Component::Activations,
+        Component::Workspace,
+        Component::Cache,
+    ];
+
+    /// The name in tables and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Component::Base => "base",
+            Component::Adapter => "adapter",
+            Component::Gradients => "gradients",
+            Component::Optimizer => "optimizer",
+            Component::Activations => "activations",
+            Component::Workspace => "workspace",
+            Component::Cache => "cache",
+        }
+    }
+}
+
+/// Bytes by component.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryPlan {
+    bytes: [u64; Component::ALL.len()],
+}
+
+impl MemoryPlan {
+    /// Adds a buffer.
+    pub fn add(&mut self, component: Component, bytes: u64) {
+        self.bytes[component as usize] += bytes;
+    }
+
+    /// Bytes of a component.
+    pub fn bytes(&self, component: Component) -> u64 {
+        self.bytes[component as usize]
+    }
+
+    /// Bytes of everything.
+    pub fn total(&self) -> u64 {
+        self.bytes.iter().sum()
+    }
+
+    /// Adds all of another plan.
+    pub fn extend(&mut self, other: &MemoryPlan) {
+        for (to, from) in self.bytes.iter_mut().zip(other.bytes) {
+            *to += from;
+        }
+    }
+}
+
+/// Hands out buffers and keeps the account; when only planning, the buffers are empty.
+#[derive(Debug)]
+pub struct Allocator {
+    plan: MemoryPlan,
+    real: bool,
+}
+
+impl Allocator {
+    /// Counts and allocates.
+    pub fn real() -> Self {
+        Allocator { plan: MemoryPlan::default(), real: true }
+    }
+
+    /// Only counts.
+    pub fn planning() -> Self {
+        Allocator { plan: MemoryPlan::default(), real: false }
+    }
+
+    /// A zeroed matrix for this component.
+    pub fn matrix(&mut self, component: Component, rows: usize, cols: usize, dtype: DType) -> Matrix {
+        self.plan.add(component, rows as u64 * cols as u64 * dtype.size() as u64);
+        if self.real { Matrix::zeros(rows, cols, dtype) } else { Matrix::zeros(0, cols, dtype) }
+    }
+
+    /// A vector of `f32` zeros for this component.
+    pub fn vector(&mut self, component: Component, len: usize) -> Vec<f32> {
+        self.plan.add(component, len as u64 * 4);
+        if self.real { vec![0.0; len] } else { Vec::new() }
+    }
+
+    /// What was handed out.
+    pub fn into_plan(self) -> MemoryPlan {
+        self.plan
+    }
+}

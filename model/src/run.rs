@@ -1,0 +1,46 @@
+//! What every layer needs to know of the pass it takes part in.
+
+use compute::{Device, Matrix, MatrixRef, Precision};
+
+use crate::adapter::parameters::Adapter;
+use crate::names::ModuleId;
+
+/// One pass over the model: where and how to compute, and with which adapter.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// Where to compute.
+    pub device: &'a Device,
+    /// How activations are stored and products multiply.
+    pub precision: Precision,
+    /// What is trained beside the base, if anything.
+    pub adapter: Option<&'a Adapter>,
+    /// Key of this pass's dropout masks; `None` outside training.
+    pub dropout_key: Option<u64>,
+}
+
+impl<'a> Run<'a> {
+    /// A pass without dropout.
+    pub fn new(device: &'a Device, precision: Precision, adapter: Option<&'a Adapter>) -> Self {
+        Run { device, precision, adapter, dropout_key: None }
+    }
+
+    /// The adapter of a pass that is known to have one.
+    pub(crate) fn adapter(&self) -> &'a Adapter {
+        self.adapter.expect("a module is trained only when there is an adapter")
+    }
+
+    /// The weight of a norm or an embedding: the adapter's own copy if it is trained whole, else the base's.
+    pub(crate) fn weight(&self, module: ModuleId, base: &'a Matrix) -> MatrixRef<'a> {
+        match self.adapter.and_then(|a| a.full(module)) {
+            Some(full) => self.adapter().tensor(full.weight),
+            None => base.as_ref(),
+        }
+    }
+
+    /// The key of a module's dropout mask, if this pass drops anything.
+    pub(crate) fn mask_key(&self, module: ModuleId) -> Option<u64> {
+        let dropout = self.adapter.map_or(0.0, |a| a.dropout);
+        let key = self.dropout_key.filter(|_| dropout > 0.0)?;
+        Some(compute::random::bits(key, module.index()))
+    }
+}
