@@ -2,7 +2,6 @@
 
 pub(crate) mod attention;
 pub(crate) mod gemm;
-pub(crate) mod math;
 mod pool;
 
 use std::sync::Arc;

@@ -1,0 +1,377 @@
+//! Attention against its definition in f64, and that definition's gradient against central differences.
+
+use compute::ops::attention::{Attention, Segment, backward, forward};
+use compute::{DType, Device, Matrix, Precision};
+use proptest::prelude::*;
+
+/// One problem: what kind of attention over which rows, with values for its inputs.
+#[derive(Clone, Debug)]
+struct Problem {
+    attention: Attention,
+    segments: Vec<Segment>,
+    /// Inputs, row by row: `q [T, H*D]`, `k [S, K*D]`, `v [S, K*D]`, `dout [T, H*D]`.
+    q: Vec<f64>,
+    k: Vec<f64>,
+    v: Vec<f64>,
+    dout: Vec<f64>,
+}
+
+/// Results, row by row; zero on rows outside segments.
+#[derive(Debug, PartialEq)]
+struct Results {
+    out: Vec<f64>,
+    lse: Vec<f64>,
+    dq: Vec<f64>,
+    dk: Vec<f64>,
+    dv: Vec<f64>,
+}
+
+impl Problem {
+    /// Sequences packed end to end, `(queries, keys)` each, with random values about as large as a model's.
+    fn new(
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        window: Option<usize>,
+        lengths: &[(usize, usize)],
+    ) -> Self {
+        let attention = Attention { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), window };
+        let (mut t, mut s) = (0, 0);
+        let segments = lengths.iter().map(|&(queries, keys)| {
+            (t, s) = (t + queries, s + keys);
+            Segment { queries: t - queries..t, keys: s - keys..s }
+        });
+        let segments = segments.collect();
+        let mut state = 1 + (t * 31 + s * 7 + heads * 3 + head_dim) as u64;
+        let mut values = |n: usize| -> Vec<f64> { (0..n).map(|_| f64::from(normal(&mut state))).collect() };
+        let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
+        Problem {
+            attention,
+            segments,
+            q: values(t * wide),
+            k: values(s * narrow),
+            v: values(s * narrow),
+            dout: values(t * wide),
+        }
+    }
+
+    /// The same with inputs that `bf16` holds exactly.
+    fn rounded(mut self) -> Self {
+        for values in [&mut self.q, &mut self.k, &mut self.v, &mut self.dout] {
+            values.iter_mut().for_each(|v| *v = compute::bf16::from_f64(*v).to_f64());
+        }
+        self
+    }
+
+    /// Head, query row, key rows that it sees.
+    fn visible(&self) -> Vec<(usize, usize, std::ops::Range<usize>)> {
+        let mut all = Vec::new();
+        for s in &self.segments {
+            for (i, t) in s.queries.clone().enumerate() {
+                let past = s.keys.end - s.queries.len() + i + 1;
+                let first =
+                    self.attention.window.map_or(s.keys.start, |w| s.keys.start.max(past.saturating_sub(w)));
+                all.extend((0..self.attention.heads).map(|h| (h, t, first..past)));
+            }
+        }
+        all
+    }
+
+    /// Where the values of a head stand in a row of queries and in a row of keys.
+    fn at(&self, h: usize, t: usize, j: usize) -> (usize, usize) {
+        let Attention { heads, kv_heads, head_dim, .. } = self.attention;
+        ((t * heads + h) * head_dim, (j * kv_heads + h / (heads / kv_heads)) * head_dim)
+    }
+
+    /// The formulas of the operation's page, one by one.
+    fn definition(&self) -> Results {
+        let (d, scale) = (self.attention.head_dim, f64::from(self.attention.scale));
+        let (t, wide) = (self.q.len() / (self.attention.heads * d), self.q.len());
+        let mut r = Results {
+            out: vec![0.0; wide],
+            lse: vec![0.0; t * self.attention.heads],
+            dq: vec![0.0; wide],
+            dk: vec![0.0; self.k.len()],
+            dv: vec![0.0; self.v.len()],
+        };
+        for (h, t, keys) in self.visible() {
+            let (q, _) = self.at(h, t, 0);
+            let scores: Vec<f64> = keys
+                .clone()
+                .map(|j| scale * dot(&self.q[q..][..d], &self.k[self.at(h, t, j).1..][..d]))
+                .collect();
+            let lse = scores.iter().map(|s| s.exp()).sum::<f64>().ln();
+            r.lse[t * self.attention.heads + h] = lse;
+            for (j, s) in keys.clone().zip(&scores) {
+                add((s - lse).exp(), &self.v[self.at(h, t, j).1..][..d], &mut r.out[q..][..d]);
+            }
+            let dout = &self.dout[q..][..d];
+            let delta = dot(dout, &r.out[q..][..d]);
+            for (j, s) in keys.zip(&scores) {
+                let (_, k) = self.at(h, t, j);
+                let p = (s - lse).exp();
+                let ds = p * (dot(dout, &self.v[k..][..d]) - delta) * scale;
+                add(p, dout, &mut r.dv[k..][..d]);
+                add(ds, &self.q[q..][..d], &mut r.dk[k..][..d]);
+                add(ds, &self.k[k..][..d], &mut r.dq[q..][..d]);
+            }
+        }
+        r
+    }
+
+    /// What the operation makes of it.
+    fn run(&self, threads: usize, precision: Precision) -> Results {
+        self.run_as(threads, precision, precision.dtype())
+    }
+
+    fn run_as(&self, threads: usize, precision: Precision, dtype: DType) -> Results {
+        let device = Device::cpu(threads);
+        let Attention { heads, kv_heads, head_dim, .. } = self.attention;
+        let (wide, narrow) = (heads * head_dim, kv_heads * head_dim);
+        let [q, dout] = [&self.q, &self.dout].map(|values| matrix(values, wide, dtype));
+        let [k, v] = [&self.k, &self.v].map(|values| matrix(values, narrow, dtype));
+        let mut out = Matrix::zeros(q.rows(), wide, dtype);
+        let mut lse = Matrix::zeros(q.rows(), heads, DType::F32);
+        let (a, segments) = (&self.attention, &self.segments[..]);
+        let (q, k, v) = (q.as_ref(), k.as_ref(), v.as_ref());
+        forward(&device, precision, a, segments, q, k, v, out.as_mut(), lse.as_mut());
+        let mut dq = Matrix::zeros(q.rows(), wide, dtype);
+        let [mut dk, mut dv] = [(); 2].map(|()| Matrix::zeros(k.rows(), narrow, dtype));
+        let (o, l, d) = (out.as_ref(), lse.as_ref(), dout.as_ref());
+        backward(&device, precision, a, segments, q, k, v, o, l, d, dq.as_mut(), dk.as_mut(), dv.as_mut());
+        let [out, lse, dq, dk, dv] =
+            [out, lse, dq, dk, dv].map(|m| m.to_vec().into_iter().map(f64::from).collect::<Vec<_>>());
+        Results { out, lse, dq, dk, dv }
+    }
+
+    /// Fails where an element is further than `tolerance * (1 + |element|)` from the definition.
+    fn check(&self, precision: Precision, tolerance: f64) {
+        let (got, want) = (self.run(2, precision), self.definition());
+        for (name, got, want) in [
+            ("out", &got.out, &want.out),
+            ("lse", &got.lse, &want.lse),
+            ("dq", &got.dq, &want.dq),
+            ("dk", &got.dk, &want.dk),
+            ("dv", &got.dv, &want.dv),
+        ] {
+            for (i, (g, w)) in got.iter().zip(want).enumerate() {
+                let at = format!("{name}[{i}] of {:?} {:?}", self.attention, self.segments);
+                assert!((g - w).abs() <= tolerance * (1.0 + w.abs()), "{at}: {g}, {w} expected");
+            }
+        }
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(alpha: f64, x: &[f64], y: &mut [f64]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y += alpha * x);
+}
+
+fn matrix(values: &[f64], cols: usize, dtype: DType) -> Matrix {
+    let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+    Matrix::from_f32(values.len() / cols, cols, &values).to_dtype(dtype)
+}
+
+/// The sum of twelve uniform numbers, less six.
+fn normal(state: &mut u64) -> f32 {
+    let mut uniform = || {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..12).map(|_| uniform()).sum::<f32>() - 6.0
+}
+
+/// `f32` keeps 24 bits; sums here run over at most some hundred terms of size 1.
+const F32: f64 = 1e-5;
+/// Probabilities, their gradients and results are rounded to 8 bits, 2^-9 each and independently.
+const BF16: f64 = 1.0 / 64.0;
+
+#[test]
+fn the_definition_has_the_gradient_of_central_differences() {
+    let mut p = Problem::new(4, 2, 3, Some(4), &[(5, 5), (2, 6), (1, 1)]);
+    let want = p.definition();
+    let loss = |p: &Problem| dot(&p.dout, &p.definition().out);
+    let step = 1e-5;
+    let inputs: [fn(&mut Problem) -> &mut Vec<f64>; 3] = [|p| &mut p.q, |p| &mut p.k, |p| &mut p.v];
+    for (input, gradient) in inputs.into_iter().zip([&want.dq, &want.dk, &want.dv]) {
+        for (i, want) in gradient.iter().enumerate() {
+            let value = input(&mut p)[i];
+            let [up, down] = [step, -step].map(|step| {
+                input(&mut p)[i] = value + step;
+                loss(&p)
+            });
+            input(&mut p)[i] = value;
+            let slope = (up - down) / (2.0 * step);
+            assert!((slope - want).abs() < 1e-8, "element {i}: {want}, slope {slope}");
+        }
+    }
+}
+
+#[test]
+fn every_head_size_is_right() {
+    for head_dim in [1, 8, 10, 16, 64, 80, 96, 128] {
+        let p = Problem::new(4, 2, head_dim, None, &[(70, 70), (3, 3)]);
+        p.check(Precision::F32, F32);
+        p.rounded().check(Precision::Bf16, BF16);
+    }
+}
+
+#[test]
+fn groups_of_any_size_are_right() {
+    for (heads, kv_heads) in [(1, 1), (3, 3), (6, 2), (7, 1), (40, 1), (8, 4)] {
+        let p = Problem::new(heads, kv_heads, 8, None, &[(33, 33), (1, 1), (20, 90)]);
+        p.check(Precision::F32, F32);
+        p.rounded().check(Precision::Bf16, BF16);
+    }
+}
+
+#[test]
+fn sequences_of_many_tiles_are_right() {
+    let p = Problem::new(2, 1, 16, None, &[(700, 700), (65, 1100)]);
+    p.check(Precision::F32, F32);
+    p.rounded().check(Precision::Bf16, BF16);
+}
+
+#[test]
+fn a_window_hides_what_is_older() {
+    for window in [1, 2, 63, 64, 65, 200, 5000] {
+        let p = Problem::new(2, 1, 16, Some(window), &[(300, 300), (30, 600), (1, 300)]);
+        p.check(Precision::F32, F32);
+        p.rounded().check(Precision::Bf16, BF16);
+    }
+}
+
+#[test]
+fn one_query_sees_its_whole_cache() {
+    let p = Problem::new(8, 2, 64, None, &[(1, 1), (1, 2000), (1, 65), (1, 64), (1, 63)]);
+    p.check(Precision::F32, F32);
+    p.rounded().check(Precision::Bf16, BF16);
+}
+
+#[test]
+fn scores_beyond_the_range_of_exp_do_not_overflow() {
+    let mut p = Problem::new(2, 1, 8, None, &[(100, 100)]);
+    p.attention.scale = 1.0;
+    p.q.iter_mut().for_each(|q| *q *= 40.0);
+    let r = p.run(1, Precision::F32);
+    for values in [&r.out, &r.lse, &r.dq, &r.dk, &r.dv] {
+        assert!(values.iter().all(|v| v.is_finite()));
+    }
+    // A softmax that sharp is a choice: every output is close to one of the values, never larger than all.
+    let largest = p.v.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+    assert!(r.out.iter().all(|o| o.abs() <= largest * 1.0001));
+}
+
+#[test]
+fn half_precision_products_of_f32_inputs_are_close() {
+    let p = Problem::new(4, 2, 64, None, &[(100, 100), (9, 80)]).rounded();
+    let got = p.run_as(2, Precision::Bf16, DType::F32);
+    for (g, w) in got.out.iter().zip(&p.definition().out) {
+        assert!((g - w).abs() <= BF16 * (1.0 + w.abs()), "{g}, {w} expected");
+    }
+}
+
+#[test]
+fn rows_outside_segments_stay_as_they_are() {
+    let mut p = Problem::new(2, 1, 8, None, &[(10, 10), (5, 5), (7, 7)]);
+    p.segments.remove(1);
+    let r = p.run(2, Precision::F32);
+    let zero = |values: &[f64], rows: std::ops::Range<usize>, cols: usize| {
+        values[rows.start * cols..rows.end * cols].iter().all(|v| *v == 0.0)
+    };
+    assert!(zero(&r.out, 10..15, 16) && zero(&r.dq, 10..15, 16) && zero(&r.lse, 10..15, 2));
+    assert!(zero(&r.dk, 10..15, 8) && zero(&r.dv, 10..15, 8));
+    p.check(Precision::F32, F32);
+}
+
+#[test]
+fn keys_that_no_query_sees_get_a_zero_gradient() {
+    for (queries, window) in [(0, None), (3, Some(2)), (1, Some(1))] {
+        let p = Problem::new(2, 2, 8, window, &[(queries, 200), (4, 4)]);
+        let device = Device::cpu(2);
+        let [q, dout] = [&p.q, &p.dout].map(|values| matrix(values, 16, DType::F32));
+        let [k, v] = [&p.k, &p.v].map(|values| matrix(values, 16, DType::F32));
+        let out = Matrix::zeros(q.rows(), 16, DType::F32);
+        let lse = Matrix::zeros(q.rows(), 2, DType::F32);
+        let mut dq = Matrix::zeros(q.rows(), 16, DType::F32);
+        let [mut dk, mut dv] = [(); 2].map(|()| matrix(&vec![7.0; 204 * 16], 16, DType::F32));
+        let (q, k, v) = (q.as_ref(), k.as_ref(), v.as_ref());
+        let (o, l, d) = (out.as_ref(), lse.as_ref(), dout.as_ref());
+        let (a, s) = (&p.attention, &p.segments[..]);
+        backward(&device, Precision::F32, a, s, q, k, v, o, l, d, dq.as_mut(), dk.as_mut(), dv.as_mut());
+        assert!(dk.to_vec()[..190 * 16].iter().chain(&dv.to_vec()[..190 * 16]).all(|v| *v == 0.0));
+    }
+}
+
+#[test]
+fn packed_equals_separate_to_the_byte() {
+    let lengths = [(20, 20), (130, 130), (1, 1), (64, 64), (600, 600), (3, 200), (1, 77)];
+    for precision in [Precision::F32, Precision::Bf16] {
+        let packed = Problem::new(4, 2, 16, Some(500), &lengths);
+        let results = packed.run(2, precision);
+        for s in &packed.segments {
+            let (wide, narrow) = (64, 32);
+            let wide = s.queries.start * wide..s.queries.end * wide;
+            let narrow = s.keys.start * narrow..s.keys.end * narrow;
+            let alone = Problem {
+                attention: packed.attention.clone(),
+                segments: vec![Segment { queries: 0..s.queries.len(), keys: 0..s.keys.len() }],
+                q: packed.q[wide.clone()].to_vec(),
+                k: packed.k[narrow.clone()].to_vec(),
+                v: packed.v[narrow.clone()].to_vec(),
+                dout: packed.dout[wide.clone()].to_vec(),
+            };
+            let alone = alone.run(2, precision);
+            assert_eq!(alone.out, results.out[wide.clone()]);
+            assert_eq!(alone.lse, results.lse[s.queries.start * 4..s.queries.end * 4]);
+            assert_eq!(alone.dq, results.dq[wide]);
+            assert_eq!(alone.dk, results.dk[narrow.clone()]);
+            assert_eq!(alone.dv, results.dv[narrow]);
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bytes() {
+    let p = Problem::new(4, 2, 16, None, &[(900, 900), (40, 40), (1, 300), (5, 5)]);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let one = p.run(1, precision);
+        for threads in [2, 3, 16] {
+            assert!(p.run(threads, precision) == one, "{threads} threads, {precision:?}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "segments share rows")]
+fn segments_that_share_query_rows_are_refused() {
+    let mut p = Problem::new(1, 1, 4, None, &[(3, 3), (3, 3)]);
+    p.segments[1].queries = 2..5;
+    p.run(1, Precision::F32);
+}
+
+#[test]
+#[should_panic(expected = "a segment of")]
+fn more_queries_than_keys_are_refused() {
+    let mut p = Problem::new(1, 1, 4, None, &[(3, 3)]);
+    p.segments[0].keys = 0..2;
+    p.run(1, Precision::F32);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_segments_are_right(
+        groups in 1usize..4, kv_heads in 1usize..3, head_dim in 1usize..40, window in proptest::option::of(1usize..150),
+        lengths in prop::collection::vec((0usize..80, 0usize..150), 1..5),
+    ) {
+        let lengths: Vec<_> = lengths.into_iter().map(|(queries, cached)| (queries, queries + cached)).collect();
+        let p = Problem::new(groups * kv_heads, kv_heads, head_dim, window, &lengths);
+        p.check(Precision::F32, F32);
+        p.rounded().check(Precision::Bf16, BF16);
+    }
+}

@@ -1,0 +1,3 @@
+//! Every operation against its definition.
+
+mod attention;
