@@ -22,8 +22,12 @@ pub struct Linear {
 /// Buffers that every linear layer uses in turn.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    dropped: Matrix,
-    pub(crate) d_low_rank: Vec<f32>,
+    /// The input as a low-rank update sees it when some of it is dropped `[T, in]`.
+    pub(crate) dropped: Matrix,
+    /// `s = A x` of a low-rank update `[T, R]`.
+    pub(crate) low_rank: Matrix,
+    /// Its gradient `[T, R]`.
+    pub(crate) d_low_rank: Matrix,
 }
 
 impl Scratch {
@@ -31,33 +35,22 @@ impl Scratch {
     pub(crate) fn new(
         layout: &Layout, dropout: f32, tokens: usize, width: usize, precision: Precision, allocator: &mut Allocator,
     ) -> Self {
-        let dropped = if dropout > 0.0 { tokens * width } else { 0 };
+        let dropped = if dropout > 0.0 { tokens } else { 0 };
+        let mut buffer = |rows, cols, dtype| allocator.matrix(Component::Workspace, rows, cols, dtype);
         Scratch {
-            dropped: allocator.matrix(Component::Workspace, 1, dropped, precision.dtype()),
-            d_low_rank: allocator.vector(Component::Workspace, tokens * layout.max_rank()),
+            dropped: buffer(dropped, width, precision.dtype()),
+            low_rank: buffer(tokens, layout.max_rank(), DType::F32),
+            d_low_rank: buffer(tokens, layout.max_rank(), DType::F32),
         }
     }
-
-    pub(crate) fn dropped(&self, rows: usize, cols: usize) -> MatrixRef<'_> {
-        self.dropped.as_ref().prefix(rows, cols)
-    }
-
-    pub(crate) fn dropped_mut(&mut self, rows: usize, cols: usize) -> MatrixMut<'_> {
-        self.dropped.as_mut().prefix(rows, cols)
-    }
-}
-
-/// `s = A x` of a low-rank update `[T, R]`, kept for the backward pass; empty where no low-rank update is trained.
-pub(crate) fn low_rank_buffer(layout: &Layout, module: ModuleId, tokens: usize, allocator: &mut Allocator) -> Matrix {
-    allocator.matrix(Component::Activations, tokens, layout.rank(module), DType::F32)
 }
 
 impl Linear {
     /// `y [T, out] = x [T, in] Wᵀ + b`, or `y += ...` to add onto the residual stream, with what is trained on
-    /// `module`. Keeps `s [T, R]` of a low-rank update.
+    /// `module`.
     pub(crate) fn forward(
         &self, run: &Run<'_>, module: ModuleId, mut y: MatrixMut<'_>, accumulate: bool, x: MatrixRef<'_>,
-        s: &mut Matrix, scratch: &mut Scratch,
+        scratch: &mut Scratch,
     ) {
         let trained = run.adapter.and_then(|a| a.layout.get(module));
         let weight = self.weight(run, trained);
@@ -66,15 +59,14 @@ impl Linear {
             bias::add(run.device, y.reborrow(), b);
         }
         if let Some(Trained::Lora(update)) = trained {
-            let rows = x.rows();
-            lora::forward(run, update, run.mask_key(module), y, x, s.top_mut(rows), scratch);
+            lora::forward(run, update, run.mask_key(module), y, x, scratch);
         }
     }
 
     /// Adds the gradients of what is trained on `module` and, if wanted, sets (or adds to) `dx [T, in]`.
     pub(crate) fn backward(
         &self, run: &Run<'_>, module: ModuleId, mut dx: Option<MatrixMut<'_>>, accumulate: bool, dy: MatrixRef<'_>,
-        x: MatrixRef<'_>, s: &Matrix, gradients: &mut Parameters, scratch: &mut Scratch,
+        x: MatrixRef<'_>, gradients: &mut Parameters, scratch: &mut Scratch,
     ) {
         let trained = run.adapter.and_then(|a| a.layout.get(module));
         if let Some(dx) = &mut dx {
@@ -85,7 +77,7 @@ impl Linear {
             None => {}
             Some(Trained::Lora(update)) => {
                 let key = run.mask_key(module);
-                lora::backward(run, update, key, dx, dy, x, s.top(x.rows()), gradients, scratch);
+                lora::backward(run, update, key, dx, dy, x, gradients, scratch);
             }
             Some(Trained::Full(full)) => {
                 let tensors = run.adapter().layout.tensors();

@@ -1,9 +1,9 @@
 //! What every layer needs to know of the pass it takes part in.
 
-use compute::{Device, Matrix, MatrixRef, Precision};
+use compute::{Device, Matrix, MatrixMut, MatrixRef, Precision};
 
-use crate::adapter::parameters::Adapter;
-use crate::names::ModuleId;
+use crate::adapter::parameters::{Adapter, Parameters};
+use crate::names::{ModuleId, Part};
 
 /// One pass over the model: where and how to compute, and with which adapter.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,19 @@ impl<'a> Run<'a> {
     pub(crate) fn mask_key(&self, module: ModuleId) -> Option<u64> {
         let dropout = self.adapter.map_or(0.0, |a| a.dropout);
         let key = self.dropout_key.filter(|_| dropout > 0.0)?;
-        Some(compute::random::bits(key, module.index()))
+        let index = match module {
+            ModuleId::Linear { layer, part } => 1 + (layer * Part::ALL.len() + part as usize) as u64,
+            _ => 0, // the head, the only other module with a low-rank update
+        };
+        Some(compute::random::key(key, index))
     }
+}
+
+/// The gradient of a norm's or an embedding's weight, if it is trained.
+pub(crate) fn gradient_of<'g>(
+    run: &Run<'_>, module: ModuleId, gradients: &'g mut Parameters,
+) -> Option<MatrixMut<'g>> {
+    let adapter = run.adapter?;
+    let full = adapter.full(module)?;
+    Some(gradients.tensor_mut(&adapter.layout.tensors()[full.weight]))
 }

@@ -1,0 +1,85 @@
+//! Every buffer of a forward and backward pass, laid out once for the largest batch.
+
+use compute::ops::rope::RopeTable;
+use compute::{Matrix, Precision};
+
+use crate::adapter::parameters::Layout;
+use crate::block;
+use crate::config::Config;
+use crate::head;
+use crate::memory::{Allocator, Component};
+
+/// What the forward pass keeps of each layer for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checkpointing {
+    /// All that the backward pass needs.
+    None,
+    /// Only each layer's input; the rest is computed again (Chen et al. 2016).
+    Block,
+}
+
+/// What a set of buffers is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Forward and backward.
+    Train(Checkpointing),
+    /// Forward only.
+    Infer,
+}
+
+/// The sizes that decide a set of buffers.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// The most tokens in a batch.
+    pub tokens: usize,
+    /// The most tokens in a sequence.
+    pub positions: usize,
+    /// What the buffers are for.
+    pub purpose: Purpose,
+    /// How activations are stored.
+    pub precision: Precision,
+}
+
+/// The buffers of a pass.
+#[derive(Debug)]
+pub struct Activations {
+    extent: Extent,
+    /// The residual stream `[T, C]`: before each layer and after the last in training, else one that is overwritten.
+    pub(crate) stream: Vec<Matrix>,
+    /// What is saved of each layer, or of the layer at hand.
+    pub(crate) blocks: Vec<block::Saved>,
+    pub(crate) work: block::Workspace,
+    pub(crate) head: head::Workspace,
+    pub(crate) rope: RopeTable,
+}
+
+impl Activations {
+    /// Buffers for a model with an adapter of this layout, which drops inputs with probability `dropout` in training.
+    pub fn new(config: &Config, layout: &Layout, dropout: f32, extent: Extent, allocator: &mut Allocator) -> Self {
+        let Extent { tokens, positions, purpose, precision } = extent;
+        let (streams, saved) = match purpose {
+            Purpose::Train(Checkpointing::None) => (config.layers + 1, config.layers),
+            Purpose::Train(Checkpointing::Block) => (config.layers + 1, 1),
+            Purpose::Infer => (1, 1),
+        };
+        let training = purpose != Purpose::Infer;
+        let mut stream =
+            || allocator.matrix(Component::Activations, tokens, config.hidden_size, precision.dtype());
+        let stream = (0..streams).map(|_| stream()).collect();
+        let blocks = (0..saved).map(|_| block::Saved::new(config, tokens, precision, allocator)).collect();
+        let work = block::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
+        let head = head::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
+        let rope = RopeTable::new(config.head_dim, config.rope_theta, &config.rope_scaling, positions);
+        Activations { extent, stream, blocks, work, head, rope }
+    }
+
+    /// What these buffers were laid out for.
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// The most rows whose logits can be asked for at once.
+    pub fn logits_rows(&self) -> usize {
+        self.head.rows()
+    }
+}

@@ -1,0 +1,52 @@
+//! Keys and values of sequences that are being generated, one matrix a layer for all of them.
+
+use compute::ops::attention::Segment;
+use compute::{Matrix, Precision};
+
+use crate::config::Config;
+use crate::memory::{Allocator, Component};
+
+/// Keys and values, `[rows, K * D]` for each layer. A sequence owns a contiguous range of rows; who owns which is its
+/// user's concern.
+#[derive(Debug)]
+pub struct Cache {
+    layers: Vec<LayerCache>,
+}
+
+/// One layer's keys and values.
+#[derive(Debug)]
+pub(crate) struct LayerCache {
+    pub(crate) keys: Matrix,
+    pub(crate) values: Matrix,
+}
+
+impl Cache {
+    /// A cache of `rows` tokens in all.
+    pub fn new(config: &Config, precision: Precision, rows: usize, allocator: &mut Allocator) -> Self {
+        let width = config.kv_heads * config.head_dim;
+        let mut matrix = || allocator.matrix(Component::Cache, rows, width, precision.dtype());
+        let layers = (0..config.layers).map(|_| LayerCache { keys: matrix(), values: matrix() }).collect();
+        Cache { layers }
+    }
+
+    /// Number of tokens that fit.
+    pub fn rows(&self) -> usize {
+        self.layers.first().map_or(0, |l| l.keys.rows())
+    }
+
+    pub(crate) fn layer(&mut self, layer: usize) -> &mut LayerCache {
+        &mut self.layers[layer]
+    }
+}
+
+impl LayerCache {
+    /// Writes the new rows of every segment behind what the cache holds of it.
+    pub(crate) fn append(&mut self, segments: &[Segment], keys: &Matrix, values: &Matrix) {
+        for segment in segments {
+            let rows = segment.keys.end - segment.queries.len()..segment.keys.end;
+            for (to, from) in [(&mut self.keys, keys), (&mut self.values, values)] {
+                to.as_mut().rows_range(rows.clone()).copy_from(from.as_ref().rows_range(segment.queries.clone()));
+            }
+        }
+    }
+}

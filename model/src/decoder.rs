@@ -1,0 +1,180 @@
+//! A decoder with adapters: forward, loss, backward.
+
+use compute::ops::embedding;
+use compute::{Device, Matrix, MatrixRef, Precision};
+
+use crate::activations::{Activations, Checkpointing, Purpose};
+use crate::adapter::parameters::{Adapter, Parameters};
+use crate::batch::Batch;
+use crate::block::{Block, Pass};
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::head::Head;
+use crate::linear::Linear;
+use crate::names::ModuleId;
+use crate::run::{Run, gradient_of};
+
+/// A frozen model on a device. Adapters stay apart from it: every pass names the one it uses.
+#[derive(Debug)]
+pub struct Decoder {
+    /// Its shape.
+    pub config: Config,
+    /// Where it lives.
+    pub device: Device,
+    /// How its activations are stored and its products multiply.
+    pub precision: Precision,
+    /// Token embeddings `[V, C]`; as a linear layer, because a tied head projects with them.
+    pub(crate) embedding: Linear,
+    pub(crate) blocks: Vec<Block>,
+    /// The norm before the head `[1, C]`.
+    pub(crate) final_norm: Matrix,
+    /// The head's own weight `[V, C]`, where it is not tied to the embeddings.
+    pub(crate) head: Option<Linear>,
+}
+
+impl Decoder {
+    /// A pass with an adapter, without dropout.
+    pub fn run<'a>(&'a self, adapter: Option<&'a Adapter>) -> Run<'a> {
+        Run::new(&self.device, self.precision, adapter)
+    }
+
+    /// Brings a batch to the end of the residual stream. With a cache, the keys and values of its tokens are appended
+    /// there and its segments name cache rows.
+    ///
+    /// # Panics
+    /// If the batch is larger than the buffers were laid out for.
+    pub fn forward(&self, run: &Run<'_>, batch: &Batch, mut cache: Option<&mut Cache>, buffers: &mut Activations) {
+        let (t, extent) = (batch.tokens(), buffers.extent());
+        assert!(t <= extent.tokens, "{t} tokens in buffers for {}", extent.tokens);
+        let Activations { stream, blocks: saved, work, rope, .. } = buffers;
+        let table = run.weight(ModuleId::Embedding, &self.embedding.weight);
+        embedding::forward(run.device, stream[0].top_mut(t), table, &batch.ids);
+        let pass = Pass { run, config: &self.config, rope, batch };
+        for (layer, block) in self.blocks.iter().enumerate() {
+            // In training each layer's output has its own buffer; otherwise it replaces the input.
+            let (from, to) = if stream.len() == 1 { (0, 0) } else { (layer, layer + 1) };
+            let saved = if saved.len() == 1 { &mut saved[0] } else { &mut saved[layer] };
+            let cache = cache.as_deref_mut().map(|c| c.layer(layer));
+            block.forward_attention(pass, layer, cache, &stream[from], saved, work);
+            block.forward_mlp(pass, layer, &mut stream[to], saved, work);
+        }
+    }
+
+    /// The loss of every target of a batch that went through [`Decoder::forward`], in nats.
+    pub fn losses(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations, losses: &mut [f32]) {
+        let stream = buffers.stream.last().expect("there is a residual stream");
+        self.output().losses(run, &self.config, stream, &batch.targets, losses, &mut buffers.head);
+    }
+
+    /// Logits `[rows.len(), V]` of these rows of a batch that went through [`Decoder::forward`].
+    ///
+    /// # Panics
+    /// If more than [`Activations::logits_rows`] rows are asked for.
+    pub fn logits<'b>(&self, run: &Run<'_>, rows: &[usize], buffers: &'b mut Activations) -> MatrixRef<'b> {
+        assert!(rows.len() <= buffers.logits_rows(), "{} rows of {}", rows.len(), buffers.logits_rows());
+        let stream = buffers.stream.last().expect("there is a residual stream");
+        self.output().logits(run, &self.config, stream, rows.iter().copied(), &mut buffers.head)
+    }
+
+    /// The residual stream behind layer `layer` (0: the embeddings) of a batch that went through
+    /// [`Decoder::forward`] with training buffers; `[T, C]` in the first rows.
+    pub fn residual<'b>(&self, layer: usize, tokens: usize, buffers: &'b Activations) -> MatrixRef<'b> {
+        buffers.stream[layer].top(tokens)
+    }
+
+    /// Forward and backward: the loss of every target, and the gradient of `scale` times their sum added to
+    /// `gradients`.
+    ///
+    /// # Panics
+    /// If the buffers were not laid out for training.
+    pub fn accumulate_gradients(
+        &self, run: &Run<'_>, batch: &Batch, scale: f32, buffers: &mut Activations, losses: &mut [f32],
+        gradients: &mut Parameters,
+    ) {
+        let Purpose::Train(checkpointing) = buffers.extent().purpose else {
+            panic!("gradients need buffers laid out for training")
+        };
+        self.forward(run, batch, None, buffers);
+        let t = batch.tokens();
+        let Activations { stream, blocks: saved, work, rope, head, .. } = buffers;
+        let last = stream.last().expect("there is a residual stream");
+        let (dx, config) = (work.dx.top_mut(t), &self.config);
+        self.output().losses_and_gradients(run, config, last, dx, &batch.targets, scale, losses, gradients, head);
+        let pass = Pass { run, config, rope, batch };
+        for layer in (self.lowest_trained_layer(run)..self.blocks.len()).rev() {
+            let (block, x) = (&self.blocks[layer], &stream[layer]);
+            match checkpointing {
+                Checkpointing::None => block.backward(pass, layer, x, &mut saved[layer], gradients, work),
+                Checkpointing::Block => {
+                    block.recompute(pass, layer, x, &mut saved[0], work);
+                    block.backward(pass, layer, x, &mut saved[0], gradients, work);
+                }
+            }
+        }
+        if let Some(table) = gradient_of(run, ModuleId::Embedding, gradients) {
+            embedding::backward(run.device, table, work.dx.top(t), &batch.ids);
+        }
+    }
+
+    /// Below this layer nothing is trained, so no gradient is needed.
+    fn lowest_trained_layer(&self, run: &Run<'_>) -> usize {
+        let Some(adapter) = run.adapter else { return self.blocks.len() };
+        let layer_of = |module: ModuleId| match module {
+            ModuleId::Embedding => 0,
+            module => module.layer().unwrap_or(self.blocks.len()),
+        };
+        adapter.layout.modules().map(|(module, _)| layer_of(module)).min().unwrap_or(self.blocks.len())
+    }
+
+    fn output(&self) -> Head<'_> {
+        Head { norm: &self.final_norm, projection: self.head.as_ref().unwrap_or(&self.embedding) }
+    }
+
+    /// The linear layer of a module, if it is one.
+    pub(crate) fn linear(&self, module: ModuleId) -> Option<&Linear> {
+        use crate::names::Part;
+        match module {
+            ModuleId::Head => Some(self.output().projection),
+            ModuleId::Linear { layer, part } => {
+                let Block { attention, mlp } = &self.blocks[layer];
+                Some(match part {
+                    Part::Q => &attention.q,
+                    Part::K => &attention.k,
+                    Part::V => &attention.v,
+                    Part::O => &attention.o,
+                    Part::Gate => &mlp.gate,
+                    Part::Up => &mlp.up,
+                    Part::Down => &mlp.down,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// The weight of any module as the base has it.
+    pub fn base_weight(&self, module: ModuleId) -> MatrixRef<'_> {
+        use crate::names::NormPart;
+        match module {
+            ModuleId::Embedding => self.embedding.weight.as_ref(),
+            ModuleId::FinalNorm => self.final_norm.as_ref(),
+            ModuleId::Norm { layer, part } => {
+                let Block { attention, mlp } = &self.blocks[layer];
+                let norm = match part {
+                    NormPart::Attention => Some(&attention.norm),
+                    NormPart::Q => attention.q_norm.as_ref(),
+                    NormPart::K => attention.k_norm.as_ref(),
+                    NormPart::Mlp => Some(&mlp.norm),
+                };
+                norm.expect("the family has this norm").as_ref()
+            }
+            ModuleId::Head | ModuleId::Linear { .. } => {
+                self.linear(module).expect("a linear module").weight.as_ref()
+            }
+        }
+    }
+
+    /// The bias of a linear module as the base has it.
+    pub fn base_bias(&self, module: ModuleId) -> Option<MatrixRef<'_>> {
+        self.linear(module)?.bias.as_ref().map(Matrix::as_ref)
+    }
+}

@@ -1,0 +1,92 @@
+//! `metrics.jsonl`: a line a step and a line an evaluation, each step once, whatever was interrupted.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TrainError};
+
+/// One optimizer step.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct StepMetrics {
+    /// From 1.
+    pub step: u64,
+    /// Epochs done after this step.
+    pub epoch: f64,
+    /// Mean loss over the tokens that carry loss in the whole step, in nats.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// The rate this step used.
+    pub learning_rate: f64,
+    /// All tokens of the step.
+    pub tokens: u64,
+    /// Those that carry loss.
+    pub trained_tokens: u64,
+    /// All tokens over the step's time.
+    pub tokens_per_second: f64,
+    /// The most memory the process has held so far.
+    pub memory_bytes: u64,
+}
+
+/// One evaluation.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct EvalMetrics {
+    /// Steps done before it.
+    pub step: u64,
+    /// Mean loss over the held-out tokens that carry loss, in nats.
+    pub eval_loss: f64,
+    /// Their number.
+    pub eval_tokens: u64,
+}
+
+/// The file, open for appending.
+#[derive(Debug)]
+pub(crate) struct MetricsFile {
+    path: PathBuf,
+    file: File,
+}
+
+#[derive(Deserialize)]
+struct AnyLine {
+    step: u64,
+    eval_loss: Option<f64>,
+}
+
+impl MetricsFile {
+    /// Opens the file of a run that has done `step` steps, without the lines of later ones: they will come again.
+    /// `evaluated` tells whether the evaluation after that step is done.
+    pub(crate) fn open(path: &Path, step: u64, evaluated: bool) -> Result<Self> {
+        let mut kept = Vec::new();
+        if let Ok(file) = File::open(path) {
+            for line in BufReader::new(file).lines() {
+                let line = line.map_err(|e| TrainError::read(path, e))?;
+                // A line cut off by a crash does not parse; all behind it comes again.
+                let Ok(AnyLine { step: of, eval_loss }) = serde_json::from_str(&line) else { break };
+                if of < step || (of == step && (eval_loss.is_none() || evaluated)) {
+                    kept.extend_from_slice(line.as_bytes());
+                    kept.push(b'\n');
+                }
+            }
+        }
+        crate::files::write_atomically(path, &kept)?;
+        let file = OpenOptions::new().append(true).open(path).map_err(|e| TrainError::write(path, e))?;
+        Ok(MetricsFile { path: path.to_owned(), file })
+    }
+
+    /// Appends a line.
+    pub(crate) fn append(&mut self, metrics: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(metrics).expect("metrics are plain numbers");
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(|e| TrainError::write(&self.path, e))
+    }
+}
+
+/// The most memory this process has held, in bytes; 0 where the system does not tell.
+pub fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
