@@ -1,8 +1,21 @@
 //! The host as a device: its thread pool, its instruction set and the kernels of every operation.
 
 pub(crate) mod attention;
+pub(crate) mod bias;
+mod columns;
+pub(crate) mod cross_entropy;
+pub(crate) mod dropout;
+pub(crate) mod embedding;
+pub(crate) mod gated;
 pub(crate) mod gemm;
+pub(crate) mod optimizer;
 mod pool;
+pub(crate) mod reduce;
+pub(crate) mod residual;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+mod rows;
+mod simd;
 
 use std::sync::Arc;
 

@@ -1,4 +1,15 @@
 //! Operations: one file each, with its formula, its shapes, a forward, a backward and the match on the device.
 
 pub mod attention;
+pub mod bias;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod gated;
+pub mod low_rank;
 pub mod matmul;
+pub mod optimizer;
+pub mod reduce;
+pub mod residual;
+pub mod rms_norm;
+pub mod rope;

@@ -1,0 +1,23 @@
+//! Residual addition on the host.
+
+use super::Cpu;
+use super::rows::RowsMut;
+use super::simd::{Element, by_dtype, multiversion};
+use crate::{MatrixMut, MatrixRef};
+
+pub(crate) fn add(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>) {
+    by_dtype!(y.dtype(), X => {
+        let y = X::of_mut(y);
+        let x = X::of(x);
+        let len = y.len();
+        cpu.for_rows(1, RowsMut::new(y, len), |range, y| add_slice(y, &x[range]));
+    });
+}
+
+multiversion! {
+    fn add_slice<X: Element>(y: &mut [X], x: &[X]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = X::store(y.load() + x.load());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! RMS norm on the host: a task is some rows; the weight's gradient is some columns.
+
+use super::Cpu;
+use super::columns::{self, COLUMNS};
+use super::rows::RowsMut;
+use super::simd::{Element, by_dtype, dot3, multiversion, sum};
+use crate::{MatrixMut, MatrixRef};
+
+pub(crate) fn forward(
+    cpu: &Cpu,
+    y: MatrixMut<'_>,
+    x: MatrixRef<'_>,
+    weight: MatrixRef<'_>,
+    eps: f32,
+    rstd: &mut [f32],
+) {
+    by_dtype!(x.dtype(), X => by_dtype!(weight.dtype(), W => forward_typed::<X, W>(cpu, y, x, weight, eps, rstd)));
+}
+
+fn forward_typed<X: Element, W: Element>(
+    cpu: &Cpu,
+    y: MatrixMut<'_>,
+    x: MatrixRef<'_>,
+    weight: MatrixRef<'_>,
+    eps: f32,
+    rstd: &mut [f32],
+) {
+    let (tokens, width) = (x.rows(), x.cols());
+    let (x, weight) = (X::of(x), W::of(weight));
+    let out = (RowsMut::new(X::of_mut(y), tokens), RowsMut::new(rstd, tokens));
+    cpu.for_rows(width, out, |rows, (y, rstd)| {
+        forward_rows(y, &x[rows.start * width..rows.end * width], weight, eps, rstd);
+    });
+}
+
+multiversion! {
+    fn forward_rows<X: Element, W: Element>(y: &mut [X], x: &[X], weight: &[W], eps: f32, rstd: &mut [f32]) {
+        let width = weight.len();
+        for ((y, x), rstd) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rstd) {
+            let r = 1.0 / (sum(x, |x| x * x) / width as f32 + eps).sqrt();
+            *rstd = r;
+            for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                *y = X::store(w.load() * (x.load() * r));
+            }
+        }
+    }
+}
+
+pub(crate) fn backward(
+    cpu: &Cpu,
+    dx: MatrixMut<'_>,
+    accumulate: bool,
+    dy: MatrixRef<'_>,
+    x: MatrixRef<'_>,
+    weight: MatrixRef<'_>,
+    rstd: &[f32],
+    dweight: Option<MatrixMut<'_>>,
+) {
+    by_dtype!(x.dtype(), X => {
+        by_dtype!(weight.dtype(), W => {
+            backward_input::<X, W>(cpu, dx, accumulate, X::of(dy), X::of(x), W::of(weight), rstd);
+        });
+        if let Some(dweight) = dweight {
+            backward_weight::<X>(cpu, dweight.f32(), X::of(dy), X::of(x), rstd);
+        }
+    });
+}
+
+fn backward_input<X: Element, W: Element>(
+    cpu: &Cpu,
+    dx: MatrixMut<'_>,
+    accumulate: bool,
+    dy: &[X],
+    x: &[X],
+    weight: &[W],
+    rstd: &[f32],
+) {
+    let (tokens, width) = (dx.rows(), dx.cols());
+    cpu.for_rows(width, RowsMut::new(X::of_mut(dx), tokens), |rows, dx| {
+        let span = rows.start * width..rows.end * width;
+        backward_rows(dx, accumulate, &dy[span.clone()], &x[span], weight, &rstd[rows]);
+    });
+}
+
+multiversion! {
+    fn backward_rows<X: Element, W: Element>(
+        dx: &mut [X], accumulate: bool, dy: &[X], x: &[X], weight: &[W], rstd: &[f32]
+    ) {
+        let width = weight.len();
+        let rows = dx.chunks_exact_mut(width).zip(dy.chunks_exact(width)).zip(x.chunks_exact(width)).zip(rstd);
+        for (((dx, dy), x), &r) in rows {
+            let pull = r * r * (dot3(x, dy, weight) / width as f32);
+            let row = dx.iter_mut().zip(dy).zip(x).zip(weight);
+            if accumulate {
+                for (((dx, dy), x), w) in row {
+                    *dx = X::store(dx.load() + r * (w.load() * dy.load() - x.load() * pull));
+                }
+            } else {
+                for (((dx, dy), x), w) in row {
+                    *dx = X::store(r * (w.load() * dy.load() - x.load() * pull));
+                }
+            }
+        }
+    }
+}
+
+fn backward_weight<X: Element>(cpu: &Cpu, dweight: &mut [f32], dy: &[X], x: &[X], rstd: &[f32]) {
+    let width = dweight.len();
+    columns::sum(cpu, dweight, rstd.len(), |sums, t, span| {
+        let row = t * width + span.start..t * width + span.end;
+        add_products(sums, &dy[row.clone()], &x[row], rstd[t]);
+    });
+}
+
+multiversion! {
+    fn add_products<X: Element>(sums: &mut [f64; COLUMNS], dy: &[X], x: &[X], rstd: f32) {
+        for ((sum, dy), x) in sums.iter_mut().zip(dy).zip(x) {
+            *sum += f64::from(dy.load() * (x.load() * rstd));
+        }
+    }
+}

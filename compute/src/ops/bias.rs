@@ -1,0 +1,29 @@
+//! The bias of a linear layer.
+//!
+//! ```text
+//! y[t, n] += bias[n]              dbias[n] += Σ_t dy[t, n]
+//! ```
+
+use crate::{Device, MatrixMut, MatrixRef, cpu};
+
+/// `y[T, N] += bias[1, N]`, which may be of another element type.
+///
+/// # Panics
+/// If the widths do not agree.
+pub fn add(device: &Device, y: MatrixMut<'_>, bias: MatrixRef<'_>) {
+    assert_eq!((1, y.cols()), (bias.rows(), bias.cols()), "shape of a bias");
+    match device {
+        Device::Cpu(cpu) => cpu::bias::add(cpu, y, bias),
+    }
+}
+
+/// `dbias[1, N] += Σ_t dy[t, N]`; `dbias` is `f32`.
+///
+/// # Panics
+/// If the widths do not agree.
+pub fn backward(device: &Device, dbias: MatrixMut<'_>, dy: MatrixRef<'_>) {
+    assert_eq!((1, dy.cols()), (dbias.rows(), dbias.cols()), "shape of a bias's gradient");
+    match device {
+        Device::Cpu(cpu) => cpu::bias::backward(cpu, dbias, dy),
+    }
+}

@@ -1,0 +1,23 @@
+//! Dropout with a mask that is a function of a key and the element's place, so that it need not be kept.
+//!
+//! ```text
+//! y[i] (+)= keep(key, i) ? x[i] / (1 - p) : 0              i = t * C + c
+//! ```
+//!
+//! `keep` is true with probability `1 - p`: the upper 32 bits of [`crate::random::bits`]`(key, i)` are compared with
+//! `p * 2³²`. The map is linear with a diagonal matrix, so it is its own backward: the same call with the same key
+//! turns `dy` into `dx`.
+
+use crate::{Device, MatrixMut, MatrixRef, cpu};
+
+/// `y[T, C] = mask * x[T, C] / (1 - p)`, or `y += ...` if `accumulate`; with `p = 0` nothing is dropped.
+///
+/// # Panics
+/// If the shapes or the element types do not agree, or `p` is not in `0..1`.
+pub fn apply(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>, p: f32, key: u64, accumulate: bool) {
+    assert_eq!((y.rows(), y.cols()), (x.rows(), x.cols()), "shapes of a dropout's result and input");
+    assert!((0.0..1.0).contains(&p), "a dropout probability of {p} is not in 0..1");
+    match device {
+        Device::Cpu(cpu) => cpu::dropout::apply(cpu, y, x, p, key, accumulate),
+    }
+}

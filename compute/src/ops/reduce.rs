@@ -1,0 +1,13 @@
+//! Reductions of a flat buffer to one number.
+
+use crate::{Device, cpu};
+
+/// `Σ x[i]²`, the square of the norm by which gradients are clipped.
+///
+/// The buffer is cut into a fixed number of blocks whose `f64` sums are added in order: the same bytes on any number of
+/// threads.
+pub fn sum_of_squares(device: &Device, x: &[f32]) -> f64 {
+    match device {
+        Device::Cpu(cpu) => cpu::reduce::sum_of_squares(cpu, x),
+    }
+}

@@ -1,0 +1,66 @@
+//! Root mean square normalization (Zhang, Sennrich, 2019, arXiv:1910.07467), as transformers' `LlamaRMSNorm`.
+//!
+//! Forward, `x[T, C]`, `y[T, C]`, `weight[1, C]`; `rstd[T]` is kept for the backward:
+//!
+//! ```text
+//! rstd[t] = 1 / sqrt(mean_c(x[t, c]²) + eps)
+//! y[t, c] = weight[c] * (x[t, c] * rstd[t])
+//! ```
+//!
+//! Backward, with `g[t, c] = weight[c] * dy[t, c]`:
+//!
+//! ```text
+//! dx[t, c]   = rstd[t] * (g[t, c] - x[t, c] * rstd[t]² * mean_c(g[t, c] * x[t, c]))
+//! dweight[c] += Σ_t dy[t, c] * x[t, c] * rstd[t]
+//! ```
+//!
+//! The mean, `rstd` and every product are `f32` whatever the element type. A norm over each head of `[T, H * D]` is
+//! the same operation on `[T * H, D]`.
+
+use crate::{Device, MatrixMut, MatrixRef, cpu};
+
+/// `y[T, C]` and `rstd[T]` from `x[T, C]` and `weight[1, C]`, which may be of another element type.
+///
+/// # Panics
+/// If the shapes do not agree, or `x` and `y` differ in element type.
+pub fn forward(
+    device: &Device,
+    y: MatrixMut<'_>,
+    x: MatrixRef<'_>,
+    weight: MatrixRef<'_>,
+    eps: f32,
+    rstd: &mut [f32],
+) {
+    assert_eq!((y.rows(), y.cols()), (x.rows(), x.cols()), "shapes of a norm's result and input");
+    assert_eq!((1, x.cols()), (weight.rows(), weight.cols()), "shape of a norm's weight");
+    assert_eq!(x.rows(), rstd.len(), "rows of a norm and their deviations");
+    match device {
+        Device::Cpu(cpu) => cpu::rms_norm::forward(cpu, y, x, weight, eps, rstd),
+    }
+}
+
+/// `dx[T, C]` (added to what it holds if `accumulate`) and, if wanted, `dweight[1, C]` (`f32`, always added to).
+///
+/// # Panics
+/// If the shapes do not agree, or `x`, `dx` and `dy` differ in element type.
+pub fn backward(
+    device: &Device,
+    dx: MatrixMut<'_>,
+    accumulate: bool,
+    dy: MatrixRef<'_>,
+    x: MatrixRef<'_>,
+    weight: MatrixRef<'_>,
+    rstd: &[f32],
+    dweight: Option<MatrixMut<'_>>,
+) {
+    assert_eq!((dx.rows(), dx.cols()), (x.rows(), x.cols()), "shapes of a norm's gradient and input");
+    assert_eq!((dy.rows(), dy.cols()), (x.rows(), x.cols()), "shapes of a norm's gradient and input");
+    assert_eq!((1, x.cols()), (weight.rows(), weight.cols()), "shape of a norm's weight");
+    assert_eq!(x.rows(), rstd.len(), "rows of a norm and their deviations");
+    if let Some(dw) = &dweight {
+        assert_eq!((1, x.cols()), (dw.rows(), dw.cols()), "shape of the gradient of a norm's weight");
+    }
+    match device {
+        Device::Cpu(cpu) => cpu::rms_norm::backward(cpu, dx, accumulate, dy, x, weight, rstd, dweight),
+    }
+}

@@ -1,0 +1,230 @@
+//! Rotary position embedding (Su et al., 2021, arXiv:2104.09864) in Hugging Face's layout.
+//!
+//! `x[T, H * D]` is `H` heads of size `D`; with `h = D / 2`, the pair `(i, i + h)` of every head is turned by the angle
+//! of the token's position:
+//!
+//! ```text
+//! angle(p, i)  = p * inv_freq[i]                               i < h
+//! x'[i]        = m * (x[i] * cos(angle) - x[i + h] * sin(angle))
+//! x'[i + h]    = m * (x[i + h] * cos(angle) + x[i] * sin(angle))
+//! ```
+//!
+//! `inv_freq[i] = theta^(-2i / D)`, changed by a [`RopeScaling`]; `m` is 1 but for YaRN. A rotation's transpose turns
+//! back, so the backward is the same with `-angle`:
+//!
+//! ```text
+//! dx[i]        = m * (dx'[i] * cos(angle) + dx'[i + h] * sin(angle))
+//! dx[i + h]    = m * (dx'[i + h] * cos(angle) - dx'[i] * sin(angle))
+//! ```
+//!
+//! Frequencies, angles, cosines and sines are `f32`, computed step by step as transformers'
+//! `modeling_rope_utils.py` computes them: at large positions a frequency's last bit shows.
+
+use crate::{Device, MatrixMut, cpu};
+
+/// How frequencies are changed to reach beyond the context that a model was first trained on. Names and meanings are
+/// those of `rope_parameters` (`rope_scaling`) in config.json.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// As the model was trained.
+    None,
+    /// Every frequency divided by `factor`.
+    Linear {
+        /// How many times longer the context becomes.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, those between interpolated.
+    Llama3 {
+        /// How many times longer the context becomes.
+        factor: f64,
+        /// Wavelengths longer than `original_max_position_embeddings / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths shorter than `original_max_position_embeddings / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// The context of the original training, in tokens.
+        original_max_position_embeddings: usize,
+    },
+    /// YaRN (Peng et al., 2023, arXiv:2309.00071).
+    Yarn {
+        /// How many times longer the context becomes.
+        factor: f64,
+        /// The context of the original training, in tokens.
+        original_max_position_embeddings: usize,
+        /// Frequencies with more rotations than this over the original context are kept (usually 32).
+        beta_fast: f64,
+        /// Frequencies with fewer rotations than this are divided (usually 1).
+        beta_slow: f64,
+        /// What multiplies cosine and sine; none: inferred from `factor`, `mscale` and `mscale_all_dim`.
+        attention_factor: Option<f64>,
+        /// The numerator's share in the inferred attention factor; counts only together with `mscale_all_dim`.
+        mscale: Option<f64>,
+        /// The denominator's share in the inferred attention factor.
+        mscale_all_dim: Option<f64>,
+        /// Whether the borders between the three ranges are rounded to whole dimensions (usually true).
+        truncate: bool,
+    },
+}
+
+impl RopeScaling {
+    /// The inverse frequencies `[D / 2]` and the factor `m` on cosine and sine.
+    ///
+    /// # Panics
+    /// If `head_dim` is odd.
+    pub fn frequencies(&self, head_dim: usize, theta: f64) -> (Vec<f32>, f64) {
+        assert!(head_dim.is_multiple_of(2), "a rotary head size must be even, not {head_dim}");
+        let powers: Vec<f32> = (0..head_dim)
+            .step_by(2)
+            .map(|i| f64::from(theta as f32).powf(f64::from(i as f32 / head_dim as f32)) as f32)
+            .collect();
+        let plain = powers.iter().map(|p| 1.0 / p);
+        match *self {
+            RopeScaling::None => (plain.collect(), 1.0),
+            RopeScaling::Linear { factor } => (plain.map(|f| f / factor as f32).collect(), 1.0),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                let context = original_max_position_embeddings as f64;
+                let scale = |f| llama3(f, factor, low_freq_factor, high_freq_factor, context);
+                (plain.map(scale).collect(), 1.0)
+            }
+            RopeScaling::Yarn { factor, attention_factor, mscale, mscale_all_dim, .. } => {
+                let m = attention_factor.unwrap_or_else(|| yarn_attention(factor, mscale, mscale_all_dim));
+                (self.yarn(&powers, theta, factor), m)
+            }
+        }
+    }
+
+    /// transformers' `_compute_yarn_parameters`: between the dimensions `low` and `high` a ramp leads from the kept to
+    /// the divided frequency.
+    fn yarn(&self, powers: &[f32], theta: f64, factor: f64) -> Vec<f32> {
+        let &RopeScaling::Yarn { original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } =
+            self
+        else {
+            unreachable!("frequencies calls this for Yarn only");
+        };
+        let dim = (2 * powers.len()) as f64;
+        let dimension_of = |rotations: f64| {
+            let wavelength = original_max_position_embeddings as f64 / (rotations * std::f64::consts::TAU);
+            dim * wavelength.ln() / (2.0 * theta.ln())
+        };
+        let (low, high) = (dimension_of(beta_fast), dimension_of(beta_slow));
+        let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+        if low == high {
+            high += 0.001; // as transformers: no division by zero
+        }
+        let ramp = |i: usize| ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        let mix = |(i, &power): (usize, &f32)| {
+            let keep = 1.0 - ramp(i);
+            1.0 / (factor as f32 * power) * (1.0 - keep) + 1.0 / power * keep
+        };
+        powers.iter().enumerate().map(mix).collect()
+    }
+}
+
+/// transformers' `_compute_llama3_parameters` for one frequency.
+fn llama3(f: f32, factor: f64, low_freq_factor: f64, high_freq_factor: f64, context: f64) -> f32 {
+    let wavelength = std::f64::consts::TAU as f32 / f;
+    if wavelength < (context / high_freq_factor) as f32 {
+        f
+    } else if wavelength > (context / low_freq_factor) as f32 {
+        f / factor as f32
+    } else {
+        let smooth = (context as f32 / wavelength - low_freq_factor as f32)
+            / (high_freq_factor - low_freq_factor) as f32;
+        (1.0 - smooth) * f / factor as f32 + smooth * f
+    }
+}
+
+/// The attention factor of YaRN, as transformers infers it.
+fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
+    let scale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    match (mscale, mscale_all_dim) {
+        (Some(a), Some(b)) if a != 0.0 && b != 0.0 => scale(a) / scale(b),
+        _ => scale(1.0),
+    }
+}
+
+/// Cosines and sines of every position, `[positions, D / 2]` each, with the attention factor multiplied in.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+    head_dim: usize,
+    positions: usize,
+}
+
+impl RopeTable {
+    /// The table of positions `0..positions` for heads of size `head_dim`.
+    ///
+    /// # Panics
+    /// If `head_dim` is odd.
+    pub fn new(head_dim: usize, theta: f64, scaling: &RopeScaling, positions: usize) -> Self {
+        let (frequencies, m) = scaling.frequencies(head_dim, theta);
+        let m = m as f32;
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        cos.reserve_exact(positions * frequencies.len());
+        sin.reserve_exact(positions * frequencies.len());
+        for p in 0..positions {
+            for f in &frequencies {
+                let angle = p as f32 * f;
+                cos.push(angle.cos() * m);
+                sin.push(angle.sin() * m);
+            }
+        }
+        RopeTable { cos, sin, head_dim, positions }
+    }
+
+    /// Size of a head, `D`.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Number of positions in the table.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Bytes that a table of these sizes takes.
+    pub fn size_bytes(head_dim: usize, positions: usize) -> usize {
+        2 * positions * (head_dim / 2) * size_of::<f32>()
+    }
+}
+
+/// Turns every head of `x[T, H * D]` in place by its token's position.
+///
+/// # Panics
+/// If `x` is not made of heads of the table's size, or a position is beyond the table.
+pub fn forward(device: &Device, x: MatrixMut<'_>, table: &RopeTable, positions: &[u32]) {
+    check(&x, table, positions);
+    match device {
+        Device::Cpu(cpu) => cpu::rope::turn(cpu, x, table, positions, 1.0),
+    }
+}
+
+/// Turns the gradient `dx[T, H * D]` back in place.
+///
+/// # Panics
+/// As [`forward`].
+pub fn backward(device: &Device, dx: MatrixMut<'_>, table: &RopeTable, positions: &[u32]) {
+    check(&dx, table, positions);
+    match device {
+        Device::Cpu(cpu) => cpu::rope::turn(cpu, dx, table, positions, -1.0),
+    }
+}
+
+fn check(x: &MatrixMut<'_>, table: &RopeTable, positions: &[u32]) {
+    assert_eq!(x.rows(), positions.len(), "rows and positions");
+    assert!(
+        table.head_dim > 0 && x.cols().is_multiple_of(table.head_dim),
+        "{} columns are not heads of size {}",
+        x.cols(),
+        table.head_dim
+    );
+    if let Some((t, p)) = positions.iter().enumerate().find(|&(_, &p)| p as usize >= table.positions) {
+        panic!("token {t} has position {p}, but the rotary table has {} positions", table.positions);
+    }
+}
