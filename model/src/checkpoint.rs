@@ -1,0 +1,711 @@
+//! Weights in files: safetensors read without trust and without holding a file in memory, and written whole or not at
+//! all.
+//!
+//! The format is eight bytes of header length, a JSON header that gives each tensor its type, shape and byte range,
+//! and the bytes (<https://huggingface.co/docs/safetensors>). Everything the header says is checked against the file
+//! before any of it is used.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use compute::{DType, MatrixMut};
+use half::{bf16, f16};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::config::{Config, read_small_file, short};
+use crate::error::{ModelError, Result, nearest, quoted};
+use crate::names::{ModuleId, Parameter};
+
+pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, write_whole};
+
+mod writer;
+
+/// How a tensor's elements are stored in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StoredDType {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl StoredDType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            StoredDType::F32 => 4,
+            StoredDType::Bf16 | StoredDType::F16 => 2,
+        }
+    }
+
+    /// The name in a safetensors header.
+    pub fn name(self) -> &'static str {
+        match self {
+            StoredDType::F32 => "F32",
+            StoredDType::Bf16 => "BF16",
+            StoredDType::F16 => "F16",
+        }
+    }
+
+    /// The name in a config.json.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            StoredDType::F32 => "float32",
+            StoredDType::Bf16 => "bfloat16",
+            StoredDType::F16 => "float16",
+        }
+    }
+
+    /// The type in which a matrix holds these values: F16 needs `f32` to lose nothing.
+    pub fn matrix_dtype(self) -> DType {
+        match self {
+            StoredDType::Bf16 => DType::Bf16,
+            StoredDType::F32 | StoredDType::F16 => DType::F32,
+        }
+    }
+
+    fn parse(name: &str) -> Option<StoredDType> {
+        [StoredDType::F32, StoredDType::Bf16, StoredDType::F16].into_iter().find(|d| d.name() == name)
+    }
+}
+
+impl From<DType> for StoredDType {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => StoredDType::F32,
+            DType::Bf16 => StoredDType::Bf16,
+        }
+    }
+}
+
+/// What a file says about a tensor, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// How its elements are stored.
+    pub dtype: StoredDType,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Which of the checkpoint's files.
+    file: usize,
+    /// Position of its first byte in that file.
+    start: u64,
+}
+
+impl TensorInfo {
+    /// Number of elements.
+    pub fn element_count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes in the file.
+    pub fn size_bytes(&self) -> u64 {
+        (self.element_count() * self.dtype.size()) as u64
+    }
+}
+
+/// An open checkpoint: one or several safetensors files whose headers have been checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    files: Vec<(PathBuf, File)>,
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Longest header read, in bytes; the format's own limit.
+const MAX_HEADER: u64 = 100_000_000;
+/// Largest index of shards, in bytes.
+const MAX_INDEX: u64 = 256 << 20;
+/// Bytes read and converted at a time.
+const BUFFER: usize = 256 << 10;
+/// Buffers some old checkpoints carry that are computed here.
+const COMPUTED_BUFFERS: [&str; 2] = ["rotary_emb.inv_freq", "self_attn.masked_bias"];
+
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+impl Checkpoint {
+    /// Opens a model folder's `model.safetensors`, or the shards its `model.safetensors.index.json` names, and checks
+    /// every header.
+    pub fn open(folder: &Path) -> Result<Checkpoint> {
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        if single.is_file() {
+            return Checkpoint::open_file(&single);
+        }
+        if index.is_file() {
+            return open_shards(folder, &index);
+        }
+        Err(no_weights(folder))
+    }
+
+    /// Opens one safetensors file.
+    pub fn open_file(path: &Path) -> Result<Checkpoint> {
+        let mut checkpoint = Checkpoint::empty(path);
+        checkpoint.metadata = checkpoint.add_file(path)?;
+        Ok(checkpoint)
+    }
+
+    fn empty(path: &Path) -> Checkpoint {
+        Checkpoint {
+            path: path.to_owned(),
+            files: vec![],
+            tensors: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        }
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<BTreeMap<String, String>> {
+        let file = File::open(path).map_err(|e| ModelError::read(path, e))?;
+        let header = read_header(&file, path, self.files.len())?;
+        for (name, info) in header.tensors {
+            if let Some(other) = self.tensors.insert(name.clone(), info) {
+                let problem =
+                    format!("is also in {}; a tensor has one place", self.files[other.file].0.display());
+                return Err(ModelError::tensor(path, name, problem));
+            }
+        }
+        self.files.push((path.to_owned(), file));
+        Ok(header.metadata)
+    }
+
+    /// The file, or the folder of shards.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Free-text pairs of the header (`format: pt` and the like); empty for shards.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// What the file says of a tensor.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// Bytes of all tensors.
+    pub fn size_bytes(&self) -> u64 {
+        self.tensors.values().map(TensorInfo::size_bytes).sum()
+    }
+
+    /// The type in which most of the weights' bytes are stored.
+    pub fn main_dtype(&self) -> Option<StoredDType> {
+        let bytes =
+            |d| self.tensors.values().filter(|t| t.dtype == d).map(TensorInfo::size_bytes).sum::<u64>();
+        let used = self.tensors.values().next().is_some();
+        let types = [StoredDType::F16, StoredDType::F32, StoredDType::Bf16];
+        types.into_iter().max_by_key(|&d| bytes(d)).filter(|_| used)
+    }
+
+    /// Reads a tensor into a matrix of the same size (one dimension is a single row), converted to the matrix's type.
+    /// Nothing is held beyond the matrix but a buffer of 256 KiB.
+    ///
+    /// # Errors
+    /// If the tensor is missing, has another shape, has a value that is NaN or infinite (also one that becomes
+    /// infinite in the matrix's type), or the file cannot be read.
+    pub fn read_into(&self, name: &str, to: MatrixMut<'_>) -> Result<()> {
+        let info = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let (path, file) = &self.files[info.file];
+        let fits = match info.shape[..] {
+            [n] => to.rows() == 1 && to.cols() == n,
+            [rows, cols] => to.rows() == rows && to.cols() == cols,
+            _ => false,
+        };
+        if !fits {
+            let problem =
+                format!("has shape {:?} where [{}, {}] is needed", info.shape, to.rows(), to.cols());
+            return Err(ModelError::tensor(path, name, problem));
+        }
+        let from = Source { file, path, name, info };
+        match to.dtype() {
+            DType::F32 => from.convert(to.f32(), |v| v),
+            DType::Bf16 => from.convert(to.bf16(), bf16::from_f32),
+        }
+    }
+
+    /// Checks that this checkpoint is that of `config`: every parameter there in its shape and nothing else.
+    /// A tied head may stand in the file too if it equals the embedding, or instead of it.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        let parameters = config.parameters();
+        for parameter in &parameters {
+            let name = self.stored_name(parameter, config)?;
+            let info = &self.tensors[&name];
+            if info.shape != parameter.file_shape() {
+                return Err(self.misshapen(&name, info, parameter, config));
+            }
+        }
+        let known: BTreeMap<String, &Parameter> = parameters.iter().map(|p| (p.name(), p)).collect();
+        let (embedding, head) = (ModuleId::Embedding.weight_name(), ModuleId::Head.weight_name());
+        for (name, info) in &self.tensors {
+            if known.contains_key(name) || COMPUTED_BUFFERS.iter().any(|b| name.ends_with(b)) {
+                continue;
+            }
+            if config.tie_word_embeddings && *name == head {
+                if self.tensors.contains_key(&embedding) {
+                    self.check_tied(&embedding, &head)?;
+                }
+                continue;
+            }
+            return Err(self.unknown(name, info, &known, config));
+        }
+        Ok(())
+    }
+
+    /// Reads a parameter of `config` into its matrix, as [`Checkpoint::read_into`]; a tied embedding under whichever
+    /// name it has.
+    pub fn read_parameter(&self, parameter: &Parameter, config: &Config, to: MatrixMut<'_>) -> Result<()> {
+        self.read_into(&self.stored_name(parameter, config)?, to)
+    }
+
+    /// Under which name a parameter stands in the file.
+    fn stored_name(&self, parameter: &Parameter, config: &Config) -> Result<String> {
+        let name = parameter.name();
+        if self.tensors.contains_key(&name) {
+            return Ok(name);
+        }
+        if config.tie_word_embeddings && parameter.module == ModuleId::Embedding {
+            let head = ModuleId::Head.weight_name();
+            if self.tensors.contains_key(&head) {
+                return Ok(head);
+            }
+        }
+        if parameter.module == ModuleId::Head {
+            let problem = "is missing; if the model's head shares the embedding's weight, config.json must say \
+                           \"tie_word_embeddings\": true";
+            return Err(ModelError::tensor(&self.path, name, problem));
+        }
+        Err(self.missing(&name))
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        let near = nearest(name, self.names(), 2);
+        let hint = match near.is_empty() {
+            true => "the file has no tensors".to_owned(),
+            false => format!("the nearest names in the file are {}", quoted(near)),
+        };
+        ModelError::tensor(&self.path, name, format!("is missing; {hint}"))
+    }
+
+    fn misshapen(&self, name: &str, info: &TensorInfo, parameter: &Parameter, config: &Config) -> ModelError {
+        let problem = format!(
+            "has shape {:?} but config.json makes it {:?} ({}); the weights and config.json must be of one model",
+            info.shape,
+            parameter.file_shape(),
+            shape_fields(parameter, config),
+        );
+        ModelError::tensor(&self.files[info.file].0, name, problem)
+    }
+
+    fn unknown(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        known: &BTreeMap<String, &Parameter>,
+        config: &Config,
+    ) -> ModelError {
+        let beyond =
+            name.rsplit_once('.').and_then(|(path, _)| ModuleId::parse(path)).and_then(ModuleId::layer);
+        let problem = match beyond {
+            Some(layer) if layer >= config.layers => {
+                format!("belongs to layer {layer}, but config.json says num_hidden_layers {}", config.layers)
+            }
+            _ => {
+                let near = nearest(name, known.keys().map(String::as_str), 1);
+                format!(
+                    "is not a part of a {} model as config.json describes it (the nearest is {})",
+                    config.family.model_type(),
+                    quoted(near)
+                )
+            }
+        };
+        ModelError::tensor(&self.files[info.file].0, name, problem)
+    }
+
+    /// Both names of a tied weight are in the file: they must hold the same.
+    fn check_tied(&self, embedding: &str, head: &str) -> Result<()> {
+        let (a, b) = (&self.tensors[embedding], &self.tensors[head]);
+        let path = &self.files[b.file].0;
+        let differs = || {
+            let problem = format!(
+                "differs from `{embedding}`, though config.json says \"tie_word_embeddings\": true; set it to false \
+                 if the head is trained apart"
+            );
+            ModelError::tensor(path, head, problem)
+        };
+        if a.dtype != b.dtype || a.shape != b.shape {
+            return Err(differs());
+        }
+        let (mut left, mut right) = (vec![0; BUFFER], vec![0; BUFFER]);
+        let mut done = 0;
+        while done < a.size_bytes() {
+            let n = BUFFER.min((a.size_bytes() - done) as usize);
+            for (info, buffer) in [(a, &mut left), (b, &mut right)] {
+                let (path, file) = &self.files[info.file];
+                read_exact_at(file, &mut buffer[..n], info.start + done)
+                    .map_err(|e| ModelError::read(path, e))?;
+            }
+            if left[..n] != right[..n] {
+                return Err(differs());
+            }
+            done += n as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The fields of config.json that fix a parameter's shape, with their values.
+fn shape_fields(parameter: &Parameter, config: &Config) -> String {
+    use crate::names::{NormPart, Part};
+    let hidden = ("hidden_size", config.hidden_size);
+    let inner = ("intermediate_size", config.intermediate_size);
+    let vocabulary = ("vocab_size", config.vocab_size);
+    let (heads, kv_heads) = (("num_attention_heads", config.heads), ("num_key_value_heads", config.kv_heads));
+    let head_dim = ("head_dim", config.head_dim);
+    let fields: &[(&str, usize)] = match parameter.module {
+        ModuleId::Embedding | ModuleId::Head => &[vocabulary, hidden],
+        ModuleId::FinalNorm => &[hidden],
+        ModuleId::Norm { part: NormPart::Attention | NormPart::Mlp, .. } => &[hidden],
+        ModuleId::Norm { part: NormPart::Q | NormPart::K, .. } => &[head_dim],
+        ModuleId::Linear { part: Part::Q | Part::O, .. } => &[hidden, heads, head_dim],
+        ModuleId::Linear { part: Part::K | Part::V, .. } => &[hidden, kv_heads, head_dim],
+        ModuleId::Linear { part: Part::Gate | Part::Up | Part::Down, .. } => &[hidden, inner],
+    };
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    fields.join(", ")
+}
+
+/// A tensor about to be read.
+struct Source<'a> {
+    file: &'a File,
+    path: &'a Path,
+    name: &'a str,
+    info: &'a TensorInfo,
+}
+
+impl Source<'_> {
+    /// Streams the tensor through a buffer into `to`.
+    fn convert<T>(&self, to: &mut [T], from_f32: impl Fn(f32) -> T + Copy) -> Result<()>
+    where
+        T: Element,
+    {
+        match self.info.dtype {
+            StoredDType::F32 => self.stream(to, |b: [u8; 4]| from_f32(f32::from_le_bytes(b))),
+            StoredDType::Bf16 => self.stream(to, |b: [u8; 2]| from_f32(bf16::from_le_bytes(b).to_f32())),
+            StoredDType::F16 => self.stream(to, |b: [u8; 2]| from_f32(f16::from_le_bytes(b).to_f32())),
+        }
+    }
+
+    fn stream<T: Element, const N: usize>(&self, to: &mut [T], decode: impl Fn([u8; N]) -> T) -> Result<()> {
+        let mut buffer = vec![0; BUFFER.min(to.len() * N)];
+        let mut position = self.info.start;
+        for (chunk, to) in to.chunks_mut(BUFFER / N).enumerate() {
+            let bytes = &mut buffer[..to.len() * N];
+            read_exact_at(self.file, bytes, position).map_err(|e| ModelError::read(self.path, e))?;
+            position += bytes.len() as u64;
+            let (elements, _) = bytes.as_chunks::<N>();
+            let mut finite = true;
+            for (to, &from) in to.iter_mut().zip(elements) {
+                *to = decode(from);
+                finite &= to.finite();
+            }
+            if !finite {
+                let within = to.iter().position(|v| !v.finite()).expect("one was seen");
+                return Err(self.not_finite(chunk * (BUFFER / N) + within, to[within].to_f32()));
+            }
+        }
+        Ok(())
+    }
+
+    fn not_finite(&self, element: usize, value: f32) -> ModelError {
+        let index = match self.info.shape[..] {
+            [_, cols] => format!("[{}, {}]", element / cols, element % cols),
+            _ => format!("[{element}]"),
+        };
+        let problem = format!("has the value {value} at {index}; weights must be finite: the file is broken");
+        ModelError::tensor(self.path, self.name, problem)
+    }
+}
+
+/// An element of a matrix.
+trait Element: Copy {
+    fn finite(self) -> bool;
+    fn to_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+}
+
+struct Header {
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// An entry of the header as the file has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+/// Reads and checks a file's header; `file_index` goes into the tensors' infos.
+fn read_header(file: &File, path: &Path, file_index: usize) -> Result<Header> {
+    let wrong = |problem: String| ModelError::file(path, problem);
+    let file_length = file.metadata().map_err(|e| ModelError::read(path, e))?.len();
+    if file_length < 8 {
+        return Err(wrong(format!(
+            "is not a safetensors file: it has {file_length} bytes, a header begins with 8"
+        )));
+    }
+    let mut length = [0; 8];
+    read_exact_at(file, &mut length, 0).map_err(|e| ModelError::read(path, e))?;
+    let length = u64::from_le_bytes(length);
+    if length > file_length - 8 {
+        let problem = format!(
+            "is not a whole safetensors file: its header claims {length} bytes, the file has {file_length}; was the \
+             download broken off?"
+        );
+        return Err(wrong(problem));
+    }
+    if length > MAX_HEADER {
+        return Err(wrong(format!(
+            "has a header of {length} bytes, more than the format's limit {MAX_HEADER}"
+        )));
+    }
+    let mut text = vec![0; length as usize];
+    read_exact_at(file, &mut text, 8).map_err(|e| ModelError::read(path, e))?;
+    let entries = parse_header(&text, path)?;
+    check_header(entries, path, file_index, 8 + length, file_length)
+}
+
+/// The header's entries in the file's order; a name given twice is an error.
+fn parse_header(text: &[u8], path: &Path) -> Result<Vec<(String, Value)>> {
+    struct Pairs(Vec<(String, Value)>);
+    impl<'de> Deserialize<'de> for Pairs {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Visitor;
+            impl<'de> serde::de::Visitor<'de> for Visitor {
+                type Value = Pairs;
+                fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                    f.write_str("an object of tensors")
+                }
+                fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                    let mut pairs = Vec::new();
+                    while let Some(pair) = map.next_entry()? {
+                        pairs.push(pair);
+                    }
+                    Ok(Pairs(pairs))
+                }
+            }
+            deserializer.deserialize_map(Visitor)
+        }
+    }
+    let pairs: Pairs = serde_json::from_slice(text).map_err(|e| {
+        ModelError::file(path, format!("is not a safetensors file: its header is not valid ({e})"))
+    })?;
+    Ok(pairs.0)
+}
+
+/// Checks every entry against the file: types, sizes, and that the tensors cover the data without gap or overlap.
+fn check_header(
+    entries: Vec<(String, Value)>,
+    path: &Path,
+    file_index: usize,
+    data_start: u64,
+    file_length: u64,
+) -> Result<Header> {
+    let data_length = file_length - data_start;
+    let mut header = Header { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
+    let mut ranges = Vec::with_capacity(entries.len());
+    for (name, value) in entries {
+        if name == "__metadata__" {
+            header.metadata = serde_json::from_value(value).map_err(|e| {
+                ModelError::file(path, format!("has a header whose __metadata__ is not text pairs ({e})"))
+            })?;
+            continue;
+        }
+        let wrong = |problem: String| ModelError::tensor(path, name.clone(), problem);
+        let entry = Entry::deserialize(&value)
+            .map_err(|e| wrong(format!("has the header entry {}, which is not valid: {e}", short(&value))))?;
+        let dtype = StoredDType::parse(&entry.dtype).ok_or_else(|| {
+            wrong(format!("is stored as {:?}; supported are F32, BF16 and F16", entry.dtype))
+        })?;
+        let [start, end] = entry.data_offsets;
+        if start > end || end > data_length {
+            let problem = format!(
+                "claims the bytes {start} to {end} of {data_length}; the file is broken off or its header is wrong"
+            );
+            return Err(wrong(problem));
+        }
+        let size = entry.shape.iter().try_fold(dtype.size() as u64, |size, &n| size.checked_mul(n));
+        if size != Some(end - start) {
+            let problem = format!(
+                "has shape {:?} of {} but {} bytes; the header contradicts itself",
+                entry.shape,
+                dtype.name(),
+                end - start
+            );
+            return Err(wrong(problem));
+        }
+        ranges.push((start, end, name.clone()));
+        let shape = entry.shape.iter().map(|&n| n as usize).collect();
+        let info = TensorInfo { dtype, shape, file: file_index, start: data_start + start };
+        if header.tensors.insert(name.clone(), info).is_some() {
+            return Err(wrong("stands twice in the header".to_owned()));
+        }
+    }
+    check_coverage(ranges, path, data_length)?;
+    Ok(header)
+}
+
+/// The tensors' byte ranges follow each other from the first byte to the last.
+fn check_coverage(mut ranges: Vec<(u64, u64, String)>, path: &Path, data_length: u64) -> Result<()> {
+    ranges.sort();
+    let mut position = 0;
+    let mut previous: Option<&str> = None;
+    for (start, end, name) in &ranges {
+        if *start < position {
+            let problem = format!("overlaps with `{}` in the file", previous.unwrap_or_default());
+            return Err(ModelError::tensor(path, name, problem));
+        }
+        if *start > position {
+            let problem =
+                format!("begins at byte {start} of the data; the bytes from {position} belong to no tensor");
+            return Err(ModelError::tensor(path, name, problem));
+        }
+        position = *end;
+        previous = Some(name);
+    }
+    if position != data_length {
+        let problem =
+            format!("has {} bytes after its last tensor that belong to none", data_length - position);
+        return Err(ModelError::file(path, problem));
+    }
+    Ok(())
+}
+
+/// The index of a sharded checkpoint; its metadata is not needed.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+fn open_shards(folder: &Path, index: &Path) -> Result<Checkpoint> {
+    let text = read_small_file(index, MAX_INDEX)?;
+    let Index { weight_map } = serde_json::from_str(&text).map_err(|e| ModelError::json(index, &e))?;
+    let mut shards: Vec<&String> = weight_map.values().collect();
+    shards.sort();
+    shards.dedup();
+    let mut checkpoint = Checkpoint::empty(folder);
+    for shard in shards {
+        checkpoint.add_file(&shard_path(folder, index, shard)?)?;
+    }
+    for (name, shard) in &weight_map {
+        match checkpoint.tensors.get(name) {
+            Some(info) if checkpoint.files[info.file].0 == folder.join(shard) => {}
+            Some(info) => {
+                let file = checkpoint.files[info.file].0.display();
+                let problem =
+                    format!("is placed in {shard:?} but is in {file}; the index is not of these files");
+                return Err(ModelError::tensor(index, name, problem));
+            }
+            None => {
+                let problem = format!(
+                    "is placed in {shard:?}, which does not have it; the index is not of these files"
+                );
+                return Err(ModelError::tensor(index, name, problem));
+            }
+        }
+    }
+    if let Some((name, info)) = checkpoint.tensors.iter().find(|(name, _)| !weight_map.contains_key(*name)) {
+        let problem = format!("is not in {INDEX}; the index is not of these files");
+        return Err(ModelError::tensor(&checkpoint.files[info.file].0, name, problem));
+    }
+    Ok(checkpoint)
+}
+
+/// A shard's path, which must be a plain file name: an index must not reach outside its folder.
+fn shard_path(folder: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
+    let mut components = Path::new(shard).components();
+    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+    if !plain || shard.contains(['/', '\\']) {
+        let problem = format!("names the file {shard:?}; only files of the same folder are read");
+        return Err(ModelError::field(index, "weight_map", problem));
+    }
+    let path = folder.join(shard);
+    if !path.is_file() {
+        let problem = format!("names {shard:?}, which is not in the folder; was the download broken off?");
+        return Err(ModelError::field(index, "weight_map", problem));
+    }
+    Ok(path)
+}
+
+fn no_weights(folder: &Path) -> ModelError {
+    if !folder.is_dir() {
+        let source = io::Error::new(io::ErrorKind::NotFound, "there is no such folder");
+        return ModelError::read(folder, source);
+    }
+    let has = |test: &dyn Fn(&str) -> bool| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|e| e.file_name().to_string_lossy().into_owned()).find(|name| test(name))
+    };
+    let problem = if let Some(name) = has(&|n| n.starts_with("pytorch_model") && n.contains(".bin")) {
+        format!(
+            "has weights only as {name}, a Python pickle, which can run code when it is read; save the model again \
+             with save_pretrained(..., safe_serialization=True)"
+        )
+    } else if has(&|n| n.starts_with("adapter_model.")).is_some() {
+        "is an adapter, not a model; give it as the adapter and its base as the model".to_owned()
+    } else if let Some(name) = has(&|n| n.ends_with(".gguf")) {
+        format!("has weights only as {name}; a model folder in the Hugging Face layout is needed")
+    } else {
+        format!("has neither {SINGLE} nor {INDEX}")
+    };
+    ModelError::file(folder, problem)
+}
+
+/// Fills `buffer` from a position of the file, leaving no cursor behind: threads may read side by side.
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], position: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, position)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut position: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, position)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                buffer = &mut buffer[n..];
+                position += n as u64;
+            }
+        }
+    }
+    Ok(())
+}

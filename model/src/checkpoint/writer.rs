@@ -1,0 +1,262 @@
+//! Writing safetensors: a tensor at a time, the whole or nothing.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use compute::MatrixRef;
+use half::f16;
+use serde_json::{Map, Value, json};
+
+use super::{BUFFER, INDEX, SINGLE, StoredDType};
+use crate::error::{ModelError, Result};
+
+/// A tensor that is to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// How its elements will be stored.
+    pub dtype: StoredDType,
+}
+
+impl TensorSpec {
+    fn size_bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * self.dtype.size() as u64
+    }
+}
+
+/// Largest shard of a model, in bytes, as transformers has long cut them.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Writes safetensors files whose tensors come one at a time, in any order.
+///
+/// The files stand under temporary names until [`CheckpointWriter::finish`] has seen every tensor and the disk has
+/// taken every byte; a writer that is dropped before leaves nothing.
+pub struct CheckpointWriter {
+    shards: Vec<Shard>,
+    /// Which shard, and where in it, each tensor belongs.
+    places: BTreeMap<String, Place>,
+    index: Option<(PathBuf, String)>,
+}
+
+struct Shard {
+    file: File,
+    temporary: PathBuf,
+    target: PathBuf,
+}
+
+struct Place {
+    shard: usize,
+    start: u64,
+    spec: TensorSpec,
+    written: bool,
+}
+
+impl CheckpointWriter {
+    /// One file at `path` that will hold these tensors, with text pairs in its header.
+    pub fn file(path: &Path, metadata: &BTreeMap<String, String>, specs: Vec<TensorSpec>) -> Result<Self> {
+        let mut writer = CheckpointWriter { shards: vec![], places: BTreeMap::new(), index: None };
+        writer.add_shard(path.to_owned(), metadata, specs)?;
+        Ok(writer)
+    }
+
+    /// A model's weights in `folder`: `model.safetensors`, or shards of at most `shard_bytes` with an index where that
+    /// is not enough (a tensor larger than a shard has one of its own). Usually [`SHARD_BYTES`].
+    pub fn model(folder: &Path, specs: Vec<TensorSpec>, shard_bytes: u64) -> Result<Self> {
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let total: u64 = specs.iter().map(TensorSpec::size_bytes).sum();
+        if total <= shard_bytes {
+            return CheckpointWriter::file(&folder.join(SINGLE), &metadata, specs);
+        }
+        let groups = cut(specs, shard_bytes);
+        let count = groups.len();
+        let mut weight_map = BTreeMap::new();
+        let mut writer = CheckpointWriter { shards: vec![], places: BTreeMap::new(), index: None };
+        for (i, group) in groups.into_iter().enumerate() {
+            let name = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
+            weight_map.extend(group.iter().map(|spec| (spec.name.clone(), name.clone())));
+            writer.add_shard(folder.join(&name), &metadata, group)?;
+        }
+        let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        let text = serde_json::to_string_pretty(&index).expect("JSON serializes") + "\n";
+        writer.index = Some((folder.join(INDEX), text));
+        Ok(writer)
+    }
+
+    fn add_shard(
+        &mut self,
+        target: PathBuf,
+        metadata: &BTreeMap<String, String>,
+        specs: Vec<TensorSpec>,
+    ) -> Result<()> {
+        let (header, starts) = header(metadata, &specs);
+        let temporary = temporary_path(&target);
+        let file = File::create(&temporary).map_err(|e| ModelError::write(&target, e))?;
+        let shard = self.shards.len();
+        self.shards.push(Shard { file, temporary, target });
+        let Shard { file, target, .. } = &mut self.shards[shard];
+        file.write_all(&header).map_err(|e| ModelError::write(target, e))?;
+        for (spec, start) in specs.into_iter().zip(starts) {
+            let name = spec.name.clone();
+            let previous = self.places.insert(name, Place { shard, start, spec, written: false });
+            assert!(previous.is_none(), "tensor {:?} is to be written twice", previous.map(|p| p.spec.name));
+        }
+        Ok(())
+    }
+
+    /// Writes one tensor, converted to the type announced for it.
+    ///
+    /// # Panics
+    /// If the tensor was not announced, was written before, or has another number of elements.
+    pub fn write(&mut self, name: &str, values: MatrixRef<'_>) -> Result<()> {
+        let place = self.places.get_mut(name).unwrap_or_else(|| panic!("tensor {name:?} was not announced"));
+        assert!(!place.written, "tensor {name:?} is written twice");
+        let elements: usize = place.spec.shape.iter().product();
+        assert_eq!(
+            values.rows() * values.cols(),
+            elements,
+            "elements of {name:?}, shape {:?}",
+            place.spec.shape
+        );
+        place.written = true;
+        let Shard { file, target, .. } = &mut self.shards[place.shard];
+        file.seek(SeekFrom::Start(place.start))
+            .and_then(|_| write_values(file, values, place.spec.dtype))
+            .map_err(|e| ModelError::write(target, e))
+    }
+
+    /// Waits until the disk has everything, then gives the files their names, the index last.
+    ///
+    /// # Panics
+    /// If an announced tensor was not written.
+    pub fn finish(mut self) -> Result<()> {
+        if let Some((name, _)) = self.places.iter().find(|(_, place)| !place.written) {
+            panic!("tensor {name:?} was announced but not written");
+        }
+        for shard in &self.shards {
+            shard.file.sync_all().map_err(|e| ModelError::write(&shard.target, e))?;
+        }
+        while let Some(shard) = self.shards.first() {
+            fs::rename(&shard.temporary, &shard.target).map_err(|e| ModelError::write(&shard.target, e))?;
+            self.shards.remove(0);
+        }
+        match self.index.take() {
+            Some((path, text)) => write_whole(&path, text.as_bytes()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for CheckpointWriter {
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            let _ = fs::remove_file(&shard.temporary); // nothing better to do while another error is on its way
+        }
+    }
+}
+
+/// Consecutive tensors cut into groups of at most `limit` bytes.
+fn cut(specs: Vec<TensorSpec>, limit: u64) -> Vec<Vec<TensorSpec>> {
+    let mut groups: Vec<Vec<TensorSpec>> = Vec::new();
+    let mut used = 0;
+    for spec in specs {
+        let size = spec.size_bytes();
+        match groups.last_mut() {
+            Some(group) if used + size <= limit => group.push(spec),
+            _ => {
+                groups.push(vec![spec]);
+                used = 0;
+            }
+        }
+        used += size;
+    }
+    groups
+}
+
+/// The bytes before the data, and each tensor's first byte in the file. Tensors of wider elements come first, so that
+/// every tensor is aligned to its elements; the header ends on a multiple of eight for the same reason.
+fn header(metadata: &BTreeMap<String, String>, specs: &[TensorSpec]) -> (Vec<u8>, Vec<u64>) {
+    let mut order: Vec<usize> = (0..specs.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(specs[i].dtype.size()));
+    let mut entries = Map::new();
+    if !metadata.is_empty() {
+        entries.insert("__metadata__".to_owned(), json!(metadata));
+    }
+    let mut starts = vec![0; specs.len()];
+    let mut position = 0;
+    for i in order {
+        let spec = &specs[i];
+        let end = position + spec.size_bytes();
+        let entry = json!({"dtype": spec.dtype.name(), "shape": spec.shape, "data_offsets": [position, end]});
+        entries.insert(spec.name.clone(), entry);
+        starts[i] = position;
+        position = end;
+    }
+    let mut text = Value::Object(entries).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut text);
+    for start in &mut starts {
+        *start += bytes.len() as u64;
+    }
+    (bytes, starts)
+}
+
+fn write_values(file: &mut File, values: MatrixRef<'_>, dtype: StoredDType) -> io::Result<()> {
+    use compute::{DType, bf16};
+    let elements = values.rows() * values.cols();
+    let values = values.reshape(elements.max(1).min(elements), 1);
+    let rows = BUFFER / dtype.size();
+    let mut buffer = Vec::with_capacity(BUFFER.min(elements * dtype.size()));
+    for start in (0..elements).step_by(rows) {
+        let chunk = values.rows_range(start..elements.min(start + rows));
+        buffer.clear();
+        match (chunk.dtype(), dtype) {
+            (DType::F32, StoredDType::F32) => buffer.extend(chunk.f32().iter().flat_map(|v| v.to_le_bytes())),
+            (DType::F32, StoredDType::Bf16) => {
+                buffer.extend(chunk.f32().iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
+            }
+            (DType::F32, StoredDType::F16) => {
+                buffer.extend(chunk.f32().iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
+            }
+            (DType::Bf16, StoredDType::F32) => {
+                buffer.extend(chunk.bf16().iter().flat_map(|v| v.to_f32().to_le_bytes()));
+            }
+            (DType::Bf16, StoredDType::Bf16) => {
+                buffer.extend(chunk.bf16().iter().flat_map(|v| v.to_le_bytes()))
+            }
+            (DType::Bf16, StoredDType::F16) => {
+                buffer.extend(chunk.bf16().iter().flat_map(|v| f16::from_f32(v.to_f32()).to_le_bytes()));
+            }
+        }
+        file.write_all(&buffer)?;
+    }
+    Ok(())
+}
+
+/// A name in the same folder that no other writer uses.
+fn temporary_path(target: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(target.file_name().expect("a file to write has a name"));
+    name.push(format!(".{}.tmp", std::process::id()));
+    target.with_file_name(name)
+}
+
+/// Writes a small file under a temporary name, waits for the disk, and renames it.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = temporary_path(path);
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&temporary); // the error that brought us here matters more
+        ModelError::write(path, e)
+    })
+}
