@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 pub(crate) use pool::Pool;
 
+use crate::Precision;
 use gemm::Isa;
 
 /// A handle on the host's processors; cloning shares the same threads.
@@ -36,6 +37,30 @@ impl Cpu {
     pub fn new(threads: usize) -> Self {
         let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { threads };
         Cpu { pool: Arc::new(Pool::new(threads)), isa: Isa::detect() }
+    }
+
+    /// `threads` threads as in [`Cpu::new`] and this instruction set, by the name that `LUTHIER_ISA` knows it by; for
+    /// tests and comparisons.
+    ///
+    /// # Errors
+    /// A message if the name is unknown or this processor lacks the instructions.
+    pub fn with_isa(threads: usize, name: &str) -> Result<Self, String> {
+        let isa: Isa = name.parse().map_err(|e| format!("{name}: {e}"))?;
+        if !isa.is_available() {
+            return Err(format!("{name}: this processor lacks it"));
+        }
+        Ok(Cpu { isa, ..Cpu::new(threads) })
+    }
+
+    /// The name of the instruction set in use.
+    pub fn isa(&self) -> &'static str {
+        self.isa.name()
+    }
+
+    /// Floating-point operations a second that a matrix product's innermost loop reaches here on all threads, with
+    /// its data in the first-level cache: the measure of what a whole product could reach. Takes some 100 ms.
+    pub fn peak_flops(&self, precision: Precision) -> f64 {
+        gemm::peak_flops(self, precision)
     }
 
     /// Number of threads, the caller's included.

@@ -1,3 +1,4 @@
 //! Every operation against its definition.
 
 mod attention;
+mod matmul;

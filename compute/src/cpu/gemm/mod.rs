@@ -1,24 +1,37 @@
 //! Matrix products: packed panels, register-tiled kernels chosen at run time.
+//!
+//! `c` is cut into blocks, one task each ([`block`]); a block's sums run over blocks of `K` in one fixed order, so
+//! that neither the number of threads nor the cutting changes a byte. Factors stay in memory as they are, row-major
+//! or transposed, and are copied block by block into the form that the kernels read ([`pack`], [`pack512`]): `a` as
+//! short rows along `k`, `b` as panels of columns. Kernels ([`avx512`], [`avx2`], [`portable`]) multiply full tiles
+//! only; ragged edges are zeros in packing and are cut off when a tile is written out. Products of few rows read the
+//! weights where they lie ([`few_rows`]).
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod block;
+mod few_rows;
+mod isa;
+mod kernel;
+mod pack;
+#[cfg(target_arch = "x86_64")]
+mod pack512;
+mod portable;
+mod scratch;
+
+pub(crate) use isa::Isa;
+pub(crate) use kernel::peak_flops;
 
 use super::Cpu;
 use crate::Precision;
 use crate::matrix::{Slice, SliceMut};
+use block::Product;
+use kernel::Kernel;
 
-/// The instruction set that kernels use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
-    /// Plain Rust, right everywhere.
-    Portable,
-}
-
-impl Isa {
-    /// The best one here, unless `LUTHIER_ISA` names another.
-    pub fn detect() -> Self {
-        Isa::Portable
-    }
-}
-
-/// A factor of a product: logically `[rows, cols]`, element `(i, j)` at `data[i * row_stride + j * col_stride]`.
+/// A factor of a product: logically `[rows, cols]`, element `(i, j)` at `data[i * row_stride + j * col_stride]`, one
+/// of the strides 1.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
     pub(crate) data: Slice<'a>,
@@ -37,28 +50,36 @@ pub(crate) struct OperandMut<'a> {
 }
 
 /// `c = alpha * a * b` or, accumulating, `c += alpha * a * b`, on all threads.
+///
+/// # Panics
+/// If shapes do not agree, or data is shorter than its shape and strides say.
 pub(crate) fn gemm(
-    cpu: &Cpu, precision: Precision, alpha: f32, a: Operand<'_>, b: Operand<'_>, accumulate: bool, c: OperandMut<'_>,
+    cpu: &Cpu,
+    precision: Precision,
+    alpha: f32,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    accumulate: bool,
+    c: OperandMut<'_>,
 ) {
-    let _ = cpu;
-    let _ = precision;
-    assert_eq!((a.rows, b.cols, a.cols), (c.rows, c.cols, b.rows), "shapes of a product");
-    let at = |o: &Operand<'_>, i: usize, j: usize| match o.data {
-        Slice::F32(s) => s[i * o.row_stride + j * o.col_stride],
-        Slice::Bf16(s) => s[i * o.row_stride + j * o.col_stride].to_f32(),
-    };
-    let OperandMut { mut data, rows, cols, row_stride } = c;
-    for i in 0..rows {
-        for j in 0..cols {
-            let sum: f32 = (0..a.cols).map(|k| at(&a, i, k) * at(&b, k, j)).sum();
-            let index = i * row_stride + j;
-            match &mut data {
-                SliceMut::F32(s) => s[index] = alpha * sum + if accumulate { s[index] } else { 0.0 },
-                SliceMut::Bf16(s) => {
-                    let old = if accumulate { s[index].to_f32() } else { 0.0 };
-                    s[index] = half::bf16::from_f32(alpha * sum + old);
-                }
-            }
-        }
-    }
+    let kernel = Kernel::of(cpu.isa, precision);
+    let Some(product) = Product::new(kernel, alpha, a, b, accumulate, c) else { return };
+    let plan = product.plan(cpu.threads());
+    cpu.pool.run(plan.tasks(), |task, _| product.compute(plan.block(task)));
+}
+
+/// [`gemm`] on the calling thread alone: for small products inside a task of the pool.
+pub(crate) fn serial(
+    isa: Isa,
+    precision: Precision,
+    alpha: f32,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    accumulate: bool,
+    c: OperandMut<'_>,
+) {
+    let kernel = Kernel::of(isa, precision);
+    let Some(product) = Product::new(kernel, alpha, a, b, accumulate, c) else { return };
+    let plan = product.plan(1);
+    (0..plan.tasks()).for_each(|task| product.compute(plan.block(task)));
 }

@@ -1,0 +1,94 @@
+//! The kernel for AVX2 and FMA: `f32`, 6 x 16 tiles.
+
+use std::arch::x86_64::*;
+
+use super::kernel::Target;
+use super::{Operand, pack, portable};
+
+/// Rows of a tile: 12 sums, 2 factors of `b` and one of `a` fill the 16 registers.
+pub(super) const ROWS: usize = 6;
+
+/// [`super::kernel::Tile`] of `8 * VECTORS` columns.
+///
+/// # Safety
+/// See [`super::kernel::Tile`]; the processor has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn tile<const VECTORS: usize>(
+    groups: usize,
+    a: *const u8,
+    a_stride: usize,
+    b: *const u8,
+    sums: *mut f32,
+    add: bool,
+) {
+    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and rows of `groups` in `a`.
+    unsafe {
+        let mut acc = [[_mm256_setzero_ps(); VECTORS]; ROWS];
+        if add {
+            for (i, acc) in acc.as_flattened_mut().iter_mut().enumerate() {
+                *acc = _mm256_loadu_ps(sums.add(8 * i));
+            }
+        }
+        let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
+        for k in 0..groups {
+            let b: [__m256; VECTORS] = std::array::from_fn(|j| _mm256_loadu_ps(b.add((k * VECTORS + j) * 8)));
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let a = _mm256_set1_ps(*a.byte_add(i * a_stride).add(k));
+                for (acc, b) in acc.iter_mut().zip(b) {
+                    *acc = _mm256_fmadd_ps(a, b, *acc);
+                }
+            }
+        }
+        for (i, acc) in acc.as_flattened().iter().enumerate() {
+            _mm256_storeu_ps(sums.add(8 * i), *acc);
+        }
+    }
+}
+
+/// [`pack::a`], vectorized by the compiler.
+///
+/// # Safety
+/// See [`pack::a`]; the processor has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn pack_a(a: Operand<'_>, rows: usize, stride: usize, to: *mut u8) {
+    // SAFETY: as the caller promises.
+    unsafe { pack::a(a, rows, stride, to) }
+}
+
+/// [`pack::b`], vectorized by the compiler.
+///
+/// # Safety
+/// See [`pack::b`]; the processor has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn pack_b(b: Operand<'_>, width: usize, to: *mut u8) {
+    // SAFETY: as the caller promises.
+    unsafe { pack::b(b, width, to) }
+}
+
+/// [`portable::store`], vectorized by the compiler.
+///
+/// # Safety
+/// See [`portable::store`]; the processor has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn store(
+    sums: *const f32,
+    width: usize,
+    rows: usize,
+    cols: usize,
+    alpha: f32,
+    accumulate: bool,
+    c: Target,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { portable::store(sums, width, rows, cols, alpha, accumulate, c) }
+}
+
+/// [`portable::dots`], vectorized by the compiler.
+///
+/// # Safety
+/// See [`portable::dots`]; the processor has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn dots(rows: usize, x: *const u8, x_stride: usize, w: Operand<'_>, sums: *mut f32) {
+    // SAFETY: as the caller promises.
+    unsafe { portable::dots(rows, x, x_stride, w, sums) }
+}

@@ -1,0 +1,188 @@
+//! What a kernel is: the table that block products work from, one for each instruction set and packed element.
+
+use std::time::Instant;
+
+use super::{Isa, Operand, few_rows, pack, portable, scratch};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512, pack512};
+use crate::cpu::Cpu;
+use crate::{DType, Precision, bf16};
+
+/// Multiplies a tile: `sums[rows, width] = a * b`, or `+=` if `add`, over `groups` packed groups of `k`. `a` holds
+/// rows `a_stride` bytes apart, each a run of groups; `b` holds for each group `width` columns; `sums` is row-major
+/// without gaps.
+pub(super) type Tile =
+    unsafe fn(groups: usize, a: *const u8, a_stride: usize, b: *const u8, sums: *mut f32, add: bool);
+
+/// Packs `a[m, k]`: `rows` rows (zeros from `m` on), each as groups along `k` (zeros from `k` on), `stride` bytes
+/// apart.
+pub(super) type PackA = unsafe fn(a: Operand<'_>, rows: usize, stride: usize, to: *mut u8);
+
+/// Packs `b[k, n]` as a panel: for each group of `k` (zeros from `k` on) `width` columns (zeros from `n` on).
+pub(super) type PackB = unsafe fn(b: Operand<'_>, width: usize, to: *mut u8);
+
+/// Writes `rows` x `cols` of a tile of `width` columns to `c`: `alpha * sums`, or `c + alpha * sums` if `accumulate`.
+pub(super) type Store = unsafe fn(
+    sums: *const f32,
+    width: usize,
+    rows: usize,
+    cols: usize,
+    alpha: f32,
+    accumulate: bool,
+    c: Target,
+);
+
+/// Where a tile goes: its first element and the elements between rows.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    pub(super) start: TargetStart,
+    pub(super) row_stride: usize,
+}
+
+/// The first element of a target, of either type.
+#[derive(Clone, Copy)]
+pub(super) enum TargetStart {
+    F32(*mut f32),
+    Bf16(*mut bf16),
+}
+
+impl Target {
+    /// The target at element `(i, j)` of this one.
+    ///
+    /// # Safety
+    /// The element lies inside the same allocation.
+    pub(super) unsafe fn at(self, i: usize, j: usize) -> Target {
+        let offset = i * self.row_stride + j;
+        // SAFETY: as the caller promises.
+        let start = unsafe {
+            match self.start {
+                TargetStart::F32(p) => TargetStart::F32(p.add(offset)),
+                TargetStart::Bf16(p) => TargetStart::Bf16(p.add(offset)),
+            }
+        };
+        Target { start, row_stride: self.row_stride }
+    }
+}
+
+/// A register-tiled kernel with its packing.
+pub(super) struct Kernel {
+    /// The element that packing makes and that instructions multiply.
+    pub(super) packed: DType,
+    /// Rows of a tile.
+    pub(super) rows: usize,
+    /// Columns of a narrow tile; a wide one has twice as many.
+    pub(super) lanes: usize,
+    /// At most this many `k` in a block, a multiple of [`Kernel::DEPTH_STEP`].
+    pub(super) depth: usize,
+    /// The narrow tile and the wide one.
+    pub(super) tiles: [Tile; 2],
+    pub(super) pack_a: PackA,
+    pub(super) pack_b: PackB,
+    pub(super) store: Store,
+    pub(super) dots: few_rows::Dots,
+}
+
+impl Kernel {
+    /// Blocks of `K` are multiples of this, so that packing works in whole vectors but for the last block.
+    pub(super) const DEPTH_STEP: usize = 32;
+
+    /// The kernel for products of this precision.
+    pub(super) fn of(isa: Isa, precision: Precision) -> &'static Kernel {
+        #[cfg(not(target_arch = "x86_64"))]
+        return {
+            let _ = (isa, precision);
+            &PORTABLE
+        };
+        #[cfg(target_arch = "x86_64")]
+        match (isa, precision) {
+            (Isa::Avx512Bf16, Precision::Bf16) => &AVX512_BF16,
+            (Isa::Avx512Bf16 | Isa::Avx512, _) => &AVX512,
+            (Isa::Avx2, _) => &AVX2,
+            (Isa::Portable, _) => &PORTABLE,
+        }
+    }
+
+    /// Elements along `k` that stand together in packed form.
+    pub(super) fn group(&self) -> usize {
+        4 / self.packed.size()
+    }
+
+    /// Columns of a wide tile.
+    pub(super) fn width(&self) -> usize {
+        2 * self.lanes
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+static AVX512_BF16: Kernel = Kernel {
+    packed: DType::Bf16,
+    rows: avx512::ROWS,
+    lanes: 16,
+    depth: 512,
+    tiles: [avx512::tile_bf16::<1, 2>, avx512::tile_bf16::<2, 1>],
+    pack_a: pack512::a_bf16,
+    pack_b: pack512::b_bf16,
+    store: avx512::store,
+    dots: avx512::dots_bf16,
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX512: Kernel = Kernel {
+    packed: DType::F32,
+    rows: avx512::ROWS,
+    lanes: 16,
+    depth: 256,
+    tiles: [avx512::tile_f32::<1, 2>, avx512::tile_f32::<2, 1>],
+    pack_a: pack512::a_f32,
+    pack_b: pack512::b_f32,
+    store: avx512::store,
+    dots: avx512::dots_f32,
+};
+
+#[cfg(target_arch = "x86_64")]
+static AVX2: Kernel = Kernel {
+    packed: DType::F32,
+    rows: avx2::ROWS,
+    lanes: 8,
+    depth: 256,
+    tiles: [avx2::tile::<1>, avx2::tile::<2>],
+    pack_a: avx2::pack_a,
+    pack_b: avx2::pack_b,
+    store: avx2::store,
+    dots: avx2::dots,
+};
+
+static PORTABLE: Kernel = Kernel {
+    packed: DType::F32,
+    rows: portable::ROWS,
+    lanes: portable::LANES,
+    depth: 256,
+    tiles: [portable::tile::<1>, portable::tile::<2>],
+    pack_a: pack::a,
+    pack_b: pack::b,
+    store: portable::store,
+    dots: portable::dots,
+};
+
+/// Multiplications and additions a second that the kernel reaches on all threads over data in the first-level
+/// cache: what products are measured against. Takes some 50 ms.
+pub(crate) fn peak_flops(cpu: &Cpu, precision: Precision) -> f64 {
+    let kernel = Kernel::of(cpu.isa, precision);
+    let groups = kernel.depth / kernel.group();
+    let tiles = 2000;
+    let flops = 2 * kernel.rows * kernel.width() * kernel.depth * tiles * cpu.threads();
+    let round = || {
+        let start = Instant::now();
+        cpu.pool.run(cpu.threads(), |_, _| {
+            scratch::with(|scratch| {
+                let (a, b, sums) = scratch.pointers();
+                for _ in 0..tiles {
+                    // SAFETY: the scratch holds a block of `a`, a panel of `b` and a tile of sums of any kernel.
+                    unsafe { kernel.tiles[1](groups, a, 4 * groups, b, sums, false) };
+                }
+            });
+        });
+        flops as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..20).map(|_| round()).fold(0.0, f64::max)
+}

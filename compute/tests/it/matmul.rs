@@ -1,0 +1,236 @@
+//! The matrix product against its definition in `f64`: every instruction set of this machine, element type,
+//! transposition and ragged size.
+
+use compute::ops::matmul::{Factor, matmul};
+use compute::{Cpu, DType, Device, Matrix, Precision, bf16};
+use proptest::prelude::*;
+
+/// The instruction sets that this machine has.
+fn cpus(threads: usize) -> Vec<Cpu> {
+    let names = ["portable", "avx2", "avx512", "avx512bf16"];
+    names.into_iter().filter_map(|name| Cpu::with_isa(threads, name).ok()).collect()
+}
+
+/// A product to be computed: everything but the device.
+#[derive(Clone, Debug)]
+struct Case {
+    /// Rows, columns and depth.
+    shape: (usize, usize, usize),
+    transposed: (bool, bool),
+    dtypes: (DType, DType, DType),
+    precision: Precision,
+    alpha: f32,
+    accumulate: bool,
+    seed: u64,
+}
+
+/// Values in (-1, 1), the same for the same seed.
+fn random(rows: usize, cols: usize, dtype: DType, seed: u64) -> Matrix {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let values: Vec<f32> = (0..rows * cols)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Matrix::from_f32(rows, cols, &values).to_dtype(dtype)
+}
+
+impl Case {
+    fn factor(&self, rows: usize, cols: usize, transposed: bool, dtype: DType, seed: u64) -> Matrix {
+        let (rows, cols) = if transposed { (cols, rows) } else { (rows, cols) };
+        random(rows, cols, dtype, self.seed + seed)
+    }
+
+    fn inputs(&self) -> (Matrix, Matrix, Matrix) {
+        let (m, n, k) = self.shape;
+        let a = self.factor(m, k, self.transposed.0, self.dtypes.0, 1);
+        let b = self.factor(k, n, self.transposed.1, self.dtypes.1, 2);
+        (a, b, random(m, n, self.dtypes.2, self.seed + 3))
+    }
+
+    fn run(&self, cpu: &Cpu) -> Vec<f32> {
+        let (a, b, mut c) = self.inputs();
+        let factor = |m, transposed| if transposed { Factor::Transposed(m) } else { Factor::Plain(m) };
+        let (a, b) = (factor(a.as_ref(), self.transposed.0), factor(b.as_ref(), self.transposed.1));
+        matmul(&Device::Cpu(cpu.clone()), self.precision, self.alpha, a, b, self.accumulate, c.as_mut());
+        c.to_vec()
+    }
+
+    /// Checks every element against the definition.
+    fn check(&self, cpu: &Cpu) {
+        let (m, n, k) = self.shape;
+        let narrows = self.precision == Precision::Bf16 && cpu.isa() == "avx512bf16";
+        let values = |m: &Matrix| -> Vec<f64> {
+            m.to_vec().iter().map(|&v| if narrows { bf16::from_f32(v).to_f64() } else { v as f64 }).collect()
+        };
+        let (a, b, c) = self.inputs();
+        let (a, b, old, new) = (values(&a), values(&b), c.to_vec(), self.run(cpu));
+        let stored = if self.dtypes.2 == DType::Bf16 { 1.0 / 256.0 } else { 1e-6 };
+        for i in 0..m {
+            for j in 0..n {
+                let (mut sum, mut size) = (0.0, 0.0);
+                for t in 0..k {
+                    let x = a[if self.transposed.0 { t * m + i } else { i * k + t }];
+                    let y = b[if self.transposed.1 { j * k + t } else { t * n + j }];
+                    sum += x * y;
+                    size += (x * y).abs();
+                }
+                let old = if self.accumulate { old[i * n + j] as f64 } else { 0.0 };
+                let expected = self.alpha as f64 * sum + old;
+                // Sums of f32 err by some units in the last place of the largest partial sum.
+                let bound = 1e-6 * size * self.alpha.abs() as f64 + stored * expected.abs() + 1e-30;
+                let got = new[i * n + j] as f64;
+                assert!(
+                    (got - expected).abs() <= bound,
+                    "{} ({i}, {j}): {got} for {expected}, {self:?}",
+                    cpu.isa()
+                );
+            }
+        }
+    }
+}
+
+fn dtype() -> impl Strategy<Value = DType> {
+    prop_oneof![Just(DType::F32), Just(DType::Bf16)]
+}
+
+fn precision() -> impl Strategy<Value = Precision> {
+    prop_oneof![Just(Precision::F32), Just(Precision::Bf16)]
+}
+
+/// Small and ragged sizes, those around the edges of tiles, and some that take several blocks of `K`.
+fn size() -> impl Strategy<Value = usize> {
+    prop_oneof![4 => 0usize..40, 2 => 60usize..70, 1 => 100usize..140]
+}
+
+fn depth() -> impl Strategy<Value = usize> {
+    prop_oneof![4 => size(), 1 => 250usize..300, 1 => 500usize..550]
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let alpha = prop_oneof![Just(1.0f32), Just(0.0), Just(-0.37)];
+    let shape = (size(), size(), depth());
+    let dtypes = (dtype(), dtype(), dtype());
+    (shape, any::<(bool, bool)>(), dtypes, precision(), alpha, any::<bool>(), 0u64..1000).prop_map(
+        |(shape, transposed, dtypes, precision, alpha, accumulate, seed)| Case {
+            shape,
+            transposed,
+            dtypes,
+            precision,
+            alpha,
+            accumulate,
+            seed,
+        },
+    )
+}
+
+fn simple(
+    shape: (usize, usize, usize),
+    transposed: (bool, bool),
+    dtype: DType,
+    precision: Precision,
+) -> Case {
+    let dtypes = (dtype, dtype, dtype);
+    Case { shape, transposed, dtypes, precision, alpha: 0.5, accumulate: true, seed: 7 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_product_agrees_with_its_definition(case in case()) {
+        for cpu in cpus(2) {
+            case.check(&cpu);
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_byte(case in case()) {
+        let one = cpus(1);
+        for threads in [2, 3] {
+            for (one, many) in one.iter().zip(cpus(threads)) {
+                let bits = |values: Vec<f32>| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                prop_assert_eq!(bits(case.run(one)), bits(case.run(&many)), "{} threads, {}", threads, many.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_every_dtype_transposition_and_precision_agree_with_their_definition() {
+    for cpu in cpus(2) {
+        for bits in 0..64 {
+            let flag = |i: usize| bits >> i & 1 == 1;
+            let dtype = |i| if flag(i) { DType::Bf16 } else { DType::F32 };
+            let case = Case {
+                shape: (21, 37, 45),
+                transposed: (flag(0), flag(1)),
+                dtypes: (dtype(2), dtype(3), dtype(4)),
+                precision: if flag(5) { Precision::Bf16 } else { Precision::F32 },
+                alpha: -1.5,
+                accumulate: bits % 3 == 0,
+                seed: bits as u64,
+            };
+            case.check(&cpu);
+        }
+    }
+}
+
+#[test]
+fn large_products_of_several_blocks_agree_with_their_definition() {
+    for cpu in cpus(2) {
+        for transposed in [(false, false), (false, true), (true, false), (true, true)] {
+            simple((530, 290, 1100), transposed, DType::Bf16, Precision::Bf16).check(&cpu);
+            simple((70, 600, 530), transposed, DType::F32, Precision::F32).check(&cpu);
+        }
+    }
+}
+
+#[test]
+fn products_of_few_rows_agree_with_their_definition() {
+    for cpu in cpus(3) {
+        for rows in 1..=9 {
+            for (dtype, precision) in [(DType::F32, Precision::F32), (DType::Bf16, Precision::Bf16)] {
+                simple((rows, 131, 333), (false, true), dtype, precision).check(&cpu);
+                simple((rows, 131, 333), (false, false), dtype, precision).check(&cpu);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_over_nothing_is_zero() {
+    for cpu in cpus(1) {
+        let case = simple((3, 5, 0), (false, true), DType::F32, Precision::F32);
+        assert_eq!(Case { accumulate: false, ..case.clone() }.run(&cpu), vec![0.0; 15]);
+        let (_, _, old) = case.inputs();
+        assert_eq!(case.run(&cpu), old.to_vec());
+    }
+}
+
+#[test]
+fn what_cannot_be_multiplied_spreads_only_where_it_stands() {
+    for cpu in cpus(2) {
+        let mut a = random(20, 64, DType::F32, 1);
+        a.as_mut().f32()[3 * 64 + 5] = f32::NAN;
+        let b = random(33, 64, DType::F32, 2);
+        for dtype in [DType::F32, DType::Bf16] {
+            let mut c = Matrix::zeros(20, 33, dtype);
+            let factors = (Factor::Plain(a.as_ref()), Factor::Transposed(b.as_ref()));
+            let device = Device::Cpu(cpu.clone());
+            matmul(&device, Precision::Bf16, 1.0, factors.0, factors.1, false, c.as_mut());
+            for (i, row) in c.to_vec().chunks(33).enumerate() {
+                assert!(row.iter().all(|v| v.is_nan() == (i == 3)), "row {i}, {}", cpu.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_unknown_instruction_set_is_an_error_that_names_the_known_ones() {
+    let message = Cpu::with_isa(1, "sse9").unwrap_err();
+    assert!(message.contains("sse9") && message.contains("avx512bf16, avx512, avx2, portable"), "{message}");
+}
