@@ -17,21 +17,21 @@ use crate::run::gradient_of;
 
 /// Frozen weights.
 #[derive(Debug)]
-pub struct Attention {
+pub(crate) struct Attention {
     /// Norm of the block's input `[1, C]`.
-    pub norm: Matrix,
+    pub(crate) norm: Matrix,
     /// Query projection `[H * D, C]`.
-    pub q: Linear,
+    pub(crate) q: Linear,
     /// Key projection `[K * D, C]`.
-    pub k: Linear,
+    pub(crate) k: Linear,
     /// Value projection `[K * D, C]`.
-    pub v: Linear,
+    pub(crate) v: Linear,
     /// Output projection `[C, H * D]`.
-    pub o: Linear,
+    pub(crate) o: Linear,
     /// Norm of each query head `[1, D]` (Qwen3).
-    pub q_norm: Option<Matrix>,
+    pub(crate) q_norm: Option<Matrix>,
     /// Norm of each key head `[1, D]` (Qwen3).
-    pub k_norm: Option<Matrix>,
+    pub(crate) k_norm: Option<Matrix>,
 }
 
 /// What the backward pass needs of the forward pass.

@@ -15,11 +15,11 @@ use crate::run::Run;
 
 /// Frozen weights of a layer.
 #[derive(Debug)]
-pub struct Block {
+pub(crate) struct Block {
     /// The attention half.
-    pub attention: Attention,
+    pub(crate) attention: Attention,
     /// The MLP half.
-    pub mlp: Mlp,
+    pub(crate) mlp: Mlp,
 }
 
 /// What a layer's backward pass needs of its forward pass.

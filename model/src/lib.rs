@@ -2,12 +2,31 @@
 //!
 //! Knows nothing of text, optimizers, HTTP or threads.
 
+mod activations;
+pub mod adapter;
+mod attention;
+mod batch;
+mod block;
+mod cache;
 pub mod checkpoint;
 pub mod config;
+mod decoder;
 mod error;
+mod head;
+mod linear;
+pub mod memory;
+mod mlp;
 pub mod names;
+mod run;
+mod weights;
 
+pub use activations::{Activations, Checkpointing, Extent, Purpose};
+pub use adapter::parameters::{Adapter, Layout, Parameters};
+pub use batch::{Batch, IGNORE, Target};
+pub use cache::Cache;
 pub use checkpoint::{Checkpoint, StoredDType};
 pub use config::{Config, Family};
+pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use names::{Module, ModuleId, NormPart, Parameter, Part};
+pub use run::Run;

@@ -12,11 +12,11 @@ use crate::run::Run;
 
 /// A frozen linear layer.
 #[derive(Debug)]
-pub struct Linear {
+pub(crate) struct Linear {
     /// `[out, in]`, as in the checkpoint.
-    pub weight: Matrix,
+    pub(crate) weight: Matrix,
     /// `[1, out]`, for the families that have one.
-    pub bias: Option<Matrix>,
+    pub(crate) bias: Option<Matrix>,
 }
 
 /// Buffers that every linear layer uses in turn.

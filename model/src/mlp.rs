@@ -13,15 +13,15 @@ use crate::run::gradient_of;
 
 /// Frozen weights.
 #[derive(Debug)]
-pub struct Mlp {
+pub(crate) struct Mlp {
     /// Norm of the input `[1, C]`.
-    pub norm: Matrix,
+    pub(crate) norm: Matrix,
     /// Gate projection `[F, C]`.
-    pub gate: Linear,
+    pub(crate) gate: Linear,
     /// Up projection `[F, C]`.
-    pub up: Linear,
+    pub(crate) up: Linear,
     /// Down projection `[C, F]`.
-    pub down: Linear,
+    pub(crate) down: Linear,
 }
 
 /// What the backward pass needs of the forward pass.
