@@ -1,0 +1,477 @@
+//! A data set: every example of some files, tokenized and labelled in parallel, with a report of what was noticed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use crate::error::named_enum;
+use crate::label::{Ending, Labelled, Labeller};
+use crate::order::{OrderSpec, Row, Shuffle, epoch_rows};
+use crate::source::{RawRecord, RawText, files, records};
+use crate::{ChatTemplate, DataError, Example, Format, IGNORE, Source, SourceSpec, Tokenizer, TrainOn};
+
+/// Records that are looked at to find a file's format.
+const LOOKED_AT: usize = 64;
+/// Records that are tokenized in parallel before the next are read.
+const CHUNK: usize = 1024;
+
+/// What happens to an example of more than `max_length` tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOverflow {
+    /// It is cut off there. The document of a `.txt` file is cut into pieces instead, of which none is lost.
+    Truncate,
+    /// It is left out.
+    Drop,
+    /// It is an error.
+    Error,
+}
+
+named_enum!(OnOverflow, "value of data.on_overflow", Truncate = "truncate", Drop = "drop", Error = "error");
+
+/// What to load and how; the `data` section of a run file.
+#[derive(Clone, Debug)]
+pub struct DataSpec {
+    /// Files and folders.
+    pub sources: Vec<SourceSpec>,
+    /// The format of sources that name none themselves.
+    pub format: Format,
+    /// Which tokens carry loss.
+    pub train_on: TrainOn,
+    /// A built-in template's name or a file; `None`: the tokenizer's own.
+    pub chat_template: Option<String>,
+    /// The longest example, in tokens.
+    pub max_length: usize,
+    /// What happens to longer ones.
+    pub on_overflow: OnOverflow,
+    /// The rows of the model's embedding: a token id beyond is an error.
+    pub vocab_size: Option<usize>,
+    /// The time that a template may print, in seconds since 1970; `None`: now. A resumed run passes its first start.
+    pub unix_time: Option<i64>,
+}
+
+impl DataSpec {
+    /// The given sources under default settings.
+    pub fn new(sources: Vec<SourceSpec>) -> Self {
+        DataSpec {
+            sources,
+            format: Format::Auto,
+            train_on: TrainOn::Assistant,
+            chat_template: None,
+            max_length: 2048,
+            on_overflow: OnOverflow::Truncate,
+            vocab_size: None,
+            unix_time: None,
+        }
+    }
+
+    /// One file or folder under default settings.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self::new(vec![SourceSpec::new(path)])
+    }
+}
+
+/// What was read and noticed.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Report {
+    /// Each file with its format, in order.
+    pub files: Vec<FileReport>,
+    /// Examples that can be trained on.
+    pub examples: usize,
+    /// All their tokens.
+    pub tokens: usize,
+    /// Those of them that carry loss, after the shift.
+    pub trained_tokens: usize,
+    /// The longest example, in tokens.
+    pub longest: usize,
+    /// The limit on an example's length.
+    pub max_length: usize,
+    /// Examples cut off at `max_length`.
+    pub truncated: usize,
+    /// Examples left out because they were longer than `max_length`.
+    pub dropped: usize,
+    /// Documents of `.txt` files cut into pieces.
+    pub split: usize,
+    /// Examples left out because none of their tokens carries loss.
+    pub without_trained_token: usize,
+    /// Examples that begin with two beginning-of-text tokens.
+    pub double_bos: usize,
+    /// Examples with a trained part that does not end in an end token, so that the model does not learn to stop there.
+    pub missing_end: usize,
+    /// Examples whose trained parts end in a special token at which the model does not stop, by token.
+    pub other_end: BTreeMap<String, usize>,
+    /// The end-of-text token if it is the padding token as well.
+    pub pad_is_eos: Option<String>,
+    /// Whether the tokenizer has an end-of-text token.
+    pub has_eos: bool,
+}
+
+/// A file that was read.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct FileReport {
+    /// The file.
+    pub path: PathBuf,
+    /// The format of its records.
+    pub format: Format,
+    /// Whether the format was found by looking rather than named.
+    pub found: bool,
+    /// The number of records.
+    pub records: usize,
+}
+
+impl Report {
+    /// What a person should know before the first step, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let mut warn = |count: usize, what: String| {
+            if count > 0 {
+                warnings.push(what);
+            }
+        };
+        let max = self.max_length;
+        warn(
+            self.truncated,
+            format!("{} were cut off at data.max_length = {max} tokens.", examples(self.truncated)),
+        );
+        warn(
+            self.dropped,
+            format!("{} longer than data.max_length = {max} tokens were left out.", examples(self.dropped)),
+        );
+        let without = examples(self.without_trained_token);
+        warn(
+            self.without_trained_token,
+            format!("{without} without a token that carries loss were left out."),
+        );
+        warn(
+            self.double_bos,
+            format!(
+                "{} begin with two beginning-of-text tokens: the text or the template has one, and the tokenizer adds another.",
+                examples(self.double_bos)
+            ),
+        );
+        let why = if self.has_eos { "" } else { "; the tokenizer names no eos_token" };
+        warn(
+            self.missing_end,
+            format!(
+                "{} do not end in an end-of-turn token, so the model will not learn to stop{why}.",
+                examples(self.missing_end)
+            ),
+        );
+        for (token, count) in &self.other_end {
+            let count = examples(*count);
+            warnings.push(format!(
+                "{count} end in {token}, at which this model does not stop by itself; make {token} an eos_token_id in \
+                 generation_config.json.",
+            ));
+        }
+        if let Some(token) = &self.pad_is_eos {
+            warnings.push(format!(
+                "The padding token is the end-of-text token {token}; nothing is masked for that, so the model still learns to stop."
+            ));
+        }
+        warnings
+    }
+}
+
+fn examples(count: usize) -> String {
+    format!("{count} example{}", if count == 1 { "" } else { "s" })
+}
+
+/// Examples with the order in which epochs visit them.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// All examples, in the order of the files; each has at least one token that carries loss.
+    pub examples: Vec<Example>,
+    /// What was read and noticed.
+    pub report: Report,
+    /// Each example's weight.
+    weights: Vec<f64>,
+}
+
+impl Dataset {
+    /// Reads, renders, tokenizes and labels. The first thing wrong, in the order of the files, is the error.
+    pub fn load(spec: &DataSpec, tokenizer: &Tokenizer) -> Result<Self, DataError> {
+        check(spec)?;
+        let fix_time = |template: ChatTemplate| match spec.unix_time {
+            Some(time) => template.at_time(time),
+            None => template,
+        };
+        let template = ChatTemplate::resolve(spec.chat_template.as_deref(), tokenizer)?.map(fix_time);
+        let alpaca = ChatTemplate::builtin("alpaca").expect("it is built in").with_special_tokens(tokenizer);
+        let labeller = Labeller {
+            tokenizer,
+            template: template.as_ref(),
+            instruction_template: &alpaca,
+            train_on: spec.train_on,
+        };
+        let mut loading = Loading { spec, labeller, dataset: Dataset::empty(spec, tokenizer) };
+        for source in &spec.sources {
+            for file in files(&source.path)? {
+                loading.file(&file, source)?;
+            }
+        }
+        let mut dataset = loading.dataset;
+        dataset.count();
+        if dataset.examples.is_empty() {
+            return Err(DataError::NothingTrained(dataset.why_empty(spec)));
+        }
+        Ok(dataset)
+    }
+
+    fn empty(spec: &DataSpec, tokenizer: &Tokenizer) -> Self {
+        let pad_is_eos =
+            tokenizer.pad().filter(|&pad| tokenizer.is_end(pad)).and_then(|pad| tokenizer.id_to_token(pad));
+        let has_eos = tokenizer.eos().is_some();
+        let report = Report { max_length: spec.max_length, pad_is_eos, has_eos, ..Report::default() };
+        Dataset { examples: Vec::new(), weights: Vec::new(), report }
+    }
+
+    fn count(&mut self) {
+        let (examples, report) = (&self.examples, &mut self.report);
+        report.examples = examples.len();
+        report.tokens = examples.iter().map(Example::len).sum();
+        report.trained_tokens = examples.iter().map(Example::trained_tokens).sum();
+        report.longest = examples.iter().map(Example::len).max().unwrap_or(0);
+    }
+
+    fn why_empty(&self, spec: &DataSpec) -> String {
+        let report = &self.report;
+        let records: usize = report.files.iter().map(|file| file.records).sum();
+        if records == 0 {
+            let paths: Vec<String> =
+                report.files.iter().map(|file| file.path.display().to_string()).collect();
+            return format!("there is no example in {}", paths.join(", "));
+        }
+        format!(
+            "of {records} records {} have no token that carries loss (data.train_on = {}, {} cut off) and {} are longer than \
+             data.max_length = {}",
+            report.without_trained_token, spec.train_on, report.truncated, report.dropped, spec.max_length
+        )
+    }
+
+    /// The rows that an epoch visits, in order: indices into `examples`. Weights count here; a weight of 2 is two visits.
+    pub fn rows(&self, spec: &OrderSpec) -> Vec<Row> {
+        let visits = self.visits(spec);
+        let lengths: Vec<usize> = visits.iter().map(|&i| self.examples[i].len()).collect();
+        let mut rows = epoch_rows(&lengths, spec);
+        for row in &mut rows {
+            row.iter_mut().for_each(|place| *place = visits[*place]);
+        }
+        rows
+    }
+
+    /// The examples that an epoch visits, in the order of the files. Over n epochs an example of weight w is visited
+    /// floor(n w) or ceil(n w) times.
+    fn visits(&self, spec: &OrderSpec) -> Vec<usize> {
+        let times = |(i, &weight): (usize, &f64)| {
+            let offset = Shuffle::new(spec.seed, "weights", i as u64).fraction();
+            let until = |epoch: u64| (epoch as f64 * weight + offset).floor() as usize;
+            std::iter::repeat_n(i, until(spec.epoch + 1) - until(spec.epoch))
+        };
+        self.weights.iter().enumerate().flat_map(times).collect()
+    }
+
+    /// Splits off a fraction of the examples for evaluation, chosen by the seed: (the rest, the fraction).
+    pub fn split(self, fraction: f64, seed: u64) -> Result<(Self, Self), DataError> {
+        let error = |message: String| DataError::Setting { key: "data.eval_fraction", message };
+        if !(fraction > 0.0 && fraction < 1.0) {
+            return Err(error(format!("{fraction} is not between 0 and 1")));
+        }
+        let total = self.examples.len();
+        if total < 2 {
+            return Err(error("a single example cannot be split".into()));
+        }
+        let count = ((total as f64 * fraction).round() as usize).clamp(1, total - 1);
+        let mut order: Vec<usize> = (0..total).collect();
+        Shuffle::new(seed, "eval_fraction", 0).shuffle(&mut order);
+        let mut is_eval = vec![false; total];
+        order[..count].iter().for_each(|&i| is_eval[i] = true);
+        let report = |noticed: &Report| Report { files: noticed.files.clone(), ..noticed.clone() };
+        let mut train = Dataset { examples: Vec::new(), weights: Vec::new(), report: report(&self.report) };
+        let mut eval = train.clone();
+        for ((example, weight), is_eval) in self.examples.into_iter().zip(self.weights).zip(is_eval) {
+            let part = if is_eval { &mut eval } else { &mut train };
+            part.examples.push(example);
+            part.weights.push(weight);
+        }
+        train.count();
+        eval.count();
+        Ok((train, eval))
+    }
+}
+
+fn check(spec: &DataSpec) -> Result<(), DataError> {
+    let setting = |key, message: String| Err(DataError::Setting { key, message });
+    if spec.sources.is_empty() {
+        return setting("data.train", "no file is named".into());
+    }
+    if spec.max_length < 2 {
+        return setting(
+            "data.max_length",
+            format!("{} is too short: the first token never carries loss", spec.max_length),
+        );
+    }
+    match spec
+        .sources
+        .iter()
+        .find(|source| !(source.weight.is_finite() && source.weight > 0.0 && source.weight <= 1e6))
+    {
+        Some(source) => setting(
+            "data.train",
+            format!("{}: weight {} is not above 0", source.path.display(), source.weight),
+        ),
+        None => Ok(()),
+    }
+}
+
+/// A data set while it is being read.
+struct Loading<'a> {
+    spec: &'a DataSpec,
+    labeller: Labeller<'a>,
+    dataset: Dataset,
+}
+
+/// What one record became.
+struct Outcome {
+    examples: Vec<Example>,
+    fate: Fate,
+    double_bos: bool,
+    ending: Ending,
+}
+
+#[derive(PartialEq)]
+enum Fate {
+    Kept,
+    Truncated,
+    Split,
+    Dropped,
+}
+
+impl Loading<'_> {
+    fn file(&mut self, path: &Path, source: &SourceSpec) -> Result<(), DataError> {
+        let mut records = records(path)?;
+        let first: Vec<RawRecord> = records.by_ref().take(LOOKED_AT).collect::<Result<_, _>>()?;
+        let named = source.format.unwrap_or(self.spec.format);
+        let found = named == Format::Auto;
+        let format = if found { find_format(&first)? } else { named };
+        check_document(path, &first, format)?;
+        let mut records = first.into_iter().map(Ok).chain(records);
+        let mut count = 0;
+        loop {
+            let chunk: Vec<RawRecord> = records.by_ref().take(CHUNK).collect::<Result<_, _>>()?;
+            if chunk.is_empty() {
+                break;
+            }
+            count += chunk.len();
+            let outcomes: Vec<Result<Outcome, DataError>> =
+                chunk.par_iter().map(|record| self.record(record, format)).collect();
+            for outcome in outcomes {
+                self.keep(outcome?, source.weight);
+            }
+        }
+        self.dataset.report.files.push(FileReport { path: path.into(), format, found, records: count });
+        Ok(())
+    }
+
+    fn record(&self, record: &RawRecord, format: Format) -> Result<Outcome, DataError> {
+        let at = &record.at;
+        let item = format.item(record.parse()?, at)?;
+        let labelled = self.labeller.label(item, at)?;
+        self.check_vocabulary(&labelled, at)?;
+        let bos = self.labeller.tokenizer.bos();
+        let double_bos = matches!(labelled.input_ids[..], [a, b, ..] if Some(a) == bos && a == b);
+        let is_document = matches!(record.text, RawText::Document(_));
+        let (used, fate) = self.fit(labelled.input_ids.len(), is_document, at)?;
+        let ending = if fate == Fate::Truncated { Ending::Ended } else { labelled.ending };
+        let ids = labelled.input_ids[..used].chunks(self.spec.max_length);
+        let labels = labelled.labels[..used].chunks(self.spec.max_length);
+        let piece = |(ids, labels): (&[u32], &[i32])| Example {
+            input_ids: ids.to_vec(),
+            labels: labels.to_vec(),
+            source: at.clone(),
+        };
+        Ok(Outcome { examples: ids.zip(labels).map(piece).collect(), fate, double_bos, ending })
+    }
+
+    fn check_vocabulary(&self, labelled: &Labelled, at: &Source) -> Result<(), DataError> {
+        let Some(vocab_size) = self.spec.vocab_size else { return Ok(()) };
+        let labels = labelled.labels.iter().filter(|&&label| label != IGNORE).map(|&label| label as u32);
+        match labelled.input_ids.iter().copied().chain(labels).find(|&id| id as usize >= vocab_size) {
+            None => Ok(()),
+            Some(id) => {
+                let token = self.labeller.tokenizer.id_to_token(id).unwrap_or_default();
+                Err(DataError::Vocabulary { at: at.clone(), id, token, vocab_size })
+            }
+        }
+    }
+
+    /// How much of an example of so many tokens is used, in pieces of `max_length`.
+    fn fit(&self, tokens: usize, is_document: bool, at: &Source) -> Result<(usize, Fate), DataError> {
+        let max_length = self.spec.max_length;
+        if tokens <= max_length {
+            return Ok((tokens, Fate::Kept));
+        }
+        match self.spec.on_overflow {
+            OnOverflow::Error => Err(DataError::Overflow { at: at.clone(), tokens, max_length }),
+            OnOverflow::Drop => Ok((0, Fate::Dropped)),
+            OnOverflow::Truncate if is_document => Ok((tokens, Fate::Split)),
+            OnOverflow::Truncate => Ok((max_length, Fate::Truncated)),
+        }
+    }
+
+    fn keep(&mut self, outcome: Outcome, weight: f64) {
+        let Dataset { examples, weights, report } = &mut self.dataset;
+        report.truncated += usize::from(outcome.fate == Fate::Truncated);
+        report.dropped += usize::from(outcome.fate == Fate::Dropped);
+        report.split += usize::from(outcome.fate == Fate::Split);
+        if outcome.fate == Fate::Dropped {
+            return;
+        }
+        let before = examples.len();
+        // The last piece of a document may be a single token, which has nothing to be predicted from.
+        examples.extend(outcome.examples.into_iter().filter(|example| example.trained_tokens() > 0));
+        weights.resize(examples.len(), weight);
+        if examples.len() == before {
+            report.without_trained_token += 1;
+            return;
+        }
+        report.double_bos += usize::from(outcome.double_bos);
+        match outcome.ending {
+            Ending::Ended => {}
+            Ending::Open => report.missing_end += 1,
+            Ending::Other(id) => {
+                let token = self.labeller.tokenizer.id_to_token(id).unwrap_or_else(|| id.to_string());
+                *report.other_end.entry(token).or_default() += 1;
+            }
+        }
+    }
+}
+
+/// The one format of the records that were looked at.
+fn find_format(first: &[RawRecord]) -> Result<Format, DataError> {
+    let mut found: Option<(Format, &Source)> = None;
+    for record in first {
+        let format = crate::format::detect(&record.parse()?, &record.at)?;
+        match found {
+            None => found = Some((format, &record.at)),
+            Some((earlier, _)) if earlier == format => {}
+            Some((earlier, at)) => {
+                let message = format!(
+                    "looks like format {format}, but line {} like {earlier}; a file has one format (name it with data.format)",
+                    at.line
+                );
+                return Err(DataError::record(&record.at, message));
+            }
+        }
+    }
+    Ok(found.map_or(Format::Text, |(format, _)| format))
+}
+
+fn check_document(path: &Path, first: &[RawRecord], format: Format) -> Result<(), DataError> {
+    let is_document = first.iter().any(|record| matches!(record.text, RawText::Document(_)));
+    if is_document && format != Format::Text {
+        let message = format!("a .txt file is plain text, not {format}; data.format must be auto or text");
+        return Err(DataError::Unsupported { path: path.into(), message });
+    }
+    Ok(())
+}

@@ -1,0 +1,223 @@
+//! Which tokens carry loss: from an understood record to token ids with labels.
+//!
+//! A conversation is rendered to one text and tokenized as one text; labels follow from character offsets. The assistant's
+//! words are what the template's `{% generation %}` blocks rendered. Where a template has none, they are found by rendering
+//! prefixes: what message i adds to the text of the messages before it (generation prompt included) is what the model is to say.
+//! That is the convention of TRL, and so everything the template writes after the assistant's words, the end-of-turn token and a
+//! line break behind it, carries loss as well; the header before them never does. A token that spans a border belongs to
+//! where it begins.
+
+use std::ops::Range;
+
+use crate::error::named_enum;
+use crate::format::{Chat, Item};
+use crate::template::{ChatTemplate, Rendered, TemplateError};
+use crate::tokenizer::{Encoded, Tokenizer};
+use crate::{DataError, IGNORE, Source};
+
+/// Which tokens carry loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainOn {
+    /// Every turn of the assistant; of a completion, the completion.
+    Assistant,
+    /// The last turn of the assistant; of a completion, the completion.
+    Completion,
+    /// Every token.
+    All,
+}
+
+named_enum!(
+    TrainOn,
+    "value of data.train_on",
+    Assistant = "assistant",
+    Completion = "completion",
+    All = "all"
+);
+
+/// Turns items into token ids with labels.
+pub struct Labeller<'a> {
+    /// The model's tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The chat template, if there is one.
+    pub template: Option<&'a ChatTemplate>,
+    /// What renders an instruction if there is no chat template: Alpaca's prompt.
+    pub instruction_template: &'a ChatTemplate,
+    /// Which tokens carry loss.
+    pub train_on: TrainOn,
+}
+
+/// Token ids with labels, and what was noticed about them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labelled {
+    /// T token ids.
+    pub input_ids: Vec<u32>,
+    /// T labels, not shifted.
+    pub labels: Vec<i32>,
+    /// How the trained parts end.
+    pub ending: Ending,
+}
+
+/// How an example's trained parts end, which is how the model learns to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Each in an end token of the model.
+    Ended,
+    /// Each in a special token, this one (the last such) none at which the model stops.
+    Other(u32),
+    /// At least one in an ordinary token.
+    Open,
+}
+
+impl Labeller<'_> {
+    /// Token ids with labels for one item. `at` says in errors where the record stands.
+    pub fn label(&self, item: Item, at: &Source) -> Result<Labelled, DataError> {
+        match item {
+            Item::Chat(chat) => self.chat(chat, at),
+            Item::Completion { prompt, completion } => self.completion(&prompt, &completion),
+            Item::Text(text) => self.text(&text, at),
+            Item::Tokenized { input_ids, labels } => {
+                let ending = match labels.iter().rposition(|&label| label != IGNORE) {
+                    Some(last) => self.ending_of(input_ids[last]),
+                    None => Ending::Ended,
+                };
+                Ok(Labelled { input_ids, labels, ending })
+            }
+        }
+    }
+
+    fn chat(&self, chat: Chat, at: &Source) -> Result<Labelled, DataError> {
+        let template = match self.template {
+            Some(template) => template,
+            None if chat.instruction => self.instruction_template,
+            None => {
+                return Err(DataError::Setting {
+                    key: "data.chat_template",
+                    message: format!(
+                        "{at} is a conversation, but the tokenizer has no chat template; name a built-in one ({}) or a file",
+                        crate::template::BUILTIN.join(", ")
+                    ),
+                });
+            }
+        };
+        let chat =
+            if template.takes_input() || !chat.instruction { chat } else { chat.with_inputs_in_content() };
+        let render_error = |error| DataError::Render { at: at.clone(), error };
+        let (rendered, spans) = self.spans(template, &chat).map_err(render_error)?;
+        let encoded = self.tokenizer.encode(&rendered, false)?;
+        let labels = labels(&encoded, |begin| spans.iter().any(|span| span.contains(&begin)));
+        let ending = spans.iter().fold(Ending::Ended, |ending, span| {
+            match (ending, self.ending_of_span(&rendered, &encoded, span)) {
+                (Ending::Open, _) | (_, Ending::Open) => Ending::Open,
+                (earlier, Ending::Ended) => earlier,
+                (_, other) => other,
+            }
+        });
+        Ok(Labelled { input_ids: encoded.ids, labels, ending })
+    }
+
+    /// The rendered conversation and the byte ranges of it that carry loss.
+    fn spans(
+        &self,
+        template: &ChatTemplate,
+        chat: &Chat,
+    ) -> Result<(String, Vec<Range<usize>>), TemplateError> {
+        let (messages, tools) = template.prepare(chat);
+        let render =
+            |upto: usize, prompt: bool| template.render_values(&messages[..upto], tools.clone(), prompt);
+        let Rendered { text, generation } = render(messages.len(), false)?;
+        let is_assistant = |i: &usize| chat.messages[*i].get("role").is_some_and(|role| role == "assistant");
+        let mut turns: Vec<usize> = (chat.given..messages.len()).filter(is_assistant).collect();
+        match self.train_on {
+            TrainOn::All => return Ok((text.clone(), std::iter::once(0..text.len()).collect())),
+            TrainOn::Completion if chat.given == 0 => drop(turns.drain(..turns.len().saturating_sub(1))),
+            _ => {}
+        }
+        if template.has_generation() {
+            let before = match turns.first() {
+                None => generation.len(),
+                Some(0) => 0,
+                Some(_) if chat.given == 0 && self.train_on == TrainOn::Assistant => 0,
+                Some(&first) => render(first, false)?.generation.len().min(generation.len()),
+            };
+            return Ok((text, generation[before..].to_vec()));
+        }
+        let fails = |message: &str, instead| TemplateError::NotPrefixPreserving {
+            origin: template.origin().into(),
+            message: message.into(),
+            instead,
+        };
+        let mut spans = Vec::with_capacity(turns.len());
+        for &turn in &turns {
+            let prompt = render(turn, true)?.text;
+            let said = if turn + 1 == messages.len() { text.clone() } else { render(turn + 1, false)?.text };
+            if !said.starts_with(&prompt) {
+                let message =
+                    "its generation prompt is not how it begins an assistant's turn that is already there";
+                return Err(fails(message, "all"));
+            }
+            if !text.starts_with(&said) {
+                let last = Some(&turn) == turns.last();
+                let message =
+                    "it writes a turn differently once another follows (it may drop thoughts, for instance)";
+                return Err(fails(message, if last { "all" } else { "completion or all" }));
+            }
+            spans.push(prompt.len()..said.len());
+        }
+        Ok((text, spans))
+    }
+
+    fn completion(&self, prompt: &str, completion: &str) -> Result<Labelled, DataError> {
+        let mut encoded = self.tokenizer.encode(&format!("{prompt}{completion}"), true)?;
+        let ending = self.append_end(&mut encoded, prompt.len() + completion.len());
+        let start = if self.train_on == TrainOn::All { 0 } else { prompt.len() };
+        let labels = labels(&encoded, |begin| begin >= start);
+        Ok(Labelled { input_ids: encoded.ids, labels, ending })
+    }
+
+    fn text(&self, text: &str, at: &Source) -> Result<Labelled, DataError> {
+        if self.train_on == TrainOn::Completion {
+            let message = format!("{at} is plain text and has no completion; set it to assistant or all");
+            return Err(DataError::Setting { key: "data.train_on", message });
+        }
+        let mut encoded = self.tokenizer.encode(text, true)?;
+        let ending = self.append_end(&mut encoded, text.len());
+        let labels = encoded.ids.iter().map(|&id| id as i32).collect();
+        Ok(Labelled { input_ids: encoded.ids, labels, ending })
+    }
+
+    /// Appends the end-of-text token unless the text already ends in it.
+    fn append_end(&self, encoded: &mut Encoded, text_bytes: usize) -> Ending {
+        let Some(eos) = self.tokenizer.eos() else { return Ending::Open };
+        if encoded.ids.last() != Some(&eos) {
+            encoded.ids.push(eos);
+            encoded.begins.push(text_bytes);
+        }
+        Ending::Ended
+    }
+
+    fn ending_of(&self, id: u32) -> Ending {
+        match id {
+            id if self.tokenizer.is_end(id) => Ending::Ended,
+            id if self.tokenizer.is_special(id) => Ending::Other(id),
+            _ => Ending::Open,
+        }
+    }
+
+    /// How a span ends, white space after it aside.
+    fn ending_of_span(&self, text: &str, encoded: &Encoded, span: &Range<usize>) -> Ending {
+        let end = span.start + text[span.clone()].trim_end().len();
+        let after = encoded.begins.partition_point(|&begin| begin < end);
+        match after.checked_sub(1) {
+            Some(last) if encoded.begins[last] >= span.start => self.ending_of(encoded.ids[last]),
+            _ => Ending::Open,
+        }
+    }
+}
+
+/// Labels by where each token begins; tokens that the tokenizer put in front of the text carry none.
+fn labels(encoded: &Encoded, trained: impl Fn(usize) -> bool) -> Vec<i32> {
+    let label = |(i, (&id, &begin)): (usize, (&u32, &usize))| {
+        if i >= encoded.added_front && trained(begin) { id as i32 } else { IGNORE }
+    };
+    encoded.ids.iter().zip(&encoded.begins).enumerate().map(label).collect()
+}

@@ -1,0 +1,280 @@
+//! Chat templates, rendered as transformers' `apply_chat_template` renders them.
+//!
+//! A template is Jinja with trimmed blocks, a few functions (`raise_exception`, `strftime_now`, `tojson` in Python's
+//! spacing) and one tag of its own: `{% generation %} ... {% endgeneration %}` around what the assistant says. Templates come
+//! from strangers, so rendering has a budget of work and of depth; a template that exceeds it is an error.
+
+mod builtin;
+mod generation;
+mod python;
+
+use std::ops::Range;
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, Value};
+use serde_json::{Map, Value as Json};
+
+use crate::format::Chat;
+use crate::tokenizer::Tokenizer;
+
+/// Work that one rendering may do: about ten thousand messages, or a second.
+const FUEL: u64 = 20_000_000;
+/// Depth of nested calls and blocks that one rendering may reach.
+const RECURSION_LIMIT: usize = 200;
+/// The longest template that is looked at, in bytes. Real ones have up to 20 KB.
+const MAX_SOURCE_BYTES: usize = 1 << 20;
+
+/// A chat template that cannot be used, or a conversation that it cannot render.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The template is not valid Jinja.
+    #[error("chat template {origin}: {message}")]
+    Syntax {
+        /// Where the template came from.
+        origin: String,
+        /// What is wrong, with the line.
+        message: String,
+    },
+    /// The template refused the conversation, or failed on it.
+    #[error("chat template {origin} cannot render this conversation: {message}")]
+    Render {
+        /// Where the template came from.
+        origin: String,
+        /// What it said, with the line in the template.
+        message: String,
+    },
+    /// The template needs too much work.
+    #[error("chat template {origin} does not end within the work that one conversation may take")]
+    Endless {
+        /// Where the template came from.
+        origin: String,
+    },
+    /// The assistant's tokens cannot be found in what the template renders.
+    #[error(
+        "chat template {origin}: {message}, so the assistant's tokens cannot be told apart; use a template with \
+         {{% generation %}} blocks (data.chat_template: a file, or one of {}), or set data.train_on: {instead}",
+        BUILTIN.join(", ")
+    )]
+    NotPrefixPreserving {
+        /// Where the template came from.
+        origin: String,
+        /// How it changes earlier text.
+        message: String,
+        /// The values of `data.train_on` that would still work.
+        instead: &'static str,
+    },
+    /// `data.chat_template` names neither a built-in template nor a file.
+    #[error("data.chat_template: {given:?} is neither a file nor a built-in template{did_you_mean}; built in are {}", BUILTIN.join(", "))]
+    Unknown {
+        /// What was given.
+        given: String,
+        /// A nearby name, as words.
+        did_you_mean: String,
+    },
+    /// The file of `data.chat_template` cannot be read.
+    #[error("data.chat_template: {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+/// The names of the built-in templates.
+pub const BUILTIN: &[&str] = builtin::NAMES;
+
+/// A rendered conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The whole text.
+    pub text: String,
+    /// The byte ranges of `text` that came from `{% generation %}` blocks, ascending.
+    pub generation: Vec<Range<usize>>,
+}
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    origin: String,
+    has_tool_template: bool,
+    has_generation: bool,
+    special: Vec<(String, Value)>,
+}
+
+impl ChatTemplate {
+    /// Compiles a template. `origin` says in messages where it came from.
+    pub fn compile(source: &str, origin: &str) -> Result<Self, TemplateError> {
+        Self::compile_named(&[("default".into(), source.into())], origin)
+    }
+
+    /// A built-in template by its name; see [`BUILTIN`].
+    pub fn builtin(name: &str) -> Option<Self> {
+        let source = builtin::source(name)?;
+        Some(Self::compile(source, name).expect("built-in templates are valid"))
+    }
+
+    /// The template that `data.chat_template` asks for: a built-in name, else a file. `None`: the tokenizer's own, if it
+    /// has one. The tokenizer's special tokens become the template's variables.
+    pub fn resolve(setting: Option<&str>, tokenizer: &Tokenizer) -> Result<Option<Self>, TemplateError> {
+        let template = match setting {
+            Some(given) => match Self::builtin(given) {
+                Some(template) => template,
+                None => Self::from_file(given)?,
+            },
+            None if tokenizer.templates().is_empty() => return Ok(None),
+            None => Self::compile_named(tokenizer.templates(), "of the tokenizer")?,
+        };
+        Ok(Some(template.with_special_tokens(tokenizer)))
+    }
+
+    fn from_file(given: &str) -> Result<Self, TemplateError> {
+        match std::fs::read_to_string(Path::new(given)) {
+            Ok(source) => Self::compile(&source, given),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(TemplateError::Unknown {
+                given: given.into(),
+                did_you_mean: crate::error::did_you_mean(given, BUILTIN),
+            }),
+            Err(source) => Err(TemplateError::Io { path: given.into(), source }),
+        }
+    }
+
+    /// Compiles the one named `default` (or the first) and, for conversations with tools, the one named `tool_use`.
+    fn compile_named(sources: &[(String, String)], origin: &str) -> Result<Self, TemplateError> {
+        let find = |name: &str| sources.iter().find(|(n, _)| n == name).map(|(_, source)| source);
+        let default = find("default").unwrap_or(&sources[0].1);
+        let tool_use = find("tool_use");
+        let mut env = environment();
+        let mut has_generation = false;
+        for (name, source) in
+            [Some(("default", default)), tool_use.map(|source| ("tool_use", source))].into_iter().flatten()
+        {
+            let syntax = |message: String| TemplateError::Syntax { origin: origin.into(), message };
+            if source.len() > MAX_SOURCE_BYTES {
+                return Err(syntax(format!("longer than {MAX_SOURCE_BYTES} bytes")));
+            }
+            let (source, found) = generation::rewrite(source);
+            has_generation |= found;
+            env.add_template_owned(name, source).map_err(|error| syntax(describe(&error)))?;
+        }
+        let has_tool_template = tool_use.is_some();
+        Ok(ChatTemplate {
+            env,
+            origin: origin.into(),
+            has_tool_template,
+            has_generation,
+            special: Vec::new(),
+        })
+    }
+
+    /// Gives the template a tokenizer's special tokens as variables (`bos_token` ...).
+    pub fn with_special_tokens(mut self, tokenizer: &Tokenizer) -> Self {
+        let values = tokenizer
+            .special_tokens()
+            .iter()
+            .map(|(name, token)| (name.clone(), Value::from(token.as_str())));
+        self.special = values.collect();
+        self
+    }
+
+    /// Fixes the time that `strftime_now` tells, in seconds since 1970 (UTC), so that a run resumed on another day renders
+    /// the same text. Without this it is the time of rendering.
+    pub fn at_time(mut self, unix_seconds: i64) -> Self {
+        self.env.add_function("strftime_now", move |format: &str| python::strftime(format, unix_seconds));
+        self
+    }
+
+    /// Where the template came from, for messages.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Whether the template marks the assistant's words with `{% generation %}`.
+    pub fn has_generation(&self) -> bool {
+        self.has_generation
+    }
+
+    /// Whether the template places an instruction's `input` itself, as Alpaca's does.
+    pub(crate) fn takes_input(&self) -> bool {
+        self.origin == "alpaca"
+    }
+
+    /// Renders messages as `apply_chat_template(messages, tools, tokenize=False)` does.
+    pub fn render(
+        &self,
+        messages: &[Map<String, Json>],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, TemplateError> {
+        let values: Vec<Value> = messages.iter().map(python::message).collect();
+        self.render_values(&values, tools.map(python::value), add_generation_prompt)
+    }
+
+    /// The conversation's messages and tools as the template sees them, to be rendered in parts.
+    pub(crate) fn prepare(&self, chat: &Chat) -> (Vec<Value>, Option<Value>) {
+        (chat.messages.iter().map(python::message).collect(), chat.tools.as_ref().map(python::value))
+    }
+
+    pub(crate) fn render_values(
+        &self,
+        messages: &[Value],
+        tools: Option<Value>,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, TemplateError> {
+        let name = if self.has_tool_template && tools.is_some() { "tool_use" } else { "default" };
+        let variables = [
+            ("messages".to_string(), Value::from(messages.to_vec())),
+            ("tools".to_string(), tools.unwrap_or(Value::from(()))),
+            ("documents".to_string(), Value::from(())),
+            ("add_generation_prompt".to_string(), Value::from(add_generation_prompt)),
+        ];
+        let context: Value = self.special.iter().cloned().chain(variables).collect();
+        let template = self.env.get_template(name).expect("added when compiled");
+        let text = template.render(context).map_err(|error| self.failed(&error))?;
+        if !self.has_generation {
+            return Ok(Rendered { text, generation: Vec::new() });
+        }
+        generation::split(&text).ok_or_else(|| TemplateError::Render {
+            origin: self.origin.clone(),
+            message: "its {% generation %} blocks are nested or cut apart".into(),
+        })
+    }
+
+    fn failed(&self, error: &minijinja::Error) -> TemplateError {
+        let origin = self.origin.clone();
+        match error.kind() {
+            ErrorKind::OutOfFuel => TemplateError::Endless { origin },
+            _ => TemplateError::Render { origin, message: describe(error) },
+        }
+    }
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ChatTemplate({})", self.origin)
+    }
+}
+
+/// The environment in which transformers renders templates (utils/chat_template_utils.py, `_compile_jinja_template`).
+fn environment() -> Environment<'static> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.expect("the default delimiters are valid"));
+    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    env.set_debug(false);
+    env.set_fuel(Some(FUEL));
+    env.set_recursion_limit(RECURSION_LIMIT);
+    python::install(&mut env);
+    generation::install(&mut env);
+    env
+}
+
+/// The error in one line, with the template's line.
+fn describe(error: &minijinja::Error) -> String {
+    let what = error.detail().map_or_else(|| error.kind().to_string(), String::from);
+    match error.line() {
+        Some(line) => format!("{what} (line {line} of the template)"),
+        None => what,
+    }
+}
