@@ -1,0 +1,32 @@
+//! The commands, one file each. A command reads its arguments, calls the libraries and tells the result.
+
+mod bench;
+mod chat;
+mod data_preview;
+mod eval;
+mod generate;
+mod inspect;
+mod merge;
+mod plan;
+mod train;
+
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command, Data};
+
+/// Runs what was typed.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let global = &cli.global;
+    global.check()?;
+    match cli.command {
+        Command::Train(args) => train::run(args, global),
+        Command::Eval(args) => eval::run(args, global),
+        Command::Generate(args) => generate::run(args, global),
+        Command::Chat(args) => chat::run(args, global),
+        Command::Merge(args) => merge::run(args, global),
+        Command::Inspect(args) => inspect::run(args, global),
+        Command::Plan(args) => plan::run(args, global),
+        Command::Bench(args) => bench::run(args, global),
+        Command::Data(Data::Preview(args)) => data_preview::run(args, global),
+    }
+}

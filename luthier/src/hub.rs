@@ -1,0 +1,1 @@
+//! Finds models: folders, the Hugging Face cache, the hub.

@@ -1,0 +1,33 @@
+//! The command line of Luthier: the table of contents.
+//!
+//! `cli` says what can be typed, `run_file` what a run's settings mean, `commands` has one file per command, and
+//! `error` decides how a failure reads and which exit code it gets. `hub` finds and downloads models, `terminal` and
+//! `signal` speak with the person and the system. Results go to stdout, progress and logs to stderr.
+//!
+//! This crate is glue: it computes nothing itself, and it is the only one that uses `anyhow`.
+
+// Until every command has its body.
+#![allow(dead_code)]
+
+mod cli;
+mod commands;
+mod error;
+mod hub;
+mod run_file;
+mod signal;
+mod terminal;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match catch_unwind(AssertUnwindSafe(|| commands::run(cli))) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => error::report(&error),
+        // The panic's own message already stands on stderr.
+        Err(_) => error::report_panic(),
+    }
+}

@@ -1,0 +1,514 @@
+//! A run's settings: `RUN.yaml`, its defaults, and what wins over it.
+//!
+//! The file is read into a tree whose every node knows where it was written (`yaml`), `--set` and flags are laid over
+//! that tree, and the tree is decoded into [`RunFile`] (`decode`). So each complaint, from a misspelt key to a rank of
+//! 0 (`check`), points at the line or the flag that caused it. The resolved file is written in full into the run
+//! folder, and [`check_resume`] compares it with the settings of a run that goes on.
+
+mod check;
+mod decode;
+mod values;
+mod yaml;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use check::Purpose;
+pub(crate) use values::{ByteSize, MicroBatch, Pattern, Quantization, Source, TargetModules, TrainData};
+
+use crate::error::{Excerpt, user};
+use decode::Problem;
+use yaml::{Key, Node, Origin, Value};
+
+/// A run file larger than this is none.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The settings of a run. The names and defaults are those of `RUN.yaml`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RunFile {
+    /// The base model: a folder or a hub id.
+    pub(crate) model: Option<String>,
+    /// The budget that automatic settings fit into and that holds; none: what is free.
+    pub(crate) memory: Option<ByteSize>,
+    /// Activations and arithmetic; adapters, gradients and optimizer are always f32.
+    pub(crate) precision: Precision,
+    /// How the frozen base is stored.
+    pub(crate) quantization: Option<Quantization>,
+    pub(crate) data: DataSection,
+    pub(crate) adapter: AdapterSection,
+    pub(crate) optimizer: OptimizerSection,
+    pub(crate) schedule: ScheduleSection,
+    pub(crate) training: TrainingSection,
+    /// The run folder.
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Where examples come from and which of their tokens are trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DataSection {
+    pub(crate) train: Option<TrainData>,
+    pub(crate) eval: Option<PathBuf>,
+    /// The part of the training examples held out for evaluation, if `eval` is not given; in (0, 1).
+    pub(crate) eval_fraction: Option<f64>,
+    pub(crate) format: Format,
+    pub(crate) train_on: TrainOn,
+    /// None: the tokenizer's own; else a file or a built-in name.
+    pub(crate) chat_template: Option<String>,
+    /// Tokens; what is longer is dealt with by `on_overflow`.
+    pub(crate) max_length: usize,
+    pub(crate) on_overflow: OnOverflow,
+    /// Several examples in a row; attention never crosses an example's border.
+    pub(crate) packing: bool,
+    pub(crate) shuffle: bool,
+}
+
+impl Default for DataSection {
+    fn default() -> Self {
+        Self {
+            train: None,
+            eval: None,
+            eval_fraction: None,
+            format: Format::Auto,
+            train_on: TrainOn::Assistant,
+            chat_template: None,
+            max_length: 2048,
+            on_overflow: OnOverflow::Truncate,
+            packing: true,
+            shuffle: true,
+        }
+    }
+}
+
+impl DataSection {
+    /// The sources of training examples with the format of each settled: its own, or the section's.
+    pub(crate) fn sources(&self) -> Vec<Source> {
+        let sources = match &self.train {
+            None => Vec::new(),
+            Some(TrainData::One(path)) => vec![Source::new(path.clone())],
+            Some(TrainData::Many(sources)) => sources.clone(),
+        };
+        sources.into_iter().map(|s| Source { format: Some(s.format.unwrap_or(self.format)), ..s }).collect()
+    }
+}
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AdapterSection {
+    pub(crate) method: Method,
+    pub(crate) r: usize,
+    pub(crate) alpha: f64,
+    /// Of the adapter's input, in [0, 1).
+    pub(crate) dropout: f64,
+    pub(crate) target_modules: TargetModules,
+    /// Scale by alpha / sqrt(r) in place of alpha / r.
+    pub(crate) rslora: bool,
+    pub(crate) init: Init,
+    /// An adapter folder to go on training from.
+    pub(crate) init_from: Option<PathBuf>,
+    /// Other ranks for modules whose name matches, the first match first.
+    pub(crate) rank_pattern: Pattern<usize>,
+    /// Other alphas for modules whose name matches, the first match first.
+    pub(crate) alpha_pattern: Pattern<f64>,
+    /// Modules trained in full and saved with the adapter.
+    pub(crate) modules_to_save: Vec<String>,
+}
+
+impl Default for AdapterSection {
+    fn default() -> Self {
+        Self {
+            method: Method::Lora,
+            r: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            target_modules: TargetModules::AllLinear,
+            rslora: false,
+            init: Init::Default,
+            init_from: None,
+            rank_pattern: Pattern::default(),
+            alpha_pattern: Pattern::default(),
+            modules_to_save: Vec::new(),
+        }
+    }
+}
+
+/// How gradients become steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct OptimizerSection {
+    /// The budget of paged optimizers' state.
+    pub(crate) memory: Option<ByteSize>,
+    pub(crate) name: OptimizerName,
+    pub(crate) learning_rate: f64,
+    pub(crate) betas: [f64; 2],
+    pub(crate) eps: f64,
+    /// Decoupled.
+    pub(crate) weight_decay: f64,
+    /// 0: no clipping.
+    pub(crate) max_grad_norm: f64,
+    /// The learning rate of B over that of A.
+    pub(crate) lora_plus_ratio: f64,
+}
+
+impl Default for OptimizerSection {
+    fn default() -> Self {
+        Self {
+            memory: None,
+            name: OptimizerName::Adamw,
+            learning_rate: 2.0e-4,
+            betas: [0.9, 0.999],
+            eps: 1.0e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            lora_plus_ratio: 1.0,
+        }
+    }
+}
+
+/// How the learning rate moves over the steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ScheduleSection {
+    pub(crate) name: ScheduleName,
+    /// A fraction of the steps, or a number of steps if 1 or more.
+    pub(crate) warmup: f64,
+}
+
+impl Default for ScheduleSection {
+    fn default() -> Self {
+        Self { name: ScheduleName::Linear, warmup: 0.03 }
+    }
+}
+
+/// How long, in which portions, and what is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TrainingSection {
+    pub(crate) epochs: u64,
+    /// Optimizer steps; ends the run early if reached.
+    pub(crate) max_steps: Option<u64>,
+    /// Examples (packing: rows of `max_length`) in an optimizer step.
+    pub(crate) batch_size: usize,
+    /// Tokens in memory at once.
+    pub(crate) micro_batch_tokens: MicroBatch,
+    pub(crate) checkpointing: Checkpointing,
+    /// Steps between evaluations.
+    pub(crate) eval_every: Option<u64>,
+    /// Steps between checkpoints.
+    pub(crate) save_every: Option<u64>,
+    pub(crate) keep_checkpoints: usize,
+    /// Evaluations without a better loss after which the run ends.
+    pub(crate) early_stopping_patience: Option<u64>,
+    pub(crate) seed: u64,
+}
+
+impl Default for TrainingSection {
+    fn default() -> Self {
+        Self {
+            epochs: 1,
+            max_steps: None,
+            batch_size: 8,
+            micro_batch_tokens: MicroBatch::Auto,
+            checkpointing: Checkpointing::Auto,
+            eval_every: None,
+            save_every: None,
+            keep_checkpoints: 2,
+            early_stopping_patience: None,
+            seed: 42,
+        }
+    }
+}
+
+/// Precision of activations and arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Precision {
+    #[default]
+    Bf16,
+    F32,
+}
+
+/// How a file holds examples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Format {
+    #[default]
+    Auto,
+    Messages,
+    Sharegpt,
+    Alpaca,
+    Completion,
+    Text,
+    Preference,
+    Tokenized,
+}
+
+/// Which tokens carry loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TrainOn {
+    Assistant,
+    Completion,
+    All,
+}
+
+/// What becomes of an example longer than `max_length`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnOverflow {
+    Truncate,
+    Drop,
+    Error,
+}
+
+/// What is trained on the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Method {
+    Lora,
+    Dora,
+    Qalora,
+    /// All weights.
+    Full,
+}
+
+/// How an adapter's matrices begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Init {
+    Default,
+    Gaussian,
+    Pissa,
+    Loftq,
+    Orthogonal,
+}
+
+/// The optimizer's rule and how its state is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OptimizerName {
+    Adamw,
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
+    PagedAdamw,
+    #[serde(rename = "paged_adamw_8bit")]
+    PagedAdamw8bit,
+    Lion,
+    Sgd,
+}
+
+/// The learning rate after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ScheduleName {
+    Linear,
+    Cosine,
+    Constant,
+}
+
+/// Whether the backward pass computes activations again in place of keeping them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Checkpointing {
+    Auto,
+    None,
+    Block,
+}
+
+impl RunFile {
+    /// The file in full, in the order of this type; reading it gives the same settings.
+    pub(crate) fn to_yaml(&self) -> anyhow::Result<String> {
+        yaml::write(self).context("cannot write the settings as YAML")
+    }
+}
+
+/// A setting from the command line, which wins over the file.
+#[derive(Debug)]
+pub(crate) struct Override {
+    path: Vec<String>,
+    value: Node,
+    origin: Origin,
+}
+
+impl Override {
+    /// The argument of `--set`: `key.path=value`, the value in YAML.
+    pub(crate) fn set(argument: &str) -> anyhow::Result<Self> {
+        let origin = Origin::Flag(format!("--set {argument}").into());
+        let (path, text) = argument
+            .split_once('=')
+            .filter(|(path, _)| path.split('.').all(|key| !key.trim().is_empty()))
+            .ok_or_else(|| user(format!("{origin}: expected key.path=value, such as training.epochs=3")))?;
+        let value = yaml::parse_flag(text, &origin).map_err(|problem| problem.report(None))?;
+        Ok(Self { path: path.split('.').map(|key| key.trim().to_owned()).collect(), value, origin })
+    }
+
+    /// All of a command's `--set` arguments.
+    pub(crate) fn sets(arguments: &[String]) -> anyhow::Result<Vec<Self>> {
+        arguments.iter().map(|argument| Self::set(argument)).collect()
+    }
+
+    /// The first key of the path.
+    pub(crate) fn section(&self) -> &str {
+        &self.path[0]
+    }
+
+    /// A flag that stands for a key, such as `--model` for `model`; its value is taken as it is.
+    pub(crate) fn flag(flag: &str, key: &str, value: &str) -> Self {
+        let origin = Origin::Flag(format!("{flag} {value}").into());
+        let value = Node::new(Value::String(value.to_owned()), origin.clone());
+        Self { path: key.split('.').map(str::to_owned).collect(), value, origin }
+    }
+}
+
+/// Resolved settings that still know where each of them was written.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// What the settings are.
+    pub(crate) run: RunFile,
+    tree: Node,
+    file: Option<FileText>,
+}
+
+/// A run file's text, for messages that point into it.
+#[derive(Debug)]
+struct FileText {
+    path: String,
+    text: String,
+}
+
+impl Settings {
+    /// Reads the file (none: the defaults), lays the overrides over it in order, and decodes the result.
+    ///
+    /// Unknown keys, wrong types and values outside a closed set are refused here; ranges, required keys and what this
+    /// version does not support are the concern of [`Settings::validate`].
+    pub(crate) fn resolve(file: Option<&Path>, overrides: Vec<Override>) -> anyhow::Result<Self> {
+        let file = file.map(FileText::read).transpose()?;
+        let report = |problem: Problem| problem.report(file.as_ref());
+        let mut tree = match &file {
+            Some(file) => yaml::parse(&file.text).map_err(report)?,
+            None => Node::new(Value::Null, Origin::Default),
+        };
+        for change in overrides {
+            tree.put(&change.path, change.value, &change.origin).map_err(report)?;
+        }
+        let run = decode::decode(&tree).map_err(report)?;
+        Ok(Self { run, tree, file })
+    }
+
+    /// An error about a key, such as `data.train`, that points at where it was set.
+    pub(crate) fn refuse(&self, key: &str, message: impl Into<String>) -> anyhow::Error {
+        Problem::about(key, message, self.tree.origin_of(key)).report(self.file.as_ref())
+    }
+}
+
+impl FileText {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display().to_string();
+        let size = std::fs::metadata(path).with_context(|| format!("cannot read the run file {name}"))?;
+        if size.is_dir() {
+            return Err(user(format!("{name} is a folder; a run file such as RUN.yaml is expected")));
+        }
+        if size.len() > MAX_FILE_BYTES {
+            return Err(user(format!("{name} has {} bytes; that is no run file", size.len())));
+        }
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read the run file {name}"))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let offset = error.utf8_error().valid_up_to();
+            user(format!("{name} is not UTF-8 text: byte {offset} is no character"))
+        })?;
+        Ok(Self { path: name, text })
+    }
+
+    fn excerpt(&self, span: Range<usize>, help: Option<String>) -> Excerpt {
+        let end = span.end.min(self.text.len());
+        let span = if self.text.is_char_boundary(span.start) && self.text.is_char_boundary(end) {
+            span.start.min(end)..end
+        } else {
+            0..0
+        };
+        Excerpt { path: self.path.clone(), text: self.text.clone(), span, help }
+    }
+}
+
+/// A setting that is not what it was when the run began.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Difference {
+    /// The key's path.
+    pub(crate) key: String,
+    /// The value in the run folder, as YAML would have it.
+    pub(crate) saved: String,
+    /// The value now.
+    pub(crate) now: String,
+}
+
+/// The settings in which a run that goes on may not differ from its saved ones, but does.
+///
+/// `training.max_steps` and `training.epochs` may grow. `output` is not compared: it is where `saved` was read from.
+pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
+    let (saved_keys, now_keys) = (flatten(saved), flatten(now));
+    let may_differ = |key: &str| match key {
+        "output" => true,
+        "training.epochs" => now.training.epochs >= saved.training.epochs,
+        "training.max_steps" => match (saved.training.max_steps, now.training.max_steps) {
+            (Some(saved), Some(now)) => now >= saved,
+            (Some(_), None) => true,
+            (None, _) => false,
+        },
+        _ => false,
+    };
+    let value = |keys: &[(String, String)], key: &str| {
+        keys.iter().find(|(k, _)| k == key).map_or("not set".to_owned(), |(_, value)| value.clone())
+    };
+    let removed = saved_keys.iter().filter(|(key, _)| !now_keys.iter().any(|(k, _)| k == key));
+    now_keys
+        .iter()
+        .chain(removed)
+        .map(|(key, _)| Difference {
+            key: key.clone(),
+            saved: value(&saved_keys, key),
+            now: value(&now_keys, key),
+        })
+        .filter(|d| d.saved != d.now && !may_differ(&d.key))
+        .collect()
+}
+
+/// Refuses to go on with a run under other settings than it began with, naming each of them with both values.
+pub(crate) fn check_resume(saved: &RunFile, now: &RunFile) -> anyhow::Result<()> {
+    let differences = differences(saved, now);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> = differences
+        .iter()
+        .map(|d| format!("{}: {} when the run began, {} now", d.key, d.saved, d.now))
+        .collect();
+    Err(user(format!(
+        "this run cannot go on with other settings than it began with:\n{}\nput them back, or choose another output \
+         folder (training.max_steps and training.epochs may grow)",
+        lines.join("\n")
+    )))
+}
+
+/// Every leaf with its key's path, in the file's order. Lists and patterns are leaves.
+fn flatten(run: &RunFile) -> Vec<(String, String)> {
+    fn walk(path: &str, value: &serde_json::Value, leaves: &mut Vec<(String, String)>) {
+        match value {
+            serde_json::Value::Object(map) if !path.ends_with("_pattern") && path != "quantization" => {
+                for (key, value) in map {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    walk(&path, value, leaves);
+                }
+            }
+            leaf => leaves.push((path.to_owned(), leaf.to_string())),
+        }
+    }
+    let mut leaves = Vec::new();
+    let tree = serde_json::to_value(run).expect("settings are plain data");
+    walk("", &tree, &mut leaves);
+    leaves
+}

@@ -1,0 +1,187 @@
+//! What settings must hold beyond their types: ranges, keys that a command cannot do without, keys that exclude each
+//! other, and what this version does not support yet.
+
+use super::{
+    AdapterSection, DataSection, Format, Init, Method, MicroBatch, OptimizerName, OptimizerSection, Settings,
+    TargetModules, TrainData, TrainingSection,
+};
+
+/// What the settings are for, which says which keys they cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// `train`: a model, examples and a run folder.
+    Train,
+    /// `data preview`: a model (for its tokenizer) and examples.
+    Preview,
+    /// `plan`, `bench`, `eval`: nothing; the model comes from a flag, or a shape takes its place.
+    Other,
+}
+
+const NOT_YET: &str = "is not supported yet in this version";
+
+impl Settings {
+    /// Checks everything that can be known without opening another file; the first fault found is the error.
+    pub(crate) fn validate(&self, purpose: Purpose) -> anyhow::Result<()> {
+        self.check_required(purpose)?;
+        let run = &self.run;
+        self.require(run.memory.is_none_or(|m| m.0 > 0), "memory", "must be more than 0")?;
+        self.require(run.quantization.is_none(), "quantization", NOT_YET)?;
+        self.check_data(&run.data)?;
+        self.check_adapter(&run.adapter)?;
+        self.check_optimizer(&run.optimizer)?;
+        let warmup = run.schedule.warmup;
+        self.require(warmup >= 0.0, "schedule.warmup", "must be 0 or more")?;
+        self.require(
+            warmup < 1.0 || warmup.fract() == 0.0,
+            "schedule.warmup",
+            "must be a fraction below 1 or a whole number of steps",
+        )?;
+        self.check_training(&run.training)
+    }
+
+    fn require(&self, holds: bool, key: &str, message: &str) -> anyhow::Result<()> {
+        if holds { Ok(()) } else { Err(self.refuse(key, message)) }
+    }
+
+    fn check_required(&self, purpose: Purpose) -> anyhow::Result<()> {
+        if purpose == Purpose::Other {
+            return Ok(());
+        }
+        let run = &self.run;
+        let model = "is required: a model folder or a hub id, by --model or in the run file";
+        self.require(run.model.as_ref().is_some_and(|m| !m.is_empty()), "model", model)?;
+        let train = "is required: a file of examples, by --data or in the run file";
+        self.require(run.data.train.is_some(), "data.train", train)?;
+        let output = "is required: the folder for the result, by --output or in the run file";
+        let named = run.output.as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+        self.require(purpose != Purpose::Train || named, "output", output)
+    }
+
+    fn check_data(&self, data: &DataSection) -> anyhow::Result<()> {
+        if let Some(TrainData::Many(sources)) = &data.train {
+            self.require(!sources.is_empty(), "data.train", "is an empty list")?;
+            let weights = sources.iter().all(|s| s.weight > 0.0);
+            self.require(weights, "data.train", "has a weight that is not more than 0")?;
+        }
+        for source in data.sources() {
+            let key = if data.format == Format::Preference { "data.format" } else { "data.train" };
+            let supported = source.format != Some(Format::Preference);
+            self.require(supported, key, &format!("has the format `preference`, which {NOT_YET}"))?;
+        }
+        self.require(
+            data.eval.is_none() || data.eval_fraction.is_none(),
+            "data.eval_fraction",
+            "and `data.eval` exclude each other: give one of them",
+        )?;
+        let inside = |x: f64| x > 0.0 && x < 1.0;
+        self.require(
+            data.eval_fraction.is_none_or(inside),
+            "data.eval_fraction",
+            "must lie between 0 and 1, both excluded",
+        )?;
+        self.require(
+            data.max_length >= 2,
+            "data.max_length",
+            "must be 2 or more: the first token carries no loss",
+        )
+    }
+
+    fn check_adapter(&self, adapter: &AdapterSection) -> anyhow::Result<()> {
+        let method = match adapter.method {
+            Method::Lora | Method::Full => None,
+            Method::Dora => Some("dora"),
+            Method::Qalora => Some("qalora"),
+        };
+        self.require_supported("adapter.method", method)?;
+        let init = match adapter.init {
+            Init::Default | Init::Gaussian => None,
+            Init::Pissa => Some("pissa"),
+            Init::Loftq => Some("loftq"),
+            Init::Orthogonal => Some("orthogonal"),
+        };
+        self.require_supported("adapter.init", init)?;
+        self.require(adapter.r >= 1, "adapter.r", "must be 1 or more")?;
+        self.require(adapter.alpha > 0.0, "adapter.alpha", "must be more than 0")?;
+        self.require(
+            (0.0..1.0).contains(&adapter.dropout),
+            "adapter.dropout",
+            "must be 0 or more and below 1",
+        )?;
+        let targets = match &adapter.target_modules {
+            TargetModules::AllLinear => true,
+            TargetModules::Names(names) => !names.is_empty(),
+            TargetModules::Regex(regex) => !regex.is_empty(),
+        };
+        self.require(targets, "adapter.target_modules", "names no module")?;
+        for (pattern, r) in &adapter.rank_pattern.0 {
+            self.require(*r >= 1, "adapter.rank_pattern", &format!("gives `{pattern}` a rank below 1"))?;
+        }
+        for (pattern, alpha) in &adapter.alpha_pattern.0 {
+            self.require(
+                *alpha > 0.0,
+                "adapter.alpha_pattern",
+                &format!("gives `{pattern}` an alpha of 0 or less"),
+            )?;
+        }
+        self.require(
+            adapter.method != Method::Full || adapter.init_from.is_none(),
+            "adapter.init_from",
+            "is an adapter to go on training from, which `adapter.method: full` does not have",
+        )
+    }
+
+    fn check_optimizer(&self, optimizer: &OptimizerSection) -> anyhow::Result<()> {
+        let name = match optimizer.name {
+            OptimizerName::Adamw | OptimizerName::Lion | OptimizerName::Sgd => None,
+            OptimizerName::Adamw8bit => Some("adamw_8bit"),
+            OptimizerName::PagedAdamw => Some("paged_adamw"),
+            OptimizerName::PagedAdamw8bit => Some("paged_adamw_8bit"),
+        };
+        self.require_supported("optimizer.name", name)?;
+        let paged = "is the budget of paged optimizers; leave it null with this one";
+        self.require(optimizer.memory.is_none(), "optimizer.memory", paged)?;
+        self.require(optimizer.learning_rate > 0.0, "optimizer.learning_rate", "must be more than 0")?;
+        let betas = optimizer.betas.iter().all(|beta| (0.0..1.0).contains(beta));
+        self.require(betas, "optimizer.betas", "must both be 0 or more and below 1")?;
+        self.require(optimizer.eps > 0.0, "optimizer.eps", "must be more than 0")?;
+        self.require(optimizer.weight_decay >= 0.0, "optimizer.weight_decay", "must be 0 or more")?;
+        self.require(
+            optimizer.max_grad_norm >= 0.0,
+            "optimizer.max_grad_norm",
+            "must be 0 (no clipping) or more",
+        )?;
+        self.require(optimizer.lora_plus_ratio > 0.0, "optimizer.lora_plus_ratio", "must be more than 0")
+    }
+
+    fn check_training(&self, training: &TrainingSection) -> anyhow::Result<()> {
+        let or_null = "must be 1 or more, or null";
+        self.require(training.epochs >= 1, "training.epochs", "must be 1 or more")?;
+        self.require(training.max_steps != Some(0), "training.max_steps", or_null)?;
+        self.require(training.batch_size >= 1, "training.batch_size", "must be 1 or more")?;
+        let micro = training.micro_batch_tokens != MicroBatch::Tokens(0);
+        self.require(micro, "training.micro_batch_tokens", "must be auto, or 1 or more")?;
+        self.require(training.eval_every != Some(0), "training.eval_every", or_null)?;
+        self.require(training.save_every != Some(0), "training.save_every", or_null)?;
+        self.require(training.keep_checkpoints >= 1, "training.keep_checkpoints", "must be 1 or more")?;
+        self.require(
+            training.early_stopping_patience != Some(0),
+            "training.early_stopping_patience",
+            or_null,
+        )?;
+        let evaluates = self.run.data.eval.is_some() || self.run.data.eval_fraction.is_some();
+        let needs = "needs something to evaluate on: set `data.eval` or `data.eval_fraction`";
+        self.require(training.eval_every.is_none() || evaluates, "training.eval_every", needs)?;
+        self.require(
+            training.early_stopping_patience.is_none() || evaluates,
+            "training.early_stopping_patience",
+            needs,
+        )
+    }
+
+    fn require_supported(&self, key: &str, value: Option<&str>) -> anyhow::Result<()> {
+        match value {
+            None => Ok(()),
+            Some(value) => Err(self.refuse(key, format!("has the value `{value}`, which {NOT_YET}"))),
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! What the person sees: results on stdout; progress, colours and notes on stderr.
+//!
+//! A terminal gets a progress bar and colours; anything else gets plain lines now and then. `NO_COLOR` (any value that
+//! is not empty) and `TERM=dumb` turn colours off.
+
+use std::fmt::{self, Display, Write as _};
+use std::io::{self, ErrorKind, IsTerminal, Write as _};
+use std::time::{Duration, Instant};
+
+use anstyle::{AnsiColor, Style};
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+/// Whoever read stdout has gone away (`| head`): nothing is left to do, and nobody is to blame.
+#[derive(Debug)]
+pub(crate) struct StdoutClosed;
+
+impl Display for StdoutClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stdout was closed")
+    }
+}
+
+impl std::error::Error for StdoutClosed {}
+
+/// Writes text to stdout as it is and flushes it, so that streamed tokens are seen at once.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
+        result => result.context("cannot write to stdout"),
+    }
+}
+
+/// Writes text and a line's end to stdout.
+pub(crate) fn print_line(text: impl Display) -> anyhow::Result<()> {
+    print(&format!("{text}\n"))
+}
+
+/// Writes one JSON object and a line's end to stdout: the whole output of a command under `--json`.
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print_line(serde_json::to_string_pretty(value).context("cannot write the result as JSON")?)
+}
+
+/// Whether colours are welcome on stdout.
+pub(crate) fn stdout_colour() -> bool {
+    colour_allowed() && io::stdout().is_terminal()
+}
+
+/// Whether colours are welcome on stderr.
+pub(crate) fn stderr_colour() -> bool {
+    colour_allowed() && io::stderr().is_terminal()
+}
+
+fn colour_allowed() -> bool {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Seconds between two plain lines when stderr is not a terminal.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// What is counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Items,
+    Bytes,
+}
+
+/// Progress on stderr: a bar on a terminal, else a line every few seconds.
+pub(crate) struct Progress {
+    what: String,
+    unit: Unit,
+    total: u64,
+    start: u64,
+    position: u64,
+    since: Instant,
+    bar: Option<ProgressBar>,
+    /// When the last plain line was printed, and at which position.
+    last: Option<(Instant, u64)>,
+}
+
+impl Progress {
+    /// Progress over `total` things (steps, examples), `done` of them already done by an earlier run.
+    pub(crate) fn items(what: &str, total: u64, done: u64) -> Self {
+        Self::new(what, Unit::Items, total, done)
+    }
+
+    /// Progress over `total` bytes, `done` of them already there.
+    pub(crate) fn bytes(what: &str, total: u64, done: u64) -> Self {
+        Self::new(what, Unit::Bytes, total, done)
+    }
+
+    fn new(what: &str, unit: Unit, total: u64, done: u64) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            bar.set_style(style(unit, stderr_colour()));
+            bar.set_prefix(what.to_owned());
+            bar.set_position(done);
+            bar.reset_eta();
+            bar
+        });
+        let since = Instant::now();
+        Self { what: what.to_owned(), unit, total, start: done, position: done, since, bar, last: None }
+    }
+
+    /// Moves to `position` (from 0 to the total) with some words, such as [`training_facts`].
+    pub(crate) fn set(&mut self, position: u64, facts: &str) {
+        self.position = position;
+        if let Some(bar) = &self.bar {
+            bar.set_message(facts.to_owned());
+            bar.set_position(position);
+        } else if self.last.is_none_or(|(when, _)| when.elapsed() >= PLAIN_EVERY) {
+            self.print_plain(facts);
+        }
+    }
+
+    /// Prints a line of its own, above the bar if there is one.
+    pub(crate) fn note(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Ends the progress; the last state stays visible.
+    pub(crate) fn finish(mut self, facts: &str) {
+        if let Some(bar) = self.bar.take() {
+            bar.set_message(facts.to_owned());
+            bar.abandon();
+        } else if self.last.is_none_or(|(_, position)| position != self.position) {
+            self.print_plain(facts);
+        }
+    }
+
+    fn print_plain(&mut self, facts: &str) {
+        let amount = |n: u64| if self.unit == Unit::Bytes { bytes(n) } else { n.to_string() };
+        let mut line = format!("{} {}/{}", self.what, amount(self.position), amount(self.total));
+        if !facts.is_empty() {
+            write!(line, "  {facts}").expect("writing to a string");
+        }
+        if let Some(left) = self.time_left() {
+            write!(line, "  {} left", duration(left)).expect("writing to a string");
+        }
+        eprintln!("{line}");
+        self.last = Some((Instant::now(), self.position));
+    }
+
+    /// From the mean speed of this run; `None` at its start and at the end.
+    fn time_left(&self) -> Option<Duration> {
+        let done = self.position.saturating_sub(self.start);
+        let left = self.total.saturating_sub(self.position);
+        (done > 0 && left > 0).then(|| self.since.elapsed().mul_f64(left as f64 / done as f64))
+    }
+}
+
+fn style(unit: Unit, colour: bool) -> ProgressStyle {
+    let bar = if colour { "{bar:24.cyan/blue}" } else { "{bar:24}" };
+    let template = match unit {
+        Unit::Items => format!("{{prefix}} {bar} {{pos}}/{{len}}  {{msg}}  {{eta}} left"),
+        Unit::Bytes => {
+            format!(
+                "{{prefix}} {bar} {{binary_bytes}}/{{binary_total_bytes}}  {{binary_bytes_per_sec}}  {{eta}} left"
+            )
+        }
+    };
+    ProgressStyle::with_template(&template).expect("a valid template").progress_chars("━╸─")
+}
+
+/// The words beside the training bar. `loss` is the step's mean over trained tokens; memory in bytes.
+pub(crate) fn training_facts(loss: f64, tokens_per_second: f64, memory_bytes: u64) -> String {
+    format!("loss {loss:.4}  {} tokens/s  {}", count(tokens_per_second), bytes(memory_bytes))
+}
+
+/// A table with a header; columns of numbers stand to the right.
+pub(crate) struct Table {
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table without rows.
+    pub(crate) fn new<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
+        Self { header: header.into_iter().map(Into::into).collect(), rows: Vec::new() }
+    }
+
+    /// Adds a row, which must have as many cells as the header.
+    pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
+        let cells: Vec<String> = cells.into_iter().map(Into::into).collect();
+        assert_eq!(cells.len(), self.header.len(), "cells in a row, columns in the table");
+        self.rows.push(cells);
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<&Vec<String>> = std::iter::once(&self.header).chain(&self.rows).collect();
+        for (number, line) in lines.iter().enumerate() {
+            let mut text = String::new();
+            for (column, cell) in line.iter().enumerate() {
+                let width = lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+                let gap = if column == 0 { "" } else { "  " };
+                match self.rows.iter().all(|row| is_number(&row[column])) && !self.rows.is_empty() {
+                    true => write!(text, "{gap}{cell:>width$}")?,
+                    false => write!(text, "{gap}{cell:<width$}")?,
+                }
+            }
+            let end = if number + 1 == lines.len() { "" } else { "\n" };
+            write!(f, "{}{end}", text.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// Numbers with or without a unit, and empty cells.
+fn is_number(cell: &str) -> bool {
+    cell.is_empty() || cell.starts_with(|c: char| c.is_ascii_digit() || c == '-')
+}
+
+/// A size in bytes for people: `512 B`, `1.5 GiB`.
+pub(crate) fn bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    // 1023.95 would be written as 1024.0.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A number for people: `950`, `4.72 M`, `175 B` (three significant digits; thousands, millions, billions).
+pub(crate) fn count(n: f64) -> String {
+    const UNITS: [&str; 5] = ["", " K", " M", " B", " T"];
+    let mut value = n;
+    let mut unit = 0;
+    while value.abs() >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = match value.abs() {
+        v if v >= 99.95 || (unit == 0 && n.fract() == 0.0) => 0,
+        v if v >= 9.995 => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$}{}", UNITS[unit])
+}
+
+/// A time for people: `0.42 s`, `12 s`, `3 min 05 s`, `2 h 10 min`, `1 d 4 h`.
+pub(crate) fn duration(time: Duration) -> String {
+    if time < Duration::from_secs(10) {
+        return format!("{:.2} s", time.as_secs_f64());
+    }
+    let seconds = time.as_secs_f64().round() as u64;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{minutes} min {:02} s", seconds % 60),
+        3600..86400 => format!("{hours} h {:02} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+/// An example's text with its trained parts painted, or within `⟦ ⟧` where there is no colour.
+///
+/// `segments` are neighbouring pieces of text and whether they are trained on; neighbours of one kind are joined.
+/// Control characters other than line ends and tabs are shown escaped: the text comes from files that may hold
+/// anything, and a terminal obeys it.
+pub(crate) fn paint_segments<'a>(
+    segments: impl IntoIterator<Item = (&'a str, bool)>,
+    colour: bool,
+) -> String {
+    let style = Style::new().bold().fg_color(Some(AnsiColor::Green.into()));
+    let (open, close) = match colour {
+        true => (style.render().to_string(), style.render_reset().to_string()),
+        false => ("⟦".to_owned(), "⟧".to_owned()),
+    };
+    let mut painted = String::new();
+    let mut inside = false;
+    for (text, trained) in segments.into_iter().filter(|(text, _)| !text.is_empty()) {
+        if trained != inside {
+            painted.push_str(if trained { &open } else { &close });
+            inside = trained;
+        }
+        painted.push_str(&printable(text));
+    }
+    if inside {
+        painted.push_str(&close);
+    }
+    painted
+}
+
+/// The text with control characters other than line ends and tabs escaped, safe to show on a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' && c != '\t' {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_counts_and_times_read_as_people_write_them() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1024), "1.0 KiB");
+        assert_eq!(bytes(1024 * 1024 - 1), "1.0 MiB");
+        assert_eq!(bytes(12 << 30), "12.0 GiB");
+        assert_eq!(count(950.0), "950");
+        assert_eq!(count(55.613), "55.6");
+        assert_eq!(count(4_718_592.0), "4.72 M");
+        assert_eq!(count(174_604_000_000.0), "175 B");
+        assert_eq!(duration(Duration::from_millis(420)), "0.42 s");
+        assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");
+        assert_eq!(duration(Duration::from_secs(7800)), "2 h 10 min");
+        assert_eq!(duration(Duration::from_secs(100_800)), "1 d 4 h");
+    }
+
+    #[test]
+    fn a_table_sets_numbers_to_the_right() {
+        let mut table = Table::new(["component", "bytes"]);
+        table.row(["base", "2.3 GiB"]);
+        table.row(["activations", "12.0 MiB"]);
+        assert_eq!(table.to_string(), "component       bytes\nbase          2.3 GiB\nactivations  12.0 MiB");
+    }
+
+    #[test]
+    fn trained_text_is_marked_and_control_characters_are_disarmed() {
+        let segments =
+            [("user: hi\n", false), ("hel", true), ("lo\x1b[2J", true), ("", false), ("\n", false)];
+        assert_eq!(paint_segments(segments, false), "user: hi\n⟦hello\\u{1b}[2J⟧\n");
+        assert_eq!(paint_segments(segments, true), "user: hi\n\x1b[1m\x1b[32mhello\\u{1b}[2J\x1b[0m\n");
+    }
+}
