@@ -55,7 +55,13 @@ pub struct Activations {
 
 impl Activations {
     /// Buffers for a model with an adapter of this layout, which drops inputs with probability `dropout` in training.
-    pub fn new(config: &Config, layout: &Layout, dropout: f32, extent: Extent, allocator: &mut Allocator) -> Self {
+    pub fn new(
+        config: &Config,
+        layout: &Layout,
+        dropout: f32,
+        extent: Extent,
+        allocator: &mut Allocator,
+    ) -> Self {
         let Extent { tokens, positions, purpose, precision } = extent;
         let (streams, saved) = match purpose {
             Purpose::Train(Checkpointing::None) => (config.layers + 1, config.layers),

@@ -2,8 +2,8 @@
 //! the residual stream.
 
 use compute::ops::attention::{self, Attention as Heads};
-use compute::ops::rope;
 use compute::ops::rms_norm;
+use compute::ops::rope;
 use compute::{DType, Matrix, Precision};
 
 use crate::adapter::parameters::Parameters;
@@ -50,7 +50,10 @@ pub(crate) struct Saved {
 
 impl Saved {
     pub(crate) fn new(
-        config: &Config, tokens: usize, precision: Precision, allocator: &mut Allocator,
+        config: &Config,
+        tokens: usize,
+        precision: Precision,
+        allocator: &mut Allocator,
     ) -> Self {
         let dtype = precision.dtype();
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
@@ -81,8 +84,14 @@ impl Attention {
     /// `y [T, C] = x + attention(norm(x))`. With a cache, keys and values go there and the batch's segments name
     /// cache rows.
     pub(crate) fn forward(
-        &self, pass: Pass<'_>, layer: usize, cache: Option<&mut LayerCache>, x: &Matrix, y: &mut Matrix,
-        saved: &mut Saved, work: &mut Workspace,
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        cache: Option<&mut LayerCache>,
+        x: &Matrix,
+        y: &mut Matrix,
+        saved: &mut Saved,
+        work: &mut Workspace,
     ) {
         let Pass { run, config, rope, batch } = pass;
         let t = batch.tokens();
@@ -92,7 +101,14 @@ impl Attention {
         let scratch = &mut work.linear;
 
         let norm = run.weight(norm_id(NormPart::Attention), &self.norm);
-        rms_norm::forward(device, work.normed.top_mut(t), x.top(t), norm, config.rms_norm_eps, &mut rstd[..t]);
+        rms_norm::forward(
+            device,
+            work.normed.top_mut(t),
+            x.top(t),
+            norm,
+            config.rms_norm_eps,
+            &mut rstd[..t],
+        );
         let normed = work.normed.top(t);
         let (q_to, k_to) = match raw {
             Some([q, k]) => (q, k),
@@ -102,12 +118,14 @@ impl Attention {
         self.k.forward(run, id(Part::K), k_to.top_mut(t), false, normed, scratch);
         self.v.forward(run, id(Part::V), v.top_mut(t), false, normed, scratch);
         if let Some(raw) = raw {
-            let norms = [(&self.q_norm, NormPart::Q, config.heads), (&self.k_norm, NormPart::K, config.kv_heads)];
+            let norms =
+                [(&self.q_norm, NormPart::Q, config.heads), (&self.k_norm, NormPart::K, config.kv_heads)];
             for (((norm, part, heads), raw), (to, rstd)) in
                 norms.into_iter().zip(raw).zip([&mut *q, &mut *k].into_iter().zip(raw_rstd))
             {
                 let rows = t * heads;
-                let norm = run.weight(norm_id(part), norm.as_ref().expect("the family has a norm for each head"));
+                let norm =
+                    run.weight(norm_id(part), norm.as_ref().expect("the family has a norm for each head"));
                 let to = to.top_mut(t).reshape(rows, config.head_dim);
                 let from = raw.top(t).reshape(rows, config.head_dim);
                 rms_norm::forward(device, to, from, norm, config.rms_norm_eps, &mut rstd[..rows]);
@@ -131,7 +149,12 @@ impl Attention {
 
     /// Turns the gradient of the output in `work.dx` into that of the input, and adds the trained tensors' gradients.
     pub(crate) fn backward(
-        &self, pass: Pass<'_>, layer: usize, x: &Matrix, saved: &mut Saved, gradients: &mut Parameters,
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        x: &Matrix,
+        saved: &mut Saved,
+        gradients: &mut Parameters,
         work: &mut Workspace,
     ) {
         let Pass { run, config, rope, batch } = pass;
@@ -164,13 +187,15 @@ impl Attention {
         let (dq, dk) = match raw {
             None => (&*dq, &*dk),
             Some(raw) => {
-                let norms = [(&self.q_norm, NormPart::Q, config.heads), (&self.k_norm, NormPart::K, config.kv_heads)];
+                let norms =
+                    [(&self.q_norm, NormPart::Q, config.heads), (&self.k_norm, NormPart::K, config.kv_heads)];
                 let ends = [(&*dq, &mut *dattended), (&*dk, &mut *dk_raw)];
                 for ((((norm, part, heads), raw), rstd), (from, to)) in
                     norms.into_iter().zip(raw).zip(raw_rstd).zip(ends)
                 {
                     let rows = t * heads;
-                    let norm = run.weight(norm_id(part), norm.as_ref().expect("the family has a norm for each head"));
+                    let norm = run
+                        .weight(norm_id(part), norm.as_ref().expect("the family has a norm for each head"));
                     rms_norm::backward(
                         device,
                         to.top_mut(t).reshape(rows, config.head_dim),

@@ -75,7 +75,8 @@ impl Batch {
         let start = self.tokens();
         self.ids.extend_from_slice(ids);
         self.positions.extend(cached as u32..length as u32);
-        self.segments.push(Segment { queries: start..self.tokens(), keys: slots.start..slots.start + length });
+        self.segments
+            .push(Segment { queries: start..self.tokens(), keys: slots.start..slots.start + length });
         start
     }
 }

@@ -33,7 +33,10 @@ pub(crate) struct Saved {
 
 impl Saved {
     pub(crate) fn new(
-        config: &Config, tokens: usize, precision: Precision, allocator: &mut Allocator,
+        config: &Config,
+        tokens: usize,
+        precision: Precision,
+        allocator: &mut Allocator,
     ) -> Self {
         Saved {
             attention: attention::Saved::new(config, tokens, precision, allocator),
@@ -64,7 +67,12 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     pub(crate) fn new(
-        config: &Config, layout: &Layout, dropout: f32, tokens: usize, training: bool, precision: Precision,
+        config: &Config,
+        layout: &Layout,
+        dropout: f32,
+        tokens: usize,
+        training: bool,
+        precision: Precision,
         allocator: &mut Allocator,
     ) -> Self {
         let (c, f) = (config.hidden_size, config.intermediate_size);
@@ -101,7 +109,12 @@ pub(crate) struct Pass<'a> {
 impl Block {
     /// The first half: from the layer's input to `saved.middle`.
     pub(crate) fn forward_attention(
-        &self, pass: Pass<'_>, layer: usize, cache: Option<&mut LayerCache>, x: &Matrix, saved: &mut Saved,
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        cache: Option<&mut LayerCache>,
+        x: &Matrix,
+        saved: &mut Saved,
         work: &mut Workspace,
     ) {
         let Saved { attention, middle, .. } = saved;
@@ -110,7 +123,12 @@ impl Block {
 
     /// The second half: from `saved.middle` to the layer's output.
     pub(crate) fn forward_mlp(
-        &self, pass: Pass<'_>, layer: usize, y: &mut Matrix, saved: &mut Saved, work: &mut Workspace,
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        y: &mut Matrix,
+        saved: &mut Saved,
+        work: &mut Workspace,
     ) {
         let Saved { middle, mlp, .. } = saved;
         self.mlp.forward(pass, layer, middle, y, mlp, work);
@@ -118,7 +136,12 @@ impl Block {
 
     /// Makes again what [`Block::backward`] needs, from the layer's input alone.
     pub(crate) fn recompute(
-        &self, pass: Pass<'_>, layer: usize, x: &Matrix, saved: &mut Saved, work: &mut Workspace,
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        x: &Matrix,
+        saved: &mut Saved,
+        work: &mut Workspace,
     ) {
         self.forward_attention(pass, layer, None, x, saved, work);
         self.mlp.forward_gates(pass, layer, &saved.middle, &mut saved.mlp, work);
@@ -126,7 +149,12 @@ impl Block {
 
     /// Turns the gradient of the output in `work.dx` into that of the input `x`.
     pub(crate) fn backward(
-        &self, pass: Pass<'_>, layer: usize, x: &Matrix, saved: &mut Saved, gradients: &mut Parameters,
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        x: &Matrix,
+        saved: &mut Saved,
+        gradients: &mut Parameters,
         work: &mut Workspace,
     ) {
         let Saved { attention, middle, mlp } = saved;

@@ -45,7 +45,9 @@ impl LayerCache {
         for segment in segments {
             let rows = segment.keys.end - segment.queries.len()..segment.keys.end;
             for (to, from) in [(&mut self.keys, keys), (&mut self.values, values)] {
-                to.as_mut().rows_range(rows.clone()).copy_from(from.as_ref().rows_range(segment.queries.clone()));
+                to.as_mut()
+                    .rows_range(rows.clone())
+                    .copy_from(from.as_ref().rows_range(segment.queries.clone()));
             }
         }
     }

@@ -43,7 +43,13 @@ impl Decoder {
     ///
     /// # Panics
     /// If the batch is larger than the buffers were laid out for.
-    pub fn forward(&self, run: &Run<'_>, batch: &Batch, mut cache: Option<&mut Cache>, buffers: &mut Activations) {
+    pub fn forward(
+        &self,
+        run: &Run<'_>,
+        batch: &Batch,
+        mut cache: Option<&mut Cache>,
+        buffers: &mut Activations,
+    ) {
         let (t, extent) = (batch.tokens(), buffers.extent());
         assert!(t <= extent.tokens, "{t} tokens in buffers for {}", extent.tokens);
         let Activations { stream, blocks: saved, work, rope, .. } = buffers;
@@ -88,7 +94,12 @@ impl Decoder {
     /// # Panics
     /// If the buffers were not laid out for training.
     pub fn accumulate_gradients(
-        &self, run: &Run<'_>, batch: &Batch, scale: f32, buffers: &mut Activations, losses: &mut [f32],
+        &self,
+        run: &Run<'_>,
+        batch: &Batch,
+        scale: f32,
+        buffers: &mut Activations,
+        losses: &mut [f32],
         gradients: &mut Parameters,
     ) {
         let Purpose::Train(checkpointing) = buffers.extent().purpose else {
@@ -99,7 +110,17 @@ impl Decoder {
         let Activations { stream, blocks: saved, work, rope, head, .. } = buffers;
         let last = stream.last().expect("there is a residual stream");
         let (dx, config) = (work.dx.top_mut(t), &self.config);
-        self.output().losses_and_gradients(run, config, last, dx, &batch.targets, scale, losses, gradients, head);
+        self.output().losses_and_gradients(
+            run,
+            config,
+            last,
+            dx,
+            &batch.targets,
+            scale,
+            losses,
+            gradients,
+            head,
+        );
         let pass = Pass { run, config, rope, batch };
         for layer in (self.lowest_trained_layer(run)..self.blocks.len()).rev() {
             let (block, x) = (&self.blocks[layer], &stream[layer]);

@@ -32,7 +32,12 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     pub(crate) fn new(
-        config: &Config, layout: &Layout, dropout: f32, tokens: usize, training: bool, precision: Precision,
+        config: &Config,
+        layout: &Layout,
+        dropout: f32,
+        tokens: usize,
+        training: bool,
+        precision: Precision,
         allocator: &mut Allocator,
     ) -> Self {
         let wanted = (LOGITS_PER_CHUNK / config.vocab_size) / 32 * 32;
@@ -71,7 +76,11 @@ pub(crate) struct Head<'a> {
 impl Head<'_> {
     /// Logits of these rows of the residual stream; at most [`Workspace::rows`] of them. `f32`, `[rows.len(), V]`.
     pub(crate) fn logits<'w>(
-        &self, run: &Run<'_>, config: &Config, stream: &Matrix, rows: impl Iterator<Item = usize>,
+        &self,
+        run: &Run<'_>,
+        config: &Config,
+        stream: &Matrix,
+        rows: impl Iterator<Item = usize>,
         work: &'w mut Workspace,
     ) -> MatrixRef<'w> {
         let mut n = 0;
@@ -89,7 +98,12 @@ impl Head<'_> {
 
     /// The loss of every target.
     pub(crate) fn losses(
-        &self, run: &Run<'_>, config: &Config, stream: &Matrix, targets: &[Target], losses: &mut [f32],
+        &self,
+        run: &Run<'_>,
+        config: &Config,
+        stream: &Matrix,
+        targets: &[Target],
+        losses: &mut [f32],
         work: &mut Workspace,
     ) {
         let rows = work.rows;
@@ -104,8 +118,16 @@ impl Head<'_> {
     /// The loss of every target; `dx [T, C]`, the gradient of `scale` times their sum with respect to the residual
     /// stream, and the gradients of what is trained on the head.
     pub(crate) fn losses_and_gradients(
-        &self, run: &Run<'_>, config: &Config, stream: &Matrix, mut dx: MatrixMut<'_>, targets: &[Target], scale: f32,
-        losses: &mut [f32], gradients: &mut Parameters, work: &mut Workspace,
+        &self,
+        run: &Run<'_>,
+        config: &Config,
+        stream: &Matrix,
+        mut dx: MatrixMut<'_>,
+        targets: &[Target],
+        scale: f32,
+        losses: &mut [f32],
+        gradients: &mut Parameters,
+        work: &mut Workspace,
     ) {
         dx.clear();
         let rows = work.rows;
@@ -122,10 +144,19 @@ impl Head<'_> {
             let dnorm = gradient_of(run, ModuleId::FinalNorm, gradients);
             // The chunk's normalized rows are spent: their buffer takes the gradient of the rows before the norm.
             rms_norm::backward(
-                run.device, normed.top_mut(n), false, dnormed.top(n), gathered.top(n), norm, &rstd[..n], dnorm,
+                run.device,
+                normed.top_mut(n),
+                false,
+                dnormed.top(n),
+                gathered.top(n),
+                norm,
+                &rstd[..n],
+                dnorm,
             );
             for (i, target) in targets.iter().enumerate() {
-                dx.reborrow().rows_range(target.row..target.row + 1).copy_from(normed.as_ref().rows_range(i..i + 1));
+                dx.reborrow()
+                    .rows_range(target.row..target.row + 1)
+                    .copy_from(normed.as_ref().rows_range(i..i + 1));
             }
         }
     }

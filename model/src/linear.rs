@@ -33,7 +33,12 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Buffers for `tokens` rows and inputs of at most `width` columns.
     pub(crate) fn new(
-        layout: &Layout, dropout: f32, tokens: usize, width: usize, precision: Precision, allocator: &mut Allocator,
+        layout: &Layout,
+        dropout: f32,
+        tokens: usize,
+        width: usize,
+        precision: Precision,
+        allocator: &mut Allocator,
     ) -> Self {
         let dropped = if dropout > 0.0 { tokens } else { 0 };
         let mut buffer = |rows, cols, dtype| allocator.matrix(Component::Workspace, rows, cols, dtype);
@@ -49,12 +54,25 @@ impl Linear {
     /// `y [T, out] = x [T, in] Wᵀ + b`, or `y += ...` to add onto the residual stream, with what is trained on
     /// `module`.
     pub(crate) fn forward(
-        &self, run: &Run<'_>, module: ModuleId, mut y: MatrixMut<'_>, accumulate: bool, x: MatrixRef<'_>,
+        &self,
+        run: &Run<'_>,
+        module: ModuleId,
+        mut y: MatrixMut<'_>,
+        accumulate: bool,
+        x: MatrixRef<'_>,
         scratch: &mut Scratch,
     ) {
         let trained = run.adapter.and_then(|a| a.layout.get(module));
         let weight = self.weight(run, trained);
-        matmul(run.device, run.precision, 1.0, Factor::Plain(x), Factor::Transposed(weight), accumulate, y.reborrow());
+        matmul(
+            run.device,
+            run.precision,
+            1.0,
+            Factor::Plain(x),
+            Factor::Transposed(weight),
+            accumulate,
+            y.reborrow(),
+        );
         if let Some(b) = self.bias(run, trained) {
             bias::add(run.device, y.reborrow(), b);
         }
@@ -65,13 +83,28 @@ impl Linear {
 
     /// Adds the gradients of what is trained on `module` and, if wanted, sets (or adds to) `dx [T, in]`.
     pub(crate) fn backward(
-        &self, run: &Run<'_>, module: ModuleId, mut dx: Option<MatrixMut<'_>>, accumulate: bool, dy: MatrixRef<'_>,
-        x: MatrixRef<'_>, gradients: &mut Parameters, scratch: &mut Scratch,
+        &self,
+        run: &Run<'_>,
+        module: ModuleId,
+        mut dx: Option<MatrixMut<'_>>,
+        accumulate: bool,
+        dy: MatrixRef<'_>,
+        x: MatrixRef<'_>,
+        gradients: &mut Parameters,
+        scratch: &mut Scratch,
     ) {
         let trained = run.adapter.and_then(|a| a.layout.get(module));
         if let Some(dx) = &mut dx {
             let weight = self.weight(run, trained);
-            matmul(run.device, run.precision, 1.0, Factor::Plain(dy), Factor::Plain(weight), accumulate, dx.reborrow());
+            matmul(
+                run.device,
+                run.precision,
+                1.0,
+                Factor::Plain(dy),
+                Factor::Plain(weight),
+                accumulate,
+                dx.reborrow(),
+            );
         }
         match trained {
             None => {}

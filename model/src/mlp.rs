@@ -34,7 +34,10 @@ pub(crate) struct Saved {
 
 impl Saved {
     pub(crate) fn new(
-        config: &Config, tokens: usize, precision: Precision, allocator: &mut Allocator,
+        config: &Config,
+        tokens: usize,
+        precision: Precision,
+        allocator: &mut Allocator,
     ) -> Self {
         let mut keep = |cols| allocator.matrix(Component::Activations, tokens, cols, precision.dtype());
         let (gate, up) = (keep(config.intermediate_size), keep(config.intermediate_size));
@@ -46,7 +49,13 @@ impl Saved {
 impl Mlp {
     /// `y [T, C] = x + down(act(gate(norm(x))) * up(norm(x)))`.
     pub(crate) fn forward(
-        &self, pass: Pass<'_>, layer: usize, x: &Matrix, y: &mut Matrix, saved: &mut Saved, work: &mut Workspace,
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        x: &Matrix,
+        y: &mut Matrix,
+        saved: &mut Saved,
+        work: &mut Workspace,
     ) {
         self.forward_gates(pass, layer, x, saved, work);
         let Pass { run, config, batch, .. } = pass;
@@ -61,7 +70,12 @@ impl Mlp {
 
     /// The part that the backward pass relies on: norm, gate and up projections.
     pub(crate) fn forward_gates(
-        &self, pass: Pass<'_>, layer: usize, x: &Matrix, saved: &mut Saved, work: &mut Workspace,
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        x: &Matrix,
+        saved: &mut Saved,
+        work: &mut Workspace,
     ) {
         let Pass { run, config, batch, .. } = pass;
         let t = batch.tokens();
@@ -70,14 +84,26 @@ impl Mlp {
         let norm = run.weight(ModuleId::Norm { layer, part: NormPart::Mlp }, &self.norm);
         rms_norm::forward(run.device, normed.top_mut(t), x.top(t), norm, config.rms_norm_eps, &mut rstd[..t]);
         for (linear, part, y) in [(&self.gate, Part::Gate, gate), (&self.up, Part::Up, up)] {
-            linear.forward(run, ModuleId::Linear { layer, part }, y.top_mut(t), false, normed.top(t), scratch);
+            linear.forward(
+                run,
+                ModuleId::Linear { layer, part },
+                y.top_mut(t),
+                false,
+                normed.top(t),
+                scratch,
+            );
         }
     }
 
     /// Turns the gradient of the output in `work.dx` into that of the input, and adds the trained tensors' gradients.
     /// What was saved of gate and up is replaced by their gradients.
     pub(crate) fn backward(
-        &self, pass: Pass<'_>, layer: usize, x: &Matrix, saved: &mut Saved, gradients: &mut Parameters,
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        x: &Matrix,
+        saved: &mut Saved,
+        gradients: &mut Parameters,
         work: &mut Workspace,
     ) {
         let Pass { run, config, batch, .. } = pass;

@@ -51,7 +51,9 @@ impl<'a> Run<'a> {
 
 /// The gradient of a norm's or an embedding's weight, if it is trained.
 pub(crate) fn gradient_of<'g>(
-    run: &Run<'_>, module: ModuleId, gradients: &'g mut Parameters,
+    run: &Run<'_>,
+    module: ModuleId,
+    gradients: &'g mut Parameters,
 ) -> Option<MatrixMut<'g>> {
     let adapter = run.adapter?;
     let full = adapter.full(module)?;

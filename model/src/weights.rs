@@ -67,7 +67,13 @@ fn element_dtype(parameter: &Parameter, matrices: DType) -> DType {
 
 type Fill<'a> = &'a dyn Fn(&Parameter, MatrixMut<'_>) -> Result<()>;
 
-fn build(config: &Config, device: &Device, precision: Precision, dtype: DType, fill: Fill<'_>) -> Result<Decoder> {
+fn build(
+    config: &Config,
+    device: &Device,
+    precision: Precision,
+    dtype: DType,
+    fill: Fill<'_>,
+) -> Result<Decoder> {
     let matrix = |id: ModuleId, bias: bool| {
         let module = config.module(id);
         let (rows, cols) = if bias { (1, module.rows) } else { (module.rows, module.cols) };
@@ -92,8 +98,12 @@ fn build(config: &Config, device: &Device, precision: Precision, dtype: DType, f
             q_norm: head_norm(NormPart::Q)?,
             k_norm: head_norm(NormPart::K)?,
         };
-        let mlp =
-            Mlp { norm: norm(NormPart::Mlp)?, gate: part(Part::Gate)?, up: part(Part::Up)?, down: part(Part::Down)? };
+        let mlp = Mlp {
+            norm: norm(NormPart::Mlp)?,
+            gate: part(Part::Gate)?,
+            up: part(Part::Up)?,
+            down: part(Part::Down)?,
+        };
         Ok(Block { attention, mlp })
     };
     Ok(Decoder {
@@ -118,7 +128,9 @@ fn random_parameter(parameter: &Parameter, deviation: f32, seed: u64, to: Matrix
     let value = |i: usize| if vector { 1.0 } else { deviation * nearly_normal(key, i as u64) };
     match to.dtype() {
         DType::F32 => to.f32().iter_mut().enumerate().for_each(|(i, v)| *v = value(i)),
-        DType::Bf16 => to.bf16().iter_mut().enumerate().for_each(|(i, v)| *v = compute::bf16::from_f32(value(i))),
+        DType::Bf16 => {
+            to.bf16().iter_mut().enumerate().for_each(|(i, v)| *v = compute::bf16::from_f32(value(i)))
+        }
     }
 }
 

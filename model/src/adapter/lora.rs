@@ -14,7 +14,12 @@ use crate::run::Run;
 
 /// Adds the update to `y [T, out]` for input `x [T, in]`. `key` drops inputs in training.
 pub(crate) fn forward(
-    run: &Run<'_>, lora: Lora, key: Option<u64>, y: MatrixMut<'_>, x: MatrixRef<'_>, scratch: &mut Scratch,
+    run: &Run<'_>,
+    lora: Lora,
+    key: Option<u64>,
+    y: MatrixMut<'_>,
+    x: MatrixRef<'_>,
+    scratch: &mut Scratch,
 ) {
     let (a, b) = run.adapter().lora(lora);
     let Scratch { dropped, low_rank: s, .. } = scratch;
@@ -25,8 +30,14 @@ pub(crate) fn forward(
 
 /// Adds to the gradients of A and B, and to `dx [T, in]` if it is wanted.
 pub(crate) fn backward(
-    run: &Run<'_>, lora: Lora, key: Option<u64>, dx: Option<MatrixMut<'_>>, dy: MatrixRef<'_>, x: MatrixRef<'_>,
-    gradients: &mut Parameters, scratch: &mut Scratch,
+    run: &Run<'_>,
+    lora: Lora,
+    key: Option<u64>,
+    dx: Option<MatrixMut<'_>>,
+    dy: MatrixRef<'_>,
+    x: MatrixRef<'_>,
+    gradients: &mut Parameters,
+    scratch: &mut Scratch,
 ) {
     let (adapter, device, precision) = (run.adapter(), run.device, run.precision);
     let (a, b) = adapter.lora(lora);
@@ -38,20 +49,66 @@ pub(crate) fn backward(
     let (mut s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));
     matmul(device, precision, 1.0, Factor::Plain(input), Factor::Transposed(a), false, s.reborrow());
     let Some(key) = key else {
-        return low_rank::backward(device, precision, dx, da, db, dy, input, a, b, lora.scale, s.as_ref(), ds);
+        return low_rank::backward(
+            device,
+            precision,
+            dx,
+            da,
+            db,
+            dy,
+            input,
+            a,
+            b,
+            lora.scale,
+            s.as_ref(),
+            ds,
+        );
     };
-    low_rank::backward(device, precision, None, da, db, dy, input, a, b, lora.scale, s.as_ref(), ds.reborrow());
+    low_rank::backward(
+        device,
+        precision,
+        None,
+        da,
+        db,
+        dy,
+        input,
+        a,
+        b,
+        lora.scale,
+        s.as_ref(),
+        ds.reborrow(),
+    );
     if let Some(dx) = dx {
         // The dropped input is spent: its buffer takes its gradient, which then passes the same mask.
         let mut through = dropped.as_mut().prefix(rows, cols);
-        matmul(device, precision, 1.0, Factor::Plain(ds.as_ref()), Factor::Plain(a), false, through.reborrow());
+        matmul(
+            device,
+            precision,
+            1.0,
+            Factor::Plain(ds.as_ref()),
+            Factor::Plain(a),
+            false,
+            through.reborrow(),
+        );
         dropout::apply(device, dx, through.as_ref(), adapter.dropout, key, true);
     }
 }
 
 /// The input as the low-rank path sees it.
-fn dropped_input<'a>(run: &Run<'_>, key: Option<u64>, x: MatrixRef<'a>, buffer: &'a mut Matrix) -> MatrixRef<'a> {
+fn dropped_input<'a>(
+    run: &Run<'_>,
+    key: Option<u64>,
+    x: MatrixRef<'a>,
+    buffer: &'a mut Matrix,
+) -> MatrixRef<'a> {
     let Some(key) = key else { return x };
-    dropout::apply(run.device, buffer.as_mut().prefix(x.rows(), x.cols()), x, run.adapter().dropout, key, false);
+    dropout::apply(
+        run.device,
+        buffer.as_mut().prefix(x.rows(), x.cols()),
+        x,
+        run.adapter().dropout,
+        key,
+        false,
+    );
     buffer.as_ref().prefix(x.rows(), x.cols())
 }

@@ -67,7 +67,15 @@ impl Decoder {
         if let (Some(Trained::Lora(Lora { scale, .. })), false) = (trained, parameter.bias) {
             let Some(Trained::Lora(lora)) = trained else { unreachable!() };
             let (a, b) = adapter.lora(lora);
-            matmul(&self.device, Precision::F32, scale, Factor::Plain(b), Factor::Plain(a), true, merged.as_mut());
+            matmul(
+                &self.device,
+                Precision::F32,
+                scale,
+                Factor::Plain(b),
+                Factor::Plain(a),
+                true,
+                merged.as_mut(),
+            );
         }
         merged
     }
@@ -77,7 +85,13 @@ impl Decoder {
     ///
     /// # Errors
     /// If `output` is taken, or a file cannot be written.
-    pub fn write_merged(&self, adapter: &Adapter, base_folder: &Path, output: &Path, dtype: StoredDType) -> Result<()> {
+    pub fn write_merged(
+        &self,
+        adapter: &Adapter,
+        base_folder: &Path,
+        output: &Path,
+        dtype: StoredDType,
+    ) -> Result<()> {
         if fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
             let problem = "is not empty; name a new folder, so that nothing is overwritten";
             return Err(ModelError::file(output, problem));
@@ -96,7 +110,13 @@ impl Decoder {
     }
 
     /// The files of [`Decoder::write_merged`], each written aside and renamed, into a folder that exists.
-    pub fn write_model_files(&self, adapter: &Adapter, base: &Path, folder: &Path, dtype: StoredDType) -> Result<()> {
+    pub fn write_model_files(
+        &self,
+        adapter: &Adapter,
+        base: &Path,
+        folder: &Path,
+        dtype: StoredDType,
+    ) -> Result<()> {
         let config = merged_config(&self.config, adapter);
         let parameters = config.parameters();
         let spec = |p: &Parameter| TensorSpec { name: p.name(), shape: p.file_shape(), dtype };

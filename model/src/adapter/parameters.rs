@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use compute::{DType, Matrix, MatrixMut, MatrixRef};
 
+use crate::config::Config;
 use crate::memory::{Allocator, Component};
-use crate::names::ModuleId;
+use crate::names::{Module, ModuleId};
 
 /// One trained tensor `[rows, cols]` in the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,19 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Every weight of a model, under the names that its checkpoint gives them; a tied head shares the embedding's.
+    pub fn full(config: &Config) -> Self {
+        let mut layout = Layout::default();
+        for Module { id, rows, cols, bias } in config.modules() {
+            let vector = matches!(id, ModuleId::Norm { .. } | ModuleId::FinalNorm);
+            layout.add_full(id, &id.module_path(), [rows, cols], vector, bias);
+        }
+        if config.tie_word_embeddings {
+            layout.share(ModuleId::Head, ModuleId::Embedding);
+        }
+        layout
+    }
+
     fn push(&mut self, name: String, rows: usize, cols: usize, vector: bool) -> usize {
         let range = self.len..self.len + rows * cols;
         self.len = range.end;
@@ -72,14 +86,28 @@ impl Layout {
     }
 
     /// Trains low-rank matrices on a linear layer `[out, in]`, saved under `prefix`.
-    pub fn add_lora(&mut self, module: ModuleId, prefix: &str, [out, inner]: [usize; 2], rank: usize, scale: f32) {
+    pub fn add_lora(
+        &mut self,
+        module: ModuleId,
+        prefix: &str,
+        [out, inner]: [usize; 2],
+        rank: usize,
+        scale: f32,
+    ) {
         let a = self.push(format!("{prefix}.lora_A.weight"), rank, inner, false);
         self.push(format!("{prefix}.lora_B.weight"), out, rank, false);
         self.modules.insert(module, Trained::Lora(Lora { a, rank, scale }));
     }
 
     /// Trains the whole weight (and bias) of a module, saved under `prefix`.
-    pub fn add_full(&mut self, module: ModuleId, prefix: &str, [rows, cols]: [usize; 2], vector: bool, bias: bool) {
+    pub fn add_full(
+        &mut self,
+        module: ModuleId,
+        prefix: &str,
+        [rows, cols]: [usize; 2],
+        vector: bool,
+        bias: bool,
+    ) {
         let weight = self.push(format!("{prefix}.weight"), rows, cols, vector);
         let bias = bias.then(|| self.push(format!("{prefix}.bias"), 1, rows, true));
         self.modules.insert(module, Trained::Full(Full { weight, bias }));

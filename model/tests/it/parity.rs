@@ -1,0 +1,81 @@
+//! The same numbers as transformers and PEFT.
+
+use model::memory::{Allocator, Component};
+use model::{Adapter, Batch, Layout, Parameters};
+
+use crate::common::{
+    Tensors, all_logits, fixture, largest_difference, load, relative_difference, training_buffers,
+};
+
+const CASES: [&str; 15] = [
+    "llama2",
+    "llama3",
+    "llama-bias",
+    "llama-gelu",
+    "llama-linear",
+    "llama-sharded",
+    "llama-tied-head",
+    "llama-yarn-mscale",
+    "llama-yarn-factor",
+    "mistral",
+    "qwen2",
+    "qwen2-window",
+    "qwen2-yarn",
+    "qwen3",
+    "qwen3-layer-types",
+];
+
+#[test]
+fn logits_and_residual_streams_are_those_of_transformers() {
+    for case in CASES {
+        let decoder = load(case);
+        let expected = Tensors::read(&fixture(case).join("expected.safetensors"));
+        let mut batch = Batch::new();
+        batch.push_unlabelled(&expected.ids("input_ids"));
+        let run = decoder.run(None);
+        let mut buffers = training_buffers(&decoder, &Layout::default(), 0.0, batch.tokens());
+        let logits = all_logits(&decoder, &run, &batch, &mut buffers);
+        for layer in 0..decoder.config.layers {
+            let stream = decoder.residual(layer + 1, batch.tokens(), &buffers);
+            let difference = largest_difference(stream.f32(), expected.get(&format!("residual.{layer}")));
+            assert!(difference < 1e-4, "{case}: residual stream after layer {layer} is off by {difference}");
+        }
+        let difference = largest_difference(logits.as_ref().f32(), expected.get("logits"));
+        assert!(difference < 1e-4, "{case}: logits are off by {difference}");
+    }
+}
+
+#[test]
+fn gradients_of_all_weights_are_those_of_transformers() {
+    for case in ["llama-bias", "qwen3"] {
+        let decoder = load(case);
+        let expected = Tensors::read(&fixture(case).join("expected_full.safetensors"));
+        let mut adapter = Adapter::zeros(Layout::full(&decoder.config), 0.0);
+        adapter.initialize(model::adapter::init::Init::Default, 0, &decoder);
+        check_gradients(case, &decoder, &adapter, &expected);
+    }
+}
+
+/// Loss and every gradient of the two labelled sequences of a fixture.
+fn check_gradients(case: &str, decoder: &model::Decoder, adapter: &Adapter, expected: &Tensors) {
+    let mut batch = Batch::new();
+    for i in 0..2 {
+        batch.push(&expected.ids(&format!("input_ids.{i}")), &expected.labels(&format!("labels.{i}")));
+    }
+    let mut gradients = Parameters::zeros(&adapter.layout, Component::Gradients, &mut Allocator::real());
+    let mut buffers = training_buffers(decoder, &adapter.layout, 0.0, batch.tokens());
+    let mut losses = vec![0.0; batch.targets.len()];
+    let scale = 1.0 / losses.len() as f32;
+    let run = decoder.run(Some(adapter));
+    decoder.accumulate_gradients(&run, &batch, scale, &mut buffers, &mut losses, &mut gradients);
+    let loss = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64;
+    let expected_loss = expected.get("loss")[0];
+    assert!((loss - expected_loss).abs() < 1e-5 * expected_loss, "{case}: loss {loss}, not {expected_loss}");
+    let known = expected.names().filter(|n| n.starts_with("grad.")).count();
+    assert_eq!(known, adapter.layout.tensors().len(), "{case}: number of trained tensors");
+    for tensor in adapter.layout.tensors() {
+        let got = gradients.tensor(tensor);
+        let difference = relative_difference(got.f32(), expected.get(&format!("grad.{}", tensor.name)));
+        assert!(difference < 1e-5, "{case}: gradient of {} is off by {difference}", tensor.name);
+    }
+}

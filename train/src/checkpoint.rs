@@ -1,0 +1,195 @@
+//! Checkpoints: all that a bit-exact resume needs, in a folder that appears whole or not at all.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use compute::{DType, Matrix};
+use model::checkpoint::{Checkpoint, TensorOut, write_safetensors};
+use model::{Layout, Parameters};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TrainError};
+use crate::files::sync_folder;
+use crate::optimizer::Optimizer;
+use crate::saving::Saving;
+
+const VERSION: u32 = 1;
+
+/// The best evaluation so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Best {
+    pub(crate) step: u64,
+    pub(crate) eval_loss: f64,
+}
+
+/// Where a run stands; with the trained tensors and the optimizer's moments, everything there is to know, since order
+/// and random numbers are functions of the step.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct State {
+    version: u32,
+    /// Steps done.
+    pub(crate) step: u64,
+    /// Whether the evaluation after this step, if one is due, is done.
+    pub(crate) evaluated: bool,
+    pub(crate) best: Option<Best>,
+    pub(crate) evaluations_without_improvement: u64,
+    /// Whether early stopping ended the run.
+    pub(crate) stopped_early: bool,
+    /// A hash of the training data: a run goes on with what it began with.
+    pub(crate) data: u64,
+}
+
+/// The checkpoints of a run folder.
+#[derive(Debug)]
+pub(crate) struct Checkpoints {
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    /// Opens `folder`, sweeping out what an interrupted write or deletion left.
+    pub(crate) fn open(folder: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&folder).map_err(|e| TrainError::write(&folder, e))?;
+        for entry in fs::read_dir(&folder).map_err(|e| TrainError::read(&folder, e))?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Ok(Checkpoints { folder })
+    }
+
+    /// The steps of the checkpoints, in order.
+    fn steps(&self) -> Vec<u64> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let step = |name: &str| name.strip_prefix("step-")?.parse().ok();
+        let mut steps: Vec<u64> = entries.filter_map(|e| step(&e.file_name().to_string_lossy())).collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    fn path(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step-{step:06}"))
+    }
+
+    /// The folder of the best evaluation's trained tensors.
+    pub(crate) fn best_path(&self) -> PathBuf {
+        self.folder.join("best")
+    }
+
+    /// The newest checkpoint's state and folder.
+    pub(crate) fn latest(&self) -> Result<Option<(State, PathBuf)>> {
+        let Some(&step) = self.steps().last() else { return Ok(None) };
+        let path = self.path(step);
+        let file = path.join("state.json");
+        let text = fs::read_to_string(&file).map_err(|e| TrainError::read(&file, e))?;
+        let state: State = serde_json::from_str(&text).map_err(|e| TrainError::Checkpoint {
+            path: file.clone(),
+            problem: format!("{e}; remove this checkpoint to go on from the one before"),
+        })?;
+        if state.version != VERSION {
+            let problem = format!("is of version {}, this program reads {VERSION}", state.version);
+            return Err(TrainError::Checkpoint { path: file, problem });
+        }
+        Ok(Some((state, path)))
+    }
+
+    /// Writes a checkpoint, then removes all but the newest `keep`.
+    pub(crate) fn save(
+        &self,
+        state: &State,
+        saving: &Saving<'_>,
+        layout: &Layout,
+        parameters: &Parameters,
+        optimizer: &Optimizer,
+        keep: usize,
+    ) -> Result<PathBuf> {
+        let path = self.path(state.step);
+        self.write_folder(&path, |to| {
+            saving.write_trained(to, layout, parameters)?;
+            write_moments(&to.join("optimizer.safetensors"), layout, &optimizer.moments)?;
+            let state = State { version: VERSION, ..state.clone() };
+            let json = serde_json::to_vec_pretty(&state).expect("plain numbers");
+            crate::files::write_atomically(&to.join("state.json"), &json)
+        })?;
+        let steps = self.steps();
+        for &old in &steps[..steps.len().saturating_sub(keep.max(1))] {
+            remove(&self.path(old));
+        }
+        Ok(path)
+    }
+
+    /// Writes the trained tensors of the best evaluation.
+    pub(crate) fn save_best(
+        &self,
+        saving: &Saving<'_>,
+        layout: &Layout,
+        parameters: &Parameters,
+    ) -> Result<()> {
+        self.write_folder(&self.best_path(), |to| saving.write_trained(to, layout, parameters))
+    }
+
+    /// Fills a hidden folder and then gives it its name, replacing an older one.
+    fn write_folder(&self, path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let name = path.file_name().expect("a named folder").to_string_lossy().into_owned();
+        let beside = self.folder.join(format!(".{name}.partial"));
+        let _ = fs::remove_dir_all(&beside);
+        let written = fs::create_dir_all(&beside).map_err(|e| TrainError::write(&beside, e)).and_then(|()| {
+            fill(&beside)?;
+            sync_folder(&beside);
+            if path.exists() {
+                remove(path);
+            }
+            fs::rename(&beside, path).map_err(|e| TrainError::write(path, e))
+        });
+        if written.is_err() {
+            let _ = fs::remove_dir_all(&beside);
+        }
+        sync_folder(&self.folder);
+        written
+    }
+}
+
+/// Restores the trained tensors and moments of a checkpoint.
+pub(crate) fn restore(
+    path: &Path,
+    saving: &Saving<'_>,
+    layout: &Layout,
+    parameters: &mut Parameters,
+    optimizer: &mut Optimizer,
+) -> Result<()> {
+    saving.read_trained(path, layout, parameters)?;
+    let file = Checkpoint::open_file(&path.join("optimizer.safetensors"))?;
+    for (name, moment) in MOMENTS.iter().zip(&mut optimizer.moments) {
+        for tensor in layout.tensors() {
+            let to = &mut moment.as_mut().f32()[tensor.range.clone()];
+            let to = compute::MatrixMut::from_f32(tensor.rows, tensor.cols, to);
+            file.read_into(&format!("{name}.{}", tensor.name), to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Names of the first and second moment.
+const MOMENTS: [&str; 2] = ["m", "v"];
+
+fn write_moments(path: &Path, layout: &Layout, moments: &[Matrix]) -> Result<()> {
+    let tensors = MOMENTS.iter().zip(moments).flat_map(|(name, moment)| {
+        layout.tensors().iter().map(move |t| TensorOut {
+            name: format!("{name}.{}", t.name),
+            shape: vec![t.rows, t.cols],
+            dtype: DType::F32.into(),
+            data: compute::MatrixRef::from_f32(t.rows, t.cols, &moment.as_ref().f32()[t.range.clone()]),
+        })
+    });
+    write_safetensors(path, &[], tensors.collect())?;
+    Ok(())
+}
+
+/// Takes the name away first, so that an interrupted deletion leaves no damaged checkpoint.
+fn remove(path: &Path) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let hidden = path.with_file_name(format!(".{name}.removed"));
+    let _ = fs::remove_dir_all(&hidden);
+    if fs::rename(path, &hidden).is_ok() {
+        let _ = fs::remove_dir_all(&hidden);
+    }
+}

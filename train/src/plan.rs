@@ -1,0 +1,70 @@
+//! Which examples each optimizer step sees: a function of the settings and the seed, so a resumed run needs no more
+//! than its step.
+
+use data::{OrderSpec, Row};
+
+/// The steps of a run.
+#[derive(Debug)]
+pub struct StepPlan {
+    lengths: Vec<usize>,
+    order: OrderSpec,
+    batch_size: usize,
+    /// Steps done at the end of each epoch.
+    epoch_ends: Vec<u64>,
+    current: Option<(u64, Vec<Row>)>,
+}
+
+impl StepPlan {
+    /// The steps of `epochs` epochs over examples of these lengths, `batch_size` rows a step, at most `max_steps`.
+    pub fn new(
+        lengths: Vec<usize>,
+        order: OrderSpec,
+        batch_size: usize,
+        epochs: u64,
+        max_steps: Option<u64>,
+    ) -> Self {
+        let mut plan = StepPlan { lengths, order, batch_size, epoch_ends: Vec::new(), current: None };
+        let mut steps = 0;
+        for epoch in 0..epochs {
+            if max_steps.is_some_and(|most| steps >= most) {
+                break;
+            }
+            steps += plan.rows(epoch).len().div_ceil(batch_size) as u64;
+            plan.epoch_ends.push(steps);
+        }
+        plan
+    }
+
+    /// Number of steps.
+    pub fn steps(&self) -> u64 {
+        self.epoch_ends.last().copied().unwrap_or(0)
+    }
+
+    /// The examples of a step (from 1), in order.
+    pub fn examples(&mut self, step: u64) -> Vec<usize> {
+        let (epoch, start) = self.locate(step);
+        let first = (step - 1 - start) as usize * self.batch_size;
+        let batch_size = self.batch_size;
+        self.rows(epoch).iter().skip(first).take(batch_size).flat_map(|row| row.iter().copied()).collect()
+    }
+
+    /// Epochs done after a step.
+    pub fn epochs_done(&self, step: u64) -> f64 {
+        let (epoch, start) = self.locate(step);
+        let steps = self.epoch_ends[epoch as usize] - start;
+        epoch as f64 + (step - start) as f64 / steps as f64
+    }
+
+    /// The epoch of a step and the steps before it.
+    fn locate(&self, step: u64) -> (u64, u64) {
+        let epoch = self.epoch_ends.partition_point(|&end| end < step);
+        (epoch as u64, if epoch == 0 { 0 } else { self.epoch_ends[epoch - 1] })
+    }
+
+    fn rows(&mut self, epoch: u64) -> &[Row] {
+        if self.current.as_ref().is_none_or(|(of, _)| *of != epoch) {
+            self.current = Some((epoch, self.order.rows(&self.lengths, epoch)));
+        }
+        &self.current.as_ref().expect("just set").1
+    }
+}
