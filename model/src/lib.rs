@@ -18,6 +18,7 @@ pub mod memory;
 mod mlp;
 pub mod names;
 mod run;
+pub mod shapes;
 mod weights;
 
 pub use activations::{Activations, Checkpointing, Extent, Purpose};

@@ -4,3 +4,5 @@ pub mod init;
 pub(crate) mod lora;
 pub mod merge;
 pub mod parameters;
+pub mod peft;
+pub mod targets;

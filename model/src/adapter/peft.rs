@@ -1,0 +1,594 @@
+//! Adapter folders as PEFT 0.21 reads and writes them: `adapter_config.json` beside `adapter_model.safetensors`.
+//!
+//! PEFT drops unknown settings and missing tensors with a warning. Here both are errors: an adapter that is applied
+//! differently from how it was trained gives wrong answers and says nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use compute::{MatrixMut, MatrixRef};
+use serde_json::{Map, Value, json};
+
+use super::targets::{self, Resolution};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec, write_whole};
+use crate::config::{Config, Fields, read_small_file, short};
+use crate::error::{ModelError, Result, nearest, quoted};
+use crate::names::ModuleId;
+
+/// The file of an adapter's settings.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The file of an adapter's tensors.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The PEFT whose files these are.
+const PEFT_VERSION: &str = "0.21.2";
+/// What PEFT puts before a module's path.
+const PREFIX: &str = "base_model.model.";
+
+/// Bounds on foreign settings.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+const MAX_RANK: usize = 1 << 16;
+const MAX_ENTRIES: usize = 1 << 16;
+const MAX_PATTERNS: usize = 1 << 12;
+
+/// Modules by name: PEFT's list of (ends of) paths, or one expression.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// Paths, or what stands behind a dot in them.
+    List(Vec<String>),
+    /// A Python regular expression for the whole path, or `all-linear`.
+    Expression(String),
+}
+
+/// How a low-rank adapter is made: PEFT's `LoraConfig` as far as it is honoured here. The default is PEFT's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeftConfig {
+    /// `R`.
+    pub r: usize,
+    /// Numerator of the scale.
+    pub lora_alpha: f64,
+    /// Probability with which an element of the input is dropped in training.
+    pub lora_dropout: f64,
+    /// Scale by 1/sqrt(R) instead of 1/R.
+    pub use_rslora: bool,
+    /// Which linear layers; `None` is PEFT's default for the family.
+    pub target_modules: Option<Selection>,
+    /// Which of them not.
+    pub exclude_modules: Option<Selection>,
+    /// Only these blocks; `None` or empty: all.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// What the blocks' container is called; empty: any.
+    pub layers_pattern: Vec<String>,
+    /// Ranks by pattern; the first that fits decides.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alphas by pattern; the first that fits decides.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// Modules trained whole and stored with the adapter.
+    pub modules_to_save: Vec<String>,
+    /// How A and B began: `true`, `false` or the name of a method.
+    pub init_lora_weights: Value,
+    /// The base, as the one who trained called it.
+    pub base_model_name_or_path: Option<String>,
+    /// The base's revision.
+    pub revision: Option<String>,
+}
+
+impl Default for PeftConfig {
+    fn default() -> Self {
+        PeftConfig {
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            target_modules: None,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            modules_to_save: Vec::new(),
+            init_lora_weights: Value::Bool(true),
+            base_model_name_or_path: None,
+            revision: None,
+        }
+    }
+}
+
+/// What multiplies `B A`: alpha / R, or with rank-stabilized LoRA (Kalajdzievski 2023) alpha / sqrt(R).
+pub fn scaling(rank: usize, alpha: f64, rslora: bool) -> f32 {
+    let rank = rank as f64;
+    (alpha / if rslora { rank.sqrt() } else { rank }) as f32
+}
+
+/// The key of A `[R, in]` of a module.
+pub fn a_key(module: ModuleId) -> String {
+    format!("{}.lora_A.weight", key_prefix(module))
+}
+
+/// The key of B `[out, R]` of a module.
+pub fn b_key(module: ModuleId) -> String {
+    format!("{}.lora_B.weight", key_prefix(module))
+}
+
+/// What stands before `.weight` and `.bias` of a module trained whole, and before `.lora_A.weight`.
+pub fn key_prefix(module: ModuleId) -> String {
+    format!("{PREFIX}{module}")
+}
+
+/// Settings that change what an adapter computes and are not supported, with the value that PEFT gives them when they
+/// are not used, and what they are.
+fn unsupported() -> [(&'static str, Value, &'static str); 15] {
+    let off = || Value::Bool(false);
+    [
+        ("bias", json!("none"), "trained biases"),
+        ("fan_in_fan_out", off(), "transposed weights, as GPT-2 has them"),
+        ("use_dora", off(), "DoRA"),
+        ("use_qalora", off(), "QA-LoRA"),
+        ("lora_bias", off(), "a bias on B"),
+        ("target_parameters", Value::Null, "updates of bare parameters"),
+        ("trainable_token_indices", Value::Null, "single trained tokens"),
+        ("layer_replication", Value::Null, "repeated layers"),
+        ("alora_invocation_tokens", Value::Null, "activated LoRA"),
+        ("velora_config", Value::Null, "VeLoRA"),
+        ("monteclora_config", Value::Null, "MonteCLoRA"),
+        ("use_bdlora", Value::Null, "block-diagonal LoRA"),
+        ("arrow_config", Value::Null, "Arrow routing"),
+        ("kasa_config", Value::Null, "KaSA"),
+        ("ensure_weight_tying", off(), "tied adapters"),
+    ]
+}
+
+/// Settings that say nothing about how a finished adapter is applied.
+const IGNORED: [&str; 12] = [
+    "auto_mapping",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "runtime_config",
+    "task_type",
+];
+
+/// Settings that are read.
+const READ: [&str; 15] = [
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "use_rslora",
+];
+
+/// Beginnings that take something out of the base's weights: the adapter then fits only the changed base.
+const CHANGES_BASE: [&str; 5] = ["pissa", "corda", "olora", "loftq", "lora_ga"];
+
+impl PeftConfig {
+    /// Reads `adapter_config.json` of an adapter folder.
+    pub fn load(folder: &Path) -> Result<PeftConfig> {
+        let path = folder.join(CONFIG_FILE);
+        PeftConfig::from_json(&read_small_file(&path, MAX_CONFIG_BYTES)?, &path)
+    }
+
+    /// Reads the text of an `adapter_config.json`; `path` is only named in errors.
+    pub fn from_json(text: &str, path: &Path) -> Result<PeftConfig> {
+        let map: Map<String, Value> = serde_json::from_str(text).map_err(|e| ModelError::json(path, &e))?;
+        let fields = Fields { path, prefix: "", map: &map };
+        refuse_foreign(&fields)?;
+        let defaults = PeftConfig::default();
+        Ok(PeftConfig {
+            r: fields.size_or("r", MAX_RANK, defaults.r)?,
+            lora_alpha: fields.float_or("lora_alpha", defaults.lora_alpha, 0.0..=1e9)?,
+            lora_dropout: fields.float_or("lora_dropout", defaults.lora_dropout, 0.0..=1.0)?,
+            use_rslora: fields.flag_or("use_rslora", false)?,
+            target_modules: selection(&fields, "target_modules")?,
+            exclude_modules: selection(&fields, "exclude_modules")?,
+            layers_to_transform: layers(&fields)?,
+            layers_pattern: one_or_more(&fields, "layers_pattern")?,
+            rank_pattern: patterns(&fields, "rank_pattern", "a rank from 1 to 65536", |v| {
+                v.as_u64().filter(|&r| (1..=MAX_RANK as u64).contains(&r)).map(|r| r as usize)
+            })?,
+            alpha_pattern: patterns(&fields, "alpha_pattern", "a number from 0 to 1e9", |v| {
+                v.as_f64().filter(|a| (0.0..=1e9).contains(a))
+            })?,
+            modules_to_save: texts(&fields, "modules_to_save")?,
+            init_lora_weights: initialization(&fields)?,
+            base_model_name_or_path: fields.text("base_model_name_or_path")?.filter(|t| !t.is_empty()),
+            revision: fields.text("revision")?,
+        })
+    }
+
+    /// The text of `adapter_config.json` as PEFT writes it: every field of `LoraConfig`, keys sorted, two spaces.
+    ///
+    /// PEFT also sorts the patterns, which can change which of two fits first; here they keep their order, which PEFT
+    /// keeps when it reads them.
+    pub fn to_json(&self) -> String {
+        let mut fields: BTreeMap<&str, Value> = BTreeMap::new();
+        fields.extend(IGNORED.iter().filter(|f| **f != "runtime_config").map(|&f| (f, Value::Null)));
+        fields.extend(unsupported().into_iter().map(|(field, unused, _)| (field, unused)));
+        fields.extend([
+            ("inference_mode", json!(true)),
+            ("loftq_config", json!({})),
+            ("megatron_core", json!("megatron.core")),
+            ("peft_type", json!("LORA")),
+            ("peft_version", json!(PEFT_VERSION)),
+            ("qalora_group_size", json!(16)),
+            ("task_type", json!("CAUSAL_LM")),
+            ("alpha_pattern", ordered(&self.alpha_pattern, |&a| number(a))),
+            ("base_model_name_or_path", json!(self.base_model_name_or_path)),
+            ("exclude_modules", selection_json(&self.exclude_modules)),
+            ("init_lora_weights", self.init_lora_weights.clone()),
+            ("layers_pattern", list_or_null(&self.layers_pattern)),
+            ("layers_to_transform", json!(self.layers_to_transform)),
+            ("lora_alpha", number(self.lora_alpha)),
+            ("lora_dropout", json!(self.lora_dropout)),
+            ("modules_to_save", list_or_null(&self.modules_to_save)),
+            ("r", json!(self.r)),
+            ("rank_pattern", ordered(&self.rank_pattern, |&r| json!(r))),
+            ("revision", json!(self.revision)),
+            ("target_modules", selection_json(&self.target_modules)),
+            ("use_rslora", json!(self.use_rslora)),
+        ]);
+        serde_json::to_string_pretty(&fields).expect("JSON serializes")
+    }
+}
+
+/// Refuses what is not a LoRA adapter, what is not supported, and what is not known.
+fn refuse_foreign(fields: &Fields) -> Result<()> {
+    match fields.text("peft_type")? {
+        Some(kind) if kind == "LORA" => {}
+        Some(kind) => {
+            return Err(
+                fields.error("peft_type", format!("is {kind:?}; only \"LORA\" adapters are supported"))
+            );
+        }
+        None => return Err(fields.error("peft_type", "is missing; a LoRA adapter says \"LORA\"")),
+    }
+    if let Some(task) = fields.text("task_type")?.filter(|t| t != "CAUSAL_LM") {
+        let problem = format!("is {task:?}; only adapters of language models (\"CAUSAL_LM\") are supported");
+        return Err(fields.error("task_type", problem));
+    }
+    for (field, unused, what) in unsupported() {
+        if let Some(value) = fields.present(field).filter(|v| **v != unused && !is_empty(v)) {
+            return Err(fields.error(field, format!("is {}, which is not supported: {what}", short(value))));
+        }
+    }
+    let unsupported = unsupported();
+    let known: BTreeSet<&str> =
+        READ.into_iter().chain(IGNORED).chain(unsupported.iter().map(|(field, ..)| *field)).collect();
+    for (field, value) in fields.map {
+        if !known.contains(field.as_str()) && !is_empty(value) {
+            let near = quoted(nearest(field, known.iter().copied(), 1));
+            let problem = format!(
+                "is {}, but this setting is not known (the nearest is {near}); if it does not change what the adapter \
+                 computes, remove it",
+                short(value)
+            );
+            return Err(fields.error(field.as_str(), problem));
+        }
+    }
+    Ok(())
+}
+
+/// Null, false and empty values switch nothing on.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
+    }
+}
+
+fn initialization(fields: &Fields) -> Result<Value> {
+    let field = "init_lora_weights";
+    match fields.present(field) {
+        None => Ok(Value::Bool(true)),
+        Some(value @ Value::Bool(_)) => Ok(value.clone()),
+        Some(Value::String(method)) => {
+            if CHANGES_BASE.iter().any(|m| method.to_lowercase().starts_with(m)) {
+                let problem = format!(
+                    "is {method:?}: such an adapter fits only the base that was changed with it; convert it in PEFT \
+                     with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+                );
+                return Err(fields.error(field, problem));
+            }
+            Ok(Value::String(method.clone()))
+        }
+        Some(value) => Err(fields.wrong(field, value, "true, false or the name of a method")),
+    }
+}
+
+/// A list of texts, at most [`MAX_ENTRIES`].
+fn texts(fields: &Fields, field: &str) -> Result<Vec<String>> {
+    let Some(value) = fields.present(field) else { return Ok(Vec::new()) };
+    let wrong = || fields.wrong(field, value, "a list of names");
+    let list = value.as_array().filter(|list| list.len() <= MAX_ENTRIES).ok_or_else(wrong)?;
+    list.iter().map(|v| v.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
+}
+
+fn one_or_more(fields: &Fields, field: &str) -> Result<Vec<String>> {
+    match fields.present(field) {
+        Some(Value::String(text)) if text.is_empty() => Ok(Vec::new()),
+        Some(Value::String(text)) => Ok(vec![text.clone()]),
+        _ => texts(fields, field),
+    }
+}
+
+fn selection(fields: &Fields, field: &str) -> Result<Option<Selection>> {
+    match fields.present(field) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(Selection::Expression(text.clone()))),
+        Some(_) => Ok(Some(Selection::List(texts(fields, field)?))),
+    }
+}
+
+fn layers(fields: &Fields) -> Result<Option<Vec<usize>>> {
+    let field = "layers_to_transform";
+    let Some(value) = fields.present(field) else { return Ok(None) };
+    let wrong = || fields.wrong(field, value, "a layer's number or a list of them");
+    let layer = |v: &Value| v.as_u64().map(|n| n as usize).ok_or_else(wrong);
+    match value {
+        Value::Array(list) if list.len() <= MAX_ENTRIES => {
+            list.iter().map(layer).collect::<Result<_>>().map(Some)
+        }
+        _ => Ok(Some(vec![layer(value)?])),
+    }
+}
+
+fn patterns<T>(
+    fields: &Fields,
+    field: &str,
+    expected: &str,
+    parse: impl Fn(&Value) -> Option<T>,
+) -> Result<Vec<(String, T)>> {
+    let Some(value) = fields.present(field) else { return Ok(Vec::new()) };
+    let map = value.as_object().ok_or_else(|| fields.wrong(field, value, "an object of patterns"))?;
+    if map.len() > MAX_PATTERNS {
+        let problem = format!("has {} patterns, more than the {MAX_PATTERNS} that are read", map.len());
+        return Err(fields.error(field, problem));
+    }
+    let entry = |(pattern, value): (&String, &Value)| match parse(value) {
+        Some(parsed) => Ok((pattern.clone(), parsed)),
+        None => Err(fields.wrong(format!("{field}[{pattern:?}]"), value, expected)),
+    };
+    map.iter().map(entry).collect()
+}
+
+/// Whole numbers as Python writes integers.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
+}
+
+fn ordered<T>(patterns: &[(String, T)], value: impl Fn(&T) -> Value) -> Value {
+    Value::Object(patterns.iter().map(|(pattern, v)| (pattern.clone(), value(v))).collect())
+}
+
+fn selection_json(selection: &Option<Selection>) -> Value {
+    match selection {
+        None => Value::Null,
+        Some(Selection::List(names)) => json!(names),
+        Some(Selection::Expression(text)) => json!(text),
+    }
+}
+
+fn list_or_null(names: &[String]) -> Value {
+    if names.is_empty() { Value::Null } else { json!(names) }
+}
+
+/// A tensor of an adapter, to be written.
+#[derive(Clone, Debug)]
+pub struct AdapterTensor<'a> {
+    /// Its key, as [`a_key`] and its like make it.
+    pub key: String,
+    /// Its dimensions in the file.
+    pub shape: Vec<usize>,
+    /// Its values; stored as `f32`, which PEFT holds adapters in.
+    pub values: MatrixRef<'a>,
+}
+
+/// Writes an adapter folder, which is made if need be: tensors first, then the settings that make it one.
+pub fn write_adapter(folder: &Path, config: &PeftConfig, tensors: &[AdapterTensor<'_>]) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| ModelError::write(folder, e))?;
+    let spec = |t: &AdapterTensor| TensorSpec {
+        name: t.key.clone(),
+        shape: t.shape.clone(),
+        dtype: StoredDType::F32,
+    };
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let specs = tensors.iter().map(spec).collect();
+    let mut writer = CheckpointWriter::file(&folder.join(WEIGHTS_FILE), &metadata, specs)?;
+    for tensor in tensors {
+        writer.write(&tensor.key, tensor.values)?;
+    }
+    writer.finish()?;
+    write_whole(&folder.join(CONFIG_FILE), config.to_json().as_bytes())
+}
+
+/// An adapter folder, checked against the model it is to be used with.
+#[derive(Debug)]
+pub struct AdapterFolder {
+    /// Its settings.
+    pub config: PeftConfig,
+    /// What they come to on the model.
+    pub resolution: Resolution,
+    /// What is worth telling the user.
+    pub notes: Vec<String>,
+    /// Modules whose base weight PEFT stored beside the update (it does so for a head), with the key.
+    pub base_copies: Vec<(ModuleId, String)>,
+    tensors: Checkpoint,
+}
+
+impl AdapterFolder {
+    /// Opens an adapter folder for a model. `base` is what the user calls the model, if known: a base of another name is
+    /// a note, tensors of another shape are an error.
+    pub fn open(folder: &Path, model: &Config, base: Option<&str>) -> Result<AdapterFolder> {
+        let config = PeftConfig::load(folder)?;
+        let settings = folder.join(CONFIG_FILE);
+        let resolution = targets::resolve_as_peft(&config, model).map_err(|e| in_file(e, &settings))?;
+        let tensors = open_weights(folder)?;
+        let mut opened = AdapterFolder { config, resolution, notes: vec![], base_copies: vec![], tensors };
+        opened.check(model)?;
+        opened.note(base);
+        Ok(opened)
+    }
+
+    /// Reads a tensor by its key into a matrix of its size; a tensor of one dimension is a single row.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_into`].
+    pub fn read_into(&self, key: &str, to: MatrixMut<'_>) -> Result<()> {
+        self.tensors.read_into(key, to)
+    }
+
+    /// Every expected key with its shape is there, and no other.
+    fn check(&mut self, model: &Config) -> Result<()> {
+        let path = self.tensors.path().to_owned();
+        let expected = self.expected(model);
+        for (key, (shape, what)) in &expected {
+            let Some(info) = self.tensors.tensor(key) else {
+                return Err(self.missing(key, &path));
+            };
+            if info.shape != *shape {
+                let problem = format!(
+                    "has shape {:?} but needs {shape:?} here ({what}); {}",
+                    info.shape,
+                    self.origin()
+                );
+                return Err(ModelError::tensor(&path, key, problem));
+            }
+        }
+        let mut copies = Vec::new();
+        for key in self.tensors.names().filter(|key| !expected.contains_key(*key)) {
+            match self.base_copy(key, model) {
+                Some(module) => copies.push((module, key.to_owned())),
+                None => return Err(self.unknown(key, &path, &expected)),
+            }
+        }
+        self.base_copies = copies;
+        Ok(())
+    }
+
+    /// Every key that the settings call for: its shape, and where that comes from.
+    fn expected(&self, model: &Config) -> BTreeMap<String, (Vec<usize>, String)> {
+        let mut expected = BTreeMap::new();
+        for target in &self.resolution.targets {
+            let (module, rank) = (model.module(target.module), target.rank);
+            let what =
+                format!("r {rank}; {} of the model is {} x {}", target.module, module.rows, module.cols);
+            expected.insert(a_key(target.module), (vec![rank, module.cols], what.clone()));
+            expected.insert(b_key(target.module), (vec![module.rows, rank], what));
+        }
+        for &id in &self.resolution.saved {
+            let module = model.module(id);
+            let what = format!("{id} of the model, trained whole");
+            let shape = match id {
+                ModuleId::Norm { .. } | ModuleId::FinalNorm => vec![module.cols],
+                _ => vec![module.rows, module.cols],
+            };
+            expected.insert(format!("{}.weight", key_prefix(id)), (shape, what.clone()));
+            if module.bias {
+                expected.insert(format!("{}.bias", key_prefix(id)), (vec![module.rows], what));
+            }
+        }
+        expected
+    }
+
+    /// The module whose unchanged weight PEFT stored under this key: it does so for a targeted head, and for embeddings
+    /// when asked to.
+    fn base_copy(&self, key: &str, model: &Config) -> Option<ModuleId> {
+        let path = key.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
+        let module = ModuleId::parse(path.strip_suffix(".base_layer").unwrap_or(path))?;
+        if !matches!(module, ModuleId::Head | ModuleId::Embedding) {
+            return None;
+        }
+        let size = model.module(module);
+        (self.tensors.tensor(key)?.shape == [size.rows, size.cols]).then_some(module)
+    }
+
+    fn missing(&self, key: &str, path: &Path) -> ModelError {
+        let dora = key.replace(".lora_A.weight", ".lora_magnitude_vector");
+        if self.tensors.tensor(&dora).is_some_and(|_| dora != key) {
+            return ModelError::tensor(
+                path,
+                dora,
+                "belongs to DoRA, which adapter_config.json does not name",
+            );
+        }
+        let near = quoted(nearest(key, self.tensors.names(), 1));
+        let near =
+            if near.is_empty() { "the file is empty".to_owned() } else { format!("the nearest is {near}") };
+        let problem =
+            format!("is missing ({near}), though adapter_config.json calls for it; {}", self.origin());
+        ModelError::tensor(path, key, problem)
+    }
+
+    fn unknown(
+        &self,
+        key: &str,
+        path: &Path,
+        expected: &BTreeMap<String, (Vec<usize>, String)>,
+    ) -> ModelError {
+        let near = quoted(nearest(key, expected.keys().map(String::as_str), 1));
+        let problem = format!(
+            "is not called for by adapter_config.json on this model (the nearest that is: {near}); {}",
+            self.origin()
+        );
+        ModelError::tensor(path, key, problem)
+    }
+
+    /// For which base the adapter is, as far as it says.
+    fn origin(&self) -> String {
+        match &self.config.base_model_name_or_path {
+            Some(base) => format!("the adapter was trained on {base:?}: use it with that model"),
+            None => {
+                "the adapter was trained on another model, or its files are not of one adapter".to_owned()
+            }
+        }
+    }
+
+    fn note(&mut self, base: Option<&str>) {
+        let trimmed = |name: &str| name.trim_end_matches('/').to_owned();
+        if let (Some(named), Some(base)) = (&self.config.base_model_name_or_path, base)
+            && trimmed(named) != trimmed(base)
+        {
+            self.notes.push(format!(
+                "the adapter was trained on {named:?} and is used with {base:?}; its shapes fit"
+            ));
+        }
+        let unused =
+            self.resolution.unused.iter().map(|u| format!("{CONFIG_FILE}: `{}` {}", u.field, u.problem));
+        self.notes.extend(unused);
+    }
+}
+
+/// Says of a setting in which file it stands.
+fn in_file(error: ModelError, path: &Path) -> ModelError {
+    match error {
+        ModelError::Setting { field, problem } => ModelError::field(path, field, problem),
+        other => other,
+    }
+}
+
+fn open_weights(folder: &Path) -> Result<Checkpoint> {
+    let path: PathBuf = folder.join(WEIGHTS_FILE);
+    if !path.is_file() && folder.join("adapter_model.bin").is_file() {
+        let problem = "has its weights only as adapter_model.bin, a Python pickle, which can run code when it is read; \
+                       load it in PEFT and save it again with safe_serialization=True";
+        return Err(ModelError::file(folder, problem));
+    }
+    Checkpoint::open_file(&path)
+}

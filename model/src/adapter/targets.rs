@@ -1,0 +1,519 @@
+//! Which modules an adapter is trained on: PEFT's rules of matching names, applied to a model.
+//!
+//! The rules are those of `check_target_module_exists`, `get_pattern_key` and `_set_trainable` in PEFT 0.21. What PEFT
+//! lets pass in silence (a name, expression or pattern that matches nothing) is an error here.
+
+use std::collections::BTreeSet;
+
+use fancy_regex::Regex;
+
+use super::peft::{PeftConfig, Selection, scaling};
+use crate::config::Config;
+use crate::error::{ModelError, Result, nearest, quoted};
+use crate::names::{ModuleId, NormPart, Part};
+use crate::shapes::{ModuleKind, Shape};
+
+/// A linear layer with a low-rank update.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// Which layer.
+    pub module: ModuleId,
+    /// `R`.
+    pub rank: usize,
+    /// The numerator of the scale.
+    pub alpha: f64,
+    /// What multiplies `B A`: alpha / R, or alpha / sqrt(R) with rsLoRA.
+    pub scale: f32,
+}
+
+/// What an adapter's settings come to on a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolution {
+    /// The layers with low-rank updates, in the order of [`ModuleId`].
+    pub targets: Vec<Target>,
+    /// The modules trained whole (`modules_to_save`), in the order of [`ModuleId`].
+    pub saved: Vec<ModuleId>,
+    /// Names and patterns that PEFT accepts and that match nothing; empty unless read from a PEFT folder.
+    pub unused: Vec<Unused>,
+}
+
+/// A name or a pattern without effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unused {
+    /// The setting it stands in.
+    pub field: &'static str,
+    /// Which and why, continuing "`field` ...".
+    pub problem: String,
+}
+
+/// What PEFT's table has for every family here where `target_modules` is null.
+pub const DEFAULT_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
+/// Every linear layer but the head, in any case of letters.
+pub const ALL_LINEAR: &str = "all-linear";
+
+/// Applies an adapter's settings to a model.
+///
+/// # Errors
+/// If a name, an expression or a pattern matches nothing or something that is not a linear layer, or an expression is
+/// not valid.
+pub fn resolve(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
+    let resolution = resolve_as_peft(settings, model)?;
+    refuse(&resolution.unused)?;
+    Ok(resolution)
+}
+
+/// As [`resolve`], but names and patterns without effect are only listed: a folder that PEFT wrote is judged by its
+/// tensors.
+pub(crate) fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
+    let modules = module_tree(model);
+    let (saved, mut unused) = saved_modules(settings, &modules)?;
+    let (selected, unused_targets) = select(settings, &modules)?;
+    unused.extend(unused_targets);
+    let mut ranks = Patterns::new("rank_pattern", &settings.rank_pattern)?;
+    let mut alphas = Patterns::new("alpha_pattern", &settings.alpha_pattern)?;
+    let mut targets = Vec::with_capacity(selected.len());
+    for index in selected {
+        let path = &modules[index].path;
+        let module = ModuleId::parse(path).expect("a linear layer of the tree has an id");
+        if saved.contains(&module) {
+            let problem =
+                format!("and target_modules both name {path}; train it whole or by a low-rank update");
+            return Err(ModelError::setting("modules_to_save", problem));
+        }
+        let rank = ranks.get(path)?.unwrap_or(settings.r);
+        let alpha = alphas.get(path)?.unwrap_or(settings.lora_alpha);
+        targets.push(Target { module, rank, alpha, scale: scaling(rank, alpha, settings.use_rslora) });
+    }
+    unused.extend(ranks.unused());
+    unused.extend(alphas.unused());
+    targets.sort_by_key(|t| t.module);
+    Ok(Resolution { targets, saved, unused })
+}
+
+/// The modules of a shape that would be trained, as indices into [`Shape::modules`], each with its rank. Used where
+/// there is only a shape and no model.
+pub fn resolve_shape(settings: &PeftConfig, shape: &Shape) -> Result<Vec<(usize, usize)>> {
+    let node = |m: &crate::shapes::ModuleShape| {
+        let kind = match m.kind {
+            ModuleKind::Linear => Kind::Linear,
+            ModuleKind::Head => Kind::Head,
+            ModuleKind::Embedding => Kind::Embedding,
+            ModuleKind::Vector => Kind::Other,
+        };
+        Node { path: m.path.clone(), kind }
+    };
+    let modules: Vec<Node> = shape.modules.iter().map(node).collect();
+    let (selected, unused) = select(settings, &modules)?;
+    refuse(&unused)?;
+    let mut ranks = Patterns::new("rank_pattern", &settings.rank_pattern)?;
+    let mut targets = Vec::with_capacity(selected.len());
+    for index in selected {
+        targets.push((index, ranks.get(&modules[index].path)?.unwrap_or(settings.r)));
+    }
+    refuse(&ranks.unused())?;
+    Ok(targets)
+}
+
+/// What has no effect is a mistake in settings that a person wrote.
+fn refuse(unused: &[Unused]) -> Result<()> {
+    match unused.first() {
+        None => Ok(()),
+        Some(Unused { field, problem }) => Err(ModelError::setting(*field, problem.as_str())),
+    }
+}
+
+/// A module as `named_modules()` of transformers lists it.
+struct Node {
+    path: String,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Linear,
+    Head,
+    Embedding,
+    /// Norms, activations and the modules that hold others.
+    Other,
+}
+
+/// All modules of a model: PEFT's expressions are matched against containers and norms too.
+fn module_tree(model: &Config) -> Vec<Node> {
+    let node = |path: String, kind| Node { path, kind };
+    let layers = "model.layers";
+    let mut nodes = vec![
+        node("model".to_owned(), Kind::Other),
+        node(ModuleId::Embedding.module_path(), Kind::Embedding),
+        node(layers.to_owned(), Kind::Other),
+    ];
+    for layer in 0..model.layers {
+        let block = format!("{layers}.{layer}");
+        nodes.extend(["self_attn", "mlp", "mlp.act_fn"].map(|p| node(format!("{block}.{p}"), Kind::Other)));
+        nodes.push(node(block, Kind::Other));
+        nodes
+            .extend(Part::ALL.map(|part| node(ModuleId::Linear { layer, part }.module_path(), Kind::Linear)));
+        let norms = NormPart::ALL.iter().filter(|p| model.qk_norm || !matches!(p, NormPart::Q | NormPart::K));
+        nodes.extend(norms.map(|&part| node(ModuleId::Norm { layer, part }.module_path(), Kind::Other)));
+    }
+    nodes.push(node(ModuleId::FinalNorm.module_path(), Kind::Other));
+    nodes.push(node("model.rotary_emb".to_owned(), Kind::Other));
+    nodes.push(node(ModuleId::Head.module_path(), Kind::Head));
+    nodes
+}
+
+/// The indices of the modules that the settings select, and the entries without effect.
+fn select(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<usize>, Vec<Unused>)> {
+    let defaults = Selection::List(DEFAULT_TARGETS.map(str::to_owned).to_vec());
+    let targets = settings.target_modules.as_ref().unwrap_or(&defaults);
+    let layers = LayerFilter::new(settings, targets)?;
+    let all_linear = matches!(targets, Selection::Expression(e) if e.eq_ignore_ascii_case(ALL_LINEAR));
+    let mut included = Matcher::new("target_modules", targets)?;
+    let mut excluded =
+        settings.exclude_modules.as_ref().map(|e| Matcher::new("exclude_modules", e)).transpose()?;
+    let mut selected = Vec::new();
+    for (index, Node { path, kind }) in modules.iter().enumerate() {
+        let hit =
+            if all_linear { (*kind == Kind::Linear).then_some(Hit::Whole) } else { included.hit(path)? };
+        let out = match &mut excluded {
+            // Only what would otherwise be trained counts as excluded.
+            Some(excluded) => excluded.hit(path)?.is_some(),
+            None => false,
+        };
+        let saved = settings.modules_to_save.iter().any(|m| holds(path, m));
+        let chosen = match hit {
+            Some(Hit::Suffix) => layers.admits(path)?,
+            Some(Hit::Whole) => true,
+            None => false,
+        };
+        if !chosen || out || saved {
+            continue;
+        }
+        match kind {
+            Kind::Linear | Kind::Head => selected.push(index),
+            Kind::Embedding => {
+                let problem = format!(
+                    "matches {path}: low-rank updates of embeddings are not supported; to train them whole, name \
+                     them in modules_to_save"
+                );
+                return Err(ModelError::setting("target_modules", problem));
+            }
+            Kind::Other => return Err(not_linear("target_modules", targets, path, modules)),
+        }
+    }
+    if selected.is_empty() {
+        return Err(nothing_selected(settings, targets, modules));
+    }
+    let unused = if all_linear { Vec::new() } else { included.unused(modules) };
+    Ok((selected, unused.into_iter().chain(excluded.iter().flat_map(|e| e.unused(modules))).collect()))
+}
+
+/// How a module's path was matched; a full path is taken whatever the layer filter says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hit {
+    Whole,
+    Suffix,
+}
+
+/// A list of names or an expression, remembering which entries matched.
+struct Matcher<'a> {
+    field: &'static str,
+    rule: Rule<'a>,
+}
+
+enum Rule<'a> {
+    Names { names: BTreeSet<&'a str>, used: BTreeSet<&'a str> },
+    Expression { text: &'a str, regex: Regex, used: bool },
+}
+
+impl<'a> Matcher<'a> {
+    fn new(field: &'static str, selection: &'a Selection) -> Result<Self> {
+        let rule = match selection {
+            Selection::List(list) => {
+                let names = list.iter().map(String::as_str).collect();
+                Rule::Names { names, used: BTreeSet::new() }
+            }
+            Selection::Expression(text) => {
+                // `fullmatch`: the expression must fit the whole path, whichever alternative that takes.
+                let regex = python_regex(field, text, &format!("^(?:{})\\z", translated(text)))?;
+                Rule::Expression { text, regex, used: false }
+            }
+        };
+        Ok(Matcher { field, rule })
+    }
+
+    fn hit(&mut self, path: &str) -> Result<Option<Hit>> {
+        match &mut self.rule {
+            Rule::Names { names, used } => {
+                let mut hit = None;
+                for suffix in suffixes(path) {
+                    if let Some(name) = names.get(suffix) {
+                        used.insert(name);
+                        hit = hit.or(Some(if suffix.len() == path.len() { Hit::Whole } else { Hit::Suffix }));
+                    }
+                }
+                Ok(hit)
+            }
+            Rule::Expression { text, regex, used } => {
+                let fits = is_match(self.field, text, regex, path)?;
+                *used |= fits;
+                Ok(fits.then_some(Hit::Whole))
+            }
+        }
+    }
+
+    /// What matched no module.
+    fn unused(&self, modules: &[Node]) -> Vec<Unused> {
+        let field = self.field;
+        match &self.rule {
+            Rule::Names { names, used } => {
+                let unused = names.difference(used);
+                unused.map(|name| Unused { field, problem: no_such_name(name, modules) }).collect()
+            }
+            Rule::Expression { used: true, .. } => Vec::new(),
+            Rule::Expression { text, .. } => vec![Unused { field, problem: fits_nothing(text, modules) }],
+        }
+    }
+}
+
+/// A path, and what is left of it behind each dot.
+fn suffixes(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::once(path).chain(path.match_indices('.').map(|(dot, _)| &path[dot + 1..]))
+}
+
+fn no_such_name(name: &str, modules: &[Node]) -> String {
+    format!(
+        "names {name:?}, which the model does not have; the nearest are {}",
+        nearest_linears(name, modules)
+    )
+}
+
+fn fits_nothing(expression: &str, modules: &[Node]) -> String {
+    let linear = modules.iter().find(|m| m.kind == Kind::Linear).map_or("", |m| &m.path);
+    format!(
+        "{expression:?} fits no module's whole path, such as {linear:?}; in a list, the end of a path is enough"
+    )
+}
+
+fn nearest_linears(name: &str, modules: &[Node]) -> String {
+    let linears = modules.iter().filter(|m| matches!(m.kind, Kind::Linear | Kind::Head));
+    let names = linears.map(|m| m.path.rsplit('.').next().unwrap_or(&m.path));
+    quoted(nearest(name, names, 3))
+}
+
+fn nothing_selected(settings: &PeftConfig, targets: &Selection, modules: &[Node]) -> ModelError {
+    let problem = match targets {
+        Selection::List(list) if list.is_empty() => "is empty; name the layers to train".to_owned(),
+        _ if settings.layers_to_transform.as_ref().is_some_and(|l| !l.is_empty()) => {
+            "selects nothing together with layers_to_transform; layers count from 0".to_owned()
+        }
+        _ if settings.exclude_modules.is_some() || !settings.modules_to_save.is_empty() => {
+            "selects nothing that exclude_modules and modules_to_save leave".to_owned()
+        }
+        Selection::List(list) => no_such_name(&list[0], modules),
+        Selection::Expression(text) => {
+            let linear = modules.iter().find(|m| m.kind == Kind::Linear).map_or("", |m| &m.path);
+            format!(
+                "{text:?} fits no module's whole path (such as {linear:?}); a list of names needs only the ends"
+            )
+        }
+    };
+    ModelError::setting("target_modules", problem)
+}
+
+fn not_linear(field: &str, targets: &Selection, path: &str, modules: &[Node]) -> ModelError {
+    let inside = linears_inside(path, modules);
+    let what = match targets {
+        Selection::Expression(text) => format!("{text:?} matches {path}"),
+        Selection::List(_) => format!("names {path}"),
+    };
+    let problem = match inside.is_empty() {
+        true => format!("{what}, which is not a linear layer"),
+        false => format!("{what}, which is not a linear layer; the linear layers in it are {inside}"),
+    };
+    ModelError::setting(field, problem)
+}
+
+/// The last names of the linear layers below a path.
+fn linears_inside(path: &str, modules: &[Node]) -> String {
+    let below = modules.iter().filter(|m| m.kind == Kind::Linear).filter_map(|m| {
+        let rest = m.path.strip_prefix(path)?.strip_prefix('.')?;
+        rest.rsplit('.').next()
+    });
+    let mut names: Vec<&str> = below.collect();
+    let mut seen = BTreeSet::new();
+    names.retain(|n| seen.insert(*n));
+    quoted(names)
+}
+
+/// `layers_to_transform` and `layers_pattern`.
+struct LayerFilter<'a> {
+    layers: Option<BTreeSet<usize>>,
+    /// Text and expression; the first capture named `idx` is the layer.
+    patterns: Vec<(&'a str, Regex)>,
+}
+
+impl<'a> LayerFilter<'a> {
+    fn new(settings: &'a PeftConfig, targets: &Selection) -> Result<Self> {
+        let field = "layers_pattern";
+        if settings.layers_to_transform.is_none() && !settings.layers_pattern.is_empty() {
+            return Err(ModelError::setting(
+                field,
+                "is given without layers_to_transform, which it belongs to",
+            ));
+        }
+        if settings.layers_to_transform.is_some() && matches!(targets, Selection::Expression(_)) {
+            let problem = "cannot be combined with target_modules as an expression; give target_modules as a list, or \
+                           put the layers into the expression";
+            return Err(ModelError::setting("layers_to_transform", problem));
+        }
+        let layers = settings.layers_to_transform.as_ref().filter(|l| !l.is_empty());
+        let layers = layers.map(|l| l.iter().copied().collect());
+        let patterns = if settings.layers_pattern.is_empty() {
+            vec![("", python_regex(field, "", r"^.*?\.[^.]*\.(?P<idx>\d+)\.")?)]
+        } else {
+            let one = |p: &'a String| {
+                let regex = format!(r"^(?:^|.*?\.){}\.(?P<idx>\d+)\.", translated(p));
+                Ok((p.as_str(), python_regex(field, p, &regex)?))
+            };
+            settings.layers_pattern.iter().map(one).collect::<Result<_>>()?
+        };
+        Ok(LayerFilter { layers, patterns })
+    }
+
+    fn admits(&self, path: &str) -> Result<bool> {
+        let Some(layers) = &self.layers else { return Ok(true) };
+        for (text, regex) in &self.patterns {
+            let found = regex.captures(path).map_err(|e| regex_error("layers_pattern", text, &e))?;
+            if let Some(layer) = found.and_then(|c| c.name("idx").map(|m| m.as_str().parse::<usize>())) {
+                return Ok(layer.is_ok_and(|layer| layers.contains(&layer)));
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// `rank_pattern` or `alpha_pattern`: the first pattern that fits the end of a path decides.
+struct Patterns<'a, T> {
+    field: &'static str,
+    entries: Vec<(&'a str, Regex, T, bool)>,
+}
+
+impl<'a, T: Copy> Patterns<'a, T> {
+    fn new(field: &'static str, patterns: &'a [(String, T)]) -> Result<Self> {
+        let entry = |(text, value): &'a (String, T)| {
+            let regex = python_regex(field, text, &format!(r"^(.*\.)?({})$", translated(text)))?;
+            Ok((text.as_str(), regex, *value, false))
+        };
+        Ok(Patterns { field, entries: patterns.iter().map(entry).collect::<Result<_>>()? })
+    }
+
+    fn get(&mut self, path: &str) -> Result<Option<T>> {
+        for (text, regex, value, used) in &mut self.entries {
+            if is_match(self.field, text, regex, path)? {
+                *used = true;
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
+    }
+
+    fn unused(&self) -> Vec<String> {
+        let unused = self.entries.iter().filter(|(.., used)| !used);
+        let problem = |text| {
+            format!(
+                "{}: {text:?} decides nothing: it fits no trained layer that an earlier pattern leaves",
+                self.field
+            )
+        };
+        unused.map(|(text, ..)| problem(text)).collect()
+    }
+}
+
+/// The modules trained whole, and the entries that match nothing. PEFT matches the bare end of the path here, without
+/// asking for a dot: `norm` means every norm.
+fn saved_modules(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<ModuleId>, Vec<Unused>)> {
+    let field = "modules_to_save";
+    let mut saved = BTreeSet::new();
+    let mut unused = Vec::new();
+    for entry in &settings.modules_to_save {
+        let mut found = false;
+        for Node { path, .. } in
+            modules.iter().filter(|m| !entry.is_empty() && m.path.ends_with(entry.as_str()))
+        {
+            match ModuleId::parse(path) {
+                Some(id) => saved.insert(id),
+                None => {
+                    let inside = linears_inside(path, modules);
+                    let problem = format!(
+                        "names {path}, which holds other modules; name those to be trained whole{}{inside}",
+                        if inside.is_empty() { "" } else { ": " }
+                    );
+                    return Err(ModelError::setting(field, problem));
+                }
+            };
+            found = true;
+        }
+        if !found {
+            let owners = modules.iter().filter_map(|m| ModuleId::parse(&m.path).map(|_| m.path.as_str()));
+            let names = owners.map(|path| path.rsplit('.').next().unwrap_or(path));
+            let near = quoted(nearest(entry, names, 3));
+            unused.push(format!(
+                "{field}: names {entry:?}, which the model does not have; the nearest are {near}"
+            ));
+        }
+    }
+    Ok((saved.into_iter().collect(), unused))
+}
+
+/// PEFT's `(^|.*\.)m($|\..*)`: the entry is a run of whole segments of the path.
+fn holds(path: &str, entry: &str) -> bool {
+    !entry.is_empty() && format!(".{path}.").contains(&format!(".{entry}."))
+}
+
+/// The few places where Rust's expressions mean something else than Python's: within a class, `[`, `&` and `~` are
+/// plain characters in Python and operators in Rust.
+fn translated(python: &str) -> String {
+    let mut out = String::with_capacity(python.len());
+    let mut class_length = None; // characters since the class was opened, to know a leading `]`
+    let mut characters = python.chars();
+    while let Some(c) = characters.next() {
+        if c == '\\' {
+            out.push(c);
+            out.extend(characters.next());
+            class_length = class_length.map(|n| n + 1);
+            continue;
+        }
+        match (c, class_length) {
+            ('[', None) => class_length = Some(0),
+            ('^', Some(0)) => {
+                out.push(c);
+                continue; // a `]` behind the `^` is still a leading one
+            }
+            (']', Some(n)) if n > 0 => class_length = None,
+            ('[' | '&' | '~', Some(n)) => {
+                out.push('\\');
+                class_length = Some(n + 1);
+            }
+            (_, Some(n)) => class_length = Some(n + 1),
+            (_, None) => {}
+        }
+        out.push(c);
+    }
+    out
+}
+
+fn python_regex(field: &str, text: &str, full: &str) -> Result<Regex> {
+    Regex::new(full)
+        .map_err(|e| ModelError::setting(field, format!("{text:?} is not a valid expression: {e}")))
+}
+
+fn is_match(field: &str, text: &str, regex: &Regex, path: &str) -> Result<bool> {
+    regex.is_match(path).map_err(|e| regex_error(field, text, &e))
+}
+
+fn regex_error(field: &str, text: &str, error: &fancy_regex::Error) -> ModelError {
+    ModelError::setting(
+        field,
+        format!("{text:?} cannot be matched in reasonable time ({error}); make it simpler"),
+    )
+}
