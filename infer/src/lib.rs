@@ -1,1 +1,9 @@
-//! placeholder
+//! Token ids in, token ids out: a decoder, an adapter and a cache of keys and values.
+//!
+//! Knows nothing of text or HTTP.
+
+mod generator;
+mod sampler;
+
+pub use generator::{Finish, Generation, Generator, InferError, Request};
+pub use sampler::{Sampler, Sampling};

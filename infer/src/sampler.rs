@@ -1,0 +1,88 @@
+//! Choosing the next token from logits.
+
+use compute::random;
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0: always the likeliest token.
+    pub temperature: f32,
+    /// Only the likeliest tokens that together have this probability; 1: all.
+    pub top_p: f32,
+    /// Only this many of the likeliest tokens; 0: all.
+    pub top_k: usize,
+    /// Same seed, same tokens.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 }
+    }
+}
+
+/// Draws tokens; the draw at a place depends only on the seed and the place.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    drawn: u64,
+    candidates: Vec<(f32, u32)>,
+}
+
+impl Sampler {
+    /// A sampler at its first draw.
+    pub fn new(sampling: Sampling) -> Self {
+        Sampler { sampling, drawn: 0, candidates: Vec::new() }
+    }
+
+    /// The next token for logits `[V]`. Ties go to the smaller id.
+    ///
+    /// # Panics
+    /// If there are no logits.
+    pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        let Sampling { temperature, top_p, top_k, seed } = self.sampling;
+        let draw = random::uniform(random::key(seed, 0x5a), self.drawn);
+        self.drawn += 1;
+        if temperature <= 0.0 {
+            return likeliest(logits);
+        }
+        self.candidates.clear();
+        self.candidates.extend(logits.iter().zip(0..).map(|(&l, id)| (l, id)));
+        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if top_k > 0 && top_k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(top_k - 1, order);
+            self.candidates.truncate(top_k);
+        }
+        self.candidates.sort_unstable_by(order);
+        let largest = self.candidates[0].0;
+        let weight = |logit: f32| f64::from((logit - largest) / temperature).exp();
+        let total: f64 = self.candidates.iter().map(|c| weight(c.0)).sum();
+        // Nucleus (Holtzman et al. 2020): the shortest prefix whose probability reaches top_p.
+        let (mut nucleus, mut kept) = (0.0, 0);
+        for candidate in &self.candidates {
+            nucleus += weight(candidate.0);
+            kept += 1;
+            if nucleus >= f64::from(top_p) * total {
+                break;
+            }
+        }
+        let mut rest = draw * nucleus;
+        for candidate in &self.candidates[..kept] {
+            rest -= weight(candidate.0);
+            if rest < 0.0 {
+                return candidate.1;
+            }
+        }
+        self.candidates[kept - 1].1
+    }
+}
+
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}

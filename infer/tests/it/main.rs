@@ -1,0 +1,4 @@
+//! Tests of the crate from the outside.
+
+mod generator;
+mod sampler;

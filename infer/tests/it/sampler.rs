@@ -1,0 +1,49 @@
+use infer::{Sampler, Sampling};
+
+const LOGITS: [f32; 5] = [0.0, 2.0, 1.0, 2.0, -1.0];
+
+fn counts(sampling: Sampling, draws: usize) -> [usize; 5] {
+    let mut sampler = Sampler::new(sampling);
+    let mut counts = [0; 5];
+    (0..draws).for_each(|_| counts[sampler.sample(&LOGITS) as usize] += 1);
+    counts
+}
+
+#[test]
+fn temperature_zero_takes_the_likeliest_and_of_equals_the_first() {
+    assert_eq!(counts(Sampling::default(), 3), [0, 3, 0, 0, 0]);
+}
+
+#[test]
+fn draws_follow_the_softmax() {
+    let n = 40_000;
+    let counts = counts(Sampling { temperature: 0.7, ..Sampling::default() }, n);
+    let weights = LOGITS.map(|l| f64::from(l / 0.7).exp());
+    let total: f64 = weights.iter().sum();
+    for (count, weight) in counts.into_iter().zip(weights) {
+        let p = weight / total;
+        let deviation = (p * (1.0 - p) * n as f64).sqrt();
+        assert!((count as f64 - p * n as f64).abs() < 5.0 * deviation, "{count} of {n} for probability {p}");
+    }
+}
+
+#[test]
+fn top_k_and_top_p_leave_the_tail_out() {
+    let all = Sampling { temperature: 1.0, ..Sampling::default() };
+    let k = counts(Sampling { top_k: 3, ..all }, 2_000);
+    assert!(k[0] == 0 && k[4] == 0 && k[1] > 0 && k[2] > 0 && k[3] > 0, "{k:?}");
+    // The two likeliest have 0.39 each: 0.5 needs both, 0.3 only the first.
+    let p = counts(Sampling { top_p: 0.5, ..all }, 2_000);
+    assert!(p[1] > 0 && p[3] > 0 && p[0] + p[2] + p[4] == 0, "{p:?}");
+    assert_eq!(counts(Sampling { top_p: 0.3, ..all }, 100), [0, 100, 0, 0, 0]);
+}
+
+#[test]
+fn the_same_seed_draws_the_same_tokens() {
+    let draw = |seed| {
+        let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() });
+        (0..32).map(|_| sampler.sample(&LOGITS)).collect::<Vec<_>>()
+    };
+    assert_eq!(draw(1), draw(1));
+    assert_ne!(draw(1), draw(2));
+}
