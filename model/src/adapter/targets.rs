@@ -417,15 +417,15 @@ impl<'a, T: Copy> Patterns<'a, T> {
         Ok(None)
     }
 
-    fn unused(&self) -> Vec<String> {
+    fn unused(&self) -> Vec<Unused> {
         let unused = self.entries.iter().filter(|(.., used)| !used);
-        let problem = |text| {
-            format!(
-                "{}: {text:?} decides nothing: it fits no trained layer that an earlier pattern leaves",
-                self.field
-            )
-        };
-        unused.map(|(text, ..)| problem(text)).collect()
+        let unused = unused.map(|(text, ..)| Unused {
+            field: self.field,
+            problem: format!(
+                "{text:?} decides nothing: it fits no trained layer that an earlier pattern leaves"
+            ),
+        });
+        unused.collect()
     }
 }
 
@@ -457,9 +457,8 @@ fn saved_modules(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<ModuleI
             let owners = modules.iter().filter_map(|m| ModuleId::parse(&m.path).map(|_| m.path.as_str()));
             let names = owners.map(|path| path.rsplit('.').next().unwrap_or(path));
             let near = quoted(nearest(entry, names, 3));
-            unused.push(format!(
-                "{field}: names {entry:?}, which the model does not have; the nearest are {near}"
-            ));
+            let problem = format!("names {entry:?}, which the model does not have; the nearest are {near}");
+            unused.push(Unused { field, problem });
         }
     }
     Ok((saved.into_iter().collect(), unused))
