@@ -5,6 +5,9 @@
 //! fused multiply-add and every sum has a fixed number of lanes, so a kernel gives the same bytes on every
 //! instruction set.
 
+use std::sync::OnceLock;
+
+use super::gemm::Isa;
 use crate::{MatrixMut, MatrixRef, bf16};
 
 /// How many partial sums a reduction keeps: two AVX-512 registers, enough to hide the latency of an addition.
@@ -19,23 +22,15 @@ pub(crate) enum Width {
 }
 
 impl Width {
-    /// The widest that this processor has. The standard library caches the answer: this is a few loads.
+    /// The widest that this processor has, or what `LUTHIER_ISA` forces; found once.
     #[inline]
     pub(crate) fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq")
-            {
-                return Width::Avx512;
-            }
-            if is_x86_feature_detected!("avx2") {
-                return Width::Avx2;
-            }
-        }
-        Width::Baseline
+        static WIDTH: OnceLock<Width> = OnceLock::new();
+        *WIDTH.get_or_init(|| match Isa::detect() {
+            Isa::Portable => Width::Baseline,
+            Isa::Avx2 => Width::Avx2,
+            Isa::Avx512 | Isa::Avx512Bf16 => Width::Avx512,
+        })
     }
 }
 
@@ -62,7 +57,7 @@ macro_rules! multiversion {
             }
 
             match $crate::cpu::simd::Width::detect() {
-                // SAFETY: `detect` found these features on this processor.
+                // SAFETY: `detect` gives only what this processor has.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::simd::Width::Avx512 => unsafe { avx512 $(::<$($generic),+>)? ($($arg),*) },
                 // SAFETY: as above.
@@ -147,7 +142,7 @@ impl Element for bf16 {
     }
 }
 
-/// `eˣ` to about 1e-7 relative, for `x` up to 88.3 (larger give `e^88.3`); 0 below -87.3; NaN stays NaN.
+/// `eˣ` to about 1e-7 relative; 0 below -87.3, infinite above 88.37 (shortly before `f32` ends); NaN stays NaN.
 ///
 /// Range reduction and polynomial of Cephes' `expf` (S. L. Moshier).
 #[inline(always)]
@@ -156,7 +151,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_375;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const SMALLEST: f32 = -87.3;
-    const LARGEST: f32 = 88.3;
+    const LARGEST: f32 = 88.37; // beyond it the exponent's bits run over
     let c = if x < SMALLEST { SMALLEST } else { x };
     let c = if c > LARGEST { LARGEST } else { c };
     let shifted = c * std::f32::consts::LOG2_E + ROUND;
@@ -171,6 +166,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let mantissa = p * (r * r) + r + 1.0;
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     let value = mantissa * f32::from_bits(exponent);
+    let value = if x > LARGEST { f32::INFINITY } else { value };
     if x < SMALLEST { 0.0 } else { value }
 }
 
@@ -250,7 +246,7 @@ mod tests {
 
     #[test]
     fn exp_is_accurate_to_two_units_in_the_last_place() {
-        for i in -872_000..883_000 {
+        for i in -873_000..=883_700 {
             let x = i as f32 * 1e-4;
             let want = f64::from(x).exp();
             let error = (f64::from(exp(x)) - want).abs() / want;
@@ -259,11 +255,12 @@ mod tests {
     }
 
     #[test]
-    fn exp_of_the_extremes_is_finite_zero_or_nan() {
+    fn exp_of_the_extremes_is_zero_infinite_or_nan() {
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(-100.0), 0.0);
         assert_eq!(exp(0.0), 1.0);
-        assert!(exp(f32::INFINITY).is_finite());
+        assert_eq!(exp(100.0), f32::INFINITY);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
         assert!(exp(f32::NAN).is_nan());
     }
 

@@ -1,4 +1,18 @@
 //! Every operation against its definition.
 
 mod attention;
+mod bias;
+mod common;
+mod cross_entropy;
+mod dropout;
+mod embedding;
+mod gated;
+mod low_rank;
 mod matmul;
+mod optimizer;
+mod random;
+mod reduce;
+mod residual;
+mod rms_norm;
+mod rope;
+mod widths;
