@@ -146,6 +146,8 @@ impl Labeller<'_> {
             message: message.into(),
             instead,
         };
+        let end = self.tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
+        let end = end.map_or("", |(_, token)| token.as_str());
         let mut spans = Vec::with_capacity(turns.len());
         for &turn in &turns {
             let prompt = render(turn, true)?.text;
@@ -155,12 +157,15 @@ impl Labeller<'_> {
                     "its generation prompt is not how it begins an assistant's turn that is already there";
                 return Err(fails(message, "all"));
             }
-            if !text.starts_with(&said) {
+            // Some templates close every text that is no prompt with the end-of-text token (Phi 3).
+            let closed = text.starts_with(&said).then_some(said.as_str());
+            let said = closed.or_else(|| said.strip_suffix(end).filter(|open| text.starts_with(open)));
+            let Some(said) = said else {
                 let last = Some(&turn) == turns.last();
                 let message =
                     "it writes a turn differently once another follows (it may drop thoughts, for instance)";
                 return Err(fails(message, if last { "all" } else { "completion or all" }));
-            }
+            };
             spans.push(prompt.len()..said.len());
         }
         Ok((text, spans))

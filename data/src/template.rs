@@ -229,7 +229,7 @@ impl ChatTemplate {
             ("documents".to_string(), Value::from(())),
             ("add_generation_prompt".to_string(), Value::from(add_generation_prompt)),
         ];
-        let context: Value = self.special.iter().cloned().chain(variables).collect();
+        let context = Value::from_pairs(self.special.iter().cloned().chain(variables));
         let template = self.env.get_template(name).expect("added when compiled");
         let text = template.render(context).map_err(|error| self.failed(&error))?;
         if !self.has_generation {

@@ -36,7 +36,7 @@ pub(super) fn value(json: &Json) -> Value {
         Json::String(text) => Value::from(text.as_str()),
         Json::Array(items) => items.iter().map(value).collect(),
         Json::Object(object) => {
-            object.iter().map(|(key, item)| (key.replace(is_mark, ""), value(item))).collect()
+            Value::from_pairs(object.iter().map(|(key, item)| (key.replace(is_mark, ""), value(item))))
         }
     }
 }

@@ -1,0 +1,9 @@
+//! The crate from the outside: files in, token ids with labels out.
+
+mod formats;
+mod labels;
+mod malformed;
+mod order;
+mod support;
+mod templates;
+mod tokenizers;

@@ -1,0 +1,112 @@
+//! The tokenizer wrapper: special tokens, offsets, streaming, other layouts and broken files.
+
+use data::{Tokenizer, TokenizerError};
+
+use crate::support::{Files, fixture, tokenizer};
+
+#[test]
+fn special_tokens_come_from_strings_objects_and_the_generation_config() {
+    let tokenizer = tokenizer();
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad()), (Some(1), Some(2), None));
+    assert_eq!(tokenizer.ends(), [2, 4]);
+    assert!(tokenizer.is_end(4) && tokenizer.is_special(3) && !tokenizer.is_end(3));
+    assert_eq!(tokenizer.token_to_id("<|im_end|>"), Some(4));
+    assert_eq!(tokenizer.templates()[0].0, "default");
+}
+
+#[test]
+fn offsets_say_where_a_token_begins_its_leading_space_included() {
+    let encoded = tokenizer().encode("a violin", true).unwrap();
+    assert_eq!((encoded.added_front, encoded.added_back), (1, 0));
+    assert_eq!(encoded.ids.len(), 3, "{encoded:?}");
+    assert_eq!(encoded.begins, [0, 0, 1]);
+}
+
+#[test]
+fn a_stream_gives_out_whole_characters_and_all_of_them() {
+    let tokenizer = tokenizer();
+    let text = "Grüße, 東京! 👩‍👩‍👧 <|im_end|> naïve";
+    let ids = tokenizer.encode(text, false).unwrap().ids;
+    let mut stream = tokenizer.stream(false);
+    let pieces: Vec<String> = ids.iter().map(|&id| stream.push(&tokenizer, id)).collect();
+    assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
+    assert_eq!(pieces.concat() + &stream.finish(&tokenizer), text);
+
+    let mut cut = tokenizer.stream(false);
+    let half = &ids[..ids.iter().position(|&id| id > 300).unwrap_or(3).max(6)];
+    let shown: String = half.iter().map(|&id| cut.push(&tokenizer, id)).collect();
+    assert_eq!(shown + &cut.finish(&tokenizer), tokenizer.decode(half, false).unwrap());
+}
+
+#[test]
+fn an_unfinished_character_is_shown_when_the_stream_ends() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode("東", false).unwrap().ids;
+    let mut stream = tokenizer.stream(false);
+    assert_eq!(stream.push(&tokenizer, ids[0]), "");
+    assert!(stream.finish(&tokenizer).contains('\u{fffd}'));
+}
+
+#[test]
+fn vocab_and_merges_are_read_as_the_tokenizer_they_would_become() {
+    let files = Files::new(&[
+        ("vocab.json", r#"{"a": 0, "b": 1, "ab": 2, "Ġ": 3, "Ġab": 4, "<|endoftext|>": 5}"#),
+        ("merges.txt", "#version: 0.2\na b\nĠ ab\n"),
+        ("added_tokens.json", r#"{"<|im_end|>": 6}"#),
+        ("tokenizer_config.json", r#"{"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}"#),
+    ]);
+    let tokenizer = Tokenizer::load(files.folder()).unwrap();
+    assert_eq!(tokenizer.encode("ab ab<|im_end|>", true).unwrap().ids, [2, 4, 6]);
+    assert_eq!(tokenizer.decode(&[2, 4], false).unwrap(), "ab ab");
+    assert_eq!(tokenizer.eos(), Some(6));
+}
+
+#[test]
+fn named_templates_and_template_files_are_found() {
+    let json = std::fs::read_to_string(fixture("tokenizer/tokenizer.json")).unwrap();
+    let list =
+        r#"{"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]}"#;
+    let files = Files::new(&[("tokenizer.json", &json), ("tokenizer_config.json", list)]);
+    let tokenizer = Tokenizer::load(files.folder()).unwrap();
+    let template = data::ChatTemplate::resolve(None, &tokenizer).unwrap().unwrap();
+    assert_eq!(template.render(&[], None, false).unwrap().text, "d");
+    assert_eq!(template.render(&[], Some(&serde_json::json!([{}])), false).unwrap().text, "t");
+
+    std::fs::write(files.path("chat_template.jinja"), "from the file").unwrap();
+    let tokenizer = Tokenizer::load(files.folder()).unwrap();
+    assert_eq!(tokenizer.templates(), [("default".to_string(), "from the file".to_string())]);
+}
+
+#[test]
+fn a_folder_without_a_tokenizer_says_so() {
+    let error = Tokenizer::load(Files::new(&[]).folder()).unwrap_err();
+    assert!(matches!(error, TokenizerError::Missing { .. }), "{error}");
+    let files = Files::new(&[("tokenizer.model", "")]);
+    let error = Tokenizer::load(files.folder()).unwrap_err().to_string();
+    assert!(error.contains("save_pretrained"), "{error}");
+}
+
+#[test]
+fn a_broken_tokenizer_file_is_named() {
+    let json = std::fs::read_to_string(fixture("tokenizer/tokenizer.json")).unwrap();
+    let half = &json[..json.len() / 2];
+    for (name, content) in
+        [("tokenizer.json", half), ("tokenizer_config.json", "{"), ("generation_config.json", "[]")]
+    {
+        let files = Files::new(&[("tokenizer.json", &json)]);
+        std::fs::write(files.path(name), content).unwrap();
+        let error = Tokenizer::load(files.folder()).unwrap_err();
+        assert!(matches!(error, TokenizerError::Broken { .. }), "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
+fn a_saved_truncation_does_not_cut_examples() {
+    let json = std::fs::read_to_string(fixture("tokenizer/tokenizer.json")).unwrap();
+    let truncation =
+        r#""truncation":{"direction":"Right","max_length":4,"strategy":"LongestFirst","stride":0}"#;
+    let files = Files::new(&[("tokenizer.json", &json.replacen("\"truncation\":null", truncation, 1))]);
+    let tokenizer = Tokenizer::load(files.folder()).unwrap();
+    assert!(tokenizer.encode("Ana builds a violin before noon.", true).unwrap().ids.len() > 4);
+}
