@@ -13,14 +13,14 @@ use std::path::{Component, Path, PathBuf};
 use compute::{DType, MatrixMut};
 use half::{bf16, f16};
 use serde::Deserialize;
-use serde_json::Value;
 
-use crate::config::{Config, read_small_file, short};
+use crate::config::{Config, read_small_file};
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Parameter};
 
 pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, write_whole};
 
+mod header;
 mod writer;
 
 /// How a tensor's elements are stored in a file.
@@ -117,8 +117,6 @@ pub struct Checkpoint {
     metadata: BTreeMap<String, String>,
 }
 
-/// Longest header read, in bytes; the format's own limit.
-const MAX_HEADER: u64 = 100_000_000;
 /// Largest index of shards, in bytes.
 const MAX_INDEX: u64 = 256 << 20;
 /// Bytes read and converted at a time.
@@ -161,7 +159,7 @@ impl Checkpoint {
 
     fn add_file(&mut self, path: &Path) -> Result<BTreeMap<String, String>> {
         let file = File::open(path).map_err(|e| ModelError::read(path, e))?;
-        let header = read_header(&file, path, self.files.len())?;
+        let header = header::read_header(&file, path, self.files.len())?;
         for (name, info) in header.tensors {
             if let Some(other) = self.tensors.insert(name.clone(), info) {
                 let problem =
@@ -431,7 +429,7 @@ impl Source<'_> {
             [_, cols] => format!("[{}, {}]", element / cols, element % cols),
             _ => format!("[{element}]"),
         };
-        let problem = format!("has the value {value} at {index}; weights must be finite: the file is broken");
+        let problem = format!("has the value {value} at {index}; weights must be finite");
         ModelError::tensor(self.path, self.name, problem)
     }
 }
@@ -458,156 +456,6 @@ impl Element for bf16 {
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
     }
-}
-
-struct Header {
-    tensors: BTreeMap<String, TensorInfo>,
-    metadata: BTreeMap<String, String>,
-}
-
-/// An entry of the header as the file has it.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: [u64; 2],
-}
-
-/// Reads and checks a file's header; `file_index` goes into the tensors' infos.
-fn read_header(file: &File, path: &Path, file_index: usize) -> Result<Header> {
-    let wrong = |problem: String| ModelError::file(path, problem);
-    let file_length = file.metadata().map_err(|e| ModelError::read(path, e))?.len();
-    if file_length < 8 {
-        return Err(wrong(format!(
-            "is not a safetensors file: it has {file_length} bytes, a header begins with 8"
-        )));
-    }
-    let mut length = [0; 8];
-    read_exact_at(file, &mut length, 0).map_err(|e| ModelError::read(path, e))?;
-    let length = u64::from_le_bytes(length);
-    if length > file_length - 8 {
-        let problem = format!(
-            "is not a whole safetensors file: its header claims {length} bytes, the file has {file_length}; was the \
-             download broken off?"
-        );
-        return Err(wrong(problem));
-    }
-    if length > MAX_HEADER {
-        return Err(wrong(format!(
-            "has a header of {length} bytes, more than the format's limit {MAX_HEADER}"
-        )));
-    }
-    let mut text = vec![0; length as usize];
-    read_exact_at(file, &mut text, 8).map_err(|e| ModelError::read(path, e))?;
-    let entries = parse_header(&text, path)?;
-    check_header(entries, path, file_index, 8 + length, file_length)
-}
-
-/// The header's entries in the file's order; a name given twice is an error.
-fn parse_header(text: &[u8], path: &Path) -> Result<Vec<(String, Value)>> {
-    struct Pairs(Vec<(String, Value)>);
-    impl<'de> Deserialize<'de> for Pairs {
-        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            struct Visitor;
-            impl<'de> serde::de::Visitor<'de> for Visitor {
-                type Value = Pairs;
-                fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                    f.write_str("an object of tensors")
-                }
-                fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-                    let mut pairs = Vec::new();
-                    while let Some(pair) = map.next_entry()? {
-                        pairs.push(pair);
-                    }
-                    Ok(Pairs(pairs))
-                }
-            }
-            deserializer.deserialize_map(Visitor)
-        }
-    }
-    let pairs: Pairs = serde_json::from_slice(text).map_err(|e| {
-        ModelError::file(path, format!("is not a safetensors file: its header is not valid ({e})"))
-    })?;
-    Ok(pairs.0)
-}
-
-/// Checks every entry against the file: types, sizes, and that the tensors cover the data without gap or overlap.
-fn check_header(
-    entries: Vec<(String, Value)>,
-    path: &Path,
-    file_index: usize,
-    data_start: u64,
-    file_length: u64,
-) -> Result<Header> {
-    let data_length = file_length - data_start;
-    let mut header = Header { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
-    let mut ranges = Vec::with_capacity(entries.len());
-    for (name, value) in entries {
-        if name == "__metadata__" {
-            header.metadata = serde_json::from_value(value).map_err(|e| {
-                ModelError::file(path, format!("has a header whose __metadata__ is not text pairs ({e})"))
-            })?;
-            continue;
-        }
-        let wrong = |problem: String| ModelError::tensor(path, name.clone(), problem);
-        let entry = Entry::deserialize(&value)
-            .map_err(|e| wrong(format!("has the header entry {}, which is not valid: {e}", short(&value))))?;
-        let dtype = StoredDType::parse(&entry.dtype).ok_or_else(|| {
-            wrong(format!("is stored as {:?}; supported are F32, BF16 and F16", entry.dtype))
-        })?;
-        let [start, end] = entry.data_offsets;
-        if start > end || end > data_length {
-            let problem = format!(
-                "claims the bytes {start} to {end} of {data_length}; the file is broken off or its header is wrong"
-            );
-            return Err(wrong(problem));
-        }
-        let size = entry.shape.iter().try_fold(dtype.size() as u64, |size, &n| size.checked_mul(n));
-        if size != Some(end - start) {
-            let problem = format!(
-                "has shape {:?} of {} but {} bytes; the header contradicts itself",
-                entry.shape,
-                dtype.name(),
-                end - start
-            );
-            return Err(wrong(problem));
-        }
-        ranges.push((start, end, name.clone()));
-        let shape = entry.shape.iter().map(|&n| n as usize).collect();
-        let info = TensorInfo { dtype, shape, file: file_index, start: data_start + start };
-        if header.tensors.insert(name.clone(), info).is_some() {
-            return Err(wrong("stands twice in the header".to_owned()));
-        }
-    }
-    check_coverage(ranges, path, data_length)?;
-    Ok(header)
-}
-
-/// The tensors' byte ranges follow each other from the first byte to the last.
-fn check_coverage(mut ranges: Vec<(u64, u64, String)>, path: &Path, data_length: u64) -> Result<()> {
-    ranges.sort();
-    let mut position = 0;
-    let mut previous: Option<&str> = None;
-    for (start, end, name) in &ranges {
-        if *start < position {
-            let problem = format!("overlaps with `{}` in the file", previous.unwrap_or_default());
-            return Err(ModelError::tensor(path, name, problem));
-        }
-        if *start > position {
-            let problem =
-                format!("begins at byte {start} of the data; the bytes from {position} belong to no tensor");
-            return Err(ModelError::tensor(path, name, problem));
-        }
-        position = *end;
-        previous = Some(name);
-    }
-    if position != data_length {
-        let problem =
-            format!("has {} bytes after its last tensor that belong to none", data_length - position);
-        return Err(ModelError::file(path, problem));
-    }
-    Ok(())
 }
 
 /// The index of a sharded checkpoint; its metadata is not needed.

@@ -35,7 +35,7 @@ pub enum ModelError {
         problem: String,
     },
     /// A field of a JSON file is missing, malformed, inconsistent or not supported.
-    #[error("{}: `{field}` {problem}", path.display())]
+    #[error("{}: `{}` {problem}", path.display(), shown(field))]
     Field {
         /// The file.
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum ModelError {
         problem: String,
     },
     /// A tensor of a file is missing, unknown, misshapen or has unusable values.
-    #[error("{}: tensor `{name}` {problem}", path.display())]
+    #[error("{}: tensor `{}` {problem}", path.display(), shown(name))]
     Tensor {
         /// The file or folder.
         path: PathBuf,
@@ -108,6 +108,15 @@ impl ModelError {
     }
 }
 
+/// A name from a foreign file, safe to print: cut, and without control characters.
+fn shown(name: &str) -> String {
+    let mut shown: String = name.chars().take(200).flat_map(char::escape_debug).collect();
+    if name.chars().nth(200).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
 fn write_hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -151,7 +160,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
 
 /// Names joined for a message: "`a`, `b` and `c`".
 pub(crate) fn quoted<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let names: Vec<String> = names.into_iter().map(|n| format!("`{n}`")).collect();
+    let names: Vec<String> = names.into_iter().map(|n| format!("`{}`", shown(n))).collect();
     match names.split_last() {
         None => String::new(),
         Some((last, [])) => last.clone(),

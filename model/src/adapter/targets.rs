@@ -64,7 +64,7 @@ pub fn resolve(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
 
 /// As [`resolve`], but names and patterns without effect are only listed: a folder that PEFT wrote is judged by its
 /// tensors.
-pub(crate) fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
+pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
     let modules = module_tree(model);
     let (saved, mut unused) = saved_modules(settings, &modules)?;
     let (selected, unused_targets) = select(settings, &modules)?;
@@ -175,9 +175,9 @@ fn select(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<usize>, Vec<Un
         let hit =
             if all_linear { (*kind == Kind::Linear).then_some(Hit::Whole) } else { included.hit(path)? };
         let out = match &mut excluded {
-            // Only what would otherwise be trained counts as excluded.
-            Some(excluded) => excluded.hit(path)?.is_some(),
-            None => false,
+            // A container's name excludes nothing in PEFT, which is not what its writer meant.
+            Some(excluded) if *kind != Kind::Other => excluded.hit(path)?.is_some(),
+            _ => false,
         };
         let saved = settings.modules_to_save.iter().any(|m| holds(path, m));
         let chosen = match hit {
@@ -197,7 +197,10 @@ fn select(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<usize>, Vec<Un
                 );
                 return Err(ModelError::setting("target_modules", problem));
             }
-            Kind::Other => return Err(not_linear("target_modules", targets, path, modules)),
+            Kind::Other => {
+                let what = what_is_not_linear(path, modules);
+                return Err(ModelError::setting("target_modules", what));
+            }
         }
     }
     if selected.is_empty() {
@@ -281,10 +284,22 @@ fn suffixes(path: &str) -> impl Iterator<Item = &str> {
 }
 
 fn no_such_name(name: &str, modules: &[Node]) -> String {
-    format!(
-        "names {name:?}, which the model does not have; the nearest are {}",
-        nearest_linears(name, modules)
-    )
+    let other = modules.iter().find(|m| m.kind == Kind::Other && suffixes(&m.path).any(|end| end == name));
+    match other {
+        Some(Node { path, .. }) => what_is_not_linear(path, modules),
+        None => {
+            let near = nearest_linears(name, modules);
+            format!("names {name:?}, which the model does not have; the nearest are {near}")
+        }
+    }
+}
+
+/// Of a container or a norm that stands where linear layers are named.
+fn what_is_not_linear(path: &str, modules: &[Node]) -> String {
+    match linears_inside(path, modules).as_str() {
+        "" => format!("names {path}, which is not a linear layer"),
+        inside => format!("names {path}, which is not a linear layer; the linear layers in it are {inside}"),
+    }
 }
 
 fn fits_nothing(expression: &str, modules: &[Node]) -> String {
@@ -318,19 +333,6 @@ fn nothing_selected(settings: &PeftConfig, targets: &Selection, modules: &[Node]
         }
     };
     ModelError::setting("target_modules", problem)
-}
-
-fn not_linear(field: &str, targets: &Selection, path: &str, modules: &[Node]) -> ModelError {
-    let inside = linears_inside(path, modules);
-    let what = match targets {
-        Selection::Expression(text) => format!("{text:?} matches {path}"),
-        Selection::List(_) => format!("names {path}"),
-    };
-    let problem = match inside.is_empty() {
-        true => format!("{what}, which is not a linear layer"),
-        false => format!("{what}, which is not a linear layer; the linear layers in it are {inside}"),
-    };
-    ModelError::setting(field, problem)
 }
 
 /// The last names of the linear layers below a path.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use compute::MatrixRef;
 use half::f16;
@@ -140,14 +141,21 @@ impl CheckpointWriter {
         for shard in &self.shards {
             shard.file.sync_all().map_err(|e| ModelError::write(&shard.target, e))?;
         }
-        while let Some(shard) = self.shards.first() {
+        let mut named = Vec::new();
+        let result = self.shards.iter().try_for_each(|shard| {
             fs::rename(&shard.temporary, &shard.target).map_err(|e| ModelError::write(&shard.target, e))?;
-            self.shards.remove(0);
-        }
-        match self.index.take() {
-            Some((path, text)) => write_whole(&path, text.as_bytes()),
+            named.push(shard.target.clone());
+            Ok(())
+        });
+        let result = result.and_then(|()| match &self.index {
+            Some((path, text)) => write_whole(path, text.as_bytes()),
             None => Ok(()),
+        });
+        match &result {
+            Ok(()) => named.iter().take(1).for_each(|path| sync_folder(path)),
+            Err(_) => named.iter().for_each(|path| drop(fs::remove_file(path))), // a part of a model is of no use
         }
+        result
     }
 }
 
@@ -209,7 +217,7 @@ fn header(metadata: &BTreeMap<String, String>, specs: &[TensorSpec]) -> (Vec<u8>
 fn write_values(file: &mut File, values: MatrixRef<'_>, dtype: StoredDType) -> io::Result<()> {
     use compute::{DType, bf16};
     let elements = values.rows() * values.cols();
-    let values = values.reshape(elements.max(1).min(elements), 1);
+    let values = values.reshape(elements, 1);
     let rows = BUFFER / dtype.size();
     let mut buffer = Vec::with_capacity(BUFFER.min(elements * dtype.size()));
     for start in (0..elements).step_by(rows) {
@@ -240,13 +248,14 @@ fn write_values(file: &mut File, values: MatrixRef<'_>, dtype: StoredDType) -> i
 
 /// A name in the same folder that no other writer uses.
 fn temporary_path(target: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut name = std::ffi::OsString::from(".");
     name.push(target.file_name().expect("a file to write has a name"));
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
     target.with_file_name(name)
 }
 
-/// Writes a small file under a temporary name, waits for the disk, and renames it.
+/// Writes a small file under a temporary name, waits for the disk, and renames it: the file is whole or not there.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = temporary_path(path);
     let write = || {
@@ -258,5 +267,13 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(|e| {
         let _ = fs::remove_file(&temporary); // the error that brought us here matters more
         ModelError::write(path, e)
-    })
+    })?;
+    sync_folder(path);
+    Ok(())
+}
+
+/// Asks the disk to keep the file's name too. Not every file system can; the file itself is safe in any case.
+fn sync_folder(file: &Path) {
+    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _ = File::open(folder).and_then(|f| f.sync_all());
 }
