@@ -40,7 +40,10 @@ pub(crate) fn forward_backward(
 multiversion! {
     fn row_loss(row: &[f32], target: u32) -> f32 {
         let largest = max(row);
-        let total = row.chunks(BLOCK).map(|block| f64::from(sum(block, |x| exp(x - largest)))).sum::<f64>();
+        let mut total = 0.0;
+        for block in row.chunks(BLOCK) {
+            total += f64::from(sum(block, |x| exp(x - largest)));
+        }
         negative_log(total, largest, row[target as usize])
     }
 }
@@ -49,7 +52,10 @@ multiversion! {
     fn row_gradient(row: &mut [f32], target: u32, scale: f32) -> f32 {
         let largest = max(row);
         let logit = row[target as usize];
-        let total: f64 = row.chunks_mut(BLOCK).map(|block| f64::from(exponentials(block, largest))).sum();
+        let mut total = 0.0;
+        for block in row.chunks_mut(BLOCK) {
+            total += f64::from(exponentials(block, largest));
+        }
         let factor = (f64::from(scale) / total) as f32;
         for x in row.iter_mut() {
             *x *= factor;

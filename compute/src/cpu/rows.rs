@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::Cpu;
 
-/// Elements that are worth one task: below it, waking a thread costs more than it saves.
-const TASK_ELEMENTS: usize = 1 << 14;
+/// Elements that are worth one task, some microseconds of additions: below it, waking a thread costs more than it saves.
+const TASK_ELEMENTS: usize = 1 << 15;
 
 /// Tasks per thread, so that one that started late does not keep the others waiting.
 const TASKS_PER_THREAD: usize = 4;

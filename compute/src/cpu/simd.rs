@@ -35,7 +35,10 @@ impl Width {
 }
 
 /// Defines a function whose body is compiled for every [`Width`]; a call runs the widest that the processor has.
-/// At most three type parameters, one bound each. What the body calls must be `#[inline(always)]`.
+/// Type parameters have one bound each.
+///
+/// What the body calls must be `#[inline(always)]`, and heavy loops must be `for` loops: a function, or a closure handed
+/// to an iterator's adapter, that the compiler does not inline is compiled for the baseline.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($generic:ident: $bound:ident),+>)? ($($arg:ident: $ty:ty),* $(,)?)
      $(-> $ret:ty)? $body:block) => {
@@ -148,7 +151,7 @@ impl Element for bf16 {
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer that stands in the low bits
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4; // a few bits, so that n times it is exact
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const SMALLEST: f32 = -87.3;
     const LARGEST: f32 = 88.37; // beyond it the exponent's bits run over

@@ -41,7 +41,7 @@ fn definition(x: &[f64], positions: &[u32], head: usize, (frequencies, m): &(Vec
 
 /// Tokens, heads and head sizes.
 const SHAPES: [(usize, usize, usize); 6] =
-    [(1, 1, 2), (3, 2, 4), (5, 3, 14), (4, 1, 64), (2, 2, 80), (80, 9, 64)];
+    [(1, 1, 2), (3, 2, 4), (5, 3, 14), (4, 1, 64), (2, 2, 80), (250, 9, 64)];
 
 #[test]
 fn heads_are_turned_as_the_definition_says() {
