@@ -14,6 +14,7 @@ mod commands;
 mod error;
 mod hub;
 mod run_file;
+mod setup;
 mod signal;
 mod terminal;
 

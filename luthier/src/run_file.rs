@@ -7,6 +7,8 @@
 
 mod check;
 mod decode;
+#[cfg(test)]
+mod tests;
 mod values;
 mod yaml;
 
@@ -398,6 +400,11 @@ impl Settings {
         }
         let run = decode::decode(&tree).map_err(report)?;
         Ok(Self { run, tree, file })
+    }
+
+    /// Whether a key, such as `adapter.r`, was written in the file or on the command line.
+    pub(crate) fn is_set(&self, key: &str) -> bool {
+        self.tree.origin_of(key) != Origin::Default
     }
 
     /// An error about a key, such as `data.train`, that points at where it was set.

@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use compute::{DType, Matrix};
-use model::checkpoint::{Checkpoint, TensorOut, write_safetensors};
+use model::adapter::files::{read_parameters, write_parameters};
 use model::{Layout, Parameters};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +13,9 @@ use crate::optimizer::Optimizer;
 use crate::saving::Saving;
 
 const VERSION: u32 = 1;
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// What stands before the names of the first and second moments.
+const MOMENTS: [&str; 2] = ["m.", "v."];
 
 /// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,7 +28,7 @@ pub(crate) struct Best {
 /// and random numbers are functions of the step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct State {
-    version: u32,
+    pub(crate) version: u32,
     /// Steps done.
     pub(crate) step: u64,
     /// Whether the evaluation after this step, if one is due, is done.
@@ -105,7 +107,8 @@ impl Checkpoints {
         let path = self.path(state.step);
         self.write_folder(&path, |to| {
             saving.write_trained(to, layout, parameters)?;
-            write_moments(&to.join("optimizer.safetensors"), layout, &optimizer.moments)?;
+            let moments: Vec<_> = MOMENTS.into_iter().zip(&optimizer.moments).collect();
+            write_parameters(&to.join(OPTIMIZER_FILE), layout, &moments)?;
             let state = State { version: VERSION, ..state.clone() };
             let json = serde_json::to_vec_pretty(&state).expect("plain numbers");
             crate::files::write_atomically(&to.join("state.json"), &json)
@@ -157,30 +160,8 @@ pub(crate) fn restore(
     optimizer: &mut Optimizer,
 ) -> Result<()> {
     saving.read_trained(path, layout, parameters)?;
-    let file = Checkpoint::open_file(&path.join("optimizer.safetensors"))?;
-    for (name, moment) in MOMENTS.iter().zip(&mut optimizer.moments) {
-        for tensor in layout.tensors() {
-            let to = &mut moment.as_mut().f32()[tensor.range.clone()];
-            let to = compute::MatrixMut::from_f32(tensor.rows, tensor.cols, to);
-            file.read_into(&format!("{name}.{}", tensor.name), to)?;
-        }
-    }
-    Ok(())
-}
-
-/// Names of the first and second moment.
-const MOMENTS: [&str; 2] = ["m", "v"];
-
-fn write_moments(path: &Path, layout: &Layout, moments: &[Matrix]) -> Result<()> {
-    let tensors = MOMENTS.iter().zip(moments).flat_map(|(name, moment)| {
-        layout.tensors().iter().map(move |t| TensorOut {
-            name: format!("{name}.{}", t.name),
-            shape: vec![t.rows, t.cols],
-            dtype: DType::F32.into(),
-            data: compute::MatrixRef::from_f32(t.rows, t.cols, &moment.as_ref().f32()[t.range.clone()]),
-        })
-    });
-    write_safetensors(path, &[], tensors.collect())?;
+    let mut moments: Vec<_> = MOMENTS.into_iter().zip(&mut optimizer.moments).collect();
+    read_parameters(&path.join(OPTIMIZER_FILE), layout, &mut moments)?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! One optimizer step over the flat buffers: clip, then update.
 
 use compute::ops::{optimizer, reduce};
-use compute::{DType, Device, Matrix};
+use compute::Device;
 use model::memory::{Allocator, Component};
 use model::{Layout, Parameters};
 
@@ -54,14 +54,14 @@ pub struct OptimizerSettings {
 #[derive(Debug)]
 pub(crate) struct Optimizer {
     settings: OptimizerSettings,
-    pub(crate) moments: Vec<Matrix>,
+    pub(crate) moments: Vec<Parameters>,
     /// Runs of tensors that share a learning rate: their end in the flat buffer, and the rate's multiple.
     groups: Vec<(usize, f64)>,
 }
 
 impl Optimizer {
     pub(crate) fn new(settings: OptimizerSettings, layout: &Layout, allocator: &mut Allocator) -> Self {
-        let moment = |_| allocator.matrix(Component::Optimizer, 1, layout.len(), DType::F32);
+        let moment = |_| Parameters::zeros(layout, Component::Optimizer, allocator);
         let moments = (0..settings.rule.moments()).map(moment).collect();
         let mut groups: Vec<(usize, f64)> = Vec::new();
         for tensor in layout.tensors() {
@@ -97,7 +97,7 @@ impl Optimizer {
             let (range, rate) = (start..end, learning_rate * multiple);
             start = end;
             let (p, g) = (&mut parameters.values_mut()[range.clone()], &gradients.values()[range.clone()]);
-            let mut moments = self.moments.iter_mut().map(|m| &mut m.as_mut().f32()[range.clone()]);
+            let mut moments = self.moments.iter_mut().map(|m| &mut m.values_mut()[range.clone()]);
             let mut moment = || moments.next().expect("as many moments as the rule keeps");
             match rule {
                 Rule::AdamW { betas: [beta1, beta2], eps } => {

@@ -1,12 +1,12 @@
 //! Which examples each optimizer step sees: a function of the settings and the seed, so a resumed run needs no more
 //! than its step.
 
-use data::{OrderSpec, Row};
+use data::{Dataset, OrderSpec, Row};
 
 /// The steps of a run.
 #[derive(Debug)]
-pub struct StepPlan {
-    lengths: Vec<usize>,
+pub struct StepPlan<'a> {
+    dataset: &'a Dataset,
     order: OrderSpec,
     batch_size: usize,
     /// Steps done at the end of each epoch.
@@ -14,16 +14,12 @@ pub struct StepPlan {
     current: Option<(u64, Vec<Row>)>,
 }
 
-impl StepPlan {
-    /// The steps of `epochs` epochs over examples of these lengths, `batch_size` rows a step, at most `max_steps`.
+impl<'a> StepPlan<'a> {
+    /// The steps of `epochs` epochs over these examples, `batch_size` rows a step, at most `max_steps`.
     pub fn new(
-        lengths: Vec<usize>,
-        order: OrderSpec,
-        batch_size: usize,
-        epochs: u64,
-        max_steps: Option<u64>,
+        dataset: &'a Dataset, order: OrderSpec, batch_size: usize, epochs: u64, max_steps: Option<u64>,
     ) -> Self {
-        let mut plan = StepPlan { lengths, order, batch_size, epoch_ends: Vec::new(), current: None };
+        let mut plan = StepPlan { dataset, order, batch_size, epoch_ends: Vec::new(), current: None };
         let mut steps = 0;
         for epoch in 0..epochs {
             if max_steps.is_some_and(|most| steps >= most) {
@@ -63,7 +59,7 @@ impl StepPlan {
 
     fn rows(&mut self, epoch: u64) -> &[Row] {
         if self.current.as_ref().is_none_or(|(of, _)| *of != epoch) {
-            self.current = Some((epoch, self.order.rows(&self.lengths, epoch)));
+            self.current = Some((epoch, self.dataset.rows(&OrderSpec { epoch, ..self.order })));
         }
         &self.current.as_ref().expect("just set").1
     }

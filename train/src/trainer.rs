@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use compute::random;
-use data::{Example, OrderSpec};
+use data::{Dataset, Example, OrderSpec};
 use model::memory::{Allocator, Component, MemoryPlan};
 use model::{
     Activations, Adapter, Batch, Checkpointing, Config, Decoder, Extent, Layout, Parameters, Purpose, Run,
@@ -101,7 +101,7 @@ pub struct Job<'a> {
     /// How trained tensors are written.
     pub saving: Saving<'a>,
     /// Training examples.
-    pub train: &'a [Example],
+    pub train: &'a Dataset,
     /// Held-out examples; may be empty.
     pub eval: &'a [Example],
     /// Settings of the loop.
@@ -145,11 +145,10 @@ pub fn memory_plan(
 
 /// Runs a job to its end, from its last checkpoint if it has one.
 pub fn train(job: Job<'_>, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-    let lengths: Vec<usize> = job.train.iter().map(Example::len).collect();
-    let Settings { epochs, max_steps, batch_size, ref order, .. } = job.settings;
-    let plan = StepPlan::new(lengths, order.clone(), batch_size, epochs, max_steps);
+    let Settings { epochs, max_steps, batch_size, order, .. } = job.settings;
+    let plan = StepPlan::new(job.train, order, batch_size, epochs, max_steps);
     let checkpoints = Checkpoints::open(job.folder.join("checkpoints"))?;
-    let mut state = State { data: fingerprint(job.train), ..State::default() };
+    let mut state = State { data: fingerprint(&job.train.examples), ..State::default() };
     let latest = checkpoints.latest()?;
     if let Some((saved, path)) = &latest {
         if saved.data != state.data {
@@ -166,6 +165,7 @@ pub fn train(job: Job<'_>, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome
         if trainer.done() && trainer.saving.result_exists(trainer.folder) {
             return Ok(Outcome::AlreadyFinished);
         }
+        trainer.saving.remove_result(trainer.folder)?;
     }
     trainer.run(observe)
 }
@@ -182,7 +182,7 @@ struct Trainer<'a> {
     settings: Settings,
     folder: &'a Path,
     stop: &'a AtomicBool,
-    plan: StepPlan,
+    plan: StepPlan<'a>,
     /// The last step of this run, and the number of steps that the schedule knows of.
     last: u64,
     schedule_steps: u64,
@@ -191,8 +191,9 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(job: Job<'a>, plan: StepPlan, state: State, checkpoints: Checkpoints) -> Self {
+    fn new(job: Job<'a>, plan: StepPlan<'a>, state: State, checkpoints: Checkpoints) -> Self {
         let Job { decoder, adapter, saving, train, eval, settings, folder, stop } = job;
+        let train = &train.examples;
         let all = || train.iter().chain(eval);
         let longest = all().map(Example::len).max().unwrap_or(1);
         let total: usize = all().map(Example::len).sum();

@@ -1,13 +1,303 @@
 //! `luthier train`: fine-tunes a model as a run file says.
+//!
+//! In order: settings, model files, data, what is trained, memory, a look at all of it, then the loop.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use data::{Dataset, Tokenizer};
+use model::adapter::targets;
+use model::memory::{Component, MemoryPlan};
+use model::{Adapter, Decoder, StoredDType};
+use train::{Event, Job, Outcome, Saving, StepPlan};
 
 use crate::cli::{self, Global};
-use crate::error::fault;
-use crate::run_file::Purpose;
+use crate::error::{STOPPED, user};
+use crate::run_file::{self, MicroBatch, Method, Purpose, RunFile, Settings};
+use crate::setup::{self, Base, Lengths, Trained};
+use crate::signal;
+use crate::terminal::{self, Progress, bytes, count};
 
-pub(super) fn run(args: cli::Train, _global: &Global) -> anyhow::Result<ExitCode> {
-    let settings = args.settings()?;
+pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode> {
+    let mut settings = args.settings()?;
     settings.validate(Purpose::Train)?;
-    Err(fault("`train` is not written yet"))
+    let folder = settings.run.output.clone().expect("validated");
+    let base = Base::open(settings.run.model.as_deref().expect("validated"))?;
+    adopt_initial_adapter(&mut settings, &base)?;
+    let resumed = saved_run(&folder, args.resume, &mut settings.run)?;
+    let run = &settings.run;
+    let begun = begun(&folder, resumed);
+    let tokenizer = base.tokenizer()?;
+    let (train, eval) = setup::datasets(run, &base.config, &tokenizer, Some(begun))?;
+    let trained = setup::trained(run, &base.config, &base.name)?;
+    let (sizes, memory) = setup::fit(run, &base.config, base.stored, &trained, lengths(run, &train, eval.as_ref()))?;
+    present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory);
+    if args.dry_run {
+        return Ok(ExitCode::SUCCESS);
+    }
+    settings.run.training.micro_batch_tokens = MicroBatch::Tokens(sizes.micro_batch_tokens);
+    settings.run.training.checkpointing = match sizes.checkpointing {
+        model::Checkpointing::None => run_file::Checkpointing::None,
+        model::Checkpointing::Block => run_file::Checkpointing::Block,
+    };
+    let run = &settings.run;
+    claim(&folder, run, begun)?;
+
+    let device = global.device()?;
+    let (decoder, adapter) = load(&settings, &base, &device, &trained)?;
+    let eval = eval.map(|e| e.examples).unwrap_or_default();
+    let stop = signal::stop_on_request()?;
+    let saving = match &trained.peft {
+        Some(config) => Saving::Adapter(config),
+        None => Saving::Model { base: &base.folder, dtype: base.stored.unwrap_or(StoredDType::F32) },
+    };
+    let job = Job {
+        decoder: &decoder,
+        adapter,
+        saving,
+        train: &train,
+        eval: &eval,
+        settings: loop_settings(run, sizes),
+        folder: &folder,
+        stop: &stop,
+    };
+    let mut narrator = Narrator::default();
+    let outcome = train::train(job, &mut |event| narrator.tell(event))?;
+    narrator.finish();
+    Ok(conclude(outcome, &folder))
+}
+
+/// With `adapter.init_from`, that folder's configuration counts: it is taken over, and a setting that says otherwise is
+/// refused.
+fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result<()> {
+    let Some(folder) = settings.run.adapter.init_from.clone() else { return Ok(()) };
+    if settings.run.adapter.method == Method::Full {
+        return Err(settings.refuse("adapter.init_from", "goes on from an adapter, but adapter.method is full"));
+    }
+    let (_, files) = Adapter::load(&folder, &base.config, Some(&base.name))?;
+    let adopted = setup::adopt(&settings.run.adapter, &files.config);
+    let written = settings.run.adapter.clone();
+    for key in setup::ADOPTED {
+        if !settings.is_set(&format!("adapter.{key}")) {
+            continue;
+        }
+        let mut mixed = settings.run.clone();
+        mixed.adapter = adopted.clone();
+        setup::take(&mut mixed.adapter, &written, key);
+        let same = targets::resolve(&setup::peft_config(&mixed, &base.name), &base.config)
+            .is_ok_and(|r| r.targets == files.resolution.targets && r.saved == files.resolution.saved);
+        if !same {
+            let message = format!(
+                "differs from {}/adapter_config.json, from which adapter.init_from goes on; leave it out",
+                folder.display()
+            );
+            return Err(settings.refuse(&format!("adapter.{key}"), message));
+        }
+    }
+    settings.run.adapter = adopted;
+    Ok(())
+}
+
+/// Looks at what the run folder holds already. A run that goes on takes its automatic sizes from its saved settings and
+/// must agree with the rest of them. Returns whether there is a run to go on with.
+fn saved_run(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<bool> {
+    let path = folder.join("run.yaml");
+    if !path.exists() {
+        let taken = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+        if taken {
+            let message = "is not empty and holds no run of luthier; choose another folder for `output`";
+            return Err(user(format!("{} {message}", folder.display())));
+        }
+        return Ok(false);
+    }
+    if !resume {
+        let message = "holds a run already: go on with it by --resume, or choose another folder for `output`";
+        return Err(user(format!("{} {message}", folder.display())));
+    }
+    let saved = Settings::resolve(Some(&path), Vec::new())?.run;
+    if run.training.micro_batch_tokens == MicroBatch::Auto {
+        run.training.micro_batch_tokens = saved.training.micro_batch_tokens;
+    }
+    if run.training.checkpointing == run_file::Checkpointing::Auto {
+        run.training.checkpointing = saved.training.checkpointing;
+    }
+    run_file::check_resume(&saved, run)?;
+    Ok(true)
+}
+
+/// Seconds since 1970 at which the run first began: templates may print the date, and a resumed run must print the same.
+fn begun(folder: &Path, resumed: bool) -> i64 {
+    let saved = fs::read_to_string(begun_path(folder)).ok().filter(|_| resumed);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+    saved.and_then(|text| text.trim().parse().ok()).unwrap_or_else(now)
+}
+
+fn begun_path(folder: &Path) -> PathBuf {
+    folder.join("checkpoints").join("begun")
+}
+
+/// Makes the run folder with the resolved settings in it.
+fn claim(folder: &Path, run: &RunFile, begun: i64) -> anyhow::Result<()> {
+    let write = |path: &Path, text: &str| {
+        let beside = path.with_extension("partial");
+        fs::write(&beside, text)
+            .and_then(|()| fs::rename(&beside, path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    };
+    fs::create_dir_all(folder.join("checkpoints")).with_context(|| format!("cannot make {}", folder.display()))?;
+    write(&begun_path(folder), &format!("{begun}\n"))?;
+    write(&folder.join("run.yaml"), &run.to_yaml()?)
+}
+
+fn lengths(run: &RunFile, train: &Dataset, eval: Option<&Dataset>) -> Lengths {
+    let longest = train.report.longest.max(eval.map_or(0, |e| e.report.longest));
+    let per_row = if run.data.packing { run.data.max_length } else { train.report.longest };
+    let step = run.training.batch_size.saturating_mul(per_row);
+    let all = train.report.tokens.max(eval.map_or(0, |e| e.report.tokens));
+    Lengths { longest, total: step.min(all).max(longest) }
+}
+
+/// The frozen base and what is trained on it, with its initial values.
+fn load(
+    settings: &Settings, base: &Base, device: &compute::Device, trained: &Trained,
+) -> anyhow::Result<(Decoder, Adapter)> {
+    let run = &settings.run;
+    let (precision, seed) = (run.precision.engine(), run.training.seed);
+    let decoder = match base.stored {
+        Some(_) => base.load(device, precision)?,
+        None if trained.peft.is_none() && run.adapter.init == run_file::Init::Gaussian => {
+            eprintln!("note: {} has no weights; training begins from random ones", base.folder.display());
+            Decoder::random(&base.config, device, precision, seed)
+        }
+        None => {
+            let message = "names a folder without weights (model.safetensors); to train a model from nothing, set \
+                           adapter.method: full and adapter.init: gaussian";
+            return Err(settings.refuse("model", message));
+        }
+    };
+    let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout);
+    match &run.adapter.init_from {
+        Some(folder) => adapter.parameters = base.adapter(folder)?.parameters,
+        None => adapter.initialize(setup::init(run), seed, &decoder),
+    }
+    Ok((decoder, adapter))
+}
+
+fn loop_settings(run: &RunFile, sizes: setup::Sizes) -> train::Settings {
+    let training = &run.training;
+    train::Settings {
+        optimizer: setup::optimizer(run),
+        schedule: setup::schedule(run),
+        order: setup::order(run),
+        epochs: training.epochs,
+        max_steps: training.max_steps,
+        batch_size: training.batch_size,
+        micro_batch_tokens: sizes.micro_batch_tokens,
+        checkpointing: sizes.checkpointing,
+        eval_every: training.eval_every,
+        save_every: training.save_every,
+        keep_checkpoints: training.keep_checkpoints,
+        early_stopping_patience: training.early_stopping_patience,
+        seed: training.seed,
+    }
+}
+
+/// All that can be known before the first step, on stderr.
+fn present(
+    run: &RunFile, base: &Base, train: &Dataset, eval: Option<&Dataset>, tokenizer: &Tokenizer, trained: &Trained,
+    memory: &MemoryPlan,
+) {
+    let (all, some) = (base.config.parameter_count(), trained.layout.len() as u64);
+    let family = base.config.family.model_type();
+    eprintln!("model    {}: {family}, {} parameters", base.name, count(all as f64));
+    let share = 100.0 * some as f64 / all as f64;
+    eprintln!("trained  {} parameters ({share:.2} %)", count(some as f64));
+    for (what, set) in [("data", Some(train)), ("held out", eval)] {
+        let Some(report) = set.map(|s| &s.report) else { continue };
+        let formats: Vec<&str> = report.files.iter().map(|f| f.format.name()).collect();
+        let formats = formats.first().map_or(String::new(), |f| format!(", format {f}"));
+        eprintln!(
+            "{what:8} {} examples, {} tokens, {} of them carry loss{formats}",
+            report.examples,
+            count(report.tokens as f64),
+            count(report.trained_tokens as f64)
+        );
+        report.warnings().iter().for_each(|w| eprintln!("warning: {w}"));
+    }
+    let (longest, context) = (train.report.longest, base.config.max_position_embeddings);
+    if longest > context {
+        eprintln!("warning: the longest example has {longest} tokens, more than the {context} the model was made for.");
+    }
+    let order = setup::order(run);
+    let training = &run.training;
+    let plan = StepPlan::new(train, order, training.batch_size, training.epochs, training.max_steps);
+    let steps = plan.steps().min(training.max_steps.unwrap_or(u64::MAX));
+    eprintln!("steps    {steps} of {} {}", training.batch_size, if run.data.packing { "rows" } else { "examples" });
+    let parts: Vec<String> = Component::ALL
+        .iter()
+        .filter(|&&c| memory.bytes(c) > 0)
+        .map(|&c| format!("{} {}", c.name(), bytes(memory.bytes(c))))
+        .collect();
+    eprintln!("memory   {} planned: {}", bytes(memory.total()), parts.join(", "));
+    let runs = data::preview::runs(&train.examples[0], tokenizer);
+    let text = terminal::paint_segments(runs.iter().map(|(t, trained)| (t.as_str(), *trained)), terminal::stderr_colour());
+    let shown: String = text.chars().take(1200).collect();
+    let cut = if shown.len() < text.len() { " ..." } else { "" };
+    eprintln!("the first example, what is trained marked ({}):\n{shown}{cut}\n", train.examples[0].source);
+}
+
+/// Tells on stderr what the loop does.
+#[derive(Default)]
+struct Narrator {
+    progress: Option<Progress>,
+    facts: String,
+}
+
+impl Narrator {
+    fn tell(&mut self, event: Event<'_>) {
+        if let Event::Started { step, steps } = event {
+            if step > 0 {
+                eprintln!("going on after step {step}");
+            }
+            self.progress = Some(Progress::items("training", steps, step));
+            return;
+        }
+        let Some(progress) = &mut self.progress else { return };
+        match event {
+            Event::Started { .. } => {}
+            Event::Step(metrics) => {
+                self.facts = terminal::training_facts(metrics.loss, metrics.tokens_per_second, metrics.memory_bytes);
+                progress.set(metrics.step, &self.facts);
+            }
+            Event::Evaluated(metrics) => {
+                progress.note(&format!("step {}: held-out loss {:.4}", metrics.step, metrics.eval_loss));
+            }
+            Event::Saved(path) => progress.note(&format!("saved {}", path.display())),
+            Event::StoppedEarly { step, eval_loss } => {
+                progress.note(&format!("stopped early: the best held-out loss was {eval_loss:.4} at step {step}"));
+            }
+        }
+    }
+
+    fn finish(self) {
+        if let Some(progress) = self.progress {
+            progress.finish(&self.facts);
+        }
+    }
+}
+
+fn conclude(outcome: Outcome, folder: &Path) -> ExitCode {
+    let folder = folder.display();
+    match outcome {
+        Outcome::Finished => eprintln!("the result is in {folder}"),
+        Outcome::AlreadyFinished => eprintln!("{folder} is finished already; nothing to do"),
+        Outcome::Interrupted => {
+            eprintln!("stopped on request; go on with --resume");
+            return ExitCode::from(STOPPED);
+        }
+    }
+    ExitCode::SUCCESS
 }

@@ -1,5 +1,6 @@
 //! Adapters: what is trained beside the frozen base, how it begins, how files say it, how it merges.
 
+pub mod files;
 pub mod init;
 pub(crate) mod lora;
 pub mod merge;

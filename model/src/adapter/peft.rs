@@ -176,6 +176,22 @@ const READ: [&str; 15] = [
 const CHANGES_BASE: [&str; 5] = ["pissa", "corda", "olora", "loftq", "lora_ga"];
 
 impl PeftConfig {
+    /// The same adapter with patterns spelt out as one entry a module. PEFT sorts patterns when it saves them, so of two
+    /// that match, another one may decide once they are read back; whole names match one module each.
+    pub fn settled(mut self, resolution: &Resolution) -> PeftConfig {
+        let name = |target: &targets::Target| target.module.module_path();
+        let targets = &resolution.targets;
+        if !self.rank_pattern.is_empty() {
+            let other = targets.iter().filter(|t| t.rank != self.r);
+            self.rank_pattern = other.map(|t| (name(t), t.rank)).collect();
+        }
+        if !self.alpha_pattern.is_empty() {
+            let other = targets.iter().filter(|t| t.alpha != self.lora_alpha);
+            self.alpha_pattern = other.map(|t| (name(t), t.alpha)).collect();
+        }
+        self
+    }
+
     /// Reads `adapter_config.json` of an adapter folder.
     pub fn load(folder: &Path) -> Result<PeftConfig> {
         let path = folder.join(CONFIG_FILE);

@@ -1,0 +1,369 @@
+//! From a run file's words to what the libraries want: the one place where the two vocabularies meet.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use compute::{Device, Precision};
+use data::{DataSpec, Dataset, OrderSpec, SourceSpec, Tokenizer};
+use model::adapter::init::Init;
+use model::adapter::peft::{PeftConfig, Selection};
+use model::adapter::targets;
+use model::memory::{Component, MemoryPlan};
+use model::{Adapter, Checkpoint, Checkpointing, Config, Decoder, Layout, StoredDType};
+use serde_json::Value;
+use train::{Decay, OptimizerSettings, Rule, Schedule};
+
+use crate::error::user;
+use crate::hub;
+use crate::run_file::{self, AdapterSection, Method, MicroBatch, Pattern, RunFile, Source, TargetModules};
+
+/// Memory that the process takes beside the plan: code, tokenizer, kernels' panels, the data.
+const OVERHEAD: u64 = 48 << 20;
+/// Tokens in memory at once, where there is room: more do not make products faster.
+const USUAL_MICRO_BATCH: usize = 1024;
+
+impl run_file::Precision {
+    /// As the engine calls it.
+    pub(crate) fn engine(self) -> Precision {
+        match self {
+            Self::Bf16 => Precision::Bf16,
+            Self::F32 => Precision::F32,
+        }
+    }
+}
+
+/// A base model's folder and what its files say, before its weights are read.
+pub(crate) struct Base {
+    /// What the user called it.
+    pub(crate) name: String,
+    pub(crate) folder: PathBuf,
+    pub(crate) config: Config,
+    /// How its weights are stored; none where the folder has no weights.
+    pub(crate) stored: Option<StoredDType>,
+}
+
+impl Base {
+    /// Finds the model, downloading it if need be, and reads its configuration.
+    pub(crate) fn open(name: &str) -> anyhow::Result<Self> {
+        let folder = hub::resolve_model(name)?;
+        let config = Config::load(&folder)?;
+        let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| folder.join(f).exists());
+        let stored = if has_weights { Checkpoint::open(&folder)?.main_dtype() } else { None };
+        Ok(Base { name: name.to_owned(), folder, config, stored })
+    }
+
+    /// Reads the weights.
+    pub(crate) fn load(&self, device: &Device, precision: Precision) -> anyhow::Result<Decoder> {
+        Ok(Decoder::load(&self.folder, device, precision)?)
+    }
+
+    /// The tokenizer, which must not have tokens that the model does not know.
+    pub(crate) fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
+        Ok(Tokenizer::load(&self.folder)?)
+    }
+
+    /// Reads an adapter folder for this model; notes go to stderr.
+    pub(crate) fn adapter(&self, folder: &Path) -> anyhow::Result<Adapter> {
+        let (adapter, files) = Adapter::load(folder, &self.config, Some(&self.name))?;
+        files.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        Ok(adapter)
+    }
+}
+
+/// What to load as examples: `sources` under the settings of the `data` section.
+fn data_spec(run: &RunFile, sources: Vec<Source>, config: &Config, time: Option<i64>) -> anyhow::Result<DataSpec> {
+    let section = &run.data;
+    let source = |source: Source| -> anyhow::Result<SourceSpec> {
+        let mut spec = SourceSpec::new(source.path);
+        spec.format = source.format.map(format);
+        spec.weight = source.weight;
+        Ok(spec)
+    };
+    let sources = sources.into_iter().map(source).collect::<anyhow::Result<_>>()?;
+    Ok(DataSpec {
+        format: format(section.format),
+        train_on: match section.train_on {
+            run_file::TrainOn::Assistant => data::TrainOn::Assistant,
+            run_file::TrainOn::Completion => data::TrainOn::Completion,
+            run_file::TrainOn::All => data::TrainOn::All,
+        },
+        chat_template: section.chat_template.clone(),
+        max_length: section.max_length,
+        on_overflow: match section.on_overflow {
+            run_file::OnOverflow::Truncate => data::OnOverflow::Truncate,
+            run_file::OnOverflow::Drop => data::OnOverflow::Drop,
+            run_file::OnOverflow::Error => data::OnOverflow::Error,
+        },
+        vocab_size: Some(config.vocab_size),
+        unix_time: time,
+        ..DataSpec::new(sources)
+    })
+}
+
+fn format(format: run_file::Format) -> data::Format {
+    match format {
+        run_file::Format::Auto => data::Format::Auto,
+        run_file::Format::Messages => data::Format::Messages,
+        run_file::Format::Sharegpt => data::Format::Sharegpt,
+        run_file::Format::Alpaca => data::Format::Alpaca,
+        run_file::Format::Completion => data::Format::Completion,
+        run_file::Format::Text => data::Format::Text,
+        run_file::Format::Preference => data::Format::Preference,
+        run_file::Format::Tokenized => data::Format::Tokenized,
+    }
+}
+
+/// The training examples and the held-out ones, if any are named.
+pub(crate) fn datasets(
+    run: &RunFile, config: &Config, tokenizer: &Tokenizer, time: Option<i64>,
+) -> anyhow::Result<(Dataset, Option<Dataset>)> {
+    let train = Dataset::load(&data_spec(run, run.data.sources(), config, time)?, tokenizer)?;
+    if let Some(fraction) = run.data.eval_fraction {
+        let (train, eval) = train.split(fraction, run.training.seed)?;
+        return Ok((train, Some(eval)));
+    }
+    let eval = run.data.eval.as_ref().map(|path| dataset(run, path, config, tokenizer, time)).transpose()?;
+    Ok((train, eval))
+}
+
+/// The examples of one file or folder under the settings of the `data` section.
+pub(crate) fn dataset(
+    run: &RunFile, path: &Path, config: &Config, tokenizer: &Tokenizer, time: Option<i64>,
+) -> anyhow::Result<Dataset> {
+    let source = Source { format: Some(run.data.format), ..Source::new(path.to_owned()) };
+    let spec = data_spec(run, vec![source], config, time)?;
+    Ok(Dataset::load(&spec, tokenizer)?)
+}
+
+/// The order of the training examples.
+pub(crate) fn order(run: &RunFile) -> OrderSpec {
+    let data = &run.data;
+    OrderSpec {
+        seed: run.training.seed,
+        epoch: 0,
+        shuffle: data.shuffle,
+        packing: data.packing,
+        max_length: data.max_length,
+    }
+}
+
+/// The optimizer's settings.
+pub(crate) fn optimizer(run: &RunFile) -> OptimizerSettings {
+    let section = &run.optimizer;
+    OptimizerSettings {
+        rule: match section.name {
+            run_file::OptimizerName::Lion => Rule::Lion { betas: section.betas },
+            run_file::OptimizerName::Sgd => Rule::Sgd,
+            _ => Rule::AdamW { betas: section.betas, eps: section.eps },
+        },
+        learning_rate: section.learning_rate,
+        weight_decay: section.weight_decay,
+        max_grad_norm: section.max_grad_norm,
+        lora_plus_ratio: section.lora_plus_ratio,
+    }
+}
+
+/// The learning rate's course.
+pub(crate) fn schedule(run: &RunFile) -> Schedule {
+    let decay = match run.schedule.name {
+        run_file::ScheduleName::Linear => Decay::Linear,
+        run_file::ScheduleName::Cosine => Decay::Cosine,
+        run_file::ScheduleName::Constant => Decay::Constant,
+    };
+    Schedule { decay, warmup: run.schedule.warmup }
+}
+
+/// How low-rank matrices begin.
+pub(crate) fn init(run: &RunFile) -> Init {
+    match run.adapter.init {
+        run_file::Init::Gaussian => Init::Gaussian,
+        _ => Init::Default,
+    }
+}
+
+/// The adapter section in PEFT's words. `base` is what the user calls the model.
+pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
+    let section = &run.adapter;
+    let init = match section.init {
+        run_file::Init::Gaussian => Value::from("gaussian"),
+        _ => Value::Bool(true),
+    };
+    PeftConfig {
+        r: section.r,
+        lora_alpha: section.alpha,
+        lora_dropout: section.dropout,
+        use_rslora: section.rslora,
+        target_modules: Some(match &section.target_modules {
+            TargetModules::AllLinear => Selection::Expression(targets::ALL_LINEAR.to_owned()),
+            TargetModules::List(names) => Selection::List(names.clone()),
+            TargetModules::Regex(expression) => Selection::Expression(expression.clone()),
+        }),
+        rank_pattern: section.rank_pattern.0.clone(),
+        alpha_pattern: section.alpha_pattern.0.clone(),
+        modules_to_save: section.modules_to_save.clone(),
+        init_lora_weights: init,
+        base_model_name_or_path: Some(base.to_owned()),
+        ..PeftConfig::default()
+    }
+}
+
+/// The keys of the adapter section that an adapter folder's own configuration decides.
+pub(crate) const ADOPTED: [&str; 7] =
+    ["r", "alpha", "rslora", "target_modules", "rank_pattern", "alpha_pattern", "modules_to_save"];
+
+/// The adapter section with those keys as the folder has them.
+pub(crate) fn adopt(section: &AdapterSection, folder: &PeftConfig) -> AdapterSection {
+    let target_modules = match &folder.target_modules {
+        Some(Selection::Expression(all)) if all.eq_ignore_ascii_case(targets::ALL_LINEAR) => TargetModules::AllLinear,
+        Some(Selection::Expression(expression)) => TargetModules::Regex(expression.clone()),
+        Some(Selection::List(names)) => TargetModules::List(names.clone()),
+        None => TargetModules::List(targets::DEFAULT_TARGETS.map(str::to_owned).to_vec()),
+    };
+    AdapterSection {
+        r: folder.r,
+        alpha: folder.lora_alpha,
+        rslora: folder.use_rslora,
+        target_modules,
+        rank_pattern: Pattern(folder.rank_pattern.clone()),
+        alpha_pattern: Pattern(folder.alpha_pattern.clone()),
+        modules_to_save: folder.modules_to_save.clone(),
+        ..section.clone()
+    }
+}
+
+/// Takes one of the [`ADOPTED`] keys over from another section.
+pub(crate) fn take(to: &mut AdapterSection, from: &AdapterSection, key: &str) {
+    match key {
+        "r" => to.r = from.r,
+        "alpha" => to.alpha = from.alpha,
+        "rslora" => to.rslora = from.rslora,
+        "target_modules" => to.target_modules = from.target_modules.clone(),
+        "rank_pattern" => to.rank_pattern = from.rank_pattern.clone(),
+        "alpha_pattern" => to.alpha_pattern = from.alpha_pattern.clone(),
+        "modules_to_save" => to.modules_to_save = from.modules_to_save.clone(),
+        other => panic!("{other} is not a key that an adapter folder decides"),
+    }
+}
+
+/// What a run trains: the tensors, and for an adapter its settings in PEFT's words.
+pub(crate) struct Trained {
+    pub(crate) layout: Layout,
+    pub(crate) dropout: f32,
+    /// None: all weights are trained.
+    pub(crate) peft: Option<PeftConfig>,
+}
+
+/// What the adapter section comes to on a model.
+pub(crate) fn trained(run: &RunFile, config: &Config, base: &str) -> anyhow::Result<Trained> {
+    if run.adapter.method == Method::Full {
+        return Ok(Trained { layout: Layout::full(config), dropout: 0.0, peft: None });
+    }
+    let peft = peft_config(run, base);
+    let resolution = targets::resolve(&peft, config).context("adapter")?;
+    let layout = Layout::of_adapter(&resolution, config);
+    Ok(Trained { layout, dropout: run.adapter.dropout as f32, peft: Some(peft.settled(&resolution)) })
+}
+
+/// The sizes that were left to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) micro_batch_tokens: usize,
+    pub(crate) checkpointing: Checkpointing,
+}
+
+/// What the data asks of the memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lengths {
+    /// Tokens of the longest example.
+    pub(crate) longest: usize,
+    /// Tokens of the largest optimizer step, or of all there are.
+    pub(crate) total: usize,
+}
+
+/// The whole memory of a run.
+pub(crate) fn memory_plan(
+    run: &RunFile, config: &Config, stored: Option<StoredDType>, trained: &Trained, lengths: Lengths, sizes: Sizes,
+) -> MemoryPlan {
+    let precision = run.precision.engine();
+    let mut plan = Decoder::base_memory(config, stored, precision);
+    let extent = model::Extent {
+        tokens: sizes.micro_batch_tokens.min(lengths.total).max(lengths.longest),
+        positions: lengths.longest,
+        purpose: model::Purpose::Train(sizes.checkpointing),
+        precision,
+    };
+    plan.extend(&train::memory_plan(config, &trained.layout, trained.dropout, optimizer(run), extent));
+    plan.add(Component::Workspace, OVERHEAD);
+    plan
+}
+
+/// Settles `micro_batch_tokens` and `checkpointing` where they are `auto`: the fastest that fits into the budget.
+///
+/// # Errors
+/// If nothing fits, with the smallest need and the settings that would lower it.
+pub(crate) fn fit(
+    run: &RunFile, config: &Config, stored: Option<StoredDType>, trained: &Trained, lengths: Lengths,
+) -> anyhow::Result<(Sizes, MemoryPlan)> {
+    let usual = USUAL_MICRO_BATCH.max(lengths.longest).min(lengths.total.max(1));
+    let tokens: Vec<usize> = match run.training.micro_batch_tokens {
+        MicroBatch::Tokens(n) => vec![n],
+        MicroBatch::Auto => {
+            let halves = std::iter::successors(Some(usual), |n| (n / 2 > lengths.longest).then_some(n / 2));
+            halves.chain((usual > lengths.longest).then_some(lengths.longest)).collect()
+        }
+    };
+    let policies = match run.training.checkpointing {
+        run_file::Checkpointing::None => vec![Checkpointing::None],
+        run_file::Checkpointing::Block => vec![Checkpointing::Block],
+        run_file::Checkpointing::Auto => vec![Checkpointing::None, Checkpointing::Block],
+    };
+    let budget = run.memory.map(|b| b.0).or_else(available_memory);
+    let mut last = None;
+    for &checkpointing in &policies {
+        for &micro_batch_tokens in &tokens {
+            let sizes = Sizes { micro_batch_tokens, checkpointing };
+            let plan = memory_plan(run, config, stored, trained, lengths, sizes);
+            if budget.is_none_or(|budget| plan.total() <= budget) {
+                return Ok((sizes, plan));
+            }
+            last = Some(plan);
+        }
+    }
+    let (plan, budget) = (last.expect("there is a policy and a size"), budget.unwrap_or(0));
+    Err(user(does_not_fit(run, &plan, budget, lengths)))
+}
+
+fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, lengths: Lengths) -> String {
+    use crate::terminal::bytes;
+    let parts: Vec<String> = Component::ALL
+        .iter()
+        .filter(|&&c| plan.bytes(c) > 0)
+        .map(|&c| format!("{} {}", c.name(), bytes(plan.bytes(c))))
+        .collect();
+    let whose = if run.memory.is_some() { "`memory` allows" } else { "is free" };
+    let mut hints = Vec::new();
+    if run.training.checkpointing == run_file::Checkpointing::None {
+        hints.push("training.checkpointing: block".to_owned());
+    }
+    if lengths.longest > 256 {
+        hints.push(format!("data.max_length below {}", lengths.longest));
+    }
+    if plan.bytes(Component::Optimizer) > plan.total() / 10 {
+        hints.push("a smaller adapter.r".to_owned());
+    }
+    hints.push("a smaller base model".to_owned());
+    format!(
+        "the run needs {} at least ({}), but only {} {whose}; what would lower it: {}",
+        bytes(plan.total()),
+        parts.join(", "),
+        bytes(budget),
+        hints.join(", or ")
+    )
+}
+
+/// Memory that the system could give now, in bytes.
+pub(crate) fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

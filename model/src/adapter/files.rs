@@ -1,0 +1,98 @@
+//! Between an adapter in memory and its folder.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::parameters::{Adapter, Layout, Parameters};
+use super::peft::{AdapterFolder, AdapterTensor, PeftConfig, key_prefix, write_adapter};
+use super::targets::Resolution;
+use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec};
+use crate::config::Config;
+use crate::error::{ModelError, Result};
+use crate::names::ModuleId;
+
+impl Layout {
+    /// What an adapter's settings come to on a model, under the keys that PEFT saves it with.
+    pub fn of_adapter(resolution: &Resolution, config: &Config) -> Self {
+        let mut layout = Layout::default();
+        for target in &resolution.targets {
+            let module = config.module(target.module);
+            let prefix = key_prefix(target.module);
+            layout.add_lora(target.module, &prefix, [module.rows, module.cols], target.rank, target.scale);
+        }
+        for &id in &resolution.saved {
+            let module = config.module(id);
+            let vector = matches!(id, ModuleId::Norm { .. } | ModuleId::FinalNorm);
+            layout.add_full(id, &key_prefix(id), [module.rows, module.cols], vector, module.bias);
+        }
+        layout
+    }
+
+    /// Shape of a tensor in files.
+    fn file_shape(&self, index: usize) -> Vec<usize> {
+        let tensor = &self.tensors()[index];
+        if tensor.vector { vec![tensor.cols] } else { vec![tensor.rows, tensor.cols] }
+    }
+}
+
+impl Adapter {
+    /// Reads an adapter folder for a model that the user calls `base`.
+    ///
+    /// # Errors
+    /// If its settings are not supported, or its tensors are not exactly those that the settings call for on this
+    /// model.
+    pub fn load(folder: &Path, config: &Config, base: Option<&str>) -> Result<(Adapter, AdapterFolder)> {
+        let files = AdapterFolder::open(folder, config, base)?;
+        let layout = Layout::of_adapter(&files.resolution, config);
+        let mut adapter = Adapter::zeros(layout, files.config.lora_dropout as f32);
+        let Adapter { layout, parameters, .. } = &mut adapter;
+        for tensor in layout.tensors() {
+            files.read_into(&tensor.name, parameters.tensor_mut(tensor))?;
+        }
+        Ok((adapter, files))
+    }
+}
+
+/// Writes trained tensors as an adapter folder that PEFT reads.
+pub fn save_adapter(folder: &Path, config: &PeftConfig, layout: &Layout, parameters: &Parameters) -> Result<()> {
+    let tensors = layout.tensors().iter().enumerate().map(|(i, tensor)| AdapterTensor {
+        key: tensor.name.clone(),
+        shape: layout.file_shape(i),
+        values: parameters.tensor(tensor),
+    });
+    write_adapter(folder, config, &tensors.collect::<Vec<_>>())
+}
+
+/// Writes flat buffers of one layout as a safetensors file, every tensor as `f32` under its name behind the buffer's.
+pub fn write_parameters(path: &Path, layout: &Layout, buffers: &[(&str, &Parameters)]) -> Result<()> {
+    let tensors = || buffers.iter().flat_map(|b| layout.tensors().iter().enumerate().map(move |t| (b, t)));
+    let specs = tensors().map(|((prefix, _), (i, tensor))| TensorSpec {
+        name: format!("{prefix}{}", tensor.name),
+        shape: layout.file_shape(i),
+        dtype: StoredDType::F32,
+    });
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut writer = CheckpointWriter::file(path, &metadata, specs.collect())?;
+    for ((prefix, parameters), (_, tensor)) in tensors() {
+        writer.write(&format!("{prefix}{}", tensor.name), parameters.tensor(tensor))?;
+    }
+    writer.finish()
+}
+
+/// Reads what [`write_parameters`] wrote.
+///
+/// # Errors
+/// If a tensor is missing, has another shape, or the file holds others.
+pub fn read_parameters(path: &Path, layout: &Layout, buffers: &mut [(&str, &mut Parameters)]) -> Result<()> {
+    let file = Checkpoint::open_file(path)?;
+    if file.names().count() != buffers.len() * layout.tensors().len() {
+        let problem = "does not hold the tensors of this run's settings; it belongs to another run";
+        return Err(ModelError::File { path: path.to_owned(), problem: problem.to_owned() });
+    }
+    for (prefix, parameters) in buffers {
+        for tensor in layout.tensors() {
+            file.read_into(&format!("{prefix}{}", tensor.name), parameters.tensor_mut(tensor))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! How the trained tensors are written: as a PEFT adapter, or as a model of their own.
+
+use std::fs;
+use std::path::Path;
+
+use model::adapter::files::{read_parameters, save_adapter, write_parameters};
+use model::adapter::peft::{CONFIG_FILE, PeftConfig, WEIGHTS_FILE};
+use model::{Adapter, Decoder, Layout, Parameters, StoredDType};
+
+use crate::error::{Result, TrainError};
+
+const MODEL_FILE: &str = "model.safetensors";
+
+/// What a run writes in the end, and in every checkpoint.
+#[derive(Clone, Debug)]
+pub enum Saving<'a> {
+    /// An adapter folder, as PEFT reads and writes it.
+    Adapter(&'a PeftConfig),
+    /// A model folder: everything was trained.
+    Model {
+        /// Where the tokenizer's files come from.
+        base: &'a Path,
+        /// How the result's weights are stored; checkpoints hold `f32`.
+        dtype: StoredDType,
+    },
+}
+
+impl Saving<'_> {
+    /// Writes the trained tensors into a checkpoint's folder.
+    pub(crate) fn write_trained(&self, folder: &Path, layout: &Layout, parameters: &Parameters) -> Result<()> {
+        match self {
+            Saving::Adapter(config) => save_adapter(folder, config, layout, parameters)?,
+            Saving::Model { .. } => write_parameters(&folder.join(MODEL_FILE), layout, &[("", parameters)])?,
+        }
+        Ok(())
+    }
+
+    /// Reads what [`Saving::write_trained`] wrote.
+    pub(crate) fn read_trained(&self, folder: &Path, layout: &Layout, parameters: &mut Parameters) -> Result<()> {
+        let file = match self {
+            Saving::Adapter(_) => WEIGHTS_FILE,
+            Saving::Model { .. } => MODEL_FILE,
+        };
+        read_parameters(&folder.join(file), layout, &mut [("", parameters)])?;
+        Ok(())
+    }
+
+    /// Whether a run folder holds a result.
+    pub(crate) fn result_exists(&self, folder: &Path) -> bool {
+        let last = match self {
+            Saving::Adapter(_) => CONFIG_FILE,
+            Saving::Model { .. } => "config.json",
+        };
+        folder.join(last).is_file()
+    }
+
+    /// Takes an older result away: what a run that goes on will write is not there yet.
+    pub(crate) fn remove_result(&self, folder: &Path) -> Result<()> {
+        let files: &[&str] = match self {
+            Saving::Adapter(_) => &[CONFIG_FILE, WEIGHTS_FILE],
+            Saving::Model { .. } => &["config.json", MODEL_FILE],
+        };
+        for path in files.iter().map(|name| folder.join(name)).filter(|path| path.exists()) {
+            fs::remove_file(&path).map_err(|e| TrainError::write(&path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the result into the run folder; the file that makes it one comes last.
+    pub(crate) fn write_result(&self, folder: &Path, decoder: &Decoder, adapter: &Adapter) -> Result<()> {
+        match self {
+            Saving::Adapter(config) => save_adapter(folder, config, &adapter.layout, &adapter.parameters)?,
+            Saving::Model { base, dtype } => decoder.write_model_files(adapter, base, folder, *dtype)?,
+        }
+        Ok(())
+    }
+}
