@@ -22,3 +22,18 @@ pub(crate) fn stop_on_request() -> anyhow::Result<Arc<AtomicBool>> {
     }
     Ok(stop)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn the_first_signal_raises_the_flag_and_ends_nothing() {
+        let stop = stop_on_request().unwrap();
+        assert!(!stop.load(Ordering::Relaxed));
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        assert!(stop.load(Ordering::Relaxed));
+    }
+}

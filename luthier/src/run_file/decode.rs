@@ -224,7 +224,6 @@ fn in_words(expected: &str) -> String {
         "a boolean" => "true or false".into(),
         "a string" | "path string" | "string or map" => "text".into(),
         "a sequence" => "a list".into(),
-        "an array of length 2" => "a list of two numbers".into(),
         other if other.starts_with("struct ") => "a section of keys".into(),
         other => other.into(),
     }
@@ -251,14 +250,7 @@ impl<'a> Decoder<'a> {
             Value::Unsigned(n) => visitor.visit_u64(*n),
             Value::Float(x) => visitor.visit_f64(*x),
             Value::String(text) => visitor.visit_str(text),
-            Value::List(items) => {
-                let mut items = Items { items: items.iter(), taken: 0 };
-                let value = visitor.visit_seq(&mut items)?;
-                match items.items.len() {
-                    0 => Ok(value),
-                    left => Err(de::Error::invalid_length(items.taken + left, &"a shorter list")),
-                }
-            }
+            Value::List(items) => visitor.visit_seq(Items { items: items.iter().enumerate() }),
             Value::Map(entries) => visitor.visit_map(Entries { entries: entries.iter(), value: None }),
         }
     }
@@ -318,6 +310,17 @@ impl<'de> Deserializer<'de> for Decoder<'_> {
         .map_err(|problem| problem.found(self.0))
     }
 
+    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Problem> {
+        match &self.0.value {
+            Value::List(items) if items.len() != length => {
+                let expected = format!("a list of {length}");
+                let problem: Problem = de::Error::invalid_length(items.len(), &expected.as_str());
+                Err(problem.at(self.0.origin.clone()))
+            }
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -327,24 +330,21 @@ impl<'de> Deserializer<'de> for Decoder<'_> {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct seq tuple tuple_struct
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct seq tuple_struct
         map identifier ignored_any
     }
 }
 
-/// A list's items.
+/// A list's items, counted.
 struct Items<'a> {
-    items: std::slice::Iter<'a, Node>,
-    taken: usize,
+    items: std::iter::Enumerate<std::slice::Iter<'a, Node>>,
 }
 
-impl<'de> SeqAccess<'de> for &mut Items<'_> {
+impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = Problem;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Problem> {
-        let Some(item) = self.items.next() else { return Ok(None) };
-        let index = self.taken;
-        self.taken += 1;
+        let Some((index, item)) = self.items.next() else { return Ok(None) };
         seed.deserialize(Decoder(item)).map(Some).map_err(|problem| problem.within(&index.to_string()))
     }
 }

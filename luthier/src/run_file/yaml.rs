@@ -94,6 +94,9 @@ impl Node {
                 entries.push((key, Node::new(Value::Null, origin.clone())));
                 entries.len() - 1
             });
+            if depth + 1 == path.len() {
+                entries[index].0.origin = origin.clone();
+            }
             node = &mut entries[index].1;
         }
         *node = value;
@@ -119,14 +122,14 @@ impl Node {
 
 /// Reads a run file.
 pub(super) fn parse(text: &str) -> Result<Node, Problem> {
-    let tree = serde_saphyr::from_str::<Spanned<Raw>>(text).map_err(problem)?;
+    let tree = serde_saphyr::from_str::<Spanned<Raw>>(text).map_err(|error| problem(error, text))?;
     Ok(located(tree, &|span| Origin::File(span), text))
 }
 
 /// Reads a flag's value, whose every node is written in the flag.
 pub(super) fn parse_flag(text: &str, origin: &Origin) -> Result<Node, Problem> {
-    let tree =
-        serde_saphyr::from_str::<Spanned<Raw>>(text).map_err(|error| problem(error).at(origin.clone()))?;
+    let tree = serde_saphyr::from_str::<Spanned<Raw>>(text);
+    let tree = tree.map_err(|error| problem(error, text).at(origin.clone()))?;
     Ok(located(tree, &|_| origin.clone(), text))
 }
 
@@ -135,8 +138,9 @@ pub(super) fn write(data: &impl Serialize) -> Result<String, serde_saphyr::Seria
     serde_saphyr::to_string(data)
 }
 
-fn problem(error: Error) -> Problem {
-    let place = error.location().and_then(|l| bytes(l.span()));
+fn problem(error: Error, text: &str) -> Problem {
+    let place =
+        error.location().map(|l| bytes(l.span()).unwrap_or_else(|| byte_at(text, l.line(), l.column())));
     let message = match error.without_snippet() {
         Error::DuplicateMappingKey { key: Some(key), .. } => {
             format!("the key `{key}` stands here a second time")
@@ -161,6 +165,15 @@ fn problem(error: Error) -> Problem {
 fn bytes(span: serde_saphyr::Span) -> Option<Range<usize>> {
     let start = usize::try_from(span.byte_offset()?).ok()?;
     Some(start..start + usize::try_from(span.byte_len()?).ok()?)
+}
+
+/// The byte at a line and column, both from 1; columns count characters.
+fn byte_at(text: &str, line: u64, column: u64) -> Range<usize> {
+    let index = |n: u64| usize::try_from(n.saturating_sub(1)).unwrap_or(usize::MAX);
+    let start: usize = text.split_inclusive('\n').take(index(line)).map(str::len).sum();
+    let rest = text[start..].lines().next().unwrap_or_default();
+    let start = start + rest.char_indices().nth(index(column)).map_or(rest.len(), |(offset, _)| offset);
+    start..start + text[start..].chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8)
 }
 
 /// The parser's tree to ours.

@@ -1,0 +1,31 @@
+//! The product as a user runs it, and the rules that hold between crates.
+
+mod command_line;
+mod edges;
+mod run_file;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// The real binary, apart from this machine's settings.
+pub fn luthier(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_luthier"));
+    command
+        .current_dir(folder)
+        .env("NO_COLOR", "1")
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HOME", folder.join("hf"));
+    command
+}
+
+/// What the binary answers to arguments, run in a folder.
+pub fn run(folder: &Path, arguments: &[&str]) -> Output {
+    luthier(folder).args(arguments).output().expect("the binary starts")
+}
+
+/// The exit code, then stderr, as a snapshot shows them.
+pub fn failure(folder: &Path, arguments: &[&str]) -> String {
+    let output = run(folder, arguments);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "nothing on stdout");
+    format!("exit code {}\n{}", output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr))
+}
