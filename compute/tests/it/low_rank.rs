@@ -38,7 +38,7 @@ fn definition(x: &[f64], a: &[f64], b: &[f64], shape: Shape) -> Vec<f64> {
 fn tolerance(precision: Precision) -> f64 {
     match precision {
         Precision::F32 => 1e-5,
-        Precision::Bf16 => 0.1,
+        Precision::Bf16 => 0.03,
     }
 }
 

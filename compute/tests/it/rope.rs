@@ -9,13 +9,14 @@ const THETA: f64 = 10_000.0;
 
 const POSITIONS: usize = 300;
 
-fn yarn(factor: f64, original_max_position_embeddings: usize) -> RopeScaling {
+/// YaRN with everything that may be left out left out, but for the attention factor.
+fn yarn(factor: f64, original_max_position_embeddings: usize, attention_factor: Option<f64>) -> RopeScaling {
     RopeScaling::Yarn {
         factor,
         original_max_position_embeddings,
         beta_fast: 32.0,
         beta_slow: 1.0,
-        attention_factor: None,
+        attention_factor,
         mscale: None,
         mscale_all_dim: None,
         truncate: true,
@@ -47,7 +48,7 @@ const SHAPES: [(usize, usize, usize); 6] =
 fn heads_are_turned_as_the_definition_says() {
     for (tokens, heads, head) in SHAPES {
         for (dtype, scaling) in
-            DTYPES.into_iter().flat_map(|d| [RopeScaling::None, yarn(4.0, 128)].map(|s| (d, s)))
+            DTYPES.into_iter().flat_map(|d| [RopeScaling::None, yarn(4.0, 128, None)].map(|s| (d, s)))
         {
             let (x, positions) = (matrix(tokens, heads * head, dtype, 1), ids(tokens, POSITIONS, 2));
             let table = RopeTable::new(head, THETA, &scaling, POSITIONS);
@@ -66,7 +67,7 @@ fn heads_are_turned_as_the_definition_says() {
 fn the_gradient_is_that_of_the_definition() {
     for (tokens, heads, head) in SHAPES.into_iter().filter(|(t, h, d)| t * h * d <= 600) {
         for (dtype, scaling) in
-            DTYPES.into_iter().flat_map(|d| [RopeScaling::None, yarn(4.0, 128)].map(|s| (d, s)))
+            DTYPES.into_iter().flat_map(|d| [RopeScaling::None, yarn(4.0, 128, None)].map(|s| (d, s)))
         {
             let (x, dy) = (matrix(tokens, heads * head, dtype, 1), matrix(tokens, heads * head, dtype, 3));
             let positions = ids(tokens, POSITIONS, 2);
@@ -97,63 +98,24 @@ fn assert_frequencies(scaling: RopeScaling, theta: f64, want: &[f32], factor: f6
 /// `ROPE_INIT_FUNCTIONS` of transformers 5.23 with torch 2.15.
 #[test]
 fn frequencies_are_those_of_transformers() {
+    #[rustfmt::skip]
     let none = [
-        1.000000000e+00,
-        3.162277639e-01,
-        1.000000015e-01,
-        3.162277862e-02,
-        9.999999776e-03,
-        3.162277862e-03,
-        1.000000047e-03,
-        3.162277862e-04,
+        1.0, 3.1622776e-1, 1.0e-1, 3.162278e-2, 1.0e-2, 3.1622779e-3, 1.0e-3, 3.162278e-4,
     ];
     assert_frequencies(RopeScaling::None, 10_000.0, &none, 1.0);
 
+    #[rustfmt::skip]
     let linear = [
-        2.500000000e-01,
-        7.905694097e-02,
-        2.500000037e-02,
-        7.905694656e-03,
-        2.499999944e-03,
-        7.905694656e-04,
-        2.500000119e-04,
-        7.905694656e-05,
+        2.5e-1, 7.905694e-2, 2.5e-2, 7.905695e-3, 2.5e-3, 7.9056947e-4, 2.5e-4, 7.905695e-5,
     ];
     assert_frequencies(RopeScaling::Linear { factor: 4.0 }, 10_000.0, &linear, 1.0);
 
+    #[rustfmt::skip]
     let llama3 = [
-        1.000000000e+00,
-        6.636012793e-01,
-        4.403666258e-01,
-        2.922278345e-01,
-        1.939227581e-01,
-        1.286873817e-01,
-        8.539710194e-02,
-        5.666961893e-02,
-        3.760603070e-02,
-        2.495540865e-02,
-        1.656044088e-02,
-        1.098952908e-02,
-        7.292665076e-03,
-        4.839421250e-03,
-        3.211446106e-03,
-        1.290548011e-03,
-        4.295567051e-04,
-        9.708286234e-05,
-        1.946163866e-05,
-        1.291476747e-05,
-        8.570255886e-06,
-        5.687232260e-06,
-        3.774054449e-06,
-        2.504467147e-06,
-        1.661967417e-06,
-        1.102883630e-06,
-        7.318749340e-07,
-        4.856731266e-07,
-        3.222932889e-07,
-        2.138742303e-07,
-        1.419272024e-07,
-        9.418306490e-08,
+        1.0, 6.636013e-1, 4.4036663e-1, 2.9222783e-1, 1.9392276e-1, 1.2868738e-1, 8.53971e-2, 5.666962e-2,
+        3.760603e-2, 2.4955409e-2, 1.656044e-2, 1.0989529e-2, 7.292665e-3, 4.8394212e-3, 3.211446e-3, 1.290548e-3,
+        4.295567e-4, 9.708286e-5, 1.9461639e-5, 1.29147675e-5, 8.570256e-6, 5.6872323e-6, 3.7740544e-6, 2.5044671e-6,
+        1.6619674e-6, 1.1028836e-6, 7.3187493e-7, 4.856731e-7, 3.222933e-7, 2.1387423e-7, 1.419272e-7, 9.4183065e-8,
     ];
     let scaling = RopeScaling::Llama3 {
         factor: 32.0,
@@ -167,43 +129,17 @@ fn frequencies_are_those_of_transformers() {
 /// As above; the factors are those that YaRN infers, `0.1 ln(factor) + 1` unless told otherwise.
 #[test]
 fn yarn_frequencies_are_those_of_transformers() {
+    #[rustfmt::skip]
     let plain = [
-        1.000000000e+00,
-        4.216965139e-01,
-        1.778279394e-01,
-        7.498941571e-02,
-        3.162277862e-02,
-        1.333521493e-02,
-        4.779901356e-03,
-        1.659961650e-03,
-        5.499999970e-04,
-        1.686785836e-04,
-        4.445698505e-05,
-        1.874735608e-05,
-        7.905693565e-06,
-        3.333803534e-06,
-        1.405853368e-06,
-        5.928434348e-07,
+        1.0, 4.216965e-1, 1.7782794e-1, 7.4989416e-2, 3.162278e-2, 1.3335215e-2, 4.7799014e-3, 1.6599617e-3,
+        5.5e-4, 1.6867858e-4, 4.4456985e-5, 1.8747356e-5, 7.905694e-6, 3.3338035e-6, 1.4058534e-6, 5.9284343e-7,
     ];
-    assert_frequencies(yarn(4.0, 32_768), 1_000_000.0, &plain, 1.138629436111989);
+    assert_frequencies(yarn(4.0, 32_768, None), 1_000_000.0, &plain, 1.138629436111989);
 
+    #[rustfmt::skip]
     let untruncated = [
-        1.000000000e+00,
-        5.623413324e-01,
-        3.162277639e-01,
-        1.778279394e-01,
-        1.000000015e-01,
-        5.623412877e-02,
-        3.162277862e-02,
-        1.509611961e-02,
-        5.790104624e-03,
-        1.738218707e-03,
-        1.239524572e-04,
-        4.445698505e-05,
-        2.499999937e-05,
-        1.405853254e-05,
-        7.905694474e-06,
-        4.445698323e-06,
+        1.0, 5.6234133e-1, 3.1622776e-1, 1.7782794e-1, 1.0e-1, 5.623413e-2, 3.162278e-2, 1.509612e-2,
+        5.7901046e-3, 1.7382187e-3, 1.2395246e-4, 4.4456985e-5, 2.5e-5, 1.40585325e-5, 7.9056945e-6, 4.4456983e-6,
     ];
     let scaling = RopeScaling::Yarn {
         factor: 40.0,
@@ -217,31 +153,11 @@ fn yarn_frequencies_are_those_of_transformers() {
     };
     assert_frequencies(scaling, 10_000.0, &untruncated, 1.0569662567531275);
 
+    #[rustfmt::skip]
     let given = [
-        1.000000000e+00,
-        3.162277639e-01,
-        1.000000015e-01,
-        2.470529452e-02,
-        5.624999758e-03,
-        1.087032957e-03,
-        1.250000059e-04,
-        3.952847328e-05,
+        1.0, 3.1622776e-1, 1.0e-1, 2.4705295e-2, 5.6249998e-3, 1.087033e-3, 1.25e-4, 3.9528473e-5,
     ];
-    let RopeScaling::Yarn { beta_fast, beta_slow, mscale, mscale_all_dim, truncate, .. } = yarn(8.0, 4096)
-    else {
-        unreachable!();
-    };
-    let scaling = RopeScaling::Yarn {
-        factor: 8.0,
-        original_max_position_embeddings: 4096,
-        beta_fast,
-        beta_slow,
-        attention_factor: Some(1.25),
-        mscale,
-        mscale_all_dim,
-        truncate,
-    };
-    assert_frequencies(scaling, 10_000.0, &given, 1.25);
+    assert_frequencies(yarn(8.0, 4096, Some(1.25)), 10_000.0, &given, 1.25);
 }
 
 #[test]
