@@ -11,6 +11,8 @@
 //! computed twice, but nothing has to be added up between threads. Either way each sum runs over the same tiles in the
 //! same order, so the choice changes no byte of the result.
 
+mod softmax;
+
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -19,6 +21,7 @@ use super::simd::{self, Element, LANES, by_dtype, multiversion};
 use crate::matrix::{Slice, SliceMut};
 use crate::ops::attention::{Attention, Segment};
 use crate::{Cpu, DType, Matrix, MatrixMut, MatrixRef, Precision, bf16};
+use softmax::{Running, View};
 
 /// Columns of a tile; a multiple of [`LANES`].
 const KEYS: usize = 128;
@@ -184,11 +187,14 @@ impl Call<'_> {
             );
             let view = self.spec.view(segment, tokens, &keys);
             let scores = scratch.scores.as_ref().f32();
-            let sums = &mut scratch.sums.as_mut().f32()[..rows * self.spec.head_dim];
-            let (max, denominator) = (&mut scratch.max[..rows], &mut scratch.denominator[..rows]);
+            let running = Running {
+                max: &mut scratch.max[..rows],
+                denominator: &mut scratch.denominator[..rows],
+                sums: scratch.sums.top_mut(rows).f32(),
+                factor: &mut scratch.factor[..rows],
+            };
             by_dtype!(self.precision.dtype(), P => {
-                let p = P::of_mut(scratch.p.as_mut());
-                softmax_step::<P>(view, scores, p, max, denominator, sums)
+                softmax::step(self.isa, &view, scores, P::of_mut(scratch.p.as_mut()), running)
             });
             self.product(block_of(&scratch.p, rows, keys.len()), v, true, whole(&mut scratch.sums, rows));
         }
@@ -326,11 +332,11 @@ impl Call<'_> {
             tile(&mut scratch.dp, rows, keys.len()),
         );
         let view = self.spec.view(segment, tokens, keys);
-        let (scores, dp) = (scratch.scores.as_ref().f32(), scratch.dp.as_ref().f32());
-        let (lse, delta) = (&scratch.lse[..rows], &scratch.delta[..rows]);
+        let products = (scratch.scores.as_ref().f32(), scratch.dp.as_ref().f32());
+        let per_row = (&scratch.lse[..rows], &scratch.delta[..rows]);
         by_dtype!(self.precision.dtype(), P => {
-            let (p, ds) = (P::of_mut(scratch.p.as_mut()), P::of_mut(scratch.ds.as_mut()));
-            softmax_gradient::<P>(view, scores, dp, lse, delta, p, ds)
+            let to = (P::of_mut(scratch.p.as_mut()), P::of_mut(scratch.ds.as_mut()));
+            softmax::gradient(self.isa, &view, products, per_row, to)
         });
     }
 
@@ -402,29 +408,6 @@ impl Attention {
     }
 }
 
-/// What a tile shows: which columns each row sees.
-#[derive(Clone)]
-struct View {
-    group: usize,
-    scale: f32,
-    window: usize,
-    /// Position of the first row's token.
-    position: usize,
-    /// Positions of the columns.
-    keys: Range<usize>,
-}
-
-impl View {
-    /// The columns that row `r` sees.
-    #[inline(always)]
-    fn columns(&self, r: usize) -> Range<usize> {
-        let past = self.position + r / self.group + 1;
-        let (first, past) = (past.saturating_sub(self.window), past.min(self.keys.end));
-        let start = first.max(self.keys.start) - self.keys.start;
-        start..past.saturating_sub(self.keys.start).max(start)
-    }
-}
-
 /// Tiles of a range of keys: cut at multiples of [`KEYS`], whatever the range, so that every sweep sees the same ones.
 fn tiles(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     (keys.start / KEYS..keys.end.div_ceil(KEYS))
@@ -434,54 +417,6 @@ fn tiles(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     let start = a.start.max(b.start);
     start..a.end.min(b.end).max(start)
-}
-
-multiversion! {
-    /// One tile's part of the softmax: `p = exp(scale * s - max)` with `max` raised to this tile's; `denominator` and `sums
-    /// [rows, D]` are brought to the new `max`, and `denominator` takes in the sum of `p`. Hidden columns get 0.
-    fn softmax_step<P: Element>(
-        view: View, scores: &[f32], p: &mut [P], max: &mut [f32], denominator: &mut [f32], sums: &mut [f32],
-    ) {
-        let width = view.keys.len().next_multiple_of(LANES);
-        let d = sums.len() / max.len();
-        let scores = scores.chunks_exact(KEYS).zip(p.chunks_exact_mut(KEYS));
-        let state = max.iter_mut().zip(denominator).zip(sums.chunks_exact_mut(d));
-        for (r, ((s, p), ((max, denominator), sums))) in scores.zip(state).enumerate() {
-            let columns = view.columns(r);
-            let (s, p) = (&s[..width], &mut p[..width]);
-            let new = (view.scale * largest(s, &columns)).max(*max);
-            if new > *max {
-                let factor = simd::exp(*max - new);
-                *denominator *= factor;
-                sums.iter_mut().for_each(|s| *s *= factor);
-                *max = new;
-            }
-            *denominator += exponentials(s, &columns, view.scale, new, p);
-        }
-    }
-}
-
-multiversion! {
-    /// `p = exp(scale * s - lse)` and `ds = p (dp - delta) * scale`; 0 in hidden columns.
-    fn softmax_gradient<P: Element>(
-        view: View, scores: &[f32], dp: &[f32], lse: &[f32], delta: &[f32], p: &mut [P], ds: &mut [P],
-    ) {
-        let width = view.keys.len().next_multiple_of(LANES);
-        let read = scores.chunks_exact(KEYS).zip(dp.chunks_exact(KEYS));
-        let write = p.chunks_exact_mut(KEYS).zip(ds.chunks_exact_mut(KEYS));
-        for (r, (((s, dp), (p, ds)), (lse, delta))) in read.zip(write).zip(lse.iter().zip(delta)).enumerate() {
-            let columns = view.columns(r);
-            let (first, count) = (columns.start as u32, columns.len() as u32);
-            for c in 0..width {
-                let visible = (c as u32).wrapping_sub(first) < count;
-                let e = simd::exp(view.scale * s[c] - lse);
-                let e = if visible { e } else { 0.0 };
-                let g = e * (dp[c] - delta) * view.scale;
-                p[c] = P::store(e);
-                ds[c] = P::store(if visible { g } else { 0.0 });
-            }
-        }
-    }
 }
 
 multiversion! {
@@ -497,38 +432,6 @@ multiversion! {
             *to = simd::fold(lanes, |a, b| a + b);
         }
     }
-}
-
-/// The largest element of these columns; negative infinity if there are none. `s` is whole chunks of [`LANES`].
-#[inline(always)]
-fn largest(s: &[f32], columns: &Range<usize>) -> f32 {
-    let (first, count) = (columns.start as u32, columns.len() as u32);
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for (chunk, s) in s.chunks_exact(LANES).enumerate() {
-        for i in 0..LANES {
-            let visible = ((chunk * LANES + i) as u32).wrapping_sub(first) < count;
-            let s = if visible { s[i] } else { f32::NEG_INFINITY };
-            lanes[i] = if s > lanes[i] { s } else { lanes[i] };
-        }
-    }
-    simd::fold(lanes, |a, b| if b > a { b } else { a })
-}
-
-/// `p = exp(scale * s - max)` in these columns, 0 in others; returns the sum. `s` and `p` are whole chunks of [`LANES`].
-#[inline(always)]
-fn exponentials<P: Element>(s: &[f32], columns: &Range<usize>, scale: f32, max: f32, p: &mut [P]) -> f32 {
-    let (first, count) = (columns.start as u32, columns.len() as u32);
-    let mut lanes = [0.0; LANES];
-    for (chunk, (s, p)) in s.chunks_exact(LANES).zip(p.chunks_exact_mut(LANES)).enumerate() {
-        for i in 0..LANES {
-            let visible = ((chunk * LANES + i) as u32).wrapping_sub(first) < count;
-            let e = simd::exp(scale * s[i] - max);
-            let e = if visible { e } else { 0.0 };
-            lanes[i] += e;
-            p[i] = P::store(e);
-        }
-    }
-    simd::fold(lanes, |a, b| a + b)
 }
 
 multiversion! {
@@ -560,6 +463,7 @@ struct Scratch {
     /// One number per row each.
     max: Vec<f32>,
     denominator: Vec<f32>,
+    factor: Vec<f32>,
     lse: Vec<f32>,
     delta: Vec<f32>,
 }
@@ -571,10 +475,27 @@ impl Scratch {
         let [scores, dp] = [(); 2].map(|()| Matrix::zeros(rows, KEYS, DType::F32));
         let [p, ds] = [(); 2].map(|()| Matrix::zeros(rows, KEYS, precision.dtype()));
         let [dk, dv] = [(); 2].map(|()| Matrix::zeros(SWEEP_KEYS, d, DType::F32));
-        let [max, denominator, lse, delta] = [(); 4].map(|()| vec![0.0; rows]);
+        let [max, denominator, factor, lse, delta] = [(); 5].map(|()| vec![0.0; rows]);
         let sums = Matrix::zeros(rows, d, DType::F32);
         let made_for = (spec.group(), d, dtype, precision);
-        Scratch { made_for, q, out, dout, scores, dp, p, ds, sums, dk, dv, max, denominator, lse, delta }
+        Scratch {
+            made_for,
+            q,
+            out,
+            dout,
+            scores,
+            dp,
+            p,
+            ds,
+            sums,
+            dk,
+            dv,
+            max,
+            denominator,
+            factor,
+            lse,
+            delta,
+        }
     }
 }
 
