@@ -195,7 +195,7 @@ pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
         use_rslora: section.rslora,
         target_modules: Some(match &section.target_modules {
             TargetModules::AllLinear => Selection::Expression(targets::ALL_LINEAR.to_owned()),
-            TargetModules::List(names) => Selection::List(names.clone()),
+            TargetModules::Names(names) => Selection::List(names.clone()),
             TargetModules::Regex(expression) => Selection::Expression(expression.clone()),
         }),
         rank_pattern: section.rank_pattern.0.clone(),
@@ -216,8 +216,8 @@ pub(crate) fn adopt(section: &AdapterSection, folder: &PeftConfig) -> AdapterSec
     let target_modules = match &folder.target_modules {
         Some(Selection::Expression(all)) if all.eq_ignore_ascii_case(targets::ALL_LINEAR) => TargetModules::AllLinear,
         Some(Selection::Expression(expression)) => TargetModules::Regex(expression.clone()),
-        Some(Selection::List(names)) => TargetModules::List(names.clone()),
-        None => TargetModules::List(targets::DEFAULT_TARGETS.map(str::to_owned).to_vec()),
+        Some(Selection::List(names)) => TargetModules::Names(names.clone()),
+        None => TargetModules::Names(targets::DEFAULT_TARGETS.map(str::to_owned).to_vec()),
     };
     AdapterSection {
         r: folder.r,
