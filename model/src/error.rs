@@ -110,7 +110,13 @@ impl ModelError {
 
 /// A name from a foreign file, safe to print: cut, and without control characters.
 fn shown(name: &str) -> String {
-    let mut shown: String = name.chars().take(200).flat_map(char::escape_debug).collect();
+    let mut shown = String::new();
+    for c in name.chars().take(200) {
+        match c {
+            '"' | '\'' | '\\' => shown.push(c),
+            _ => shown.extend(c.escape_debug()),
+        }
+    }
     if name.chars().nth(200).is_some() {
         shown.push_str("...");
     }

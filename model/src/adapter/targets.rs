@@ -325,12 +325,7 @@ fn nothing_selected(settings: &PeftConfig, targets: &Selection, modules: &[Node]
             "selects nothing that exclude_modules and modules_to_save leave".to_owned()
         }
         Selection::List(list) => no_such_name(&list[0], modules),
-        Selection::Expression(text) => {
-            let linear = modules.iter().find(|m| m.kind == Kind::Linear).map_or("", |m| &m.path);
-            format!(
-                "{text:?} fits no module's whole path (such as {linear:?}); a list of names needs only the ends"
-            )
-        }
+        Selection::Expression(text) => fits_nothing(text, modules),
     };
     ModelError::setting("target_modules", problem)
 }

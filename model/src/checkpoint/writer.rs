@@ -134,7 +134,7 @@ impl CheckpointWriter {
     ///
     /// # Panics
     /// If an announced tensor was not written.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
         if let Some((name, _)) = self.places.iter().find(|(_, place)| !place.written) {
             panic!("tensor {name:?} was announced but not written");
         }

@@ -1,4 +1,9 @@
 //! Tests of the crate from the outside.
 
+mod checkpoint;
 mod common;
+mod config;
+mod names;
 mod parity;
+mod peft;
+mod targets;

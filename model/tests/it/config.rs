@@ -1,0 +1,254 @@
+//! Reading config.json: every family, both ways of writing the rotary embedding, and what is refused.
+
+use std::path::Path;
+
+use compute::ops::gated::Activation;
+use compute::ops::rope::RopeScaling;
+use model::shapes::{self, GPT3, Shape, lora_parameters};
+use model::{Config, Family, ModelError, StoredDType};
+use serde_json::{Value, json};
+
+use crate::common::fixture;
+
+/// A small Llama's config.json with fields replaced, added, or (by null under `remove`) taken out.
+fn llama(changes: Value) -> Result<Config, ModelError> {
+    let mut json = json!({
+        "model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    });
+    for (field, value) in changes.as_object().unwrap() {
+        if value == "<absent>" {
+            json.as_object_mut().unwrap().remove(field);
+        } else {
+            json[field] = value.clone();
+        }
+    }
+    Config::from_json(&json.to_string(), Path::new("m/config.json"))
+}
+
+fn error(changes: Value) -> String {
+    llama(changes).expect_err("this configuration is broken").to_string()
+}
+
+#[test]
+fn absent_fields_take_transformers_defaults() {
+    let config = llama(json!({})).unwrap();
+    assert_eq!(config.head_dim, 4);
+    assert_eq!(config.rms_norm_eps, 1e-6);
+    assert_eq!(config.rope_theta, 10_000.0);
+    assert_eq!(config.rope_scaling, RopeScaling::None);
+    assert_eq!(config.max_position_embeddings, 2048);
+    assert_eq!((config.bos, config.eos.as_slice(), config.pad), (Some(1), &[2][..], None));
+    assert_eq!(config.activation, Activation::Silu);
+    assert!(!config.tie_word_embeddings && !config.qkv_bias && !config.output_bias && !config.mlp_bias);
+    assert_eq!(config.windows, [None, None, None]);
+    assert_eq!(config.dtype, None);
+    assert_eq!(llama(json!({"num_key_value_heads": "<absent>"})).unwrap().kv_heads, 4);
+}
+
+#[test]
+fn a_family_is_a_row_of_fields() {
+    let of = |family: &str, changes: Value| {
+        let mut all = json!({"model_type": family});
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        llama(all).unwrap()
+    };
+    let qwen2 = of("qwen2", json!({}));
+    assert_eq!(
+        (qwen2.family, qwen2.qkv_bias, qwen2.output_bias, qwen2.qk_norm),
+        (Family::Qwen2, true, false, false)
+    );
+    let qwen3 = of("qwen3", json!({"attention_bias": true}));
+    assert_eq!((qwen3.qkv_bias, qwen3.output_bias, qwen3.qk_norm, qwen3.head_dim), (true, true, true, 128));
+    let llama = of("llama", json!({"attention_bias": true, "mlp_bias": true}));
+    assert_eq!((llama.qkv_bias, llama.output_bias, llama.mlp_bias), (true, true, true));
+    let mistral = of("mistral", json!({}));
+    assert_eq!((mistral.windows, mistral.max_position_embeddings), (vec![Some(4096); 3], 131_072));
+}
+
+#[test]
+fn windows_are_those_of_each_family() {
+    let windows = |changes| llama(changes).unwrap().windows;
+    assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": 9})), vec![Some(9); 3]);
+    assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": null})), vec![None; 3]);
+    let qwen = json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2});
+    assert_eq!(windows(qwen), [None, None, Some(8)]);
+    let off = json!({"model_type": "qwen2", "use_sliding_window": false, "sliding_window": 8, "max_window_layers": 0});
+    assert_eq!(windows(off), vec![None; 3]);
+    let typed = json!({"model_type": "qwen3", "use_sliding_window": true, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]});
+    assert_eq!(windows(typed), [Some(8), None, Some(8)]);
+}
+
+#[test]
+fn the_rotary_embedding_is_read_as_transformers_4_and_5_write_it() {
+    let both = |kind: &str, parameters: Value| {
+        let mut new = parameters.clone();
+        new["rope_theta"] = json!(5e5);
+        new["rope_type"] = json!(kind);
+        let mut old = parameters;
+        old["type"] = json!(kind);
+        let new = llama(json!({"rope_parameters": new})).unwrap();
+        let old = llama(json!({"rope_scaling": old, "rope_theta": 500_000})).unwrap();
+        assert_eq!(new.rope_scaling, old.rope_scaling);
+        assert_eq!((new.rope_theta, old.rope_theta), (5e5, 5e5));
+        old.rope_scaling
+    };
+    assert_eq!(both("default", json!({})), RopeScaling::None);
+    assert_eq!(both("linear", json!({"factor": 4})), RopeScaling::Linear { factor: 4.0 });
+    let llama3 = json!({"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192});
+    let expected = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    assert_eq!(both("llama3", llama3), expected);
+    let yarn = |attention_factor, original| RopeScaling::Yarn {
+        factor: 2.0,
+        original_max_position_embeddings: original,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor,
+        mscale: None,
+        mscale_all_dim: None,
+        truncate: true,
+    };
+    let given = json!({"factor": 2.0, "original_max_position_embeddings": 512, "attention_factor": 0.5});
+    assert_eq!(both("yarn", given), yarn(Some(0.5), 512));
+    assert_eq!(both("yarn", json!({"factor": 2.0})), yarn(None, 2048));
+    // Null is the ratio of the contexts.
+    assert_eq!(
+        both("yarn", json!({"factor": null, "original_max_position_embeddings": 1024})),
+        yarn(None, 1024)
+    );
+}
+
+#[test]
+fn several_ends_of_text_are_read() {
+    assert_eq!(llama(json!({"eos_token_id": [2, 7]})).unwrap().eos, [2, 7]);
+    assert!(llama(json!({"eos_token_id": null})).unwrap().eos.is_empty());
+}
+
+#[test]
+fn every_fixture_is_read_and_its_parameters_are_those_of_its_file() {
+    let cases =
+        ["llama2", "llama3", "llama-bias", "llama-gelu", "mistral", "qwen2", "qwen3", "llama-tied-head"];
+    for case in cases {
+        let config = Config::load(&fixture(case)).unwrap();
+        let checkpoint = model::Checkpoint::open(&fixture(case)).unwrap();
+        checkpoint.check(&config).unwrap();
+        let elements: usize = checkpoint.names().map(|n| checkpoint.tensor(n).unwrap().element_count()).sum();
+        assert_eq!(config.parameter_count(), elements as u64, "{case}");
+    }
+}
+
+#[test]
+fn the_file_is_saved_as_it_was_but_for_the_type_of_the_weights() {
+    let config = llama(json!({"torch_dtype": "float16", "something_else": {"kept": [1, 2.5]}})).unwrap();
+    let saved: Value = serde_json::from_str(&config.to_json(StoredDType::Bf16)).unwrap();
+    assert_eq!(saved["torch_dtype"], "bfloat16");
+    assert_eq!(saved["something_else"]["kept"], json!([1, 2.5]));
+    assert_eq!(saved["vocab_size"], 64);
+}
+
+macro_rules! refused {
+    ($($name:ident: $changes:tt => $message:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            let got = error(json!($changes));
+            assert!(got.starts_with("m/config.json: `"), "{got}");
+            assert!(got.contains($message), "{got}\nlacks\n{}", $message);
+        })*
+    };
+}
+
+refused! {
+    a_missing_family_names_those_supported: {"model_type": "<absent>"} => "`model_type` is missing; it names the model's family: `llama`, `mistral`, `qwen2` and `qwen3`";
+    an_unknown_family_names_those_supported: {"model_type": "gpt2"} => "`model_type` is \"gpt2\", which is not supported; supported are `llama`, `mistral`, `qwen2` and `qwen3`";
+    a_missing_size_is_named: {"hidden_size": "<absent>"} => "`hidden_size` is missing";
+    a_size_of_zero_is_refused: {"vocab_size": 0} => "`vocab_size` is 0; expected a whole number from 1 to 16777216";
+    a_negative_size_is_refused: {"num_hidden_layers": -1} => "`num_hidden_layers` is -1";
+    a_size_that_could_overflow_is_refused: {"intermediate_size": 18446744073709551615u64} => "`intermediate_size` is 18446744073709551615";
+    a_size_as_text_is_refused: {"hidden_size": "16"} => "`hidden_size` is \"16\"; expected a whole number";
+    a_fractional_size_is_refused: {"hidden_size": 16.5} => "`hidden_size` is 16.5";
+    key_heads_must_divide_heads: {"num_key_value_heads": 3} => "`num_key_value_heads` is 3, which does not divide num_attention_heads 4";
+    heads_must_divide_the_width_if_nothing_else_is_said: {"num_attention_heads": 5, "num_key_value_heads": 5} => "`num_attention_heads` is 5, which does not divide hidden_size 16";
+    an_odd_head_is_refused: {"head_dim": 5} => "`head_dim` is 5; rotary embedding turns pairs";
+    an_unknown_activation_is_refused: {"hidden_act": "relu"} => "`hidden_act` is \"relu\"; supported are";
+    an_unknown_rope_type_is_refused: {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}} => "`rope_scaling.rope_type` is \"dynamic\"; supported are `default`, `linear`, `llama3` and `yarn`";
+    a_rope_factor_must_be_there: {"rope_scaling": {"rope_type": "linear"}} => "`rope_scaling.factor` is missing";
+    a_rope_factor_must_be_positive: {"rope_parameters": {"rope_type": "linear", "factor": 0.0}} => "`rope_parameters.factor` is 0.0; expected a number above 0";
+    llama3_bands_must_not_cross: {"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}} => "`rope_scaling.high_freq_factor` is 4, which must be above low_freq_factor 4";
+    rope_by_layer_type_is_refused: {"rope_parameters": {"full_attention": {"rope_type": "default"}}} => "`rope_parameters` has parameters of its own for \"full_attention\"";
+    rope_must_be_an_object: {"rope_scaling": 2.0} => "`rope_scaling` is 2.0; expected an object";
+    partial_rotation_is_refused: {"partial_rotary_factor": 0.5} => "`partial_rotary_factor` is 0.5";
+    partial_rotation_is_refused_within_rope: {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}} => "`rope_parameters.partial_rotary_factor` is 0.25";
+    quantized_checkpoints_are_not_supported_yet: {"quantization_config": {"quant_method": "bitsandbytes"}} => "`quantization_config` is present: already quantized checkpoints are not supported yet";
+    foreign_features_are_named: {"final_logit_softcapping": 30.0} => "`final_logit_softcapping` is 30.0: models with this feature are not supported";
+    attention_sinks_are_not_supported: {"attention_sinks": true} => "`attention_sinks` is true";
+    layer_types_must_have_one_entry_per_layer: {"model_type": "qwen3", "layer_types": ["full_attention"]} => "`layer_types` has 1 entries for num_hidden_layers 3";
+    an_unknown_layer_type_is_refused: {"model_type": "qwen3", "layer_types": ["full_attention", "linear_attention", "full_attention"]} => "`layer_types[1]` is \"linear_attention\"";
+    a_sliding_layer_needs_a_window: {"model_type": "qwen3", "layer_types": ["sliding_attention", "full_attention", "full_attention"]} => "`layer_types[0]` is \"sliding_attention\" but use_sliding_window or sliding_window is off";
+    a_flag_must_be_true_or_false: {"tie_word_embeddings": 1} => "`tie_word_embeddings` is 1; expected true or false";
+    an_unknown_type_is_refused: {"torch_dtype": "float8_e4m3fn"} => "`torch_dtype` is \"float8_e4m3fn\"; supported are";
+    a_negative_token_is_refused: {"bos_token_id": -5} => "`bos_token_id` is -5; expected a token id or null";
+}
+
+#[test]
+fn broken_json_is_placed() {
+    let got =
+        Config::from_json("{\n  \"a\": 1,\n  b\n}", Path::new("m/config.json")).unwrap_err().to_string();
+    assert_eq!(got, "m/config.json:3:3: key must be a string");
+    let got = Config::from_json("[]", Path::new("m/config.json")).unwrap_err().to_string();
+    assert_eq!(got, "m/config.json: is not a JSON object; a model's config.json is one");
+}
+
+#[test]
+fn a_folder_without_config_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let got = Config::load(folder.path()).unwrap_err().to_string();
+    assert!(got.contains("cannot read") && got.contains("config.json"), "{got}");
+}
+
+#[test]
+fn shapes_have_the_parameters_their_makers_publish() {
+    let published = [
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.2-3b", 3_212_749_824),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-65b", 65_285_660_672),
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen2.5-32b", 32_763_876_352),
+        ("qwen3-0.6b", 596_049_920),
+        ("mistral-7b", 7_248_023_552),
+    ];
+    for (name, parameters) in published {
+        assert_eq!(Config::named(name).unwrap().parameter_count(), parameters, "{name}");
+        assert_eq!(Shape::named(name).unwrap().parameters(), parameters, "{name}");
+    }
+    assert!(shapes::names().all(|name| Shape::named(name).is_ok()));
+}
+
+#[test]
+fn low_rank_arithmetic_is_that_of_the_paper() {
+    assert_eq!(lora_parameters(200, 200, 2), 800);
+    assert_eq!(200 * 200 / lora_parameters(200, 200, 2), 50);
+    let gpt3 = Shape::named(GPT3).unwrap();
+    assert_eq!(gpt3.parameters() / 1_000_000_000, 174); // 174.6 billion, which rounds to 175
+    let attention = |path: &str| path.ends_with("q_proj") || path.ends_with("v_proj");
+    let trained: u64 = gpt3.modules.iter().filter(|m| attention(&m.path)).map(|m| m.lora_parameters(1)).sum();
+    assert_eq!(trained, 4_718_592);
+}
+
+#[test]
+fn an_unknown_shape_names_the_nearest() {
+    let got = Config::named("llama-3.2-1B").unwrap_err().to_string();
+    assert!(got.starts_with("`shape` \"llama-3.2-1B\" is not known; the nearest is `llama-3.2-1b`"), "{got}");
+    let got = Config::named(GPT3).unwrap_err().to_string();
+    assert!(got.contains("is known to `plan` only"), "{got}");
+}
