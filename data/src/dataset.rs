@@ -122,46 +122,31 @@ pub struct FileReport {
 impl Report {
     /// What a person should know before the first step, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let mut warn = |count: usize, what: String| {
-            if count > 0 {
-                warnings.push(what);
-            }
-        };
         let max = self.max_length;
-        warn(
-            self.truncated,
-            format!("{} were cut off at data.max_length = {max} tokens.", examples(self.truncated)),
-        );
-        warn(
-            self.dropped,
-            format!("{} longer than data.max_length = {max} tokens were left out.", examples(self.dropped)),
-        );
-        let without = examples(self.without_trained_token);
-        warn(
-            self.without_trained_token,
-            format!("{without} without a token that carries loss were left out."),
-        );
-        warn(
-            self.double_bos,
-            format!(
-                "{} begin with two beginning-of-text tokens: the text or the template has one, and the tokenizer adds another.",
-                examples(self.double_bos)
+        let why = if self.has_eos { "" } else { " (the tokenizer names no eos_token)" };
+        let counted = [
+            (self.truncated, format!("Cut off at data.max_length = {max} tokens")),
+            (self.dropped, format!("Left out, being longer than data.max_length = {max} tokens")),
+            (self.without_trained_token, "Left out, having no token that carries loss".to_string()),
+            (
+                self.double_bos,
+                "Beginning with two beginning-of-text tokens, of which the text or the template has one and the tokenizer adds \
+                 another"
+                    .to_string(),
             ),
-        );
-        let why = if self.has_eos { "" } else { "; the tokenizer names no eos_token" };
-        warn(
-            self.missing_end,
-            format!(
-                "{} do not end in an end-of-turn token, so the model will not learn to stop{why}.",
-                examples(self.missing_end)
+            (
+                self.missing_end,
+                format!("Without an end-of-turn token at the end{why}, so that the model does not learn to stop"),
             ),
-        );
+        ];
+        let counted = counted.into_iter().filter(|(count, _)| *count > 0);
+        let mut warnings: Vec<String> =
+            counted.map(|(count, what)| format!("{what}: {}.", examples(count))).collect();
         for (token, count) in &self.other_end {
-            let count = examples(*count);
             warnings.push(format!(
-                "{count} end in {token}, at which this model does not stop by itself; make {token} an eos_token_id in \
-                 generation_config.json.",
+                "Ending in {token}, at which this model does not stop by itself (make it an eos_token_id in \
+                 generation_config.json): {}.",
+                examples(*count)
             ));
         }
         if let Some(token) = &self.pad_is_eos {
@@ -286,8 +271,7 @@ impl Dataset {
         Shuffle::new(seed, "eval_fraction", 0).shuffle(&mut order);
         let mut is_eval = vec![false; total];
         order[..count].iter().for_each(|&i| is_eval[i] = true);
-        let report = |noticed: &Report| Report { files: noticed.files.clone(), ..noticed.clone() };
-        let mut train = Dataset { examples: Vec::new(), weights: Vec::new(), report: report(&self.report) };
+        let mut train = Dataset { examples: Vec::new(), weights: Vec::new(), report: self.report };
         let mut eval = train.clone();
         for ((example, weight), is_eval) in self.examples.into_iter().zip(self.weights).zip(is_eval) {
             let part = if is_eval { &mut eval } else { &mut train };

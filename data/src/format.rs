@@ -1,5 +1,8 @@
 //! The formats in which people keep examples, told apart by their keys and turned into one of four kinds of [`Item`].
 
+use std::path::Path;
+use std::sync::Arc;
+
 use serde_json::{Map, Value as Json};
 
 use crate::error::{did_you_mean, named_enum, nearest};
@@ -444,6 +447,37 @@ fn tool_call(value: String) -> Map<String, Json> {
 }
 
 impl Chat {
+    /// Reads a conversation to be answered: a JSON file with a list of messages, or an object with `messages` and `tools`.
+    pub fn read(path: &Path) -> Result<Self, DataError> {
+        let at = Source { file: Arc::new(path.to_path_buf()), line: 1 };
+        let text =
+            std::fs::read_to_string(path).map_err(|source| DataError::Io { path: path.into(), source })?;
+        let record = match serde_json::from_str(&text) {
+            Ok(Json::Array(messages)) => {
+                [("messages".to_string(), Json::Array(messages))].into_iter().collect()
+            }
+            Ok(Json::Object(object)) => object,
+            Ok(other) => {
+                let message = format!(
+                    "must be a list of messages or an object with \"messages\", not {}",
+                    kind(&other)
+                );
+                return Err(DataError::record(&at, message));
+            }
+            Err(error) => return Err(DataError::record(&at, format!("invalid JSON: {error}"))),
+        };
+        match Format::Messages.item(record, &at)? {
+            Item::Chat(chat) => Ok(chat),
+            _ => unreachable!("the format messages is a conversation"),
+        }
+    }
+
+    /// The indices of the assistant's messages that may be learnt from.
+    pub(crate) fn assistant_turns(&self) -> Vec<usize> {
+        let is_assistant = |i: &usize| self.messages[*i].get("role").is_some_and(|role| role == "assistant");
+        (self.given..self.messages.len()).filter(is_assistant).collect()
+    }
+
     /// The same conversation with an instruction's `input` standing below the instruction, for templates that know no
     /// `input`.
     pub(crate) fn with_inputs_in_content(mut self) -> Self {

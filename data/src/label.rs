@@ -125,22 +125,35 @@ impl Labeller<'_> {
         let render =
             |upto: usize, prompt: bool| template.render_values(&messages[..upto], tools.clone(), prompt);
         let Rendered { text, generation } = render(messages.len(), false)?;
-        let is_assistant = |i: &usize| chat.messages[*i].get("role").is_some_and(|role| role == "assistant");
-        let mut turns: Vec<usize> = (chat.given..messages.len()).filter(is_assistant).collect();
-        match self.train_on {
+        let turns = match self.train_on {
             TrainOn::All => return Ok((text.clone(), std::iter::once(0..text.len()).collect())),
-            TrainOn::Completion if chat.given == 0 => drop(turns.drain(..turns.len().saturating_sub(1))),
-            _ => {}
-        }
+            TrainOn::Assistant => chat.assistant_turns(),
+            TrainOn::Completion if chat.given > 0 => chat.assistant_turns(),
+            TrainOn::Completion => chat.assistant_turns().into_iter().next_back().into_iter().collect(),
+        };
+        let Some(&first) = turns.first() else { return Ok((text, Vec::new())) };
         if template.has_generation() {
-            let before = match turns.first() {
-                None => generation.len(),
-                Some(0) => 0,
-                Some(_) if chat.given == 0 && self.train_on == TrainOn::Assistant => 0,
-                Some(&first) => render(first, false)?.generation.len().min(generation.len()),
-            };
-            return Ok((text, generation[before..].to_vec()));
+            let all = self.train_on == TrainOn::Assistant && chat.given == 0;
+            let earlier = if all || first == 0 { 0 } else { render(first, false)?.generation.len() };
+            return Ok((text, generation.into_iter().skip(earlier).collect()));
         }
+        let turns = turns.into_iter().map(|turn| {
+            let said = if turn + 1 == messages.len() { text.clone() } else { render(turn + 1, false)?.text };
+            Ok((render(turn, true)?.text, said))
+        });
+        let turns: Vec<(String, String)> = turns.collect::<Result<_, TemplateError>>()?;
+        let spans = self.prefix_spans(template, &text, &turns)?;
+        Ok((text, spans))
+    }
+
+    /// Where each turn of the assistant stands in the whole text, given for each the text that prompts for it and the text up to
+    /// its end. The former must begin the latter, and the latter the whole.
+    fn prefix_spans(
+        &self,
+        template: &ChatTemplate,
+        text: &str,
+        turns: &[(String, String)],
+    ) -> Result<Vec<Range<usize>>, TemplateError> {
         let fails = |message: &str, instead| TemplateError::NotPrefixPreserving {
             origin: template.origin().into(),
             message: message.into(),
@@ -148,27 +161,24 @@ impl Labeller<'_> {
         };
         let end = self.tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
         let end = end.map_or("", |(_, token)| token.as_str());
-        let mut spans = Vec::with_capacity(turns.len());
-        for &turn in &turns {
-            let prompt = render(turn, true)?.text;
-            let said = if turn + 1 == messages.len() { text.clone() } else { render(turn + 1, false)?.text };
-            if !said.starts_with(&prompt) {
+        let span = |(i, (prompt, said)): (usize, &(String, String))| {
+            if !said.starts_with(prompt) {
                 let message =
                     "its generation prompt is not how it begins an assistant's turn that is already there";
                 return Err(fails(message, "all"));
             }
             // Some templates close every text that is no prompt with the end-of-text token (Phi 3).
-            let closed = text.starts_with(&said).then_some(said.as_str());
-            let said = closed.or_else(|| said.strip_suffix(end).filter(|open| text.starts_with(open)));
-            let Some(said) = said else {
-                let last = Some(&turn) == turns.last();
+            let closed = text.starts_with(said).then_some(said.as_str());
+            let Some(said) = closed.or_else(|| said.strip_suffix(end).filter(|open| text.starts_with(open)))
+            else {
                 let message =
                     "it writes a turn differently once another follows (it may drop thoughts, for instance)";
-                return Err(fails(message, if last { "all" } else { "completion or all" }));
+                return Err(fails(message, if i + 1 == turns.len() { "all" } else { "completion or all" }));
             };
-            spans.push(prompt.len()..said.len());
-        }
-        Ok((text, spans))
+            // What was taken off may have been all that the turn had.
+            Ok(prompt.len().min(said.len())..said.len())
+        };
+        turns.iter().enumerate().map(span).collect()
     }
 
     fn completion(&self, prompt: &str, completion: &str) -> Result<Labelled, DataError> {

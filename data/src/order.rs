@@ -107,9 +107,9 @@ impl Shuffle {
         z ^ (z >> 31)
     }
 
-    /// A number in [0, 1).
+    /// A number in [0, 1) of 24 bits, so that sums with whole numbers are exact.
     pub fn fraction(&mut self) -> f64 {
-        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+        (self.next_u64() >> 40) as f64 / f64::from(1 << 24)
     }
 
     /// A number below `bound`, which is not 0.

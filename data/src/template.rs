@@ -211,6 +211,20 @@ impl ChatTemplate {
         self.render_values(&values, tools.map(python::value), add_generation_prompt)
     }
 
+    /// The special token with which the template ends the assistant's turn, such as `<|im_end|>`: generation stops there as well
+    /// as at the tokenizer's end tokens, for base models under a chat template. `None` if there is no such token.
+    pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        const SAID: &str = "Yes.";
+        let message = |role: &str, content: &str| {
+            [("role", role), ("content", content)].map(|(key, value)| (key.to_string(), Json::from(value)))
+        };
+        let chat =
+            [message("user", "Ready?"), message("assistant", SAID)].map(|pairs| pairs.into_iter().collect());
+        let text = self.render(&chat, None, false).ok()?.text;
+        let after = &text[text.rfind(SAID)? + SAID.len()..];
+        tokenizer.encode(after, false).ok()?.ids.into_iter().find(|&id| tokenizer.is_special(id))
+    }
+
     /// The conversation's messages and tools as the template sees them, to be rendered in parts.
     pub(crate) fn prepare(&self, chat: &Chat) -> (Vec<Value>, Option<Value>) {
         (chat.messages.iter().map(python::message).collect(), chat.tools.as_ref().map(python::value))

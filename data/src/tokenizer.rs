@@ -87,6 +87,7 @@ impl Tokenizer {
             .map(|(_, token)| AddedToken::from(token.clone(), true))
             .collect();
         inner.add_special_tokens(missing).map_err(|error| failed(&*error))?;
+        find_special_tokens_in_raw_text(&mut inner)?;
 
         let model = read_object(&folder.join("config.json"))?.unwrap_or_default();
         let generation = read_object(&folder.join("generation_config.json"))?;
@@ -126,7 +127,9 @@ impl Tokenizer {
 
     /// The text of token ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, skip_special).map_err(|error| failed(&*error))
+        let shown: Vec<u32> =
+            ids.iter().copied().filter(|&id| !skip_special || !self.is_special(id)).collect();
+        self.inner.decode(&shown, false).map_err(|error| failed(&*error))
     }
 
     /// A decoder for tokens that arrive one by one.
@@ -277,6 +280,20 @@ fn keep_spaces_in_offsets(processor: PostProcessorWrapper) -> PostProcessorWrapp
         }
         other => other,
     }
+}
+
+/// Has special tokens looked for in the text as it stands. Some older files have them looked for after normalization, where a
+/// normalizer that prepends a space hides them: an end token that a template writes would fall into ordinary pieces.
+fn find_special_tokens_in_raw_text(inner: &mut tokenizers::Tokenizer) -> Result<(), TokenizerError> {
+    let mut tokens: Vec<(u32, AddedToken)> = inner
+        .get_added_tokens_decoder()
+        .into_iter()
+        .filter(|(_, token)| token.special && token.normalized)
+        .collect();
+    tokens.sort_by_key(|(id, _)| *id);
+    let tokens: Vec<AddedToken> = tokens.into_iter().map(|(_, token)| token.normalized(false)).collect();
+    inner.add_special_tokens(tokens).map_err(|error| failed(&*error))?;
+    Ok(())
 }
 
 /// Adds tokens that tokenizer_config.json names and tokenizer.json lacks, under the ids it names.

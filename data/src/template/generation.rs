@@ -1,11 +1,11 @@
 //! The `{% generation %}` tag, which the template engine does not know.
 //!
-//! Before compiling, the tag is rewritten into a call block, `{% call __generation() %} ... {% endcall %}`, which has the same rules of
-//! scope and white space as transformers' own extension. The function behind it puts marks around what the block renders;
-//! after rendering they are taken out again and their places are the spans.
+//! Before compiling, the tag is rewritten into a filter block in a scope of its own, which has the same rules of scope and white
+//! space as transformers' own extension. (That one is a call block, but minijinja's call blocks cannot assign to an outer
+//! namespace.) The filter puts marks around what the block renders; after rendering they are taken out again and their places
+//! are the spans.
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, State, Value};
+use minijinja::Environment;
 
 use super::Rendered;
 
@@ -19,16 +19,12 @@ pub(super) fn is_mark(c: char) -> bool {
     c == OPEN || c == CLOSE
 }
 
-/// Adds the function behind the call block.
+/// Adds the filter behind the block.
 pub(super) fn install(env: &mut Environment<'static>) {
-    env.add_function("__generation", |state: &mut State, kwargs: Kwargs| -> Result<String, Error> {
-        let caller: Value = kwargs.get("caller")?;
-        let text = caller.call(state, &[])?;
-        Ok(format!("{OPEN}{text}{CLOSE}"))
-    });
+    env.add_filter("__generation", |text: &str| format!("{OPEN}{text}{CLOSE}"));
 }
 
-/// The template with its generation tags as call blocks, and whether there were any.
+/// The template with its generation tags as filter blocks, and whether there were any.
 ///
 /// Comments, expressions and raw blocks are passed over, so a comment that tells of `{% generation %}` is no tag.
 pub(super) fn rewrite(source: &str) -> (String, bool) {
@@ -48,9 +44,11 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
         match tag_name(tag) {
             Some("generation") => {
                 found = true;
-                out.push_str(&tag.replacen("generation", "call __generation()", 1));
+                out.push_str(&tag.replacen("generation", "with %}{% filter __generation", 1));
             }
-            Some("endgeneration") => out.push_str(&tag.replacen("endgeneration", "endcall", 1)),
+            Some("endgeneration") => {
+                out.push_str(&tag.replacen("endgeneration", "endfilter %}{% endwith", 1))
+            }
             Some("raw") => {
                 let end = end_of_raw(rest, end);
                 out.push_str(&rest[..end]);
@@ -139,7 +137,7 @@ mod tests {
         let source = "{# {% generation %} #}{{ '{% generation %}' }}{% raw %}{% generation %}{% endraw %}\
                       {%- generation -%}x{%+ endgeneration %}{ {% if a == '%}' %}{% endif %}";
         let expected = "{# {% generation %} #}{{ '{% generation %}' }}{% raw %}{% generation %}{% endraw %}\
-                        {%- call __generation() -%}x{%+ endcall %}{ {% if a == '%}' %}{% endif %}";
+                        {%- with %}{% filter __generation -%}x{%+ endfilter %}{% endwith %}{ {% if a == '%}' %}{% endif %}";
         assert_eq!(rewrite(source), (expected.to_string(), true));
         assert_eq!(rewrite("{% gen"), ("{% gen".to_string(), false));
     }

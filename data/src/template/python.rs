@@ -16,10 +16,23 @@ pub(super) fn install(env: &mut Environment<'static>) {
     });
     env.add_function("strftime_now", |format: &str| strftime(format, now()));
     env.add_filter("tojson", tojson);
+    env.add_filter("string", |value: &Value| text_of(value).unwrap_or_else(|| value.to_string()));
+    env.set_formatter(|out, state, value| match text_of(value) {
+        Some(text) => out.write_str(&text).map_err(Error::from),
+        None => minijinja::escape_formatter(out, state, value),
+    });
     // In Jinja whatever has a length and can be indexed is a sequence: strings and mappings, too.
     env.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
+    // In Jinja none cannot be iterated over; templates ask that of `tools`.
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+}
+
+/// The text of a value that Python writes otherwise than minijinja: a float.
+fn text_of(value: &Value) -> Option<String> {
+    let is_float = value.kind() == ValueKind::Number && !value.is_integer();
+    is_float.then(|| float_repr(f64::try_from(value.clone()).unwrap_or(f64::NAN)))
 }
 
 /// A JSON value as the template sees it, without characters that mark generation blocks.

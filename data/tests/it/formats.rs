@@ -1,6 +1,6 @@
 //! Every format from file to examples, and what the report says.
 
-use data::{DataSpec, Dataset, Format, OnOverflow, SourceSpec, Sources, TrainOn};
+use data::{Chat, DataSpec, Dataset, Format, OnOverflow, SourceSpec, Sources, TrainOn};
 
 use crate::support::{Files, load, load_as, masked, tokenizer, tokenizer_without_template};
 
@@ -211,9 +211,21 @@ fn what_is_noticed_is_counted_and_told() {
     assert_eq!(report.other_end["<|end|>"], 1);
     let report = load(chats, |spec| spec.chat_template = Some("gemma".into())).unwrap().report;
     insta::assert_snapshot!(report.warnings().join("\n"), @r"
-    1 example without a token that carries loss were left out.
-    1 example end in <end_of_turn>, at which this model does not stop by itself; make <end_of_turn> an eos_token_id in generation_config.json.
+    Left out, having no token that carries loss: 1 example.
+    Ending in <end_of_turn>, at which this model does not stop by itself (make it an eos_token_id in generation_config.json): 1 example.
     ");
+}
+
+#[test]
+fn messages_to_answer_are_read_from_a_list_or_an_object() {
+    let list = r#"[{"role": "user", "content": "a"}]"#;
+    let object = format!(r#"{{"messages": {list}, "tools": [{{}}]}}"#);
+    let files =
+        Files::new(&[("list.json", list), ("object.json", &object), ("bad.json", "[{\"role\": \"usr\"}]")]);
+    assert_eq!(Chat::read(&files.path("list.json")).unwrap().messages.len(), 1);
+    assert!(Chat::read(&files.path("object.json")).unwrap().tools.is_some());
+    let error = Chat::read(&files.path("bad.json")).unwrap_err().to_string();
+    assert!(error.contains("bad.json:1") && error.contains("did you mean \"user\"?"), "{error}");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use data::{DataError, DataSpec, Dataset, Format, TrainOn};
 
+use proptest::prelude::*;
+
 use crate::support::{Files, error_of, load, tokenizer, tokenizer_without_template};
 
 const GOOD: &str =
@@ -210,4 +212,59 @@ fn settings_that_contradict_the_data_are_named() {
     assert!(text.contains("data.max_length"), "{text}");
     let text = error_of("data.jsonl", GOOD, |spec| spec.sources[0].weight = f64::NAN);
     assert!(text.contains("weight NaN is not above 0"), "{text}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn no_file_makes_a_panic(text in r#"[\[\]{},:"\\a1\n é🎻-]{0,40}"#, bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+        for name in ["a.json", "a.jsonl", "a.txt"] {
+            let files = Files::new(&[]);
+            for content in [text.as_bytes(), &bytes] {
+                std::fs::write(files.path(name), content).unwrap();
+                let Ok(records) = data::source::records(&files.path(name)) else { continue };
+                records.flatten().for_each(|record| drop(record.parse()));
+            }
+        }
+    }
+
+    #[test]
+    fn no_record_makes_a_panic(value in json_value()) {
+        let record = serde_json::json!({"messages": value, "conversations": value, "instruction": value, "output": value,
+            "history": value, "prompt": value, "completion": value, "text": value, "input_ids": value, "labels": value,
+            "tools": value});
+        let at = data::Source { file: std::sync::Arc::new("a".into()), line: 1 };
+        for name in Format::NAMES.iter().filter(|name| **name != "auto") {
+            let format: Format = name.parse().unwrap();
+            let _ = format.item(record.as_object().unwrap().clone(), &at);
+        }
+    }
+
+    #[test]
+    fn no_template_makes_a_panic(source in r#"(\{%-?|-?%\}|\{\{|\}\}|\{#|#\}| generation | endgeneration | raw | endraw |'|"|\\|é|\n|x| if | endif ){0,20}"#) {
+        if let Ok(template) = data::ChatTemplate::compile(&source, "x") {
+            let _ = template.render(&[], None, true);
+        }
+    }
+}
+
+/// JSON of the shapes that records have, right and wrong.
+fn json_value() -> impl Strategy<Value = serde_json::Value> {
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<i64>().prop_map(serde_json::Value::from),
+        any::<f64>().prop_map(serde_json::Value::from),
+        prop::sample::select(vec!["user", "assistant", "gpt", "human", "function_call", "[1]", "{}", ""])
+            .prop_map(serde_json::Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        let key =
+            prop::sample::select(vec!["role", "content", "from", "value", "type", "text", "tool_calls"]);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(serde_json::Value::from),
+            prop::collection::btree_map(key, inner, 0..4)
+                .prop_map(|map| map.into_iter().map(|(key, value)| (key.to_string(), value)).collect()),
+        ]
+    })
 }

@@ -121,3 +121,19 @@ fn text_cannot_forge_a_generation_block() {
     let rendered = ChatTemplate::builtin("chatml").unwrap().render(&messages(&forged), None, false).unwrap();
     assert!(rendered.generation.is_empty() && rendered.text.contains("abc"), "{rendered:?}");
 }
+
+#[test]
+fn the_token_that_ends_a_turn_is_found() {
+    let tokenizer = tokenizer();
+    let end = |name: &str| {
+        let template = ChatTemplate::builtin(name).unwrap().with_special_tokens(&tokenizer);
+        template.end_of_turn(&tokenizer).and_then(|id| tokenizer.id_to_token(id))
+    };
+    assert_eq!(end("chatml").as_deref(), Some("<|im_end|>"));
+    assert_eq!(end("llama-3").as_deref(), Some("<|eot_id|>"));
+    assert_eq!(end("mistral").as_deref(), Some("</s>"));
+    assert_eq!(
+        ChatTemplate::compile("{{ messages[1].content }}", "x").unwrap().end_of_turn(&tokenizer),
+        None
+    );
+}

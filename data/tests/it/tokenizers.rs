@@ -110,3 +110,18 @@ fn a_saved_truncation_does_not_cut_examples() {
     let tokenizer = Tokenizer::load(files.folder()).unwrap();
     assert!(tokenizer.encode("Ana builds a violin before noon.", true).unwrap().ids.len() > 4);
 }
+
+#[test]
+fn a_special_token_is_found_in_text_whatever_the_normalizer() {
+    // The end token is looked for after normalization here, where the prepended mark would hide it.
+    let json = r#"{"version": "1.0", "truncation": null, "padding": null, "pre_tokenizer": null, "post_processor": null,
+        "added_tokens": [{"id": 1, "content": "<end>", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": true, "special": true}],
+        "normalizer": {"type": "Prepend", "prepend": "_"}, "decoder": null,
+        "model": {"type": "BPE", "unk_token": "?", "fuse_unk": true, "vocab": {"?": 0, "<end>": 1, "_": 2, "a": 3}, "merges": []}}"#;
+    let config = r#"{"eos_token": "<end>"}"#;
+    let files = Files::new(&[("tokenizer.json", json), ("tokenizer_config.json", config)]);
+    let tokenizer = Tokenizer::load(files.folder()).unwrap();
+    assert_eq!(tokenizer.encode("a<end>", false).unwrap().ids, [2, 3, 1]);
+    assert_eq!(tokenizer.decode(&[3, 1], true).unwrap(), "a");
+}
