@@ -207,7 +207,7 @@ impl PeftConfig {
         Ok(PeftConfig {
             r: fields.size_or("r", MAX_RANK, defaults.r)?,
             lora_alpha: fields.float_or("lora_alpha", defaults.lora_alpha, 0.0..=1e9)?,
-            lora_dropout: fields.float_or("lora_dropout", defaults.lora_dropout, 0.0..=1.0)?,
+            lora_dropout: fields.float_or("lora_dropout", defaults.lora_dropout, 0.0..=0.99)?,
             use_rslora: fields.flag_or("use_rslora", false)?,
             target_modules: selection(&fields, "target_modules")?,
             exclude_modules: selection(&fields, "exclude_modules")?,
@@ -454,7 +454,8 @@ impl AdapterFolder {
     pub fn open(folder: &Path, model: &Config, base: Option<&str>) -> Result<AdapterFolder> {
         let config = PeftConfig::load(folder)?;
         let settings = folder.join(CONFIG_FILE);
-        let resolution = targets::resolve_as_peft(&config, model).map_err(|e| in_file(e, &settings))?;
+        let resolution =
+            targets::resolve_as_peft(&config, model).map_err(|e| in_file(e, &settings, &config))?;
         let tensors = open_weights(folder)?;
         let mut opened = AdapterFolder { config, resolution, notes: vec![], base_copies: vec![], tensors };
         opened.check(model)?;
@@ -591,11 +592,14 @@ impl AdapterFolder {
     }
 }
 
-/// Says of a setting in which file it stands.
-fn in_file(error: ModelError, path: &Path) -> ModelError {
-    match error {
-        ModelError::Setting { field, problem } => ModelError::field(path, field, problem),
-        other => other,
+/// Says of a setting that does not fit the model in which file it stands and which model it may be meant for.
+fn in_file(error: ModelError, path: &Path, config: &PeftConfig) -> ModelError {
+    match (error, &config.base_model_name_or_path) {
+        (ModelError::Setting { field, problem }, Some(base)) => {
+            ModelError::field(path, field, format!("{problem}; the adapter was trained on {base:?}"))
+        }
+        (ModelError::Setting { field, problem }, None) => ModelError::field(path, field, problem),
+        (other, _) => other,
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use compute::MatrixRef;
+use compute::{DType, MatrixRef, bf16};
 use half::f16;
 use serde_json::{Map, Value, json};
 
@@ -214,36 +214,43 @@ fn header(metadata: &BTreeMap<String, String>, specs: &[TensorSpec]) -> (Vec<u8>
     (bytes, starts)
 }
 
+/// Converts and writes a buffer's worth at a time.
 fn write_values(file: &mut File, values: MatrixRef<'_>, dtype: StoredDType) -> io::Result<()> {
-    use compute::{DType, bf16};
     let elements = values.rows() * values.cols();
     let values = values.reshape(elements, 1);
     let rows = BUFFER / dtype.size();
     let mut buffer = Vec::with_capacity(BUFFER.min(elements * dtype.size()));
     for start in (0..elements).step_by(rows) {
         let chunk = values.rows_range(start..elements.min(start + rows));
-        buffer.clear();
-        match (chunk.dtype(), dtype) {
-            (DType::F32, StoredDType::F32) => buffer.extend(chunk.f32().iter().flat_map(|v| v.to_le_bytes())),
-            (DType::F32, StoredDType::Bf16) => {
-                buffer.extend(chunk.f32().iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
+        match chunk.dtype() {
+            DType::F32 => encode_f32(&mut buffer, chunk.f32().iter().copied(), dtype),
+            DType::Bf16 if dtype == StoredDType::Bf16 => {
+                encode(&mut buffer, chunk.bf16().iter().copied(), bf16::to_le_bytes);
             }
-            (DType::F32, StoredDType::F16) => {
-                buffer.extend(chunk.f32().iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
-            }
-            (DType::Bf16, StoredDType::F32) => {
-                buffer.extend(chunk.bf16().iter().flat_map(|v| v.to_f32().to_le_bytes()));
-            }
-            (DType::Bf16, StoredDType::Bf16) => {
-                buffer.extend(chunk.bf16().iter().flat_map(|v| v.to_le_bytes()))
-            }
-            (DType::Bf16, StoredDType::F16) => {
-                buffer.extend(chunk.bf16().iter().flat_map(|v| f16::from_f32(v.to_f32()).to_le_bytes()));
-            }
+            DType::Bf16 => encode_f32(&mut buffer, chunk.bf16().iter().map(|v| v.to_f32()), dtype),
         }
         file.write_all(&buffer)?;
     }
     Ok(())
+}
+
+fn encode_f32(buffer: &mut Vec<u8>, values: impl ExactSizeIterator<Item = f32>, dtype: StoredDType) {
+    match dtype {
+        StoredDType::F32 => encode(buffer, values, f32::to_le_bytes),
+        StoredDType::Bf16 => encode(buffer, values, |v| bf16::from_f32(v).to_le_bytes()),
+        StoredDType::F16 => encode(buffer, values, |v| f16::from_f32(v).to_le_bytes()),
+    }
+}
+
+/// Replaces the buffer's bytes by those of the values.
+fn encode<T, const N: usize>(
+    buffer: &mut Vec<u8>,
+    values: impl ExactSizeIterator<Item = T>,
+    bytes: impl Fn(T) -> [u8; N],
+) {
+    buffer.resize(values.len() * N, 0);
+    let (chunks, _) = buffer.as_chunks_mut::<N>();
+    chunks.iter_mut().zip(values).for_each(|(to, value)| *to = bytes(value));
 }
 
 /// A name in the same folder that no other writer uses.

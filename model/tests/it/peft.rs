@@ -222,6 +222,7 @@ fn settings_that_do_not_fit_the_model_name_the_file() {
         got.contains("adapter_config.json: `target_modules` names \"c_attn\", which the model does not have"),
         "{got}"
     );
+    assert!(got.ends_with("; the adapter was trained on \"tiny/llama3\""), "{got}");
 }
 
 #[test]
