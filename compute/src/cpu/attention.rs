@@ -14,6 +14,7 @@
 mod softmax;
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::gemm::{Isa, Operand, OperandMut, serial};
@@ -27,8 +28,10 @@ use softmax::{Running, View};
 const KEYS: usize = 128;
 /// Rows of a tile, unless a group has more heads.
 const ROWS: usize = 128;
-/// Keys whose `dk` and `dv` a sweep can hold, a multiple of [`KEYS`]: at `D` = 128 they take half a megabyte.
-const SWEEP_KEYS: usize = 512;
+/// Elements of `dk` that a sweep can hold, and of `dv`: half a megabyte each, 2048 keys at `D` = 64.
+const SWEEP_ELEMENTS: usize = 1 << 17;
+/// Keys of a sweep where `dk` and `dv` are computed apart from `dq`: few, for many threads.
+const SPLIT_KEYS: usize = 256;
 
 /// See [`crate::ops::attention::forward`].
 pub(crate) fn forward(
@@ -44,21 +47,12 @@ pub(crate) fn forward(
 ) {
     let call = Call { isa: cpu.isa, precision, spec, q, k, v };
     let (out, lse) = (Shared::new(out), Shared::new(MatrixMut::from_f32(q.rows(), spec.heads, lse)));
-    let step = tokens_of_tile(spec);
-    let mut tasks = Vec::new();
-    for segment in segments {
-        // The last tokens see the most keys: begin with them, so that no thread ends long after the others.
-        for first in (0..segment.queries.len()).step_by(step).rev() {
-            let tokens = first..segment.queries.len().min(first + step);
-            tasks.extend((0..spec.kv_heads).map(|group| Block { segment, group, tokens: tokens.clone() }));
-        }
-    }
-    cpu.pool.run(tasks.len(), |task, _| {
+    let blocks = blocks(cpu.threads(), spec, segments);
+    cpu.pool.run(blocks.len(), |task, _| {
         with_scratch(spec, precision, q.dtype(), |scratch| {
-            let block = &tasks[task];
-            call.attend(block, scratch);
-            // SAFETY: tasks are of different blocks, which write different elements.
-            unsafe { call.store_attended(block, scratch, &out, &lse) }
+            call.attend(&blocks[task], scratch);
+            // SAFETY: blocks are different tokens or groups, so they write different elements.
+            unsafe { call.store_attended(&blocks[task], scratch, &out, &lse) }
         })
     });
 }
@@ -91,11 +85,33 @@ pub(crate) fn backward(
     });
 }
 
-/// A forward task: these tokens of a segment (counted from its first query), all heads of a group.
+/// A forward task: these tokens of a segment (counted from its first query), all heads of some groups.
 struct Block<'a> {
     segment: &'a Segment,
-    group: usize,
+    groups: Range<usize>,
     tokens: Range<usize>,
+}
+
+/// The forward pass as independent blocks, those that see the most keys first, so that no thread ends long after the
+/// others. A block of few tokens, as in generation, takes as many groups as it has room
+/// for and as leaves enough blocks for the threads: it then reads whole rows of keys and values.
+fn blocks<'a>(threads: usize, spec: &Attention, segments: &'a [Segment]) -> Vec<Block<'a>> {
+    let step = tokens_of_tile(spec);
+    let count: usize = segments.iter().map(|s| s.queries.len().div_ceil(step)).sum();
+    let affordable = count * spec.kv_heads / (2 * threads);
+    let mut blocks = Vec::new();
+    for segment in segments {
+        for tokens in parts(0..segment.queries.len(), step) {
+            let room = (step / tokens.len()).min(affordable).max(1);
+            blocks.extend(parts(0..spec.kv_heads, room).map(|groups| Block {
+                segment,
+                groups,
+                tokens: tokens.clone(),
+            }));
+        }
+    }
+    blocks.sort_by_key(|b| Reverse(b.tokens.len() * spec.visible_to(b.segment, &b.tokens).len()));
+    blocks
 }
 
 /// A backward task: the tiles where these tokens see these keys (both counted from the segment's first), all heads of a
@@ -111,7 +127,7 @@ struct Sweep<'a> {
     dkv: bool,
 }
 
-/// The backward pass as independent sweeps.
+/// The backward pass as independent sweeps, the longest first.
 fn sweeps<'a>(threads: usize, spec: &Attention, segments: &'a [Segment]) -> Vec<Sweep<'a>> {
     let enough = segments.len() * spec.kv_heads >= threads;
     let step = tokens_of_tile(spec);
@@ -120,16 +136,14 @@ fn sweeps<'a>(threads: usize, spec: &Attention, segments: &'a [Segment]) -> Vec<
         let (tokens, keys) = (0..segment.queries.len(), 0..segment.keys.len());
         let whole =
             |group| Sweep { segment, group, tokens: tokens.clone(), keys: keys.clone(), dq: true, dkv: true };
-        if enough && keys.len() <= SWEEP_KEYS {
+        if enough && keys.len() <= keys_of_sweep(spec) {
             sweeps.extend((0..spec.kv_heads).map(whole));
             continue;
         }
-        for first in keys.clone().step_by(SWEEP_KEYS) {
-            let keys = first..keys.end.min(first + SWEEP_KEYS);
+        for keys in parts(keys.clone(), SPLIT_KEYS.min(keys_of_sweep(spec))) {
             sweeps.extend((0..spec.kv_heads).map(|g| Sweep { keys: keys.clone(), dq: false, ..whole(g) }));
         }
-        for first in tokens.clone().step_by(step).rev() {
-            let tokens = first..tokens.end.min(first + step);
+        for tokens in parts(tokens.clone(), step) {
             sweeps.extend((0..spec.kv_heads).map(|g| Sweep {
                 tokens: tokens.clone(),
                 dkv: false,
@@ -137,7 +151,18 @@ fn sweeps<'a>(threads: usize, spec: &Attention, segments: &'a [Segment]) -> Vec<
             }));
         }
     }
+    sweeps.sort_by_key(|s| Reverse(s.tokens.len() * s.keys.len()));
     sweeps
+}
+
+/// A range in parts of this length, the last one shorter.
+fn parts(range: Range<usize>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(len).map(move |first| first..range.end.min(first + len))
+}
+
+/// Keys whose `dk` and `dv` a sweep can hold, whole tiles.
+fn keys_of_sweep(spec: &Attention) -> usize {
+    (SWEEP_ELEMENTS / spec.head_dim / KEYS).max(1) * KEYS
 }
 
 /// Tokens whose queries, for all heads of a group, make up a tile.
@@ -170,40 +195,71 @@ struct Gradients<'a> {
 }
 
 impl Call<'_> {
-    /// Leaves `Σ_j exp(s_j - max) v_j` of every row in `scratch.sums`, its `max` and `Σ_j exp(s_j - max)` beside it.
+    /// Leaves `Σ_j exp(s_j - max) v_j` of every row in `scratch.sums`, its `max` and `Σ_j exp(s_j - max)` beside it; rows
+    /// are the groups' tiles, one after the other.
     fn attend(&self, block: &Block<'_>, scratch: &mut Scratch) {
-        let Block { segment, group, tokens } = block;
-        let rows = self.load(self.q, segment, *group, tokens, &mut scratch.q);
-        scratch.max[..rows].fill(f32::NEG_INFINITY);
-        scratch.denominator[..rows].fill(0.0);
-        scratch.sums.top_mut(rows).clear();
-        for keys in tiles(self.spec.visible_to(segment, tokens)) {
-            let [k, v] = [self.k, self.v].map(|m| self.keys(m, segment, *group, &keys));
-            self.product(
-                plain(&scratch.q, rows),
-                transposed(k),
-                false,
-                tile(&mut scratch.scores, rows, keys.len()),
+        let Block { segment, groups, tokens } = block;
+        let rows = tokens.len() * self.spec.group();
+        let all = rows * groups.len();
+        for (i, group) in groups.clone().enumerate() {
+            self.load(
+                self.q,
+                segment,
+                group,
+                tokens,
+                scratch.q.as_mut().rows_range(i * rows..(i + 1) * rows),
             );
-            let view = self.spec.view(segment, tokens, &keys);
-            let scores = scratch.scores.as_ref().f32();
-            let running = Running {
-                max: &mut scratch.max[..rows],
-                denominator: &mut scratch.denominator[..rows],
-                sums: scratch.sums.top_mut(rows).f32(),
-                factor: &mut scratch.factor[..rows],
-            };
-            by_dtype!(self.precision.dtype(), P => {
-                softmax::step(self.isa, &view, scores, P::of_mut(scratch.p.as_mut()), running)
-            });
-            self.product(block_of(&scratch.p, rows, keys.len()), v, true, whole(&mut scratch.sums, rows));
         }
+        scratch.max[..all].fill(f32::NEG_INFINITY);
+        scratch.denominator[..all].fill(0.0);
+        scratch.sums.top_mut(all).clear();
+        let visible = self.spec.visible_to(segment, tokens);
+        for keys in tiles(visible.clone()) {
+            let next = intersection(&(keys.end..keys.end + KEYS), &visible);
+            for (i, group) in groups.clone().enumerate() {
+                let part = |i: usize| next.start + next.len() * i / groups.len();
+                self.prefetch(segment, groups, part(i)..part(i + 1));
+                self.attend_tile(segment, group, tokens, &keys, i * rows..(i + 1) * rows, scratch);
+            }
+        }
+    }
+
+    /// One tile of [`Call::attend`], of one group, whose rows of scratch these are.
+    fn attend_tile(
+        &self,
+        segment: &Segment,
+        group: usize,
+        tokens: &Range<usize>,
+        keys: &Range<usize>,
+        rows: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let (count, n) = (rows.len(), keys.len());
+        let [k, v] = [self.k, self.v].map(|m| self.keys(m, segment, group, keys));
+        self.product(
+            rows_of(&scratch.q, &rows),
+            transposed(k),
+            false,
+            corner_mut(&mut scratch.scores, count, n),
+        );
+        let view = self.spec.view(segment, tokens, keys);
+        let scores = scratch.scores.as_ref().f32();
+        let running = Running {
+            max: &mut scratch.max[rows.clone()],
+            denominator: &mut scratch.denominator[rows.clone()],
+            sums: scratch.sums.as_mut().rows_range(rows.clone()).f32(),
+            factor: &mut scratch.factor[rows.clone()],
+        };
+        by_dtype!(self.precision.dtype(), P => {
+            softmax::step(self.isa, &view, scores, P::of_mut(scratch.p.as_mut()), running)
+        });
+        self.product(corner(&scratch.p, count, n), v, true, rows_of_mut(&mut scratch.sums, &rows));
     }
 
     /// Writes what [`Call::attend`] left: `out` and `lse` of the block.
     ///
     /// # Safety
-    /// Nobody else touches these rows of this group meanwhile.
+    /// Nobody else touches these rows of these groups meanwhile.
     unsafe fn store_attended(
         &self,
         block: &Block<'_>,
@@ -211,23 +267,24 @@ impl Call<'_> {
         out: &Shared<'_>,
         lse: &Shared<'_>,
     ) {
-        let Block { segment, group, tokens } = block;
+        let Block { segment, groups, tokens } = block;
         let (heads, d) = (self.spec.group(), self.spec.head_dim);
-        let rows = tokens.len() * heads;
-        let sums = scratch.sums.as_mut().f32();
-        for ((sums, denominator), max) in
-            sums.chunks_exact_mut(d).zip(&scratch.denominator[..rows]).zip(&mut scratch.max)
-        {
+        let all = groups.len() * tokens.len() * heads;
+        let sums = scratch.sums.top_mut(all).f32();
+        let state = scratch.denominator[..all].iter().zip(&mut scratch.max);
+        for (sums, (denominator, max)) in sums.chunks_exact_mut(d).zip(state) {
             let factor = 1.0 / denominator;
             sums.iter_mut().for_each(|s| *s *= factor);
             *max += denominator.ln();
         }
-        for (i, token) in tokens.clone().enumerate() {
-            let row = segment.queries.start + token;
+        let rows = tokens.len() * heads;
+        let values = sums.chunks_exact(rows * d).zip(scratch.max.chunks_exact(rows));
+        for (group, (sums, max)) in groups.clone().zip(values) {
+            let row = segment.queries.start + tokens.start;
             // SAFETY: the caller's promise.
             unsafe {
-                out.store(row, group * heads * d, &sums[i * heads * d..][..heads * d]);
-                lse.store(row, group * heads, &scratch.max[i * heads..][..heads]);
+                out.store(row, group * heads * d, heads * d, sums);
+                lse.store(row, group * heads, heads, max);
             }
         }
     }
@@ -236,55 +293,39 @@ impl Call<'_> {
     /// Nobody else touches what the sweep writes meanwhile: `dq` of its tokens, `dk` and `dv` of its keys, in its group.
     unsafe fn sweep(&self, sweep: &Sweep<'_>, kept: &Kept<'_>, to: &Gradients<'_>, scratch: &mut Scratch) {
         let Sweep { segment, group, tokens, keys, dq, dkv } = sweep;
-        let (heads, d) = (self.spec.group(), self.spec.head_dim);
+        let (step, d) = (tokens_of_tile(self.spec), self.spec.head_dim);
+        let width = self.spec.group() * d;
         if *dkv {
             scratch.dk.top_mut(keys.len()).clear();
             scratch.dv.top_mut(keys.len()).clear();
         }
-        let step = tokens_of_tile(self.spec);
         for first in tokens.clone().step_by(step) {
             let tokens = first..tokens.end.min(first + step);
             let visible = intersection(&self.spec.visible_to(segment, &tokens), keys);
             if visible.is_empty() {
                 continue;
             }
-            let rows = self.load_backward(kept, segment, *group, &tokens, scratch);
-            if *dq {
-                scratch.sums.top_mut(rows).clear();
-            }
+            self.load_backward(kept, segment, *group, &tokens, scratch);
             for tile_keys in tiles(visible) {
                 self.score_gradients(segment, *group, &tokens, &tile_keys, scratch);
-                let n = tile_keys.len();
-                if *dkv {
-                    let (p, ds) = (block_of(&scratch.p, rows, n), block_of(&scratch.ds, rows, n));
-                    let at = tile_keys.start - keys.start;
-                    let [dk, dv] = [&mut scratch.dk, &mut scratch.dv].map(|m| rows_of(m, at..at + n));
-                    self.product(transposed(p), plain(&scratch.dout, rows), true, dv);
-                    self.product(transposed(ds), plain(&scratch.q, rows), true, dk);
-                }
-                if *dq {
-                    let k = self.keys(self.k, segment, *group, &tile_keys);
-                    self.product(block_of(&scratch.ds, rows, n), k, true, whole(&mut scratch.sums, rows));
-                }
+                self.add_products(sweep, tokens.len() * self.spec.group(), &tile_keys, scratch);
             }
-            for (i, token) in tokens.clone().enumerate().filter(|_| *dq) {
-                let sums = &scratch.sums.as_ref().f32()[i * heads * d..][..heads * d];
+            if *dq {
+                let sums = &scratch.sums.as_ref().f32()[..tokens.len() * width];
                 // SAFETY: the caller's promise.
-                unsafe { to.dq.store(segment.queries.start + token, group * heads * d, sums) }
+                unsafe { to.dq.store(segment.queries.start + first, group * width, width, sums) }
             }
         }
-        for (i, key) in keys.clone().enumerate().filter(|_| *dkv) {
-            let row = segment.keys.start + key;
-            // SAFETY: the caller's promise.
-            unsafe {
-                to.dk.store(row, group * d, &scratch.dk.as_ref().f32()[i * d..][..d]);
-                to.dv.store(row, group * d, &scratch.dv.as_ref().f32()[i * d..][..d]);
+        if *dkv {
+            for (to, sums) in [(&to.dk, &scratch.dk), (&to.dv, &scratch.dv)] {
+                let sums = sums.top(keys.len()).f32();
+                // SAFETY: the caller's promise.
+                unsafe { to.store(segment.keys.start + keys.start, group * d, d, sums) }
             }
         }
     }
 
-    /// Loads what a block of tokens contributes to the backward pass: `q`, `dout`, `lse`, `δ`. Returns the rows of its
-    /// tiles.
+    /// Loads what a block of tokens contributes to the backward pass: `q`, `dout`, `lse`, `δ`; clears its `dq`.
     fn load_backward(
         &self,
         kept: &Kept<'_>,
@@ -292,11 +333,13 @@ impl Call<'_> {
         group: usize,
         tokens: &Range<usize>,
         scratch: &mut Scratch,
-    ) -> usize {
+    ) {
         let (heads, d) = (self.spec.group(), self.spec.head_dim);
-        let rows = self.load(self.q, segment, group, tokens, &mut scratch.q);
-        self.load(kept.dout, segment, group, tokens, &mut scratch.dout);
-        self.load(kept.out, segment, group, tokens, &mut scratch.out);
+        let rows = tokens.len() * heads;
+        let load = |from, to: &mut Matrix| self.load(from, segment, group, tokens, to.top_mut(rows));
+        load(self.q, &mut scratch.q);
+        load(kept.dout, &mut scratch.dout);
+        load(kept.out, &mut scratch.out);
         by_dtype!(self.q.dtype(), X => {
             let (out, dout) = (X::of(scratch.out.top(rows)), X::of(scratch.dout.top(rows)));
             dots::<X>(out, dout, d, &mut scratch.delta[..rows])
@@ -305,7 +348,7 @@ impl Call<'_> {
             let at = (segment.queries.start + token) * self.spec.heads + group * heads;
             lse.copy_from_slice(&kept.lse[at..at + heads]);
         }
-        rows
+        scratch.sums.top_mut(rows).clear();
     }
 
     /// Leaves a tile's probabilities in `scratch.p` and the gradients of its scores in `scratch.ds`.
@@ -317,20 +360,10 @@ impl Call<'_> {
         keys: &Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let rows = tokens.len() * self.spec.group();
-        let [k, v] = [self.k, self.v].map(|m| self.keys(m, segment, group, keys));
-        self.product(
-            plain(&scratch.q, rows),
-            transposed(k),
-            false,
-            tile(&mut scratch.scores, rows, keys.len()),
-        );
-        self.product(
-            plain(&scratch.dout, rows),
-            transposed(v),
-            false,
-            tile(&mut scratch.dp, rows, keys.len()),
-        );
+        let (rows, n) = (tokens.len() * self.spec.group(), keys.len());
+        let [k, v] = [self.k, self.v].map(|m| transposed(self.keys(m, segment, group, keys)));
+        self.product(rows_of(&scratch.q, &(0..rows)), k, false, corner_mut(&mut scratch.scores, rows, n));
+        self.product(rows_of(&scratch.dout, &(0..rows)), v, false, corner_mut(&mut scratch.dp, rows, n));
         let view = self.spec.view(segment, tokens, keys);
         let products = (scratch.scores.as_ref().f32(), scratch.dp.as_ref().f32());
         let per_row = (&scratch.lse[..rows], &scratch.delta[..rows]);
@@ -338,6 +371,23 @@ impl Call<'_> {
             let to = (P::of_mut(scratch.p.as_mut()), P::of_mut(scratch.ds.as_mut()));
             softmax::gradient(self.isa, &view, products, per_row, to)
         });
+    }
+
+    /// Adds a tile's part to the sums that the sweep keeps.
+    fn add_products(&self, sweep: &Sweep<'_>, rows: usize, keys: &Range<usize>, scratch: &mut Scratch) {
+        let n = keys.len();
+        let (p, ds) = (corner(&scratch.p, rows, n), corner(&scratch.ds, rows, n));
+        let all = 0..rows;
+        if sweep.dkv {
+            let at = keys.start - sweep.keys.start..keys.end - sweep.keys.start;
+            let (q, dout) = (rows_of(&scratch.q, &all), rows_of(&scratch.dout, &all));
+            self.product(transposed(p), dout, true, rows_of_mut(&mut scratch.dv, &at));
+            self.product(transposed(ds), q, true, rows_of_mut(&mut scratch.dk, &at));
+        }
+        if sweep.dq {
+            let k = self.keys(self.k, sweep.segment, sweep.group, keys);
+            self.product(ds, k, true, rows_of_mut(&mut scratch.sums, &all));
+        }
     }
 
     fn product(&self, a: Operand<'_>, b: Operand<'_>, accumulate: bool, c: OperandMut<'_>) {
@@ -363,23 +413,45 @@ impl Call<'_> {
         Operand { data, rows, cols, row_stride, col_stride: 1 }
     }
 
-    /// Copies these tokens' rows for all heads of a group, so that they stand `D` apart. Returns the number of rows.
+    /// Copies these tokens' rows for all heads of a group, so that they stand `D` apart.
     fn load(
         &self,
         m: MatrixRef<'_>,
         segment: &Segment,
         group: usize,
         tokens: &Range<usize>,
-        to: &mut Matrix,
-    ) -> usize {
+        to: MatrixMut<'_>,
+    ) {
         let width = self.spec.group() * self.spec.head_dim;
         let starts = tokens.clone().map(|t| (segment.queries.start + t) * m.cols() + group * width);
-        match (m.data, to.as_mut().data) {
+        match (m.data, to.data) {
             (Slice::F32(from), SliceMut::F32(to)) => copy_rows(from, starts, width, to),
             (Slice::Bf16(from), SliceMut::Bf16(to)) => copy_rows(from, starts, width, to),
             _ => unreachable!("scratch has the type of q"),
         }
-        tokens.len() * self.spec.group()
+    }
+
+    /// Asks for these keys of some groups and their values: they stand in short runs far apart, which no processor
+    /// guesses, and with few queries there is no work to hide the wait for them.
+    fn prefetch(&self, segment: &Segment, groups: &Range<usize>, keys: Range<usize>) {
+        let bytes = self.spec.head_dim * self.q.dtype().size();
+        for m in [self.k, self.v] {
+            let start: *const u8 = match m.data {
+                Slice::F32(s) => s.as_ptr().cast(),
+                Slice::Bf16(s) => s.as_ptr().cast(),
+            };
+            for key in keys.clone() {
+                let row = (segment.keys.start + key) * self.spec.kv_heads * bytes;
+                for line in (row + groups.start * bytes..row + groups.end * bytes).step_by(64) {
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: a prefetch of any address is only a hint, and SSE is part of x86-64.
+                    unsafe {
+                        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+                        _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line).cast());
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -435,8 +507,8 @@ multiversion! {
 }
 
 multiversion! {
-    fn convert<X: Element>(from: &[f32], to: &mut [X]) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = X::store(*from));
+    fn round(from: &[f32], to: &mut [bf16]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16::store(*from));
     }
 }
 
@@ -457,7 +529,7 @@ struct Scratch {
     ds: Matrix,
     /// `[rows, D]`, `f32`: `out` before its division, or `dq`.
     sums: Matrix,
-    /// `[SWEEP_KEYS, D]` each, `f32`.
+    /// `[keys_of_sweep, D]` each, `f32`.
     dk: Matrix,
     dv: Matrix,
     /// One number per row each.
@@ -474,7 +546,7 @@ impl Scratch {
         let [q, out, dout] = [(); 3].map(|()| Matrix::zeros(rows, d, dtype));
         let [scores, dp] = [(); 2].map(|()| Matrix::zeros(rows, KEYS, DType::F32));
         let [p, ds] = [(); 2].map(|()| Matrix::zeros(rows, KEYS, precision.dtype()));
-        let [dk, dv] = [(); 2].map(|()| Matrix::zeros(SWEEP_KEYS, d, DType::F32));
+        let [dk, dv] = [(); 2].map(|()| Matrix::zeros(keys_of_sweep(spec), d, DType::F32));
         let [max, denominator, factor, lse, delta] = [(); 5].map(|()| vec![0.0; rows]);
         let sums = Matrix::zeros(rows, d, DType::F32);
         let made_for = (spec.group(), d, dtype, precision);
@@ -514,33 +586,28 @@ fn with_scratch(spec: &Attention, precision: Precision, dtype: DType, body: impl
     })
 }
 
-/// The first `rows` rows.
-fn plain(m: &Matrix, rows: usize) -> Operand<'_> {
-    Operand { data: m.as_ref().data, rows, cols: m.cols(), row_stride: m.cols(), col_stride: 1 }
-}
-
 /// The first columns of the first rows.
-fn block_of(m: &Matrix, rows: usize, cols: usize) -> Operand<'_> {
-    Operand { cols, ..plain(m, rows) }
+fn corner(m: &Matrix, rows: usize, cols: usize) -> Operand<'_> {
+    Operand { data: m.as_ref().data, rows, cols, row_stride: m.cols(), col_stride: 1 }
 }
 
-fn transposed(o: Operand<'_>) -> Operand<'_> {
-    Operand { rows: o.cols, cols: o.rows, row_stride: o.col_stride, col_stride: o.row_stride, ..o }
-}
-
-fn whole(m: &mut Matrix, rows: usize) -> OperandMut<'_> {
-    let cols = m.cols();
-    tile(m, rows, cols)
-}
-
-fn tile(m: &mut Matrix, rows: usize, cols: usize) -> OperandMut<'_> {
+fn corner_mut(m: &mut Matrix, rows: usize, cols: usize) -> OperandMut<'_> {
     let row_stride = m.cols();
     OperandMut { data: m.as_mut().data, rows, cols, row_stride }
 }
 
-fn rows_of(m: &mut Matrix, rows: Range<usize>) -> OperandMut<'_> {
-    let (count, cols) = (rows.len(), m.cols());
-    OperandMut { data: m.as_mut().rows_range(rows).data, rows: count, cols, row_stride: cols }
+fn rows_of<'a>(m: &'a Matrix, rows: &Range<usize>) -> Operand<'a> {
+    let data = m.as_ref().rows_range(rows.clone()).data;
+    Operand { data, rows: rows.len(), cols: m.cols(), row_stride: m.cols(), col_stride: 1 }
+}
+
+fn rows_of_mut<'a>(m: &'a mut Matrix, rows: &Range<usize>) -> OperandMut<'a> {
+    let cols = m.cols();
+    OperandMut { data: m.as_mut().rows_range(rows.clone()).data, rows: rows.len(), cols, row_stride: cols }
+}
+
+fn transposed(o: Operand<'_>) -> Operand<'_> {
+    Operand { rows: o.cols, cols: o.rows, row_stride: o.col_stride, col_stride: o.row_stride, ..o }
 }
 
 /// A matrix that tasks write parts of.
@@ -569,28 +636,24 @@ impl<'a> Shared<'a> {
         Shared { data, rows, cols, matrix: std::marker::PhantomData }
     }
 
-    /// Writes `values` at this row, from this column on.
+    /// Writes `values [_, width]` from this row and column on.
     ///
     /// # Safety
     /// Nobody else touches these elements meanwhile.
-    unsafe fn store(&self, row: usize, col: usize, values: &[f32]) {
-        assert!(
-            row < self.rows && col + values.len() <= self.cols,
-            "row {row}, column {col} of {}",
-            self.cols
-        );
-        let at = row * self.cols + col;
-        match self.data {
-            SharedData::F32(start) => {
-                // SAFETY: within the matrix by the assertion; ours alone by the caller's promise.
-                unsafe { std::slice::from_raw_parts_mut(start.add(at), values.len()) }
-                    .copy_from_slice(values);
-            }
-            SharedData::Bf16(start) => {
-                // SAFETY: as above.
-                convert::<bf16>(values, unsafe {
-                    std::slice::from_raw_parts_mut(start.add(at), values.len())
-                });
+    unsafe fn store(&self, row: usize, col: usize, width: usize, values: &[f32]) {
+        let rows = values.len() / width;
+        assert!(row + rows <= self.rows && col + width <= self.cols, "{rows} x {width} at {row}, {col}");
+        for (i, values) in values.chunks_exact(width).enumerate() {
+            let at = (row + i) * self.cols + col;
+            match self.data {
+                SharedData::F32(start) => {
+                    // SAFETY: within the matrix by the assertion; ours alone by the caller's promise.
+                    unsafe { std::slice::from_raw_parts_mut(start.add(at), width) }.copy_from_slice(values);
+                }
+                SharedData::Bf16(start) => {
+                    // SAFETY: as above.
+                    round(values, unsafe { std::slice::from_raw_parts_mut(start.add(at), width) });
+                }
             }
         }
     }
