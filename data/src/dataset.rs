@@ -203,6 +203,14 @@ impl Dataset {
         Ok(dataset)
     }
 
+    /// Examples that were made elsewhere, each seen once per epoch.
+    pub fn of_examples(examples: Vec<Example>) -> Self {
+        let weights = vec![1.0; examples.len()];
+        let mut dataset = Dataset { examples, weights, report: Report::default() };
+        dataset.count();
+        dataset
+    }
+
     fn empty(spec: &DataSpec, tokenizer: &Tokenizer) -> Self {
         let pad_is_eos =
             tokenizer.pad().filter(|&pad| tokenizer.is_end(pad)).and_then(|pad| tokenizer.id_to_token(pad));

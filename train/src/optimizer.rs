@@ -1,7 +1,7 @@
 //! One optimizer step over the flat buffers: clip, then update.
 
-use compute::ops::{optimizer, reduce};
 use compute::Device;
+use compute::ops::{optimizer, reduce};
 use model::memory::{Allocator, Component};
 use model::{Layout, Parameters};
 

@@ -17,7 +17,11 @@ pub struct StepPlan<'a> {
 impl<'a> StepPlan<'a> {
     /// The steps of `epochs` epochs over these examples, `batch_size` rows a step, at most `max_steps`.
     pub fn new(
-        dataset: &'a Dataset, order: OrderSpec, batch_size: usize, epochs: u64, max_steps: Option<u64>,
+        dataset: &'a Dataset,
+        order: OrderSpec,
+        batch_size: usize,
+        epochs: u64,
+        max_steps: Option<u64>,
     ) -> Self {
         let mut plan = StepPlan { dataset, order, batch_size, epoch_ends: Vec::new(), current: None };
         let mut steps = 0;

@@ -27,7 +27,12 @@ pub enum Saving<'a> {
 
 impl Saving<'_> {
     /// Writes the trained tensors into a checkpoint's folder.
-    pub(crate) fn write_trained(&self, folder: &Path, layout: &Layout, parameters: &Parameters) -> Result<()> {
+    pub(crate) fn write_trained(
+        &self,
+        folder: &Path,
+        layout: &Layout,
+        parameters: &Parameters,
+    ) -> Result<()> {
         match self {
             Saving::Adapter(config) => save_adapter(folder, config, layout, parameters)?,
             Saving::Model { .. } => write_parameters(&folder.join(MODEL_FILE), layout, &[("", parameters)])?,
@@ -36,7 +41,12 @@ impl Saving<'_> {
     }
 
     /// Reads what [`Saving::write_trained`] wrote.
-    pub(crate) fn read_trained(&self, folder: &Path, layout: &Layout, parameters: &mut Parameters) -> Result<()> {
+    pub(crate) fn read_trained(
+        &self,
+        folder: &Path,
+        layout: &Layout,
+        parameters: &mut Parameters,
+    ) -> Result<()> {
         let file = match self {
             Saving::Adapter(_) => WEIGHTS_FILE,
             Saving::Model { .. } => MODEL_FILE,

@@ -1,0 +1,7 @@
+//! Tests of the crate from the outside.
+
+mod common;
+mod parity;
+mod resume;
+mod schedule;
+mod step;
