@@ -79,3 +79,54 @@ fn check_gradients(case: &str, decoder: &model::Decoder, adapter: &Adapter, expe
         assert!(difference < 1e-5, "{case}: gradient of {} is off by {difference}", tensor.name);
     }
 }
+
+#[test]
+fn logits_and_gradients_of_adapters_are_those_of_peft() {
+    let cases = [
+        ("llama3", ""),
+        ("mistral", ""),
+        ("qwen2", ""),
+        ("qwen3", ""),
+        ("llama2", "-patterns"),
+        ("llama2", "-regex"),
+        ("llama2", "-lm_head"),
+    ];
+    for (case, name) in cases {
+        let decoder = load(case);
+        let what = format!("{case}/adapter{name}");
+        let (adapter, _) = Adapter::load(&fixture(&what), &decoder.config, None).unwrap();
+        let expected = Tensors::read(&fixture(case).join(format!("expected_adapter{name}.safetensors")));
+        let run = decoder.run(Some(&adapter));
+        for i in 0..2 {
+            let mut batch = Batch::new();
+            batch.push_unlabelled(&expected.ids(&format!("input_ids.{i}")));
+            let mut buffers = training_buffers(&decoder, &adapter.layout, 0.0, batch.tokens());
+            let logits = all_logits(&decoder, &run, &batch, &mut buffers);
+            let difference = largest_difference(logits.as_ref().f32(), expected.get(&format!("logits.{i}")));
+            assert!(difference < 1e-4, "{what}: logits are off by {difference}");
+        }
+        check_gradients(&what, &decoder, &adapter, &expected);
+    }
+}
+
+#[test]
+fn packed_sequences_have_the_logits_of_separate_ones() {
+    for case in ["mistral", "qwen3", "llama3"] {
+        let decoder = load(case);
+        let run = decoder.run(None);
+        let sequences: [&[u32]; 4] = [&[5, 9, 33], &[7; 20], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], &[90]];
+        let mut buffers = training_buffers(&decoder, &Layout::default(), 0.0, 64);
+        let mut packed = Batch::new();
+        let starts = sequences.map(|ids| packed.push_unlabelled(ids));
+        let together = all_logits(&decoder, &run, &packed, &mut buffers);
+        for (ids, start) in sequences.into_iter().zip(starts) {
+            let mut alone = Batch::new();
+            alone.push_unlabelled(ids);
+            let alone = all_logits(&decoder, &run, &alone, &mut buffers);
+            let expected: Vec<f64> = alone.to_vec().into_iter().map(f64::from).collect();
+            let got = together.as_ref().rows_range(start..start + ids.len());
+            let difference = largest_difference(got.f32(), &expected);
+            assert!(difference < 2e-5, "{case}: {difference}");
+        }
+    }
+}
