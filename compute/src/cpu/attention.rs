@@ -4,8 +4,7 @@
 //! the group), so keys and values are read once for the whole group; its columns are keys. Scores of a tile live in
 //! this thread's scratch, whose size does not depend on the batch.
 //!
-//! Forward, a task is a (segment, group, block of tokens): it walks the keys that the block sees with the softmax kept
-//! up to date. Backward, a task sweeps a range of tokens over a range of keys ([`Sweep`]). Where sequences are short
+//! Forward, a task is a [`Block`] of tokens: it walks the keys that they see with the softmax kept up to date. Backward, a task sweeps a range of tokens over a range of keys ([`Sweep`]). Where sequences are short
 //! and many enough for the threads, one sweep per (segment, group) computes `dq`, `dk` and `dv` from the same tiles. Else
 //! some sweeps compute `dq` for a block of tokens, others `dk` and `dv` for a range of keys; every tile is then
 //! computed twice, but nothing has to be added up between threads. Either way each sum runs over the same tiles in the
@@ -93,8 +92,8 @@ struct Block<'a> {
 }
 
 /// The forward pass as independent blocks, those that see the most keys first, so that no thread ends long after the
-/// others. A block of few tokens, as in generation, takes as many groups as it has room
-/// for and as leaves enough blocks for the threads: it then reads whole rows of keys and values.
+/// others. A block of few tokens, as in generation, takes as many groups as it has room for and as leaves enough blocks
+/// for the threads: it then reads whole rows of keys and values.
 fn blocks<'a>(threads: usize, spec: &Attention, segments: &'a [Segment]) -> Vec<Block<'a>> {
     let step = tokens_of_tile(spec);
     let count: usize = segments.iter().map(|s| s.queries.len().div_ceil(step)).sum();
@@ -443,16 +442,23 @@ impl Call<'_> {
             for key in keys.clone() {
                 let row = (segment.keys.start + key) * self.spec.kv_heads * bytes;
                 for line in (row + groups.start * bytes..row + groups.end * bytes).step_by(64) {
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: a prefetch of any address is only a hint, and SSE is part of x86-64.
-                    unsafe {
-                        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-                        _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line).cast());
-                    }
+                    prefetch_line(start.wrapping_add(line));
                 }
             }
         }
     }
+}
+
+#[inline]
+fn prefetch_line(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is only a hint, and SSE is part of x86-64.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 fn copy_rows<X: Copy>(from: &[X], starts: impl Iterator<Item = usize>, width: usize, to: &mut [X]) {
@@ -541,32 +547,18 @@ struct Scratch {
 }
 
 impl Scratch {
+    #[rustfmt::skip] // two lines of names say as much as sixteen
     fn new(spec: &Attention, precision: Precision, dtype: DType) -> Self {
         let (rows, d) = (tokens_of_tile(spec) * spec.group(), spec.head_dim);
         let [q, out, dout] = [(); 3].map(|()| Matrix::zeros(rows, d, dtype));
         let [scores, dp] = [(); 2].map(|()| Matrix::zeros(rows, KEYS, DType::F32));
         let [p, ds] = [(); 2].map(|()| Matrix::zeros(rows, KEYS, precision.dtype()));
         let [dk, dv] = [(); 2].map(|()| Matrix::zeros(keys_of_sweep(spec), d, DType::F32));
-        let [max, denominator, factor, lse, delta] = [(); 5].map(|()| vec![0.0; rows]);
         let sums = Matrix::zeros(rows, d, DType::F32);
+        let [max, denominator, factor, lse, delta] = [(); 5].map(|()| vec![0.0; rows]);
         let made_for = (spec.group(), d, dtype, precision);
         Scratch {
-            made_for,
-            q,
-            out,
-            dout,
-            scores,
-            dp,
-            p,
-            ds,
-            sums,
-            dk,
-            dv,
-            max,
-            denominator,
-            factor,
-            lse,
-            delta,
+            made_for, q, out, dout, scores, dp, p, ds, sums, dk, dv, max, denominator, factor, lse, delta,
         }
     }
 }
