@@ -13,6 +13,9 @@ use compute::{DType, Device, Matrix, Precision};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
+/// A name, query heads, key heads, head size, and `(queries, keys)` of each sequence.
+type Shape<'a> = (&'a str, usize, usize, usize, &'a [(usize, usize)]);
+
 /// Processor time of this process.
 struct CpuTime;
 
@@ -133,7 +136,7 @@ fn random(rows: usize, cols: usize, dtype: DType) -> Matrix {
 fn training(c: &mut Criterion<CpuTime>) {
     let device = Device::cpu(1);
     let chats: Vec<_> = (0..12).map(|i| 20 + (i * 97) % 280).map(|n| (n, n)).collect();
-    let shapes: [(&str, usize, usize, usize, &[(usize, usize)]); 5] = [
+    let shapes: [Shape<'_>; 5] = [
         ("llama-3.2-1b, 512", 32, 8, 64, &[(512, 512)]),
         ("llama-3.2-1b, 12 chats", 32, 8, 64, &chats),
         ("llama-3.2-1b, 4096", 32, 8, 64, &[(4096, 4096)]),
