@@ -2,13 +2,14 @@
 //! the folder computes what base and adapter compute together.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use compute::ops::matmul::{Factor, matmul};
 use compute::{DType, Matrix, Precision, random};
 use serde_json::Value;
 
-use super::parameters::{Adapter, Full, Lora, Trained};
+use super::parameters::{Adapter, Trained};
 use crate::activations::{Activations, Extent, Purpose};
 use crate::batch::Batch;
 use crate::checkpoint::{CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, write_whole};
@@ -32,84 +33,118 @@ const COMPANIONS: [&str; 10] = [
     "LICENSE",
 ];
 
-/// The configuration of the merged model: a tied head that was adapted by itself is no longer tied.
+/// The configuration of the merged model. Where head and embeddings share a weight and an adapter changes only one of
+/// them (PEFT trains a copy of the one and leaves the other with the base's), they are no longer tied.
 fn merged_config(config: &Config, adapter: &Adapter) -> Config {
     let mut merged = config.clone();
-    let head = adapter.layout.get(ModuleId::Head);
-    if config.tie_word_embeddings && head.is_some() && head != adapter.layout.get(ModuleId::Embedding) {
-        merged.tie_word_embeddings = false;
-        merged.raw.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
-    }
-    if config.tie_word_embeddings && head.is_none() && adapter.layout.get(ModuleId::Embedding).is_some() {
-        // PEFT trains its own copy of the embeddings and leaves the head with the base's.
+    let trained = |module| adapter.layout.get(module);
+    if config.tie_word_embeddings && trained(ModuleId::Head) != trained(ModuleId::Embedding) {
         merged.tie_word_embeddings = false;
         merged.raw.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
     }
     merged
 }
 
-impl Decoder {
-    /// A parameter as base and adapter have it together: `W0 + scale * B A`, in `f32`.
-    fn merged_parameter(&self, adapter: &Adapter, parameter: &Parameter) -> Matrix {
-        let mut merged = Matrix::zeros(parameter.rows, parameter.cols, DType::F32);
-        let module = parameter.module;
-        let trained = adapter.layout.get(module);
-        let whole = match trained {
-            Some(Trained::Full(Full { bias, .. })) if parameter.bias => bias,
-            Some(Trained::Full(Full { weight, .. })) => Some(weight),
-            _ => None,
-        };
-        let base = || match parameter.bias {
-            true => self.base_bias(module).expect("the configuration says that there is a bias"),
-            false => self.base_weight(module),
-        };
-        merged.as_mut().copy_from(whole.map_or_else(base, |index| adapter.tensor(index)));
-        if let (Some(Trained::Lora(Lora { scale, .. })), false) = (trained, parameter.bias) {
-            let Some(Trained::Lora(lora)) = trained else { unreachable!() };
-            let (a, b) = adapter.lora(lora);
-            matmul(
-                &self.device,
-                Precision::F32,
-                scale,
-                Factor::Plain(b),
-                Factor::Plain(a),
-                true,
-                merged.as_mut(),
-            );
-        }
-        merged
+/// A model folder that stands complete beside its place; dropped without being published, it leaves nothing.
+#[derive(Debug)]
+pub struct Staged {
+    folder: PathBuf,
+    output: PathBuf,
+}
+
+impl Staged {
+    /// Where the folder is until it is published.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
-    /// Writes base and adapter as one model into `output`, a folder that does not exist yet or is empty, with weights
-    /// stored as `dtype`, and the tokenizer's files of `base_folder`. The folder appears whole or not at all.
+    /// Gives the folder its name.
     ///
     /// # Errors
-    /// If `output` is taken, or a file cannot be written.
-    pub fn write_merged(
+    /// If the place has been taken meanwhile.
+    pub fn publish(self) -> Result<()> {
+        // An empty folder may stand there; one that is not stays, and the renaming fails.
+        let _ = fs::remove_dir(&self.output);
+        fs::rename(&self.folder, &self.output).map_err(|e| ModelError::write(&self.output, e))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder); // once published, there is nothing under this name
+    }
+}
+
+/// Refuses a place for a new model folder where there is something already, other than an empty folder.
+///
+/// # Errors
+/// If the place is taken, or cannot be looked at.
+pub fn check_free(output: &Path) -> Result<()> {
+    match fs::read_dir(output).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound && output.symlink_metadata().is_err() => Ok(()),
+        Ok(false) => {
+            Err(ModelError::file(output, "is not empty; name a new folder, so that nothing is overwritten"))
+        }
+        Err(e) => Err(ModelError::write(output, e)),
+    }
+}
+
+impl Decoder {
+    /// Writes one parameter as base and adapter have it together: the adapter's own copy, or `W0 + scale * B A` in
+    /// `f32`, or the base's.
+    fn write_parameter(
         &self,
         adapter: &Adapter,
-        base_folder: &Path,
-        output: &Path,
-        dtype: StoredDType,
+        parameter: &Parameter,
+        to: &mut CheckpointWriter,
     ) -> Result<()> {
-        if fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
-            let problem = "is not empty; name a new folder, so that nothing is overwritten";
-            return Err(ModelError::file(output, problem));
+        let (name, module) = (parameter.name(), parameter.module);
+        match adapter.layout.get(module) {
+            Some(Trained::Full(full)) => {
+                let bias = || full.bias.expect("a bias is trained with its weight");
+                to.write(&name, adapter.tensor(if parameter.bias { bias() } else { full.weight }))
+            }
+            Some(Trained::Lora(lora)) if !parameter.bias => {
+                let mut merged = Matrix::zeros(parameter.rows, parameter.cols, DType::F32);
+                merged.as_mut().copy_from(self.base_weight(module));
+                let (a, b) = adapter.lora(lora);
+                let (a, b) = (Factor::Plain(a), Factor::Plain(b));
+                matmul(&self.device, Precision::F32, lora.scale, b, a, true, merged.as_mut());
+                to.write(&name, merged.as_ref())
+            }
+            _ if parameter.bias => {
+                to.write(&name, self.base_bias(module).expect("the configuration has a bias"))
+            }
+            _ => to.write(&name, self.base_weight(module)),
         }
-        let beside = beside(output);
-        let _ = fs::remove_dir_all(&beside);
-        fs::create_dir_all(&beside).map_err(|e| ModelError::write(&beside, e))?;
-        let written = self.write_model_files(adapter, base_folder, &beside, dtype).and_then(|()| {
-            let _ = fs::remove_dir(output);
-            fs::rename(&beside, output).map_err(|e| ModelError::write(output, e))
-        });
-        if written.is_err() {
-            let _ = fs::remove_dir_all(&beside);
-        }
-        written
     }
 
-    /// The files of [`Decoder::write_merged`], each written aside and renamed, into a folder that exists.
+    /// Writes base and adapter as one model, to be published at `output`, with weights stored as `dtype`, and the
+    /// tokenizer's files of the folder `base`.
+    ///
+    /// # Errors
+    /// If `output` is taken, or a file cannot be written; nothing is left then.
+    pub fn stage_merged(
+        &self,
+        adapter: &Adapter,
+        base: &Path,
+        output: &Path,
+        dtype: StoredDType,
+    ) -> Result<Staged> {
+        check_free(output)?;
+        // A link to an empty folder is followed: a folder cannot take a link's place.
+        let output = fs::canonicalize(output).unwrap_or_else(|_| output.to_owned());
+        let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let staged = Staged { folder: output.with_file_name(format!(".{name}.partial")), output };
+        let _ = fs::remove_dir_all(&staged.folder); // of a process that was killed
+        fs::create_dir_all(&staged.folder).map_err(|e| ModelError::write(&staged.folder, e))?;
+        self.write_model_files(adapter, base, &staged.folder, dtype)?;
+        Ok(staged)
+    }
+
+    /// The files of [`Decoder::stage_merged`], each written aside and renamed, into a folder that exists; config.json
+    /// comes last.
     pub fn write_model_files(
         &self,
         adapter: &Adapter,
@@ -122,15 +157,17 @@ impl Decoder {
         let spec = |p: &Parameter| TensorSpec { name: p.name(), shape: p.file_shape(), dtype };
         let mut writer = CheckpointWriter::model(folder, parameters.iter().map(spec).collect(), SHARD_BYTES)?;
         for parameter in &parameters {
-            writer.write(&parameter.name(), self.merged_parameter(adapter, parameter).as_ref())?;
+            self.write_parameter(adapter, parameter, &mut writer)?;
         }
         writer.finish()?;
         for name in COMPANIONS {
-            let from = base.join(name);
-            if from.is_file() {
-                let bytes = fs::read(&from).map_err(|e| ModelError::read(&from, e))?;
-                write_whole(&folder.join(name), &bytes)?;
-            }
+            copy_file(&base.join(name), &folder.join(name))?;
+        }
+        let templates = Path::new("additional_chat_templates");
+        for entry in fs::read_dir(base.join(templates)).into_iter().flatten().flatten() {
+            let to = folder.join(templates);
+            fs::create_dir_all(&to).map_err(|e| ModelError::write(&to, e))?;
+            copy_file(&entry.path(), &to.join(entry.file_name()))?;
         }
         write_whole(&folder.join("config.json"), config.to_json(dtype).as_bytes())
     }
@@ -178,7 +215,7 @@ impl Difference {
         let (mut largest, mut squares, mut norm) = (0.0_f64, 0.0, 0.0);
         for (&e, &g) in expected.iter().zip(got) {
             let d = f64::from(e) - f64::from(g);
-            largest = largest.max(d.abs());
+            largest = if d.is_nan() { f64::INFINITY } else { largest.max(d.abs()) };
             squares += d * d;
             norm += f64::from(e) * f64::from(e);
         }
@@ -193,9 +230,18 @@ impl Difference {
             StoredDType::Bf16 => 3e-2,
         }
     }
+
+    /// Whether this is no more than rounding to `dtype` explains; never if a logit is not a number.
+    pub fn is_rounding(self, dtype: StoredDType) -> bool {
+        self.largest.is_finite() && self.relative <= Difference::bound(dtype)
+    }
 }
 
-fn beside(output: &Path) -> PathBuf {
-    let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    output.with_file_name(format!(".{name}.partial"))
+/// Copies a file, if it is there.
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    if !from.is_file() {
+        return Ok(());
+    }
+    let bytes = fs::read(from).map_err(|e| ModelError::read(from, e))?;
+    write_whole(to, &bytes)
 }
