@@ -2,11 +2,13 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::Target;
+use super::kernel::{CHUNK, Target};
 use super::{Operand, pack, portable};
 
 /// Rows of a tile: 12 sums, 2 factors of `b` and one of `a` fill the 16 registers.
 pub(super) const ROWS: usize = 6;
+/// Groups of a chunk.
+const GROUPS: usize = CHUNK / 4;
 
 /// [`super::kernel::Tile`] of `8 * VECTORS` columns.
 ///
@@ -16,12 +18,11 @@ pub(super) const ROWS: usize = 6;
 pub(super) unsafe fn tile<const VECTORS: usize>(
     groups: usize,
     a: *const u8,
-    a_stride: usize,
     b: *const u8,
     sums: *mut f32,
     add: bool,
 ) {
-    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and rows of `groups` in `a`.
+    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of `groups` in `a`.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); VECTORS]; ROWS];
         if add {
@@ -33,7 +34,7 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
         for k in 0..groups {
             let b: [__m256; VECTORS] = std::array::from_fn(|j| _mm256_loadu_ps(b.add((k * VECTORS + j) * 8)));
             for (i, acc) in acc.iter_mut().enumerate() {
-                let a = _mm256_set1_ps(*a.byte_add(i * a_stride).add(k));
+                let a = _mm256_set1_ps(*a.add((k / GROUPS * ROWS + i) * GROUPS + k % GROUPS));
                 for (acc, b) in acc.iter_mut().zip(b) {
                     *acc = _mm256_fmadd_ps(a, b, *acc);
                 }
@@ -50,9 +51,9 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
 /// # Safety
 /// See [`pack::a`]; the processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn pack_a(a: Operand<'_>, rows: usize, stride: usize, to: *mut u8) {
+pub(super) unsafe fn pack_a(a: Operand<'_>, rows: usize, tile_bytes: usize, to: *mut u8) {
     // SAFETY: as the caller promises.
-    unsafe { pack::a(a, rows, stride, to) }
+    unsafe { pack::a::<ROWS>(a, rows, tile_bytes, to) }
 }
 
 /// [`pack::b`], vectorized by the compiler.
@@ -88,7 +89,7 @@ pub(super) unsafe fn store(
 /// # Safety
 /// See [`portable::dots`]; the processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn dots(rows: usize, x: *const u8, x_stride: usize, w: Operand<'_>, sums: *mut f32) {
+pub(super) unsafe fn dots(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut f32) {
     // SAFETY: as the caller promises.
-    unsafe { portable::dots(rows, x, x_stride, w, sums) }
+    unsafe { portable::dots::<ROWS>(rows, x, w, sums) }
 }

@@ -2,13 +2,15 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{Target, TargetStart};
+use super::kernel::{CHUNK, Target, TargetStart};
 use super::pack512::{Element, along_k, vector};
 use super::{Operand, few_rows};
 use crate::matrix::Slice;
 
 /// Rows of a tile: 16 sums of a wide one hide the latency of two multipliers.
 pub(super) const ROWS: usize = 8;
+/// Groups of a chunk: a vector's lanes.
+const GROUPS: usize = CHUNK / 4;
 
 /// [`super::kernel::Tile`] of `16 * VECTORS` columns over pairs of `bf16`, summed in `CHAINS` alternating parts.
 ///
@@ -18,14 +20,13 @@ pub(super) const ROWS: usize = 8;
 pub(super) unsafe fn tile_bf16<const VECTORS: usize, const CHAINS: usize>(
     groups: usize,
     a: *const u8,
-    a_stride: usize,
     b: *const u8,
     sums: *mut f32,
     add: bool,
 ) {
     let multiply = |acc, a, b| _mm512_dpbf16_ps(acc, bits(a), bits(b));
     // SAFETY: as the caller promises.
-    unsafe { tile::<VECTORS, CHAINS>(groups, a, a_stride, b, sums, add, multiply) }
+    unsafe { tile::<VECTORS, CHAINS>(groups, a, b, sums, add, multiply) }
 }
 
 /// [`super::kernel::Tile`] of `16 * VECTORS` columns over `f32`, summed in `CHAINS` alternating parts.
@@ -36,14 +37,13 @@ pub(super) unsafe fn tile_bf16<const VECTORS: usize, const CHAINS: usize>(
 pub(super) unsafe fn tile_f32<const VECTORS: usize, const CHAINS: usize>(
     groups: usize,
     a: *const u8,
-    a_stride: usize,
     b: *const u8,
     sums: *mut f32,
     add: bool,
 ) {
     let multiply = |acc, a, b| _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), acc);
     // SAFETY: as the caller promises.
-    unsafe { tile::<VECTORS, CHAINS>(groups, a, a_stride, b, sums, add, multiply) }
+    unsafe { tile::<VECTORS, CHAINS>(groups, a, b, sums, add, multiply) }
 }
 
 /// The same 64 bytes as the type that the `bf16` instructions take.
@@ -59,13 +59,12 @@ fn bits(v: __m512i) -> __m512bh {
 unsafe fn tile<const VECTORS: usize, const CHAINS: usize>(
     groups: usize,
     a: *const u8,
-    a_stride: usize,
     b: *const u8,
     sums: *mut f32,
     add: bool,
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) {
-    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and rows of `groups` in `a`.
+    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of `groups` in `a`.
     unsafe {
         let mut acc = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; CHAINS];
         if add {
@@ -74,30 +73,32 @@ unsafe fn tile<const VECTORS: usize, const CHAINS: usize>(
             }
         }
         let (a, b) = (a.cast::<i32>(), b.cast::<i32>());
-        let step = |acc: &mut [[__m512; VECTORS]; ROWS], group: usize| {
-            let b: [__m512i; VECTORS] =
-                std::array::from_fn(|j| _mm512_loadu_si512(b.add((group * VECTORS + j) * 16).cast()));
+        let step = |acc: &mut [[__m512; VECTORS]; ROWS], chunk: usize, group: usize| {
+            let b = b.add((chunk * GROUPS + group) * VECTORS * 16);
+            let b: [__m512i; VECTORS] = std::array::from_fn(|j| _mm512_loadu_si512(b.add(j * 16).cast()));
             for (i, acc) in acc.iter_mut().enumerate() {
-                let a = _mm512_set1_epi32(*a.byte_add(i * a_stride).add(group));
+                let a = _mm512_set1_epi32(*a.add((chunk * ROWS + i) * GROUPS + group));
                 for (acc, b) in acc.iter_mut().zip(b) {
                     *acc = multiply(*acc, a, b);
                 }
             }
         };
-        let whole = groups - groups % CHAINS;
-        for group in (0..whole).step_by(CHAINS) {
-            for (chain, acc) in acc.iter_mut().enumerate() {
-                step(acc, group + chain);
+        for chunk in 0..groups / GROUPS {
+            for group in (0..GROUPS).step_by(CHAINS) {
+                for (chain, acc) in acc.iter_mut().enumerate() {
+                    step(acc, chunk, group + chain);
+                }
             }
         }
-        for group in whole..groups {
-            step(&mut acc[0], group);
+        for group in 0..groups % GROUPS {
+            step(&mut acc[0], groups / GROUPS, group);
         }
-        for i in 0..ROWS {
-            for j in 0..VECTORS {
-                let sum = (1..CHAINS).fold(acc[0][i][j], |sum, chain| _mm512_add_ps(sum, acc[chain][i][j]));
-                _mm512_storeu_ps(sums.add((i * VECTORS + j) * 16), sum);
+        let (first, others) = acc.split_at_mut(1);
+        for (i, sum) in first.as_flattened_mut().as_flattened_mut().iter_mut().enumerate() {
+            for other in others.iter() {
+                *sum = _mm512_add_ps(*sum, other.as_flattened()[i]);
             }
+            _mm512_storeu_ps(sums.add(i * 16), *sum);
         }
     }
 }
@@ -171,10 +172,10 @@ fn narrow(v: __m512) -> __m256i {
 /// # Safety
 /// See [`few_rows::Dots`]; the processor has AVX-512 F, BW and BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, x_stride: usize, w: Operand<'_>, sums: *mut f32) {
+pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut f32) {
     let multiply = |acc, a, b| _mm512_dpbf16_ps(acc, bits(a), bits(b));
     // SAFETY: as the caller promises.
-    unsafe { dots::<2>(rows, x, x_stride, w, sums, multiply) }
+    unsafe { dots::<2>(rows, x, w, sums, multiply) }
 }
 
 /// [`few_rows::Dots`] over `f32`.
@@ -182,10 +183,10 @@ pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, x_stride: usize, w: Op
 /// # Safety
 /// See [`few_rows::Dots`]; the processor has AVX-512 F and BW.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn dots_f32(rows: usize, x: *const u8, x_stride: usize, w: Operand<'_>, sums: *mut f32) {
+pub(super) unsafe fn dots_f32(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut f32) {
     let multiply = |acc, a, b| _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), acc);
     // SAFETY: as the caller promises.
-    unsafe { dots::<1>(rows, x, x_stride, w, sums, multiply) }
+    unsafe { dots::<1>(rows, x, w, sums, multiply) }
 }
 
 /// # Safety
@@ -194,7 +195,6 @@ pub(super) unsafe fn dots_f32(rows: usize, x: *const u8, x_stride: usize, w: Ope
 unsafe fn dots<const GROUP: usize>(
     rows: usize,
     x: *const u8,
-    x_stride: usize,
     w: Operand<'_>,
     sums: *mut f32,
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512 + Copy,
@@ -202,40 +202,39 @@ unsafe fn dots<const GROUP: usize>(
     // SAFETY: as the caller promises.
     unsafe {
         match (w.data, rows) {
-            (Slice::F32(s), 1) => dots_of::<f32, GROUP, 1>(x, x_stride, w, s.as_ptr(), sums, multiply),
-            (Slice::F32(s), 2) => dots_of::<f32, GROUP, 2>(x, x_stride, w, s.as_ptr(), sums, multiply),
-            (Slice::F32(s), 3) => dots_of::<f32, GROUP, 3>(x, x_stride, w, s.as_ptr(), sums, multiply),
-            (Slice::F32(s), _) => dots_of::<f32, GROUP, 4>(x, x_stride, w, s.as_ptr(), sums, multiply),
-            (Slice::Bf16(s), 1) => dots_of::<_, GROUP, 1>(x, x_stride, w, s.as_ptr(), sums, multiply),
-            (Slice::Bf16(s), 2) => dots_of::<_, GROUP, 2>(x, x_stride, w, s.as_ptr(), sums, multiply),
-            (Slice::Bf16(s), 3) => dots_of::<_, GROUP, 3>(x, x_stride, w, s.as_ptr(), sums, multiply),
-            (Slice::Bf16(s), _) => dots_of::<_, GROUP, 4>(x, x_stride, w, s.as_ptr(), sums, multiply),
+            (Slice::F32(s), 1) => dots_of::<f32, GROUP, 1>(x, w, s.as_ptr(), sums, multiply),
+            (Slice::F32(s), 2) => dots_of::<f32, GROUP, 2>(x, w, s.as_ptr(), sums, multiply),
+            (Slice::F32(s), 3) => dots_of::<f32, GROUP, 3>(x, w, s.as_ptr(), sums, multiply),
+            (Slice::F32(s), _) => dots_of::<f32, GROUP, 4>(x, w, s.as_ptr(), sums, multiply),
+            (Slice::Bf16(s), 1) => dots_of::<_, GROUP, 1>(x, w, s.as_ptr(), sums, multiply),
+            (Slice::Bf16(s), 2) => dots_of::<_, GROUP, 2>(x, w, s.as_ptr(), sums, multiply),
+            (Slice::Bf16(s), 3) => dots_of::<_, GROUP, 3>(x, w, s.as_ptr(), sums, multiply),
+            (Slice::Bf16(s), _) => dots_of::<_, GROUP, 4>(x, w, s.as_ptr(), sums, multiply),
         }
     }
 }
 
 /// # Safety
-/// See [`few_rows::Dots`] of exactly `ROWS` rows; `from` is the start of `w`.
+/// See [`few_rows::Dots`] of exactly `COUNT` rows; `from` is the start of `w`.
 #[inline(always)]
-unsafe fn dots_of<S: Element, const GROUP: usize, const ROWS: usize>(
+unsafe fn dots_of<S: Element, const GROUP: usize, const COUNT: usize>(
     x: *const u8,
-    x_stride: usize,
     w: Operand<'_>,
     from: *const S,
     sums: *mut f32,
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) {
-    // SAFETY: packed rows of `x` are padded to whole vectors; `along_k` keeps to the elements that there are, and
+    // SAFETY: packed rows of `x` are whole chunks, padded with zeros; `along_k` keeps to the elements that there are, and
     // weight rows beyond the last one are not read but repeated.
     unsafe {
-        let mut acc = [[_mm512_setzero_ps(); few_rows::COLS]; ROWS];
+        let mut acc = [[_mm512_setzero_ps(); few_rows::COLS]; COUNT];
         let from: [*const S; few_rows::COLS] =
             std::array::from_fn(|j| from.add(j.min(w.cols - 1) * w.col_stride));
-        for k in (0..w.rows).step_by(16 * GROUP) {
+        for (chunk, k) in (0..w.rows).step_by(GROUPS * GROUP).enumerate() {
             let w: [__m512i; few_rows::COLS] =
                 std::array::from_fn(|j| along_k::<S, GROUP>(from[j].add(k), w.rows - k));
             for (i, acc) in acc.iter_mut().enumerate() {
-                let x = vector(x.add(i * x_stride + k * (4 / GROUP)));
+                let x = vector(x.add((chunk * ROWS + i) * CHUNK));
                 for (acc, w) in acc.iter_mut().zip(w) {
                     *acc = multiply(*acc, x, w);
                 }

@@ -1,16 +1,50 @@
-//! A product, the blocks that it is cut into, and how one block is computed.
+//! A product: its check, how it is cut into tasks, and how a task computes its block of `c`.
+//!
+//! Element `(i, j)` of `c` is always summed in the same order: within blocks of `K` that depend on `K` alone
+//! ([`Product::depth`]), one block after the other. Cutting only decides which thread does it, and when.
 
 use std::ops::Range;
 
 use super::kernel::{Kernel, Target, TargetStart};
-use super::scratch::{self, A_BYTES, B_BYTES, SUMS, Scratch};
+use super::scratch::{self, A_BYTES, B_BYTES, SHARED_A_BYTES, SUMS};
 use super::{Operand, OperandMut, few_rows};
+use crate::cpu::Pool;
 use crate::matrix::{Slice, SliceMut};
 
-/// At most this many columns in a block, so that its sums and its packed `a` share the second-level cache.
-const MAX_COLS: usize = 256;
-/// Blocks are not made smaller than this for the sake of busy threads.
+/// Where `a` is packed for all tasks: at most this many rows in a block, for which a panel of `b` is packed once ...
+const SHARED_ROWS: usize = 512;
+/// ... and this many columns: the block's sums stay in the second-level cache.
+const SHARED_COLS: usize = 128;
+/// Where each task packs its own `a`: at most this many rows in a block ...
+const OWN_ROWS: usize = 256;
+/// ... and this many columns, for which `a` is packed once.
+const OWN_COLS: usize = SUMS / OWN_ROWS;
+/// Blocks are not made of fewer rows than this for the sake of busy threads.
 const MIN_ROWS: usize = 64;
+
+/// Who computes a product's tasks.
+pub(super) enum Team<'a> {
+    /// The calling thread.
+    Alone,
+    /// All threads of a pool.
+    Pool(&'a Pool),
+}
+
+impl Team<'_> {
+    fn threads(&self) -> usize {
+        match self {
+            Team::Alone => 1,
+            Team::Pool(pool) => pool.threads(),
+        }
+    }
+
+    fn run(&self, tasks: usize, body: impl Fn(usize) + Sync) {
+        match self {
+            Team::Alone => (0..tasks).for_each(body),
+            Team::Pool(pool) => pool.run(tasks, |task, _| body(task)),
+        }
+    }
+}
 
 /// A product whose shapes are checked.
 pub(super) struct Product<'a> {
@@ -23,7 +57,7 @@ pub(super) struct Product<'a> {
 }
 
 // SAFETY: the operands are shared slices. `c` comes from an exclusive borrow that lives as long as the product, and
-// threads write different blocks of it (`Plan::block`).
+// tasks write different blocks of it (`Grid::block`).
 unsafe impl Sync for Product<'_> {}
 
 /// A part of `c`.
@@ -33,30 +67,43 @@ pub(super) struct Block {
     pub(super) cols: Range<usize>,
 }
 
-/// How `c` is cut into blocks. Cuts lie between tiles, so they change no sum.
+/// A part of `c` cut into numbered blocks of at most `rows` x `cols`.
 #[derive(Debug)]
-pub(super) struct Plan {
-    shape: (usize, usize),
-    block: (usize, usize),
+struct Grid {
+    whole: Block,
+    rows: usize,
+    cols: usize,
 }
 
-impl Plan {
-    /// Number of blocks.
-    pub(super) fn tasks(&self) -> usize {
-        self.row_blocks() * self.shape.1.div_ceil(self.block.1)
+impl Grid {
+    fn row_blocks(&self) -> usize {
+        self.whole.rows.len().div_ceil(self.rows)
     }
 
-    fn row_blocks(&self) -> usize {
-        self.shape.0.div_ceil(self.block.0)
+    fn blocks(&self) -> usize {
+        self.row_blocks() * self.whole.cols.len().div_ceil(self.cols)
     }
 
     /// A block by its number. Neighbours share columns of `b`, which the second one finds in a shared cache.
-    pub(super) fn block(&self, task: usize) -> Block {
-        let part = |index: usize, size: usize, end: usize| index * size..((index + 1) * size).min(end);
-        let rows = part(task % self.row_blocks(), self.block.0, self.shape.0);
-        Block { rows, cols: part(task / self.row_blocks(), self.block.1, self.shape.1) }
+    fn block(&self, index: usize) -> Block {
+        let part = |index: usize, size: usize, whole: &Range<usize>| {
+            let start = whole.start + index * size;
+            start..whole.end.min(start + size)
+        };
+        let rows = part(index % self.row_blocks(), self.rows, &self.whole.rows);
+        Block { rows, cols: part(index / self.row_blocks(), self.cols, &self.whole.cols) }
     }
 }
+
+/// Some rows of `a` packed for all tasks: one block of `K` after the other, in each all rows.
+struct PackedA {
+    start: *mut u8,
+    rows: Range<usize>,
+}
+
+// SAFETY: tasks that pack write different parts of it, tasks that multiply only read it, and `Team::run` stands
+// between the ones and the others.
+unsafe impl Sync for PackedA {}
 
 impl<'a> Product<'a> {
     /// Checks shapes, strides and lengths; `None` if `c` is empty.
@@ -87,43 +134,64 @@ impl<'a> Product<'a> {
         Some(Product { kernel, alpha, a, b, accumulate, c: Target { start, row_stride: c.row_stride } })
     }
 
-    /// Blocks large enough to make packing cheap, and enough of them to keep all threads busy.
-    pub(super) fn plan(&self, threads: usize) -> Plan {
-        let shape = (self.a.rows, self.b.cols);
+    /// Computes `c`.
+    pub(super) fn run(&self, team: &Team<'_>) {
+        let (rows, cols) = (self.a.rows, self.b.cols);
+        let whole = Block { rows: 0..rows, cols: 0..cols };
         if few_rows::applies(self) {
-            return Plan { shape, block: (shape.0, few_rows::cols_per_task(self, threads)) };
+            let grid = Grid { whole, rows, cols: few_rows::cols_per_task(self, team.threads()) };
+            // SAFETY: blocks of a grid do not overlap in `c`, and these have all rows.
+            return team.run(grid.blocks(), |task| unsafe { few_rows::compute(self, grid.block(task)) });
         }
-        let (tile_rows, width) = (self.kernel.rows, self.kernel.width());
-        let split = |n: usize, parts: usize, unit: usize| n.div_ceil(parts).next_multiple_of(unit);
-        let max_rows = self.max_rows();
-        let (mut rows, mut cols) = (split(shape.0, shape.0.div_ceil(max_rows), tile_rows), MAX_COLS);
-        let tasks = |rows: usize, cols: usize| shape.0.div_ceil(rows) * shape.1.div_ceil(cols);
-        while threads > 1 && tasks(rows, cols) < 4 * threads && cols > 2 * width {
-            cols = split(cols, 2, width);
+        let room = SHARED_A_BYTES / (self.k_blocks() * self.row_bytes());
+        let block_rows = SHARED_ROWS - SHARED_ROWS % self.kernel.rows;
+        if cols > SHARED_COLS && room >= block_rows.min(rows.next_multiple_of(self.kernel.rows)) {
+            let part_rows = if room >= rows { rows } else { room - room % block_rows };
+            scratch::with_shared_a(|start| {
+                for rows in chunks(0..rows, part_rows) {
+                    self.run_packed(team, &PackedA { start, rows });
+                }
+            });
+        } else {
+            // Few blocks share rows of `a`, or the rows are too long to be packed as a whole.
+            let grid = self.grid(whole, OWN_ROWS - OWN_ROWS % self.kernel.rows, OWN_COLS, team.threads());
+            // SAFETY: blocks of a grid do not overlap in `c`.
+            team.run(grid.blocks(), |task| unsafe { self.compute(grid.block(task), None) });
         }
-        while threads > 1 && tasks(rows, cols) < 2 * threads && rows > MIN_ROWS.next_multiple_of(tile_rows) {
-            rows = split(rows, 2, tile_rows);
-        }
-        Plan { shape, block: (rows.min(max_rows), cols) }
     }
 
-    /// The rows of `a` that scratch has room for, in whole tiles.
-    fn max_rows(&self) -> usize {
-        let kernel = self.kernel;
-        let rows = (A_BYTES / (kernel.depth * kernel.packed.size())).min(SUMS / MAX_COLS);
-        rows - rows % kernel.rows
-    }
-
-    /// Computes one block on this thread.
-    pub(super) fn compute(&self, block: Block) {
-        // SAFETY: `new` checked the operands, `plan` made the block; different blocks do not overlap in `c`.
-        scratch::with(|scratch| unsafe {
-            if few_rows::applies(self) {
-                few_rows::compute(self, block, scratch);
-            } else {
-                self.compute_tiles(block, scratch);
+    /// Packs some rows of `a`, then computes these rows of `c`.
+    fn run_packed(&self, team: &Team<'_>, a: &PackedA) {
+        let strips: Vec<_> = chunks(a.rows.clone(), MIN_ROWS.next_multiple_of(self.kernel.rows)).collect();
+        team.run(strips.len() * self.k_blocks(), |task| {
+            let (k_block, rows) = (task / strips.len(), strips[task % strips.len()].clone());
+            let padded = rows.len().next_multiple_of(self.kernel.rows);
+            // SAFETY: strips are whole tiles, so that each task writes rows of its own, all of which have room.
+            unsafe {
+                let to = a.at(self, k_block, rows.start);
+                (self.kernel.pack_a)(self.a.view(rows, self.ks(k_block)), padded, self.tile_bytes(), to);
             }
         });
+        let part = Block { rows: a.rows.clone(), cols: 0..self.b.cols };
+        let grid = self.grid(part, SHARED_ROWS - SHARED_ROWS % self.kernel.rows, SHARED_COLS, team.threads());
+        // SAFETY: blocks of a grid do not overlap in `c`, and all of their rows are packed.
+        team.run(grid.blocks(), |task| unsafe { self.compute(grid.block(task), Some(a)) });
+    }
+
+    /// Blocks as large as allowed, which makes packing cheap, but enough of them to keep all threads busy.
+    fn grid(&self, whole: Block, max_rows: usize, max_cols: usize, threads: usize) -> Grid {
+        let (unit, width) = (self.kernel.rows, self.kernel.width());
+        let split = |n: usize, parts: usize, unit: usize| n.div_ceil(parts).next_multiple_of(unit);
+        let (m, n) = (whole.rows.len(), whole.cols.len());
+        let (mut rows, mut cols) = (split(m, m.div_ceil(max_rows), unit), max_cols);
+        let blocks = |rows: usize, cols: usize| m.div_ceil(rows) * n.div_ceil(cols);
+        while threads > 1 && blocks(rows, cols) < 4 * threads && cols > 2 * width {
+            cols = split(cols, 2, width);
+        }
+        while threads > 1 && blocks(rows, cols) < 2 * threads && rows >= 2 * MIN_ROWS {
+            rows = split(rows, 2, unit);
+        }
+        Grid { whole, rows, cols }
     }
 
     /// The `k` of a block: equal parts of `K` as far as whole vectors allow.
@@ -132,65 +200,122 @@ impl<'a> Product<'a> {
         self.a.cols.div_ceil(parts).next_multiple_of(Kernel::DEPTH_STEP).max(Kernel::DEPTH_STEP)
     }
 
+    /// Blocks of `K`; one that is empty if `K` is 0, so that `c` is written.
+    fn k_blocks(&self) -> usize {
+        self.a.cols.div_ceil(self.depth()).max(1)
+    }
+
+    fn ks(&self, k_block: usize) -> Range<usize> {
+        let start = k_block * self.depth();
+        start..self.a.cols.min(start + self.depth())
+    }
+
+    /// Bytes of a packed row of `a` in a block of `K`.
+    fn row_bytes(&self) -> usize {
+        self.depth() * self.kernel.packed.size()
+    }
+
+    /// Bytes of a packed tile of `a` in a block of `K`.
+    fn tile_bytes(&self) -> usize {
+        self.row_bytes() * self.kernel.rows
+    }
+
+    /// Computes one block on this thread, with rows of `a` that are packed, or packing them.
+    ///
     /// # Safety
-    /// The block is one of [`Product::plan`]'s, and nobody else touches that part of `c`.
-    unsafe fn compute_tiles(&self, block: Block, scratch: &mut Scratch) {
-        let (kernel, depth, end) = (self.kernel, self.depth(), self.a.cols);
+    /// Nobody else touches this part of `c` now.
+    unsafe fn compute(&self, block: Block, packed: Option<&PackedA>) {
+        let (kernel, row_bytes) = (self.kernel, self.row_bytes());
         let rows = block.rows.len().next_multiple_of(kernel.rows);
-        let stride = depth * kernel.packed.size();
-        assert!(rows * stride <= A_BYTES && kernel.width() * stride <= B_BYTES, "{block:?} exceeds scratch");
-        assert!(rows * block.cols.len().next_multiple_of(kernel.lanes) <= SUMS, "{block:?} exceeds scratch");
-        let (a_packed, b_packed, all_sums) = scratch.pointers();
-        for k in (0..end.max(1)).step_by(depth).map(|k| k..end.min(k + depth)) {
-            let groups = k.len().div_ceil(kernel.group());
-            // SAFETY: by the assertion above, scratch has room for what is packed.
-            unsafe { (kernel.pack_a)(self.a.view(block.rows.clone(), k.clone()), rows, stride, a_packed) };
-            for panel in panels(kernel, &block.cols) {
-                let (tile, width) = self.tile_for(panel.len());
-                // SAFETY: as above.
-                unsafe { (kernel.pack_b)(self.b.view(k.clone(), panel.clone()), width, b_packed) };
-                let mut prefetch = self.prefetch(&block, &k, panel.end, depth, rows / kernel.rows);
-                for row in (0..rows).step_by(kernel.rows) {
-                    prefetch.step();
-                    let kept =
-                        if depth >= end { 0 } else { rows * (panel.start - block.cols.start) + row * width };
-                    // SAFETY: the tile's rows of `a` and panel of `b` are packed; sums have room for all tiles of
-                    // the block, and the tile's valid part lies inside `c`.
-                    unsafe {
-                        let sums = all_sums.add(kept);
-                        tile(groups, a_packed.add(row * stride), stride, b_packed, sums, k.start > 0);
-                        if k.end == end {
-                            let valid = kernel.rows.min(block.rows.len() - row);
-                            let c = self.c.at(block.rows.start + row, panel.start);
-                            (kernel.store)(sums, width, valid, panel.len(), self.alpha, self.accumulate, c);
-                        }
-                    }
+        assert!(packed.is_some() || rows * row_bytes <= A_BYTES, "{block:?} exceeds the scratch of a");
+        assert!(
+            kernel.width() * row_bytes <= B_BYTES,
+            "a panel of {} columns exceeds the scratch of b",
+            kernel.width()
+        );
+        assert!(rows * block.cols.len().next_multiple_of(kernel.lanes) <= SUMS, "{block:?} exceeds the sums");
+        scratch::with(|scratch| {
+            let (own_a, b, sums) = scratch.pointers();
+            for k_block in 0..self.k_blocks() {
+                // SAFETY: the rows are packed, or there is room to pack them.
+                let a = unsafe { packed.map_or(own_a, |packed| packed.at(self, k_block, block.rows.start)) };
+                if packed.is_none() {
+                    let view = self.a.view(block.rows.clone(), self.ks(k_block));
+                    // SAFETY: as above.
+                    unsafe { (kernel.pack_a)(view, rows, self.tile_bytes(), a) };
+                }
+                for cols in chunks(block.cols.clone(), kernel.width()) {
+                    // SAFETY: `a` is packed, scratch has room for a panel and for the block's sums.
+                    unsafe { self.compute_panel(&block, k_block, cols, a, b, sums) };
+                }
+            }
+        });
+    }
+
+    /// Multiplies the packed rows of a block by one panel of `b`, over one block of `K`.
+    ///
+    /// # Safety
+    /// `a` holds the block's packed rows, `b` has room for a panel and `sums` for the block's sums.
+    unsafe fn compute_panel(
+        &self,
+        block: &Block,
+        k_block: usize,
+        cols: Range<usize>,
+        a: *const u8,
+        b: *mut u8,
+        sums: *mut f32,
+    ) {
+        let (kernel, ks) = (self.kernel, self.ks(k_block));
+        let vectors = cols.len().div_ceil(kernel.lanes);
+        let (tile, width) = (kernel.tiles[vectors - 1], vectors * kernel.lanes);
+        let (groups, is_last) = (ks.len().div_ceil(kernel.group()), k_block + 1 == self.k_blocks());
+        let rows = block.rows.len().next_multiple_of(kernel.rows);
+        // Sums that are written out at once need not be kept: all tiles share a place in the first-level cache.
+        let keep = self.k_blocks() > 1;
+        let panel_sums = if keep { rows * (cols.start - block.cols.start) } else { 0 };
+        // SAFETY: there is room for the panel.
+        unsafe { (kernel.pack_b)(self.b.view(ks, cols.clone()), width, b) };
+        let mut prefetch = Prefetch::new(self.next_panel(block, k_block, cols.end), rows / kernel.rows);
+        for row in (0..rows).step_by(kernel.rows) {
+            prefetch.step();
+            // SAFETY: the tile's rows of `a` and panel of `b` are packed, its sums have room, and its valid part
+            // lies inside `c`.
+            unsafe {
+                let sums = sums.add(panel_sums + if keep { row * width } else { 0 });
+                tile(groups, a.add(row * self.row_bytes()), b, sums, k_block > 0);
+                if is_last {
+                    let valid = kernel.rows.min(block.rows.len() - row);
+                    let c = self.c.at(block.rows.start + row, cols.start);
+                    (kernel.store)(sums, width, valid, cols.len(), self.alpha, self.accumulate, c);
                 }
             }
         }
     }
 
-    fn tile_for(&self, cols: usize) -> (super::kernel::Tile, usize) {
-        let wide = cols > self.kernel.lanes;
-        (self.kernel.tiles[wide as usize], if wide { self.kernel.width() } else { self.kernel.lanes })
-    }
-
-    /// What the panel after the one that ends at column `at` will read of `b`, to be asked for in `steps` steps.
-    fn prefetch(&self, block: &Block, k: &Range<usize>, at: usize, depth: usize, steps: usize) -> Prefetch {
-        let (k, cols) = if at < block.cols.end {
-            (k.clone(), at..block.cols.end.min(at + self.kernel.width()))
-        } else {
-            let next = k.end..self.a.cols.min(k.end + depth);
-            (next, block.cols.start..block.cols.end.min(block.cols.start + self.kernel.width()))
-        };
-        Prefetch::new(self.b.view(k, cols), steps)
+    /// What is packed of `b` after the panel of this block of `K` that ends at column `end`.
+    fn next_panel(&self, block: &Block, k_block: usize, end: usize) -> Operand<'a> {
+        let (k_block, start) =
+            if end < block.cols.end { (k_block, end) } else { (k_block + 1, block.cols.start) };
+        let ks = if k_block < self.k_blocks() { self.ks(k_block) } else { 0..0 };
+        self.b.view(ks, start..block.cols.end.min(start + self.kernel.width()))
     }
 }
 
-/// The panels of these columns.
-fn panels(kernel: &Kernel, cols: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let (end, width) = (cols.end, kernel.width());
-    cols.clone().step_by(width).map(move |start| start..end.min(start + width))
+impl PackedA {
+    /// Where a row of `a` is packed in a block of `K`.
+    ///
+    /// # Safety
+    /// It is one of these rows, and a block of `K` of this product.
+    unsafe fn at(&self, product: &Product<'_>, k_block: usize, row: usize) -> *mut u8 {
+        let rows = self.rows.len().next_multiple_of(product.kernel.rows);
+        // SAFETY: `Product::run` took no more rows than there is room for.
+        unsafe { self.start.add((k_block * rows + row - self.rows.start) * product.row_bytes()) }
+    }
+}
+
+/// The parts of a range, of `size` but for the last.
+fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(size).map(move |start| start..range.end.min(start + size))
 }
 
 /// One past the last element's index.

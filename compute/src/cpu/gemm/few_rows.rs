@@ -4,7 +4,7 @@
 use super::Operand;
 use super::block::{Block, Product};
 use super::kernel::Kernel;
-use super::scratch::{A_BYTES, Scratch};
+use super::scratch::{self, A_BYTES};
 
 /// At most this many rows of `a`: with more, packing weights for a tile costs less than reading them twice.
 pub(super) const ROWS: usize = 4;
@@ -15,19 +15,20 @@ const MIN_DEPTH: usize = 128;
 /// Columns of a task at least.
 const MIN_COLS: usize = 16;
 
-/// Writes `sums[rows, COLS]` of packed `rows <= ROWS` of `x`, `x_stride` bytes apart, by `w[k, cols <= COLS]`, which
-/// lies contiguous along `k`.
-pub(super) type Dots = unsafe fn(rows: usize, x: *const u8, x_stride: usize, w: Operand<'_>, sums: *mut f32);
+/// Writes `sums[rows, COLS]`: the first `rows <= ROWS` of the packed tile `x` by `w[k, cols <= COLS]`, which lies
+/// contiguous along `k`.
+pub(super) type Dots = unsafe fn(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut f32);
 
 /// Whether a product goes this way.
 pub(super) fn applies(product: &Product<'_>) -> bool {
     let (a, b) = (&product.a, &product.b);
-    a.rows <= ROWS && b.row_stride == 1 && a.cols >= MIN_DEPTH && a.rows * stride(product) <= A_BYTES
+    a.rows <= ROWS && b.row_stride == 1 && a.cols >= MIN_DEPTH && tile_bytes(product) <= A_BYTES
 }
 
-/// Bytes between packed rows.
-fn stride(product: &Product<'_>) -> usize {
-    product.a.cols.next_multiple_of(Kernel::DEPTH_STEP) * product.kernel.packed.size()
+/// Bytes of the rows, packed as one tile.
+fn tile_bytes(product: &Product<'_>) -> usize {
+    let kernel = product.kernel;
+    product.a.cols.next_multiple_of(Kernel::DEPTH_STEP) * kernel.packed.size() * kernel.rows
 }
 
 /// Columns of a task: a few tasks for each thread, whole groups of weight rows.
@@ -36,20 +37,24 @@ pub(super) fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
     product.b.cols.div_ceil(parts).next_multiple_of(COLS).max(MIN_COLS)
 }
 
+/// Computes one block on this thread.
+///
 /// # Safety
-/// See [`Product::compute`]; the block has all rows, and [`applies`].
-pub(super) unsafe fn compute(product: &Product<'_>, block: Block, scratch: &mut Scratch) {
-    let (kernel, a, stride) = (product.kernel, product.a, stride(product));
-    let (x, _, sums) = scratch.pointers();
-    // SAFETY: `applies` made sure that scratch holds the rows; it holds the few sums, too. The part written of `c`
-    // lies inside the block.
-    unsafe {
-        (kernel.pack_a)(a, a.rows, stride, x);
-        for col in block.cols.clone().step_by(COLS) {
-            let cols = col..block.cols.end.min(col + COLS);
-            (kernel.dots)(a.rows, x, stride, product.b.view(0..a.cols, cols.clone()), sums);
-            let c = product.c.at(0, col);
-            (kernel.store)(sums, COLS, a.rows, cols.len(), product.alpha, product.accumulate, c);
+/// The block has all rows, [`applies`], and nobody else touches that part of `c` now.
+pub(super) unsafe fn compute(product: &Product<'_>, block: Block) {
+    let (kernel, a) = (product.kernel, product.a);
+    scratch::with(|scratch| {
+        let (x, _, sums) = scratch.pointers();
+        // SAFETY: `applies` made sure that scratch holds the rows; it holds the few sums, too. The part written of
+        // `c` lies inside the block.
+        unsafe {
+            (kernel.pack_a)(a, kernel.rows, tile_bytes(product), x);
+            for col in block.cols.clone().step_by(COLS) {
+                let cols = col..block.cols.end.min(col + COLS);
+                (kernel.dots)(a.rows, x, product.b.view(0..a.cols, cols.clone()), sums);
+                let c = product.c.at(0, col);
+                (kernel.store)(sums, COLS, a.rows, cols.len(), product.alpha, product.accumulate, c);
+            }
         }
-    }
+    });
 }

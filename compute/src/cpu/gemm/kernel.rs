@@ -8,15 +8,17 @@ use super::{avx2, avx512, pack512};
 use crate::cpu::Cpu;
 use crate::{DType, Precision, bf16};
 
-/// Multiplies a tile: `sums[rows, width] = a * b`, or `+=` if `add`, over `groups` packed groups of `k`. `a` holds
-/// rows `a_stride` bytes apart, each a run of groups; `b` holds for each group `width` columns; `sums` is row-major
-/// without gaps.
-pub(super) type Tile =
-    unsafe fn(groups: usize, a: *const u8, a_stride: usize, b: *const u8, sums: *mut f32, add: bool);
+/// Bytes of a chunk: what packed `a` holds of one row before it goes on to the next row of the tile.
+pub(super) const CHUNK: usize = 64;
 
-/// Packs `a[m, k]`: `rows` rows (zeros from `m` on), each as groups along `k` (zeros from `k` on), `stride` bytes
-/// apart.
-pub(super) type PackA = unsafe fn(a: Operand<'_>, rows: usize, stride: usize, to: *mut u8);
+/// Multiplies a tile: `sums[rows, width] = a * b`, or `+=` if `add`, over `groups` packed groups of `k`. `a` is a
+/// packed tile: chunk after chunk along `k`, in each one chunk of every row. `b` holds for each group `width`
+/// columns; `sums` is row-major without gaps.
+pub(super) type Tile = unsafe fn(groups: usize, a: *const u8, b: *const u8, sums: *mut f32, add: bool);
+
+/// Packs `a[m, k]` as `rows` / [`Kernel::rows`] tiles, `tile_bytes` apart, with zeros beyond `m` and in the last chunk
+/// beyond `k`.
+pub(super) type PackA = unsafe fn(a: Operand<'_>, rows: usize, tile_bytes: usize, to: *mut u8);
 
 /// Packs `b[k, n]` as a panel: for each group of `k` (zeros from `k` on) `width` columns (zeros from `n` on).
 pub(super) type PackB = unsafe fn(b: Operand<'_>, width: usize, to: *mut u8);
@@ -70,12 +72,12 @@ pub(super) struct Kernel {
     pub(super) packed: DType,
     /// Rows of a tile.
     pub(super) rows: usize,
-    /// Columns of a narrow tile; a wide one has twice as many.
+    /// Columns of the narrowest tile.
     pub(super) lanes: usize,
     /// At most this many `k` in a block, a multiple of [`Kernel::DEPTH_STEP`].
     pub(super) depth: usize,
-    /// The narrow tile and the wide one.
-    pub(super) tiles: [Tile; 2],
+    /// Tiles of one, two ... times as many columns.
+    pub(super) tiles: &'static [Tile],
     pub(super) pack_a: PackA,
     pub(super) pack_b: PackB,
     pub(super) store: Store,
@@ -83,7 +85,7 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// Blocks of `K` are multiples of this, so that packing works in whole vectors but for the last block.
+    /// Blocks of `K` are multiples of this: whole chunks of either element.
     pub(super) const DEPTH_STEP: usize = 32;
 
     /// The kernel for products of this precision.
@@ -107,9 +109,9 @@ impl Kernel {
         4 / self.packed.size()
     }
 
-    /// Columns of a wide tile.
+    /// Columns of the widest tile, and of a panel.
     pub(super) fn width(&self) -> usize {
-        2 * self.lanes
+        self.tiles.len() * self.lanes
     }
 }
 
@@ -118,8 +120,8 @@ static AVX512_BF16: Kernel = Kernel {
     packed: DType::Bf16,
     rows: avx512::ROWS,
     lanes: 16,
-    depth: 512,
-    tiles: [avx512::tile_bf16::<1, 2>, avx512::tile_bf16::<2, 1>],
+    depth: 256,
+    tiles: &[avx512::tile_bf16::<1, 2>, avx512::tile_bf16::<2, 1>],
     pack_a: pack512::a_bf16,
     pack_b: pack512::b_bf16,
     store: avx512::store,
@@ -132,7 +134,7 @@ static AVX512: Kernel = Kernel {
     rows: avx512::ROWS,
     lanes: 16,
     depth: 256,
-    tiles: [avx512::tile_f32::<1, 2>, avx512::tile_f32::<2, 1>],
+    tiles: &[avx512::tile_f32::<1, 2>, avx512::tile_f32::<2, 1>],
     pack_a: pack512::a_f32,
     pack_b: pack512::b_f32,
     store: avx512::store,
@@ -145,7 +147,7 @@ static AVX2: Kernel = Kernel {
     rows: avx2::ROWS,
     lanes: 8,
     depth: 256,
-    tiles: [avx2::tile::<1>, avx2::tile::<2>],
+    tiles: &[avx2::tile::<1>, avx2::tile::<2>],
     pack_a: avx2::pack_a,
     pack_b: avx2::pack_b,
     store: avx2::store,
@@ -157,17 +159,18 @@ static PORTABLE: Kernel = Kernel {
     rows: portable::ROWS,
     lanes: portable::LANES,
     depth: 256,
-    tiles: [portable::tile::<1>, portable::tile::<2>],
-    pack_a: pack::a,
+    tiles: &[portable::tile::<1>, portable::tile::<2>],
+    pack_a: pack::a::<{ portable::ROWS }>,
     pack_b: pack::b,
     store: portable::store,
-    dots: portable::dots,
+    dots: portable::dots::<{ portable::ROWS }>,
 };
 
 /// Multiplications and additions a second that the kernel reaches on all threads over data in the first-level
 /// cache: what products are measured against. Takes some 50 ms.
 pub(crate) fn peak_flops(cpu: &Cpu, precision: Precision) -> f64 {
     let kernel = Kernel::of(cpu.isa, precision);
+    let widest = kernel.tiles[kernel.tiles.len() - 1];
     let groups = kernel.depth / kernel.group();
     let tiles = 2000;
     let flops = 2 * kernel.rows * kernel.width() * kernel.depth * tiles * cpu.threads();
@@ -178,7 +181,7 @@ pub(crate) fn peak_flops(cpu: &Cpu, precision: Precision) -> f64 {
                 let (a, b, sums) = scratch.pointers();
                 for _ in 0..tiles {
                     // SAFETY: the scratch holds a block of `a`, a panel of `b` and a tile of sums of any kernel.
-                    unsafe { kernel.tiles[1](groups, a, 4 * groups, b, sums, false) };
+                    unsafe { widest(groups, a, b, sums, false) };
                 }
             });
         });

@@ -27,7 +27,7 @@ pub(crate) use kernel::peak_flops;
 use super::Cpu;
 use crate::Precision;
 use crate::matrix::{Slice, SliceMut};
-use block::Product;
+use block::{Product, Team};
 use kernel::Kernel;
 
 /// A factor of a product: logically `[rows, cols]`, element `(i, j)` at `data[i * row_stride + j * col_stride]`, one
@@ -62,10 +62,10 @@ pub(crate) fn gemm(
     accumulate: bool,
     c: OperandMut<'_>,
 ) {
-    let kernel = Kernel::of(cpu.isa, precision);
-    let Some(product) = Product::new(kernel, alpha, a, b, accumulate, c) else { return };
-    let plan = product.plan(cpu.threads());
-    cpu.pool.run(plan.tasks(), |task, _| product.compute(plan.block(task)));
+    let product = Product::new(Kernel::of(cpu.isa, precision), alpha, a, b, accumulate, c);
+    if let Some(product) = product {
+        product.run(&Team::Pool(&cpu.pool));
+    }
 }
 
 /// [`gemm`] on the calling thread alone: for small products inside a task of the pool.
@@ -78,8 +78,8 @@ pub(crate) fn serial(
     accumulate: bool,
     c: OperandMut<'_>,
 ) {
-    let kernel = Kernel::of(isa, precision);
-    let Some(product) = Product::new(kernel, alpha, a, b, accumulate, c) else { return };
-    let plan = product.plan(1);
-    (0..plan.tasks()).for_each(|task| product.compute(plan.block(task)));
+    let product = Product::new(Kernel::of(isa, precision), alpha, a, b, accumulate, c);
+    if let Some(product) = product {
+        product.run(&Team::Alone);
+    }
 }

@@ -24,37 +24,45 @@ impl Source for bf16 {
     }
 }
 
-/// [`super::kernel::PackA`] into `f32`.
+/// Floats of a chunk.
+const CHUNK: usize = super::kernel::CHUNK / 4;
+
+/// [`super::kernel::PackA`] into `f32`, in tiles of `ROWS`.
 ///
 /// # Safety
-/// `to` has room for `rows` times `stride` bytes and is aligned for `f32`; the operand's data covers its shape.
+/// `to` has room for the tiles and is aligned for `f32`; the operand's data covers its shape.
 #[inline(always)]
-pub(super) unsafe fn a(a: Operand<'_>, rows: usize, stride: usize, to: *mut u8) {
+pub(super) unsafe fn a<const ROWS: usize>(a: Operand<'_>, rows: usize, tile_bytes: usize, to: *mut u8) {
     // SAFETY: as the caller promises; whoever owns scratch owns all of `to`.
-    let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<f32>(), rows * (stride / 4)) };
-    match a.data {
-        Slice::F32(s) => rows_of(a, s, rows, stride / 4, to),
-        Slice::Bf16(s) => rows_of(a, s, rows, stride / 4, to),
+    let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<f32>(), rows / ROWS * (tile_bytes / 4)) };
+    for (t, tile) in to.chunks_exact_mut(tile_bytes / 4).enumerate() {
+        let rows = (t * ROWS).min(a.rows)..((t + 1) * ROWS).min(a.rows);
+        let a = a.view(rows, 0..a.cols);
+        match a.data {
+            Slice::F32(s) => tile_of::<_, ROWS>(a, s, tile),
+            Slice::Bf16(s) => tile_of::<_, ROWS>(a, s, tile),
+        }
     }
 }
 
 #[inline(always)]
-fn rows_of<S: Source>(a: Operand<'_>, s: &[S], rows: usize, stride: usize, to: &mut [f32]) {
-    if a.cols == 0 {
-        return;
+fn tile_of<S: Source, const ROWS: usize>(a: Operand<'_>, s: &[S], to: &mut [f32]) {
+    if a.rows < ROWS {
+        to.fill(0.0);
     }
-    if a.col_stride == 1 {
-        for (i, to) in to.chunks_exact_mut(stride).take(a.rows).enumerate() {
-            let from = &s[i * a.row_stride..][..a.cols];
-            to.iter_mut().zip(from).for_each(|(t, f)| *t = f.widen());
-        }
-    } else {
-        for k in 0..a.cols {
-            let from = &s[k * a.col_stride..][..a.rows];
-            from.iter().enumerate().for_each(|(i, f)| to[i * stride + k] = f.widen());
+    for (k, to) in (0..a.cols).step_by(CHUNK).zip(to.chunks_exact_mut(ROWS * CHUNK)) {
+        for (i, to) in to.chunks_exact_mut(CHUNK).take(a.rows).enumerate() {
+            let (from, len) = (&s[i * a.row_stride + k * a.col_stride..], CHUNK.min(a.cols - k));
+            if a.col_stride == 1 {
+                to.iter_mut().zip(&from[..len]).for_each(|(t, f)| *t = f.widen());
+            } else {
+                to.iter_mut()
+                    .zip(from.iter().step_by(a.col_stride).take(len))
+                    .for_each(|(t, f)| *t = f.widen());
+            }
+            to[len..].fill(0.0);
         }
     }
-    to[a.rows * stride..rows * stride].fill(0.0);
 }
 
 /// [`super::kernel::PackB`] into `f32`.

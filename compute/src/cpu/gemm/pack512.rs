@@ -5,7 +5,8 @@
 use std::arch::x86_64::*;
 
 use super::Operand;
-use super::avx512::{mask16, widen};
+use super::avx512::{ROWS, mask16, widen};
+use super::kernel::CHUNK;
 use crate::bf16;
 use crate::matrix::Slice;
 
@@ -31,12 +32,12 @@ macro_rules! entries {
         /// # Safety
         /// See [`super::kernel::PackA`]; the operand's data covers its shape, and the processor has the features.
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $a(a: Operand<'_>, rows: usize, stride: usize, to: *mut u8) {
+        pub(super) unsafe fn $a(a: Operand<'_>, rows: usize, tile_bytes: usize, to: *mut u8) {
             // SAFETY: as the caller promises.
             unsafe {
                 match a.data {
-                    Slice::F32(s) => pack_a::<f32, $group>(a, s.as_ptr(), rows, stride, to),
-                    Slice::Bf16(s) => pack_a::<bf16, $group>(a, s.as_ptr(), rows, stride, to),
+                    Slice::F32(s) => pack_a::<f32, $group>(a, s.as_ptr(), rows, tile_bytes, to),
+                    Slice::Bf16(s) => pack_a::<bf16, $group>(a, s.as_ptr(), rows, tile_bytes, to),
                 }
             }
         }
@@ -62,44 +63,62 @@ entries!(a_bf16, b_bf16, 2, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16");
 entries!(a_f32, b_f32, 1, "avx512f,avx512bw,avx512dq,avx512vl");
 
 /// # Safety
-/// See [`super::kernel::PackA`]; `from` is the start of `a`, and `stride` is a multiple of a vector's 64 bytes.
+/// See [`super::kernel::PackA`]; `from` is the start of `a`.
 #[inline(always)]
 unsafe fn pack_a<S: Element, const GROUP: usize>(
     a: Operand<'_>,
     from: *const S,
     rows: usize,
-    stride: usize,
+    tile_bytes: usize,
     to: *mut u8,
 ) {
-    let vector_depth = 16 * GROUP;
-    // SAFETY: loads keep to the `a.rows` x `a.cols` elements that there are; stores to `rows` of `stride` bytes.
+    let place = |row: usize, chunk: usize| row / ROWS * tile_bytes + (chunk * ROWS + row % ROWS) * CHUNK;
+    let depth = 16 * GROUP;
+    let whole = a.cols / depth;
+    // SAFETY: loads keep to the `a.rows` x `a.cols` elements that there are; stores to the tiles.
     unsafe {
         if a.col_stride == 1 {
             for i in 0..rows {
-                for (v, k) in (0..a.cols).step_by(vector_depth).enumerate() {
-                    let valid = if i < a.rows { a.cols - k } else { 0 };
-                    let vector = along_k::<S, GROUP>(from.wrapping_add(i * a.row_stride + k), valid);
-                    store_vector(to.add(i * stride + v * 64), vector);
+                let (from, to) = (from.wrapping_add(i * a.row_stride), to.add(place(i, 0)));
+                let is_row = i < a.rows;
+                for chunk in 0..whole {
+                    let valid = if is_row { depth } else { 0 };
+                    let vector = along_k::<S, GROUP>(from.wrapping_add(chunk * depth), valid);
+                    store_vector(to.add(chunk * ROWS * CHUNK), vector);
+                }
+                if a.cols > whole * depth {
+                    let valid = if is_row { a.cols - whole * depth } else { 0 };
+                    let vector = along_k::<S, GROUP>(from.wrapping_add(whole * depth), valid);
+                    store_vector(to.add(whole * ROWS * CHUNK), vector);
                 }
             }
             return;
         }
         for i in (0..rows).step_by(16) {
-            for (v, k) in (0..a.cols).step_by(vector_depth).enumerate() {
+            for (chunk, k) in (0..a.cols).step_by(depth).enumerate() {
                 let mut block = [_mm512_setzero_si512(); 16];
-                for (g, vector) in block.iter_mut().enumerate() {
-                    let (k, lanes) = (k + g * GROUP, a.rows.saturating_sub(i));
-                    let depth = a.cols.saturating_sub(k);
-                    *vector = across_k::<S, GROUP>(
-                        from.wrapping_add(i + k * a.col_stride),
-                        a.col_stride,
-                        lanes,
-                        depth,
-                    );
+                let (start, lanes) = (from.wrapping_add(i + k * a.col_stride), a.rows.saturating_sub(i));
+                if lanes >= 16 && a.cols - k >= depth {
+                    for (g, vector) in block.iter_mut().enumerate() {
+                        *vector = across_k::<S, GROUP>(
+                            start.wrapping_add(g * GROUP * a.col_stride),
+                            a.col_stride,
+                            16,
+                            GROUP,
+                        );
+                    }
+                } else {
+                    for (g, vector) in block.iter_mut().enumerate() {
+                        let left = (a.cols - k).saturating_sub(g * GROUP);
+                        let start = start.wrapping_add(g * GROUP * a.col_stride);
+                        *vector = across_k::<S, GROUP>(start, a.col_stride, lanes, left);
+                    }
                 }
                 transpose(&mut block);
-                for (r, vector) in block.iter().enumerate().take(rows - i) {
-                    store_vector(to.add((i + r) * stride + v * 64), *vector);
+                for (r, vector) in block.iter().enumerate() {
+                    if i + r < rows {
+                        store_vector(to.add(place(i + r, chunk)), *vector);
+                    }
                 }
             }
         }
@@ -118,7 +137,11 @@ unsafe fn pack_b<S: Element, const GROUP: usize>(b: Operand<'_>, from: *const S,
                 for n in (0..width).step_by(16) {
                     let (k, lanes) = (g * GROUP, b.cols.saturating_sub(n));
                     let start = from.wrapping_add(k * b.row_stride + n);
-                    let vector = across_k::<S, GROUP>(start, b.row_stride, lanes, b.rows - k);
+                    let vector = if lanes >= 16 && b.rows - k >= GROUP {
+                        across_k::<S, GROUP>(start, b.row_stride, 16, GROUP) // constants: no masks to make
+                    } else {
+                        across_k::<S, GROUP>(start, b.row_stride, lanes, b.rows - k)
+                    };
                     store_vector(to.add((g * width + n) * 4), vector);
                 }
             }
@@ -126,16 +149,52 @@ unsafe fn pack_b<S: Element, const GROUP: usize>(b: Operand<'_>, from: *const S,
         }
         for n in (0..width).step_by(16) {
             for g in (0..groups).step_by(16) {
-                let mut block = [_mm512_setzero_si512(); 16];
-                for (j, vector) in block.iter_mut().enumerate() {
-                    let valid = if n + j < b.cols { b.rows - g * GROUP } else { 0 };
-                    let start = from.wrapping_add((n + j) * b.col_stride + g * GROUP);
-                    *vector = along_k::<S, GROUP>(start, valid);
+                let (start, to) =
+                    (from.wrapping_add(n * b.col_stride + g * GROUP), to.add((g * width + n) * 4));
+                let (columns, depth) = (b.cols.saturating_sub(n), b.rows - g * GROUP);
+                if columns >= 16 && depth >= 16 * GROUP {
+                    turn::<S, GROUP, true>(start, b.col_stride, 16, depth, to, 4 * width, 16);
+                } else {
+                    turn::<S, GROUP, false>(start, b.col_stride, columns, depth, to, 4 * width, groups - g);
                 }
-                transpose(&mut block);
-                for (i, vector) in block.iter().enumerate().take(groups - g) {
-                    store_vector(to.add(((g + i) * width + n) * 4), *vector);
-                }
+            }
+        }
+    }
+}
+
+/// Sixteen runs of sixteen groups along `k`, `stride` elements apart, turned into sixteen groups of runs, `to_stride`
+/// bytes apart: the first `runs` of `depth` elements from memory, the first `groups` written. `WHOLE` says that
+/// nothing is missing, which saves counting.
+///
+/// # Safety
+/// As many elements can be read, and written. Inlined into a function with the features.
+#[inline(always)]
+unsafe fn turn<S: Element, const GROUP: usize, const WHOLE: bool>(
+    from: *const S,
+    stride: usize,
+    runs: usize,
+    depth: usize,
+    to: *mut u8,
+    to_stride: usize,
+    groups: usize,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut block = [_mm512_setzero_si512(); 16];
+        for (j, vector) in block.iter_mut().enumerate() {
+            let valid = if WHOLE {
+                16 * GROUP
+            } else if j < runs {
+                depth
+            } else {
+                0
+            };
+            *vector = along_k::<S, GROUP>(from.wrapping_add(j * stride), valid);
+        }
+        transpose(&mut block);
+        for (i, vector) in block.iter().enumerate() {
+            if WHOLE || i < groups {
+                store_vector(to.wrapping_add(i * to_stride), *vector);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The kernel in plain Rust, right everywhere; also the bodies that the AVX2 kernel compiles with its own features.
 
-use super::kernel::{Target, TargetStart};
+use super::kernel::{CHUNK, Target, TargetStart};
 use super::pack::Source;
 use super::{Operand, few_rows};
 use crate::bf16;
@@ -10,6 +10,8 @@ use crate::matrix::Slice;
 pub(super) const ROWS: usize = 4;
 /// Columns of a narrow tile: sixteen 128-bit registers hold a wide tile's sums and its factors.
 pub(super) const LANES: usize = 4;
+/// Groups of a chunk.
+const PARTS: usize = CHUNK / 4;
 
 /// [`super::kernel::Tile`] of `VECTORS * LANES` columns.
 ///
@@ -18,29 +20,27 @@ pub(super) const LANES: usize = 4;
 pub(super) unsafe fn tile<const VECTORS: usize>(
     groups: usize,
     a: *const u8,
-    a_stride: usize,
     b: *const u8,
     sums: *mut f32,
     add: bool,
 ) {
     let width = VECTORS * LANES;
-    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and rows of `groups` in `a`.
-    let (sums, b) = unsafe {
+    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of `groups` in `a`.
+    let (sums, a, b) = unsafe {
         (
             std::slice::from_raw_parts_mut(sums, ROWS * width),
+            std::slice::from_raw_parts(a.cast::<f32>(), groups.next_multiple_of(PARTS) * ROWS),
             std::slice::from_raw_parts(b.cast::<f32>(), groups * width),
         )
     };
-    // SAFETY: as above.
-    let a: [&[f32]; ROWS] = std::array::from_fn(|i| unsafe {
-        std::slice::from_raw_parts(a.add(i * a_stride).cast::<f32>(), groups)
-    });
     let mut acc = [[[0.0f32; LANES]; VECTORS]; ROWS];
-    for (k, b) in b.chunks_exact(width).enumerate() {
-        for (acc, a) in acc.iter_mut().zip(&a) {
-            let a = a[k];
-            for (acc, b) in acc.as_flattened_mut().iter_mut().zip(b) {
-                *acc += a * b;
+    for (a, b) in a.chunks_exact(PARTS * ROWS).zip(b.chunks(PARTS * width)) {
+        for (k, b) in b.chunks_exact(width).enumerate() {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let a = a[i * PARTS + k];
+                for (acc, b) in acc.as_flattened_mut().iter_mut().zip(b) {
+                    *acc += a * b;
+                }
             }
         }
     }
@@ -90,19 +90,20 @@ fn store_row<C: Source>(sums: &[f32], alpha: f32, accumulate: bool, c: &mut [C],
     }
 }
 
-/// [`few_rows::Dots`].
+/// [`few_rows::Dots`] of a tile of `ROWS` rows.
 ///
 /// # Safety
 /// See [`few_rows::Dots`].
 #[inline(always)]
-pub(super) unsafe fn dots(rows: usize, x: *const u8, x_stride: usize, w: Operand<'_>, sums: *mut f32) {
+pub(super) unsafe fn dots<const ROWS: usize>(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut f32) {
+    let len = w.rows.next_multiple_of(PARTS) * ROWS;
+    // SAFETY: the caller promises a packed tile of `w.rows` groups.
+    let x = unsafe { std::slice::from_raw_parts(x.cast::<f32>(), len) };
     for i in 0..rows {
-        // SAFETY: the caller promises packed rows of `w.rows` floats.
-        let x = unsafe { std::slice::from_raw_parts(x.add(i * x_stride).cast::<f32>(), w.rows) };
         for j in 0..w.cols {
             let dot = match w.data {
-                Slice::F32(s) => dot(x, &s[j * w.col_stride..][..w.rows]),
-                Slice::Bf16(s) => dot(x, &s[j * w.col_stride..][..w.rows]),
+                Slice::F32(s) => dot::<_, ROWS>(&x[i * PARTS..], &s[j * w.col_stride..][..w.rows]),
+                Slice::Bf16(s) => dot::<_, ROWS>(&x[i * PARTS..], &s[j * w.col_stride..][..w.rows]),
             };
             // SAFETY: sums have room for `rows` x `COLS`.
             unsafe { *sums.add(i * few_rows::COLS + j) = dot };
@@ -110,26 +111,21 @@ pub(super) unsafe fn dots(rows: usize, x: *const u8, x_stride: usize, w: Operand
     }
 }
 
-/// The sum of products in sixteen interleaved parts, an order that vectors of any width can follow.
+/// The sum of products of a packed row with weights, in sixteen interleaved parts, an order that vectors of any width
+/// can follow.
 #[inline(always)]
-fn dot<S: Source>(x: &[f32], w: &[S]) -> f32 {
-    const PARTS: usize = 16;
+fn dot<S: Source, const ROWS: usize>(x: &[f32], w: &[S]) -> f32 {
     let mut acc = [0.0f32; PARTS];
-    let (x_parts, x_rest) = x.as_chunks::<PARTS>();
-    let (w_parts, w_rest) = w.as_chunks::<PARTS>();
-    for (x, w) in x_parts.iter().zip(w_parts) {
-        for i in 0..PARTS {
-            acc[i] += x[i] * w[i].widen();
+    for (x, w) in x.chunks(PARTS * ROWS).zip(w.chunks(PARTS)) {
+        if let Some(w) = w.as_array::<PARTS>() {
+            (0..PARTS).for_each(|i| acc[i] += x[i] * w[i].widen());
+        } else {
+            w.iter().enumerate().for_each(|(i, w)| acc[i] += x[i] * w.widen());
         }
-    }
-    for (i, (x, w)) in x_rest.iter().zip(w_rest).enumerate() {
-        acc[i] += x * w.widen();
     }
     let mut half = PARTS / 2;
     while half > 0 {
-        for i in 0..half {
-            acc[i] += acc[i + half];
-        }
+        (0..half).for_each(|i| acc[i] += acc[i + half]);
         half /= 2;
     }
     acc[0]

@@ -1,0 +1,136 @@
+//! Matrix products of the shapes that fine-tuning has, against the processor's own peak.
+//!
+//! `cargo bench -p luthier-compute --bench matmul [-- FILTER]`. Each group prints the peak that its throughput
+//! (elements = floating-point operations) is to be compared with. Weights are taken in turn from a set larger than
+//! the caches, as in a model; each product is checked against `f64` at some elements before it is timed.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use compute::ops::matmul::{Factor, matmul};
+use compute::{Cpu, DType, Device, Matrix, Precision};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+
+/// Tokens of a step.
+const T: usize = 512;
+/// Bytes of different weights to go round in.
+const WEIGHT_BYTES: usize = 128 << 20;
+
+/// What is multiplied: `c[m, n] = op(a)[m, k] * op(b)[k, n]`.
+#[derive(Clone, Copy)]
+struct Shape {
+    size: (usize, usize, usize),
+    transposed: (bool, bool),
+    accumulate: bool,
+    dtypes: (DType, DType, DType),
+}
+
+fn random(rows: usize, cols: usize, dtype: DType) -> Matrix {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut m = Matrix::zeros(rows, cols, DType::F32);
+    for value in m.as_mut().f32() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *value = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
+    }
+    m.to_dtype(dtype)
+}
+
+fn factor(m: &Matrix, transposed: bool) -> Factor<'_> {
+    if transposed { Factor::Transposed(m.as_ref()) } else { Factor::Plain(m.as_ref()) }
+}
+
+fn matrix(rows: usize, cols: usize, transposed: bool, dtype: DType) -> Matrix {
+    if transposed { random(cols, rows, dtype) } else { random(rows, cols, dtype) }
+}
+
+/// A fast wrong product is worth nothing: compares some elements with their sums in `f64`.
+fn check(device: &Device, precision: Precision, shape: Shape, a: &Matrix, b: &Matrix) {
+    let (m, n, k) = shape.size;
+    let (ta, tb) = shape.transposed;
+    let mut c = Matrix::zeros(m, n, shape.dtypes.2);
+    matmul(device, precision, 1.0, factor(a, ta), factor(b, tb), false, c.as_mut());
+    let (a, b, c) = (a.as_ref(), b.as_ref(), c.to_vec());
+    let at = |m: compute::MatrixRef<'_>, i: usize, j: usize| match m.dtype() {
+        DType::F32 => m.f32()[i * m.cols() + j] as f64,
+        DType::Bf16 => m.bf16()[i * m.cols() + j].to_f64(),
+    };
+    for (i, j) in (0..64).map(|s| (s * 7919 % m, s * 104_729 % n)) {
+        let (mut sum, mut size) = (0.0, 0.0);
+        for t in 0..k {
+            let x = if ta { at(a, t, i) } else { at(a, i, t) };
+            let y = if tb { at(b, j, t) } else { at(b, t, j) };
+            (sum, size) = (sum + x * y, size + (x * y).abs());
+        }
+        let got = c[i * n + j] as f64;
+        assert!((got - sum).abs() <= 1e-2 * size + sum.abs() / 128.0, "({i}, {j}): {got} for {sum}");
+    }
+}
+
+fn group(c: &mut Criterion, name: &str, precision: Precision, shapes: &[(&str, Shape)]) {
+    let cpu = Cpu::new(0);
+    let peak = cpu.peak_flops(precision);
+    println!("{name}: peak {:.0} Gflop/s, {} threads, {}", peak / 1e9, cpu.threads(), cpu.isa());
+    let device = Device::Cpu(cpu);
+    let mut group = c.benchmark_group(name);
+    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    for &(what, shape) in shapes {
+        let (m, n, k) = shape.size;
+        let a = matrix(m, k, shape.transposed.0, shape.dtypes.0);
+        let b = matrix(k, n, shape.transposed.1, shape.dtypes.1);
+        check(&device, precision, shape, &a, &b);
+        let copies = (WEIGHT_BYTES / b.size_bytes()).clamp(1, 32);
+        let weights: Vec<Matrix> = (0..copies).map(|_| b.to_dtype(b.dtype())).collect();
+        let (mut out, turn) = (Matrix::zeros(m, n, shape.dtypes.2), Cell::new(0));
+        group.throughput(Throughput::Elements(2 * (m * n * k) as u64));
+        group.bench_function(BenchmarkId::new(what, format!("{m}x{n}x{k}")), |bencher| {
+            bencher.iter(|| {
+                let b = &weights[turn.replace((turn.get() + 1) % copies)];
+                let (a, b) = (factor(&a, shape.transposed.0), factor(b, shape.transposed.1));
+                matmul(&device, precision, 1.0, a, b, shape.accumulate, out.as_mut());
+            });
+        });
+    }
+    group.finish();
+}
+
+/// `y = x Wᵀ` and `dx = dy W` of a weight `[out, in]`.
+fn linear(rows: usize, out: usize, inner: usize, dtype: DType) -> [(&'static str, Shape); 2] {
+    let dtypes = (dtype, dtype, dtype);
+    let forward = Shape { size: (rows, out, inner), transposed: (false, true), accumulate: false, dtypes };
+    let backward = Shape { size: (rows, inner, out), transposed: (false, false), accumulate: false, dtypes };
+    [("forward", forward), ("input gradient", backward)]
+}
+
+/// The products of an adapter of rank 16 beside a weight `[out, in]`.
+fn adapter(out: usize, inner: usize) -> [(&'static str, Shape); 4] {
+    let (f, h, r) = (DType::F32, DType::Bf16, 16);
+    let shape = |size, transposed, accumulate, dtypes| Shape { size, transposed, accumulate, dtypes };
+    [
+        ("s = x A^T", shape((T, r, inner), (false, true), false, (h, f, f))),
+        ("y += s B^T", shape((T, out, r), (false, true), true, (f, f, h))),
+        ("dA += ds^T x", shape((r, inner, T), (true, false), true, (f, h, f))),
+        ("dB += dy^T s", shape((out, r, T), (true, false), true, (h, f, f))),
+    ]
+}
+
+fn products(c: &mut Criterion) {
+    let weights =
+        [(2048, 2048), (512, 2048), (8192, 2048), (2048, 8192), (896, 896), (4864, 896), (768, 768)];
+    let of =
+        |dtype| weights.iter().flat_map(|&(out, inner)| linear(T, out, inner, dtype)).collect::<Vec<_>>();
+    group(c, "bf16", Precision::Bf16, &of(DType::Bf16));
+    group(c, "f32", Precision::F32, &of(DType::F32)[..4]);
+    group(c, "head", Precision::Bf16, &linear(T, 128_256, 2048, DType::Bf16));
+    let rows: Vec<_> =
+        [64, 128, 256, 1024].iter().flat_map(|&m| linear(m, 2048, 2048, DType::Bf16)).collect();
+    group(c, "rows", Precision::Bf16, &rows);
+    let adapters: Vec<_> = [(2048, 2048), (8192, 2048)].iter().flat_map(|&(o, i)| adapter(o, i)).collect();
+    group(c, "adapter", Precision::Bf16, &adapters);
+    let few: Vec<_> = [1, 2, 4, 8].iter().map(|&m| linear(m, 8192, 2048, DType::Bf16)[0]).collect();
+    group(c, "few rows", Precision::Bf16, &few);
+}
+
+criterion_group!(benches, products);
+criterion_main!(benches);
