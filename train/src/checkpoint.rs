@@ -14,6 +14,8 @@ use crate::saving::Saving;
 
 const VERSION: u32 = 1;
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// What stands behind the hidden name of a folder that is being replaced.
+const REPLACED: &str = ".replaced";
 /// What stands before the names of the first and second moments.
 const MOMENTS: [&str; 2] = ["m.", "v."];
 
@@ -52,8 +54,16 @@ impl Checkpoints {
     pub(crate) fn open(folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder).map_err(|e| TrainError::write(&folder, e))?;
         for entry in fs::read_dir(&folder).map_err(|e| TrainError::read(&folder, e))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with('.') {
-                let _ = fs::remove_dir_all(entry.path());
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let replaced =
+                name.strip_prefix('.').and_then(|n| n.strip_suffix(REPLACED)).map(|n| folder.join(n));
+            match replaced {
+                // The crash came between the old folder's going and the new one's coming.
+                Some(path) if !path.exists() => {
+                    fs::rename(entry.path(), &path).map_err(|e| TrainError::write(&path, e))?;
+                }
+                _ if name.starts_with('.') => drop(fs::remove_dir_all(entry.path())),
+                _ => {}
             }
         }
         Ok(Checkpoints { folder })
@@ -138,10 +148,13 @@ impl Checkpoints {
         let written = fs::create_dir_all(&beside).map_err(|e| TrainError::write(&beside, e)).and_then(|()| {
             fill(&beside)?;
             sync_folder(&beside);
-            if path.exists() {
-                remove(path);
+            let replaced = self.folder.join(format!(".{name}{REPLACED}"));
+            let had_one = fs::rename(path, &replaced).is_ok();
+            fs::rename(&beside, path).map_err(|e| TrainError::write(path, e))?;
+            if had_one {
+                let _ = fs::remove_dir_all(&replaced);
             }
-            fs::rename(&beside, path).map_err(|e| TrainError::write(path, e))
+            Ok(())
         });
         if written.is_err() {
             let _ = fs::remove_dir_all(&beside);

@@ -246,16 +246,21 @@ impl<'a> Trainer<'a> {
                 && self.settings.save_every.is_some_and(|n| self.state.step > 0 && self.state.step % n == 0)
             {
                 self.save(observe)?;
+                saved = true;
             }
-            if self.stop.load(Ordering::Relaxed) {
-                return self.interrupted(observe);
+            let mut stop = self.stop.load(Ordering::Relaxed);
+            if !stop {
+                let step = self.step()?;
+                metrics.append(&step)?;
+                observe(Event::Step(&step));
+                saved = false;
+                stop = self.stop.load(Ordering::Relaxed);
             }
-            let step = self.step()?;
-            metrics.append(&step)?;
-            observe(Event::Step(&step));
-            saved = false;
-            if self.stop.load(Ordering::Relaxed) {
-                return self.interrupted(observe);
+            if stop {
+                if !saved {
+                    self.save(observe)?;
+                }
+                return Ok(Outcome::Interrupted);
             }
         }
         if !saved {
@@ -270,11 +275,6 @@ impl<'a> Trainer<'a> {
         }
         self.saving.write_result(self.folder, self.decoder, &self.adapter)?;
         Ok(Outcome::Finished)
-    }
-
-    fn interrupted(&mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-        self.save(observe)?;
-        Ok(Outcome::Interrupted)
     }
 
     fn save(&mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {

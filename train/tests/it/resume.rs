@@ -56,6 +56,7 @@ fn what_a_crash_leaves_does_not_disturb_the_next_start() {
     fs::remove_dir_all(checkpoints.join("step-000005")).unwrap();
     fs::create_dir(checkpoints.join(".step-000006.partial")).unwrap();
     fs::create_dir(checkpoints.join(".step-000002.removed")).unwrap();
+    fs::rename(checkpoints.join("step-000004"), checkpoints.join(".step-000004.replaced")).unwrap();
     let mut lines = fs::read_to_string(out.path().join("metrics.jsonl")).unwrap();
     lines.push_str("{\"step\": 6, \"lo");
     fs::write(out.path().join("metrics.jsonl"), lines).unwrap();
