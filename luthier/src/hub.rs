@@ -125,10 +125,11 @@ impl Hub {
     /// The snapshot folder of a model, downloaded if it is not complete.
     fn model(&self, id: &ModelId) -> anyhow::Result<PathBuf> {
         let repo = Repo::new(&self.cache, id);
-        if let Some(snapshot) = repo.snapshot(id).filter(|folder| cache::has_model(folder)) {
-            if self.offline || folder_has_tokenizer(&snapshot) {
-                return Ok(snapshot);
-            }
+        let cached = repo.snapshot(id).filter(|folder| cache::has_model(folder));
+        // Without its tokenizer, which Python may not have needed, it is worth asking for the rest.
+        if let Some(snapshot) = cached.filter(|folder| self.offline || folder.join("tokenizer.json").exists())
+        {
+            return Ok(snapshot);
         }
         if self.offline {
             return Err(user(format!(
@@ -140,9 +141,4 @@ impl Hub {
         }
         self.client.download(id, &repo)
     }
-}
-
-/// Whether Python, or we, fetched the tokenizer along with the weights.
-fn folder_has_tokenizer(folder: &Path) -> bool {
-    folder.join("tokenizer.json").exists()
 }
