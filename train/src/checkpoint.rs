@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use model::adapter::files::{read_parameters, write_parameters};
+use model::checkpoint::{sync_folder, write_whole};
 use model::{Layout, Parameters};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
-use crate::files::sync_folder;
 use crate::optimizer::Optimizer;
 use crate::saving::Saving;
 
@@ -121,7 +121,7 @@ impl Checkpoints {
             write_parameters(&to.join(OPTIMIZER_FILE), layout, &moments)?;
             let state = State { version: VERSION, ..state.clone() };
             let json = serde_json::to_vec_pretty(&state).expect("plain numbers");
-            crate::files::write_atomically(&to.join("state.json"), &json)
+            Ok(write_whole(&to.join("state.json"), &json)?)
         })?;
         let steps = self.steps();
         for &old in &steps[..steps.len().saturating_sub(keep.max(1))] {
@@ -147,7 +147,6 @@ impl Checkpoints {
         let _ = fs::remove_dir_all(&beside);
         let written = fs::create_dir_all(&beside).map_err(|e| TrainError::write(&beside, e)).and_then(|()| {
             fill(&beside)?;
-            sync_folder(&beside);
             let replaced = self.folder.join(format!(".{name}{REPLACED}"));
             let had_one = fs::rename(path, &replaced).is_ok();
             fs::rename(&beside, path).map_err(|e| TrainError::write(path, e))?;
@@ -159,7 +158,7 @@ impl Checkpoints {
         if written.is_err() {
             let _ = fs::remove_dir_all(&beside);
         }
-        sync_folder(&self.folder);
+        sync_folder(path);
         written
     }
 }

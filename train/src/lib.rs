@@ -4,7 +4,6 @@
 
 mod checkpoint;
 mod error;
-mod files;
 mod metrics;
 mod optimizer;
 mod plan;

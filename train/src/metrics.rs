@@ -71,7 +71,7 @@ impl MetricsFile {
                 }
             }
         }
-        crate::files::write_atomically(path, &kept)?;
+        model::checkpoint::write_whole(path, &kept)?;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| TrainError::write(path, e))?;
         Ok(MetricsFile { path: path.to_owned(), file })
     }

@@ -34,7 +34,13 @@ impl<'a> Factor<'a> {
 /// # Panics
 /// If the shapes do not agree.
 pub fn matmul(
-    device: &Device, precision: Precision, alpha: f32, a: Factor<'_>, b: Factor<'_>, accumulate: bool, c: MatrixMut<'_>,
+    device: &Device,
+    precision: Precision,
+    alpha: f32,
+    a: Factor<'_>,
+    b: Factor<'_>,
+    accumulate: bool,
+    c: MatrixMut<'_>,
 ) {
     let (rows, cols) = (c.rows(), c.cols());
     let c = OperandMut { data: c.data, rows, cols, row_stride: cols };

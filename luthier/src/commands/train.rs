@@ -10,13 +10,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use data::{Dataset, Tokenizer};
 use model::adapter::targets;
+use model::checkpoint::write_whole;
 use model::memory::{Component, MemoryPlan};
 use model::{Adapter, Decoder, StoredDType};
 use train::{Event, Job, Outcome, Saving, StepPlan};
 
 use crate::cli::{self, Global};
 use crate::error::{STOPPED, user};
-use crate::run_file::{self, MicroBatch, Method, Purpose, RunFile, Settings};
+use crate::run_file::{self, Method, MicroBatch, Purpose, RunFile, Settings};
 use crate::setup::{self, Base, Lengths, Trained};
 use crate::signal;
 use crate::terminal::{self, Progress, bytes, count};
@@ -33,7 +34,8 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let tokenizer = base.tokenizer()?;
     let (train, eval) = setup::datasets(run, &base.config, &tokenizer, Some(begun))?;
     let trained = setup::trained(run, &base.config, &base.name)?;
-    let (sizes, memory) = setup::fit(run, &base.config, base.stored, &trained, lengths(run, &train, eval.as_ref()))?;
+    let (sizes, memory) =
+        setup::fit(run, &base.config, base.stored, &trained, lengths(run, &train, eval.as_ref()))?;
     present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory);
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
@@ -75,7 +77,9 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
 fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result<()> {
     let Some(folder) = settings.run.adapter.init_from.clone() else { return Ok(()) };
     if settings.run.adapter.method == Method::Full {
-        return Err(settings.refuse("adapter.init_from", "goes on from an adapter, but adapter.method is full"));
+        return Err(
+            settings.refuse("adapter.init_from", "goes on from an adapter, but adapter.method is full")
+        );
     }
     let (_, files) = Adapter::load(&folder, &base.config, Some(&base.name))?;
     let adopted = setup::adopt(&settings.run.adapter, &files.config);
@@ -141,15 +145,10 @@ fn begun_path(folder: &Path) -> PathBuf {
 
 /// Makes the run folder with the resolved settings in it.
 fn claim(folder: &Path, run: &RunFile, begun: i64) -> anyhow::Result<()> {
-    let write = |path: &Path, text: &str| {
-        let beside = path.with_extension("partial");
-        fs::write(&beside, text)
-            .and_then(|()| fs::rename(&beside, path))
-            .with_context(|| format!("cannot write {}", path.display()))
-    };
-    fs::create_dir_all(folder.join("checkpoints")).with_context(|| format!("cannot make {}", folder.display()))?;
-    write(&begun_path(folder), &format!("{begun}\n"))?;
-    write(&folder.join("run.yaml"), &run.to_yaml()?)
+    fs::create_dir_all(folder.join("checkpoints"))
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    write_whole(&begun_path(folder), format!("{begun}\n").as_bytes())?;
+    Ok(write_whole(&folder.join("run.yaml"), run.to_yaml()?.as_bytes())?)
 }
 
 fn lengths(run: &RunFile, train: &Dataset, eval: Option<&Dataset>) -> Lengths {
@@ -162,7 +161,10 @@ fn lengths(run: &RunFile, train: &Dataset, eval: Option<&Dataset>) -> Lengths {
 
 /// The frozen base and what is trained on it, with its initial values.
 fn load(
-    settings: &Settings, base: &Base, device: &compute::Device, trained: &Trained,
+    settings: &Settings,
+    base: &Base,
+    device: &compute::Device,
+    trained: &Trained,
 ) -> anyhow::Result<(Decoder, Adapter)> {
     let run = &settings.run;
     let (precision, seed) = (run.precision.engine(), run.training.seed);
@@ -207,7 +209,12 @@ fn loop_settings(run: &RunFile, sizes: setup::Sizes) -> train::Settings {
 
 /// All that can be known before the first step, on stderr.
 fn present(
-    run: &RunFile, base: &Base, train: &Dataset, eval: Option<&Dataset>, tokenizer: &Tokenizer, trained: &Trained,
+    run: &RunFile,
+    base: &Base,
+    train: &Dataset,
+    eval: Option<&Dataset>,
+    tokenizer: &Tokenizer,
+    trained: &Trained,
     memory: &MemoryPlan,
 ) {
     let (all, some) = (base.config.parameter_count(), trained.layout.len() as u64);
@@ -229,13 +236,19 @@ fn present(
     }
     let (longest, context) = (train.report.longest, base.config.max_position_embeddings);
     if longest > context {
-        eprintln!("warning: the longest example has {longest} tokens, more than the {context} the model was made for.");
+        eprintln!(
+            "warning: the longest example has {longest} tokens, more than the {context} the model was made for."
+        );
     }
     let order = setup::order(run);
     let training = &run.training;
     let plan = StepPlan::new(train, order, training.batch_size, training.epochs, training.max_steps);
     let steps = plan.steps().min(training.max_steps.unwrap_or(u64::MAX));
-    eprintln!("steps    {steps} of {} {}", training.batch_size, if run.data.packing { "rows" } else { "examples" });
+    eprintln!(
+        "steps    {steps} of {} {}",
+        training.batch_size,
+        if run.data.packing { "rows" } else { "examples" }
+    );
     let parts: Vec<String> = Component::ALL
         .iter()
         .filter(|&&c| memory.bytes(c) > 0)
@@ -243,7 +256,10 @@ fn present(
         .collect();
     eprintln!("memory   {} planned: {}", bytes(memory.total()), parts.join(", "));
     let runs = data::preview::runs(&train.examples[0], tokenizer);
-    let text = terminal::paint_segments(runs.iter().map(|(t, trained)| (t.as_str(), *trained)), terminal::stderr_colour());
+    let text = terminal::paint_segments(
+        runs.iter().map(|(t, trained)| (t.as_str(), *trained)),
+        terminal::stderr_colour(),
+    );
     let shown: String = text.chars().take(1200).collect();
     let cut = if shown.len() < text.len() { " ..." } else { "" };
     eprintln!("the first example, what is trained marked ({}):\n{shown}{cut}\n", train.examples[0].source);
@@ -269,7 +285,8 @@ impl Narrator {
         match event {
             Event::Started { .. } => {}
             Event::Step(metrics) => {
-                self.facts = terminal::training_facts(metrics.loss, metrics.tokens_per_second, metrics.memory_bytes);
+                self.facts =
+                    terminal::training_facts(metrics.loss, metrics.tokens_per_second, metrics.memory_bytes);
                 progress.set(metrics.step, &self.facts);
             }
             Event::Evaluated(metrics) => {
@@ -277,7 +294,9 @@ impl Narrator {
             }
             Event::Saved(path) => progress.note(&format!("saved {}", path.display())),
             Event::StoppedEarly { step, eval_loss } => {
-                progress.note(&format!("stopped early: the best held-out loss was {eval_loss:.4} at step {step}"));
+                progress.note(&format!(
+                    "stopped early: the best held-out loss was {eval_loss:.4} at step {step}"
+                ));
             }
         }
     }

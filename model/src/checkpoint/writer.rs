@@ -279,8 +279,8 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Asks the disk to keep the file's name too. Not every file system can; the file itself is safe in any case.
-fn sync_folder(file: &Path) {
+/// Asks the disk to keep the name of a file or folder too. Not every file system can; what it names is safe in any case.
+pub fn sync_folder(file: &Path) {
     let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let _ = File::open(folder).and_then(|f| f.sync_all());
 }
