@@ -54,7 +54,7 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let stop = signal::stop_on_request()?;
     let saving = match &trained.peft {
         Some(config) => Saving::Adapter(config),
-        None => Saving::Model { base: &base.folder, dtype: base.stored.unwrap_or(StoredDType::F32) },
+        None => Saving::Model { base: &base.folder, dtype: base.stored.or(base.config.dtype).unwrap_or(StoredDType::F32) },
     };
     let job = Job {
         decoder: &decoder,
