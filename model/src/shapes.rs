@@ -146,6 +146,12 @@ impl ModuleShape {
         self.rows as u64 * self.cols as u64 + self.bias as u64
     }
 
+    /// Its path without the block it stands in: `self_attn.q_proj`.
+    pub fn name_in_block(&self) -> &str {
+        let within = self.path.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+        within.map_or(&self.path, |(_, name)| name)
+    }
+
     /// Parameters of a low-rank update of it, as [`lora_parameters`].
     pub fn lora_parameters(&self, rank: usize) -> u64 {
         lora_parameters(self.rows, self.cols, rank)
@@ -188,7 +194,7 @@ impl Shape {
     /// A shape known by name, [`GPT3`] included.
     pub fn named(name: &str) -> Result<Shape> {
         if name == GPT3 {
-            return Ok(gpt3());
+            return Ok(gpt3::shape());
         }
         Ok(Shape::of(name, &Config::named(name)?))
     }
@@ -197,30 +203,74 @@ impl Shape {
     pub fn parameters(&self) -> u64 {
         self.modules.iter().map(ModuleShape::parameters).sum()
     }
+
+    /// The modules by what they are called within their block and by their size, as indices into
+    /// [`Shape::modules`]: the rows of a table that fits on a screen. Order of first appearance.
+    pub fn groups(&self) -> Vec<(String, Vec<usize>)> {
+        let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
+        for (index, module) in self.modules.iter().enumerate() {
+            let (name, size) = (module.name_in_block(), |m: &ModuleShape| (m.rows, m.cols, m.bias));
+            let same = |first: &ModuleShape| first.name_in_block() == name && size(first) == size(module);
+            match groups.iter_mut().find(|(_, indices)| same(&self.modules[indices[0]])) {
+                Some((_, indices)) => indices.push(index),
+                None => groups.push((name.to_owned(), vec![index])),
+            }
+        }
+        groups
+    }
+
+    /// GPT-3's widths in a decoder that this program could run, for what depends on little else (activations). Its MLP
+    /// has a gate more.
+    pub fn gpt3_stand_in() -> Config {
+        let row = Row {
+            name: GPT3,
+            family: Family::Llama,
+            vocabulary: gpt3::VOCABULARY,
+            hidden: gpt3::WIDTH,
+            inner: gpt3::INNER,
+            layers: gpt3::LAYERS,
+            heads: 96,
+            kv_heads: 96,
+            head_dim: 128,
+            eps: 1e-5,
+            theta: 1e4,
+            positions: gpt3::POSITIONS,
+            tied: true,
+            llama3_factor: None,
+        };
+        Config::from_map(row.json(), Path::new(GPT3)).expect("the row is consistent")
+    }
 }
 
 /// GPT-3 (Brown et al. 2020, table 2.1): 96 layers of width 12,288, 50,257 tokens, 2,048 learned positions, layer norms
 /// and biases, an MLP without a gate, a tied head.
-fn gpt3() -> Shape {
-    const LAYERS: usize = 96;
-    const WIDTH: usize = 12_288;
-    const INNER: usize = 4 * WIDTH;
-    let module = |path: String, kind, rows, cols, bias| ModuleShape { path, kind, rows, cols, bias };
-    let table = |path: &str, rows| module(path.to_owned(), ModuleKind::Embedding, rows, WIDTH, 0);
-    let norm = |path: String| module(path, ModuleKind::Vector, 1, WIDTH, WIDTH);
-    let mut modules = vec![table("model.embed_tokens", 50_257), table("model.embed_positions", 2048)];
-    for layer in 0..LAYERS {
-        let linear = |name: &str, rows, cols| {
-            module(format!("model.layers.{layer}.{name}"), ModuleKind::Linear, rows, cols, rows)
-        };
-        modules.push(norm(format!("model.layers.{layer}.input_layernorm")));
-        modules.extend(
-            ["q_proj", "k_proj", "v_proj", "o_proj"].map(|p| linear(&format!("self_attn.{p}"), WIDTH, WIDTH)),
-        );
-        modules.push(norm(format!("model.layers.{layer}.post_attention_layernorm")));
-        modules.push(linear("mlp.up_proj", INNER, WIDTH));
-        modules.push(linear("mlp.down_proj", WIDTH, INNER));
+mod gpt3 {
+    use super::{GPT3, ModuleKind, ModuleShape, Shape};
+
+    pub(super) const LAYERS: usize = 96;
+    pub(super) const WIDTH: usize = 12_288;
+    pub(super) const INNER: usize = 4 * WIDTH;
+    pub(super) const VOCABULARY: usize = 50_257;
+    pub(super) const POSITIONS: usize = 2048;
+
+    pub(super) fn shape() -> Shape {
+        let module = |path: String, kind, rows, cols, bias| ModuleShape { path, kind, rows, cols, bias };
+        let table = |path: &str, rows| module(path.to_owned(), ModuleKind::Embedding, rows, WIDTH, 0);
+        let norm = |path: String| module(path, ModuleKind::Vector, 1, WIDTH, WIDTH);
+        let mut modules =
+            vec![table("model.embed_tokens", VOCABULARY), table("model.embed_positions", POSITIONS)];
+        for layer in 0..LAYERS {
+            let linear = |name: &str, rows, cols| {
+                module(format!("model.layers.{layer}.{name}"), ModuleKind::Linear, rows, cols, rows)
+            };
+            let attention = ["q_proj", "k_proj", "v_proj", "o_proj"];
+            modules.push(norm(format!("model.layers.{layer}.input_layernorm")));
+            modules.extend(attention.map(|p| linear(&format!("self_attn.{p}"), WIDTH, WIDTH)));
+            modules.push(norm(format!("model.layers.{layer}.post_attention_layernorm")));
+            modules.push(linear("mlp.up_proj", INNER, WIDTH));
+            modules.push(linear("mlp.down_proj", WIDTH, INNER));
+        }
+        modules.push(norm("model.norm".to_owned()));
+        Shape { name: GPT3.to_owned(), modules }
     }
-    modules.push(norm("model.norm".to_owned()));
-    Shape { name: GPT3.to_owned(), modules }
 }

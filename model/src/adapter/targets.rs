@@ -114,6 +114,13 @@ pub fn resolve_shape(settings: &PeftConfig, shape: &Shape) -> Result<Vec<(usize,
     Ok(targets)
 }
 
+/// What multiplies `B A` on the module of this path, whose rank is known from its tensors. Used where there is only an
+/// adapter's folder and no model.
+pub fn scale_at(settings: &PeftConfig, path: &str, rank: usize) -> Result<f32> {
+    let alpha = Patterns::new("alpha_pattern", &settings.alpha_pattern)?.get(path)?;
+    Ok(scaling(rank, alpha.unwrap_or(settings.lora_alpha), settings.use_rslora))
+}
+
 /// What has no effect is a mistake in settings that a person wrote.
 fn refuse(unused: &[Unused]) -> Result<()> {
     match unused.first() {

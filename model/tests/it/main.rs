@@ -7,4 +7,5 @@ mod merge;
 mod names;
 mod parity;
 mod peft;
+mod shapes;
 mod targets;
