@@ -297,13 +297,25 @@ pub(crate) fn memory_plan(
     plan
 }
 
-/// Settles `micro_batch_tokens` and `checkpointing` where they are `auto`: the fastest that fits into the budget.
-///
-/// # Errors
-/// If nothing fits, with the smallest need and the settings that would lower it.
-pub(crate) fn fit(
-    run: &RunFile, config: &Config, stored: Option<StoredDType>, trained: &Trained, lengths: Lengths,
-) -> anyhow::Result<(Sizes, MemoryPlan)> {
+/// What `auto` came to under a budget.
+#[derive(Clone, Debug)]
+pub(crate) struct Choice {
+    pub(crate) sizes: Sizes,
+    pub(crate) plan: MemoryPlan,
+    /// Whether the plan is within the budget; if not, it is the smallest there is.
+    pub(crate) fits: bool,
+}
+
+/// Settles `micro_batch_tokens` and `checkpointing` where they are `auto`: the fastest that fits into the budget, in
+/// bytes, or the smallest. Without a budget everything fits.
+pub(crate) fn choose(
+    run: &RunFile,
+    config: &Config,
+    stored: Option<StoredDType>,
+    trained: &Trained,
+    lengths: Lengths,
+    budget: Option<u64>,
+) -> Choice {
     let usual = USUAL_MICRO_BATCH.max(lengths.longest).min(lengths.total.max(1));
     let tokens: Vec<usize> = match run.training.micro_batch_tokens {
         MicroBatch::Tokens(n) => vec![n],
@@ -317,30 +329,54 @@ pub(crate) fn fit(
         run_file::Checkpointing::Block => vec![Checkpointing::Block],
         run_file::Checkpointing::Auto => vec![Checkpointing::None, Checkpointing::Block],
     };
-    let budget = run.memory.map(|b| b.0).or_else(available_memory);
-    let mut last = None;
+    let mut smallest = None;
     for &checkpointing in &policies {
         for &micro_batch_tokens in &tokens {
             let sizes = Sizes { micro_batch_tokens, checkpointing };
             let plan = memory_plan(run, config, stored, trained, lengths, sizes);
-            if budget.is_none_or(|budget| plan.total() <= budget) {
-                return Ok((sizes, plan));
+            let fits = budget.is_none_or(|budget| plan.total() <= budget);
+            let choice = Choice { sizes, plan, fits };
+            if fits {
+                return choice;
             }
-            last = Some(plan);
+            smallest = Some(choice);
         }
     }
-    let (plan, budget) = (last.expect("there is a policy and a size"), budget.unwrap_or(0));
-    Err(user(does_not_fit(run, &plan, budget, lengths)))
+    smallest.expect("there is a policy and a size")
 }
 
-fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, lengths: Lengths) -> String {
+/// [`choose`] for a run that is to start here: within `memory`, or what is free.
+///
+/// # Errors
+/// If nothing fits, with the smallest need and the settings that would lower it.
+pub(crate) fn fit(
+    run: &RunFile,
+    config: &Config,
+    stored: Option<StoredDType>,
+    trained: &Trained,
+    lengths: Lengths,
+) -> anyhow::Result<(Sizes, MemoryPlan)> {
+    let budget = run.memory.map(|b| b.0).or_else(available_memory);
+    let Choice { sizes, plan, fits } = choose(run, config, stored, trained, lengths, budget);
+    if !fits {
+        return Err(user(does_not_fit(run, &plan, budget.unwrap_or(0), lengths)));
+    }
+    Ok((sizes, plan))
+}
+
+/// Why nothing fits, with the smallest need and the settings that would lower it.
+pub(crate) fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, lengths: Lengths) -> String {
     use crate::terminal::bytes;
     let parts: Vec<String> = Component::ALL
         .iter()
         .filter(|&&c| plan.bytes(c) > 0)
         .map(|&c| format!("{} {}", c.name(), bytes(plan.bytes(c))))
         .collect();
-    let whose = if run.memory.is_some() { "`memory` allows" } else { "is free" };
+    let budget = bytes(budget);
+    let limit = match run.memory {
+        Some(_) => format!("`memory` allows only {budget}"),
+        None => format!("only {budget} is free"),
+    };
     let mut hints = Vec::new();
     if run.training.checkpointing == run_file::Checkpointing::None {
         hints.push("training.checkpointing: block".to_owned());
@@ -353,10 +389,9 @@ fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, lengths: Lengths)
     }
     hints.push("a smaller base model".to_owned());
     format!(
-        "the run needs {} at least ({}), but only {} {whose}; what would lower it: {}",
+        "the run needs {} at least ({}), but {limit}; what would lower it: {}",
         bytes(plan.total()),
         parts.join(", "),
-        bytes(budget),
         hints.join(", or ")
     )
 }

@@ -75,6 +75,8 @@ impl Activations {
         let blocks = (0..saved).map(|_| block::Saved::new(config, tokens, precision, allocator)).collect();
         let work = block::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
         let head = head::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
+        let rope_bytes = RopeTable::size_bytes(config.head_dim, positions) as u64;
+        let positions = if allocator.count(Component::Workspace, rope_bytes) { positions } else { 0 };
         let rope = RopeTable::new(config.head_dim, config.rope_theta, &config.rope_scaling, positions);
         Activations { extent, stream, blocks, work, head, rope }
     }

@@ -107,6 +107,12 @@ impl Allocator {
         if self.real { vec![0.0; len] } else { Vec::new() }
     }
 
+    /// Counts memory that is made elsewhere; whether it is to be made.
+    pub fn count(&mut self, component: Component, bytes: u64) -> bool {
+        self.plan.add(component, bytes);
+        self.real
+    }
+
     /// What was handed out.
     pub fn into_plan(self) -> MemoryPlan {
         self.plan

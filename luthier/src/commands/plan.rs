@@ -1,13 +1,352 @@
-//! `luthier plan`: counts parameters and memory.
+//! `luthier plan`: counts parameters and memory before anything is loaded.
+//!
+//! The numbers are those that `train` allocates by, for examples as long as `data.max_length` allows; `train
+//! --dry-run` counts with the data itself.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use compute::DType;
+use model::adapter::parameters::Trained as Part;
+use model::adapter::targets;
+use model::memory::{Component, MemoryPlan};
+use model::shapes::{GPT3, ModuleKind, ModuleShape, Shape};
+use model::{Checkpointing, Config, ModuleId, StoredDType};
+use serde_json::{Map, Value, json};
+
 use crate::cli::{self, Global};
-use crate::error::fault;
-use crate::run_file::Purpose;
+use crate::error::user;
+use crate::run_file::{Method, Purpose, RunFile, Settings};
+use crate::setup::{self, Base, Choice, Lengths, Trained};
+use crate::terminal::{self, Table, bytes, count};
 
 pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode> {
     let settings = args.settings()?;
     settings.validate(Purpose::Other)?;
-    Err(fault("`plan` is not written yet"))
+    let run = &settings.run;
+    let outlook = match (&args.shape, &run.model) {
+        (Some(shape), _) if shape == GPT3 => Outlook::of_gpt3(&settings)?,
+        // A shape is no model of this machine: without a budget it is planned without a limit.
+        (Some(shape), _) => {
+            let config = Config::named(shape)?;
+            Outlook::of_model(run, shape, &config, Some(StoredDType::Bf16), run.memory.map(|m| m.0))?
+        }
+        (None, Some(model)) => {
+            let base = Base::open(model)?;
+            let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
+            Outlook::of_model(run, &base.name, &base.config, base.stored, budget)?
+        }
+        (None, None) => {
+            let message = "nothing to plan: name a model by --model or in the run file, or a known shape by --shape, such \
+                           as --shape llama-3.1-8b";
+            return Err(user(message));
+        }
+    };
+    match args.json {
+        true => terminal::print_json(&outlook.json(run))?,
+        false => terminal::print_line(outlook.text(run))?,
+    }
+    match outlook.budget {
+        Some(budget) if !outlook.choice.fits => {
+            Err(user(setup::does_not_fit(run, &outlook.choice.plan, budget, outlook.lengths)))
+        }
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// What is trained on a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Update {
+    Frozen,
+    /// A low-rank update of this rank.
+    LowRank(usize),
+    Whole,
+}
+
+/// All that is known before a run.
+struct Outlook {
+    shape: Shape,
+    /// What is trained on each of the shape's modules.
+    updates: Vec<Update>,
+    family: &'static str,
+    parameters: u64,
+    trainable: u64,
+    lengths: Lengths,
+    choice: Choice,
+    budget: Option<u64>,
+    notes: Vec<&'static str>,
+}
+
+impl Outlook {
+    fn of_model(
+        run: &RunFile,
+        name: &str,
+        config: &Config,
+        stored: Option<StoredDType>,
+        budget: Option<u64>,
+    ) -> anyhow::Result<Self> {
+        let trained = setup::trained(run, config, name)?;
+        let lengths = lengths(run);
+        let choice = setup::choose(run, config, stored, &trained, lengths, budget);
+        let mut shape = Shape::of(name, config);
+        if trained.layout.rank(ModuleId::Head) > 0 && config.tie_word_embeddings {
+            // A tied head has no weight of its own, but an update of its own.
+            let (path, kind) = (ModuleId::Head.module_path(), ModuleKind::Head);
+            let (rows, cols) = (config.vocab_size, config.hidden_size);
+            shape.modules.push(ModuleShape { path, kind, rows, cols, bias: 0 });
+        }
+        let update = |module: &ModuleShape| match ModuleId::parse(&module.path)
+            .and_then(|id| trained.layout.get(id))
+        {
+            None => Update::Frozen,
+            Some(Part::Lora(lora)) => Update::LowRank(lora.rank),
+            Some(Part::Full(_)) => Update::Whole,
+        };
+        Ok(Outlook {
+            updates: shape.modules.iter().map(update).collect(),
+            shape,
+            family: config.family.model_type(),
+            parameters: config.parameter_count(),
+            trainable: trained.layout.len() as u64,
+            lengths,
+            choice,
+            budget,
+            notes: Vec::new(),
+        })
+    }
+
+    /// GPT-3 can be counted, but not run: its activations are those of a decoder of the same widths.
+    fn of_gpt3(settings: &Settings) -> anyhow::Result<Self> {
+        let run = &settings.run;
+        let shape = Shape::named(GPT3)?;
+        if run.adapter.method == Method::Full || !run.adapter.modules_to_save.is_empty() {
+            let key =
+                if run.adapter.method == Method::Full { "adapter.method" } else { "adapter.modules_to_save" };
+            return Err(settings.refuse(key, "is counted for low-rank updates of gpt-3-175b only"));
+        }
+        let mut updates = vec![Update::Frozen; shape.modules.len()];
+        for (index, rank) in targets::resolve_shape(&setup::peft_config(run, GPT3), &shape)? {
+            updates[index] = Update::LowRank(rank);
+        }
+        let trainable: u64 = shape.modules.iter().zip(&updates).map(|(m, &u)| trained_parameters(m, u)).sum();
+        let config = Shape::gpt3_stand_in();
+        let nothing = Trained { layout: model::Layout::default(), dropout: 0.0, peft: None };
+        let (lengths, budget) = (lengths(run), run.memory.map(|m| m.0));
+        let of_stand_in = setup::choose(run, &config, Some(StoredDType::Bf16), &nothing, lengths, budget);
+        let element = match run.precision.engine().dtype() {
+            DType::F32 => 4,
+            DType::Bf16 => 2,
+        };
+        let mut plan = MemoryPlan::default();
+        plan.add(Component::Base, shape.parameters() * element);
+        plan.add(Component::Adapter, 4 * trainable);
+        plan.add(Component::Gradients, 4 * trainable);
+        plan.add(Component::Optimizer, 4 * trainable * setup::optimizer(run).rule.moments() as u64);
+        for component in [Component::Activations, Component::Workspace] {
+            plan.add(component, of_stand_in.plan.bytes(component));
+        }
+        let fits = budget.is_none_or(|budget| plan.total() <= budget);
+        Ok(Outlook {
+            parameters: shape.parameters(),
+            shape,
+            updates,
+            family: "gpt3",
+            trainable,
+            lengths,
+            choice: Choice { sizes: of_stand_in.sizes, plan, fits },
+            budget,
+            notes: vec![
+                "counted only: this program cannot run GPT-3; activations are those of a Llama of its widths",
+            ],
+        })
+    }
+
+    fn json(&self, run: &RunFile) -> Value {
+        let plan = &self.choice.plan;
+        let components: Map<String, Value> =
+            COMPONENTS.into_iter().map(|c| (c.name().to_owned(), plan.bytes(c).into())).collect();
+        json!({
+            "name": self.shape.name,
+            "family": self.family,
+            "parameters": self.parameters,
+            "trainable_parameters": self.trainable,
+            "trainable_percent": 100.0 * self.trainable as f64 / self.parameters as f64,
+            "times_fewer": self.parameters as f64 / self.trainable as f64,
+            "bytes": components,
+            "total_bytes": plan.total(),
+            "budget_bytes": self.budget,
+            "fits": self.choice.fits,
+            "micro_batch_tokens": self.choice.sizes.micro_batch_tokens,
+            "checkpointing": checkpointing_name(self.choice.sizes.checkpointing),
+            "max_length": run.data.max_length,
+            "batch_size": run.training.batch_size,
+            "modules": module_rows(&self.shape, &self.updates).iter().map(ModuleRow::json).collect::<Vec<_>>(),
+            "notes": self.notes,
+        })
+    }
+
+    fn text(&self, run: &RunFile) -> String {
+        let (all, plan) = (self.parameters, &self.choice.plan);
+        let mut text = format!(
+            "{}: {}, {} parameters; trained {} ({}), {} times fewer\n\n{}\n\n{LORA_ARITHMETIC}\n\n",
+            self.shape.name,
+            self.family,
+            count(all as f64),
+            count(self.trainable as f64),
+            percent(self.trainable, all),
+            times(all, self.trainable),
+            module_table(&self.shape, &self.updates),
+        );
+        let mut table = Table::new(["memory", "", "bytes"]);
+        for component in COMPONENTS.into_iter().filter(|&c| plan.bytes(c) > 0) {
+            let size = plan.bytes(component);
+            table.row([component.name().to_owned(), bytes(size), size.to_string()]);
+        }
+        table.row(["total".to_owned(), bytes(plan.total()), plan.total().to_string()]);
+        let sizes = self.choice.sizes;
+        write!(
+            text,
+            "{table}\n\na step of {} x {} tokens, {} in memory at once, checkpointing {}{}",
+            run.training.batch_size,
+            run.data.max_length,
+            sizes.micro_batch_tokens,
+            checkpointing_name(sizes.checkpointing),
+            self.budget_words(run)
+        )
+        .expect("writing to a string");
+        for note in &self.notes {
+            write!(text, "\n{note}").expect("writing to a string");
+        }
+        text
+    }
+
+    fn budget_words(&self, run: &RunFile) -> String {
+        let Some(budget) = self.budget else { return String::new() };
+        let whose = if run.memory.is_some() { "allowed" } else { "free here" };
+        let verdict = if self.choice.fits { "fits" } else { "does not fit" };
+        format!(": {verdict} into the {} that are {whose}", bytes(budget))
+    }
+}
+
+/// What a plan of training has; a cache belongs to generation.
+const COMPONENTS: [Component; 6] = [
+    Component::Base,
+    Component::Adapter,
+    Component::Gradients,
+    Component::Optimizer,
+    Component::Activations,
+    Component::Workspace,
+];
+
+/// How few parameters a low-rank update has, with the example of the paper's readers.
+pub(super) const LORA_ARITHMETIC: &str = "\
+An update of rank r of an out x in layer trains r x (out + in) values in place of out x in:
+a 200 x 200 layer at r = 2 trains 800 instead of 40,000, 50 times fewer.";
+
+/// Without data: every example as long as it may be.
+fn lengths(run: &RunFile) -> Lengths {
+    let longest = run.data.max_length;
+    Lengths { longest, total: longest.saturating_mul(run.training.batch_size) }
+}
+
+pub(super) fn checkpointing_name(checkpointing: Checkpointing) -> &'static str {
+    match checkpointing {
+        Checkpointing::None => "none",
+        Checkpointing::Block => "block",
+    }
+}
+
+fn trained_parameters(module: &ModuleShape, update: Update) -> u64 {
+    match update {
+        Update::Frozen => 0,
+        Update::LowRank(rank) => module.lora_parameters(rank),
+        Update::Whole => module.parameters(),
+    }
+}
+
+/// Modules of one name, size and update.
+pub(super) struct ModuleRow<'a> {
+    name: String,
+    of: &'a ModuleShape,
+    update: Update,
+    number: usize,
+}
+
+impl ModuleRow<'_> {
+    fn trained(&self) -> u64 {
+        trained_parameters(self.of, self.update)
+    }
+
+    fn rank(&self) -> Option<usize> {
+        match self.update {
+            Update::LowRank(rank) => Some(rank),
+            _ => None,
+        }
+    }
+
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "count": self.number,
+            "out": self.of.rows,
+            "in": self.of.cols,
+            "parameters": self.of.parameters(),
+            "r": self.rank(),
+            "trainable_parameters": self.trained(),
+        })
+    }
+}
+
+/// The shape's modules, those alike in one row.
+pub(super) fn module_rows<'a>(shape: &'a Shape, updates: &[Update]) -> Vec<ModuleRow<'a>> {
+    let mut rows: Vec<ModuleRow<'_>> = Vec::new();
+    for (name, indices) in shape.groups() {
+        let first = rows.len();
+        for index in indices {
+            let update = updates[index];
+            match rows[first..].iter_mut().find(|row| row.update == update) {
+                Some(row) => row.number += 1,
+                None => {
+                    rows.push(ModuleRow { name: name.clone(), of: &shape.modules[index], update, number: 1 })
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// A row for modules that are alike; the numbers are those of one of them, the last column of all.
+pub(super) fn module_table(shape: &Shape, updates: &[Update]) -> Table {
+    let header = ["module", "number", "out x in", "parameters", "r", "trained", "times fewer", "all trained"];
+    let mut table = Table::new(header);
+    for row in module_rows(shape, updates) {
+        let (full, trained) = (row.of.parameters(), row.trained());
+        let or_empty = |text: String| if trained > 0 { text } else { String::new() };
+        let size = match row.of.kind {
+            ModuleKind::Vector => row.of.cols.to_string(),
+            _ => format!("{} x {}", row.of.rows, row.of.cols),
+        };
+        table.row([
+            row.name.clone(),
+            row.number.to_string(),
+            size,
+            count(full as f64),
+            row.rank().map_or(String::new(), |r| r.to_string()),
+            or_empty(count(trained as f64)),
+            or_empty(times(full, trained)),
+            or_empty(count((trained * row.number as u64) as f64)),
+        ]);
+    }
+    table
+}
+
+/// How many times fewer, for people.
+fn times(all: u64, some: u64) -> String {
+    let times = all as f64 / some.max(1) as f64;
+    if times < 999.5 { count(times) } else { format!("{times:.0}") }
+}
+
+fn percent(some: u64, all: u64) -> String {
+    let percent = 100.0 * some as f64 / all as f64;
+    if percent < 0.1 { format!("{percent:.4} %") } else { format!("{percent:.2} %") }
 }
