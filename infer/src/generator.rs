@@ -26,6 +26,14 @@ pub enum InferError {
         /// Tokens that fit.
         context: usize,
     },
+    /// The model's own numbers went out of bounds.
+    #[error(
+        "after {tokens} tokens the model's logits are not finite: its weights or the adapter's are damaged or too large"
+    )]
+    NotFinite {
+        /// Tokens before the place.
+        tokens: usize,
+    },
     /// An id that the model has no embedding for.
     #[error(
         "token {token} is beyond the model's vocabulary of {vocab_size}: tokenizer and model do not belong together"
@@ -99,7 +107,8 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    /// Room for sequences of `context` tokens, at most what the model was made for.
+    /// Room for sequences of `context` tokens, at most what the model was made for: the last token of a sequence needs
+    /// no room of its own.
     pub fn new(decoder: &'a Decoder, adapter: Option<&'a Adapter>, context: usize) -> Self {
         let context = context.clamp(1, decoder.config.max_position_embeddings);
         let (config, precision) = (&decoder.config, decoder.precision);
@@ -121,7 +130,7 @@ impl<'a> Generator<'a> {
     /// in common with the last sequence is not computed again.
     ///
     /// # Errors
-    /// If the prompt is empty, too long, or not of this model's vocabulary.
+    /// If the prompt is empty, too long, or not of this model's vocabulary, or the logits are not finite.
     pub fn generate(
         &mut self,
         request: Request<'_>,
@@ -134,7 +143,7 @@ impl<'a> Generator<'a> {
         let common = prompt.iter().zip(&self.cached).take_while(|(a, b)| a == b).count();
         // The last token is always computed: its logits are needed.
         let known = common.min(prompt.len() - 1);
-        let logits = self.advance(known, &prompt[known..]);
+        let logits = self.advance(known, &prompt[known..])?;
         let mut next = sampler.sample(logits);
         let prompt_time = begun.elapsed();
         let begun = Instant::now();
@@ -152,7 +161,7 @@ impl<'a> Generator<'a> {
             if n + 1 == max_tokens || self.cached.len() == self.context() {
                 break;
             }
-            next = sampler.sample(self.advance(self.cached.len(), &[next]));
+            next = sampler.sample(self.advance(self.cached.len(), &[next])?);
         }
         let computed_prompt_tokens = prompt.len() - known;
         Ok(Generation { tokens, finish, computed_prompt_tokens, prompt_time, decode_time: begun.elapsed() })
@@ -173,7 +182,7 @@ impl<'a> Generator<'a> {
     }
 
     /// Puts tokens behind the first `known` of the cached ones and returns the logits after the last.
-    fn advance(&mut self, known: usize, tokens: &[u32]) -> &[f32] {
+    fn advance(&mut self, known: usize, tokens: &[u32]) -> Result<&[f32], InferError> {
         self.cached.truncate(known);
         let run = self.decoder.run(self.adapter);
         let slots = 0..self.cache.rows();
@@ -185,6 +194,10 @@ impl<'a> Generator<'a> {
             self.cached.extend_from_slice(chunk);
             last_row = chunk.len() - 1;
         }
-        self.decoder.logits(&run, &[last_row], &mut self.buffers).f32()
+        let logits = self.decoder.logits(&run, &[last_row], &mut self.buffers).f32();
+        match logits.iter().all(|l| l.is_finite()) {
+            true => Ok(logits),
+            false => Err(InferError::NotFinite { tokens: self.cached.len() }),
+        }
     }
 }

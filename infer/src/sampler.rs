@@ -53,10 +53,15 @@ impl Sampler {
             self.candidates.select_nth_unstable_by(top_k - 1, order);
             self.candidates.truncate(top_k);
         }
-        self.candidates.sort_unstable_by(order);
-        let largest = self.candidates[0].0;
+        let largest = self.candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
         let weight = |logit: f32| f64::from((logit - largest) / temperature).exp();
         let total: f64 = self.candidates.iter().map(|c| weight(c.0)).sum();
+        // All that is left out below weighs less than 1 - top_p, so that sorting the rest is enough: a few of many.
+        let floor = (1.0 - f64::from(top_p)) * total / self.candidates.len() as f64;
+        self.candidates.retain(|c| weight(c.0) >= floor);
+        if top_p < 1.0 || top_k > 0 {
+            self.candidates.sort_unstable_by(order);
+        }
         // Nucleus (Holtzman et al. 2020): the shortest prefix whose probability reaches top_p.
         let (mut nucleus, mut kept) = (0.0, 0);
         for candidate in &self.candidates {

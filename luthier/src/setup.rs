@@ -13,6 +13,7 @@ use model::{Adapter, Checkpoint, Checkpointing, Config, Decoder, Layout, StoredD
 use serde_json::Value;
 use train::{Decay, OptimizerSettings, Rule, Schedule};
 
+use crate::cli;
 use crate::error::user;
 use crate::hub;
 use crate::run_file::{self, AdapterSection, Method, MicroBatch, Pattern, RunFile, Source, TargetModules};
@@ -29,6 +30,14 @@ impl run_file::Precision {
             Self::Bf16 => Precision::Bf16,
             Self::F32 => Precision::F32,
         }
+    }
+}
+
+impl cli::Sampling {
+    /// As the engine calls it.
+    pub(crate) fn engine(&self) -> infer::Sampling {
+        let &cli::Sampling { temperature, top_p, top_k, seed, .. } = self;
+        infer::Sampling { temperature, top_p, top_k, seed }
     }
 }
 
@@ -71,7 +80,9 @@ impl Base {
 }
 
 /// What to load as examples: `sources` under the settings of the `data` section.
-fn data_spec(run: &RunFile, sources: Vec<Source>, config: &Config, time: Option<i64>) -> anyhow::Result<DataSpec> {
+fn data_spec(
+    run: &RunFile, sources: Vec<Source>, vocab_size: Option<usize>, time: Option<i64>,
+) -> anyhow::Result<DataSpec> {
     let section = &run.data;
     let source = |source: Source| -> anyhow::Result<SourceSpec> {
         let mut spec = SourceSpec::new(source.path);
@@ -94,7 +105,7 @@ fn data_spec(run: &RunFile, sources: Vec<Source>, config: &Config, time: Option<
             run_file::OnOverflow::Drop => data::OnOverflow::Drop,
             run_file::OnOverflow::Error => data::OnOverflow::Error,
         },
-        vocab_size: Some(config.vocab_size),
+        vocab_size,
         unix_time: time,
         ..DataSpec::new(sources)
     })
@@ -117,7 +128,7 @@ fn format(format: run_file::Format) -> data::Format {
 pub(crate) fn datasets(
     run: &RunFile, config: &Config, tokenizer: &Tokenizer, time: Option<i64>,
 ) -> anyhow::Result<(Dataset, Option<Dataset>)> {
-    let train = Dataset::load(&data_spec(run, run.data.sources(), config, time)?, tokenizer)?;
+    let train = training_examples(run, Some(config.vocab_size), tokenizer, time)?;
     if let Some(fraction) = run.data.eval_fraction {
         let (train, eval) = train.split(fraction, run.training.seed)?;
         return Ok((train, Some(eval)));
@@ -126,12 +137,19 @@ pub(crate) fn datasets(
     Ok((train, eval))
 }
 
+/// All examples of `data.train`. Without a size of the vocabulary, token ids are not checked.
+pub(crate) fn training_examples(
+    run: &RunFile, vocab_size: Option<usize>, tokenizer: &Tokenizer, time: Option<i64>,
+) -> anyhow::Result<Dataset> {
+    Ok(Dataset::load(&data_spec(run, run.data.sources(), vocab_size, time)?, tokenizer)?)
+}
+
 /// The examples of one file or folder under the settings of the `data` section.
 pub(crate) fn dataset(
     run: &RunFile, path: &Path, config: &Config, tokenizer: &Tokenizer, time: Option<i64>,
 ) -> anyhow::Result<Dataset> {
     let source = Source { format: Some(run.data.format), ..Source::new(path.to_owned()) };
-    let spec = data_spec(run, vec![source], config, time)?;
+    let spec = data_spec(run, vec![source], Some(config.vocab_size), time)?;
     Ok(Dataset::load(&spec, tokenizer)?)
 }
 

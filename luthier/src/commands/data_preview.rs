@@ -2,12 +2,60 @@
 
 use std::process::ExitCode;
 
+use data::{Dataset, Example, Tokenizer, preview};
+use model::Config;
+use serde_json::json;
+
 use crate::cli::{self, Global};
-use crate::error::fault;
+use crate::hub;
 use crate::run_file::Purpose;
+use crate::setup;
+use crate::terminal::{self, count};
 
 pub(super) fn run(args: cli::Preview, _global: &Global) -> anyhow::Result<ExitCode> {
     let settings = args.settings()?;
     settings.validate(Purpose::Preview)?;
-    Err(fault("`data preview` is not written yet"))
+    let run = &settings.run;
+    let folder = hub::resolve_model(run.model.as_deref().expect("validated"))?;
+    let tokenizer = Tokenizer::load(&folder)?;
+    // The tokenizer alone is enough to look at data.
+    let config = folder.join("config.json").exists().then(|| Config::load(&folder)).transpose()?;
+    let data = setup::training_examples(run, config.map(|c| c.vocab_size), &tokenizer, None)?;
+    let shown = &data.examples[..args.count.min(data.examples.len())];
+    if args.json {
+        let examples: Vec<_> = shown.iter().map(|e| preview::json(e, &tokenizer)).collect::<Result<_, _>>()?;
+        terminal::print_json(&json!({ "examples": examples }))?;
+    } else {
+        for example in shown {
+            terminal::print_line(painted(example, &tokenizer))?;
+        }
+    }
+    summarize(&data);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where the example stands, its sizes, and its text with what is trained marked.
+fn painted(example: &Example, tokenizer: &Tokenizer) -> String {
+    let runs = preview::runs(example, tokenizer);
+    let runs = runs.iter().map(|(text, trained)| (text.as_str(), *trained));
+    let text = terminal::paint_segments(runs, terminal::stdout_colour());
+    let (tokens, trained) = (example.len(), example.trained_tokens());
+    format!("--- {}: {tokens} tokens, {trained} carry loss\n{text}\n", example.source)
+}
+
+/// All examples in numbers, and what was noticed, on stderr.
+fn summarize(data: &Dataset) {
+    let report = &data.report;
+    for file in &report.files {
+        let found = if file.found { " (found by looking)" } else { "" };
+        eprintln!("{}: {} records, format {}{found}", file.path.display(), file.records, file.format);
+    }
+    eprintln!(
+        "{} examples, {} tokens, {} of them carry loss; the longest example has {}",
+        report.examples,
+        count(report.tokens as f64),
+        count(report.trained_tokens as f64),
+        report.longest
+    );
+    report.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
 }

@@ -1,14 +1,128 @@
 //! `luthier eval perplexity`: the loss of a model on a file of examples.
 
 use std::process::ExitCode;
+use std::time::Instant;
+
+use data::{Dataset, Example};
+use model::memory::{Allocator, MemoryPlan};
+use model::{Activations, Decoder, Extent, Layout, Purpose as Pass};
+use serde::Serialize;
 
 use crate::cli::{self, Global};
-use crate::error::fault;
-use crate::run_file::Purpose;
+use crate::error::user;
+use crate::run_file::{Purpose, RunFile};
+use crate::setup::{self, Base};
+use crate::terminal::{self, Progress, bytes, count};
 
-pub(super) fn run(args: cli::Eval, _global: &Global) -> anyhow::Result<ExitCode> {
+/// Tokens in one pass, where no example is longer.
+const TOKENS_PER_PASS: usize = 1024;
+
+pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> {
     let cli::Eval::Perplexity(args) = args;
     let settings = args.settings()?;
     settings.validate(Purpose::Other)?;
-    Err(fault("`eval perplexity` is not written yet"))
+    let run = &settings.run;
+    let base = Base::open(&args.model)?;
+    let tokenizer = base.tokenizer()?;
+    let path = run.data.eval.as_ref().expect("--data is required and stands here");
+    let data = setup::dataset(run, path, &base.config, &tokenizer, None)?;
+    let adapter = args.adapter.as_ref().map(|folder| base.adapter(folder)).transpose()?;
+    let layout = adapter.as_ref().map(|a| a.layout.clone()).unwrap_or_default();
+    warn(&data, &base);
+    let extent = extent(run, &data, &base, &layout)?;
+
+    let decoder = base.load(&global.device()?, extent.precision)?;
+    let mut buffers = Activations::new(&base.config, &layout, 0.0, extent, &mut Allocator::real());
+    let begun = Instant::now();
+    let (sum, tokens) = evaluate(&decoder.run(adapter.as_ref()), &decoder, &data.examples, &mut buffers);
+    let loss = sum / tokens as f64;
+    let result = Perplexity {
+        loss,
+        perplexity: loss.exp(),
+        tokens,
+        examples: data.report.examples,
+        all_tokens: data.report.tokens,
+        seconds: begun.elapsed().as_secs_f64(),
+    };
+    match args.json {
+        true => terminal::print_json(&result)?,
+        false => terminal::print_line(result)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is printed.
+#[derive(Serialize)]
+struct Perplexity {
+    /// Mean over the tokens that carry loss, in nats.
+    loss: f64,
+    perplexity: f64,
+    /// Those tokens.
+    tokens: u64,
+    examples: usize,
+    /// With the tokens that carry no loss.
+    all_tokens: usize,
+    /// Without the time for loading.
+    seconds: f64,
+}
+
+impl std::fmt::Display for Perplexity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Perplexity { loss, perplexity, tokens, examples, all_tokens, seconds } = self;
+        let speed = count(*all_tokens as f64 / seconds.max(1e-9));
+        writeln!(f, "loss        {loss:.6}")?;
+        writeln!(f, "perplexity  {perplexity:.4}")?;
+        writeln!(f, "tokens      {tokens} that carry loss, of {all_tokens} in {examples} examples")?;
+        write!(f, "time        {seconds:.1} s, {speed} tokens/s")
+    }
+}
+
+fn warn(data: &Dataset, base: &Base) {
+    data.report.warnings().iter().for_each(|w| eprintln!("warning: {w}"));
+    let (longest, context) = (data.report.longest, base.config.max_position_embeddings);
+    if longest > context {
+        eprintln!(
+            "warning: the longest example has {longest} tokens, more than the {context} the model was made for; \
+             set data.max_length={context} to cut there."
+        );
+    }
+}
+
+/// The sizes of a pass, if they fit into the memory.
+fn extent(run: &RunFile, data: &Dataset, base: &Base, layout: &Layout) -> anyhow::Result<Extent> {
+    let (longest, precision) = (data.report.longest, run.precision.engine());
+    let tokens = TOKENS_PER_PASS.min(data.report.tokens).max(longest);
+    let extent = Extent { tokens, positions: longest, purpose: Pass::Infer, precision };
+    let mut planning = Allocator::planning();
+    Activations::new(&base.config, layout, 0.0, extent, &mut planning);
+    let mut plan: MemoryPlan = Decoder::base_memory(&base.config, base.stored, precision);
+    plan.extend(&planning.into_plan());
+    let budget = run.memory.map(|b| b.0).or_else(setup::available_memory);
+    match budget.filter(|&budget| plan.total() > budget) {
+        None => Ok(extent),
+        Some(budget) => Err(user(format!(
+            "this needs {} of memory and {} may be used; a data.max_length below {longest} needs less",
+            bytes(plan.total()),
+            bytes(budget),
+        ))),
+    }
+}
+
+/// [`train::evaluate`] with progress on stderr.
+fn evaluate(
+    run: &model::Run<'_>, decoder: &Decoder, examples: &[Example], buffers: &mut Activations,
+) -> (f64, u64) {
+    let tokens: usize = examples.iter().map(Example::len).sum();
+    // Some passes between two reports, so that few of them are cut short.
+    let at_once = (16 * buffers.extent().tokens * examples.len() / tokens.max(1)).max(1);
+    let mut progress = Progress::items("evaluating", examples.len() as u64, 0);
+    let (mut sum, mut count, mut done, mut facts) = (0.0, 0, 0, String::new());
+    for examples in examples.chunks(at_once) {
+        let (more, tokens) = train::evaluate(run, decoder, examples, buffers);
+        (sum, count, done) = (sum + more, count + tokens, done + examples.len());
+        facts = format!("loss {:.4}", sum / count.max(1) as f64);
+        progress.set(done as u64, &facts);
+    }
+    progress.finish(&facts);
+    (sum, count)
 }

@@ -1,10 +1,194 @@
 //! `luthier generate`: continues a prompt or answers a conversation.
 
+use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use data::format::Item;
+use data::{Chat, ChatTemplate, Format, Source, Tokenizer};
+use infer::{Finish, Generation, Generator, Request};
+use model::{Adapter, Decoder};
+use serde_json::{Map, Value, json};
 
 use crate::cli::{self, Global};
-use crate::error::fault;
+use crate::error::user;
+use crate::setup::Base;
+use crate::terminal;
 
-pub(super) fn run(_args: cli::Generate, _global: &Global) -> anyhow::Result<ExitCode> {
-    Err(fault("`generate` is not written yet"))
+/// Tokens before a text that decide how its first token reads: whether a space is put before it.
+const LEAD: usize = 32;
+
+pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCode> {
+    let speaker = Speaker::open(&args.model, args.adapter.as_deref())?;
+    let (prompt, stop) = match &args.messages {
+        None => {
+            let text = args.prompt.as_deref().expect("one of the two is required");
+            (speaker.tokenizer.encode(text, true)?.ids, speaker.stops(None))
+        }
+        Some(path) => {
+            let chat = read_messages(path)?;
+            let template = speaker.template(args.chat_template.as_deref())?;
+            let prompt = speaker.render(&template, &chat.messages, chat.tools.as_ref())?;
+            (prompt, speaker.stops(Some(&template)))
+        }
+    };
+    let sampling = args.sampling.engine();
+    let decoder = speaker.base.load(&global.device()?, args.sampling.precision.engine())?;
+    let context = prompt.len().saturating_add(args.max_tokens.max(1) - 1);
+    let mut generator = Generator::new(&decoder, speaker.adapter.as_ref(), context);
+    let request = Request { prompt: &prompt, max_tokens: args.max_tokens, stop: &stop, sampling };
+    let (generation, text) = speaker.speak(&mut generator, request, &mut |piece| {
+        if !args.json {
+            show(piece)?;
+        }
+        Ok(true)
+    })?;
+    match args.json {
+        true => terminal::print_json(&json!({
+            "text": text,
+            "token_ids": generation.tokens,
+            "prompt_tokens": prompt.len(),
+            "finish_reason": finish_reason(&generation),
+            "tokens_per_second": generation.tokens_per_second(),
+            "prompt_seconds": generation.prompt_time.as_secs_f64(),
+        }))?,
+        false => {
+            terminal::print("\n")?;
+            tell(&generation, &prompt, &decoder, args.max_tokens);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A model's words and what belongs to them; its weights come last, when all else is known to be right.
+pub(super) struct Speaker {
+    pub(super) base: Base,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) adapter: Option<Adapter>,
+}
+
+impl Speaker {
+    pub(super) fn open(model: &str, adapter: Option<&Path>) -> anyhow::Result<Self> {
+        let base = Base::open(model)?;
+        let tokenizer = base.tokenizer()?;
+        let adapter = adapter.map(|folder| base.adapter(folder)).transpose()?;
+        Ok(Speaker { base, tokenizer, adapter })
+    }
+
+    /// The template that was named, or the model's own.
+    pub(super) fn template(&self, named: Option<&str>) -> anyhow::Result<ChatTemplate> {
+        ChatTemplate::resolve(named, &self.tokenizer)?.ok_or_else(|| {
+            user(format!(
+                "{} has no chat template: continue plain text with `luthier generate --prompt`, or name a template \
+                 with --chat-template (a file, or one of {})",
+                self.base.name,
+                data::template::BUILTIN.join(", ")
+            ))
+        })
+    }
+
+    /// The tokens of a conversation up to where the assistant begins to speak.
+    pub(super) fn render(
+        &self, template: &ChatTemplate, messages: &[Map<String, Value>], tools: Option<&Value>,
+    ) -> anyhow::Result<Vec<u32>> {
+        let rendered = template.render(messages, tools, true)?;
+        Ok(self.tokenizer.encode(&rendered.text, false)?.ids)
+    }
+
+    /// The tokens that end what the model says: those of the tokenizer's and the model's configuration, and the one with
+    /// which the template ends a turn.
+    pub(super) fn stops(&self, template: Option<&ChatTemplate>) -> Vec<u32> {
+        let configured = self.base.config.raw.get("eos_token_id");
+        let ids = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+        let configured = configured.map(ids).unwrap_or_default();
+        let configured = configured.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
+        let turn = template.and_then(|template| template.end_of_turn(&self.tokenizer));
+        self.tokenizer.ends().iter().copied().chain(configured).chain(turn).collect()
+    }
+
+    /// Generates, giving each piece of text to `say` as soon as its characters are whole, until `say` returns false.
+    pub(super) fn speak(
+        &self, generator: &mut Generator<'_>, request: Request<'_>,
+        say: &mut dyn FnMut(&str) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<(Generation, String)> {
+        let mut stream = self.tokenizer.stream(true);
+        for &id in &request.prompt[request.prompt.len().saturating_sub(LEAD)..] {
+            stream.push(&self.tokenizer, id);
+        }
+        let (mut text, mut said) = (String::new(), Ok(true));
+        let generation = generator.generate(request, &mut |id| {
+            let piece = stream.push(&self.tokenizer, id);
+            text.push_str(&piece);
+            said = if piece.is_empty() { Ok(true) } else { say(&piece) };
+            matches!(said, Ok(true))
+        })?;
+        said?;
+        let rest = stream.finish(&self.tokenizer);
+        if !rest.is_empty() {
+            say(&rest)?;
+        }
+        Ok((generation, text + &rest))
+    }
+}
+
+/// Text to stdout as it comes. A terminal obeys control characters, so there they are shown escaped.
+pub(super) fn show(piece: &str) -> anyhow::Result<()> {
+    match io::stdout().is_terminal() {
+        true => terminal::print(&terminal::printable(piece)),
+        false => terminal::print(piece),
+    }
+}
+
+fn finish_reason(generation: &Generation) -> &'static str {
+    match generation.finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Cancelled => "cancelled",
+    }
+}
+
+/// What came of it, on stderr.
+fn tell(generation: &Generation, prompt: &[u32], decoder: &Decoder, max_tokens: usize) {
+    let new = generation.tokens.len();
+    let why = match generation.finish {
+        Finish::Stop => "ended by itself",
+        Finish::Length if new == max_tokens => "reached --max-tokens",
+        _ => "the model's context is full",
+    };
+    eprintln!(
+        "{} prompt tokens, {new} new ({why}), {:.1} tokens/s, {}",
+        prompt.len(),
+        generation.tokens_per_second(),
+        match decoder.precision {
+            compute::Precision::Bf16 => "bf16",
+            compute::Precision::F32 => "f32",
+        }
+    );
+}
+
+/// A list of messages, or an object with `messages` and `tools`.
+fn read_messages(path: &Path) -> anyhow::Result<Chat> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).map_err(|e| user(format!("cannot read {shown}: {e}")))?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| {
+        let problem = e.to_string();
+        let problem = problem.split(" at line ").next().unwrap_or_default();
+        user(format!("{shown}:{}:{}: {problem}", e.line(), e.column()))
+    })?;
+    let record = match value {
+        Value::Object(record) => record,
+        Value::Array(_) => Map::from_iter([("messages".to_owned(), value)]),
+        _ => return Err(user(format!("{shown}: must be a JSON list of messages, each with role and content"))),
+    };
+    let at = Source { file: Arc::new(path.to_owned()), line: 1 };
+    let Item::Chat(chat) = Format::Messages.item(record, &at)? else { unreachable!("messages are a chat") };
+    let last = chat.messages.last().and_then(|m| m.get("role")).and_then(Value::as_str);
+    if last == Some("assistant") {
+        return Err(user(format!(
+            "{shown}: messages[{}] is the assistant's: the last message must be one to answer, a user's or a tool's",
+            chat.messages.len() - 1
+        )));
+    }
+    Ok(chat)
 }

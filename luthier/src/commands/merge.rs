@@ -1,10 +1,134 @@
-//! `luthier merge`: writes a model with an adapter added into its weights.
+//! `luthier merge`: writes a model with an adapter added into its weights, and proves that it computes the same.
 
 use std::process::ExitCode;
 
-use crate::cli::{self, Global};
-use crate::error::fault;
+use anyhow::Context;
+use compute::Precision;
+use model::adapter::merge::{Difference, check_free};
+use model::{Decoder, ModelError, StoredDType};
+use serde_json::json;
 
-pub(super) fn run(_args: cli::Merge, _global: &Global) -> anyhow::Result<ExitCode> {
-    Err(fault("`merge` is not written yet"))
+use crate::cli::{self, Global};
+use crate::error::user;
+use crate::setup::Base;
+use crate::terminal;
+
+/// Rounding that is more than this part of what the adapter does is worth a warning.
+const WORTH_A_WARNING: f64 = 0.1;
+
+pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode> {
+    check_free(&args.output)?;
+    let base = Base::open(&args.model)?;
+    let adapter = base.adapter(&args.adapter)?;
+    let device = global.device()?;
+    let decoder = base.load(&device, Precision::F32)?;
+    let dtype = args.dtype.or(base.stored).expect("its weights were just read");
+    let (plain, adapted) = (decoder.probe(None), decoder.probe(Some(&adapter)));
+    let staged = decoder.stage_merged(&adapter, &base.folder, &args.output, dtype)?;
+    // The merged model is read back in place of the base, not beside it.
+    drop((decoder, adapter));
+    let merged = match Decoder::load(staged.folder(), &device, Precision::F32) {
+        Err(e @ ModelError::Tensor { .. }) => {
+            let advice = format!("the merged weights do not fit into {}; use --dtype f32 or bf16", name(dtype));
+            return Err(e).context(advice);
+        }
+        merged => merged.context("the merged model cannot be read back")?.probe(None),
+    };
+    let result = Merged {
+        dtype,
+        adapter: Difference::between(&plain, &adapted),
+        merging: Difference::between(&adapted, &merged),
+    };
+    if !result.merging.is_rounding(dtype) {
+        return Err(user(result.refusal()));
+    }
+    staged.publish()?;
+    match args.json {
+        true => terminal::print_json(&result.json())?,
+        false => terminal::print_line(format!("{}\n{result}", args.output.display()))?,
+    }
+    result.warn();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn name(dtype: StoredDType) -> &'static str {
+    match dtype {
+        StoredDType::F32 => "f32",
+        StoredDType::F16 => "f16",
+        StoredDType::Bf16 => "bf16",
+    }
+}
+
+/// How logits differ, on a few fixed sequences in `f32` arithmetic.
+struct Merged {
+    dtype: StoredDType,
+    /// Base and adapter against the base alone: what the adapter does.
+    adapter: Difference,
+    /// The merged model against base and adapter: what rounding its weights does.
+    merging: Difference,
+}
+
+impl Merged {
+    /// The part of the adapter's effect that rounding amounts to.
+    fn share(&self) -> f64 {
+        self.merging.relative / self.adapter.relative
+    }
+
+    fn refusal(&self) -> String {
+        let (dtype, bound) = (name(self.dtype), Difference::bound(self.dtype));
+        let hint = match self.dtype {
+            StoredDType::F32 => "this should not happen: please report it",
+            _ => "merge with --dtype f32, or keep the adapter apart",
+        };
+        format!(
+            "the merged model's logits differ from those of base and adapter by {} where rounding to {dtype} explains \
+             {}; nothing was kept: {hint}",
+            percent(self.merging.relative),
+            percent(bound)
+        )
+    }
+
+    fn warn(&self) {
+        if self.adapter.relative == 0.0 {
+            eprintln!("note: this adapter changes nothing: the merged model is the base");
+        } else if self.share() > WORTH_A_WARNING {
+            eprintln!(
+                "warning: rounding the weights to {} changes the logits by {} of what the adapter does; merge with \
+                 --dtype f32, or keep the adapter apart",
+                name(self.dtype),
+                percent(self.share())
+            );
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "dtype": name(self.dtype),
+            "largest_difference": self.merging.largest,
+            "relative_difference": self.merging.relative,
+            "bound": Difference::bound(self.dtype),
+            "adapter_largest_difference": self.adapter.largest,
+            "adapter_relative_difference": self.adapter.relative,
+        })
+    }
+}
+
+impl std::fmt::Display for Merged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Merged { dtype, adapter, merging } = self;
+        writeln!(f, "weights  stored as {}", name(*dtype))?;
+        writeln!(f, "adapter  changes the logits by {}, at most {:.3e}", percent(adapter.relative), adapter.largest)?;
+        let (relative, bound) = (percent(merging.relative), percent(Difference::bound(*dtype)));
+        write!(f, "merging  changes them by {relative}, at most {:.3e}; up to {bound} is rounding", merging.largest)
+    }
+}
+
+/// Three digits, however small.
+fn percent(part: f64) -> String {
+    let percent = 100.0 * part;
+    match percent {
+        0.0 => "0 %".to_owned(),
+        p if p.abs() < 0.01 => format!("{p:.1e} %"),
+        p => format!("{} %", (p * 1000.0).round() / 1000.0),
+    }
 }
