@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use model::StoredDType;
 
 use crate::error::user;
 use crate::run_file::{ByteSize, Override, Precision, Settings};
@@ -105,6 +106,8 @@ pub(crate) enum Command {
     /// Look at training data as the model will see it
     #[command(subcommand)]
     Data(Data),
+    /// See a small model learn: everything needed is part of this program
+    Example(Example),
 }
 
 /// The settings of a run: a file, and what wins over it.
@@ -197,6 +200,15 @@ fn parse_top_p(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|p| *p > 0.0 && *p <= 1.0).ok_or("expected a number above 0, up to 1".into())
 }
 
+fn parse_stored(text: &str) -> Result<StoredDType, String> {
+    match text {
+        "f32" => Ok(StoredDType::F32),
+        "f16" => Ok(StoredDType::F16),
+        "bf16" => Ok(StoredDType::Bf16),
+        _ => Err("expected f32, f16 or bf16".into()),
+    }
+}
+
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("input").required(true).args(["prompt", "messages"]))]
 pub(crate) struct Generate {
@@ -212,6 +224,9 @@ pub(crate) struct Generate {
     /// A JSON file with a list of {role, content}, rendered by the model's chat template
     #[arg(long, value_name = "FILE")]
     pub(crate) messages: Option<PathBuf>,
+    /// A chat template in place of the model's own: a file or a built-in name, as data.chat_template in training
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "prompt")]
+    pub(crate) chat_template: Option<String>,
     /// Stop after this many new tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_tokens: usize,
@@ -230,6 +245,12 @@ pub(crate) struct Chat {
     /// An adapter folder
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// What the model is told before the conversation begins
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// A chat template in place of the model's own: a file or a built-in name, as data.chat_template in training
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(crate) chat_template: Option<String>,
     /// The longest answer in tokens
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_tokens: usize,
@@ -248,6 +269,12 @@ pub(crate) struct Merge {
     /// The model folder to write; must not exist or be empty
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
+    /// How the merged weights are stored: f32, f16 or bf16 [default: as the base's are]
+    #[arg(long, value_name = "TYPE", value_parser = parse_stored)]
+    pub(crate) dtype: Option<StoredDType>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -333,6 +360,19 @@ pub(crate) struct Preview {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Example {
+    /// The folder that the model, the data and the run are written to; run again, it goes on from there
+    #[arg(value_name = "FOLDER", default_value = "luthier-example")]
+    pub(crate) folder: PathBuf,
+    /// Stop after this many optimizer steps (`training.max_steps`)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) steps: Option<u32>,
+    /// Exit with 1 unless more than nine in ten held-out answers are right in the end
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 impl Train {

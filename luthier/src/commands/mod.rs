@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod data_preview;
 mod eval;
+mod example;
 mod generate;
 mod inspect;
 mod merge;
@@ -21,6 +22,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Train(args) => train::run(args, global),
         Command::Eval(args) => eval::run(args, global),
+        Command::Example(args) => example::run(args, global),
         Command::Generate(args) => generate::run(args, global),
         Command::Chat(args) => chat::run(args, global),
         Command::Merge(args) => merge::run(args, global),

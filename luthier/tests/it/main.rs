@@ -2,6 +2,7 @@
 
 mod command_line;
 mod edges;
+mod example;
 mod run_file;
 
 use std::path::Path;
