@@ -18,7 +18,7 @@ use crate::config::{Config, read_small_file};
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Parameter};
 
-pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, sync_folder, write_whole};
+pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, sweep, sync_folder, write_whole};
 
 mod header;
 mod writer;

@@ -1,10 +1,11 @@
 //! Checkpoints: all that a bit-exact resume needs, in a folder that appears whole or not at all.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use model::adapter::files::{read_parameters, write_parameters};
-use model::checkpoint::{sync_folder, write_whole};
+use model::checkpoint::{sweep, sync_folder, write_whole};
 use model::{Layout, Parameters};
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,7 @@ impl Checkpoints {
     /// Opens `folder`, sweeping out what an interrupted write or deletion left.
     pub(crate) fn open(folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder).map_err(|e| TrainError::write(&folder, e))?;
+        sweep(&folder);
         for entry in fs::read_dir(&folder).map_err(|e| TrainError::read(&folder, e))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let replaced =
@@ -92,14 +94,19 @@ impl Checkpoints {
         let Some(&step) = self.steps().last() else { return Ok(None) };
         let path = self.path(step);
         let file = path.join("state.json");
-        let text = fs::read_to_string(&file).map_err(|e| TrainError::read(&file, e))?;
-        let state: State = serde_json::from_str(&text).map_err(|e| TrainError::Checkpoint {
-            path: file.clone(),
-            problem: format!("{e}; remove this checkpoint to go on from the one before"),
-        })?;
+        let wrong = |e: &dyn Display| damaged(&path, format!("state.json: {e}"));
+        let text = fs::read_to_string(&file).map_err(|e| wrong(&e))?;
+        let state: State = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
         if state.version != VERSION {
-            let problem = format!("is of version {}, this program reads {VERSION}", state.version);
+            let problem = format!(
+                "is of version {}, this program reads {VERSION}; go on with the luthier that wrote it, or train into a \
+                 new folder",
+                state.version
+            );
             return Err(TrainError::Checkpoint { path: file, problem });
+        }
+        if state.step != step {
+            return Err(wrong(&format!("it is of step {}", state.step)));
         }
         Ok(Some((state, path)))
     }
@@ -171,10 +178,18 @@ pub(crate) fn restore(
     parameters: &mut Parameters,
     optimizer: &mut Optimizer,
 ) -> Result<()> {
-    saving.read_trained(path, layout, parameters)?;
+    saving.read_trained(path, layout, parameters).map_err(|e| damaged(path, e))?;
     let mut moments: Vec<_> = MOMENTS.into_iter().zip(&mut optimizer.moments).collect();
-    read_parameters(&path.join(OPTIMIZER_FILE), layout, &mut moments)?;
-    Ok(())
+    read_parameters(&path.join(OPTIMIZER_FILE), layout, &mut moments).map_err(|e| damaged(path, e))
+}
+
+/// A checkpoint that cannot be gone on from. A person takes it away, not this program: it may be all there is.
+fn damaged(path: &Path, why: impl Display) -> TrainError {
+    let problem = format!(
+        "this checkpoint is damaged ({why}); remove the folder and --resume goes on from the checkpoint before it, or \
+         from the beginning if there is none"
+    );
+    TrainError::Checkpoint { path: path.to_owned(), problem }
 }
 
 /// Takes the name away first, so that an interrupted deletion leaves no damaged checkpoint.

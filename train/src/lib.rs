@@ -17,4 +17,4 @@ pub use optimizer::{OptimizerSettings, Rule};
 pub use plan::StepPlan;
 pub use saving::Saving;
 pub use schedule::{Decay, Schedule};
-pub use trainer::{Event, Job, Outcome, Settings, evaluate, extent, memory_plan, train};
+pub use trainer::{Event, Job, Outcome, Settings, Trainer, evaluate, extent, memory_plan, train};

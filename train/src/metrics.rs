@@ -61,12 +61,12 @@ impl MetricsFile {
     pub(crate) fn open(path: &Path, step: u64, evaluated: bool) -> Result<Self> {
         let mut kept = Vec::new();
         if let Ok(file) = File::open(path) {
-            for line in BufReader::new(file).lines() {
+            for line in BufReader::new(file).split(b'\n') {
                 let line = line.map_err(|e| TrainError::read(path, e))?;
                 // A line cut off by a crash does not parse; all behind it comes again.
-                let Ok(AnyLine { step: of, eval_loss }) = serde_json::from_str(&line) else { break };
+                let Ok(AnyLine { step: of, eval_loss }) = serde_json::from_slice(&line) else { break };
                 if of < step || (of == step && (eval_loss.is_none() || evaluated)) {
-                    kept.extend_from_slice(line.as_bytes());
+                    kept.extend_from_slice(&line);
                     kept.push(b'\n');
                 }
             }

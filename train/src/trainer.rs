@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use compute::random;
 use data::{Dataset, Example, OrderSpec};
+use model::checkpoint::sweep;
 use model::memory::{Allocator, Component, MemoryPlan};
 use model::{
     Activations, Adapter, Batch, Checkpointing, Config, Decoder, Extent, Layout, Parameters, Purpose, Run,
@@ -145,32 +146,12 @@ pub fn memory_plan(
 
 /// Runs a job to its end, from its last checkpoint if it has one.
 pub fn train(job: Job<'_>, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-    let Settings { epochs, max_steps, batch_size, order, .. } = job.settings;
-    let plan = StepPlan::new(job.train, order, batch_size, epochs, max_steps);
-    let checkpoints = Checkpoints::open(job.folder.join("checkpoints"))?;
-    let mut state = State { data: fingerprint(&job.train.examples), ..State::default() };
-    let latest = checkpoints.latest()?;
-    if let Some((saved, path)) = &latest {
-        if saved.data != state.data {
-            let problem =
-                "was saved while training on other data; put the data back, or train into a new folder";
-            return Err(TrainError::Checkpoint { path: path.clone(), problem: problem.into() });
-        }
-        state = saved.clone();
-    }
-    let mut trainer = Trainer::new(job, plan, state, checkpoints);
-    if let Some((_, path)) = latest {
-        let (layout, parameters) = (&trainer.adapter.layout, &mut trainer.adapter.parameters);
-        checkpoint::restore(&path, &trainer.saving, layout, parameters, &mut trainer.optimizer)?;
-        if trainer.done() && trainer.saving.result_exists(trainer.folder) {
-            return Ok(Outcome::AlreadyFinished);
-        }
-        trainer.saving.remove_result(trainer.folder)?;
-    }
-    trainer.run(observe)
+    Trainer::open(job)?.run(observe)
 }
 
-struct Trainer<'a> {
+/// A run that stands at its last checkpoint, or at its beginning.
+#[derive(Debug)]
+pub struct Trainer<'a> {
     decoder: &'a Decoder,
     adapter: Adapter,
     gradients: Parameters,
@@ -191,6 +172,30 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
+    /// Takes up a job where its last checkpoint left it. No other process may be at work in its folder.
+    ///
+    /// # Errors
+    /// If the checkpoint is damaged, or of other data.
+    pub fn open(job: Job<'a>) -> Result<Self> {
+        let Settings { epochs, max_steps, batch_size, order, .. } = job.settings;
+        let plan = StepPlan::new(job.train, order, batch_size, epochs, max_steps);
+        sweep(job.folder);
+        let checkpoints = Checkpoints::open(job.folder.join("checkpoints"))?;
+        let state = State { data: fingerprint(&job.train.examples), ..State::default() };
+        let Some((saved, path)) = checkpoints.latest()? else {
+            return Ok(Trainer::new(job, plan, state, checkpoints));
+        };
+        if saved.data != state.data {
+            let problem =
+                "was saved while training on other data; put the data back, or train into a new folder";
+            return Err(TrainError::Checkpoint { path, problem: problem.into() });
+        }
+        let mut trainer = Trainer::new(job, plan, saved, checkpoints);
+        let (layout, parameters) = (&trainer.adapter.layout, &mut trainer.adapter.parameters);
+        checkpoint::restore(&path, &trainer.saving, layout, parameters, &mut trainer.optimizer)?;
+        Ok(trainer)
+    }
+
     fn new(job: Job<'a>, plan: StepPlan<'a>, state: State, checkpoints: Checkpoints) -> Self {
         let Job { decoder, adapter, saving, train, eval, settings, folder, stop } = job;
         let train = &train.examples;
@@ -229,7 +234,17 @@ impl<'a> Trainer<'a> {
         self.state.evaluated && (self.state.stopped_early || self.state.step >= self.last)
     }
 
-    fn run(mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+    /// Whether the result is written: there is nothing left to run.
+    pub fn finished(&self) -> bool {
+        self.done() && self.saving.result_exists(self.folder)
+    }
+
+    /// Runs to the end, or until it is asked to stop.
+    pub fn run(mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+        if self.finished() {
+            return Ok(Outcome::AlreadyFinished);
+        }
+        self.saving.remove_result(self.folder)?;
         let path = self.folder.join("metrics.jsonl");
         let mut metrics = MetricsFile::open(&path, self.state.step, self.state.evaluated)?;
         observe(Event::Started { step: self.state.step, steps: self.last });
@@ -286,8 +301,12 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// One optimizer step.
-    fn step(&mut self) -> Result<StepMetrics> {
+    /// One optimizer step: gradients of its examples, clipping, update. [`Trainer::run`] does this and all that
+    /// belongs around it.
+    ///
+    /// # Errors
+    /// If the loss or the gradient is no longer a finite number.
+    pub fn step(&mut self) -> Result<StepMetrics> {
         let begun = Instant::now();
         let step = self.state.step + 1;
         let examples: Vec<&Example> =

@@ -2,7 +2,7 @@
 //!
 //! In order: settings, model files, data, what is trained, memory, a look at all of it, then the loop.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,7 +13,7 @@ use model::adapter::targets;
 use model::checkpoint::write_whole;
 use model::memory::{Component, MemoryPlan};
 use model::{Adapter, Decoder, StoredDType};
-use train::{Event, Job, Outcome, Saving, StepPlan};
+use train::{Event, Job, Outcome, Saving, StepPlan, Trainer};
 
 use crate::cli::{self, Global};
 use crate::error::{STOPPED, user};
@@ -36,7 +36,8 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let trained = setup::trained(run, &base.config, &base.name)?;
     let (sizes, memory) =
         setup::fit(run, &base.config, base.stored, &trained, lengths(run, &train, eval.as_ref()))?;
-    present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory);
+    let steps = steps(&settings, &train)?;
+    present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory, steps);
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
@@ -46,15 +47,21 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
         model::Checkpointing::Block => run_file::Checkpointing::Block,
     };
     let run = &settings.run;
-    claim(&folder, run, begun)?;
-
     let device = global.device()?;
     let (decoder, adapter) = load(&settings, &base, &device, &trained)?;
     let eval = eval.map(|e| e.examples).unwrap_or_default();
     let stop = signal::stop_on_request()?;
+    // All that can be wrong with the input has been seen: nothing is written before.
+    if !resumed {
+        claim(&folder, run, begun)?;
+    }
+    let _lock = lock(&folder)?;
     let saving = match &trained.peft {
         Some(config) => Saving::Adapter(config),
-        None => Saving::Model { base: &base.folder, dtype: base.stored.or(base.config.dtype).unwrap_or(StoredDType::F32) },
+        None => Saving::Model {
+            base: &base.folder,
+            dtype: base.stored.or(base.config.dtype).unwrap_or(StoredDType::F32),
+        },
     };
     let job = Job {
         decoder: &decoder,
@@ -66,8 +73,12 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
         folder: &folder,
         stop: &stop,
     };
+    let trainer = Trainer::open(job)?;
+    if resumed && !trainer.finished() {
+        claim(&folder, run, begun)?;
+    }
     let mut narrator = Narrator::default();
-    let outcome = train::train(job, &mut |event| narrator.tell(event))?;
+    let outcome = trainer.run(&mut |event| narrator.tell(event))?;
     narrator.finish();
     Ok(conclude(outcome, &folder))
 }
@@ -110,8 +121,13 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
 fn saved_run(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<bool> {
     let path = folder.join("run.yaml");
     if !path.exists() {
-        let taken = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-        if taken {
+        if folder.exists() && !folder.is_dir() {
+            let message = "is a file; `output` names the folder for the result";
+            return Err(user(format!("{} {message}", folder.display())));
+        }
+        // A run that was killed while it claimed the folder is none.
+        let ours = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".run.yaml.");
+        if fs::read_dir(folder).is_ok_and(|entries| !entries.flatten().all(ours)) {
             let message = "is not empty and holds no run of luthier; choose another folder for `output`";
             return Err(user(format!("{} {message}", folder.display())));
         }
@@ -143,12 +159,42 @@ fn begun_path(folder: &Path) -> PathBuf {
     folder.join("checkpoints").join("begun")
 }
 
-/// Makes the run folder with the resolved settings in it.
+/// Makes the run folder with the resolved settings in it; they come first, since they make the folder a run's.
 fn claim(folder: &Path, run: &RunFile, begun: i64) -> anyhow::Result<()> {
-    fs::create_dir_all(folder.join("checkpoints"))
-        .with_context(|| format!("cannot make {}", folder.display()))?;
-    write_whole(&begun_path(folder), format!("{begun}\n").as_bytes())?;
-    Ok(write_whole(&folder.join("run.yaml"), run.to_yaml()?.as_bytes())?)
+    let make = |folder: &Path| {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the run folder {}", folder.display()))
+    };
+    make(folder)?;
+    write_whole(&folder.join("run.yaml"), run.to_yaml()?.as_bytes())?;
+    make(&folder.join("checkpoints"))?;
+    Ok(write_whole(&begun_path(folder), format!("{begun}\n").as_bytes())?)
+}
+
+/// Holds the run folder until this process ends, however it ends: two at once would write into each other's checkpoints.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let path = folder.join("checkpoints").join("lock");
+    let file = fs::create_dir_all(folder.join("checkpoints"))
+        .and_then(|()| File::options().append(true).create(true).open(&path))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            let message = "is being trained by another process; wait until it has ended, or end it";
+            Err(user(format!("{} {message}", folder.display())))
+        }
+        // Not every file system has locks; a folder on such a one is not refused.
+        _ => Ok(file),
+    }
+}
+
+/// The optimizer steps of the run, of which there must be one at least.
+fn steps(settings: &Settings, train: &Dataset) -> anyhow::Result<u64> {
+    let training = &settings.run.training;
+    let order = setup::order(&settings.run);
+    let plan = StepPlan::new(train, order, training.batch_size, training.epochs, training.max_steps);
+    match plan.steps().min(training.max_steps.unwrap_or(u64::MAX)) {
+        0 => Err(settings.refuse("data.train", "has weights so small that these epochs visit no example")),
+        steps => Ok(steps),
+    }
 }
 
 fn lengths(run: &RunFile, train: &Dataset, eval: Option<&Dataset>) -> Lengths {
@@ -216,6 +262,7 @@ fn present(
     tokenizer: &Tokenizer,
     trained: &Trained,
     memory: &MemoryPlan,
+    steps: u64,
 ) {
     let (all, some) = (base.config.parameter_count(), trained.layout.len() as u64);
     let family = base.config.family.model_type();
@@ -240,13 +287,9 @@ fn present(
             "warning: the longest example has {longest} tokens, more than the {context} the model was made for."
         );
     }
-    let order = setup::order(run);
-    let training = &run.training;
-    let plan = StepPlan::new(train, order, training.batch_size, training.epochs, training.max_steps);
-    let steps = plan.steps().min(training.max_steps.unwrap_or(u64::MAX));
     eprintln!(
         "steps    {steps} of {} {}",
-        training.batch_size,
+        run.training.batch_size,
         if run.data.packing { "rows" } else { "examples" }
     );
     let parts: Vec<String> = Component::ALL

@@ -279,6 +279,16 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Removes what writers that were killed left in a folder. No other process may be writing there.
+pub fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') && name.ends_with(".tmp") {
+            let _ = fs::remove_file(entry.path()); // of no use, and no harm
+        }
+    }
+}
+
 /// Asks the disk to keep the name of a file or folder too. Not every file system can; what it names is safe in any case.
 pub fn sync_folder(file: &Path) {
     let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
