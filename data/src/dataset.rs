@@ -310,7 +310,11 @@ fn check(spec: &DataSpec) -> Result<(), DataError> {
     {
         Some(source) => setting(
             "data.train",
-            format!("{}: weight {} is not above 0", source.path.display(), source.weight),
+            format!(
+                "{}: weight {} must be more than 0 and at most 1000000",
+                source.path.display(),
+                source.weight
+            ),
         ),
         None => Ok(()),
     }

@@ -87,10 +87,18 @@ fn method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Res
                 parts.reverse();
                 return Ok(parts.into_iter().map(Value::from).collect());
             }
+            // A width or a precision asks for that many bytes: they are paid for before they are made.
+            "format" => state.consume_fuel(numbers_in(text) / 64)?,
             _ => {}
         }
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// The sum of all numbers in a text.
+fn numbers_in(text: &str) -> u64 {
+    let digits = text.split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty());
+    digits.fold(0, |sum: u64, run| sum.saturating_add(run.parse().unwrap_or(u64::MAX)))
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.

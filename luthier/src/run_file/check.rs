@@ -17,6 +17,10 @@ pub(crate) enum Purpose {
     Other,
 }
 
+/// The largest rank that adapter folders are read with.
+const MAX_RANK: usize = 65_536;
+/// The steps of every epoch are known before the first, so there is an end to them.
+const MAX_EPOCHS: u64 = 1_000_000;
 const NOT_YET: &str = "is not supported yet in this version";
 
 impl Settings {
@@ -101,6 +105,7 @@ impl Settings {
         };
         self.require_supported("adapter.init", init)?;
         self.require(adapter.r >= 1, "adapter.r", "must be 1 or more")?;
+        self.require(adapter.r <= MAX_RANK, "adapter.r", "must be at most 65536")?;
         self.require(adapter.alpha > 0.0, "adapter.alpha", "must be more than 0")?;
         self.require(
             (0.0..1.0).contains(&adapter.dropout),
@@ -156,6 +161,7 @@ impl Settings {
     fn check_training(&self, training: &TrainingSection) -> anyhow::Result<()> {
         let or_null = "must be 1 or more, or null";
         self.require(training.epochs >= 1, "training.epochs", "must be 1 or more")?;
+        self.require(training.epochs <= MAX_EPOCHS, "training.epochs", "must be at most 1000000")?;
         self.require(training.max_steps != Some(0), "training.max_steps", or_null)?;
         self.require(training.batch_size >= 1, "training.batch_size", "must be 1 or more")?;
         let micro = training.micro_batch_tokens != MicroBatch::Tokens(0);

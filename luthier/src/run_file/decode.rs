@@ -62,7 +62,8 @@ impl Problem {
     /// The same, written there, unless a place nearer to the cause is known.
     pub(super) fn at(mut self, origin: Origin) -> Self {
         // A place in a flag's own text is of no use to anyone: the flag is short.
-        if self.origin.is_none() || matches!(origin, Origin::Flag(_)) {
+        let in_flag = matches!((&self.origin, &origin), (Some(Origin::File(_)), Origin::Flag(_)));
+        if self.origin.is_none() || in_flag {
             self.origin = Some(origin);
         }
         self
@@ -224,7 +225,7 @@ fn in_words(expected: &str) -> String {
         "a boolean" => "true or false".into(),
         "a string" | "path string" | "string or map" => "text".into(),
         "a sequence" => "a list".into(),
-        other if other.starts_with("struct ") => "a section of keys".into(),
+        other if other.starts_with("struct") => "a section of keys".into(),
         other => other.into(),
     }
 }
@@ -305,6 +306,8 @@ impl<'de> Deserializer<'de> for Decoder<'_> {
     ) -> Result<V::Value, Problem> {
         match self.0.value {
             Value::Null => visitor.visit_map(Entries { entries: [].iter(), value: None }),
+            // serde would take a list for the values of the keys, in their order.
+            Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &"struct")),
             _ => self.visit_any(visitor),
         }
         .map_err(|problem| problem.found(self.0))
