@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use compute::ops::noise;
 use compute::{DType, Device, Matrix, MatrixMut, Precision, random};
 
 use crate::attention::Attention;
@@ -34,7 +35,7 @@ impl Decoder {
     /// zero.
     pub fn random(config: &Config, device: &Device, precision: Precision, seed: u64) -> Self {
         let fill = |p: &Parameter, to: MatrixMut<'_>| {
-            random_parameter(p, config.initializer_range, seed, to);
+            random_parameter(p, config.initializer_range, device, seed, to);
             Ok(())
         };
         build(config, device, precision, precision.dtype(), &fill).expect("random numbers cannot fail")
@@ -118,27 +119,13 @@ fn build(
 }
 
 /// One parameter of a model that begins from nothing.
-fn random_parameter(parameter: &Parameter, deviation: f32, seed: u64, to: MatrixMut<'_>) {
+fn random_parameter(parameter: &Parameter, deviation: f32, device: &Device, seed: u64, to: MatrixMut<'_>) {
     if parameter.bias {
         return;
     }
-    let name = parameter.name();
-    let key = name.bytes().fold(seed, |key, byte| random::key(key, u64::from(byte)));
-    let vector = parameter.file_shape().len() == 1;
-    let value = |i: usize| if vector { 1.0 } else { deviation * nearly_normal(key, i as u64) };
-    match to.dtype() {
-        DType::F32 => to.f32().iter_mut().enumerate().for_each(|(i, v)| *v = value(i)),
-        DType::Bf16 => {
-            to.bf16().iter_mut().enumerate().for_each(|(i, v)| *v = compute::bf16::from_f32(value(i)))
-        }
+    if parameter.file_shape().len() == 1 {
+        return to.f32().fill(1.0);
     }
-}
-
-/// The sum of four uniform numbers, scaled to mean 0 and deviation 1: near enough to normal for a beginning, and one
-/// draw of bits a number, so that a billion of them take a second.
-fn nearly_normal(key: u64, counter: u64) -> f32 {
-    let bits = random::bits(key, counter);
-    let sum: u32 = (0..4).map(|i| (bits >> (16 * i)) as u32 & 0xffff).sum();
-    // Each uniform number in 0..65536 has variance (65536² - 1) / 12; four of them 65536² / 3.
-    (sum as f32 - 131_070.0) * (3.0_f32.sqrt() / 65_536.0)
+    let key = parameter.name().bytes().fold(seed, |key, byte| random::key(key, u64::from(byte)));
+    noise::nearly_normal(device, to, deviation, key);
 }

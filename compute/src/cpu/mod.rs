@@ -8,6 +8,7 @@ pub(crate) mod dropout;
 pub(crate) mod embedding;
 pub(crate) mod gated;
 pub(crate) mod gemm;
+pub(crate) mod noise;
 pub(crate) mod optimizer;
 mod pool;
 pub(crate) mod reduce;
@@ -35,7 +36,8 @@ impl Cpu {
     /// `threads` threads (0: one per available processor), the best instruction set that the processor has.
     /// `LUTHIER_ISA` (`avx512bf16`, `avx512`, `avx2`, `portable`) forces another one, to test or compare.
     pub fn new(threads: usize) -> Self {
-        let threads = if threads == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { threads };
+        let threads =
+            if threads == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { threads };
         Cpu { pool: Arc::new(Pool::new(threads)), isa: Isa::detect() }
     }
 

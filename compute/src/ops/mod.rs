@@ -8,6 +8,7 @@ pub mod embedding;
 pub mod gated;
 pub mod low_rank;
 pub mod matmul;
+pub mod noise;
 pub mod optimizer;
 pub mod reduce;
 pub mod residual;

@@ -9,6 +9,7 @@ mod embedding;
 mod gated;
 mod low_rank;
 mod matmul;
+mod noise;
 mod optimizer;
 mod random;
 mod reduce;
