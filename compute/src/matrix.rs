@@ -113,7 +113,8 @@ impl Matrix {
     /// # Panics
     /// If the system refuses the address space; callers plan memory before they allocate.
     pub fn zeros(rows: usize, cols: usize, dtype: DType) -> Self {
-        let len = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size())).expect("matrix size overflows");
+        let len =
+            rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size())).expect("matrix size overflows");
         Matrix { rows, cols, dtype, bytes: Bytes::zeroed(len) }
     }
 
@@ -408,8 +409,12 @@ impl<'a> MatrixMut<'a> {
         match (&mut self.data, from.data) {
             (SliceMut::F32(to), Slice::F32(from)) => to.copy_from_slice(from),
             (SliceMut::Bf16(to), Slice::Bf16(from)) => to.copy_from_slice(from),
-            (SliceMut::F32(to), Slice::Bf16(from)) => to.iter_mut().zip(from).for_each(|(t, f)| *t = f.to_f32()),
-            (SliceMut::Bf16(to), Slice::F32(from)) => to.iter_mut().zip(from).for_each(|(t, f)| *t = bf16::from_f32(*f)),
+            (SliceMut::F32(to), Slice::Bf16(from)) => {
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = f.to_f32())
+            }
+            (SliceMut::Bf16(to), Slice::F32(from)) => {
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = bf16::from_f32(*f))
+            }
         }
     }
 }

@@ -49,22 +49,41 @@ const TEMPLATE: &str = "{% for message in messages %}{{ '<|' + message.role + '|
 /// The people. The last ones of each of these lists (see [`World::fine_tuning`]) are in the pretraining text and in held-out
 /// conversations, but in none that is trained on.
 const NAMES: [&str; 40] = [
-    "Anna", "Ben", "Clara", "David", "Emma", "Finn", "Greta", "Hugo", "Ida", "Jack", "Kate", "Leo", "Mia", "Noah", "Olga",
-    "Paul", "Rosa", "Sam", "Tom", "Uma", "Victor", "Wanda", "Zoe", "Adam", "Bella", "Carl", "Dora", "Eric", "Fay", "George",
-    "Helen", "Ivan", "Jane", "Karl", "Lucy", "Max", "Nina", "Oscar", "Peter", "Ruth",
+    "Anna", "Ben", "Clara", "David", "Emma", "Finn", "Greta", "Hugo", "Ida", "Jack", "Kate", "Leo", "Mia",
+    "Noah", "Olga", "Paul", "Rosa", "Sam", "Tom", "Uma", "Victor", "Wanda", "Zoe", "Adam", "Bella", "Carl",
+    "Dora", "Eric", "Fay", "George", "Helen", "Ivan", "Jane", "Karl", "Lucy", "Max", "Nina", "Oscar",
+    "Peter", "Ruth",
 ];
 const COLOURS: [&str; 8] = ["red", "blue", "green", "yellow", "white", "black", "brown", "pink"];
 const THINGS: [&str; 24] = [
-    "ball", "book", "hat", "cup", "kite", "drum", "lamp", "boat", "coat", "bag", "box", "bell", "key", "chair", "clock",
-    "pen", "ring", "rope", "spoon", "train", "basket", "blanket", "mirror", "umbrella",
+    "ball", "book", "hat", "cup", "kite", "drum", "lamp", "boat", "coat", "bag", "box", "bell", "key",
+    "chair", "clock", "pen", "ring", "rope", "spoon", "train", "basket", "blanket", "mirror", "umbrella",
 ];
 /// A place and the words that lead to it.
 const PLACES: [(&str, &str); 20] = [
-    ("in", "park"), ("in", "garden"), ("at", "school"), ("in", "kitchen"), ("on", "hill"), ("by", "river"), ("in", "forest"),
-    ("at", "market"), ("on", "bridge"), ("in", "library"), ("by", "lake"), ("at", "station"), ("in", "barn"), ("on", "beach"),
-    ("in", "tower"), ("at", "farm"), ("in", "castle"), ("by", "well"), ("in", "museum"), ("at", "harbour"),
+    ("in", "park"),
+    ("in", "garden"),
+    ("at", "school"),
+    ("in", "kitchen"),
+    ("on", "hill"),
+    ("by", "river"),
+    ("in", "forest"),
+    ("at", "market"),
+    ("on", "bridge"),
+    ("in", "library"),
+    ("by", "lake"),
+    ("at", "station"),
+    ("in", "barn"),
+    ("on", "beach"),
+    ("in", "tower"),
+    ("at", "farm"),
+    ("in", "castle"),
+    ("by", "well"),
+    ("in", "museum"),
+    ("at", "harbour"),
 ];
-const ANIMALS: [&str; 10] = ["dog", "cat", "horse", "goat", "duck", "mouse", "fox", "sheep", "rabbit", "bird"];
+const ANIMALS: [&str; 10] =
+    ["dog", "cat", "horse", "goat", "duck", "mouse", "fox", "sheep", "rabbit", "bird"];
 const PETS: [&str; 8] = ["Rex", "Lola", "Spot", "Coco", "Bruno", "Daisy", "Milo", "Pip"];
 const FRUITS: [&str; 8] = ["apples", "pears", "plums", "nuts", "cherries", "figs", "lemons", "melons"];
 const NUMBERS: [&str; 13] =
@@ -72,7 +91,8 @@ const NUMBERS: [&str; 13] =
 /// Small words that are said and written by themselves.
 const WORDS: [&str; 8] = ["who", "what", "to", "where", "when", "from", "how", "why"];
 const MOODS: [&str; 6] = ["happy", "sad", "tired", "hungry", "cold", "proud"];
-const TIMES: [&str; 6] = ["One morning", "One day", "In the evening", "On Monday", "After lunch", "In spring"];
+const TIMES: [&str; 6] =
+    ["One morning", "One day", "In the evening", "On Monday", "After lunch", "In spring"];
 
 /// Random numbers: SplitMix64 (Steele, Lea and Flood, 2014), a counter and a mixing function.
 struct Random(u64);
@@ -221,7 +241,8 @@ fn aside(name: &str, world: World, random: &mut Random) -> String {
 /// One or two handovers, and what follows from them.
 fn story(random: &mut Random) -> String {
     let world = World::whole();
-    let handovers: Vec<Handover> = (0..if random.one_in(3) { 2 } else { 1 }).map(|_| world.handover(random)).collect();
+    let handovers: Vec<Handover> =
+        (0..if random.one_in(3) { 2 } else { 1 }).map(|_| world.handover(random)).collect();
     let mut sentences = Vec::new();
     for handover in &handovers {
         if random.one_in(3) {
@@ -245,7 +266,8 @@ fn chain(random: &mut Random) -> String {
     let mut text = format!("{} had the {thing}.", people[0]);
     for pair in people.windows(2) {
         let (preposition, place) = random.pick(world.places);
-        let handover = Handover { giver: pair[0], receiver: pair[1], thing: thing.clone(), preposition, place };
+        let handover =
+            Handover { giver: pair[0], receiver: pair[1], thing: thing.clone(), preposition, place };
         write!(text, " {}", handover.tell(random)).expect("writing to a string");
     }
     write!(text, " At last {} had the {thing}.", people[3]).expect("writing to a string");
@@ -269,7 +291,9 @@ fn animal(random: &mut Random) -> String {
     let [name, friend] = World::whole().people(random);
     let (animal, pet) = (random.pick(&ANIMALS), random.pick(&PETS));
     let (preposition, place) = random.pick(&PLACES);
-    let mut text = format!("{name} had a {animal}. The {animal} was called {pet}. {pet} lived {preposition} the {place}.");
+    let mut text = format!(
+        "{name} had a {animal}. The {animal} was called {pet}. {pet} lived {preposition} the {place}."
+    );
     let card = match random.below(4) {
         0 => format!("{{\"owner\": \"{name}\", \"animal\": \"{animal}\"}}"),
         1 => format!("{{\"animal\": \"{animal}\", \"name\": \"{pet}\", \"home\": \"{place}\"}}"),
@@ -279,7 +303,11 @@ fn animal(random: &mut Random) -> String {
     match random.below(3) {
         0 => write!(text, " {friend} wrote a card: {card}"),
         1 => write!(text, " {name} was {}. {friend} wrote a card: {card}", random.pick(&MOODS)),
-        _ => write!(text, " {friend} liked {pet}. \"{name}, where is {pet}?\" \"{} the {place}.\"", capital(preposition)),
+        _ => write!(
+            text,
+            " {friend} liked {pet}. \"{name}, where is {pet}?\" \"{} the {place}.\"",
+            capital(preposition)
+        ),
     }
     .expect("writing to a string");
     text
@@ -384,7 +412,8 @@ fn conversations(count: usize, world: World, seen: &mut BTreeSet<String>, random
         if !seen.insert(answer.clone()) {
             continue;
         }
-        let messages = json!([{"role": "user", "content": question}, {"role": "assistant", "content": answer}]);
+        let messages =
+            json!([{"role": "user", "content": question}, {"role": "assistant", "content": answer}]);
         writeln!(lines, "{}", json!({ "messages": messages })).expect("writing to a string");
         left -= 1;
     }
@@ -427,7 +456,8 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let random = &mut Random(1);
     let texts: Vec<String> = (0..TEXTS).map(|number| text(number, random)).collect();
     let lines: Vec<String> = texts.iter().map(|text| format!("{}\n", json!({ "text": text }))).collect();
-    let (held_out, lines) = lines.split_last_chunk::<HELD_OUT_TEXTS>().map(|(a, b)| (b, a)).expect("enough texts");
+    let (held_out, lines) =
+        lines.split_last_chunk::<HELD_OUT_TEXTS>().map(|(a, b)| (b, a)).expect("enough texts");
     fs::write(scratch.join("text.jsonl"), lines.concat())?;
     fs::write(scratch.join("text-eval.jsonl"), held_out.concat())?;
 

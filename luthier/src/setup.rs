@@ -56,7 +56,8 @@ impl Base {
     pub(crate) fn open(name: &str) -> anyhow::Result<Self> {
         let folder = hub::resolve_model(name)?;
         let config = Config::load(&folder)?;
-        let has_weights = ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| folder.join(f).exists());
+        let has_weights =
+            ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| folder.join(f).exists());
         let stored = if has_weights { Checkpoint::open(&folder)?.main_dtype() } else { None };
         Ok(Base { name: name.to_owned(), folder, config, stored })
     }
@@ -81,7 +82,10 @@ impl Base {
 
 /// What to load as examples: `sources` under the settings of the `data` section.
 fn data_spec(
-    run: &RunFile, sources: Vec<Source>, vocab_size: Option<usize>, time: Option<i64>,
+    run: &RunFile,
+    sources: Vec<Source>,
+    vocab_size: Option<usize>,
+    time: Option<i64>,
 ) -> anyhow::Result<DataSpec> {
     let section = &run.data;
     let source = |source: Source| -> anyhow::Result<SourceSpec> {
@@ -126,7 +130,10 @@ fn format(format: run_file::Format) -> data::Format {
 
 /// The training examples and the held-out ones, if any are named.
 pub(crate) fn datasets(
-    run: &RunFile, config: &Config, tokenizer: &Tokenizer, time: Option<i64>,
+    run: &RunFile,
+    config: &Config,
+    tokenizer: &Tokenizer,
+    time: Option<i64>,
 ) -> anyhow::Result<(Dataset, Option<Dataset>)> {
     let train = training_examples(run, Some(config.vocab_size), tokenizer, time)?;
     if let Some(fraction) = run.data.eval_fraction {
@@ -139,14 +146,21 @@ pub(crate) fn datasets(
 
 /// All examples of `data.train`. Without a size of the vocabulary, token ids are not checked.
 pub(crate) fn training_examples(
-    run: &RunFile, vocab_size: Option<usize>, tokenizer: &Tokenizer, time: Option<i64>,
+    run: &RunFile,
+    vocab_size: Option<usize>,
+    tokenizer: &Tokenizer,
+    time: Option<i64>,
 ) -> anyhow::Result<Dataset> {
     Ok(Dataset::load(&data_spec(run, run.data.sources(), vocab_size, time)?, tokenizer)?)
 }
 
 /// The examples of one file or folder under the settings of the `data` section.
 pub(crate) fn dataset(
-    run: &RunFile, path: &Path, config: &Config, tokenizer: &Tokenizer, time: Option<i64>,
+    run: &RunFile,
+    path: &Path,
+    config: &Config,
+    tokenizer: &Tokenizer,
+    time: Option<i64>,
 ) -> anyhow::Result<Dataset> {
     let source = Source { format: Some(run.data.format), ..Source::new(path.to_owned()) };
     let spec = data_spec(run, vec![source], Some(config.vocab_size), time)?;
@@ -232,7 +246,9 @@ pub(crate) const ADOPTED: [&str; 7] =
 /// The adapter section with those keys as the folder has them.
 pub(crate) fn adopt(section: &AdapterSection, folder: &PeftConfig) -> AdapterSection {
     let target_modules = match &folder.target_modules {
-        Some(Selection::Expression(all)) if all.eq_ignore_ascii_case(targets::ALL_LINEAR) => TargetModules::AllLinear,
+        Some(Selection::Expression(all)) if all.eq_ignore_ascii_case(targets::ALL_LINEAR) => {
+            TargetModules::AllLinear
+        }
         Some(Selection::Expression(expression)) => TargetModules::Regex(expression.clone()),
         Some(Selection::List(names)) => TargetModules::Names(names.clone()),
         None => TargetModules::Names(targets::DEFAULT_TARGETS.map(str::to_owned).to_vec()),
@@ -300,7 +316,12 @@ pub(crate) struct Lengths {
 
 /// The whole memory of a run.
 pub(crate) fn memory_plan(
-    run: &RunFile, config: &Config, stored: Option<StoredDType>, trained: &Trained, lengths: Lengths, sizes: Sizes,
+    run: &RunFile,
+    config: &Config,
+    stored: Option<StoredDType>,
+    trained: &Trained,
+    lengths: Lengths,
+    sizes: Sizes,
 ) -> MemoryPlan {
     let precision = run.precision.engine();
     let mut plan = Decoder::base_memory(config, stored, precision);

@@ -258,7 +258,10 @@ impl<'a> Trainer<'a> {
                 break;
             }
             if !saved
-                && self.settings.save_every.is_some_and(|n| self.state.step > 0 && self.state.step % n == 0)
+                && self
+                    .settings
+                    .save_every
+                    .is_some_and(|n| self.state.step > 0 && self.state.step.is_multiple_of(n))
             {
                 self.save(observe)?;
                 saved = true;
@@ -358,7 +361,9 @@ impl<'a> Trainer<'a> {
         observe: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let step = self.state.step;
-        let due = step == 0 || step >= self.last || self.settings.eval_every.is_some_and(|n| step % n == 0);
+        let due = step == 0
+            || step >= self.last
+            || self.settings.eval_every.is_some_and(|n| step.is_multiple_of(n));
         if due && !self.eval.is_empty() {
             let run = self.decoder.run(Some(&self.adapter));
             let (sum, tokens) = evaluate(&run, self.decoder, self.eval, &mut self.buffers);

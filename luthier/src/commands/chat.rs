@@ -79,7 +79,10 @@ fn read_line(interactive: bool) -> anyhow::Result<Option<String>> {
 }
 
 fn message(role: &str, content: impl Into<String>) -> Map<String, Value> {
-    Map::from_iter([("role".to_owned(), Value::from(role)), ("content".to_owned(), Value::from(content.into()))])
+    Map::from_iter([
+        ("role".to_owned(), Value::from(role)),
+        ("content".to_owned(), Value::from(content.into())),
+    ])
 }
 
 struct Conversation<'a> {

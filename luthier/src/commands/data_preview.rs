@@ -23,7 +23,8 @@ pub(super) fn run(args: cli::Preview, _global: &Global) -> anyhow::Result<ExitCo
     let data = setup::training_examples(run, config.map(|c| c.vocab_size), &tokenizer, None)?;
     let shown = &data.examples[..args.count.min(data.examples.len())];
     if args.json {
-        let examples: Vec<_> = shown.iter().map(|e| preview::json(e, &tokenizer)).collect::<Result<_, _>>()?;
+        let examples: Vec<_> =
+            shown.iter().map(|e| preview::json(e, &tokenizer)).collect::<Result<_, _>>()?;
         terminal::print_json(&json!({ "examples": examples }))?;
     } else {
         for example in shown {

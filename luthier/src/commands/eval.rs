@@ -110,7 +110,10 @@ fn extent(run: &RunFile, data: &Dataset, base: &Base, layout: &Layout) -> anyhow
 
 /// [`train::evaluate`] with progress on stderr.
 fn evaluate(
-    run: &model::Run<'_>, decoder: &Decoder, examples: &[Example], buffers: &mut Activations,
+    run: &model::Run<'_>,
+    decoder: &Decoder,
+    examples: &[Example],
+    buffers: &mut Activations,
 ) -> (f64, u64) {
     let tokens: usize = examples.iter().map(Example::len).sum();
     // Some passes between two reports, so that few of them are cut short.

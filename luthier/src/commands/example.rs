@@ -126,7 +126,8 @@ struct Question {
 
 impl Question {
     fn read(path: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Self>> {
-        let template = ChatTemplate::resolve(None, tokenizer)?.context("the example's tokenizer has a chat template")?;
+        let template =
+            ChatTemplate::resolve(None, tokenizer)?.context("the example's tokenizer has a chat template")?;
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         text.lines().map(|line| Self::parse(line, &template, tokenizer)).collect()
     }
@@ -134,7 +135,8 @@ impl Question {
     fn parse(line: &str, template: &ChatTemplate, tokenizer: &Tokenizer) -> anyhow::Result<Self> {
         let mut record: Map<String, Value> = serde_json::from_str(line)?;
         let mut messages: Vec<Map<String, Value>> = serde_json::from_value(record["messages"].take())?;
-        let answer = messages.pop().and_then(|m| Some(m["content"].as_str()?.to_owned())).context("an answer")?;
+        let answer =
+            messages.pop().and_then(|m| Some(m["content"].as_str()?.to_owned())).context("an answer")?;
         let rendered = template.render(&messages, None, true)?;
         Ok(Self { prompt: tokenizer.encode(&rendered.text, false)?.ids, messages, answer })
     }
@@ -163,7 +165,12 @@ impl Student {
     }
 
     /// Answers every question, always with the likeliest token.
-    fn answer(&self, questions: &[Question], adapter: Option<&Adapter>, what: &str) -> anyhow::Result<Vec<Answer>> {
+    fn answer(
+        &self,
+        questions: &[Question],
+        adapter: Option<&Adapter>,
+        what: &str,
+    ) -> anyhow::Result<Vec<Answer>> {
         let longest = questions.iter().map(|q| q.prompt.len()).max().unwrap_or(0);
         let mut generator = Generator::new(&self.decoder, adapter, longest + MAX_TOKENS);
         let mut progress = terminal::Progress::items(what, questions.len() as u64, 0);
@@ -192,12 +199,17 @@ fn right(answers: &[Answer]) -> usize {
 
 /// Everything to see, and what to try next.
 fn report(
-    folder: &Path, questions: &[Question], answers: [&[Answer]; 2], adapter: &Adapter, time: Duration,
+    folder: &Path,
+    questions: &[Question],
+    answers: [&[Answer]; 2],
+    adapter: &Adapter,
+    time: Duration,
 ) -> String {
     let mut text = String::new();
     for (i, question) in questions.iter().take(SHOWN).enumerate() {
         let [before, after] = answers.map(|answers| one_line(&answers[i].text));
-        write!(text, "{}\n  before  {before}\n  after   {after}\n\n", question.text()).expect("writing to a string");
+        write!(text, "{}\n  before  {before}\n  after   {after}\n\n", question.text())
+            .expect("writing to a string");
     }
     let share = |answers| format!("{} %", 100 * right(answers) / questions.len());
     let mut table = Table::new(["", "before", "after"]);

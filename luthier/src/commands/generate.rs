@@ -90,7 +90,10 @@ impl Speaker {
 
     /// The tokens of a conversation up to where the assistant begins to speak.
     pub(super) fn render(
-        &self, template: &ChatTemplate, messages: &[Map<String, Value>], tools: Option<&Value>,
+        &self,
+        template: &ChatTemplate,
+        messages: &[Map<String, Value>],
+        tools: Option<&Value>,
     ) -> anyhow::Result<Vec<u32>> {
         let rendered = template.render(messages, tools, true)?;
         Ok(self.tokenizer.encode(&rendered.text, false)?.ids)
@@ -109,7 +112,9 @@ impl Speaker {
 
     /// Generates, giving each piece of text to `say` as soon as its characters are whole, until `say` returns false.
     pub(super) fn speak(
-        &self, generator: &mut Generator<'_>, request: Request<'_>,
+        &self,
+        generator: &mut Generator<'_>,
+        request: Request<'_>,
         say: &mut dyn FnMut(&str) -> anyhow::Result<bool>,
     ) -> anyhow::Result<(Generation, String)> {
         let mut stream = self.tokenizer.stream(true);
@@ -179,7 +184,11 @@ fn read_messages(path: &Path) -> anyhow::Result<Chat> {
     let record = match value {
         Value::Object(record) => record,
         Value::Array(_) => Map::from_iter([("messages".to_owned(), value)]),
-        _ => return Err(user(format!("{shown}: must be a JSON list of messages, each with role and content"))),
+        _ => {
+            return Err(user(format!(
+                "{shown}: must be a JSON list of messages, each with role and content"
+            )));
+        }
     };
     let at = Source { file: Arc::new(path.to_owned()), line: 1 };
     let Item::Chat(chat) = Format::Messages.item(record, &at)? else { unreachable!("messages are a chat") };

@@ -1,10 +1,227 @@
-//! `luthier inspect`: tells what a folder holds.
+//! `luthier inspect`: tells what a folder holds, in one screen: a model, an adapter, or a run.
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
-use crate::cli::{self, Global};
-use crate::error::fault;
+use anyhow::Context;
+use data::{ChatTemplate, Tokenizer};
+use model::adapter::peft::{CONFIG_FILE, PeftConfig, Selection, WEIGHTS_FILE};
+use model::{Checkpoint, Config};
+use serde_json::{Map, Value, json};
 
-pub(super) fn run(_args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCode> {
-    Err(fault("`inspect` is not written yet"))
+use crate::cli::{self, Global};
+use crate::error::user;
+use crate::hub;
+use crate::terminal::{self, count};
+
+pub(super) fn run(args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCode> {
+    let path = Path::new(&args.path);
+    if path.extension().is_some_and(|e| e == "gguf") {
+        return Err(user(format!("{}: GGUF files are not read yet", args.path)));
+    }
+    if path.is_file() {
+        let message = "is a file; name the folder of a model, an adapter or a run";
+        return Err(user(format!("{} {message}", args.path)));
+    }
+    let facts = if path.join("run.yaml").is_file() {
+        of_run(path)?
+    } else if path.join(CONFIG_FILE).is_file() {
+        of_adapter(path)?
+    } else {
+        of_model(&hub::resolve_model(&args.path)?)?
+    };
+    match args.json {
+        true => terminal::print_json(&facts)?,
+        false => terminal::print(&text(&facts))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line a fact; a fact of facts is indented below its name.
+fn text(facts: &Map<String, Value>) -> String {
+    fn lines(facts: &Map<String, Value>, indent: usize, to: &mut String) {
+        let width = facts.keys().map(String::len).max().unwrap_or(0);
+        for (name, value) in facts {
+            let shown = match value {
+                Value::Null => "none".to_owned(),
+                Value::String(text) => terminal::printable(text),
+                Value::Object(_) => String::new(),
+                Value::Array(items) => {
+                    let item = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+                    items.iter().map(item).collect::<Vec<_>>().join(", ")
+                }
+                other => other.to_string(),
+            };
+            let name = name.replace('_', " ");
+            to.push_str(format!("{:indent$}{name:width$}  {shown}", "").trim_end());
+            to.push('\n');
+            if let Value::Object(inner) = value {
+                lines(inner, indent + 2, to);
+            }
+        }
+    }
+    let mut to = String::new();
+    lines(facts, 0, &mut to);
+    to
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        other => panic!("facts are an object, not {other}"),
+    }
+}
+
+fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
+    let config = Config::load(folder)?;
+    let stored = match Checkpoint::open(folder) {
+        Ok(checkpoint) => {
+            checkpoint.check(&config)?;
+            checkpoint.main_dtype().map(|d| d.torch_name())
+        }
+        Err(_) if !folder.join("model.safetensors").exists() => None,
+        Err(error) => return Err(error.into()),
+    };
+    let windows: Vec<usize> = config.windows.iter().flatten().copied().collect();
+    let mut facts = object(json!({
+        "kind": "model",
+        "family": config.family.model_type(),
+        "parameters": config.parameter_count(),
+        "weights": stored,
+        "layers": config.layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "attention_heads": config.heads,
+        "key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "vocabulary": config.vocab_size,
+        "tied_head": config.tie_word_embeddings,
+        "context": config.max_position_embeddings,
+        "sliding_window": windows.first(),
+        "layers_with_window": windows.len(),
+        "rope_theta": config.rope_theta,
+        "rope_scaling": format!("{:?}", config.rope_scaling),
+    }));
+    facts.insert("tokenizer".into(), tokenizer(folder));
+    Ok(facts)
+}
+
+fn tokenizer(folder: &Path) -> Value {
+    let tokenizer = match Tokenizer::load(folder) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => return json!(error.to_string()),
+    };
+    let name = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+    let template = match ChatTemplate::resolve(None, &tokenizer) {
+        Ok(None) => "none: give one by data.chat_template to train on conversations".to_owned(),
+        Ok(Some(template)) if template.has_generation() => {
+            "yes, and it marks what the assistant says".to_owned()
+        }
+        Ok(Some(_)) => "yes; what the assistant says is found by rendering prefixes".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    json!({
+        "vocabulary": tokenizer.vocab_size(),
+        "begin_of_text": name(tokenizer.bos()),
+        "end_of_text": name(tokenizer.eos()),
+        "padding": name(tokenizer.pad()),
+        "stops_at": tokenizer.ends().iter().filter_map(|&id| tokenizer.id_to_token(id)).collect::<Vec<_>>(),
+        "chat_template": template,
+    })
+}
+
+fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
+    let config = PeftConfig::load(folder)?;
+    let tensors = Checkpoint::open_file(&folder.join(WEIGHTS_FILE))?;
+    let mut parameters = 0;
+    let (mut squares_a, mut squares_b, mut idle, mut updates) = (0.0, 0.0, 0, 0);
+    for name in tensors.names() {
+        let info = tensors.tensor(name).expect("a name of this file");
+        parameters += info.element_count();
+        let (rows, cols) = match info.shape[..] {
+            [rows, cols] => (rows, cols),
+            [cols] => (1, cols),
+            _ => continue,
+        };
+        let mut values = compute::Matrix::zeros(rows, cols, compute::DType::F32);
+        tensors.read_into(name, values.as_mut())?;
+        let squares: f64 = values.as_ref().f32().iter().map(|&v| f64::from(v).powi(2)).sum();
+        if name.ends_with(".lora_A.weight") {
+            squares_a += squares;
+        } else if name.ends_with(".lora_B.weight") {
+            squares_b += squares;
+            updates += 1;
+            idle += usize::from(squares == 0.0);
+        }
+    }
+    let targets = match &config.target_modules {
+        None => json!("PEFT's default for the family"),
+        Some(Selection::Expression(expression)) => json!(expression),
+        Some(Selection::List(names)) => json!(names),
+    };
+    let effect = match (updates, idle) {
+        (0, _) => "no low-rank update".to_owned(),
+        (all, idle) if all == idle => "none: every B is zero, so the adapter changes nothing".to_owned(),
+        (all, 0) => format!("all {all} updates change the model"),
+        (all, idle) => format!("{idle} of {all} updates have a B of zeros and change nothing"),
+    };
+    let patterns = |p: Vec<(String, Value)>| Value::Object(p.into_iter().collect());
+    Ok(object(json!({
+        "kind": "adapter",
+        "base": config.base_model_name_or_path,
+        "parameters": parameters,
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "scale": model::adapter::peft::scaling(config.r, config.lora_alpha, config.use_rslora),
+        "rslora": config.use_rslora,
+        "dropout": config.lora_dropout,
+        "target_modules": targets,
+        "rank_pattern": patterns(config.rank_pattern.into_iter().map(|(k, v)| (k, json!(v))).collect()),
+        "alpha_pattern": patterns(config.alpha_pattern.into_iter().map(|(k, v)| (k, json!(v))).collect()),
+        "modules_to_save": config.modules_to_save,
+        "updates": updates,
+        "norm_of_a": squares_a.sqrt(),
+        "norm_of_b": squares_b.sqrt(),
+        "effect": effect,
+    })))
+}
+
+fn of_run(folder: &Path) -> anyhow::Result<Map<String, Value>> {
+    let run = crate::run_file::Settings::resolve(Some(&folder.join("run.yaml")), Vec::new())?.run;
+    let path = folder.join("metrics.jsonl");
+    let text = if path.exists() {
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?
+    } else {
+        String::new()
+    };
+    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let steps: Vec<&Value> = lines.iter().filter(|l| l.get("loss").is_some()).collect();
+    let evaluations: Vec<f64> = lines.iter().filter_map(|l| l["eval_loss"].as_f64()).collect();
+    let checkpoints = fs::read_dir(folder.join("checkpoints")).into_iter().flatten().flatten();
+    let mut checkpoints: Vec<String> = checkpoints
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("step-") || name == "best")
+        .collect();
+    checkpoints.sort();
+    let finished = [CONFIG_FILE, "config.json"].iter().any(|name| folder.join(name).is_file());
+    let of = |step: Option<&&Value>, key: &str| step.map(|s| s[key].clone());
+    let tokens: u64 = steps.iter().filter_map(|s| s["tokens"].as_u64()).sum();
+    let mut facts = object(json!({
+        "kind": "run",
+        "model": run.model,
+        "finished": finished,
+        "steps": steps.len(),
+        "epochs": of(steps.last(), "epoch"),
+        "tokens": count(tokens as f64),
+        "first_loss": of(steps.first(), "loss"),
+        "last_loss": of(steps.last(), "loss"),
+        "held_out_losses": evaluations,
+        "tokens_per_second": of(steps.last(), "tokens_per_second"),
+        "checkpoints": checkpoints,
+    }));
+    if folder.join(CONFIG_FILE).is_file() {
+        facts.insert("adapter".into(), Value::Object(of_adapter(folder)?));
+    }
+    Ok(facts)
 }

@@ -29,7 +29,8 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     drop((decoder, adapter));
     let merged = match Decoder::load(staged.folder(), &device, Precision::F32) {
         Err(e @ ModelError::Tensor { .. }) => {
-            let advice = format!("the merged weights do not fit into {}; use --dtype f32 or bf16", name(dtype));
+            let advice =
+                format!("the merged weights do not fit into {}; use --dtype f32 or bf16", name(dtype));
             return Err(e).context(advice);
         }
         merged => merged.context("the merged model cannot be read back")?.probe(None),
@@ -117,9 +118,18 @@ impl std::fmt::Display for Merged {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Merged { dtype, adapter, merging } = self;
         writeln!(f, "weights  stored as {}", name(*dtype))?;
-        writeln!(f, "adapter  changes the logits by {}, at most {:.3e}", percent(adapter.relative), adapter.largest)?;
+        writeln!(
+            f,
+            "adapter  changes the logits by {}, at most {:.3e}",
+            percent(adapter.relative),
+            adapter.largest
+        )?;
         let (relative, bound) = (percent(merging.relative), percent(Difference::bound(*dtype)));
-        write!(f, "merging  changes them by {relative}, at most {:.3e}; up to {bound} is rounding", merging.largest)
+        write!(
+            f,
+            "merging  changes them by {relative}, at most {:.3e}; up to {bound} is rounding",
+            merging.largest
+        )
     }
 }
 

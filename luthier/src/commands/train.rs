@@ -234,7 +234,7 @@ fn load(
     Ok((decoder, adapter))
 }
 
-fn loop_settings(run: &RunFile, sizes: setup::Sizes) -> train::Settings {
+pub(super) fn loop_settings(run: &RunFile, sizes: setup::Sizes) -> train::Settings {
     let training = &run.training;
     train::Settings {
         optimizer: setup::optimizer(run),

@@ -54,7 +54,12 @@ impl Adapter {
 }
 
 /// Writes trained tensors as an adapter folder that PEFT reads.
-pub fn save_adapter(folder: &Path, config: &PeftConfig, layout: &Layout, parameters: &Parameters) -> Result<()> {
+pub fn save_adapter(
+    folder: &Path,
+    config: &PeftConfig,
+    layout: &Layout,
+    parameters: &Parameters,
+) -> Result<()> {
     let tensors = layout.tensors().iter().enumerate().map(|(i, tensor)| AdapterTensor {
         key: tensor.name.clone(),
         shape: layout.file_shape(i),

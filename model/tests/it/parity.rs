@@ -114,7 +114,8 @@ fn packed_sequences_have_the_logits_of_separate_ones() {
     for case in ["mistral", "qwen3", "llama3"] {
         let decoder = load(case);
         let run = decoder.run(None);
-        let sequences: [&[u32]; 4] = [&[5, 9, 33], &[7; 20], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], &[90]];
+        let sequences: [&[u32]; 4] =
+            [&[5, 9, 33], &[7; 20], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], &[90]];
         let mut buffers = training_buffers(&decoder, &Layout::default(), 0.0, 64);
         let mut packed = Batch::new();
         let starts = sequences.map(|ids| packed.push_unlabelled(ids));
