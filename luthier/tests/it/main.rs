@@ -2,8 +2,16 @@
 
 mod command_line;
 mod edges;
+mod eval;
 mod example;
+mod generate;
+mod merge;
+mod preview;
+mod hostile;
+mod resume;
 mod run_file;
+mod support;
+mod tiny;
 
 use std::path::Path;
 use std::process::{Command, Output};

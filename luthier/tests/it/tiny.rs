@@ -7,13 +7,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 /// Tensors by name: shape and values.
-pub type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub(crate) type Weights = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 const VOCABULARY: usize = 32;
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz .";
 
 /// The model folder `m`: two layers of a Llama over letters, with a tokenizer and a chat template.
-pub fn model(folder: &Path) {
+pub(crate) fn model(folder: &Path) {
     let model = folder.join("m");
     fs::create_dir(&model).unwrap();
     write_json(&model.join("config.json"), &config());
@@ -29,12 +29,12 @@ pub fn model(folder: &Path) {
 }
 
 /// Writes JSON in one line.
-pub fn write_json(path: &Path, value: &Value) {
+pub(crate) fn write_json(path: &Path, value: &Value) {
     fs::write(path, value.to_string()).unwrap();
 }
 
 /// The model's config.json.
-pub fn config() -> Value {
+pub(crate) fn config() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16, "intermediate_size": 32,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY,
@@ -44,7 +44,7 @@ pub fn config() -> Value {
 }
 
 /// The weights of the model with so many layers.
-pub fn weights(layers: usize) -> Weights {
+pub(crate) fn weights(layers: usize) -> Weights {
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, 16]),
         ("model.norm.weight".to_owned(), vec![16]),
@@ -78,7 +78,7 @@ pub fn weights(layers: usize) -> Weights {
 }
 
 /// A safetensors file of `f32`, its header spoilt by `spoil`.
-pub fn safetensors(weights: &Weights, spoil: impl FnOnce(&mut Value)) -> Vec<u8> {
+pub(crate) fn safetensors(weights: &Weights, spoil: impl FnOnce(&mut Value)) -> Vec<u8> {
     let (mut header, mut data) = (json!({}), Vec::new());
     for (name, (shape, values)) in weights {
         let start = data.len();
@@ -113,7 +113,7 @@ fn tokenizer() -> Value {
 }
 
 /// A file of tokenized examples, the same for the same seed.
-pub fn examples(path: &Path, count: usize, seed: u64) {
+pub(crate) fn examples(path: &Path, count: usize, seed: u64) {
     let mut random = Random(seed);
     let mut text = String::new();
     for _ in 0..count {
@@ -126,11 +126,11 @@ pub fn examples(path: &Path, count: usize, seed: u64) {
 }
 
 /// Numbers without a pattern (Knuth's linear congruential generator).
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
     /// A number from 0 up to, not including, `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
     }
