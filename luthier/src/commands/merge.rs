@@ -91,7 +91,7 @@ impl Merged {
 
     fn warn(&self) {
         if self.adapter.relative == 0.0 {
-            eprintln!("note: this adapter changes nothing: the merged model is the base");
+            eprintln!("note: this adapter changes nothing");
         } else if self.share() > WORTH_A_WARNING {
             eprintln!(
                 "warning: rounding the weights to {} changes the logits by {} of what the adapter does; merge with \
@@ -118,27 +118,24 @@ impl std::fmt::Display for Merged {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Merged { dtype, adapter, merging } = self;
         writeln!(f, "weights  stored as {}", name(*dtype))?;
-        writeln!(
-            f,
-            "adapter  changes the logits by {}, at most {:.3e}",
-            percent(adapter.relative),
-            adapter.largest
-        )?;
-        let (relative, bound) = (percent(merging.relative), percent(Difference::bound(*dtype)));
-        write!(
-            f,
-            "merging  changes them by {relative}, at most {:.3e}; up to {bound} is rounding",
-            merging.largest
-        )
+        let (effect, largest) = (percent(adapter.relative), digits(adapter.largest));
+        writeln!(f, "adapter  changes the logits by {effect}, none by more than {largest}")?;
+        let (change, largest) = (percent(merging.relative), digits(merging.largest));
+        let bound = percent(Difference::bound(*dtype));
+        write!(f, "merging  changes them by {change}, none by more than {largest}; up to {bound} is rounding")
     }
 }
 
-/// Three digits, however small.
 fn percent(part: f64) -> String {
-    let percent = 100.0 * part;
-    match percent {
-        0.0 => "0 %".to_owned(),
-        p if p.abs() < 0.01 => format!("{p:.1e} %"),
-        p => format!("{} %", (p * 1000.0).round() / 1000.0),
+    format!("{} %", digits(100.0 * part))
+}
+
+/// Three significant digits, or two of what is tiny.
+fn digits(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        v if (0.001..100.0).contains(&v) => format!("{value:.*}", (2.0 - v.log10().floor()) as usize),
+        v if v >= 100.0 => format!("{value:.0}"),
+        _ => format!("{value:.1e}"),
     }
 }

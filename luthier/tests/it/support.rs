@@ -1,0 +1,127 @@
+//! A tiny model with a tokenizer and a chat template, made here: tests of commands need one and may not download it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use compute::{Device, Precision};
+use model::adapter::files::save_adapter;
+use model::adapter::peft::{PeftConfig, Selection};
+use model::adapter::targets;
+use model::{Adapter, Config, Decoder, Layout, StoredDType};
+use serde_json::{Map, Value, json};
+
+/// Begins every text; the tokenizer adds it.
+pub const BEGIN: u32 = 260;
+/// Ends a turn, and ends generation.
+pub const END: u32 = 262;
+/// Tokens that the model was made for.
+pub const CONTEXT: usize = 256;
+
+/// Renders each message as `<|im_start|>role\ncontent<|im_end|>\n`.
+const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
+    '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// Makes a model folder: two layers with random weights, a byte-level tokenizer, a chat template.
+pub fn tiny_model(folder: &Path) -> PathBuf {
+    tiny_model_stored(folder, StoredDType::F32)
+}
+
+/// The same with weights stored as `dtype`.
+pub fn tiny_model_stored(folder: &Path, dtype: StoredDType) -> PathBuf {
+    let model = folder.join("model");
+    fs::create_dir_all(&model).unwrap();
+    let base = Decoder::random(&config(), &Device::cpu(1), Precision::F32, 5);
+    base.write_model_files(&Adapter::zeros(Layout::default(), 0.0), &model, &model, dtype).unwrap();
+    write(&model.join("tokenizer.json"), &tokenizer());
+    write(
+        &model.join("tokenizer_config.json"),
+        &json!({"bos_token": "<|begin|>", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}),
+    );
+    model
+}
+
+/// An adapter folder for the tiny model: rank 2 on two kinds of layers, values between `-size` and `size`.
+pub fn tiny_adapter(folder: &Path, size: f32) -> PathBuf {
+    let path = folder.join("adapter");
+    let settings = PeftConfig {
+        r: 2,
+        target_modules: Some(Selection::List(vec!["q_proj".into(), "down_proj".into()])),
+        base_model_name_or_path: Some("model".into()),
+        ..PeftConfig::default()
+    };
+    let resolution = targets::resolve(&settings, &config()).unwrap();
+    let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &config()), 0.0);
+    for (i, value) in adapter.parameters.values_mut().iter_mut().enumerate() {
+        *value = size * (2.0 * compute::random::uniform(9, i as u64) as f32 - 1.0);
+    }
+    save_adapter(&path, &settings.settled(&resolution), &adapter.layout, &adapter.parameters).unwrap();
+    path
+}
+
+/// Writes a JSON file.
+pub fn write(path: &Path, value: &Value) {
+    fs::write(path, value.to_string()).unwrap();
+}
+
+/// Writes records as JSON lines and returns the path.
+pub fn write_lines(path: PathBuf, records: &[Value]) -> PathBuf {
+    fs::write(&path, records.iter().map(|r| format!("{r}\n")).collect::<String>()).unwrap();
+    path
+}
+
+/// The path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn config() -> Config {
+    let text = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+        "vocab_size": 263, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-5, "initializer_range": 0.3, "tie_word_embeddings": false,
+        "bos_token_id": BEGIN, "eos_token_id": END, "torch_dtype": "float32",
+    });
+    Config::from_json(&text.to_string(), "config.json".as_ref()).unwrap()
+}
+
+/// A byte-level BPE tokenizer: a token for each byte, four merges, three special tokens.
+fn tokenizer() -> Value {
+    let merges = ["h e", "l l", "he ll", "Ġ t"];
+    let merged = merges.iter().map(|pair| pair.replace(' ', ""));
+    let tokens = (0..=255).map(|byte| byte_letter(byte).to_string()).chain(merged);
+    let vocab: Map<String, Value> = tokens.zip(0..).map(|(token, id)| (token, Value::from(id))).collect();
+    let special = ["<|begin|>", "<|im_start|>", "<|im_end|>"].iter().zip(BEGIN..).map(|(content, id)| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    });
+    let begin = json!({"SpecialToken": {"id": "<|begin|>", "type_id": 0}});
+    let sequence = |id: &str, type_id: u32| json!({"Sequence": {"id": id, "type_id": type_id}});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": special.collect::<Vec<_>>(),
+        "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [begin, sequence("A", 0)],
+            "pair": [begin, sequence("A", 0), sequence("B", 1)],
+            "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [BEGIN], "tokens": ["<|begin|>"]}},
+        },
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": vocab, "merges": merges,
+        },
+    })
+}
+
+/// The letter that stands for a byte in byte-level vocabularies: itself if it can be seen, else one from 256 on in
+/// order (GPT-2's `bytes_to_unicode`).
+fn byte_letter(byte: u8) -> char {
+    let seen = |b: &u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match seen(&byte) {
+        true => char::from(byte),
+        false => char::from_u32(256 + (0..byte).filter(|b| !seen(b)).count() as u32).unwrap(),
+    }
+}
