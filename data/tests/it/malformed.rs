@@ -211,7 +211,7 @@ fn settings_that_contradict_the_data_are_named() {
     let text = error_of("data.jsonl", GOOD, |spec| spec.max_length = 1);
     assert!(text.contains("data.max_length"), "{text}");
     let text = error_of("data.jsonl", GOOD, |spec| spec.sources[0].weight = f64::NAN);
-    assert!(text.contains("weight NaN is not above 0"), "{text}");
+    assert!(text.contains("weight NaN must be more than 0"), "{text}");
 }
 
 proptest! {
