@@ -42,8 +42,7 @@ fn chat(folder: &Path, arguments: &[&str], lines: &str) -> Output {
 fn what_is_streamed_is_what_json_tells() {
     let folder = folder_with_model();
     let told = generate(folder.path(), &["--prompt", "hello there", "--max-tokens", "40"]);
-    // begin, hell, o, " t", h... : "hello there" has 11 letters, of which five are merged away.
-    assert_eq!(told["prompt_tokens"], 8);
+    assert_eq!(told["prompt_tokens"], 7, "begin, hell, o, ' t', he, r, e");
     assert!(told["tokens_per_second"].as_f64().unwrap() > 0.0);
     let tokens = told["token_ids"].as_array().unwrap().len();
     match told["finish_reason"].as_str().unwrap() {
@@ -54,7 +53,7 @@ fn what_is_streamed_is_what_json_tells() {
     let output =
         run(folder.path(), &[&command.split(' ').collect::<Vec<_>>()[..], &["hello there"]].concat());
     assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{}\n", told["text"].as_str().unwrap()));
-    assert!(String::from_utf8(output.stderr).unwrap().starts_with("8 prompt tokens, "));
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("7 prompt tokens, "));
 }
 
 #[test]
@@ -94,7 +93,6 @@ fn messages_are_rendered_by_the_template() {
     write(&folder.path().join("object.json"), &json!({"messages": messages, "tools": []}));
     let rendered =
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n";
-    fs::copy(folder.path().join("model/tokenizer.json"), folder.path().join("saved")).unwrap();
     let told = generate(folder.path(), &["--messages", "list.json", "--max-tokens", "12"]);
     let object = generate(folder.path(), &["--messages", "object.json", "--max-tokens", "12"]);
     assert_eq!(told["token_ids"], object["token_ids"]);

@@ -11,23 +11,23 @@ use model::{Adapter, Config, Decoder, Layout, StoredDType};
 use serde_json::{Map, Value, json};
 
 /// Begins every text; the tokenizer adds it.
-pub const BEGIN: u32 = 260;
+pub(crate) const BEGIN: u32 = 260;
 /// Ends a turn, and ends generation.
-pub const END: u32 = 262;
+pub(crate) const END: u32 = 262;
 /// Tokens that the model was made for.
-pub const CONTEXT: usize = 256;
+pub(crate) const CONTEXT: usize = 256;
 
 /// Renders each message as `<|im_start|>role\ncontent<|im_end|>\n`.
 const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + \
     '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// Makes a model folder: two layers with random weights, a byte-level tokenizer, a chat template.
-pub fn tiny_model(folder: &Path) -> PathBuf {
+pub(crate) fn tiny_model(folder: &Path) -> PathBuf {
     tiny_model_stored(folder, StoredDType::F32)
 }
 
 /// The same with weights stored as `dtype`.
-pub fn tiny_model_stored(folder: &Path, dtype: StoredDType) -> PathBuf {
+pub(crate) fn tiny_model_stored(folder: &Path, dtype: StoredDType) -> PathBuf {
     let model = folder.join("model");
     fs::create_dir_all(&model).unwrap();
     let base = Decoder::random(&config(), &Device::cpu(1), Precision::F32, 5);
@@ -41,7 +41,7 @@ pub fn tiny_model_stored(folder: &Path, dtype: StoredDType) -> PathBuf {
 }
 
 /// An adapter folder for the tiny model: rank 2 on two kinds of layers, values between `-size` and `size`.
-pub fn tiny_adapter(folder: &Path, size: f32) -> PathBuf {
+pub(crate) fn tiny_adapter(folder: &Path, size: f32) -> PathBuf {
     let path = folder.join("adapter");
     let settings = PeftConfig {
         r: 2,
@@ -59,18 +59,18 @@ pub fn tiny_adapter(folder: &Path, size: f32) -> PathBuf {
 }
 
 /// Writes a JSON file.
-pub fn write(path: &Path, value: &Value) {
+pub(crate) fn write(path: &Path, value: &Value) {
     fs::write(path, value.to_string()).unwrap();
 }
 
 /// Writes records as JSON lines and returns the path.
-pub fn write_lines(path: PathBuf, records: &[Value]) -> PathBuf {
+pub(crate) fn write_lines(path: PathBuf, records: &[Value]) -> PathBuf {
     fs::write(&path, records.iter().map(|r| format!("{r}\n")).collect::<String>()).unwrap();
     path
 }
 
 /// The path as an argument.
-pub fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
