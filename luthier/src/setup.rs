@@ -18,8 +18,13 @@ use crate::error::user;
 use crate::hub;
 use crate::run_file::{self, AdapterSection, Method, MicroBatch, Pattern, RunFile, Source, TargetModules};
 
-/// Memory that the process takes beside the plan: code, tokenizer, kernels' panels, the data.
-const OVERHEAD: u64 = 48 << 20;
+/// Memory of the kernels' panels: shared ones, and each thread's own.
+const SHARED_PANELS: u64 = 8 << 20;
+const THREAD_PANELS: u64 = 5 << 18;
+/// What a process holds before it reads anything.
+const BARE_PROCESS: u64 = 8 << 20;
+/// What a tokenizer holds for each token of its vocabulary, about.
+const TOKENIZER_ENTRY: u64 = 800;
 /// Tokens in memory at once, where there is room: more do not make products faster.
 const USUAL_MICRO_BATCH: usize = 1024;
 
@@ -312,6 +317,17 @@ pub(crate) struct Lengths {
     pub(crate) longest: usize,
     /// Tokens of the largest optimizer step, or of all there are.
     pub(crate) total: usize,
+    /// Bytes that the process holds beside the buffers of the plan: code, tokenizer, examples.
+    pub(crate) beside: u64,
+}
+
+impl Lengths {
+    /// For data that nobody has seen yet: every example as long as it may be, and a tokenizer of the usual size.
+    pub(crate) fn expected(run: &RunFile, config: &Config) -> Self {
+        let longest = run.data.max_length;
+        let total = longest.saturating_mul(run.training.batch_size);
+        Lengths { longest, total, beside: BARE_PROCESS + TOKENIZER_ENTRY * config.vocab_size as u64 }
+    }
 }
 
 /// The whole memory of a run.
@@ -332,7 +348,8 @@ pub(crate) fn memory_plan(
         precision,
     };
     plan.extend(&train::memory_plan(config, &trained.layout, trained.dropout, optimizer(run), extent));
-    plan.add(Component::Workspace, OVERHEAD);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    plan.add(Component::Workspace, lengths.beside + SHARED_PANELS + threads * THREAD_PANELS);
     plan
 }
 
@@ -395,7 +412,9 @@ pub(crate) fn fit(
     trained: &Trained,
     lengths: Lengths,
 ) -> anyhow::Result<(Sizes, MemoryPlan)> {
-    let budget = run.memory.map(|b| b.0).or_else(available_memory);
+    // What is held already counts as part of the plan, so it is not free any more but ours.
+    let free = || Some(available_memory()? + lengths.beside);
+    let budget = run.memory.map(|b| b.0).or_else(free);
     let Choice { sizes, plan, fits } = choose(run, config, stored, trained, lengths, budget);
     if !fits {
         return Err(user(does_not_fit(run, &plan, budget.unwrap_or(0), lengths)));
@@ -435,9 +454,19 @@ pub(crate) fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, length
     )
 }
 
+/// Memory that this process holds now, in bytes; what a bare process holds where the system does not tell.
+pub(crate) fn resident_memory() -> u64 {
+    proc_size("/proc/self/status", "VmRSS:").unwrap_or(BARE_PROCESS)
+}
+
 /// Memory that the system could give now, in bytes.
 pub(crate) fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    proc_size("/proc/meminfo", "MemAvailable:")
+}
+
+/// A size that Linux tells in KiB, in bytes.
+fn proc_size(file: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }

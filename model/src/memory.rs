@@ -54,9 +54,10 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Adds a buffer.
+    /// Adds a buffer. What is more than can be counted stays there: it does not fit anyhow.
     pub fn add(&mut self, component: Component, bytes: u64) {
-        self.bytes[component as usize] += bytes;
+        let sum = &mut self.bytes[component as usize];
+        *sum = sum.saturating_add(bytes);
     }
 
     /// Bytes of a component.
@@ -66,13 +67,13 @@ impl MemoryPlan {
 
     /// Bytes of everything.
     pub fn total(&self) -> u64 {
-        self.bytes.iter().sum()
+        self.bytes.iter().fold(0, |sum, &bytes| sum.saturating_add(bytes))
     }
 
     /// Adds all of another plan.
     pub fn extend(&mut self, other: &MemoryPlan) {
         for (to, from) in self.bytes.iter_mut().zip(other.bytes) {
-            *to += from;
+            *to = to.saturating_add(from);
         }
     }
 }
@@ -97,7 +98,8 @@ impl Allocator {
 
     /// A zeroed matrix for this component.
     pub fn matrix(&mut self, component: Component, rows: usize, cols: usize, dtype: DType) -> Matrix {
-        self.plan.add(component, rows as u64 * cols as u64 * dtype.size() as u64);
+        let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(dtype.size() as u64);
+        self.plan.add(component, bytes);
         if self.real { Matrix::zeros(rows, cols, dtype) } else { Matrix::zeros(0, cols, dtype) }
     }
 

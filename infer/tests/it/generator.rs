@@ -85,3 +85,13 @@ fn prompts_that_cannot_be_continued_are_refused() {
     assert_eq!(refused(&[0; 9]), InferError::PromptTooLong { prompt: 9, context: 8 });
     assert_eq!(refused(&[61]), InferError::UnknownToken { token: 61, vocab_size: 61 });
 }
+
+#[test]
+fn logits_that_are_not_finite_are_an_error_and_no_token() {
+    let mut config = tiny().config;
+    config.initializer_range = 3e38;
+    let decoder = Decoder::random(&config, &Device::cpu(1), Precision::F32, 7);
+    let mut generator = Generator::new(&decoder, None, 8);
+    let error = generator.generate(request(&[1, 2], 4), &mut |_| panic!("no token")).unwrap_err();
+    assert_eq!(error, InferError::NotFinite { tokens: 2 });
+}

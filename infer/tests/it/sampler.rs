@@ -47,3 +47,30 @@ fn the_same_seed_draws_the_same_tokens() {
     assert_eq!(draw(1), draw(1));
     assert_ne!(draw(1), draw(2));
 }
+
+#[test]
+fn only_the_shortest_prefix_that_reaches_top_p_is_drawn_from() {
+    let logits: Vec<f32> =
+        (0..1000).map(|i| 6.0 * compute::random::uniform(3, i) as f32 - ((i % 7) as f32)).collect();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    let weights: Vec<f64> = order.iter().map(|&i| f64::from(logits[i] / 0.8).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    for top_p in [0.05_f32, 0.5, 0.9, 0.999] {
+        let mut sum = 0.0;
+        let nucleus = weights.iter().take_while(|&w| {
+            let before = sum;
+            sum += w;
+            before < f64::from(top_p) * total
+        });
+        let nucleus = nucleus.count();
+        let mut sampler = Sampler::new(Sampling { temperature: 0.8, top_p, ..Sampling::default() });
+        let mut drawn = vec![0_usize; logits.len()];
+        (0..20_000).for_each(|_| drawn[sampler.sample(&logits) as usize] += 1);
+        assert!(order[nucleus..].iter().all(|&i| drawn[i] == 0), "top_p {top_p}: outside {nucleus} tokens");
+        let likely = weights[0] / weights[..nucleus].iter().sum::<f64>();
+        let deviation = (likely * (1.0 - likely) * 20_000.0).sqrt();
+        let off = (drawn[order[0]] as f64 - likely * 20_000.0).abs();
+        assert!(off <= 5.0 * deviation, "top_p {top_p}: the likeliest {} times, p {likely}", drawn[order[0]]);
+    }
+}

@@ -4,18 +4,20 @@
 //! with loss. What counts as useful work is what the arithmetic needs, not what is computed again.
 
 use std::fs;
+use std::hint::black_box;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::Context;
 use compute::{Device, random};
 use data::{Dataset, Example};
 use infer::{Generator, Request, Sampling};
-use model::names::ModuleId;
-use model::{Adapter, Config, Decoder, StoredDType};
+use model::adapter::parameters::Trained;
+use model::{Adapter, Config, Decoder, Layout, Module, ModuleId, StoredDType};
 use serde_json::{Value, json};
 use train::{Job, Saving, StepMetrics, Trainer};
 
@@ -88,14 +90,26 @@ fn random_tokens(config: &Config, number: u64, len: usize) -> Vec<u32> {
     (0..len as u64).map(token).collect()
 }
 
-/// Floating-point operations of a training step for each token of a row of `length`: 4 for a frozen weight (forward, and
-/// gradient of the input), 6 for a trained one, and causal attention, of which half the square is needed.
-fn training_flops(config: &Config, trained: usize, length: usize) -> f64 {
-    let linear = |m: &model::Module| m.id.is_linear() && m.id != ModuleId::Head;
-    let weights: u64 = config.modules().iter().filter(|m| linear(m)).map(|m| (m.rows * m.cols) as u64).sum();
-    let head = (config.vocab_size * config.hidden_size) as u64;
-    let attention = 3 * 2 * config.q_width() * length * config.layers;
-    4.0 * (weights + head) as f64 + 6.0 * trained as f64 + attention as f64
+/// Floating-point operations of a training step for each token of a row of `length`: for every linear weight 4 where it
+/// is frozen (forward, and the gradient of the input) and 6 where it is trained, and causal attention forward and
+/// backward, which needs half the square of its scores, less with a window.
+fn training_flops(config: &Config, trained: &Layout, length: usize) -> f64 {
+    let of_module = |m: Module| {
+        let weight = m.rows * m.cols;
+        match trained.get(m.id) {
+            None => 4 * weight,
+            Some(Trained::Full(_)) => 6 * weight,
+            Some(Trained::Lora(lora)) => 4 * weight + 6 * lora.rank * (m.rows + m.cols),
+        }
+    };
+    let blocks = config.modules().into_iter().filter(|m| matches!(m.id, ModuleId::Linear { .. }));
+    let linear: usize = blocks.chain([config.module(ModuleId::Head)]).map(of_module).sum();
+    let keys = |window: &Option<usize>| match window {
+        Some(w) if *w < length => *w as f64 - (w * w) as f64 / (2.0 * length as f64),
+        _ => length as f64 / 2.0,
+    };
+    let attention: f64 = config.windows.iter().map(|w| 3.0 * 4.0 * config.q_width() as f64 * keys(w)).sum();
+    linear as f64 + attention
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -109,7 +123,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let steps = args.steps.unwrap_or(STEPS) as usize;
     let (length, batch) = (run.data.max_length, run.training.batch_size);
     let trained = setup::trained(run, &subject.config, &subject.name)?;
-    let lengths = Lengths { longest: length, total: length * batch };
+    let lengths = Lengths { longest: length, total: length * batch, beside: setup::resident_memory() };
     let (sizes, plan) = setup::fit(run, &subject.config, subject.stored(), &trained, lengths)?;
     let device = global.device()?;
     let decoder = subject.load(&device, run)?;
@@ -151,7 +165,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let seconds = measured.iter().map(|m| m.tokens as f64 / m.tokens_per_second).collect::<Vec<_>>();
     let tokens: u64 = measured.iter().map(|m| m.tokens).sum();
     let tokens_per_second = tokens as f64 / seconds.iter().sum::<f64>();
-    let flops = training_flops(&subject.config, trained.layout.len(), length) * tokens_per_second;
+    let flops = training_flops(&subject.config, &trained.layout, length) * tokens_per_second;
     let peak = peak_flops(&device, run);
     let facts = json!({
         "shape": subject.name,
@@ -204,50 +218,127 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let new = args.steps.unwrap_or(NEW_TOKENS) as usize;
     let device = global.device()?;
     let decoder = subject.load(&device, run)?;
-    let mut generator = Generator::new(&decoder, None, PREFILL.max(PROMPT + new + 1));
-    let mut measure = |number: u64, prompt: usize, max_tokens: usize| {
-        let prompt = random_tokens(&subject.config, number, prompt);
-        let request = Request { prompt: &prompt, max_tokens, stop: &[], sampling: Sampling::default() };
-        generator.generate(request, &mut |_| true)
+    let alone = Generating::measure(&decoder, None, new)?;
+    let trained = setup::trained(run, &subject.config, &subject.name)?;
+    let adapted = match trained.peft {
+        None => None,
+        Some(_) => {
+            let mut adapter = Adapter::zeros(trained.layout, 0.0);
+            adapter.initialize(setup::init(run), run.training.seed, &decoder);
+            Some(Generating::measure(&decoder, Some(&adapter), new)?)
+        }
     };
-    measure(0, PROMPT, 4)?;
-    let generation = measure(1, PROMPT, new + 1)?;
-    let prefill: Result<Vec<f64>, _> = (2..5)
-        .map(|n| measure(n, PREFILL, 1).map(|g| PREFILL as f64 / g.prompt_time.as_secs_f64()))
-        .collect();
-    let (tokens_per_second, prefill) = (generation.tokens_per_second(), median(prefill?));
-    let weights = Decoder::base_memory(&subject.config, subject.stored(), run.precision.engine()).total();
-    // Of the embedding one row is read, unless the head is tied to it.
-    let embedding = (subject.config.vocab_size
-        * subject.config.hidden_size
-        * run.precision.engine().dtype().size()) as u64;
-    let read = if subject.config.tie_word_embeddings { weights } else { weights - embedding };
-    let flops = 2.0 * read as f64 / run.precision.engine().dtype().size() as f64 * tokens_per_second;
-    let peak = peak_flops(&device, run);
+    let peak_memory = train::peak_memory_bytes();
+    let (read, multiplied) = weights_of_a_token(&subject.config, &decoder);
+    let Device::Cpu(cpu) = &device;
+    let (bandwidth, peak) = (read_bandwidth(cpu.threads()), peak_flops(&device, run));
+    let flops = 2.0 * multiplied as f64 * alone.tokens_per_second;
+    let read_per_second = read as f64 * alone.tokens_per_second;
     let facts = json!({
         "shape": subject.name,
         "precision": run.precision,
+        "threads": cpu.threads(),
         "prompt_tokens": PROMPT,
-        "new_tokens": generation.tokens.len(),
-        "tokens_per_second": tokens_per_second,
-        "seconds_per_step": 1.0 / tokens_per_second,
-        "prefill_tokens_per_second": prefill,
-        "weight_bytes_per_second": read as f64 * tokens_per_second,
-        "peak_memory_bytes": train::peak_memory_bytes(),
+        "new_tokens": new,
+        "tokens_per_second": alone.tokens_per_second,
+        "seconds_per_step": alone.seconds_per_token,
+        "prefill_tokens_per_second": alone.prefill_tokens_per_second,
+        "with_adapter": adapted.as_ref().map(|adapted| json!({
+            "tokens_per_second": adapted.tokens_per_second,
+            "prefill_tokens_per_second": adapted.prefill_tokens_per_second,
+        })),
+        "weight_bytes_per_token": read,
+        "weight_bytes_per_second": read_per_second,
+        "read_bytes_per_second": bandwidth,
+        "peak_memory_bytes": peak_memory,
         "flops_per_second": flops,
         "peak_flops_per_second": peak,
         "utilization": flops / peak,
     });
+    let speeds = |of: fn(&Generating) -> f64| match &adapted {
+        Some(adapted) => format!("{} tokens/s, {} with an adapter", count(of(&alone)), count(of(adapted))),
+        None => format!("{} tokens/s", count(of(&alone))),
+    };
     tell(
         args,
         &facts,
         &[
-            ("decoding", format!("{tokens_per_second:.1} tokens/s at one sequence behind {PROMPT} tokens")),
-            ("reading", format!("{}/s of weights", bytes((read as f64 * tokens_per_second) as u64))),
-            ("prefill", format!("{} tokens/s for {PREFILL} tokens", count(prefill))),
-            ("memory", format!("{} at most", bytes(train::peak_memory_bytes()))),
+            ("decoding", format!("{}; one sequence behind {PROMPT} tokens", speeds(|g| g.tokens_per_second))),
+            ("prefill", format!("{}; {PREFILL} tokens", speeds(|g| g.prefill_tokens_per_second))),
+            (
+                "reading",
+                format!(
+                    "{:.1} GB/s of weights while decoding; memory gives {:.1} GB/s in this run",
+                    read_per_second / 1e9,
+                    bandwidth / 1e9
+                ),
+            ),
+            ("memory", format!("{} at most", bytes(peak_memory))),
         ],
     )
+}
+
+/// How fast one sequence is continued.
+struct Generating {
+    tokens_per_second: f64,
+    /// The median.
+    seconds_per_token: f64,
+    prefill_tokens_per_second: f64,
+}
+
+impl Generating {
+    /// `new` tokens behind a prompt, and prompts alone; each of random tokens, so that none is in the cache.
+    fn measure(decoder: &Decoder, adapter: Option<&Adapter>, new: usize) -> anyhow::Result<Self> {
+        let mut generator = Generator::new(decoder, adapter, PREFILL.max(PROMPT + new + 1));
+        let mut run = |number: u64, prompt: usize, max_tokens: usize, times: &mut Vec<Instant>| {
+            let prompt = random_tokens(&decoder.config, number, prompt);
+            let request = Request { prompt: &prompt, max_tokens, stop: &[], sampling: Sampling::default() };
+            generator.generate(request, &mut |_| {
+                times.push(Instant::now());
+                true
+            })
+        };
+        run(0, PROMPT, 4, &mut Vec::new())?;
+        let mut times = Vec::new();
+        let generation = run(1, PROMPT, new + 1, &mut times)?;
+        let mut prefill = Vec::new();
+        for number in 2..5 {
+            let seconds = run(number, PREFILL, 1, &mut Vec::new())?.prompt_time.as_secs_f64();
+            prefill.push(PREFILL as f64 / seconds);
+        }
+        Ok(Generating {
+            tokens_per_second: generation.tokens_per_second(),
+            seconds_per_token: median(times.windows(2).map(|t| (t[1] - t[0]).as_secs_f64()).collect()),
+            prefill_tokens_per_second: median(prefill),
+        })
+    }
+}
+
+/// What one token reads and multiplies with, as bytes and as a number: all weights but an embedding that is not the head
+/// too, of which it reads one row.
+fn weights_of_a_token(config: &Config, decoder: &Decoder) -> (u64, u64) {
+    let read =
+        config.modules().into_iter().filter(|m| m.id != ModuleId::Embedding || config.tie_word_embeddings);
+    read.fold((0, 0), |(bytes, number), m| {
+        let weights = m.parameter_count();
+        (bytes + weights * decoder.base_weight(m.id).dtype().size() as u64, number + weights)
+    })
+}
+
+/// Bytes a second that `threads` threads read from memory: the best of several passes over more than caches hold.
+fn read_bandwidth(threads: usize) -> f64 {
+    const WORDS: usize = 256 << 17;
+    let words = vec![1_u64; WORDS];
+    let pass = || {
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            for part in words.chunks(WORDS.div_ceil(threads)) {
+                scope.spawn(move || black_box(part.iter().fold(0_u64, |sum, &word| sum.wrapping_add(word))));
+            }
+        });
+        (8 * WORDS) as f64 / begun.elapsed().as_secs_f64()
+    };
+    (0..8).map(|_| pass()).fold(0.0, f64::max)
 }
 
 fn peak_flops(device: &Device, run: &RunFile) -> f64 {

@@ -86,7 +86,7 @@ impl Outlook {
         budget: Option<u64>,
     ) -> anyhow::Result<Self> {
         let trained = setup::trained(run, config, name)?;
-        let lengths = lengths(run);
+        let lengths = Lengths::expected(run, config);
         let choice = setup::choose(run, config, stored, &trained, lengths, budget);
         let mut shape = Shape::of(name, config);
         if trained.layout.rank(ModuleId::Head) > 0 && config.tie_word_embeddings {
@@ -131,7 +131,7 @@ impl Outlook {
         let trainable: u64 = shape.modules.iter().zip(&updates).map(|(m, &u)| trained_parameters(m, u)).sum();
         let config = Shape::gpt3_stand_in();
         let nothing = Trained { layout: model::Layout::default(), dropout: 0.0, peft: None };
-        let (lengths, budget) = (lengths(run), run.memory.map(|m| m.0));
+        let (lengths, budget) = (Lengths::expected(run, &config), run.memory.map(|m| m.0));
         let of_stand_in = setup::choose(run, &config, Some(StoredDType::Bf16), &nothing, lengths, budget);
         let element = match run.precision.engine().dtype() {
             DType::F32 => 4,
@@ -242,12 +242,6 @@ const COMPONENTS: [Component; 6] = [
 pub(super) const LORA_ARITHMETIC: &str = "\
 An update of rank r of an out x in layer trains r x (out + in) values in place of out x in:
 a 200 x 200 layer at r = 2 trains 800 instead of 40,000, 50 times fewer.";
-
-/// Without data: every example as long as it may be.
-fn lengths(run: &RunFile) -> Lengths {
-    let longest = run.data.max_length;
-    Lengths { longest, total: longest.saturating_mul(run.training.batch_size) }
-}
 
 pub(super) fn checkpointing_name(checkpointing: Checkpointing) -> &'static str {
     match checkpointing {

@@ -202,7 +202,7 @@ fn lengths(run: &RunFile, train: &Dataset, eval: Option<&Dataset>) -> Lengths {
     let per_row = if run.data.packing { run.data.max_length } else { train.report.longest };
     let step = run.training.batch_size.saturating_mul(per_row);
     let all = train.report.tokens.max(eval.map_or(0, |e| e.report.tokens));
-    Lengths { longest, total: step.min(all).max(longest) }
+    Lengths { longest, total: step.min(all).max(longest), beside: setup::resident_memory() }
 }
 
 /// The frozen base and what is trained on it, with its initial values.

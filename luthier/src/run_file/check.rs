@@ -21,6 +21,8 @@ pub(crate) enum Purpose {
 const MAX_RANK: usize = 65_536;
 /// The steps of every epoch are known before the first, so there is an end to them.
 const MAX_EPOCHS: u64 = 1_000_000;
+/// Lengths and sizes beyond this are slips of the pen, and would overflow the account of memory.
+const MAX_TOKENS: usize = 1 << 32;
 const NOT_YET: &str = "is not supported yet in this version";
 
 impl Settings {
@@ -87,7 +89,8 @@ impl Settings {
             data.max_length >= 2,
             "data.max_length",
             "must be 2 or more: the first token carries no loss",
-        )
+        )?;
+        self.require(data.max_length <= MAX_TOKENS, "data.max_length", "must be at most 4294967296")
     }
 
     fn check_adapter(&self, adapter: &AdapterSection) -> anyhow::Result<()> {
@@ -120,6 +123,11 @@ impl Settings {
         self.require(targets, "adapter.target_modules", "names no module")?;
         for (pattern, r) in &adapter.rank_pattern.0 {
             self.require(*r >= 1, "adapter.rank_pattern", &format!("gives `{pattern}` a rank below 1"))?;
+            self.require(
+                *r <= MAX_RANK,
+                "adapter.rank_pattern",
+                &format!("gives `{pattern}` a rank above 65536"),
+            )?;
         }
         for (pattern, alpha) in &adapter.alpha_pattern.0 {
             self.require(
@@ -164,8 +172,12 @@ impl Settings {
         self.require(training.epochs <= MAX_EPOCHS, "training.epochs", "must be at most 1000000")?;
         self.require(training.max_steps != Some(0), "training.max_steps", or_null)?;
         self.require(training.batch_size >= 1, "training.batch_size", "must be 1 or more")?;
-        let micro = training.micro_batch_tokens != MicroBatch::Tokens(0);
-        self.require(micro, "training.micro_batch_tokens", "must be auto, or 1 or more")?;
+        self.require(training.batch_size <= MAX_TOKENS, "training.batch_size", "must be at most 4294967296")?;
+        let micro = match training.micro_batch_tokens {
+            MicroBatch::Auto => true,
+            MicroBatch::Tokens(tokens) => (1..=MAX_TOKENS).contains(&tokens),
+        };
+        self.require(micro, "training.micro_batch_tokens", "must be auto, or from 1 to 4294967296")?;
         self.require(training.eval_every != Some(0), "training.eval_every", or_null)?;
         self.require(training.save_every != Some(0), "training.save_every", or_null)?;
         self.require(training.keep_checkpoints >= 1, "training.keep_checkpoints", "must be 1 or more")?;

@@ -62,6 +62,7 @@ fn the_example_runs_in_an_empty_folder_and_again_and_leaves_a_whole_run() {
     let again = run(folder.path(), &["example", "--steps", "2"]);
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     assert!(String::from_utf8_lossy(&again.stderr).contains("finished already"));
+    assert!(String::from_utf8_lossy(&again.stdout).contains("trained by an earlier call"));
 }
 
 #[test]

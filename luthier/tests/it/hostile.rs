@@ -417,6 +417,9 @@ fn settings_out_of_bounds_are_named_as_they_were_typed() {
         ("adapter.r=1000000000000000000", "must be at most 65536"),
         ("memory=1e30GiB", "expected a size such as 12GiB"),
         ("data.max_length=-5", "expected a whole number"),
+        ("data.max_length=18446744073709551615", "must be at most 4294967296"),
+        ("training.micro_batch_tokens=18446744073709551615", "must be auto, or from 1 to 4294967296"),
+        ("adapter.rank_pattern={q_proj: 1000000000000000000}", "gives `q_proj` a rank above 65536"),
     ] {
         let typed = format!("--set {setting}: ");
         refused(folder.path(), &["--set", setting], &[&typed, word]);
