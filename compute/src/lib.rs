@@ -14,6 +14,7 @@ mod cpu;
 mod device;
 mod matrix;
 pub mod ops;
+pub mod quant;
 pub mod random;
 
 pub use cpu::Cpu;
