@@ -58,9 +58,10 @@ impl Precision {
 /// Allocations above this many bytes come straight from the system as lazily zeroed pages.
 const MAP_THRESHOLD: usize = 1 << 20;
 
+/// A cache line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+pub(crate) struct Line([u8; 64]);
 
 // SAFETY: 64 plain bytes without padding; every bit pattern, zero included, is a value.
 unsafe impl bytemuck::Zeroable for Line {}
@@ -68,13 +69,14 @@ unsafe impl bytemuck::Zeroable for Line {}
 unsafe impl Pod for Line {}
 
 /// Zeroed bytes, aligned to a cache line.
-enum Bytes {
+pub(crate) enum Bytes {
     Heap(Vec<Line>),
     Map(MmapMut),
 }
 
 impl Bytes {
-    fn zeroed(len: usize) -> Self {
+    /// At least `len` bytes.
+    pub(crate) fn zeroed(len: usize) -> Self {
         if len < MAP_THRESHOLD {
             return Bytes::Heap(vec![Line([0; 64]); len.div_ceil(64)]);
         }
@@ -84,14 +86,14 @@ impl Bytes {
         Bytes::Map(map)
     }
 
-    fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Bytes::Heap(lines) => bytemuck::cast_slice(lines),
             Bytes::Map(map) => map,
         }
     }
 
-    fn as_mut_slice(&mut self) -> &mut [u8] {
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         match self {
             Bytes::Heap(lines) => bytemuck::cast_slice_mut(lines),
             Bytes::Map(map) => map,

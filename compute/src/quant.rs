@@ -4,5 +4,349 @@
 //! A matrix is quantized as it lies in memory, row after row, in blocks that know nothing of rows: element `i` belongs to
 //! block `i / block_size`, and stands in the high half of byte `i / 2` if `i` is even, in the low half if it is odd.
 //! `value = round(table[code] * absmax[block])`, the product in `f32`, rounded to the type that was quantized.
+//!
+//! With double quantization the scales themselves are rounded to eight bits: their mean is taken off, and what is left
+//! is rounded to [`dynamic_map::signed`] in blocks of [`SCALES_BLOCK`].
 
 pub mod dynamic_map;
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use crate::matrix::Bytes;
+use crate::{DType, Device, Matrix, MatrixMut, MatrixRef, cpu};
+
+/// Scales that share a scale of their own under double quantization.
+pub const SCALES_BLOCK: usize = 256;
+/// The sizes that a block of weights may have.
+pub const BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
+
+/// Which sixteen values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// 4-bit NormalFloat: quantiles of a normal distribution, zero among them.
+    Nf4,
+    /// A sign, two bits of exponent and one of mantissa.
+    Fp4,
+    /// Fifteen equal steps from -1 to 1: what the other two are measured against.
+    Int4,
+}
+
+impl Code {
+    /// All of them.
+    pub const ALL: [Code; 3] = [Code::Nf4, Code::Fp4, Code::Int4];
+
+    /// The name in settings and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::Nf4 => "nf4",
+            Code::Fp4 => "fp4",
+            Code::Int4 => "int4",
+        }
+    }
+
+    /// The value of each code, in units of the block's scale.
+    pub fn table(self) -> [f32; 16] {
+        match self {
+            Code::Nf4 => NF4,
+            Code::Fp4 => std::array::from_fn(|code| {
+                let magnitude = FP4_TWELFTHS[code % 8] / 12.0;
+                if code < 8 { magnitude } else { -magnitude }
+            }),
+            Code::Int4 => std::array::from_fn(|code| (code as f32 - 7.0) / 7.0),
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Code {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = || Code::ALL.map(Code::name).join(", ");
+        Code::ALL.into_iter().find(|code| code.name() == name).ok_or_else(|| format!("expected {}", known()))
+    }
+}
+
+/// Appendix E of the paper, as bitsandbytes has them.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+/// Twelve times the magnitudes of FP4.
+const FP4_TWELFTHS: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
+
+/// How a matrix is quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Format {
+    /// Which sixteen values.
+    pub code: Code,
+    /// Weights that share a scale: one of [`BLOCK_SIZES`].
+    pub block_size: usize,
+    /// Whether the scales are quantized too.
+    pub double_quant: bool,
+}
+
+impl Format {
+    /// What QLoRA trains over: NF4, blocks of 64, double quantization.
+    pub const QLORA: Format = Format { code: Code::Nf4, block_size: 64, double_quant: true };
+
+    /// Bytes that `elements` weights take.
+    pub fn size_bytes(self, elements: usize) -> usize {
+        let blocks = elements.div_ceil(self.block_size);
+        let scales = if self.double_quant { blocks + 4 * blocks.div_ceil(SCALES_BLOCK) } else { 4 * blocks };
+        elements.div_ceil(2) + scales
+    }
+}
+
+/// The type that was quantized, to which values are rounded again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    /// Single precision: not at all.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Rounding {
+    #[inline(always)]
+    pub(crate) fn round(self, value: f32) -> f32 {
+        match self {
+            Rounding::F32 => value,
+            Rounding::Bf16 => half::bf16::from_f32(value).to_f32(),
+            Rounding::F16 => half::f16::from_f32(value).to_f32(),
+        }
+    }
+}
+
+/// The scale of every block.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scales {
+    /// As they are.
+    Plain(Vec<f32>),
+    /// Rounded to eight bits: `map[codes[b]] * absmax[b / block_size] + offset`.
+    Double {
+        /// An index into `map` for each block.
+        codes: Vec<u8>,
+        /// The values of the indices.
+        map: Box<[f32; 256]>,
+        /// Scales of the scales.
+        absmax: Vec<f32>,
+        /// Blocks that share one of them.
+        block_size: usize,
+        /// The mean that was taken off.
+        offset: f32,
+    },
+}
+
+impl Scales {
+    /// Blocks that these are the scales of.
+    pub fn blocks(&self) -> usize {
+        match self {
+            Scales::Plain(scales) => scales.len(),
+            Scales::Double { codes, .. } => codes.len(),
+        }
+    }
+
+    /// The scale of a block.
+    #[inline(always)]
+    pub fn of(&self, block: usize) -> f32 {
+        match self {
+            Scales::Plain(scales) => scales[block],
+            Scales::Double { codes, map, absmax, block_size, offset } => {
+                map[usize::from(codes[block])] * absmax[block / block_size] + offset
+            }
+        }
+    }
+
+    /// Rounds scales to eight bits. Their mean is summed in `f64`; bitsandbytes sums in `f32` in an order that
+    /// depends on the processor, so its offsets may differ in the last bit.
+    pub fn double(scales: &[f32]) -> Scales {
+        let sum: f64 = scales.iter().map(|&s| f64::from(s)).sum();
+        Scales::double_from(scales, (sum / scales.len().max(1) as f64) as f32)
+    }
+
+    /// [`Scales::double`] with a given mean.
+    pub fn double_from(scales: &[f32], offset: f32) -> Scales {
+        let map = Box::new(*dynamic_map::signed());
+        let mut codes = vec![0; scales.len()];
+        let mut absmax = Vec::with_capacity(scales.len().div_ceil(SCALES_BLOCK));
+        for (scales, codes) in scales.chunks(SCALES_BLOCK).zip(codes.chunks_mut(SCALES_BLOCK)) {
+            let largest = scales.iter().fold(0.0_f32, |max, s| max.max((s - offset).abs()));
+            absmax.push(largest);
+            let inverse = 1.0 / largest.max(1e-38);
+            for (code, scale) in codes.iter_mut().zip(scales) {
+                *code = dynamic_map::nearest(&map, (scale - offset) * inverse);
+            }
+        }
+        Scales::Double { codes, map, absmax, block_size: SCALES_BLOCK, offset }
+    }
+
+    fn size_bytes(&self) -> usize {
+        match self {
+            Scales::Plain(scales) => 4 * scales.len(),
+            Scales::Double { codes, absmax, .. } => codes.len() + 4 * absmax.len(),
+        }
+    }
+}
+
+/// A frozen matrix `[rows, cols]` in four bits an element.
+pub struct Quantized {
+    rows: usize,
+    cols: usize,
+    block_size: usize,
+    rounding: Rounding,
+    table: [f32; 16],
+    codes: Bytes,
+    scales: Scales,
+}
+
+impl Quantized {
+    /// A matrix of codes and scales that come from elsewhere; its codes, zero at first, are filled by the caller
+    /// through [`Quantized::codes_mut`].
+    ///
+    /// # Panics
+    /// If there is not one scale for each block.
+    pub fn new(
+        rows: usize,
+        cols: usize,
+        block_size: usize,
+        rounding: Rounding,
+        table: [f32; 16],
+        scales: Scales,
+    ) -> Self {
+        let elements = rows.checked_mul(cols).expect("matrix size overflows");
+        assert_eq!(scales.blocks(), elements.div_ceil(block_size), "a scale for each block of {block_size}");
+        if let Scales::Double { codes, absmax, block_size, .. } = &scales {
+            assert_eq!(absmax.len(), codes.len().div_ceil(*block_size), "a scale for each block of scales");
+        }
+        // Kernels read whole vectors of codes.
+        let codes = Bytes::zeroed(elements.div_ceil(2));
+        Quantized { rows, cols, block_size, rounding, table, codes, scales }
+    }
+
+    /// Quantizes a matrix.
+    ///
+    /// # Panics
+    /// If the block size is not one of [`BLOCK_SIZES`].
+    pub fn quantize(device: &Device, values: MatrixRef<'_>, rounding: Rounding, format: Format) -> Self {
+        let Format { code, block_size, double_quant } = format;
+        assert!(BLOCK_SIZES.contains(&block_size), "a block size of {block_size}");
+        let mut scales = vec![0.0; (values.rows() * values.cols()).div_ceil(block_size)];
+        let blank = Scales::Plain(scales.clone());
+        let mut to = Quantized::new(values.rows(), values.cols(), block_size, rounding, code.table(), blank);
+        match device {
+            Device::Cpu(cpu) => {
+                cpu::quant::quantize(cpu, values, block_size, code, to.codes_mut(), &mut scales)
+            }
+        }
+        to.scales = if double_quant { Scales::double(&scales) } else { Scales::Plain(scales) };
+        to
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Weights that share a scale.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// To what values are rounded.
+    pub fn rounding(&self) -> Rounding {
+        self.rounding
+    }
+
+    /// The sixteen values.
+    pub fn table(&self) -> &[f32; 16] {
+        &self.table
+    }
+
+    /// Two codes a byte.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes.as_slice()[..(self.rows * self.cols).div_ceil(2)]
+    }
+
+    /// Two codes a byte, to fill.
+    pub fn codes_mut(&mut self) -> &mut [u8] {
+        &mut self.codes.as_mut_slice()[..(self.rows * self.cols).div_ceil(2)]
+    }
+
+    /// The blocks' scales.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// Bytes of codes and scales.
+    pub fn size_bytes(&self) -> usize {
+        self.codes().len() + self.scales.size_bytes()
+    }
+
+    /// The code of an element.
+    #[inline(always)]
+    pub(crate) fn code(&self, element: usize) -> u8 {
+        let byte = self.codes.as_slice()[element / 2];
+        if element.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
+    }
+
+    /// The values that the codes of a block stand for.
+    #[inline(always)]
+    pub(crate) fn values(&self, block: usize) -> [f32; 16] {
+        let scale = self.scales.of(block);
+        self.table.map(|value| self.rounding.round(value * scale))
+    }
+
+    /// The values of some rows, `to [rows.len(), cols]`.
+    ///
+    /// # Panics
+    /// If the shapes do not agree.
+    pub fn dequantize_rows(&self, device: &Device, rows: Range<usize>, to: MatrixMut<'_>) {
+        assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        assert_eq!((rows.len(), self.cols), (to.rows(), to.cols()), "the shape of the dequantized rows");
+        match device {
+            Device::Cpu(cpu) => cpu::quant::dequantize(cpu, self, rows.start * self.cols, to),
+        }
+    }
+
+    /// All values, as a matrix of this type.
+    pub fn dequantize(&self, device: &Device, dtype: DType) -> Matrix {
+        let mut dense = Matrix::zeros(self.rows, self.cols, dtype);
+        self.dequantize_rows(device, 0..self.rows, dense.as_mut());
+        dense
+    }
+}
+
+impl fmt::Debug for Quantized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Quantized[{} x {}, blocks of {}]", self.rows, self.cols, self.block_size)
+    }
+}

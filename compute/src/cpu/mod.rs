@@ -11,6 +11,7 @@ pub(crate) mod gemm;
 pub(crate) mod noise;
 pub(crate) mod optimizer;
 mod pool;
+pub(crate) mod quant;
 pub(crate) mod reduce;
 pub(crate) mod residual;
 pub(crate) mod rms_norm;

@@ -3,7 +3,8 @@
 //! `c[M, N] = alpha * op(a)[M, K] * op(b)[K, N] (+ c)`, sums in `f32`, factors rounded to `bf16` first where the
 //! precision is `bf16` and the processor multiplies them.
 
-use crate::cpu::gemm::{self, Operand, OperandMut};
+use crate::cpu::gemm::{self, FourBit, Operand, OperandMut, Right};
+use crate::quant::Quantized;
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
 /// A factor as it stands, or transposed.
@@ -13,17 +14,38 @@ pub enum Factor<'a> {
     Plain(MatrixRef<'a>),
     /// `op(m) = mᵀ`
     Transposed(MatrixRef<'a>),
+    /// `op(m) = m` of a weight in four bits; on the right only.
+    Quantized(&'a Quantized),
+    /// `op(m) = mᵀ` of a weight in four bits; on the right only.
+    QuantizedTransposed(&'a Quantized),
 }
 
 impl<'a> Factor<'a> {
-    fn operand(self) -> Operand<'a> {
+    fn right(self) -> Right<'a> {
         match self {
-            Factor::Plain(m) => {
-                Operand { data: m.data, rows: m.rows(), cols: m.cols(), row_stride: m.cols(), col_stride: 1 }
-            }
-            Factor::Transposed(m) => {
-                Operand { data: m.data, rows: m.cols(), cols: m.rows(), row_stride: 1, col_stride: m.cols() }
-            }
+            Factor::Plain(m) => Right::Dense(Operand {
+                data: m.data,
+                rows: m.rows(),
+                cols: m.cols(),
+                row_stride: m.cols(),
+                col_stride: 1,
+            }),
+            Factor::Transposed(m) => Right::Dense(Operand {
+                data: m.data,
+                rows: m.cols(),
+                cols: m.rows(),
+                row_stride: 1,
+                col_stride: m.cols(),
+            }),
+            Factor::Quantized(m) => Right::FourBit(FourBit::plain(m)),
+            Factor::QuantizedTransposed(m) => Right::FourBit(FourBit::transposed(m)),
+        }
+    }
+
+    fn left(self) -> Operand<'a> {
+        match self.right() {
+            Right::Dense(operand) => operand,
+            Right::FourBit(_) => panic!("a weight in four bits stands on the right of a product"),
         }
     }
 }
@@ -32,7 +54,7 @@ impl<'a> Factor<'a> {
 /// not depend on the number of threads.
 ///
 /// # Panics
-/// If the shapes do not agree.
+/// If the shapes do not agree, or the left factor stands in four bits.
 pub fn matmul(
     device: &Device,
     precision: Precision,
@@ -45,6 +67,6 @@ pub fn matmul(
     let (rows, cols) = (c.rows(), c.cols());
     let c = OperandMut { data: c.data, rows, cols, row_stride: cols };
     match device {
-        Device::Cpu(cpu) => gemm::gemm(cpu, precision, alpha, a.operand(), b.operand(), accumulate, c),
+        Device::Cpu(cpu) => gemm::gemm(cpu, precision, alpha, a.left(), b.right(), accumulate, c),
     }
 }

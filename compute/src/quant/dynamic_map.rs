@@ -41,3 +41,13 @@ fn bound(k: usize, intervals: usize) -> f32 {
         (-step).mul_add((intervals - k) as f32, 1.0)
     }
 }
+
+/// The index of the value nearest to `x`, the lower one where two are as near.
+pub(crate) fn nearest(map: &[f32; 256], x: f32) -> u8 {
+    let (mut low, mut high) = (0, 255);
+    while low < high {
+        let middle = (low + high) / 2;
+        if x > (map[middle] + map[middle + 1]) / 2.0 { low = middle + 1 } else { high = middle }
+    }
+    low as u8
+}

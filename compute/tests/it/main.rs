@@ -11,6 +11,7 @@ mod low_rank;
 mod matmul;
 mod noise;
 mod optimizer;
+mod quant;
 mod random;
 mod reduce;
 mod residual;

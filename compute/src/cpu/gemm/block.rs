@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::kernel::{Kernel, Target, TargetStart};
 use super::scratch::{self, A_BYTES, B_BYTES, SHARED_A_BYTES, SUMS};
-use super::{Operand, OperandMut, few_rows};
+use super::{Operand, OperandMut, Right, few_rows};
 use crate::cpu::Pool;
 use crate::matrix::{Slice, SliceMut};
 
@@ -51,7 +51,7 @@ pub(super) struct Product<'a> {
     pub(super) kernel: &'static Kernel,
     pub(super) alpha: f32,
     pub(super) a: Operand<'a>,
-    pub(super) b: Operand<'a>,
+    pub(super) b: Right<'a>,
     pub(super) accumulate: bool,
     pub(super) c: Target,
 }
@@ -111,15 +111,14 @@ impl<'a> Product<'a> {
         kernel: &'static Kernel,
         alpha: f32,
         a: Operand<'a>,
-        b: Operand<'a>,
+        b: Right<'a>,
         accumulate: bool,
         c: OperandMut<'a>,
     ) -> Option<Self> {
-        assert_eq!((a.rows, b.cols, a.cols), (c.rows, c.cols, b.rows), "shapes of a product");
-        for (factor, name) in [(&a, "a"), (&b, "b")] {
-            assert!(factor.row_stride == 1 || factor.col_stride == 1, "one stride of {name} is 1");
-            let end = extent(factor.rows, factor.cols, factor.row_stride, factor.col_stride);
-            assert!(end <= factor.len(), "{name} ends at element {end} of {}", factor.len());
+        assert_eq!((a.rows, b.cols(), a.cols), (c.rows, c.cols, b.rows()), "shapes of a product");
+        a.check("a");
+        if let Right::Dense(b) = &b {
+            b.check("b");
         }
         let (end, len) = (extent(c.rows, c.cols, c.row_stride, 1), c.len());
         assert!(end <= len, "c ends at element {end} of {len}");
@@ -136,7 +135,7 @@ impl<'a> Product<'a> {
 
     /// Computes `c`.
     pub(super) fn run(&self, team: &Team<'_>) {
-        let (rows, cols) = (self.a.rows, self.b.cols);
+        let (rows, cols) = (self.a.rows, self.b.cols());
         let whole = Block { rows: 0..rows, cols: 0..cols };
         if few_rows::applies(self) {
             let grid = Grid { whole, rows, cols: few_rows::cols_per_task(self, team.threads()) };
@@ -172,7 +171,7 @@ impl<'a> Product<'a> {
                 (self.kernel.pack_a)(self.a.view(rows, self.ks(k_block)), padded, self.tile_bytes(), to);
             }
         });
-        let part = Block { rows: a.rows.clone(), cols: 0..self.b.cols };
+        let part = Block { rows: a.rows.clone(), cols: 0..self.b.cols() };
         let grid = self.grid(part, SHARED_ROWS - SHARED_ROWS % self.kernel.rows, SHARED_COLS, team.threads());
         // SAFETY: blocks of a grid do not overlap in `c`, and all of their rows are packed.
         team.run(grid.blocks(), |task| unsafe { self.compute(grid.block(task), Some(a)) });
@@ -236,6 +235,7 @@ impl<'a> Product<'a> {
         assert!(rows * block.cols.len().next_multiple_of(kernel.lanes) <= SUMS, "{block:?} exceeds the sums");
         scratch::with(|scratch| {
             let (own_a, b, sums) = scratch.pointers();
+            let values = scratch.values();
             for k_block in 0..self.k_blocks() {
                 // SAFETY: the rows are packed, or there is room to pack them.
                 let a = unsafe { packed.map_or(own_a, |packed| packed.at(self, k_block, block.rows.start)) };
@@ -246,7 +246,7 @@ impl<'a> Product<'a> {
                 }
                 for cols in chunks(block.cols.clone(), kernel.width()) {
                     // SAFETY: `a` is packed, scratch has room for a panel and for the block's sums.
-                    unsafe { self.compute_panel(&block, k_block, cols, a, b, sums) };
+                    unsafe { self.compute_panel(&block, k_block, cols, a, b, values, sums) };
                 }
             }
         });
@@ -255,7 +255,7 @@ impl<'a> Product<'a> {
     /// Multiplies the packed rows of a block by one panel of `b`, over one block of `K`.
     ///
     /// # Safety
-    /// `a` holds the block's packed rows, `b` has room for a panel and `sums` for the block's sums.
+    /// `a` holds the block's packed rows, `b` and `values` have room for a panel and `sums` for the block's sums.
     unsafe fn compute_panel(
         &self,
         block: &Block,
@@ -263,6 +263,7 @@ impl<'a> Product<'a> {
         cols: Range<usize>,
         a: *const u8,
         b: *mut u8,
+        values: *mut u8,
         sums: *mut f32,
     ) {
         let (kernel, ks) = (self.kernel, self.ks(k_block));
@@ -273,8 +274,14 @@ impl<'a> Product<'a> {
         // Sums that are written out at once need not be kept: all tiles share a place in the first-level cache.
         let keep = self.k_blocks() > 1;
         let panel_sums = if keep { rows * (cols.start - block.cols.start) } else { 0 };
-        // SAFETY: there is room for the panel.
-        unsafe { (kernel.pack_b)(self.b.view(ks, cols.clone()), width, b) };
+        // SAFETY: there is room for the panel, and for its values where they stand in four bits.
+        unsafe {
+            let values = match self.b.view(ks, cols.clone()) {
+                Right::Dense(values) => values,
+                Right::FourBit(codes) => codes.values(kernel, values),
+            };
+            (kernel.pack_b)(values, width, b);
+        }
         let mut prefetch = Prefetch::new(self.next_panel(block, k_block, cols.end), rows / kernel.rows);
         for row in (0..rows).step_by(kernel.rows) {
             prefetch.step();
@@ -293,7 +300,7 @@ impl<'a> Product<'a> {
     }
 
     /// What is packed of `b` after the panel of this block of `K` that ends at column `end`.
-    fn next_panel(&self, block: &Block, k_block: usize, end: usize) -> Operand<'a> {
+    fn next_panel(&self, block: &Block, k_block: usize, end: usize) -> Right<'a> {
         let (k_block, start) =
             if end < block.cols.end { (k_block, end) } else { (k_block + 1, block.cols.start) };
         let ks = if k_block < self.k_blocks() { self.ks(k_block) } else { 0..0 };
@@ -328,6 +335,12 @@ fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usi
 }
 
 impl Operand<'_> {
+    fn check(&self, name: &str) {
+        assert!(self.row_stride == 1 || self.col_stride == 1, "one stride of {name} is 1");
+        let end = extent(self.rows, self.cols, self.row_stride, self.col_stride);
+        assert!(end <= self.len(), "{name} ends at element {end} of {}", self.len());
+    }
+
     fn len(&self) -> usize {
         match self.data {
             Slice::F32(s) => s.len(),
@@ -344,6 +357,30 @@ impl Operand<'_> {
             Slice::Bf16(s) => Slice::Bf16(if empty { &[] } else { &s[offset..] }),
         };
         Operand { data, rows: rows.len(), cols: cols.len(), ..self }
+    }
+}
+
+impl Right<'_> {
+    pub(super) fn rows(&self) -> usize {
+        match self {
+            Right::Dense(b) => b.rows,
+            Right::FourBit(b) => b.rows,
+        }
+    }
+
+    pub(super) fn cols(&self) -> usize {
+        match self {
+            Right::Dense(b) => b.cols,
+            Right::FourBit(b) => b.cols,
+        }
+    }
+
+    /// A part of it.
+    fn view(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        match self {
+            Right::Dense(b) => Right::Dense(b.view(rows, cols)),
+            Right::FourBit(b) => Right::FourBit(b.view(rows, cols)),
+        }
     }
 }
 
@@ -369,24 +406,24 @@ struct Prefetch {
 }
 
 impl Prefetch {
-    fn new(b: Operand<'_>, steps: usize) -> Self {
-        let (start, size): (*const u8, usize) = match b.data {
-            Slice::F32(s) => (s.as_ptr().cast(), 4),
-            Slice::Bf16(s) => (s.as_ptr().cast(), 2),
+    fn new(b: Right<'_>, steps: usize) -> Self {
+        let (start, runs, run_bytes, stride) = match b {
+            Right::FourBit(b) => b.bytes(),
+            Right::Dense(b) => {
+                let (start, size): (*const u8, usize) = match b.data {
+                    Slice::F32(s) => (s.as_ptr().cast(), 4),
+                    Slice::Bf16(s) => (s.as_ptr().cast(), 2),
+                };
+                let (runs, run, stride) = if b.row_stride == 1 {
+                    (b.cols, b.rows, b.col_stride)
+                } else {
+                    (b.rows, b.cols, b.row_stride)
+                };
+                (start, runs, run * size, stride * size)
+            }
         };
-        let (runs, run, stride) =
-            if b.row_stride == 1 { (b.cols, b.rows, b.col_stride) } else { (b.rows, b.cols, b.row_stride) };
-        let lines = runs * (run * size).div_ceil(64);
-        let lines_per_step = lines.div_ceil(steps);
-        Prefetch {
-            start,
-            runs,
-            run_bytes: run * size,
-            stride: stride * size,
-            run: 0,
-            offset: 0,
-            lines_per_step,
-        }
+        let lines_per_step = (runs * run_bytes.div_ceil(64)).div_ceil(steps);
+        Prefetch { start, runs, run_bytes, stride, run: 0, offset: 0, lines_per_step }
     }
 
     #[inline]

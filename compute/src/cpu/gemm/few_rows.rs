@@ -1,10 +1,10 @@
 //! Products of few rows by weights as they lie in memory, as when text is generated: each weight is used once or a
 //! few times, so nothing is packed but the few rows, and the time is that of reading the weights.
 
-use super::Operand;
 use super::block::{Block, Product};
 use super::kernel::Kernel;
-use super::scratch::{self, A_BYTES};
+use super::scratch::{self, A_BYTES, B_BYTES};
+use super::{Operand, Right};
 
 /// At most this many rows of `a`: with more, packing weights for a tile costs less than reading them twice.
 pub(super) const ROWS: usize = 4;
@@ -15,14 +15,23 @@ const MIN_DEPTH: usize = 128;
 /// Columns of a task at least.
 const MIN_COLS: usize = 16;
 
+/// Elements of a row of a weight in four bits that become values at once: [`COLS`] rows of them stay in cache.
+const FOUR_BIT_DEPTH: usize = 1024;
+const _: () =
+    assert!(FOUR_BIT_DEPTH * COLS * 4 <= B_BYTES && FOUR_BIT_DEPTH.is_multiple_of(Kernel::DEPTH_STEP));
+
 /// Writes `sums[rows, COLS]`: the first `rows <= ROWS` of the packed tile `x` by `w[k, cols <= COLS]`, which lies
 /// contiguous along `k`.
 pub(super) type Dots = unsafe fn(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut f32);
 
 /// Whether a product goes this way.
 pub(super) fn applies(product: &Product<'_>) -> bool {
-    let (a, b) = (&product.a, &product.b);
-    a.rows <= ROWS && b.row_stride == 1 && a.cols >= MIN_DEPTH && tile_bytes(product) <= A_BYTES
+    let a = &product.a;
+    let along = match &product.b {
+        Right::Dense(b) => b.row_stride == 1,
+        Right::FourBit(b) => b.is_transposed(),
+    };
+    a.rows <= ROWS && along && a.cols >= MIN_DEPTH && tile_bytes(product) <= A_BYTES
 }
 
 /// Bytes of the rows, packed as one tile.
@@ -34,7 +43,7 @@ fn tile_bytes(product: &Product<'_>) -> usize {
 /// Columns of a task: a few tasks for each thread, whole groups of weight rows.
 pub(super) fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
     let parts = if threads == 1 { 1 } else { 8 * threads };
-    product.b.cols.div_ceil(parts).next_multiple_of(COLS).max(MIN_COLS)
+    product.b.cols().div_ceil(parts).next_multiple_of(COLS).max(MIN_COLS)
 }
 
 /// Computes one block on this thread.
@@ -45,13 +54,29 @@ pub(super) unsafe fn compute(product: &Product<'_>, block: Block) {
     let (kernel, a) = (product.kernel, product.a);
     scratch::with(|scratch| {
         let (x, _, sums) = scratch.pointers();
+        let values = scratch.values();
         // SAFETY: `applies` made sure that scratch holds the rows; it holds the few sums, too. The part written of
         // `c` lies inside the block.
         unsafe {
             (kernel.pack_a)(a, kernel.rows, tile_bytes(product), x);
             for col in block.cols.clone().step_by(COLS) {
                 let cols = col..block.cols.end.min(col + COLS);
-                (kernel.dots)(a.rows, x, product.b.view(0..a.cols, cols.clone()), sums);
+                match product.b {
+                    Right::Dense(b) => (kernel.dots)(a.rows, x, b.view(0..a.cols, cols.clone()), sums),
+                    Right::FourBit(b) => {
+                        // A part of the depth at a time, so that its values stay in the first-level cache.
+                        let (depth, part) = (FOUR_BIT_DEPTH, sums.add(ROWS * COLS));
+                        for k in (0..a.cols).step_by(depth) {
+                            let codes = b.view(k..a.cols.min(k + depth), cols.clone());
+                            let x = x.add(k * kernel.packed.size() * kernel.rows);
+                            let to = if k == 0 { sums } else { part };
+                            (kernel.dots)(a.rows, x, codes.values(kernel, values), to);
+                            if k > 0 {
+                                (0..a.rows * COLS).for_each(|i| *sums.add(i) += *part.add(i));
+                            }
+                        }
+                    }
+                }
                 let c = product.c.at(0, col);
                 (kernel.store)(sums, COLS, a.rows, cols.len(), product.alpha, product.accumulate, c);
             }

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::{Isa, Operand, few_rows, pack, portable, scratch};
+use super::{Isa, Operand, few_rows, four_bit, pack, portable, scratch};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, pack512};
+use super::{avx2, avx512, dequantize512, pack512};
 use crate::cpu::Cpu;
 use crate::{DType, Precision, bf16};
 
@@ -82,6 +82,7 @@ pub(super) struct Kernel {
     pub(super) pack_b: PackB,
     pub(super) store: Store,
     pub(super) dots: few_rows::Dots,
+    pub(super) dequantize: four_bit::Dequantize,
 }
 
 impl Kernel {
@@ -126,6 +127,7 @@ static AVX512_BF16: Kernel = Kernel {
     pack_b: pack512::b_bf16,
     store: avx512::store,
     dots: avx512::dots_bf16,
+    dequantize: dequantize512::to_bf16,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -139,6 +141,7 @@ static AVX512: Kernel = Kernel {
     pack_b: pack512::b_f32,
     store: avx512::store,
     dots: avx512::dots_f32,
+    dequantize: dequantize512::to_f32,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -152,6 +155,7 @@ static AVX2: Kernel = Kernel {
     pack_b: avx2::pack_b,
     store: avx2::store,
     dots: avx2::dots,
+    dequantize: avx2::dequantize,
 };
 
 static PORTABLE: Kernel = Kernel {
@@ -164,6 +168,7 @@ static PORTABLE: Kernel = Kernel {
     pack_b: pack::b,
     store: portable::store,
     dots: portable::dots::<{ portable::ROWS }>,
+    dequantize: portable::dequantize,
 };
 
 /// Multiplications and additions a second that the kernel reaches on all threads over data in the first-level

@@ -5,14 +5,18 @@
 //! or transposed, and are copied block by block into the form that the kernels read ([`pack`], [`pack512`]): `a` as
 //! short rows along `k`, `b` as panels of columns. Kernels ([`avx512`], [`avx2`], [`portable`]) multiply full tiles
 //! only; ragged edges are zeros in packing and are cut off when a tile is written out. Products of few rows read the
-//! weights where they lie ([`few_rows`]).
+//! weights where they lie ([`few_rows`]). Weights in four bits become values a panel at a time, in the first-level cache
+//! ([`four_bit`]), and go the same ways from there.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod block;
+#[cfg(target_arch = "x86_64")]
+mod dequantize512;
 mod few_rows;
+mod four_bit;
 mod isa;
 mod kernel;
 mod pack;
@@ -21,6 +25,7 @@ mod pack512;
 mod portable;
 mod scratch;
 
+pub(crate) use four_bit::FourBit;
 pub(crate) use isa::Isa;
 pub(crate) use kernel::peak_flops;
 
@@ -41,6 +46,19 @@ pub(crate) struct Operand<'a> {
     pub(crate) col_stride: usize,
 }
 
+/// The right factor of a product: values as they lie, or in four bits.
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'a> {
+    Dense(Operand<'a>),
+    FourBit(FourBit<'a>),
+}
+
+impl<'a> From<Operand<'a>> for Right<'a> {
+    fn from(operand: Operand<'a>) -> Self {
+        Right::Dense(operand)
+    }
+}
+
 /// The result of a product: element `(i, j)` at `data[i * row_stride + j]`.
 pub(crate) struct OperandMut<'a> {
     pub(crate) data: SliceMut<'a>,
@@ -58,7 +76,7 @@ pub(crate) fn gemm(
     precision: Precision,
     alpha: f32,
     a: Operand<'_>,
-    b: Operand<'_>,
+    b: Right<'_>,
     accumulate: bool,
     c: OperandMut<'_>,
 ) {
@@ -78,7 +96,7 @@ pub(crate) fn serial(
     accumulate: bool,
     c: OperandMut<'_>,
 ) {
-    let product = Product::new(Kernel::of(isa, precision), alpha, a, b, accumulate, c);
+    let product = Product::new(Kernel::of(isa, precision), alpha, a, b.into(), accumulate, c);
     if let Some(product) = product {
         product.run(&Team::Alone);
     }

@@ -4,7 +4,9 @@ use super::kernel::{CHUNK, Target, TargetStart};
 use super::pack::Source;
 use super::{Operand, few_rows};
 use crate::bf16;
+use crate::cpu::quant;
 use crate::matrix::Slice;
+use crate::quant::Quantized;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 4;
@@ -129,4 +131,15 @@ fn dot<S: Source, const ROWS: usize>(x: &[f32], w: &[S]) -> f32 {
         half /= 2;
     }
     acc[0]
+}
+
+/// [`super::four_bit::Dequantize`] to `f32`.
+///
+/// # Safety
+/// `to` has room for `len` floats.
+#[inline(always)]
+pub(super) unsafe fn dequantize(from: &Quantized, first: usize, len: usize, to: *mut u8) {
+    // SAFETY: as the caller promises.
+    let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<f32>(), len) };
+    quant::run(from, first, to);
 }

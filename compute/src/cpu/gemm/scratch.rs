@@ -16,6 +16,7 @@ pub(super) const SHARED_A_BYTES: usize = 8 << 20;
 pub(super) struct Scratch {
     a: Matrix,
     b: Matrix,
+    values: Matrix,
     sums: Matrix,
 }
 
@@ -23,6 +24,11 @@ impl Scratch {
     /// The start of the packed block of `a`, of the packed panel of `b`, and of the sums.
     pub(super) fn pointers(&mut self) -> (*mut u8, *mut u8, *mut f32) {
         (start(&mut self.a).cast(), start(&mut self.b).cast(), start(&mut self.sums))
+    }
+
+    /// The start of the values of a panel whose factor stands in four bits: [`B_BYTES`], as its packed form.
+    pub(super) fn values(&mut self) -> *mut u8 {
+        start(&mut self.values).cast()
     }
 }
 
@@ -35,7 +41,7 @@ fn start(floats: &mut Matrix) -> *mut f32 {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { a: floats(A_BYTES / 4), b: floats(B_BYTES / 4), sums: floats(SUMS) });
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { a: floats(A_BYTES / 4), b: floats(B_BYTES / 4), values: floats(B_BYTES / 4), sums: floats(SUMS) });
     static SHARED_A: RefCell<Matrix> = RefCell::new(floats(SHARED_A_BYTES / 4));
 }
 

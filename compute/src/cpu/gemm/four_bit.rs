@@ -1,0 +1,84 @@
+//! A right factor in four bits: becomes values in cache, a few runs at a time, and is then a factor as any other.
+
+use std::ops::Range;
+
+use super::Operand;
+use super::kernel::Kernel;
+use crate::matrix::Slice;
+use crate::quant::Quantized;
+use crate::{DType, bf16};
+
+/// Writes the values of `len` elements from element `first` on, in the kernel's packed type.
+pub(super) type Dequantize = unsafe fn(from: &Quantized, first: usize, len: usize, to: *mut u8);
+
+/// A part of a quantized matrix `[R, C]`, or of its transpose: logically `[rows, cols]`.
+#[derive(Clone, Copy)]
+pub(crate) struct FourBit<'a> {
+    weight: &'a Quantized,
+    /// Whether a column here is a row of the weight.
+    transposed: bool,
+    /// The first element of the part in the weight.
+    first: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+impl<'a> FourBit<'a> {
+    /// The whole weight.
+    pub(crate) fn plain(weight: &'a Quantized) -> Self {
+        FourBit { weight, transposed: false, first: 0, rows: weight.rows(), cols: weight.cols() }
+    }
+
+    /// The whole weight, transposed.
+    pub(crate) fn transposed(weight: &'a Quantized) -> Self {
+        FourBit { weight, transposed: true, first: 0, rows: weight.cols(), cols: weight.rows() }
+    }
+
+    /// Whether what is summed over lies side by side.
+    pub(super) fn is_transposed(&self) -> bool {
+        self.transposed
+    }
+
+    /// A part of it.
+    pub(super) fn view(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        let (down, along) = if self.transposed { (cols.start, rows.start) } else { (rows.start, cols.start) };
+        let first = self.first + down * self.weight.cols() + along;
+        FourBit { first, rows: rows.len(), cols: cols.len(), ..self }
+    }
+
+    /// Runs of elements that lie side by side, and how many there are in each.
+    fn runs(&self) -> (usize, usize) {
+        if self.transposed { (self.cols, self.rows) } else { (self.rows, self.cols) }
+    }
+
+    /// Where the codes are: the first byte, the runs, the bytes of a run, and the bytes between them.
+    pub(super) fn bytes(&self) -> (*const u8, usize, usize, usize) {
+        let (runs, run) = self.runs();
+        let start = self.weight.codes().as_ptr().wrapping_add(self.first / 2);
+        (start, runs, run.div_ceil(2), self.weight.cols() / 2)
+    }
+
+    /// The values, in the kernel's packed type.
+    ///
+    /// # Safety
+    /// `to` is aligned to a cache line, has room for them, and lives while they are used.
+    pub(super) unsafe fn values<'s>(&self, kernel: &Kernel, to: *mut u8) -> Operand<'s> {
+        let (runs, run) = self.runs();
+        for i in 0..runs {
+            // SAFETY: the view lies inside the weight; there is room.
+            unsafe {
+                let to = to.add(i * run * kernel.packed.size());
+                (kernel.dequantize)(self.weight, self.first + i * self.weight.cols(), run, to);
+            }
+        }
+        // SAFETY: just written.
+        let data = unsafe {
+            match kernel.packed {
+                DType::F32 => Slice::F32(std::slice::from_raw_parts(to.cast::<f32>(), runs * run)),
+                DType::Bf16 => Slice::Bf16(std::slice::from_raw_parts(to.cast::<bf16>(), runs * run)),
+            }
+        };
+        let (row_stride, col_stride) = if self.transposed { (1, run) } else { (run, 1) };
+        Operand { data, rows: self.rows, cols: self.cols, row_stride, col_stride }
+    }
+}
