@@ -19,7 +19,9 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use check::Purpose;
-pub(crate) use values::{ByteSize, MicroBatch, Pattern, Quantization, Source, TargetModules, TrainData};
+pub(crate) use values::{
+    ByteSize, MicroBatch, Pattern, Quantization, QuantizationType, Source, TargetModules, TrainData,
+};
 
 use crate::error::{Excerpt, user};
 use decode::Problem;

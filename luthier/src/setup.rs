@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use compute::quant::{Code, Format};
 use compute::{Device, Precision};
 use data::{DataSpec, Dataset, OrderSpec, SourceSpec, Tokenizer};
 use model::adapter::init::Init;
@@ -67,9 +68,14 @@ impl Base {
         Ok(Base { name: name.to_owned(), folder, config, stored })
     }
 
-    /// Reads the weights.
-    pub(crate) fn load(&self, device: &Device, precision: Precision) -> anyhow::Result<Decoder> {
-        Ok(Decoder::load(&self.folder, device, precision)?)
+    /// Reads the weights, quantizing them on the way if that is asked for.
+    pub(crate) fn load(
+        &self,
+        device: &Device,
+        precision: Precision,
+        quantization: Option<Format>,
+    ) -> anyhow::Result<Decoder> {
+        Ok(Decoder::load(&self.folder, device, precision, quantization)?)
     }
 
     /// The tokenizer, which must not have tokens that the model does not know.
@@ -182,6 +188,18 @@ pub(crate) fn order(run: &RunFile) -> OrderSpec {
         packing: data.packing,
         max_length: data.max_length,
     }
+}
+
+/// How the base's linear layers are quantized.
+pub(crate) fn quantization(run: &RunFile) -> Option<Format> {
+    run.quantization.as_ref().map(|section| Format {
+        code: match section.kind {
+            run_file::QuantizationType::Nf4 => Code::Nf4,
+            run_file::QuantizationType::Fp4 => Code::Fp4,
+        },
+        block_size: section.block_size,
+        double_quant: section.double_quant,
+    })
 }
 
 /// The optimizer's settings.
@@ -340,7 +358,7 @@ pub(crate) fn memory_plan(
     sizes: Sizes,
 ) -> MemoryPlan {
     let precision = run.precision.engine();
-    let mut plan = Decoder::base_memory(config, stored, precision);
+    let mut plan = Decoder::base_memory(config, stored, precision, quantization(run));
     let extent = model::Extent {
         tokens: sizes.micro_batch_tokens.min(lengths.total).max(lengths.longest),
         positions: lengths.longest,
@@ -438,6 +456,9 @@ pub(crate) fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, length
     let mut hints = Vec::new();
     if run.training.checkpointing == run_file::Checkpointing::None {
         hints.push("training.checkpointing: block".to_owned());
+    }
+    if run.quantization.is_none() && run.adapter.method != Method::Full {
+        hints.push("quantization: nf4".to_owned());
     }
     if lengths.longest > 256 {
         hints.push(format!("data.max_length below {}", lengths.longest));

@@ -21,6 +21,7 @@ use crate::names::{ModuleId, Parameter};
 pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, sweep, sync_folder, write_whole};
 
 mod header;
+pub(crate) mod quantized;
 mod writer;
 
 /// How a tensor's elements are stored in a file.
@@ -32,6 +33,8 @@ pub enum StoredDType {
     Bf16,
     /// IEEE half precision.
     F16,
+    /// Bytes: codes of quantized weights, never weights themselves.
+    U8,
 }
 
 impl StoredDType {
@@ -40,6 +43,7 @@ impl StoredDType {
         match self {
             StoredDType::F32 => 4,
             StoredDType::Bf16 | StoredDType::F16 => 2,
+            StoredDType::U8 => 1,
         }
     }
 
@@ -49,6 +53,7 @@ impl StoredDType {
             StoredDType::F32 => "F32",
             StoredDType::Bf16 => "BF16",
             StoredDType::F16 => "F16",
+            StoredDType::U8 => "U8",
         }
     }
 
@@ -58,6 +63,7 @@ impl StoredDType {
             StoredDType::F32 => "float32",
             StoredDType::Bf16 => "bfloat16",
             StoredDType::F16 => "float16",
+            StoredDType::U8 => "uint8",
         }
     }
 
@@ -66,11 +72,14 @@ impl StoredDType {
         match self {
             StoredDType::Bf16 => DType::Bf16,
             StoredDType::F32 | StoredDType::F16 => DType::F32,
+            StoredDType::U8 => panic!("bytes are no weights"),
         }
     }
 
     fn parse(name: &str) -> Option<StoredDType> {
-        [StoredDType::F32, StoredDType::Bf16, StoredDType::F16].into_iter().find(|d| d.name() == name)
+        [StoredDType::F32, StoredDType::Bf16, StoredDType::F16, StoredDType::U8]
+            .into_iter()
+            .find(|d| d.name() == name)
     }
 }
 
@@ -238,7 +247,9 @@ impl Checkpoint {
         for parameter in &parameters {
             let name = self.stored_name(parameter, config)?;
             let info = &self.tensors[&name];
-            if info.shape != parameter.file_shape() {
+            if self.quantized_code(&name).is_some() {
+                self.check_quantized(parameter, config)?;
+            } else if info.shape != parameter.file_shape() {
                 return Err(self.misshapen(&name, info, parameter, config));
             }
         }
@@ -246,6 +257,9 @@ impl Checkpoint {
         let (embedding, head) = (ModuleId::Embedding.weight_name(), ModuleId::Head.weight_name());
         for (name, info) in &self.tensors {
             if known.contains_key(name) || COMPUTED_BUFFERS.iter().any(|b| name.ends_with(b)) {
+                continue;
+            }
+            if quantized::weight_of(name).is_some_and(|weight| self.quantized_code(weight).is_some()) {
                 continue;
             }
             if config.tie_word_embeddings && *name == head {
@@ -263,6 +277,11 @@ impl Checkpoint {
     /// name it has.
     pub fn read_parameter(&self, parameter: &Parameter, config: &Config, to: MatrixMut<'_>) -> Result<()> {
         self.read_into(&self.stored_name(parameter, config)?, to)
+    }
+
+    /// What the file says of a parameter.
+    pub(crate) fn stored(&self, parameter: &Parameter, config: &Config) -> Result<&TensorInfo> {
+        Ok(&self.tensors[&self.stored_name(parameter, config)?])
     }
 
     /// Under which name a parameter stands in the file.
@@ -400,6 +419,10 @@ impl Source<'_> {
             StoredDType::F32 => self.stream(to, |b: [u8; 4]| from_f32(f32::from_le_bytes(b))),
             StoredDType::Bf16 => self.stream(to, |b: [u8; 2]| from_f32(bf16::from_le_bytes(b).to_f32())),
             StoredDType::F16 => self.stream(to, |b: [u8; 2]| from_f32(f16::from_le_bytes(b).to_f32())),
+            StoredDType::U8 => {
+                let problem = "is stored as U8 where weights are needed; supported are F32, BF16 and F16";
+                Err(ModelError::tensor(self.path, self.name, problem))
+            }
         }
     }
 

@@ -5,11 +5,14 @@
 //! `rope_scaling`, and the `rope_parameters` of transformers 5. Whatever would change the model's arithmetic and is
 //! not known here is refused by name.
 
+mod quantization;
+
 use std::fs;
 use std::path::Path;
 
 use compute::ops::gated::Activation;
 use compute::ops::rope::RopeScaling;
+use compute::quant::Format;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::StoredDType;
@@ -184,6 +187,8 @@ pub struct Config {
     pub pad: Option<u32>,
     /// How the checkpoint says its weights are stored; the files themselves decide.
     pub dtype: Option<StoredDType>,
+    /// How the folder's linear layers are quantized, if they are; each tensor says its own block size.
+    pub quantization: Option<Format>,
     /// The file as it was, for saving.
     pub raw: Map<String, Value>,
 }
@@ -256,6 +261,10 @@ impl Config {
             eos: fields.token("eos_token_id", defaults.eos)?,
             pad: fields.token("pad_token_id", None)?.first().copied(),
             dtype: dtype(&fields)?,
+            quantization: fields
+                .present("quantization_config")
+                .map(|v| quantization::parse(v, &fields))
+                .transpose()?,
             raw: Map::new(),
         };
         Ok(Config { raw, ..config })
@@ -298,11 +307,6 @@ fn family(fields: &Fields) -> Result<Family> {
 
 /// Fields that change a model's arithmetic in ways not built here, with the values that do not.
 fn refuse_unsupported(fields: &Fields) -> Result<()> {
-    if fields.present("quantization_config").is_some() {
-        let problem = "is present: already quantized checkpoints are not supported yet; use the model's 16-bit \
-                       checkpoint (this program quantizes it itself when asked to)";
-        return Err(fields.error("quantization_config", problem));
-    }
     const FOREIGN: [&str; 22] = [
         "attention_chunk_size",
         "attention_multiplier",

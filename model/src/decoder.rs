@@ -10,7 +10,7 @@ use crate::block::{Block, Pass};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::head::Head;
-use crate::linear::Linear;
+use crate::linear::{BaseWeight, Linear};
 use crate::names::ModuleId;
 use crate::run::{Run, gradient_of};
 
@@ -53,7 +53,7 @@ impl Decoder {
         let (t, extent) = (batch.tokens(), buffers.extent());
         assert!(t <= extent.tokens, "{t} tokens in buffers for {}", extent.tokens);
         let Activations { stream, blocks: saved, work, rope, .. } = buffers;
-        let table = run.weight(ModuleId::Embedding, &self.embedding.weight);
+        let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
         embedding::forward(run.device, stream[0].top_mut(t), table, &batch.ids);
         let pass = Pass { run, config: &self.config, rope, batch };
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -173,11 +173,11 @@ impl Decoder {
     }
 
     /// The weight of any module as the base has it.
-    pub fn base_weight(&self, module: ModuleId) -> MatrixRef<'_> {
+    pub fn base_weight(&self, module: ModuleId) -> BaseWeight<'_> {
         use crate::names::NormPart;
         match module {
             ModuleId::Embedding => self.embedding.weight.as_ref(),
-            ModuleId::FinalNorm => self.final_norm.as_ref(),
+            ModuleId::FinalNorm => BaseWeight::Dense(self.final_norm.as_ref()),
             ModuleId::Norm { layer, part } => {
                 let Block { attention, mlp } = &self.blocks[layer];
                 let norm = match part {
@@ -186,7 +186,7 @@ impl Decoder {
                     NormPart::K => attention.k_norm.as_ref(),
                     NormPart::Mlp => Some(&mlp.norm),
                 };
-                norm.expect("the family has this norm").as_ref()
+                BaseWeight::Dense(norm.expect("the family has this norm").as_ref())
             }
             ModuleId::Head | ModuleId::Linear { .. } => {
                 self.linear(module).expect("a linear module").weight.as_ref()

@@ -2,7 +2,8 @@
 
 use compute::ops::bias;
 use compute::ops::matmul::{Factor, matmul};
-use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
+use compute::quant::Quantized;
+use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::lora;
 use crate::adapter::parameters::{Layout, Parameters, Trained};
@@ -10,11 +11,83 @@ use crate::memory::{Allocator, Component};
 use crate::names::ModuleId;
 use crate::run::Run;
 
+/// How a frozen weight is stored.
+#[derive(Debug)]
+pub(crate) enum Weight {
+    /// `f32` or `bf16`.
+    Dense(Matrix),
+    /// Four bits an element.
+    Quantized(Quantized),
+}
+
+impl Weight {
+    pub(crate) fn as_ref(&self) -> BaseWeight<'_> {
+        match self {
+            Weight::Dense(weight) => BaseWeight::Dense(weight.as_ref()),
+            Weight::Quantized(weight) => BaseWeight::Quantized(weight),
+        }
+    }
+
+    /// A weight that is never quantized.
+    pub(crate) fn dense(&self) -> &Matrix {
+        match self {
+            Weight::Dense(weight) => weight,
+            Weight::Quantized(weight) => panic!("{weight:?} where a dense weight is needed"),
+        }
+    }
+}
+
+/// A frozen weight as the base has it.
+#[derive(Clone, Copy, Debug)]
+pub enum BaseWeight<'a> {
+    /// `f32` or `bf16`.
+    Dense(MatrixRef<'a>),
+    /// Four bits an element.
+    Quantized(&'a Quantized),
+}
+
+impl<'a> BaseWeight<'a> {
+    /// Bytes in memory.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            BaseWeight::Dense(weight) => weight.rows() * weight.cols() * weight.dtype().size(),
+            BaseWeight::Quantized(weight) => weight.size_bytes(),
+        }
+    }
+
+    /// Its values.
+    ///
+    /// # Panics
+    /// If the shapes do not agree.
+    pub fn copy_to(self, device: &Device, mut to: MatrixMut<'_>) {
+        match self {
+            BaseWeight::Dense(weight) => to.copy_from(weight),
+            BaseWeight::Quantized(weight) => weight.dequantize_rows(device, 0..weight.rows(), to),
+        }
+    }
+
+    /// `W`, as the right factor of a product.
+    fn plain(self) -> Factor<'a> {
+        match self {
+            BaseWeight::Dense(weight) => Factor::Plain(weight),
+            BaseWeight::Quantized(weight) => Factor::Quantized(weight),
+        }
+    }
+
+    /// `Wᵀ`, as the right factor of a product.
+    fn transposed(self) -> Factor<'a> {
+        match self {
+            BaseWeight::Dense(weight) => Factor::Transposed(weight),
+            BaseWeight::Quantized(weight) => Factor::QuantizedTransposed(weight),
+        }
+    }
+}
+
 /// A frozen linear layer.
 #[derive(Debug)]
 pub(crate) struct Linear {
     /// `[out, in]`, as in the checkpoint.
-    pub(crate) weight: Matrix,
+    pub(crate) weight: Weight,
     /// `[1, out]`, for the families that have one.
     pub(crate) bias: Option<Matrix>,
 }
@@ -69,7 +142,7 @@ impl Linear {
             run.precision,
             1.0,
             Factor::Plain(x),
-            Factor::Transposed(weight),
+            weight.transposed(),
             accumulate,
             y.reborrow(),
         );
@@ -101,7 +174,7 @@ impl Linear {
                 run.precision,
                 1.0,
                 Factor::Plain(dy),
-                Factor::Plain(weight),
+                weight.plain(),
                 accumulate,
                 dx.reborrow(),
             );
@@ -123,9 +196,9 @@ impl Linear {
         }
     }
 
-    fn weight<'a>(&'a self, run: &Run<'a>, trained: Option<Trained>) -> MatrixRef<'a> {
+    fn weight<'a>(&'a self, run: &Run<'a>, trained: Option<Trained>) -> BaseWeight<'a> {
         match trained {
-            Some(Trained::Full(full)) => run.adapter().tensor(full.weight),
+            Some(Trained::Full(full)) => BaseWeight::Dense(run.adapter().tensor(full.weight)),
             _ => self.weight.as_ref(),
         }
     }

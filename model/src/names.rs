@@ -244,6 +244,12 @@ impl Parameter {
         if self.bias { self.module.bias_name() } else { self.module.weight_name() }
     }
 
+    /// Whether quantization is for it: the weights of the blocks' linear layers, which are nearly all of a model. Embeddings,
+    /// head, norms and biases stay as they are, as with bitsandbytes.
+    pub fn is_quantizable(&self) -> bool {
+        !self.bias && matches!(self.module, ModuleId::Linear { .. })
+    }
+
     /// Its shape in a checkpoint: norms and biases have one dimension.
     pub fn file_shape(&self) -> Vec<usize> {
         match self.module {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use compute::ops::noise;
+use compute::quant::{Format, Quantized, Rounding};
 use compute::{DType, Device, Matrix, MatrixMut, Precision, random};
 
 use crate::attention::Attention;
@@ -11,42 +12,70 @@ use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::Result;
-use crate::linear::Linear;
+use crate::linear::{Linear, Weight};
 use crate::memory::{Component, MemoryPlan};
 use crate::mlp::Mlp;
 use crate::names::{ModuleId, NormPart, Parameter, Part};
 
 impl Decoder {
     /// Loads the model of a Hugging Face folder. Weights keep 16 bits where the file has bf16 (products widen them
-    /// exactly) and otherwise take the run's precision.
+    /// exactly) and otherwise take the run's precision. With a quantization the blocks' linear layers are quantized as
+    /// they come; layers that the folder has in four bits stay as they are.
     ///
     /// # Errors
-    /// If config.json or the weights are not those of a model that is supported, in every detail.
-    pub fn load(folder: &Path, device: &Device, precision: Precision) -> Result<Self> {
+    /// If config.json or the weights are not those of a model that is supported, in every detail, or if the folder is
+    /// quantized in another way than is asked for.
+    pub fn load(
+        folder: &Path,
+        device: &Device,
+        precision: Precision,
+        quantization: Option<Format>,
+    ) -> Result<Self> {
         let config = Config::load(folder)?;
+        config.check_quantization(folder, quantization)?;
         let checkpoint = Checkpoint::open(folder)?;
         checkpoint.check(&config)?;
         let dtype = held_dtype(checkpoint.main_dtype(), precision);
         let read = |p: &Parameter, to: MatrixMut<'_>| checkpoint.read_parameter(p, &config, to);
-        build(&config, device, precision, dtype, &read)
+        let stored = |p: &Parameter| checkpoint.read_quantized(p);
+        let quantization = quantization.filter(|_| config.quantization.is_none());
+        build(&config, device, precision, dtype, quantization, &stored, &read)
     }
 
     /// A model with random weights: matrices normal with the configuration's `initializer_range`, norms one, biases
     /// zero.
-    pub fn random(config: &Config, device: &Device, precision: Precision, seed: u64) -> Self {
+    pub fn random(
+        config: &Config,
+        device: &Device,
+        precision: Precision,
+        quantization: Option<Format>,
+        seed: u64,
+    ) -> Self {
         let fill = |p: &Parameter, to: MatrixMut<'_>| {
             random_parameter(p, config.initializer_range, device, seed, to);
             Ok(())
         };
-        build(config, device, precision, precision.dtype(), &fill).expect("random numbers cannot fail")
+        let stored = |_: &Parameter| Ok(None);
+        build(config, device, precision, precision.dtype(), quantization, &stored, &fill)
+            .expect("random numbers cannot fail")
     }
 
-    /// The memory that a base takes: stored as `stored` in its files, held for `precision`.
-    pub fn base_memory(config: &Config, stored: Option<StoredDType>, precision: Precision) -> MemoryPlan {
+    /// The memory that a base takes: stored as `stored` in its files, held for `precision`, its linear layers quantized if
+    /// so asked, or if they are in the files.
+    pub fn base_memory(
+        config: &Config,
+        stored: Option<StoredDType>,
+        precision: Precision,
+        quantization: Option<Format>,
+    ) -> MemoryPlan {
         let mut plan = MemoryPlan::default();
         let dtype = held_dtype(stored, precision);
         for parameter in config.parameters() {
-            let bytes = parameter.rows * parameter.cols * element_dtype(&parameter, dtype).size();
+            let elements = parameter.rows * parameter.cols;
+            let bytes = match quantization.or(config.quantization).filter(|_| parameter.is_quantizable()) {
+                Some(format) => format.size_bytes(elements),
+                None => elements * element_dtype(&parameter, dtype).size(),
+            };
             plan.add(Component::Base, bytes as u64);
         }
         plan
@@ -61,30 +90,58 @@ fn held_dtype(stored: Option<StoredDType>, precision: Precision) -> DType {
     }
 }
 
+/// To what a quantized weight's values are rounded: as it was held before.
+fn rounding(dtype: DType) -> Rounding {
+    match dtype {
+        DType::F32 => Rounding::F32,
+        DType::Bf16 => Rounding::Bf16,
+    }
+}
+
 /// Vectors are small and stay `f32`.
 fn element_dtype(parameter: &Parameter, matrices: DType) -> DType {
     if parameter.file_shape().len() == 1 { DType::F32 } else { matrices }
 }
 
 type Fill<'a> = &'a dyn Fn(&Parameter, MatrixMut<'_>) -> Result<()>;
+/// The weight that a checkpoint has in four bits, if it does.
+type Stored<'a> = &'a dyn Fn(&Parameter) -> Result<Option<Quantized>>;
 
 fn build(
     config: &Config,
     device: &Device,
     precision: Precision,
     dtype: DType,
+    quantization: Option<Format>,
+    stored: Stored<'_>,
     fill: Fill<'_>,
 ) -> Result<Decoder> {
-    let matrix = |id: ModuleId, bias: bool| {
+    let parameter = |id: ModuleId, bias: bool| {
         let module = config.module(id);
         let (rows, cols) = if bias { (1, module.rows) } else { (module.rows, module.cols) };
-        let parameter = Parameter { module: id, bias, rows, cols };
-        let mut to = Matrix::zeros(rows, cols, element_dtype(&parameter, dtype));
+        Parameter { module: id, bias, rows, cols }
+    };
+    let matrix = |id: ModuleId, bias: bool| {
+        let parameter = parameter(id, bias);
+        let mut to = Matrix::zeros(parameter.rows, parameter.cols, element_dtype(&parameter, dtype));
         fill(&parameter, to.as_mut()).map(|()| to)
+    };
+    let weight = |id: ModuleId| {
+        let parameter = parameter(id, false);
+        if let Some(weight) = stored(&parameter)? {
+            return Ok(Weight::Quantized(weight));
+        }
+        let dense = matrix(id, false)?;
+        Ok(match quantization.filter(|_| parameter.is_quantizable()) {
+            Some(format) => {
+                Weight::Quantized(Quantized::quantize(device, dense.as_ref(), rounding(dtype), format))
+            }
+            None => Weight::Dense(dense),
+        })
     };
     let linear = |id: ModuleId| {
         let bias = config.module(id).bias.then(|| matrix(id, true)).transpose()?;
-        Ok(Linear { weight: matrix(id, false)?, bias })
+        Ok(Linear { weight: weight(id)?, bias })
     };
     let block = |layer| {
         let part = |part| linear(ModuleId::Linear { layer, part });

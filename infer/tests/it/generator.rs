@@ -8,7 +8,7 @@ fn tiny() -> Decoder {
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
         "rms_norm_eps": 1e-5, "initializer_range": 0.3, "tie_word_embeddings": false, "hidden_act": "silu"}"#;
     let config = Config::from_json(text, "config.json".as_ref()).unwrap();
-    Decoder::random(&config, &Device::cpu(2), Precision::F32, 7)
+    Decoder::random(&config, &Device::cpu(2), Precision::F32, None, 7)
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> Request<'_> {
@@ -90,7 +90,7 @@ fn prompts_that_cannot_be_continued_are_refused() {
 fn logits_that_are_not_finite_are_an_error_and_no_token() {
     let mut config = tiny().config;
     config.initializer_range = 3e38;
-    let decoder = Decoder::random(&config, &Device::cpu(1), Precision::F32, 7);
+    let decoder = Decoder::random(&config, &Device::cpu(1), Precision::F32, None, 7);
     let mut generator = Generator::new(&decoder, None, 8);
     let error = generator.generate(request(&[1, 2], 4), &mut |_| panic!("no token")).unwrap_err();
     assert_eq!(error, InferError::NotFinite { tokens: 2 });

@@ -62,10 +62,10 @@ impl Subject {
     }
 
     fn load(&self, device: &Device, run: &RunFile) -> anyhow::Result<Decoder> {
-        let precision = run.precision.engine();
+        let (precision, quantization) = (run.precision.engine(), setup::quantization(run));
         match &self.base {
-            Some(base) => base.load(device, precision),
-            None => Ok(Decoder::random(&self.config, device, precision, run.training.seed)),
+            Some(base) => base.load(device, precision, quantization),
+            None => Ok(Decoder::random(&self.config, device, precision, quantization, run.training.seed)),
         }
     }
 }
@@ -170,6 +170,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let facts = json!({
         "shape": subject.name,
         "precision": run.precision,
+        "quantization": run.quantization,
         "tokens_per_step": length * batch,
         "steps": steps,
         "tokens_per_second": tokens_per_second,
@@ -237,6 +238,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let facts = json!({
         "shape": subject.name,
         "precision": run.precision,
+        "quantization": run.quantization,
         "threads": cpu.threads(),
         "prompt_tokens": PROMPT,
         "new_tokens": new,
@@ -321,7 +323,7 @@ fn weights_of_a_token(config: &Config, decoder: &Decoder) -> (u64, u64) {
         config.modules().into_iter().filter(|m| m.id != ModuleId::Embedding || config.tie_word_embeddings);
     read.fold((0, 0), |(bytes, number), m| {
         let weights = m.parameter_count();
-        (bytes + weights * decoder.base_weight(m.id).dtype().size() as u64, number + weights)
+        (bytes + decoder.base_weight(m.id).size_bytes() as u64, number + weights)
     })
 }
 

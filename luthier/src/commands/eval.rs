@@ -31,7 +31,7 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     warn(&data, &base);
     let extent = extent(run, &data, &base, &layout)?;
 
-    let decoder = base.load(&global.device()?, extent.precision)?;
+    let decoder = base.load(&global.device()?, extent.precision, setup::quantization(run))?;
     let mut buffers = Activations::new(&base.config, &layout, 0.0, extent, &mut Allocator::real());
     let begun = Instant::now();
     let (sum, tokens) = evaluate(&decoder.run(adapter.as_ref()), &decoder, &data.examples, &mut buffers);
@@ -95,7 +95,8 @@ fn extent(run: &RunFile, data: &Dataset, base: &Base, layout: &Layout) -> anyhow
     let extent = Extent { tokens, positions: longest, purpose: Pass::Infer, precision };
     let mut planning = Allocator::planning();
     Activations::new(&base.config, layout, 0.0, extent, &mut planning);
-    let mut plan: MemoryPlan = Decoder::base_memory(&base.config, base.stored, precision);
+    let mut plan: MemoryPlan =
+        Decoder::base_memory(&base.config, base.stored, precision, setup::quantization(run));
     plan.extend(&planning.into_plan());
     let budget = run.memory.map(|b| b.0).or_else(setup::available_memory);
     match budget.filter(|&budget| plan.total() > budget) {

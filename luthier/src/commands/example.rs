@@ -22,6 +22,7 @@ use super::train;
 use crate::cli::{self, Global};
 use crate::error::{fault, user};
 use crate::run_file::Settings;
+use crate::setup;
 use crate::setup::Base;
 use crate::terminal::{self, Table, count, duration};
 
@@ -162,7 +163,8 @@ struct Answer {
 
 impl Student {
     fn new(base: &Base, settings: &Settings, device: &Device) -> anyhow::Result<Self> {
-        let decoder = base.load(device, settings.run.precision.engine())?;
+        let decoder =
+            base.load(device, settings.run.precision.engine(), setup::quantization(&settings.run))?;
         Ok(Self { decoder, tokenizer: base.tokenizer()? })
     }
 

@@ -34,7 +34,7 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
         }
     };
     let sampling = args.sampling.engine();
-    let decoder = speaker.base.load(&global.device()?, args.sampling.precision.engine())?;
+    let decoder = speaker.base.load(&global.device()?, args.sampling.precision.engine(), None)?;
     let context = prompt.len().saturating_add(args.max_tokens.max(1) - 1);
     let mut generator = Generator::new(&decoder, speaker.adapter.as_ref(), context);
     let request = Request { prompt: &prompt, max_tokens: args.max_tokens, stop: &stop, sampling };

@@ -21,13 +21,13 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let base = Base::open(&args.model)?;
     let adapter = base.adapter(&args.adapter)?;
     let device = global.device()?;
-    let decoder = base.load(&device, Precision::F32)?;
+    let decoder = base.load(&device, Precision::F32, None)?;
     let dtype = args.dtype.or(base.stored).expect("its weights were just read");
     let (plain, adapted) = (decoder.probe(None), decoder.probe(Some(&adapter)));
     let staged = decoder.stage_merged(&adapter, &base.folder, &args.output, dtype)?;
     // The merged model is read back in place of the base, not beside it.
     drop((decoder, adapter));
-    let merged = match Decoder::load(staged.folder(), &device, Precision::F32) {
+    let merged = match Decoder::load(staged.folder(), &device, Precision::F32, None) {
         Err(e @ ModelError::Tensor { .. }) => {
             let advice =
                 format!("the merged weights do not fit into {}; use --dtype f32 or bf16", name(dtype));
@@ -57,6 +57,7 @@ fn name(dtype: StoredDType) -> &'static str {
         StoredDType::F32 => "f32",
         StoredDType::F16 => "f16",
         StoredDType::Bf16 => "bf16",
+        StoredDType::U8 => "u8",
     }
 }
 

@@ -9,6 +9,7 @@ mod generate;
 mod inspect;
 mod merge;
 mod plan;
+mod quantize;
 mod train;
 
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(args, global),
         Command::Chat(args) => chat::run(args, global),
         Command::Merge(args) => merge::run(args, global),
+        Command::Quantize(args) => quantize::run(args, global),
         Command::Inspect(args) => inspect::run(args, global),
         Command::Plan(args) => plan::run(args, global),
         Command::Bench(args) => bench::run(args, global),

@@ -215,10 +215,10 @@ fn load(
     let run = &settings.run;
     let (precision, seed) = (run.precision.engine(), run.training.seed);
     let decoder = match base.stored {
-        Some(_) => base.load(device, precision)?,
+        Some(_) => base.load(device, precision, setup::quantization(run))?,
         None if trained.peft.is_none() && run.adapter.init == run_file::Init::Gaussian => {
             eprintln!("note: {} has no weights; training begins from random ones", base.folder.display());
-            Decoder::random(&base.config, device, precision, seed)
+            Decoder::random(&base.config, device, precision, None, seed)
         }
         None => {
             let message = "names a folder without weights (model.safetensors); to train a model from nothing, set \

@@ -31,7 +31,17 @@ impl Settings {
         self.check_required(purpose)?;
         let run = &self.run;
         self.require(run.memory.is_none_or(|m| m.0 > 0), "memory", "must be more than 0")?;
-        self.require(run.quantization.is_none(), "quantization", NOT_YET)?;
+        if let Some(quantization) = &run.quantization {
+            let sizes = compute::quant::BLOCK_SIZES;
+            let message = format!("has the block_size {}; possible are {sizes:?}", quantization.block_size);
+            self.require(sizes.contains(&quantization.block_size), "quantization", &message)?;
+            let frozen = run.adapter.method != Method::Full;
+            self.require(
+                frozen,
+                "quantization",
+                "goes with a frozen base only, and adapter.method: full trains it",
+            )?;
+        }
         self.check_data(&run.data)?;
         self.check_adapter(&run.adapter)?;
         self.check_optimizer(&run.optimizer)?;

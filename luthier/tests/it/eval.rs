@@ -33,7 +33,7 @@ fn mean_loss(folder: &Path, adapter: Option<&Adapter>) -> (f64, usize) {
     let count = ["--count", "1000", "--json"];
     let preview = ["data", "preview", "--model", "model", "--data", "data.jsonl"];
     let preview = json_of(folder, &[&preview, &count[..]].concat());
-    let decoder = Decoder::load(&folder.join("model"), &Device::cpu(1), Precision::F32).unwrap();
+    let decoder = Decoder::load(&folder.join("model"), &Device::cpu(1), Precision::F32, None).unwrap();
     let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
     let extent = Extent { tokens: 256, positions: 256, purpose: Purpose::Infer, precision: Precision::F32 };
     let mut buffers = Activations::new(&decoder.config, &layout, 0.0, extent, &mut Allocator::real());
@@ -57,7 +57,7 @@ fn mean_loss(folder: &Path, adapter: Option<&Adapter>) -> (f64, usize) {
 fn the_loss_is_the_mean_over_all_trained_tokens() {
     let folder = folder();
     let path = tiny_adapter(folder.path(), 0.5);
-    let decoder = Decoder::load(&folder.path().join("model"), &Device::cpu(1), Precision::F32).unwrap();
+    let decoder = Decoder::load(&folder.path().join("model"), &Device::cpu(1), Precision::F32, None).unwrap();
     let (adapter, _) = Adapter::load(&path, &decoder.config, None).unwrap();
     assert_ne!(adapter.layout, Layout::default());
     let base = "eval perplexity --model model --data data.jsonl --set precision=f32 --json";

@@ -34,7 +34,8 @@ impl Adapter {
                 }
                 Trained::Full(full) => {
                     let tensors = self.layout.tensors();
-                    self.parameters.tensor_mut(&tensors[full.weight]).copy_from(decoder.base_weight(module));
+                    let to = self.parameters.tensor_mut(&tensors[full.weight]);
+                    decoder.base_weight(module).copy_to(&decoder.device, to);
                     if let Some(index) = full.bias {
                         let bias = decoder.base_bias(module).expect("a module trained with its bias has one");
                         self.parameters.tensor_mut(&tensors[index]).copy_from(bias);

@@ -16,6 +16,7 @@ use crate::checkpoint::{CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, 
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
+use crate::linear::BaseWeight;
 use crate::memory::Allocator;
 use crate::names::{ModuleId, Parameter};
 
@@ -37,6 +38,9 @@ const COMPANIONS: [&str; 10] = [
 /// them (PEFT trains a copy of the one and leaves the other with the base's), they are no longer tied.
 fn merged_config(config: &Config, adapter: &Adapter) -> Config {
     let mut merged = config.clone();
+    // What was quantized is merged as values.
+    merged.raw.remove("quantization_config");
+    merged.quantization = None;
     let trained = |module| adapter.layout.get(module);
     if config.tie_word_embeddings && trained(ModuleId::Head) != trained(ModuleId::Embedding) {
         merged.tie_word_embeddings = false;
@@ -53,6 +57,21 @@ pub struct Staged {
 }
 
 impl Staged {
+    /// An empty folder beside `output`.
+    ///
+    /// # Errors
+    /// If `output` is taken, or the folder cannot be made.
+    pub(crate) fn new(output: &Path) -> Result<Self> {
+        check_free(output)?;
+        // A link to an empty folder is followed: a folder cannot take a link's place.
+        let output = fs::canonicalize(output).unwrap_or_else(|_| output.to_owned());
+        let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let staged = Staged { folder: output.with_file_name(format!(".{name}.partial")), output };
+        let _ = fs::remove_dir_all(&staged.folder); // of a process that was killed
+        fs::create_dir_all(&staged.folder).map_err(|e| ModelError::write(&staged.folder, e))?;
+        Ok(staged)
+    }
+
     /// Where the folder is until it is published.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -107,7 +126,7 @@ impl Decoder {
             }
             Some(Trained::Lora(lora)) if !parameter.bias => {
                 let mut merged = Matrix::zeros(parameter.rows, parameter.cols, DType::F32);
-                merged.as_mut().copy_from(self.base_weight(module));
+                self.base_weight(module).copy_to(&self.device, merged.as_mut());
                 let (a, b) = adapter.lora(lora);
                 let (a, b) = (Factor::Plain(a), Factor::Plain(b));
                 matmul(&self.device, Precision::F32, lora.scale, b, a, true, merged.as_mut());
@@ -116,7 +135,12 @@ impl Decoder {
             _ if parameter.bias => {
                 to.write(&name, self.base_bias(module).expect("the configuration has a bias"))
             }
-            _ => to.write(&name, self.base_weight(module)),
+            _ => match self.base_weight(module) {
+                BaseWeight::Dense(weight) => to.write(&name, weight),
+                BaseWeight::Quantized(weight) => {
+                    to.write(&name, weight.dequantize(&self.device, DType::F32).as_ref())
+                }
+            },
         }
     }
 
@@ -132,13 +156,7 @@ impl Decoder {
         output: &Path,
         dtype: StoredDType,
     ) -> Result<Staged> {
-        check_free(output)?;
-        // A link to an empty folder is followed: a folder cannot take a link's place.
-        let output = fs::canonicalize(output).unwrap_or_else(|_| output.to_owned());
-        let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let staged = Staged { folder: output.with_file_name(format!(".{name}.partial")), output };
-        let _ = fs::remove_dir_all(&staged.folder); // of a process that was killed
-        fs::create_dir_all(&staged.folder).map_err(|e| ModelError::write(&staged.folder, e))?;
+        let staged = Staged::new(output)?;
         self.write_model_files(adapter, base, &staged.folder, dtype)?;
         Ok(staged)
     }
@@ -160,15 +178,7 @@ impl Decoder {
             self.write_parameter(adapter, parameter, &mut writer)?;
         }
         writer.finish()?;
-        for name in COMPANIONS {
-            copy_file(&base.join(name), &folder.join(name))?;
-        }
-        let templates = Path::new("additional_chat_templates");
-        for entry in fs::read_dir(base.join(templates)).into_iter().flatten().flatten() {
-            let to = folder.join(templates);
-            fs::create_dir_all(&to).map_err(|e| ModelError::write(&to, e))?;
-            copy_file(&entry.path(), &to.join(entry.file_name()))?;
-        }
+        copy_companions(base, folder)?;
         write_whole(&folder.join("config.json"), config.to_json(dtype).as_bytes())
     }
 
@@ -228,6 +238,7 @@ impl Difference {
             StoredDType::F32 => 1e-4,
             StoredDType::F16 => 5e-3,
             StoredDType::Bf16 => 3e-2,
+            StoredDType::U8 => panic!("bytes are no weights"),
         }
     }
 
@@ -235,6 +246,20 @@ impl Difference {
     pub fn is_rounding(self, dtype: StoredDType) -> bool {
         self.largest.is_finite() && self.relative <= Difference::bound(dtype)
     }
+}
+
+/// Copies what stands beside the weights of a model folder: the tokenizer's files and the like.
+pub(crate) fn copy_companions(base: &Path, folder: &Path) -> Result<()> {
+    for name in COMPANIONS {
+        copy_file(&base.join(name), &folder.join(name))?;
+    }
+    let templates = Path::new("additional_chat_templates");
+    for entry in fs::read_dir(base.join(templates)).into_iter().flatten().flatten() {
+        let to = folder.join(templates);
+        fs::create_dir_all(&to).map_err(|e| ModelError::write(&to, e))?;
+        copy_file(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
 }
 
 /// Copies a file, if it is there.

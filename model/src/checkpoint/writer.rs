@@ -130,6 +130,21 @@ impl CheckpointWriter {
             .map_err(|e| ModelError::write(target, e))
     }
 
+    /// Writes one tensor's bytes as they are.
+    ///
+    /// # Panics
+    /// If the tensor was not announced, was written before, or has another number of bytes.
+    pub(crate) fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let place = self.places.get_mut(name).unwrap_or_else(|| panic!("tensor {name:?} was not announced"));
+        assert!(!place.written, "tensor {name:?} is written twice");
+        assert_eq!(bytes.len() as u64, place.spec.size_bytes(), "bytes of {name:?}");
+        place.written = true;
+        let Shard { file, target, .. } = &mut self.shards[place.shard];
+        file.seek(SeekFrom::Start(place.start))
+            .and_then(|_| file.write_all(bytes))
+            .map_err(|e| ModelError::write(target, e))
+    }
+
     /// Waits until the disk has everything, then gives the files their names, the index last.
     ///
     /// # Panics
@@ -239,6 +254,7 @@ fn encode_f32(buffer: &mut Vec<u8>, values: impl ExactSizeIterator<Item = f32>, 
         StoredDType::F32 => encode(buffer, values, f32::to_le_bytes),
         StoredDType::Bf16 => encode(buffer, values, |v| bf16::from_f32(v).to_le_bytes()),
         StoredDType::F16 => encode(buffer, values, |v| f16::from_f32(v).to_le_bytes()),
+        StoredDType::U8 => panic!("bytes are no weights"),
     }
 }
 

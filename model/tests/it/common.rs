@@ -59,7 +59,7 @@ impl Tensors {
 
 /// The model of a fixture in `f32`.
 pub(crate) fn load(case: &str) -> Decoder {
-    Decoder::load(&fixture(case), &Device::cpu(2), Precision::F32).unwrap()
+    Decoder::load(&fixture(case), &Device::cpu(2), Precision::F32, None).unwrap()
 }
 
 /// Buffers for training on batches of up to `tokens` tokens.

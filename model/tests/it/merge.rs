@@ -14,7 +14,7 @@ use crate::common::{Tensors, all_logits, fixture, load, relative_difference, tra
 /// The folder of a base and an adapter merged and published, and what it loads as.
 fn merged(base: &Decoder, adapter: &Adapter, case: &str, dtype: StoredDType, to: &Path) -> Decoder {
     base.stage_merged(adapter, &fixture(case), to, dtype).unwrap().publish().unwrap();
-    Decoder::load(to, &Device::cpu(2), Precision::F32).unwrap()
+    Decoder::load(to, &Device::cpu(2), Precision::F32, None).unwrap()
 }
 
 fn logits(decoder: &Decoder, adapter: Option<&Adapter>, ids: &[u32]) -> Matrix {

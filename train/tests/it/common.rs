@@ -97,7 +97,7 @@ pub(crate) fn tiny(threads: usize, precision: Precision) -> Decoder {
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
         "rms_norm_eps": 1e-5, "initializer_range": 0.2, "tie_word_embeddings": true, "hidden_act": "silu"}"#;
     let config = Config::from_json(text, "config.json".as_ref()).unwrap();
-    Decoder::random(&config, &Device::cpu(threads), precision, 7)
+    Decoder::random(&config, &Device::cpu(threads), precision, None, 7)
 }
 
 /// Random examples of unequal lengths and unequal numbers of trained tokens.

@@ -15,7 +15,7 @@ fn check(name: &str) {
     let folder = fixture(name);
     let run = json(&folder.join("run.json"));
     let base = folder.join(run["model"].as_str().unwrap());
-    let decoder = Decoder::load(&base, &Device::cpu(2), Precision::F32).unwrap();
+    let decoder = Decoder::load(&base, &Device::cpu(2), Precision::F32, None).unwrap();
     let full = run["adapter"]["method"] == "full";
     let (adapter, peft) = if full {
         let mut adapter = Adapter::zeros(Layout::full(&decoder.config), 0.0);

@@ -1,0 +1,133 @@
+//! `luthier quantize`: writes a model in four bits, and tells what that cost.
+
+use std::process::ExitCode;
+
+use compute::quant::Format;
+use model::adapter::merge::check_free;
+use model::config::Config;
+use model::names::Part;
+use model::quantize::{QuantizedWeight, quantize_folder};
+use serde_json::{Value, json};
+
+use crate::cli::{self, Global};
+use crate::hub;
+use crate::terminal::{self, Progress, Table, bytes, count};
+
+pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCode> {
+    check_free(&args.output)?;
+    let folder = hub::resolve_model(&args.model)?;
+    let format = Format { code: args.code, block_size: args.block_size, double_quant: !args.no_double_quant };
+    let config = Config::load(&folder)?;
+    let total = config.parameters().iter().filter(|p| p.is_quantizable()).count() as u64;
+    let mut progress = Progress::items("quantizing", total, 0);
+    let mut done = 0;
+    let (staged, report) =
+        quantize_folder(&folder, &args.output, &global.device()?, format, &mut |weight| {
+            done += 1;
+            progress.set(done, &weight.name);
+        })?;
+    progress.finish("");
+    staged.publish()?;
+    let facts = facts(&config, format, &report);
+    if args.json {
+        terminal::print_json(&facts)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    terminal::print_line(format!("{}\n{}\n", args.output.display(), by_part(&report)))?;
+    for line in summary(&facts, format) {
+        terminal::print_line(line)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Weights, bytes and errors that belong together.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    parameters: u64,
+    bytes: u64,
+    squares: f64,
+    squared_error: f64,
+    worst: f64,
+}
+
+impl Sums {
+    fn of<'a>(weights: impl IntoIterator<Item = &'a QuantizedWeight>) -> Self {
+        weights.into_iter().fold(Sums::default(), |sums, weight| Sums {
+            parameters: sums.parameters + weight.parameters,
+            bytes: sums.bytes + weight.bytes,
+            squares: sums.squares + weight.squares,
+            squared_error: sums.squared_error + weight.squared_error,
+            worst: sums.worst.max(weight.relative_error()),
+        })
+    }
+
+    fn bits(self) -> f64 {
+        8.0 * self.bytes as f64 / self.parameters.max(1) as f64
+    }
+
+    fn relative_error(self) -> f64 {
+        (self.squared_error / self.squares.max(f64::MIN_POSITIVE)).sqrt()
+    }
+}
+
+fn facts(config: &Config, format: Format, report: &[QuantizedWeight]) -> Value {
+    let all = Sums::of(report);
+    let layers = report.iter().map(|weight| {
+        json!({
+            "name": weight.name,
+            "parameters": weight.parameters,
+            "bytes": weight.bytes,
+            "relative_error": weight.relative_error(),
+        })
+    });
+    json!({
+        "type": format.code.name(),
+        "block_size": format.block_size,
+        "double_quant": format.double_quant,
+        "parameters": config.parameter_count(),
+        "quantized_parameters": all.parameters,
+        "quantized_bytes": all.bytes,
+        "bits_per_parameter": all.bits(),
+        "relative_error": all.relative_error(),
+        "layers": layers.collect::<Vec<_>>(),
+    })
+}
+
+/// A line for each kind of layer.
+fn by_part(report: &[QuantizedWeight]) -> Table {
+    let mut table = Table::new(["layers", "weights", "bits a weight", "relative error", "the worst layer's"]);
+    for part in Part::ALL {
+        let sums = Sums::of(report.iter().filter(|weight| weight.part == part));
+        if sums.parameters > 0 {
+            table.row([
+                part.name().to_owned(),
+                count(sums.parameters as f64),
+                format!("{:.3}", sums.bits()),
+                percent(sums.relative_error()),
+                percent(sums.worst),
+            ]);
+        }
+    }
+    table
+}
+
+fn summary(facts: &Value, format: Format) -> [String; 2] {
+    let number = |key: &str| facts[key].as_f64().unwrap_or(0.0);
+    let rest = number("parameters") - number("quantized_parameters");
+    [
+        format!(
+            "{} of {} parameters are {} at {:.3} bits each, {} in all, with a relative error of {}",
+            count(number("quantized_parameters")),
+            count(number("parameters")),
+            format.code,
+            number("bits_per_parameter"),
+            bytes(number("quantized_bytes") as u64),
+            percent(number("relative_error")),
+        ),
+        format!("{} of embeddings, head, norms and biases stay as they were", count(rest)),
+    ]
+}
+
+fn percent(part: f64) -> String {
+    format!("{:.2} %", 100.0 * part)
+}

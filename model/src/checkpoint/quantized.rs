@@ -1,0 +1,273 @@
+//! Weights in four bits as bitsandbytes stores them: beside the packed codes a handful of tensors, and a JSON object in the
+//! bytes of one of them (bitsandbytes `functional.QuantState.as_dict`, `utils.pack_dict_to_tensor`).
+
+use std::path::Path;
+
+use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, Rounding, SCALES_BLOCK, Scales};
+use serde::{Deserialize, Serialize};
+
+use super::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec, read_exact_at};
+use crate::config::Config;
+use crate::error::{ModelError, Result};
+use crate::names::Parameter;
+
+const STATE: &str = ".quant_state.bitsandbytes__";
+const ABSMAX: &str = ".absmax";
+const MAP: &str = ".quant_map";
+const NESTED_ABSMAX: &str = ".nested_absmax";
+const NESTED_MAP: &str = ".nested_quant_map";
+/// The codes that bitsandbytes knows.
+const CODES: [Code; 2] = [Code::Nf4, Code::Fp4];
+/// Longest JSON object of a weight, in bytes.
+const MAX_STATE: usize = 1 << 16;
+
+/// The weight that a tensor beside it belongs to.
+pub(super) fn weight_of(name: &str) -> Option<&str> {
+    let states = CODES.map(|code| state_suffix(code));
+    let suffixes =
+        [ABSMAX, MAP, NESTED_ABSMAX, NESTED_MAP].into_iter().chain(states.iter().map(String::as_str));
+    // The longer ones first: `.nested_absmax` is no `.absmax` of something else, since the dot is part of both.
+    suffixes.into_iter().find_map(|suffix| name.strip_suffix(suffix))
+}
+
+fn state_suffix(code: Code) -> String {
+    format!("{STATE}{code}")
+}
+
+/// The JSON object of a weight, in bitsandbytes' order.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    quant_type: String,
+    blocksize: usize,
+    dtype: String,
+    shape: Vec<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nested_blocksize: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nested_dtype: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nested_offset: Option<f64>,
+}
+
+fn rounding(dtype: StoredDType) -> Rounding {
+    match dtype {
+        StoredDType::F32 => Rounding::F32,
+        StoredDType::Bf16 => Rounding::Bf16,
+        StoredDType::F16 => Rounding::F16,
+        StoredDType::U8 => panic!("bytes are no weights"),
+    }
+}
+
+impl Checkpoint {
+    /// In which code a weight is stored in four bits, if it is.
+    pub(super) fn quantized_code(&self, weight: &str) -> Option<Code> {
+        CODES.into_iter().find(|&code| self.tensors.contains_key(&(weight.to_owned() + &state_suffix(code))))
+    }
+
+    /// Checks the tensors of a weight in four bits against its shape.
+    pub(super) fn check_quantized(&self, parameter: &Parameter, config: &Config) -> Result<()> {
+        let name = parameter.name();
+        let wrong = |problem: &str| Err(ModelError::tensor(&self.path, name.as_str(), problem));
+        if config.quantization.is_none() {
+            return wrong("is stored in four bits, but config.json has no `quantization_config`");
+        }
+        if !parameter.is_quantizable() {
+            return wrong("is stored in four bits; only the blocks' linear layers can be");
+        }
+        self.state(parameter).map(|_| ())
+    }
+
+    /// The state of a weight in four bits, checked against the parameter and the tensors beside it.
+    fn state(&self, parameter: &Parameter) -> Result<Option<(State, Code, Rounding)>> {
+        let name = parameter.name();
+        let Some(code) = self.quantized_code(&name) else { return Ok(None) };
+        let key = name.clone() + &state_suffix(code);
+        let info = &self.tensors[&key];
+        let path: &Path = &self.files[info.file].0;
+        let wrong = |problem: String| ModelError::tensor(path, key.as_str(), problem);
+        if info.dtype != StoredDType::U8 || info.element_count() > MAX_STATE {
+            return Err(wrong(format!("is not up to {MAX_STATE} bytes of JSON")));
+        }
+        let mut text = vec![0; info.element_count()];
+        self.read_bytes(&key, &mut text)?;
+        let state: State = serde_json::from_slice(&text)
+            .map_err(|e| wrong(format!("is not the JSON object that bitsandbytes writes: {e}")))?;
+        if state.quant_type != code.name() {
+            return Err(wrong(format!("says quant_type {:?} under the name of {code}", state.quant_type)));
+        }
+        if !BLOCK_SIZES.contains(&state.blocksize) {
+            return Err(wrong(format!("says blocksize {}; supported are {BLOCK_SIZES:?}", state.blocksize)));
+        }
+        if state.shape != [parameter.rows, parameter.cols] {
+            return Err(wrong(format!(
+                "says shape {:?} but config.json makes the weight [{}, {}]; the weights and config.json must be of one \
+                 model",
+                state.shape, parameter.rows, parameter.cols
+            )));
+        }
+        let rounding = [StoredDType::F32, StoredDType::Bf16, StoredDType::F16]
+            .into_iter()
+            .find(|dtype| dtype.torch_name() == state.dtype)
+            .map(rounding)
+            .ok_or_else(|| {
+                wrong(format!("says dtype {:?}; supported are float32, bfloat16, float16", state.dtype))
+            })?;
+        let elements = parameter.rows * parameter.cols;
+        let blocks = elements.div_ceil(state.blocksize);
+        let mut expected = vec![(MAP, StoredDType::F32, 16)];
+        match (state.nested_blocksize, state.nested_offset) {
+            (None, None) => expected.push((ABSMAX, StoredDType::F32, blocks)),
+            (Some(size), Some(offset)) if size > 0 && (offset as f32).is_finite() => expected.extend([
+                (ABSMAX, StoredDType::U8, blocks),
+                (NESTED_ABSMAX, StoredDType::F32, blocks.div_ceil(size)),
+                (NESTED_MAP, StoredDType::F32, 256),
+            ]),
+            _ => {
+                return Err(wrong(
+                    "has nested_blocksize or nested_offset without the other, or not as numbers".into(),
+                ));
+            }
+        }
+        for (suffix, dtype, count) in expected {
+            let name = name.clone() + suffix;
+            let info = self.tensors.get(&name).ok_or_else(|| self.missing(&name))?;
+            if info.dtype != dtype || info.element_count() != count {
+                let problem = format!(
+                    "has {} values of {} where {count} of {} are needed",
+                    info.element_count(),
+                    info.dtype.name(),
+                    dtype.name()
+                );
+                return Err(ModelError::tensor(&self.files[info.file].0, name, problem));
+            }
+        }
+        // Whatever type the codes are stored as (`bnb_4bit_quant_storage`), their bytes are the codes.
+        let info = &self.tensors[&name];
+        if info.size_bytes() != elements.div_ceil(2) as u64 {
+            let problem =
+                format!("has {} bytes of codes where {} are needed", info.size_bytes(), elements.div_ceil(2));
+            return Err(ModelError::tensor(&self.files[info.file].0, name, problem));
+        }
+        Ok(Some((state, code, rounding)))
+    }
+
+    /// Reads a weight that is stored in four bits; `None` if it is not.
+    ///
+    /// # Errors
+    /// If what stands beside its codes is missing, misshapen or contradicts the parameter, or the file cannot be read.
+    pub fn read_quantized(&self, parameter: &Parameter) -> Result<Option<Quantized>> {
+        let Some((state, _, rounding)) = self.state(parameter)? else { return Ok(None) };
+        let name = parameter.name();
+        let absmax = name.clone() + ABSMAX;
+        let scales = match (state.nested_blocksize, state.nested_offset) {
+            (Some(block_size), Some(offset)) => {
+                let mut codes = vec![0; self.tensors[&absmax].element_count()];
+                self.read_bytes(&absmax, &mut codes)?;
+                let map = self.read_vector(&(name.clone() + NESTED_MAP))?.try_into().expect("256 of them");
+                let absmax = self.read_vector(&(name.clone() + NESTED_ABSMAX))?;
+                Scales::Double { codes, map, absmax, block_size, offset: offset as f32 }
+            }
+            _ => Scales::Plain(self.read_vector(&absmax)?),
+        };
+        let table = self.read_vector(&(name.clone() + MAP))?.try_into().expect("16 of them");
+        let (rows, cols) = (parameter.rows, parameter.cols);
+        let mut weight = Quantized::new(rows, cols, state.blocksize, rounding, table, scales);
+        self.read_bytes(&name, weight.codes_mut())?;
+        Ok(Some(weight))
+    }
+
+    /// The values of a tensor of `f32`, whatever its shape.
+    fn read_vector(&self, name: &str) -> Result<Vec<f32>> {
+        let info = &self.tensors[name];
+        let mut bytes = vec![0; info.size_bytes() as usize];
+        self.read_bytes(name, &mut bytes)?;
+        let (values, _) = bytes.as_chunks::<4>();
+        let values: Vec<f32> = values.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        match values.iter().find(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(value) => {
+                let problem = format!("has the value {value}; scales must be finite");
+                Err(ModelError::tensor(&self.files[info.file].0, name, problem))
+            }
+        }
+    }
+
+    /// A tensor's bytes as they are.
+    fn read_bytes(&self, name: &str, to: &mut [u8]) -> Result<()> {
+        let info = &self.tensors[name];
+        let (path, file) = &self.files[info.file];
+        read_exact_at(file, to, info.start).map_err(|e| ModelError::read(path, e))
+    }
+}
+
+/// The state of a weight, as it is written.
+fn state(parameter: &Parameter, format: Format, dtype: StoredDType, offset: f32) -> String {
+    let double = format.double_quant;
+    let state = State {
+        quant_type: format.code.name().to_owned(),
+        blocksize: format.block_size,
+        dtype: dtype.torch_name().to_owned(),
+        shape: vec![parameter.rows, parameter.cols],
+        nested_blocksize: double.then_some(SCALES_BLOCK),
+        nested_dtype: double.then(|| "float32".to_owned()),
+        nested_offset: double.then_some(f64::from(offset)),
+    };
+    serde_json::to_string(&state).expect("JSON serializes")
+}
+
+/// Bytes set aside for a state before its offset is known; JSON may end in blanks.
+fn state_bytes(parameter: &Parameter, format: Format, dtype: StoredDType) -> usize {
+    state(parameter, format, dtype, -1.234_567_8e-20).len() + 16
+}
+
+/// The tensors that [`write`] will write for a weight whose values were stored as `dtype`.
+pub(crate) fn specs(parameter: &Parameter, format: Format, dtype: StoredDType) -> Vec<TensorSpec> {
+    let name = parameter.name();
+    let elements = parameter.rows * parameter.cols;
+    let blocks = elements.div_ceil(format.block_size);
+    let spec =
+        |suffix: &str, shape: Vec<usize>, dtype| TensorSpec { name: name.clone() + suffix, shape, dtype };
+    let mut specs = vec![
+        spec("", vec![elements.div_ceil(2), 1], StoredDType::U8),
+        spec(MAP, vec![16], StoredDType::F32),
+        spec(&state_suffix(format.code), vec![state_bytes(parameter, format, dtype)], StoredDType::U8),
+    ];
+    match format.double_quant {
+        false => specs.push(spec(ABSMAX, vec![blocks], StoredDType::F32)),
+        true => specs.extend([
+            spec(ABSMAX, vec![blocks], StoredDType::U8),
+            spec(NESTED_ABSMAX, vec![blocks.div_ceil(SCALES_BLOCK)], StoredDType::F32),
+            spec(NESTED_MAP, vec![256], StoredDType::F32),
+        ]),
+    }
+    specs
+}
+
+/// Writes a weight's tensors.
+pub(crate) fn write(
+    to: &mut CheckpointWriter,
+    parameter: &Parameter,
+    format: Format,
+    dtype: StoredDType,
+    weight: &Quantized,
+) -> Result<()> {
+    let name = parameter.name();
+    let bytes_of = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    to.write_bytes(&name, weight.codes())?;
+    to.write_bytes(&(name.clone() + MAP), &bytes_of(weight.table()))?;
+    let offset = match weight.scales() {
+        Scales::Plain(scales) => {
+            to.write_bytes(&(name.clone() + ABSMAX), &bytes_of(scales))?;
+            0.0
+        }
+        Scales::Double { codes, map, absmax, offset, .. } => {
+            to.write_bytes(&(name.clone() + ABSMAX), codes)?;
+            to.write_bytes(&(name.clone() + NESTED_ABSMAX), &bytes_of(absmax))?;
+            to.write_bytes(&(name.clone() + NESTED_MAP), &bytes_of(&map[..]))?;
+            *offset
+        }
+    };
+    let mut text = state(parameter, format, dtype, offset).into_bytes();
+    text.resize(state_bytes(parameter, format, dtype), b' ');
+    to.write_bytes(&(name + &state_suffix(format.code)), &text)
+}

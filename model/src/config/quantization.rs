@@ -1,0 +1,84 @@
+//! What config.json says of quantized weights: bitsandbytes' four bits are read, every other kind is refused by name.
+
+use std::path::Path;
+
+use compute::quant::{Code, Format};
+use serde_json::{Value, json};
+
+use super::{Config, Fields};
+use crate::error::{ModelError, Result};
+
+const FIELD: &str = "quantization_config";
+
+/// Reads a `quantization_config`.
+pub(super) fn parse(value: &Value, fields: &Fields) -> Result<Format> {
+    let wrong = |problem: String| fields.error(FIELD, problem);
+    let map = value.as_object().ok_or_else(|| wrong("is not an object".into()))?;
+    let text = |key: &str| map.get(key).and_then(Value::as_str);
+    let flag = |key: &str| map.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let method = text("quant_method").unwrap_or("bitsandbytes");
+    if method != "bitsandbytes" || !(flag("load_in_4bit") || flag("_load_in_4bit")) {
+        let kind = if method == "bitsandbytes" { "bitsandbytes in other than 4 bits" } else { method };
+        return Err(wrong(format!(
+            "is of {kind:?}; of quantized checkpoints only those of bitsandbytes in 4 bits are supported, so use the \
+             model's 16-bit checkpoint (this program quantizes it itself when asked to)"
+        )));
+    }
+    let code = match text("bnb_4bit_quant_type").unwrap_or("fp4") {
+        "nf4" => Code::Nf4,
+        "fp4" => Code::Fp4,
+        other => {
+            return Err(wrong(format!(
+                "has the bnb_4bit_quant_type {other:?}; supported are \"nf4\" and \"fp4\""
+            )));
+        }
+    };
+    Ok(Format { code, double_quant: flag("bnb_4bit_use_double_quant"), block_size: Format::QLORA.block_size })
+}
+
+/// A `quantization_config` as transformers writes it.
+pub(crate) fn to_json(format: Format, compute_dtype: &str) -> Value {
+    json!({
+        "_load_in_4bit": true,
+        "_load_in_8bit": false,
+        "bnb_4bit_compute_dtype": compute_dtype,
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_quant_type": format.code.name(),
+        "bnb_4bit_use_double_quant": format.double_quant,
+        "llm_int8_enable_fp32_cpu_offload": false,
+        "llm_int8_has_fp16_weight": false,
+        "llm_int8_skip_modules": null,
+        "llm_int8_threshold": 6.0,
+        "load_in_4bit": true,
+        "load_in_8bit": false,
+        "quant_method": "bitsandbytes",
+    })
+}
+
+impl Config {
+    /// This configuration with its linear layers quantized.
+    pub(crate) fn quantized(&self, format: Format, compute_dtype: &str) -> Config {
+        let mut quantized = self.clone();
+        quantized.quantization = Some(format);
+        quantized.raw.insert(FIELD.to_owned(), to_json(format, compute_dtype));
+        quantized
+    }
+
+    /// Refuses to quantize in one way what a folder holds quantized in another.
+    ///
+    /// # Errors
+    /// If the two differ.
+    pub fn check_quantization(&self, folder: &Path, asked: Option<Format>) -> Result<()> {
+        match (self.quantization, asked) {
+            (Some(stored), Some(asked)) if stored.code != asked.code => {
+                let problem = format!(
+                    "says that the weights are {} already, but {} is asked for; leave `quantization` out, or use the \
+                     model's 16-bit checkpoint",
+                    stored.code, asked.code
+                );
+                Err(ModelError::field(&folder.join("config.json"), FIELD, problem))
+            }
+            _ => Ok(()),
+        }
+    }
+}

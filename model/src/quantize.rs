@@ -1,0 +1,138 @@
+//! Writing a model folder in four bits, as bitsandbytes and transformers read it, a tensor at a time.
+
+use std::path::Path;
+
+use compute::quant::{Format, Quantized, Rounding};
+use compute::{DType, Device, Matrix};
+
+use crate::adapter::merge::{Staged, copy_companions};
+use crate::checkpoint::{
+    Checkpoint, CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, quantized, write_whole,
+};
+use crate::config::Config;
+use crate::error::{ModelError, Result};
+use crate::names::{Parameter, Part};
+
+/// What became of one weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedWeight {
+    /// Its name.
+    pub name: String,
+    /// The block it belongs to, and which of its layers it is.
+    pub layer: usize,
+    /// Which of the block's layers.
+    pub part: Part,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Bytes that codes and scales take.
+    pub bytes: u64,
+    /// Sum of the squared weights.
+    pub squares: f64,
+    /// Sum of the squared differences that quantization made.
+    pub squared_error: f64,
+}
+
+impl QuantizedWeight {
+    /// Root of the mean squared error over that of the weights.
+    pub fn relative_error(&self) -> f64 {
+        (self.squared_error / self.squares.max(f64::MIN_POSITIVE)).sqrt()
+    }
+}
+
+/// Writes the model of `folder` with its blocks' linear layers in four bits, to be published at `output`. In memory is one
+/// tensor at a time.
+///
+/// # Errors
+/// If the folder is no supported model or quantized already, if `output` is taken, or a file cannot be read or written;
+/// nothing is left then.
+pub fn quantize_folder(
+    folder: &Path,
+    output: &Path,
+    device: &Device,
+    format: Format,
+    observe: &mut dyn FnMut(&QuantizedWeight),
+) -> Result<(Staged, Vec<QuantizedWeight>)> {
+    let config = Config::load(folder)?;
+    if let Some(stored) = config.quantization {
+        let problem = format!(
+            "says that the weights are {} already; quantize the model's 16-bit checkpoint",
+            stored.code
+        );
+        return Err(ModelError::field(&folder.join("config.json"), "quantization_config", problem));
+    }
+    let checkpoint = Checkpoint::open(folder)?;
+    checkpoint.check(&config)?;
+    let main = checkpoint.main_dtype().unwrap_or(StoredDType::Bf16);
+    let stored = |p: &Parameter| Ok::<_, ModelError>(checkpoint.stored(p, &config)?.dtype);
+    let parameters = config.parameters();
+    let mut specs = Vec::new();
+    for parameter in &parameters {
+        let dtype = stored(parameter)?;
+        if parameter.is_quantizable() {
+            specs.extend(quantized::specs(parameter, format, dtype));
+        } else {
+            specs.push(TensorSpec { name: parameter.name(), shape: parameter.file_shape(), dtype });
+        }
+    }
+    let staged = Staged::new(output)?;
+    let mut writer = CheckpointWriter::model(staged.folder(), specs, SHARD_BYTES)?;
+    let mut report = Vec::new();
+    for parameter in &parameters {
+        let dtype = stored(parameter)?;
+        let mut values = Matrix::zeros(parameter.rows, parameter.cols, dtype.matrix_dtype());
+        checkpoint.read_parameter(parameter, &config, values.as_mut())?;
+        let crate::names::ModuleId::Linear { layer, part } = parameter.module else {
+            writer.write(&parameter.name(), values.as_ref())?;
+            continue;
+        };
+        if parameter.bias {
+            writer.write(&parameter.name(), values.as_ref())?;
+            continue;
+        }
+        let weight = Quantized::quantize(device, values.as_ref(), rounding(dtype), format);
+        quantized::write(&mut writer, parameter, format, dtype, &weight)?;
+        let (squares, squared_error) = error(device, &values, &weight);
+        report.push(QuantizedWeight {
+            name: parameter.name(),
+            layer,
+            part,
+            parameters: (parameter.rows * parameter.cols) as u64,
+            bytes: weight.size_bytes() as u64,
+            squares,
+            squared_error,
+        });
+        observe(report.last().expect("just pushed"));
+    }
+    writer.finish()?;
+    copy_companions(folder, staged.folder())?;
+    let json = config.quantized(format, main.torch_name()).to_json(main);
+    write_whole(&staged.folder().join("config.json"), json.as_bytes())?;
+    Ok((staged, report))
+}
+
+fn rounding(dtype: StoredDType) -> Rounding {
+    match dtype {
+        StoredDType::F16 => Rounding::F16,
+        StoredDType::Bf16 => Rounding::Bf16,
+        _ => Rounding::F32,
+    }
+}
+
+/// Sums of the squared values, and of the squared differences; a few rows at a time.
+fn error(device: &Device, values: &Matrix, weight: &Quantized) -> (f64, f64) {
+    const ROWS: usize = 64;
+    let (rows, cols) = (values.rows(), values.cols());
+    let (mut squares, mut squared_error) = (0.0, 0.0);
+    let mut expected = Matrix::zeros(ROWS, cols, DType::F32);
+    let mut got = Matrix::zeros(ROWS, cols, DType::F32);
+    for start in (0..rows).step_by(ROWS) {
+        let range = start..rows.min(start + ROWS);
+        expected.top_mut(range.len()).copy_from(values.as_ref().rows_range(range.clone()));
+        weight.dequantize_rows(device, range.clone(), got.top_mut(range.len()));
+        for (e, g) in expected.top(range.len()).f32().iter().zip(got.top(range.len()).f32()) {
+            squares += f64::from(*e) * f64::from(*e);
+            squared_error += f64::from(e - g) * f64::from(e - g);
+        }
+    }
+    (squares, squared_error)
+}
