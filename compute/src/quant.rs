@@ -3,12 +3,13 @@
 //!
 //! A matrix is quantized as it lies in memory, row after row, in blocks that know nothing of rows: element `i` belongs to
 //! block `i / block_size`, and stands in the high half of byte `i / 2` if `i` is even, in the low half if it is odd.
-//! `value = round(table[code] * absmax[block])`, the product in `f32`, rounded to the type that was quantized.
+//! `value = table[code] * absmax[block]`, the product in `f32`, rounded once to the type that is asked for.
 //!
 //! With double quantization the scales themselves are rounded to eight bits: their mean is taken off, and what is left
 //! is rounded to [`dynamic_map::signed`] in blocks of [`SCALES_BLOCK`].
 
 pub mod dynamic_map;
+mod torch_sum;
 
 use std::fmt;
 use std::ops::Range;
@@ -52,7 +53,8 @@ impl Code {
             Code::Nf4 => NF4,
             Code::Fp4 => std::array::from_fn(|code| {
                 let magnitude = FP4_TWELFTHS[code % 8] / 12.0;
-                if code < 8 { magnitude } else { -magnitude }
+                // There is no negative zero: both codes of zero stand for the positive one.
+                if code <= 8 { magnitude } else { -magnitude }
             }),
             Code::Int4 => std::array::from_fn(|code| (code as f32 - 7.0) / 7.0),
         }
@@ -119,28 +121,6 @@ impl Format {
     }
 }
 
-/// The type that was quantized, to which values are rounded again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rounding {
-    /// Single precision: not at all.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
-
-impl Rounding {
-    #[inline(always)]
-    pub(crate) fn round(self, value: f32) -> f32 {
-        match self {
-            Rounding::F32 => value,
-            Rounding::Bf16 => half::bf16::from_f32(value).to_f32(),
-            Rounding::F16 => half::f16::from_f32(value).to_f32(),
-        }
-    }
-}
-
 /// The scale of every block.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scales {
@@ -181,24 +161,24 @@ impl Scales {
         }
     }
 
-    /// Rounds scales to eight bits. Their mean is summed in `f64`; bitsandbytes sums in `f32` in an order that
-    /// depends on the processor, so its offsets may differ in the last bit.
+    /// Rounds scales to eight bits, as bitsandbytes does on a CPU.
     pub fn double(scales: &[f32]) -> Scales {
-        let sum: f64 = scales.iter().map(|&s| f64::from(s)).sum();
-        Scales::double_from(scales, (sum / scales.len().max(1) as f64) as f32)
-    }
-
-    /// [`Scales::double`] with a given mean.
-    pub fn double_from(scales: &[f32], offset: f32) -> Scales {
+        let offset = if scales.is_empty() { 0.0 } else { torch_sum::sum(scales) / scales.len() as f32 };
         let map = Box::new(*dynamic_map::signed());
         let mut codes = vec![0; scales.len()];
         let mut absmax = Vec::with_capacity(scales.len().div_ceil(SCALES_BLOCK));
         for (scales, codes) in scales.chunks(SCALES_BLOCK).zip(codes.chunks_mut(SCALES_BLOCK)) {
             let largest = scales.iter().fold(0.0_f32, |max, s| max.max((s - offset).abs()));
             absmax.push(largest);
-            let inverse = 1.0 / largest.max(1e-38);
+            if largest == 0.0 {
+                continue;
+            }
+            let inverse = 1.0 / largest;
             for (code, scale) in codes.iter_mut().zip(scales) {
-                *code = dynamic_map::nearest(&map, (scale - offset) * inverse);
+                // On a grid of 65536 steps, from which a table of codes is read there.
+                let x = ((scale - offset) * inverse).clamp(-1.0, 1.0);
+                let step = ((x + 1.0) * 0.5 * 65535.0 + 0.5).trunc();
+                *code = dynamic_map::nearest(&map, -1.0 + 2.0 * step / 65535.0);
             }
         }
         Scales::Double { codes, map, absmax, block_size: SCALES_BLOCK, offset }
@@ -217,7 +197,6 @@ pub struct Quantized {
     rows: usize,
     cols: usize,
     block_size: usize,
-    rounding: Rounding,
     table: [f32; 16],
     codes: Bytes,
     scales: Scales,
@@ -229,14 +208,7 @@ impl Quantized {
     ///
     /// # Panics
     /// If there is not one scale for each block.
-    pub fn new(
-        rows: usize,
-        cols: usize,
-        block_size: usize,
-        rounding: Rounding,
-        table: [f32; 16],
-        scales: Scales,
-    ) -> Self {
+    pub fn new(rows: usize, cols: usize, block_size: usize, table: [f32; 16], scales: Scales) -> Self {
         let elements = rows.checked_mul(cols).expect("matrix size overflows");
         assert_eq!(scales.blocks(), elements.div_ceil(block_size), "a scale for each block of {block_size}");
         if let Scales::Double { codes, absmax, block_size, .. } = &scales {
@@ -244,19 +216,19 @@ impl Quantized {
         }
         // Kernels read whole vectors of codes.
         let codes = Bytes::zeroed(elements.div_ceil(2));
-        Quantized { rows, cols, block_size, rounding, table, codes, scales }
+        Quantized { rows, cols, block_size, table, codes, scales }
     }
 
     /// Quantizes a matrix.
     ///
     /// # Panics
     /// If the block size is not one of [`BLOCK_SIZES`].
-    pub fn quantize(device: &Device, values: MatrixRef<'_>, rounding: Rounding, format: Format) -> Self {
+    pub fn quantize(device: &Device, values: MatrixRef<'_>, format: Format) -> Self {
         let Format { code, block_size, double_quant } = format;
         assert!(BLOCK_SIZES.contains(&block_size), "a block size of {block_size}");
         let mut scales = vec![0.0; (values.rows() * values.cols()).div_ceil(block_size)];
         let blank = Scales::Plain(scales.clone());
-        let mut to = Quantized::new(values.rows(), values.cols(), block_size, rounding, code.table(), blank);
+        let mut to = Quantized::new(values.rows(), values.cols(), block_size, code.table(), blank);
         match device {
             Device::Cpu(cpu) => {
                 cpu::quant::quantize(cpu, values, block_size, code, to.codes_mut(), &mut scales)
@@ -279,11 +251,6 @@ impl Quantized {
     /// Weights that share a scale.
     pub fn block_size(&self) -> usize {
         self.block_size
-    }
-
-    /// To what values are rounded.
-    pub fn rounding(&self) -> Rounding {
-        self.rounding
     }
 
     /// The sixteen values.
@@ -322,7 +289,7 @@ impl Quantized {
     #[inline(always)]
     pub(crate) fn values(&self, block: usize) -> [f32; 16] {
         let scale = self.scales.of(block);
-        self.table.map(|value| self.rounding.round(value * scale))
+        self.table.map(|value| value * scale)
     }
 
     /// The values of some rows, `to [rows.len(), cols]`.

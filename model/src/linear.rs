@@ -55,6 +55,17 @@ impl<'a> BaseWeight<'a> {
         }
     }
 
+    /// The weight of a part that is never quantized: embeddings, norms, the head.
+    ///
+    /// # Panics
+    /// If it is.
+    pub fn dense(self) -> MatrixRef<'a> {
+        match self {
+            BaseWeight::Dense(weight) => weight,
+            BaseWeight::Quantized(weight) => panic!("{weight:?} where a dense weight is needed"),
+        }
+    }
+
     /// Its values.
     ///
     /// # Panics

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use compute::quant::{Format, Quantized, Rounding};
+use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix};
 
 use crate::adapter::merge::{Staged, copy_companions};
@@ -89,7 +89,7 @@ pub fn quantize_folder(
             writer.write(&parameter.name(), values.as_ref())?;
             continue;
         }
-        let weight = Quantized::quantize(device, values.as_ref(), rounding(dtype), format);
+        let weight = Quantized::quantize(device, values.as_ref(), format);
         quantized::write(&mut writer, parameter, format, dtype, &weight)?;
         let (squares, squared_error) = error(device, &values, &weight);
         report.push(QuantizedWeight {
@@ -108,14 +108,6 @@ pub fn quantize_folder(
     let json = config.quantized(format, main.torch_name()).to_json(main);
     write_whole(&staged.folder().join("config.json"), json.as_bytes())?;
     Ok((staged, report))
-}
-
-fn rounding(dtype: StoredDType) -> Rounding {
-    match dtype {
-        StoredDType::F16 => Rounding::F16,
-        StoredDType::Bf16 => Rounding::Bf16,
-        _ => Rounding::F32,
-    }
 }
 
 /// Sums of the squared values, and of the squared differences; a few rows at a time.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use compute::ops::noise;
-use compute::quant::{Format, Quantized, Rounding};
+use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix, MatrixMut, Precision, random};
 
 use crate::attention::Attention;
@@ -90,14 +90,6 @@ fn held_dtype(stored: Option<StoredDType>, precision: Precision) -> DType {
     }
 }
 
-/// To what a quantized weight's values are rounded: as it was held before.
-fn rounding(dtype: DType) -> Rounding {
-    match dtype {
-        DType::F32 => Rounding::F32,
-        DType::Bf16 => Rounding::Bf16,
-    }
-}
-
 /// Vectors are small and stay `f32`.
 fn element_dtype(parameter: &Parameter, matrices: DType) -> DType {
     if parameter.file_shape().len() == 1 { DType::F32 } else { matrices }
@@ -133,9 +125,7 @@ fn build(
         }
         let dense = matrix(id, false)?;
         Ok(match quantization.filter(|_| parameter.is_quantizable()) {
-            Some(format) => {
-                Weight::Quantized(Quantized::quantize(device, dense.as_ref(), rounding(dtype), format))
-            }
+            Some(format) => Weight::Quantized(Quantized::quantize(device, dense.as_ref(), format)),
             None => Weight::Dense(dense),
         })
     };

@@ -2,8 +2,10 @@
 //! that with its values, to the byte.
 
 use compute::ops::matmul::{Factor, matmul};
-use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, Rounding, Scales};
+use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, Scales};
 use compute::{Cpu, DType, Device, Matrix, MatrixRef, Precision};
+
+use serde_json::Value;
 
 use super::common::{matrix, on_threads};
 
@@ -23,8 +25,7 @@ fn every_element_goes_to_the_nearest_of_the_sixteen_values() {
         for (rows, cols) in [(1, 1), (1, 64), (3, 21), (5, 77), (64, 96), (40, 4096)] {
             for block_size in BLOCK_SIZES {
                 let x = matrix(rows, cols, DType::F32, 7);
-                let q =
-                    Quantized::quantize(&device, x.as_ref(), Rounding::F32, format(code, block_size, false));
+                let q = Quantized::quantize(&device, x.as_ref(), format(code, block_size, false));
                 let (x, got) = (x.to_vec(), q.dequantize(&device, DType::F32).to_vec());
                 for (x, got) in x.chunks(block_size).zip(got.chunks(block_size)) {
                     let largest = x.iter().fold(0.0_f64, |m, x| m.max(f64::from(x.abs())));
@@ -50,7 +51,7 @@ fn zeros_stay_zeros_and_the_largest_of_a_block_stays_itself() {
     let mut x = matrix(4, 64, DType::F32, 3);
     x.as_mut().rows_range(1..2).clear();
     for double_quant in [false, true] {
-        let q = Quantized::quantize(&device, x.as_ref(), Rounding::F32, format(Code::Nf4, 64, double_quant));
+        let q = Quantized::quantize(&device, x.as_ref(), format(Code::Nf4, 64, double_quant));
         let got = q.dequantize(&device, DType::F32).to_vec();
         assert!(got[64..128].iter().all(|&v| v == 0.0));
         let largest = |v: &[f32]| v.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
@@ -65,12 +66,7 @@ fn sizes_are_those_of_the_paper() {
     let bits = |format: Format| format.size_bytes(1 << 24) as f64 * 8.0 / f64::from(1 << 24);
     assert_eq!(bits(format(Code::Nf4, 64, false)), 4.5);
     assert!((bits(Format::QLORA) - 4.127).abs() < 5e-4, "{}", bits(Format::QLORA));
-    let q = Quantized::quantize(
-        &Device::cpu(1),
-        matrix(33, 77, DType::F32, 1).as_ref(),
-        Rounding::F32,
-        Format::QLORA,
-    );
+    let q = Quantized::quantize(&Device::cpu(1), matrix(33, 77, DType::F32, 1).as_ref(), Format::QLORA);
     assert_eq!(q.size_bytes(), Format::QLORA.size_bytes(33 * 77));
 }
 
@@ -79,7 +75,7 @@ fn normalfloat_loses_less_than_the_others_and_as_much_as_is_known() {
     let device = Device::cpu(2);
     let x = matrix(512, 1024, DType::F32, 5);
     let error = |format: Format| {
-        let q = Quantized::quantize(&device, x.as_ref(), Rounding::F32, format);
+        let q = Quantized::quantize(&device, x.as_ref(), format);
         let (x, got) = (x.to_vec(), q.dequantize(&device, DType::F32).to_vec());
         let sum: f64 = x.iter().zip(&got).map(|(x, y)| f64::from(x - y).powi(2)).sum();
         (sum / x.len() as f64).sqrt()
@@ -94,7 +90,7 @@ fn normalfloat_loses_less_than_the_others_and_as_much_as_is_known() {
 fn the_same_bytes_on_any_number_of_threads() {
     let x = matrix(150, 1031, DType::F32, 9);
     on_threads(|device| {
-        let q = Quantized::quantize(device, x.as_ref(), Rounding::Bf16, Format::QLORA);
+        let q = Quantized::quantize(device, x.as_ref(), Format::QLORA);
         vec![q.codes().iter().map(|&c| f32::from(c)).collect(), q.dequantize(device, DType::F32).to_vec()]
     });
 }
@@ -134,32 +130,27 @@ fn products(
 
 #[test]
 fn a_product_is_that_with_the_values_on_every_instruction_set() {
+    let shapes = [(7, 33), (64, 128), (96, 300), (130, 640), (33, 1024), (40, 1030)];
+    let formats = [format(Code::Nf4, 64, true), format(Code::Fp4, 32, false)];
     for cpu in cpus(2) {
-        for precision in [Precision::F32, Precision::Bf16] {
-            for rounding in [Rounding::F32, Rounding::Bf16, Rounding::F16] {
-                for (out, inner) in [(7, 33), (64, 128), (96, 300), (130, 640), (33, 1024), (40, 1030)] {
-                    for (code, block_size, double) in [(Code::Nf4, 64, true), (Code::Fp4, 32, false)] {
-                        let w = matrix(out, inner, DType::F32, 4);
-                        let format = format(code, block_size, double);
-                        let q = Quantized::quantize(&Device::Cpu(cpu.clone()), w.as_ref(), rounding, format);
-                        for rows in [1, 3, 17, 80] {
-                            for transposed in [true, false] {
-                                let k = if transposed { inner } else { out };
-                                let x = matrix(rows, k, precision.dtype(), 6);
-                                let [got, want] = products(&cpu, precision, x.as_ref(), &q, transposed);
-                                let what = format!(
-                                    "{}, {precision:?}, {rounding:?}, {rows} rows by {out} x {inner}, {transposed}",
-                                    cpu.isa()
-                                );
-                                // Few rows sum a deep product in parts.
-                                let exact = rows > 4 || k <= 1024 || !transposed;
-                                for (got, want) in got.iter().zip(&want) {
-                                    let same = got == want
-                                        || !exact && (got - want).abs() < 0.02 * (1.0 + want.abs());
-                                    assert!(same, "{what}: {got}, not {want}");
-                                }
-                            }
-                        }
+        for ((out, inner), format) in shapes.into_iter().flat_map(|s| formats.map(|f| (s, f))) {
+            let w = matrix(out, inner, DType::F32, 4);
+            let q = Quantized::quantize(&Device::Cpu(cpu.clone()), w.as_ref(), format);
+            for precision in [Precision::F32, Precision::Bf16] {
+                for (rows, transposed) in [1, 3, 17, 80].into_iter().flat_map(|r| [(r, true), (r, false)]) {
+                    let k = if transposed { inner } else { out };
+                    let x = matrix(rows, k, precision.dtype(), 6);
+                    let [got, want] = products(&cpu, precision, x.as_ref(), &q, transposed);
+                    // Few rows sum a deep product in parts.
+                    let tolerance = if rows > 4 || k <= 1024 || !transposed { 0.0 } else { 0.02 };
+                    for (got, want) in got.iter().zip(&want) {
+                        let near = (got - want).abs() <= tolerance * (1.0 + want.abs());
+                        let isa = cpu.isa();
+                        let by = if transposed { "its transpose" } else { "it" };
+                        assert!(
+                            near,
+                            "{isa}, {precision:?}, {rows} rows by {by}, {out} x {inner}: {got}, not {want}"
+                        );
                     }
                 }
             }
@@ -167,12 +158,91 @@ fn a_product_is_that_with_the_values_on_every_instruction_set() {
     }
 }
 
+/// The bytes of each tensor of the fixture.
+struct Fixture {
+    header: Value,
+    data: Vec<u8>,
+}
+
+impl Fixture {
+    fn open() -> (Value, Self) {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+        let cases = std::fs::read(format!("{folder}/quant.json")).unwrap();
+        let bytes = std::fs::read(format!("{folder}/quant.safetensors")).unwrap();
+        let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let header = serde_json::from_slice(&bytes[8..start]).unwrap();
+        (serde_json::from_slice(&cases).unwrap(), Fixture { header, data: bytes[start..].to_vec() })
+    }
+
+    fn bytes(&self, name: &str) -> &[u8] {
+        let offsets = &self.header[name]["data_offsets"];
+        let at = |i: usize| offsets[i].as_u64().unwrap_or_else(|| panic!("no tensor {name}")) as usize;
+        &self.data[at(0)..at(1)]
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        self.bytes(name).as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
 #[test]
-fn quantized_weights_as_random_numbers_make_them_lose_nothing_more_in_bf16() {
+fn codes_scales_and_values_are_those_of_bitsandbytes_to_the_byte() {
+    let (description, fixture) = Fixture::open();
     let device = Device::cpu(2);
-    let x = matrix(64, 256, DType::Bf16, 4);
-    let q = Quantized::quantize(&device, x.as_ref(), Rounding::Bf16, Format::QLORA);
-    let (wide, narrow) = (q.dequantize(&device, DType::F32), q.dequantize(&device, DType::Bf16));
-    assert_eq!(wide.to_vec(), narrow.to_vec());
-    assert_eq!(Matrix::to_dtype(&wide, DType::Bf16).to_vec(), narrow.to_vec());
+    let cases = description["cases"].as_array().unwrap();
+    assert!(cases.len() > 30);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let input = case["input"].as_str().unwrap();
+        let of_input = &description["inputs"][input];
+        let size = |i: usize| of_input["shape"][i].as_u64().unwrap() as usize;
+        let (rows, cols, nested) = (size(0), size(1), case["nested"].as_bool().unwrap());
+        let x = Matrix::from_f32(rows, cols, &fixture.floats(&format!("input.{input}")));
+        let x = if of_input["dtype"] == "bfloat16" { x.to_dtype(DType::Bf16) } else { x };
+        let code = case["quant_type"].as_str().unwrap().parse().unwrap();
+        let block_size = case["block_size"].as_u64().unwrap() as usize;
+        let q = Quantized::quantize(&device, x.as_ref(), format(code, block_size, nested));
+        assert_eq!(bits(q.table()), bits(&fixture.floats(&format!("quant_map.{code}"))), "{name}: the table");
+        assert_eq!(q.codes(), fixture.bytes(&format!("{name}.packed")), "{name}: the codes");
+        match q.scales() {
+            Scales::Plain(scales) => {
+                assert_eq!(
+                    bits(scales),
+                    bits(&fixture.floats(&format!("{name}.absmax"))),
+                    "{name}: the scales"
+                );
+            }
+            Scales::Double { codes, map, absmax, offset, .. } => {
+                let expected = |what: &str| bits(&fixture.floats(&format!("{name}.{what}")));
+                assert_eq!(bits(&[*offset]), expected("offset"), "{name}: the mean of the scales");
+                assert_eq!(bits(absmax), expected("nested_absmax"), "{name}: the scales of the scales");
+                assert_eq!(
+                    codes,
+                    fixture.bytes(&format!("{name}.absmax")),
+                    "{name}: the codes of the scales"
+                );
+                assert_eq!(bits(&map[..]), bits(&fixture.floats("nested_quant_map")), "{name}: their map");
+            }
+        }
+        for dtype in case["dequantized"].as_array().unwrap() {
+            if dtype == "f32" {
+                let got = q.dequantize(&device, DType::F32).to_vec();
+                assert_eq!(
+                    bits(&got),
+                    bits(&fixture.floats(&format!("{name}.dequantized"))),
+                    "{name}: the values"
+                );
+            } else {
+                let got = q.dequantize(&device, DType::Bf16);
+                let expected = fixture.bytes(&format!("{name}.dequantized_bf16"));
+                let got: Vec<u8> = got.as_ref().bf16().iter().flat_map(|v| v.to_le_bytes()).collect();
+                // Values below the smallest normal number become zeros there.
+                assert!(input == "tiny" || got == expected, "{name}: the values in bf16");
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, Rounding, SCALES_BLOCK, Scales};
+use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, SCALES_BLOCK, Scales};
 use serde::{Deserialize, Serialize};
 
 use super::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec, read_exact_at};
@@ -18,6 +18,8 @@ const NESTED_ABSMAX: &str = ".nested_absmax";
 const NESTED_MAP: &str = ".nested_quant_map";
 /// The codes that bitsandbytes knows.
 const CODES: [Code; 2] = [Code::Nf4, Code::Fp4];
+/// The types that may have been quantized.
+const TYPES: [StoredDType; 3] = [StoredDType::F32, StoredDType::Bf16, StoredDType::F16];
 /// Longest JSON object of a weight, in bytes.
 const MAX_STATE: usize = 1 << 16;
 
@@ -49,15 +51,6 @@ struct State {
     nested_offset: Option<f64>,
 }
 
-fn rounding(dtype: StoredDType) -> Rounding {
-    match dtype {
-        StoredDType::F32 => Rounding::F32,
-        StoredDType::Bf16 => Rounding::Bf16,
-        StoredDType::F16 => Rounding::F16,
-        StoredDType::U8 => panic!("bytes are no weights"),
-    }
-}
-
 impl Checkpoint {
     /// In which code a weight is stored in four bits, if it is.
     pub(super) fn quantized_code(&self, weight: &str) -> Option<Code> {
@@ -78,7 +71,7 @@ impl Checkpoint {
     }
 
     /// The state of a weight in four bits, checked against the parameter and the tensors beside it.
-    fn state(&self, parameter: &Parameter) -> Result<Option<(State, Code, Rounding)>> {
+    fn state(&self, parameter: &Parameter) -> Result<Option<State>> {
         let name = parameter.name();
         let Some(code) = self.quantized_code(&name) else { return Ok(None) };
         let key = name.clone() + &state_suffix(code);
@@ -105,13 +98,13 @@ impl Checkpoint {
                 state.shape, parameter.rows, parameter.cols
             )));
         }
-        let rounding = [StoredDType::F32, StoredDType::Bf16, StoredDType::F16]
-            .into_iter()
-            .find(|dtype| dtype.torch_name() == state.dtype)
-            .map(rounding)
-            .ok_or_else(|| {
-                wrong(format!("says dtype {:?}; supported are float32, bfloat16, float16", state.dtype))
-            })?;
+        // The type that was quantized, to which bitsandbytes rounds values on request; here the arithmetic says.
+        if !TYPES.iter().any(|dtype| dtype.torch_name() == state.dtype) {
+            return Err(wrong(format!(
+                "says dtype {:?}; supported are float32, bfloat16, float16",
+                state.dtype
+            )));
+        }
         let elements = parameter.rows * parameter.cols;
         let blocks = elements.div_ceil(state.blocksize);
         let mut expected = vec![(MAP, StoredDType::F32, 16)];
@@ -148,7 +141,7 @@ impl Checkpoint {
                 format!("has {} bytes of codes where {} are needed", info.size_bytes(), elements.div_ceil(2));
             return Err(ModelError::tensor(&self.files[info.file].0, name, problem));
         }
-        Ok(Some((state, code, rounding)))
+        Ok(Some(state))
     }
 
     /// Reads a weight that is stored in four bits; `None` if it is not.
@@ -156,7 +149,7 @@ impl Checkpoint {
     /// # Errors
     /// If what stands beside its codes is missing, misshapen or contradicts the parameter, or the file cannot be read.
     pub fn read_quantized(&self, parameter: &Parameter) -> Result<Option<Quantized>> {
-        let Some((state, _, rounding)) = self.state(parameter)? else { return Ok(None) };
+        let Some(state) = self.state(parameter)? else { return Ok(None) };
         let name = parameter.name();
         let absmax = name.clone() + ABSMAX;
         let scales = match (state.nested_blocksize, state.nested_offset) {
@@ -171,7 +164,7 @@ impl Checkpoint {
         };
         let table = self.read_vector(&(name.clone() + MAP))?.try_into().expect("16 of them");
         let (rows, cols) = (parameter.rows, parameter.cols);
-        let mut weight = Quantized::new(rows, cols, state.blocksize, rounding, table, scales);
+        let mut weight = Quantized::new(rows, cols, state.blocksize, table, scales);
         self.read_bytes(&name, weight.codes_mut())?;
         Ok(Some(weight))
     }

@@ -185,7 +185,9 @@ refused! {
     rope_must_be_an_object: {"rope_scaling": 2.0} => "`rope_scaling` is 2.0; expected an object";
     partial_rotation_is_refused: {"partial_rotary_factor": 0.5} => "`partial_rotary_factor` is 0.5";
     partial_rotation_is_refused_within_rope: {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}} => "`rope_parameters.partial_rotary_factor` is 0.25";
-    quantized_checkpoints_are_not_supported_yet: {"quantization_config": {"quant_method": "bitsandbytes"}} => "`quantization_config` is present: already quantized checkpoints are not supported yet";
+    quantized_with_other_than_four_bits_is_refused: {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": true}} => "`quantization_config` is of \"bitsandbytes in other than 4 bits\"";
+    other_kinds_of_quantization_are_named: {"quantization_config": {"quant_method": "gptq", "bits": 4}} => "`quantization_config` is of \"gptq\"; of quantized checkpoints only those of bitsandbytes in 4 bits are supported";
+    an_unknown_code_is_refused: {"quantization_config": {"load_in_4bit": true, "bnb_4bit_quant_type": "nf3"}} => "has the bnb_4bit_quant_type \"nf3\"";
     foreign_features_are_named: {"final_logit_softcapping": 30.0} => "`final_logit_softcapping` is 30.0: models with this feature are not supported";
     attention_sinks_are_not_supported: {"attention_sinks": true} => "`attention_sinks` is true";
     layer_types_must_have_one_entry_per_layer: {"model_type": "qwen3", "layer_types": ["full_attention"]} => "`layer_types` has 1 entries for num_hidden_layers 3";

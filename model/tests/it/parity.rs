@@ -1,7 +1,7 @@
 //! The same numbers as transformers and PEFT.
 
 use model::memory::{Allocator, Component};
-use model::{Adapter, Batch, Layout, Parameters};
+use model::{Adapter, BaseWeight, Batch, Layout, ModuleId, Parameters, Part};
 
 use crate::common::{
     Tensors, all_logits, fixture, largest_difference, load, relative_difference, training_buffers,
@@ -106,6 +106,29 @@ fn logits_and_gradients_of_adapters_are_those_of_peft() {
             assert!(difference < 1e-4, "{what}: logits are off by {difference}");
         }
         check_gradients(&what, &decoder, &adapter, &expected);
+    }
+}
+
+/// The folders that transformers wrote with bitsandbytes: NF4 with and without double quantization, codes stored as
+/// another type, and FP4 with biases and a layer that was left out.
+const QUANTIZED: [&str; 4] = ["nf4", "nf4-plain", "nf4-bf16-storage", "fp4"];
+
+#[test]
+fn logits_over_four_bits_are_those_of_transformers() {
+    for case in QUANTIZED {
+        let decoder = load(case);
+        assert!(matches!(
+            decoder.base_weight(ModuleId::Linear { layer: 0, part: Part::Q }),
+            BaseWeight::Quantized(_)
+        ));
+        let expected = Tensors::read(&fixture(case).join("expected.safetensors"));
+        let mut batch = Batch::new();
+        batch.push_unlabelled(&expected.ids("input_ids"));
+        let run = decoder.run(None);
+        let mut buffers = training_buffers(&decoder, &Layout::default(), 0.0, batch.tokens());
+        let logits = all_logits(&decoder, &run, &batch, &mut buffers);
+        let difference = largest_difference(logits.as_ref().f32(), expected.get("logits"));
+        assert!(difference < 1e-4, "{case}: logits are off by {difference}");
     }
 }
 

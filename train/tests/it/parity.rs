@@ -128,6 +128,16 @@ fn another_learning_rate_for_b() {
 }
 
 #[test]
+fn over_a_base_in_four_bits_with_double_quantization() {
+    check("qlora-nested");
+}
+
+#[test]
+fn over_a_base_in_four_bits_from_another_adapter() {
+    check("qlora-plain");
+}
+
+#[test]
 fn all_weights_of_a_tied_model() {
     check("full");
 }

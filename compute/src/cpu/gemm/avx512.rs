@@ -158,7 +158,7 @@ pub(super) fn widen(v: __m256i) -> __m512 {
 /// `f32` to `bf16`, to nearest even; every NaN becomes the quiet one of its sign.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn narrow(v: __m512) -> __m256i {
+fn narrow(v: __m512) -> __m256i {
     let bits = _mm512_castps_si512(v);
     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
     let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);

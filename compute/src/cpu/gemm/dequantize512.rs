@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use crate::bf16;
 use crate::cpu::quant;
-use crate::quant::{Quantized, Rounding};
+use crate::quant::Quantized;
 
 /// Elements of a step: a vector of pairs.
 const STEP: usize = 32;
@@ -66,14 +66,9 @@ fn table_of(from: &Quantized) -> __m512 {
 
 /// The values that the codes of a block stand for.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx512f")]
 fn values_of(from: &Quantized, table: __m512, block: usize) -> __m512 {
-    let values = _mm512_mul_ps(table, _mm512_set1_ps(from.scales().of(block)));
-    match from.rounding() {
-        Rounding::F32 => values,
-        Rounding::Bf16 => super::avx512::widen(super::avx512::narrow(values)),
-        Rounding::F16 => _mm512_cvtph_ps(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(values)),
-    }
+    _mm512_mul_ps(table, _mm512_set1_ps(from.scales().of(block)))
 }
 
 /// Calls what `of_block` makes of each block on [`STEP`] codes after another, as sixteen lanes with a byte of two codes in
