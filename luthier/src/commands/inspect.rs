@@ -17,6 +17,9 @@ use crate::error::user;
 use crate::hub;
 use crate::terminal::{self, count};
 
+/// One of these is where a model's weights are.
+const WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
+
 pub(super) fn run(args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCode> {
     let path = Path::new(&args.path);
     if path.extension().is_some_and(|e| e == "gguf") {
@@ -84,7 +87,8 @@ fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
             checkpoint.check(&config)?;
             checkpoint.main_dtype().map(|d| d.torch_name())
         }
-        Err(_) if !folder.join("model.safetensors").exists() => None,
+        // A configuration alone is told, too.
+        Err(_) if !WEIGHTS.iter().any(|name| folder.join(name).exists()) => None,
         Err(error) => return Err(error.into()),
     };
     let windows: Vec<usize> = config.windows.iter().flatten().copied().collect();

@@ -542,6 +542,16 @@ fn adapters_that_contradict_themselves_are_not_told_as_if_they_were_sound() {
 }
 
 #[test]
+fn a_broken_index_of_shards_is_not_told_as_a_sound_model() {
+    let folder = sound();
+    let m = folder.path().join("m");
+    fs::rename(m.join("model.safetensors"), m.join("a.safetensors")).unwrap();
+    let map: Value = tiny::weights(2).into_keys().map(|name| (name, json!("../a.safetensors"))).collect();
+    tiny::write_json(&m.join("model.safetensors.index.json"), &json!({"weight_map": map}));
+    command_refused(folder.path(), &["inspect", "m"], &["names the file", "only files of the same folder"]);
+}
+
+#[test]
 fn a_model_where_an_adapter_is_asked_for_and_the_reverse() {
     let folder = sound();
     assert!(train(folder.path(), &["--output", "a"]).status.success());
