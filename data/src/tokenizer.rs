@@ -5,6 +5,7 @@
 //! in the older layout (`vocab.json` and `merges.txt`) is read as the `tokenizer.json` it would be converted to.
 
 mod legacy;
+mod pieces;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -115,14 +116,7 @@ impl Tokenizer {
     /// Token ids of a text, with where each begins. `add_special`: whether the tokenizer's own special tokens (BOS
     /// and the like) are added, as they are for raw text and are not for a rendered chat.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
-        let encoding = self.inner.encode(text, add_special).map_err(|error| failed(&*error))?;
-        let added = encoding.get_special_tokens_mask();
-        let added_front = added.iter().take_while(|&&added| added == 1).count();
-        let added_back = added[added_front..].iter().rev().take_while(|&&added| added == 1).count();
-        let mut begins: Vec<usize> = encoding.get_offsets().iter().map(|offsets| offsets.0).collect();
-        let end = begins.len() - added_back;
-        begins[end..].fill(text.len());
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), begins, added_front, added_back })
+        pieces::encode(&self.inner, text, add_special)
     }
 
     /// The text of token ids.

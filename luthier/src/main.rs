@@ -6,9 +6,6 @@
 //!
 //! This crate is glue: it computes nothing itself, and it is the only one that uses `anyhow`.
 
-// Until every command has its body.
-#![allow(dead_code)]
-
 mod cli;
 mod commands;
 mod error;

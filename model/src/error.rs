@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A file or folder could not be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}{}", path.display(), read_hint(path, source))]
     Read {
         /// The file or folder.
         path: PathBuf,
@@ -121,6 +121,27 @@ fn shown(name: &str) -> String {
         shown.push_str("...");
     }
     shown
+}
+
+/// What may be meant instead, if what makes a folder a model or an adapter is not there.
+fn read_hint(path: &Path, source: &io::Error) -> &'static str {
+    let beside = |name: &str| path.with_file_name(name).is_file();
+    match path.file_name().and_then(|name| name.to_str()) {
+        _ if source.kind() != io::ErrorKind::NotFound => "",
+        Some("config.json") if beside("adapter_config.json") => {
+            "; this folder holds an adapter: name the folder of its base model here"
+        }
+        Some("config.json") => {
+            "; a model is a folder with config.json, tokenizer.json and .safetensors files"
+        }
+        Some("adapter_config.json") if beside("config.json") => {
+            "; this folder holds a model: name the folder of an adapter here"
+        }
+        Some("adapter_config.json" | "adapter_model.safetensors") => {
+            "; an adapter is a folder with adapter_config.json and adapter_model.safetensors"
+        }
+        _ => "",
+    }
 }
 
 fn write_hint(source: &io::Error) -> &'static str {

@@ -19,7 +19,7 @@ pub(super) fn tokenizer_json(folder: &Path, config: &Map<String, Json>) -> Resul
         let hint = if sentencepiece {
             "; tokenizer.model alone is not read: save the tokenizer once with transformers' save_pretrained"
         } else {
-            ""
+            "; copy the tokenizer's files of the model into the folder"
         };
         return Err(TokenizerError::Missing { folder: folder.into(), hint });
     };

@@ -36,6 +36,11 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     let begun = Instant::now();
     let (sum, tokens) = evaluate(&decoder.run(adapter.as_ref()), &decoder, &data.examples, &mut buffers);
     let loss = sum / tokens as f64;
+    if !loss.is_finite() {
+        let whose =
+            if adapter.is_some() { "the model's weights or the adapter's" } else { "the model's weights" };
+        return Err(user(format!("the loss is {loss}: {whose} are damaged or too large")));
+    }
     let result = Perplexity {
         loss,
         perplexity: loss.exp(),

@@ -1,12 +1,14 @@
 //! `luthier inspect`: tells what a folder holds, in one screen: a model, an adapter, or a run.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use compute::ops::rope::RopeScaling;
 use data::{ChatTemplate, Tokenizer};
-use model::adapter::peft::{CONFIG_FILE, PeftConfig, Selection, WEIGHTS_FILE};
+use model::adapter::peft::{self, CONFIG_FILE, PeftConfig, Selection, Update, WEIGHTS_FILE};
 use model::{Checkpoint, Config};
 use serde_json::{Map, Value, json};
 
@@ -14,6 +16,9 @@ use crate::cli::{self, Global};
 use crate::error::user;
 use crate::hub;
 use crate::terminal::{self, count};
+
+/// One of these is where a model's weights are.
+const WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 
 pub(super) fn run(args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCode> {
     let path = Path::new(&args.path);
@@ -40,7 +45,9 @@ pub(super) fn run(args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCo
 
 /// One line a fact; a fact of facts is indented below its name.
 fn text(facts: &Map<String, Value>) -> String {
-    fn lines(facts: &Map<String, Value>, indent: usize, to: &mut String) {
+    /// Names of modules and patterns below a fact stand as they are in the model.
+    const BY_MODULE: [&str; 3] = ["rank_pattern", "alpha_pattern", "arithmetic"];
+    fn lines(facts: &Map<String, Value>, indent: usize, as_is: bool, to: &mut String) {
         let width = facts.keys().map(String::len).max().unwrap_or(0);
         for (name, value) in facts {
             let shown = match value {
@@ -48,21 +55,21 @@ fn text(facts: &Map<String, Value>) -> String {
                 Value::String(text) => terminal::printable(text),
                 Value::Object(_) => String::new(),
                 Value::Array(items) => {
-                    let item = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+                    let item = |v: &Value| v.as_str().map_or_else(|| v.to_string(), terminal::printable);
                     items.iter().map(item).collect::<Vec<_>>().join(", ")
                 }
                 other => other.to_string(),
             };
-            let name = name.replace('_', " ");
-            to.push_str(format!("{:indent$}{name:width$}  {shown}", "").trim_end());
+            let told = if as_is { terminal::printable(name) } else { name.replace('_', " ") };
+            to.push_str(format!("{:indent$}{told:width$}  {shown}", "").trim_end());
             to.push('\n');
             if let Value::Object(inner) = value {
-                lines(inner, indent + 2, to);
+                lines(inner, indent + 2, BY_MODULE.contains(&name.as_str()), to);
             }
         }
     }
     let mut to = String::new();
-    lines(facts, 0, &mut to);
+    lines(facts, 0, false, &mut to);
     to
 }
 
@@ -80,7 +87,8 @@ fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
             checkpoint.check(&config)?;
             checkpoint.main_dtype().map(|d| d.torch_name())
         }
-        Err(_) if !folder.join("model.safetensors").exists() => None,
+        // A configuration alone is told, too.
+        Err(_) if !WEIGHTS.iter().any(|name| folder.join(name).exists()) => None,
         Err(error) => return Err(error.into()),
     };
     let windows: Vec<usize> = config.windows.iter().flatten().copied().collect();
@@ -101,7 +109,10 @@ fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         "sliding_window": windows.first(),
         "layers_with_window": windows.len(),
         "rope_theta": config.rope_theta,
-        "rope_scaling": format!("{:?}", config.rope_scaling),
+        "rope_scaling": match &config.rope_scaling {
+            RopeScaling::None => None,
+            scaling => Some(format!("{scaling:?}")),
+        },
     }));
     facts.insert("tokenizer".into(), tokenizer(folder));
     Ok(facts)
@@ -134,8 +145,9 @@ fn tokenizer(folder: &Path) -> Value {
 fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
     let config = PeftConfig::load(folder)?;
     let tensors = Checkpoint::open_file(&folder.join(WEIGHTS_FILE))?;
+    let updates = peft::updates(&config, &tensors)?;
     let mut parameters = 0;
-    let (mut squares_a, mut squares_b, mut idle, mut updates) = (0.0, 0.0, 0, 0);
+    let (mut squares_a, mut squares_b, mut idle) = (0.0, 0.0, 0);
     for name in tensors.names() {
         let info = tensors.tensor(name).expect("a name of this file");
         parameters += info.element_count();
@@ -151,7 +163,6 @@ fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
             squares_a += squares;
         } else if name.ends_with(".lora_B.weight") {
             squares_b += squares;
-            updates += 1;
             idle += usize::from(squares == 0.0);
         }
     }
@@ -160,7 +171,7 @@ fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         Some(Selection::Expression(expression)) => json!(expression),
         Some(Selection::List(names)) => json!(names),
     };
-    let effect = match (updates, idle) {
+    let effect = match (updates.len(), idle) {
         (0, _) => "no low-rank update".to_owned(),
         (all, idle) if all == idle => "none: every B is zero, so the adapter changes nothing".to_owned(),
         (all, 0) => format!("all {all} updates change the model"),
@@ -180,11 +191,38 @@ fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         "rank_pattern": patterns(config.rank_pattern.into_iter().map(|(k, v)| (k, json!(v))).collect()),
         "alpha_pattern": patterns(config.alpha_pattern.into_iter().map(|(k, v)| (k, json!(v))).collect()),
         "modules_to_save": config.modules_to_save,
-        "updates": updates,
+        "updates": updates.len(),
+        "arithmetic": arithmetic(&updates),
         "norm_of_a": squares_a.sqrt(),
         "norm_of_b": squares_b.sqrt(),
         "effect": effect,
     })))
+}
+
+/// For each kind of module how many values are trained in place of how many.
+fn arithmetic(updates: &[Update]) -> Map<String, Value> {
+    let mut kinds: BTreeMap<(String, usize, usize, usize), usize> = BTreeMap::new();
+    for Update { module, rank, outer, inner } in updates {
+        let is_number = |part: &&str| part.bytes().all(|b| b.is_ascii_digit());
+        let path: Vec<&str> = module.split('.').collect();
+        let after_layer = path.iter().rposition(is_number).map_or(0, |at| at + 1);
+        *kinds.entry((path[after_layer..].join("."), *outer, *inner, *rank)).or_default() += 1;
+    }
+    let line = |((name, outer, inner, rank), number): ((String, usize, usize, usize), usize)| {
+        let (all, trained) = (outer as f64 * inner as f64, rank as f64 * (outer as f64 + inner as f64));
+        let times = (10.0 * all / trained).round() / 10.0;
+        let text = format!(
+            "{number} of {outer} x {inner} at r = {rank}: {trained} values each instead of {all}, {times} times fewer"
+        );
+        (name, Value::from(text))
+    };
+    let mut facts = Map::new();
+    for (name, text) in kinds.into_iter().map(line) {
+        // Modules of one name may differ in rank.
+        let name = if facts.contains_key(&name) { format!("{name} ({})", facts.len()) } else { name };
+        facts.insert(name, text);
+    }
+    facts
 }
 
 fn of_run(folder: &Path) -> anyhow::Result<Map<String, Value>> {

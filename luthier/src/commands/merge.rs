@@ -24,6 +24,11 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let decoder = base.load(&device, Precision::F32, None)?;
     let dtype = args.dtype.or(base.stored).expect("its weights were just read");
     let (plain, adapted) = (decoder.probe(None), decoder.probe(Some(&adapter)));
+    if !Difference::between(&plain, &adapted).largest.is_finite() {
+        return Err(user(
+            "logits of base and adapter are not finite: the weights of one of them are damaged or too large",
+        ));
+    }
     let staged = decoder.stage_merged(&adapter, &base.folder, &args.output, dtype)?;
     // The merged model is read back in place of the base, not beside it.
     drop((decoder, adapter));

@@ -487,6 +487,102 @@ fn adapters_that_are_not_of_this_model() {
     );
 }
 
+/// Any command refuses: exit code 2, a message with these words, no panic, nothing written.
+#[track_caller]
+fn command_refused(folder: &Path, arguments: &[&str], words: &[&str]) {
+    let before = tree(folder);
+    let output = run(folder, arguments);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+    assert!(!said.contains("panicked"), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    assert!(before == tree(folder), "something was written: {said}");
+}
+
+#[test]
+fn adapters_that_contradict_themselves_are_not_told_as_if_they_were_sound() {
+    let folder = sound();
+    assert!(train(folder.path(), &["--output", "a"]).status.success());
+    let whole = fs::read(folder.path().join("a/adapter_model.safetensors")).unwrap();
+    let settings = fs::read_to_string(folder.path().join("a/adapter_config.json")).unwrap();
+    let b = folder.path().join("b");
+    fs::create_dir(&b).unwrap();
+    fs::write(b.join("adapter_config.json"), &settings).unwrap();
+    let length = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let up = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight";
+    let inspect = |change: &dyn Fn(&mut serde_json::Map<String, Value>), words: &[&str]| {
+        let mut header: Value = serde_json::from_slice(&whole[8..8 + length]).unwrap();
+        change(header.as_object_mut().unwrap());
+        let header = header.to_string().into_bytes();
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], &header, &whole[8 + length..]].concat();
+        fs::write(b.join("adapter_model.safetensors"), bytes).unwrap();
+        command_refused(folder.path(), &["inspect", "b"], words);
+    };
+    let shape =
+        |shape: Value| move |header: &mut serde_json::Map<String, Value>| header[up]["shape"] = shape.clone();
+    inspect(&shape(json!([1, 16, 16])), &[up, "has shape [1, 16, 16]; an A or a B is a matrix"]);
+    inspect(&shape(json!([8, 32])), &[up, "has 8 rows, its B 16 columns"]);
+    let renamed = |name: &'static str| {
+        move |header: &mut serde_json::Map<String, Value>| {
+            let tensor = header.remove(up).unwrap();
+            header.insert(name.to_owned(), tensor);
+        }
+    };
+    inspect(&renamed("base_model.model.up.lora_A.weight"), &[up, "is missing: each update has an A and a B"]);
+    inspect(&renamed("evil\u{1b}[31m"), &["`evil\\u{1b}[31m` is no part of a LoRA adapter"]);
+    fs::write(b.join("adapter_config.json"), settings.replace("\"r\": 16", "\"r\": 9")).unwrap();
+    inspect(&|_| (), &["is of rank 16, which adapter_config.json does not name: `r` is 9"]);
+
+    let told = run(folder.path(), &["inspect", "a"]);
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    let arithmetic = "of 32 x 16 at r = 16: 768 values each instead of 512";
+    assert!(told.contains("mlp.up_proj") && told.contains(arithmetic), "{told}");
+}
+
+#[test]
+fn a_broken_index_of_shards_is_not_told_as_a_sound_model() {
+    let folder = sound();
+    let m = folder.path().join("m");
+    fs::rename(m.join("model.safetensors"), m.join("a.safetensors")).unwrap();
+    let map: Value = tiny::weights(2).into_keys().map(|name| (name, json!("../a.safetensors"))).collect();
+    tiny::write_json(&m.join("model.safetensors.index.json"), &json!({"weight_map": map}));
+    command_refused(folder.path(), &["inspect", "m"], &["names the file", "only files of the same folder"]);
+}
+
+#[test]
+fn a_model_where_an_adapter_is_asked_for_and_the_reverse() {
+    let folder = sound();
+    assert!(train(folder.path(), &["--output", "a"]).status.success());
+    let eval =
+        |model, adapter| ["eval", "perplexity", "--model", model, "--adapter", adapter, "--data", "d.jsonl"];
+    command_refused(folder.path(), &eval("a", "a"), &["a/config.json", "this folder holds an adapter"]);
+    command_refused(folder.path(), &eval("m", "m"), &["m/adapter_config.json", "this folder holds a model"]);
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    command_refused(folder.path(), &["inspect", "empty"], &["empty/config.json", "a model is a folder with"]);
+    command_refused(folder.path(), &eval("m", "empty"), &["an adapter is a folder with adapter_config.json"]);
+}
+
+#[test]
+fn an_adapter_too_large_for_its_numbers_gives_a_message_and_no_nan() {
+    let folder = sound();
+    assert!(train(folder.path(), &["--output", "a"]).status.success());
+    let path = folder.path().join("a/adapter_model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for value in bytes[8 + length..].chunks_exact_mut(4) {
+        value.copy_from_slice(&1e30_f32.to_le_bytes());
+    }
+    fs::write(&path, bytes).unwrap();
+    let with = ["--model", "m", "--adapter", "a"];
+    let words = ["damaged or too large"];
+    let eval = [&["eval", "perplexity", "--data", "d.jsonl", "--json"], &with[..]].concat();
+    command_refused(folder.path(), &eval, &words);
+    command_refused(folder.path(), &[&["merge", "--output", "out"], &with[..]].concat(), &words);
+    command_refused(folder.path(), &[&["generate", "--prompt", "a"], &with[..]].concat(), &words);
+}
+
 #[test]
 fn places_that_cannot_be_a_run_folder() {
     let folder = sound();

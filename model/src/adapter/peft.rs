@@ -603,6 +603,67 @@ fn in_file(error: ModelError, path: &Path, config: &PeftConfig) -> ModelError {
     }
 }
 
+/// A low-rank update as an adapter's file has it, told without the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// The path of its module in the model, such as `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// R.
+    pub rank: usize,
+    /// Rows of the module's weight and of B.
+    pub outer: usize,
+    /// Columns of the module's weight and of A.
+    pub inner: usize,
+}
+
+/// The low-rank updates of an adapter's file, in the order of the file's names.
+///
+/// # Errors
+/// The file is checked as far as can be without a model: each A (R x inner) has its B (outer x R), of a rank that `config`
+/// names, and what else is there is a weight or a bias of a module.
+pub fn updates(config: &PeftConfig, tensors: &Checkpoint) -> Result<Vec<Update>> {
+    let wrong = |key: &str, problem: String| ModelError::tensor(tensors.path(), key, problem);
+    let matrix = |key: &str| -> Result<(usize, usize)> {
+        let missing = || wrong(key, "is missing: each update has an A and a B".to_owned());
+        match tensors.tensor(key).ok_or_else(missing)?.shape[..] {
+            [rows, cols] if rows > 0 && cols > 0 => Ok((rows, cols)),
+            ref shape => Err(wrong(key, format!("has shape {shape:?}; an A or a B is a matrix"))),
+        }
+    };
+    let (a, b) = (".lora_A.weight", ".lora_B.weight");
+    let known = |path: &str| match path.contains(".lora_") {
+        true => path.ends_with(a) || path.ends_with(b),
+        false => path.ends_with(".weight") || path.ends_with(".bias"),
+    };
+    for key in tensors.names() {
+        if !key.strip_prefix(PREFIX).is_some_and(known) {
+            let problem = format!("is no part of a LoRA adapter, whose tensors are called {PREFIX}...");
+            return Err(wrong(key, problem));
+        }
+    }
+    let mut updates = Vec::new();
+    for key in tensors.names() {
+        let path = &key[PREFIX.len()..];
+        if let Some(module) = path.strip_suffix(b) {
+            matrix(&format!("{PREFIX}{module}{a}"))?;
+        }
+        let Some(module) = path.strip_suffix(a) else { continue };
+        let ((rank, inner), (outer, cols)) = (matrix(key)?, matrix(&format!("{PREFIX}{module}{b}"))?);
+        if rank != cols {
+            return Err(wrong(key, format!("has {rank} rows, its B {cols} columns; both are the rank")));
+        }
+        if rank != config.r && config.rank_pattern.iter().all(|&(_, named)| named != rank) {
+            let problem = format!(
+                "is of rank {rank}, which {CONFIG_FILE} does not name: `r` is {}; the two files must be of one adapter",
+                config.r
+            );
+            return Err(wrong(key, problem));
+        }
+        updates.push(Update { module: module.to_owned(), rank, outer, inner });
+    }
+    Ok(updates)
+}
+
 fn open_weights(folder: &Path) -> Result<Checkpoint> {
     let path: PathBuf = folder.join(WEIGHTS_FILE);
     if !path.is_file() && folder.join("adapter_model.bin").is_file() {
