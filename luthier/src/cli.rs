@@ -36,7 +36,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
     /// Processor threads to use; the results are the same whatever the number [default: all]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), allow_negative_numbers = true)]
     threads: Option<u16>,
 }
 
@@ -176,16 +176,16 @@ pub(crate) struct Perplexity {
 #[derive(Args, Debug)]
 pub(crate) struct Sampling {
     /// 0: always the likeliest token; higher: more varied
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Sample among the likeliest tokens that make up this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p, allow_negative_numbers = true)]
     pub(crate) top_p: f32,
     /// Sample among this many of the likeliest tokens; 0: all
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) top_k: usize,
     /// The random numbers' seed
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true)]
     pub(crate) seed: u64,
     /// Precision of activations and arithmetic
     #[arg(long, value_name = "PRECISION", default_value = "bf16", value_enum)]
@@ -231,7 +231,7 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "TEMPLATE", conflicts_with = "prompt")]
     pub(crate) chat_template: Option<String>,
     /// Stop after this many new tokens
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
@@ -255,7 +255,7 @@ pub(crate) struct Chat {
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) chat_template: Option<String>,
     /// The longest answer in tokens
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
@@ -295,7 +295,7 @@ pub(crate) struct Quantize {
     #[arg(long)]
     pub(crate) no_double_quant: bool,
     /// Weights that share a scale
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_block_size)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_block_size, allow_negative_numbers = true)]
     pub(crate) block_size: usize,
     /// Print one JSON object
     #[arg(long)]
@@ -339,7 +339,7 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "NAME")]
     pub(crate) shape: Option<String>,
     /// The memory to fit into (`memory`)
-    #[arg(long, value_name = "48GB")]
+    #[arg(long, value_name = "48GB", allow_hyphen_values = true)]
     pub(crate) memory: Option<ByteSize>,
     #[command(flatten)]
     pub(crate) set: Set,
@@ -368,7 +368,7 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) set: Set,
     /// Measured steps (bench train) or tokens (bench generate)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     pub(crate) steps: Option<u32>,
     /// Print one JSON object
     #[arg(long)]
@@ -393,7 +393,7 @@ pub(crate) struct Preview {
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<String>,
     /// How many examples
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, allow_negative_numbers = true)]
     pub(crate) count: usize,
     #[command(flatten)]
     pub(crate) set: Set,
@@ -408,7 +408,7 @@ pub(crate) struct Example {
     #[arg(value_name = "FOLDER", default_value = "luthier-example")]
     pub(crate) folder: PathBuf,
     /// Stop after this many optimizer steps (`training.max_steps`)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     pub(crate) steps: Option<u32>,
     /// Exit with 1 unless more than nine in ten held-out answers are right in the end
     #[arg(long)]

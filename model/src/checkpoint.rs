@@ -130,6 +130,9 @@ pub struct Checkpoint {
 const MAX_INDEX: u64 = 256 << 20;
 /// Bytes read and converted at a time.
 const BUFFER: usize = 256 << 10;
+/// Why a tensor of U8 that no state says how to read is refused.
+const BYTES_ARE_NO_WEIGHTS: &str =
+    "is stored as U8 where weights are needed; supported are F32, BF16 and F16";
 /// Buffers some old checkpoints carry that are computed here.
 const COMPUTED_BUFFERS: [&str; 2] = ["rotary_emb.inv_freq", "self_attn.masked_bias"];
 
@@ -205,10 +208,12 @@ impl Checkpoint {
         self.tensors.values().map(TensorInfo::size_bytes).sum()
     }
 
-    /// The type in which most of the weights' bytes are stored.
+    /// The type in which most of the weights' bytes are stored, those in four bits aside.
     pub fn main_dtype(&self) -> Option<StoredDType> {
-        let bytes =
-            |d| self.tensors.values().filter(|t| t.dtype == d).map(TensorInfo::size_bytes).sum::<u64>();
+        let whole = |name: &str| quantized::weight_of(name).is_none() && self.quantized_code(name).is_none();
+        let whole: Vec<&TensorInfo> =
+            self.tensors.iter().filter(|(name, _)| whole(name)).map(|(_, info)| info).collect();
+        let bytes = |d| whole.iter().filter(|t| t.dtype == d).map(|t| t.size_bytes()).sum::<u64>();
         let used = self.tensors.values().next().is_some();
         let types = [StoredDType::F16, StoredDType::F32, StoredDType::Bf16];
         types.into_iter().max_by_key(|&d| bytes(d)).filter(|_| used)
@@ -244,14 +249,23 @@ impl Checkpoint {
     /// A tied head may stand in the file too if it equals the embedding, or instead of it.
     pub fn check(&self, config: &Config) -> Result<()> {
         let parameters = config.parameters();
+        let mut any_quantized = false;
         for parameter in &parameters {
             let name = self.stored_name(parameter, config)?;
             let info = &self.tensors[&name];
             if self.quantized_code(&name).is_some() {
                 self.check_quantized(parameter, config)?;
+                any_quantized = true;
             } else if info.shape != parameter.file_shape() {
                 return Err(self.misshapen(&name, info, parameter, config));
+            } else if info.dtype == StoredDType::U8 {
+                return Err(ModelError::tensor(&self.files[info.file].0, name, BYTES_ARE_NO_WEIGHTS));
             }
+        }
+        if config.quantization.is_some() && !any_quantized {
+            let problem = "has no weight in four bits, though config.json has a `quantization_config`; the weights and \
+                           config.json must be of one model";
+            return Err(ModelError::file(&self.path, problem));
         }
         let known: BTreeMap<String, &Parameter> = parameters.iter().map(|p| (p.name(), p)).collect();
         let (embedding, head) = (ModuleId::Embedding.weight_name(), ModuleId::Head.weight_name());
@@ -259,7 +273,10 @@ impl Checkpoint {
             if known.contains_key(name) || COMPUTED_BUFFERS.iter().any(|b| name.ends_with(b)) {
                 continue;
             }
-            if quantized::weight_of(name).is_some_and(|weight| self.quantized_code(weight).is_some()) {
+            let beside = quantized::weight_of(name);
+            if beside
+                .is_some_and(|weight| known.contains_key(weight) && self.quantized_code(weight).is_some())
+            {
                 continue;
             }
             if config.tie_word_embeddings && *name == head {
@@ -419,10 +436,7 @@ impl Source<'_> {
             StoredDType::F32 => self.stream(to, |b: [u8; 4]| from_f32(f32::from_le_bytes(b))),
             StoredDType::Bf16 => self.stream(to, |b: [u8; 2]| from_f32(bf16::from_le_bytes(b).to_f32())),
             StoredDType::F16 => self.stream(to, |b: [u8; 2]| from_f32(f16::from_le_bytes(b).to_f32())),
-            StoredDType::U8 => {
-                let problem = "is stored as U8 where weights are needed; supported are F32, BF16 and F16";
-                Err(ModelError::tensor(self.path, self.name, problem))
-            }
+            StoredDType::U8 => Err(ModelError::tensor(self.path, self.name, BYTES_ARE_NO_WEIGHTS)),
         }
     }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use compute::ops::rope::RopeScaling;
+use compute::quant::Format;
 use data::{ChatTemplate, Tokenizer};
 use model::adapter::peft::{self, CONFIG_FILE, PeftConfig, Selection, Update, WEIGHTS_FILE};
 use model::{Checkpoint, Config};
@@ -82,13 +83,15 @@ fn object(value: Value) -> Map<String, Value> {
 
 fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
     let config = Config::load(folder)?;
-    let stored = match Checkpoint::open(folder) {
+    let (stored, quantization) = match Checkpoint::open(folder) {
         Ok(checkpoint) => {
             checkpoint.check(&config)?;
-            checkpoint.main_dtype().map(|d| d.torch_name())
+            (checkpoint.main_dtype().map(|d| d.torch_name()), quantization(&checkpoint, &config)?)
         }
         // A configuration alone is told, too.
-        Err(_) if !WEIGHTS.iter().any(|name| folder.join(name).exists()) => None,
+        Err(_) if !WEIGHTS.iter().any(|name| folder.join(name).exists()) => {
+            (None, json!(config.quantization.map(|format| format.code.name())))
+        }
         Err(error) => return Err(error.into()),
     };
     let windows: Vec<usize> = config.windows.iter().flatten().copied().collect();
@@ -97,6 +100,7 @@ fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         "family": config.family.model_type(),
         "parameters": config.parameter_count(),
         "weights": stored,
+        "quantization": quantization,
         "layers": config.layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -116,6 +120,35 @@ fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
     }));
     facts.insert("tokenizer".into(), tokenizer(folder));
     Ok(facts)
+}
+
+/// Which weights are in four bits, and how many bits a parameter then takes, scales included.
+fn quantization(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<Value> {
+    let (mut parameters, mut bytes, mut left_out) = (0, 0, 0);
+    let mut formats: Vec<Format> = Vec::new();
+    for parameter in config.parameters().iter().filter(|parameter| parameter.is_quantizable()) {
+        let Some((format, size)) = checkpoint.quantized(parameter)? else {
+            left_out += 1;
+            continue;
+        };
+        parameters += (parameter.rows * parameter.cols) as u64;
+        bytes += size;
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
+    }
+    let Some(first) = formats.first() else { return Ok(Value::Null) };
+    let mut block_sizes: Vec<usize> = formats.iter().map(|format| format.block_size).collect();
+    block_sizes.sort_unstable();
+    block_sizes.dedup();
+    Ok(json!({
+        "type": first.code.name(),
+        "block_size": if let [size] = block_sizes[..] { json!(size) } else { json!(block_sizes) },
+        "double_quant": formats.iter().all(|format| format.double_quant),
+        "parameters": parameters,
+        "bits_per_parameter": (8e3 * bytes as f64 / parameters as f64).round() / 1e3,
+        "linear_layers_left_out": left_out,
+    }))
 }
 
 fn tokenizer(folder: &Path) -> Value {

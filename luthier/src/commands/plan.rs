@@ -11,7 +11,7 @@ use model::adapter::parameters::Trained as Part;
 use model::adapter::targets;
 use model::memory::{Component, MemoryPlan};
 use model::shapes::{GPT3, ModuleKind, ModuleShape, Shape};
-use model::{Checkpointing, Config, ModuleId, StoredDType};
+use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{self, Global};
@@ -33,6 +33,10 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
         }
         (None, Some(model)) => {
             let base = Base::open(model)?;
+            base.config.check_quantization(&base.folder, setup::quantization(run))?;
+            if base.stored.is_some() {
+                Checkpoint::open(&base.folder)?.check(&base.config)?;
+            }
             let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
             Outlook::of_model(run, &base.name, &base.config, base.stored, budget)?
         }

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, SCALES_BLOCK, Scales};
+use half::bf16;
 use serde::{Deserialize, Serialize};
 
 use super::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec, read_exact_at};
@@ -61,13 +62,34 @@ impl Checkpoint {
     pub(super) fn check_quantized(&self, parameter: &Parameter, config: &Config) -> Result<()> {
         let name = parameter.name();
         let wrong = |problem: &str| Err(ModelError::tensor(&self.path, name.as_str(), problem));
-        if config.quantization.is_none() {
+        let Some(said) = config.quantization else {
             return wrong("is stored in four bits, but config.json has no `quantization_config`");
-        }
+        };
         if !parameter.is_quantizable() {
             return wrong("is stored in four bits; only the blocks' linear layers can be");
         }
-        self.state(parameter).map(|_| ())
+        match self.state(parameter)? {
+            Some(state) if state.quant_type != said.code.name() => wrong(&format!(
+                "is stored as {}, but config.json says \"bnb_4bit_quant_type\": \"{}\"",
+                state.quant_type, said.code
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// How a weight is stored in four bits, if it is, and the bytes that its codes and scales take.
+    ///
+    /// # Errors
+    /// If what stands beside its codes is missing, misshapen or contradicts the parameter.
+    pub fn quantized(&self, parameter: &Parameter) -> Result<Option<(Format, u64)>> {
+        let Some(state) = self.state(parameter)? else { return Ok(None) };
+        let name = parameter.name();
+        let code = self.quantized_code(&name).expect("it has a state");
+        let double_quant = state.nested_blocksize.is_some();
+        let scales = if double_quant { &[ABSMAX, NESTED_ABSMAX][..] } else { &[ABSMAX] };
+        let scales = scales.iter().map(|suffix| self.tensors[&(name.clone() + suffix)].size_bytes());
+        let bytes = self.tensors[&name].size_bytes() + scales.sum::<u64>();
+        Ok(Some((Format { code, block_size: state.blocksize, double_quant }, bytes)))
     }
 
     /// The state of a weight in four bits, checked against the parameter and the tensors beside it.
@@ -78,6 +100,12 @@ impl Checkpoint {
         let info = &self.tensors[&key];
         let path: &Path = &self.files[info.file].0;
         let wrong = |problem: String| ModelError::tensor(path, key.as_str(), problem);
+        if CODES
+            .iter()
+            .any(|&other| other != code && self.tensors.contains_key(&(name.clone() + &state_suffix(other))))
+        {
+            return Err(wrong("is not the weight's only state: it must be of one code".into()));
+        }
         if info.dtype != StoredDType::U8 || info.element_count() > MAX_STATE {
             return Err(wrong(format!("is not up to {MAX_STATE} bytes of JSON")));
         }
@@ -162,7 +190,14 @@ impl Checkpoint {
             }
             _ => Scales::Plain(self.read_vector(&absmax)?),
         };
-        let table = self.read_vector(&(name.clone() + MAP))?.try_into().expect("16 of them");
+        let table: [f32; 16] = self.read_vector(&(name.clone() + MAP))?.try_into().expect("16 of them");
+        let largest = table.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        let finite = |block| bf16::from_f32(largest * scales.of(block)).is_finite();
+        if let Some(block) = (0..scales.blocks()).find(|&block| !finite(block)) {
+            let problem =
+                format!("has the scale {:e} for block {block}; weights must be finite", scales.of(block));
+            return Err(ModelError::tensor(&self.files[self.tensors[&absmax].file].0, absmax, problem));
+        }
         let (rows, cols) = (parameter.rows, parameter.cols);
         let mut weight = Quantized::new(rows, cols, state.blocksize, table, scales);
         self.read_bytes(&name, weight.codes_mut())?;

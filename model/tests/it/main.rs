@@ -7,5 +7,6 @@ mod merge;
 mod names;
 mod parity;
 mod peft;
+mod quantized;
 mod shapes;
 mod targets;
