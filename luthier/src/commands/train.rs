@@ -27,6 +27,7 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     settings.validate(Purpose::Train)?;
     let folder = settings.run.output.clone().expect("validated");
     let base = Base::open(settings.run.model.as_deref().expect("validated"))?;
+    base.config.check_quantization(&base.folder, setup::quantization(&settings.run))?;
     adopt_initial_adapter(&mut settings, &base)?;
     let resumed = saved_run(&folder, args.resume, &mut settings.run)?;
     let run = &settings.run;

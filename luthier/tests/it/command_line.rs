@@ -29,6 +29,7 @@ fn every_command_has_the_flags_that_scripts_rely_on() {
         ),
         ("chat", "--model --adapter"),
         ("merge", "--model --adapter --output"),
+        ("quantize", "--model --output --type --no-double-quant --block-size --json"),
         ("inspect", "--json"),
         ("plan", "--model --shape --memory --set --json"),
         ("bench train", "--model --shape --set --steps --json"),
@@ -62,6 +63,29 @@ fn arguments_that_are_not_understood_exit_with_2() {
         let output = run(folder.path(), arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn negative_numbers_are_told_what_is_expected() {
+    let folder = tempdir().unwrap();
+    let generate = ["generate", "--model", "m", "--prompt", "p"];
+    for (command, flag, value, words) in [
+        (&generate[..], "--temperature", "-0.5", "expected a number of 0 or more"),
+        (&generate, "--top-p", "-1", "expected a number above 0, up to 1"),
+        (&generate, "--top-k", "-1", "invalid digit"),
+        (&generate, "--seed", "-1", "invalid digit"),
+        (&generate, "--max-tokens", "-1", "invalid digit"),
+        (&["plan", "--shape", "tiny"], "--memory", "-1", "expected"),
+        (&["plan", "--shape", "tiny"], "--memory", "-12GB", "expected"),
+        (&["inspect", "m"], "--threads", "-1", "-1 is not in 1..=65535"),
+    ] {
+        let told = failure(folder.path(), &[command, &[flag, value]].concat());
+        assert!(told.starts_with("exit code 2\n"), "{told}");
+        assert!(
+            told.contains(value) && told.contains(flag) && told.contains(words),
+            "{flag} {value}: {told}"
+        );
     }
 }
 

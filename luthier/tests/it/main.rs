@@ -8,6 +8,7 @@ mod generate;
 mod hostile;
 mod merge;
 mod preview;
+mod quantize;
 mod resume;
 mod run_file;
 mod support;

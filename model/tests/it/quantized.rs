@@ -145,10 +145,11 @@ fn a_state_that_contradicts_the_weight_is_refused() {
     field("shape", json!([4096]), "says shape [4096] but config.json");
     field("shape", json!([]), "says shape [] but config.json");
     field("dtype", json!("int8"), "says dtype \"int8\"; supported are float32, bfloat16, float16");
-    let words = "has nested_blocksize or nested_offset without the other";
+    let words = "has a nested_blocksize that is no power of two, or it or nested_offset without the other";
     field("nested_blocksize", Value::Null, words);
     field("nested_offset", Value::Null, words);
     field("nested_blocksize", json!(0), words);
+    field("nested_blocksize", json!(100), words);
     field("nested_offset", json!(1e300), words);
     // With another block size the scales are too many or too few.
     let folder = changed("nf4", |tensors| {
