@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 
+use compute::ops::adamw_8bit::{self, Moments8};
 use compute::ops::gated::Activation;
 use compute::ops::optimizer::{self, AdamW};
 use compute::ops::rope::{RopeScaling, RopeTable};
@@ -114,6 +115,12 @@ fn flat(c: &mut Criterion) {
         AdamW { learning_rate: 1e-4, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: 1 };
     measure(c, "f32", "adamw", 7 * 4 * n, || {
         optimizer::adamw(device, &mut p, &g, &mut m, &mut v, &settings, 1.0);
+    });
+    let blocks = n / adamw_8bit::BLOCK;
+    let (mut mc, mut vc, mut ma, mut va) = (vec![0; n], vec![0; n], vec![0.0; blocks], vec![0.0; blocks]);
+    measure(c, "f32", "adamw_8bit", 4 * 4 * n, || {
+        let moments = Moments8 { m: &mut mc, v: &mut vc, m_absmax: &mut ma, v_absmax: &mut va };
+        adamw_8bit::adamw_8bit(device, &mut p, &g, moments, &settings, 1.0);
     });
     measure(c, "f32", "sum_of_squares", 4 * n, || {
         black_box(reduce::sum_of_squares(device, &g));

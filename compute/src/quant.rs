@@ -134,7 +134,7 @@ pub enum Scales {
         map: Box<[f32; 256]>,
         /// Scales of the scales.
         absmax: Vec<f32>,
-        /// Blocks that share one of them.
+        /// Blocks that share one of them, a power of two.
         block_size: usize,
         /// The mean that was taken off.
         offset: f32,
@@ -156,7 +156,8 @@ impl Scales {
         match self {
             Scales::Plain(scales) => scales[block],
             Scales::Double { codes, map, absmax, block_size, offset } => {
-                map[usize::from(codes[block])] * absmax[block / block_size] + offset
+                // A power of two: a shift, which a division is not.
+                map[usize::from(codes[block])] * absmax[block >> block_size.trailing_zeros()] + offset
             }
         }
     }
@@ -207,11 +208,13 @@ impl Quantized {
     /// through [`Quantized::codes_mut`].
     ///
     /// # Panics
-    /// If there is not one scale for each block.
+    /// If there is not one scale for each block, or the block size is not one of [`BLOCK_SIZES`].
     pub fn new(rows: usize, cols: usize, block_size: usize, table: [f32; 16], scales: Scales) -> Self {
         let elements = rows.checked_mul(cols).expect("matrix size overflows");
+        assert!(BLOCK_SIZES.contains(&block_size), "a block size of {block_size}");
         assert_eq!(scales.blocks(), elements.div_ceil(block_size), "a scale for each block of {block_size}");
         if let Scales::Double { codes, absmax, block_size, .. } = &scales {
+            assert!(block_size.is_power_of_two(), "blocks of {block_size} scales");
             assert_eq!(absmax.len(), codes.len().div_ceil(*block_size), "a scale for each block of scales");
         }
         // Kernels read whole vectors of codes.
@@ -225,7 +228,6 @@ impl Quantized {
     /// If the block size is not one of [`BLOCK_SIZES`].
     pub fn quantize(device: &Device, values: MatrixRef<'_>, format: Format) -> Self {
         let Format { code, block_size, double_quant } = format;
-        assert!(BLOCK_SIZES.contains(&block_size), "a block size of {block_size}");
         let mut scales = vec![0.0; (values.rows() * values.cols()).div_ceil(block_size)];
         let blank = Scales::Plain(scales.clone());
         let mut to = Quantized::new(values.rows(), values.cols(), block_size, code.table(), blank);

@@ -457,11 +457,12 @@ pub(crate) struct Difference {
 
 /// The settings in which a run that goes on may not differ from its saved ones, but does.
 ///
-/// `training.max_steps` and `training.epochs` may grow. `output` is not compared: it is where `saved` was read from.
+/// `training.max_steps` and `training.epochs` may grow, and `optimizer.memory` changes no result. `output` is not
+/// compared: it is where `saved` was read from.
 pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
     let (saved_keys, now_keys) = (flatten(saved), flatten(now));
     let may_differ = |key: &str| match key {
-        "output" => true,
+        "output" | "optimizer.memory" => true,
         "training.epochs" => now.training.epochs >= saved.training.epochs,
         "training.max_steps" => match (saved.training.max_steps, now.training.max_steps) {
             (Some(saved), Some(now)) => now >= saved,

@@ -209,12 +209,18 @@ pub(crate) fn optimizer(run: &RunFile) -> OptimizerSettings {
         rule: match section.name {
             run_file::OptimizerName::Lion => Rule::Lion { betas: section.betas },
             run_file::OptimizerName::Sgd => Rule::Sgd,
-            _ => Rule::AdamW { betas: section.betas, eps: section.eps },
+            run_file::OptimizerName::Adamw | run_file::OptimizerName::PagedAdamw => {
+                Rule::AdamW { betas: section.betas, eps: section.eps }
+            }
+            run_file::OptimizerName::Adamw8bit | run_file::OptimizerName::PagedAdamw8bit => {
+                Rule::AdamW8bit { betas: section.betas, eps: section.eps }
+            }
         },
         learning_rate: section.learning_rate,
         weight_decay: section.weight_decay,
         max_grad_norm: section.max_grad_norm,
         lora_plus_ratio: section.lora_plus_ratio,
+        memory: section.memory.map(|budget| budget.0),
     }
 }
 

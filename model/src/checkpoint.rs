@@ -245,6 +245,23 @@ impl Checkpoint {
         }
     }
 
+    /// Reads the elements of a tensor from `start` on, as [`Checkpoint::read_into`] does.
+    ///
+    /// # Errors
+    /// If the tensor is missing or ends before, has a value that is NaN or infinite, or the file cannot be read.
+    pub fn read_part(&self, name: &str, start: usize, to: &mut [f32]) -> Result<()> {
+        let info = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let (path, file) = &self.files[info.file];
+        if start.checked_add(to.len()).is_none_or(|end| end > info.element_count()) {
+            let problem =
+                format!("has {} elements where {start} and {} are needed", info.element_count(), to.len());
+            return Err(ModelError::tensor(path, name, problem));
+        }
+        let position = info.start + (start * info.dtype.size()) as u64;
+        let part = TensorInfo { start: position, ..info.clone() };
+        Source { file, path, name, info: &part }.convert(to, |v| v)
+    }
+
     /// Checks that this checkpoint is that of `config`: every parameter there in its shape and nothing else.
     /// A tied head may stand in the file too if it equals the embedding, or instead of it.
     pub fn check(&self, config: &Config) -> Result<()> {

@@ -4,7 +4,6 @@ use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use model::adapter::files::{read_parameters, write_parameters};
 use model::checkpoint::{sweep, sync_folder, write_whole};
 use model::{Layout, Parameters};
 use serde::{Deserialize, Serialize};
@@ -17,8 +16,6 @@ const VERSION: u32 = 1;
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// What stands behind the hidden name of a folder that is being replaced.
 const REPLACED: &str = ".replaced";
-/// What stands before the names of the first and second moments.
-const MOMENTS: [&str; 2] = ["m.", "v."];
 
 /// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,14 +115,13 @@ impl Checkpoints {
         saving: &Saving<'_>,
         layout: &Layout,
         parameters: &Parameters,
-        optimizer: &Optimizer,
+        optimizer: &mut Optimizer,
         keep: usize,
     ) -> Result<PathBuf> {
         let path = self.path(state.step);
         self.write_folder(&path, |to| {
             saving.write_trained(to, layout, parameters)?;
-            let moments: Vec<_> = MOMENTS.into_iter().zip(&optimizer.moments).collect();
-            write_parameters(&to.join(OPTIMIZER_FILE), layout, &moments)?;
+            optimizer.write(&to.join(OPTIMIZER_FILE), layout)?;
             let state = State { version: VERSION, ..state.clone() };
             let json = serde_json::to_vec_pretty(&state).expect("plain numbers");
             Ok(write_whole(&to.join("state.json"), &json)?)
@@ -179,8 +175,10 @@ pub(crate) fn restore(
     optimizer: &mut Optimizer,
 ) -> Result<()> {
     saving.read_trained(path, layout, parameters).map_err(|e| damaged(path, e))?;
-    let mut moments: Vec<_> = MOMENTS.into_iter().zip(&mut optimizer.moments).collect();
-    read_parameters(&path.join(OPTIMIZER_FILE), layout, &mut moments).map_err(|e| damaged(path, e))
+    optimizer.read(&path.join(OPTIMIZER_FILE), layout).map_err(|e| match e {
+        TrainError::Model(e) => damaged(path, e),
+        other => other,
+    })
 }
 
 /// A checkpoint that cannot be gone on from. A person takes it away, not this program: it may be all there is.

@@ -1,15 +1,43 @@
-//! One optimizer step over the flat buffers: clip, then update.
+//! One optimizer step over the flat buffers: clip, then update, a page of the state at a time.
 
-use compute::Device;
+use std::ops::Range;
+use std::path::Path;
+
+use compute::ops::adamw_8bit::{BLOCK, Moments8, adamw_8bit};
 use compute::ops::{optimizer, reduce};
-use model::memory::{Allocator, Component};
-use model::{Layout, Parameters};
+use compute::{Device, MatrixRef};
+use model::checkpoint::{CheckpointWriter, TensorSpec};
+use model::memory::Allocator;
+use model::{Checkpoint, Layout, ModelError, Parameters, StoredDType};
+
+use crate::arena::{self, Arena};
+use crate::error::{Result, TrainError};
+
+/// Tensors of fewer elements keep their moments in `f32` also where others have them in eight bits, as in bitsandbytes.
+const SMALLEST_8BIT: usize = 4096;
+/// What stands before the names of the first and second moments in a checkpoint.
+const MOMENTS: [&str; 2] = ["m.", "v."];
+/// The same for moments in eight bits.
+const CODES: [&str; 2] = ["m_codes.", "v_codes."];
+const ABSMAX: [&str; 2] = ["m_absmax.", "v_absmax."];
+/// Codes that are turned into numbers at once.
+const CHUNK: usize = 1 << 16;
+/// The smallest number of bytes for [`OptimizerSettings::memory`].
+pub const SMALLEST_OPTIMIZER_MEMORY: u64 = arena::SMALLEST;
 
 /// Which update rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
     /// Decoupled weight decay (Loshchilov and Hutter 2019), as `torch.optim.AdamW`.
     AdamW {
+        /// Decay of the first and second moment.
+        betas: [f64; 2],
+        /// Added to the root of the second moment.
+        eps: f64,
+    },
+    /// The same with moments in eight bits (Dettmers et al. 2022), as bitsandbytes' `AdamW8bit`; tensors of fewer than
+    /// 4096 elements keep them in `f32`.
+    AdamW8bit {
         /// Decay of the first and second moment.
         betas: [f64; 2],
         /// Added to the root of the second moment.
@@ -25,13 +53,34 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// Buffers the size of the parameters that the rule keeps.
-    pub fn moments(self) -> usize {
+    /// Values for each parameter that the rule keeps.
+    fn moments(self) -> usize {
         match self {
-            Rule::AdamW { .. } => 2,
+            Rule::AdamW { .. } | Rule::AdamW8bit { .. } => 2,
             Rule::Lion { .. } => 1,
             Rule::Sgd => 0,
         }
+    }
+
+    /// Whether the moments of a tensor of so many elements are kept in eight bits.
+    fn eight_bit(self, elements: usize) -> bool {
+        matches!(self, Rule::AdamW8bit { .. }) && elements >= SMALLEST_8BIT
+    }
+
+    /// Words of 32 bits that the state of so many parameters takes: the moments one after the other; in eight bits the
+    /// scales of both, then the codes of both.
+    fn words(self, parameters: usize, eight_bit: bool) -> usize {
+        if eight_bit {
+            2 * parameters.div_ceil(BLOCK) + (2 * parameters).div_ceil(4)
+        } else {
+            self.moments() * parameters
+        }
+    }
+
+    /// The most parameters whose state is within so many words: whole blocks, one at least.
+    fn parameters(self, words: usize, eight_bit: bool) -> usize {
+        let block = self.words(BLOCK, eight_bit);
+        words.checked_div(block).unwrap_or(usize::MAX).max(1).saturating_mul(BLOCK)
     }
 }
 
@@ -48,35 +97,89 @@ pub struct OptimizerSettings {
     pub max_grad_norm: f64,
     /// Learning rate of B over that of A (Hayou et al. 2024, LoRA+).
     pub lora_plus_ratio: f64,
+    /// Bytes of the moments that may be in memory at once; the others lie in a file in the run folder. `None`: all are
+    /// in memory. It changes no result.
+    pub memory: Option<u64>,
+}
+
+impl OptimizerSettings {
+    /// Bytes of memory for the moments of so many parameters, if they are those of large tensors.
+    pub fn state_bytes(&self, parameters: u64) -> u64 {
+        let eight_bit = self.rule.eight_bit(usize::MAX);
+        let bytes = 4 * self.rule.words(parameters as usize, eight_bit) as u64;
+        bytes.min(self.memory.unwrap_or(u64::MAX))
+    }
+}
+
+/// A run of parameters that is updated at once, and whose state is a page.
+#[derive(Debug)]
+struct Piece {
+    /// Where they lie in the flat buffer. With moments in eight bits: whole blocks of one tensor, or its end.
+    range: Range<usize>,
+    /// What the learning rate is multiplied by.
+    multiple: f64,
+    eight_bit: bool,
 }
 
 /// The moments of the trained tensors, in the layout of the adapter.
 #[derive(Debug)]
 pub(crate) struct Optimizer {
     settings: OptimizerSettings,
-    pub(crate) moments: Vec<Parameters>,
-    /// Runs of tensors that share a learning rate: their end in the flat buffer, and the rate's multiple.
-    groups: Vec<(usize, f64)>,
+    pieces: Vec<Piece>,
+    /// A page for each piece.
+    arena: Arena,
 }
 
 impl Optimizer {
     pub(crate) fn new(settings: OptimizerSettings, layout: &Layout, allocator: &mut Allocator) -> Self {
-        let moment = |_| Parameters::zeros(layout, Component::Optimizer, allocator);
-        let moments = (0..settings.rule.moments()).map(moment).collect();
-        let mut groups: Vec<(usize, f64)> = Vec::new();
+        let rule = settings.rule;
+        let mut groups: Vec<Piece> = Vec::new();
         for tensor in layout.tensors() {
             let multiple =
                 if tensor.name.ends_with(".lora_B.weight") { settings.lora_plus_ratio } else { 1.0 };
+            let eight_bit = rule.eight_bit(tensor.range.len());
             match groups.last_mut() {
-                Some((end, of)) if *of == multiple => *end = tensor.range.end,
-                _ => groups.push((tensor.range.end, multiple)),
+                Some(last) if last.multiple == multiple && !last.eight_bit && !eight_bit => {
+                    last.range.end = tensor.range.end;
+                }
+                _ => groups.push(Piece { range: tensor.range.clone(), multiple, eight_bit }),
             }
         }
-        Optimizer { settings, moments, groups }
+        let mut pieces = Vec::new();
+        for Piece { range, multiple, eight_bit } in groups {
+            let most = rule.parameters(arena::page_words(settings.memory), eight_bit);
+            let mut start = range.start;
+            while start < range.end {
+                let end = range.end.min(start.saturating_add(most));
+                pieces.push(Piece { range: start..end, multiple, eight_bit });
+                start = end;
+            }
+        }
+        let words: Vec<usize> = pieces.iter().map(|p| rule.words(p.range.len(), p.eight_bit)).collect();
+        let arena = Arena::new(&words, settings.memory, allocator);
+        Optimizer { settings, pieces, arena }
+    }
+
+    /// Makes the file for what does not fit into memory.
+    ///
+    /// # Errors
+    /// If the memory allowed is less than a page, or the file cannot be made.
+    pub(crate) fn open(&mut self, folder: &Path) -> Result<()> {
+        if let Some(memory) = self.settings.memory.filter(|&memory| memory < arena::SMALLEST) {
+            let least = arena::SMALLEST;
+            let problem = format!(
+                "allows {memory} bytes, which is less than a page of the optimizer's state; give it {least} bytes or more"
+            );
+            return Err(TrainError::Setting { field: "optimizer.memory", problem });
+        }
+        self.arena.open(folder)
     }
 
     /// Clips and applies the gradients of step `step` (from 1) with this learning rate. Returns the norm before
     /// clipping; where that is not a finite number, nothing is changed.
+    ///
+    /// # Errors
+    /// If a page cannot be written or read; a part of the parameters is then updated, and the run can only end.
     pub(crate) fn step(
         &mut self,
         device: &Device,
@@ -84,37 +187,168 @@ impl Optimizer {
         learning_rate: f64,
         parameters: &mut Parameters,
         gradients: &Parameters,
-    ) -> f64 {
+    ) -> Result<f64> {
         let norm = reduce::sum_of_squares(device, gradients.values()).sqrt();
         if !norm.is_finite() {
-            return norm;
+            return Ok(norm);
         }
         let OptimizerSettings { rule, weight_decay, max_grad_norm, .. } = self.settings;
         // torch.nn.utils.clip_grad_norm_: the epsilon keeps a zero norm from dividing.
         let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 } as f32;
-        let mut start = 0;
-        for &(end, multiple) in &self.groups {
-            let (range, rate) = (start..end, learning_rate * multiple);
-            start = end;
-            let (p, g) = (&mut parameters.values_mut()[range.clone()], &gradients.values()[range.clone()]);
-            let mut moments = self.moments.iter_mut().map(|m| &mut m.values_mut()[range.clone()]);
-            let mut moment = || moments.next().expect("as many moments as the rule keeps");
+        for (index, piece) in self.pieces.iter().enumerate() {
+            let state = self.arena.page_mut(index)?;
+            let learning_rate = learning_rate * piece.multiple;
+            let p = &mut parameters.values_mut()[piece.range.clone()];
+            let g = &gradients.values()[piece.range.clone()];
             match rule {
-                Rule::AdamW { betas: [beta1, beta2], eps } => {
-                    let settings =
-                        optimizer::AdamW { learning_rate: rate, beta1, beta2, eps, weight_decay, step };
-                    let (m, v) = (moment(), moment());
-                    optimizer::adamw(device, p, g, m, v, &settings, clip);
+                Rule::AdamW { betas: [beta1, beta2], eps }
+                | Rule::AdamW8bit { betas: [beta1, beta2], eps } => {
+                    let settings = optimizer::AdamW { learning_rate, beta1, beta2, eps, weight_decay, step };
+                    if piece.eight_bit {
+                        adamw_8bit(device, p, g, moments_8bit(state, p.len()), &settings, clip);
+                    } else {
+                        let (m, v) = state.split_at_mut(p.len());
+                        optimizer::adamw(device, p, g, m, v, &settings, clip);
+                    }
                 }
                 Rule::Lion { betas: [beta1, beta2] } => {
-                    let settings = optimizer::Lion { learning_rate: rate, beta1, beta2, weight_decay };
-                    optimizer::lion(device, p, g, moment(), &settings, clip);
+                    let settings = optimizer::Lion { learning_rate, beta1, beta2, weight_decay };
+                    optimizer::lion(device, p, g, state, &settings, clip);
                 }
                 Rule::Sgd => {
-                    optimizer::sgd(device, p, g, &optimizer::Sgd { learning_rate: rate, weight_decay }, clip);
+                    optimizer::sgd(device, p, g, &optimizer::Sgd { learning_rate, weight_decay }, clip)
                 }
             }
         }
-        norm
+        Ok(norm)
     }
+
+    /// The tensors of a checkpoint.
+    fn specs(&self, layout: &Layout) -> Vec<TensorSpec> {
+        let rule = self.settings.rule;
+        let mut specs = Vec::new();
+        for (i, tensor) in layout.tensors().iter().enumerate() {
+            let mut add = |prefix: &str, shape: Vec<usize>| {
+                let name = format!("{prefix}{}", tensor.name);
+                specs.push(TensorSpec { name, shape, dtype: StoredDType::F32 });
+            };
+            if rule.eight_bit(tensor.range.len()) {
+                CODES.iter().for_each(|prefix| add(prefix, layout.file_shape(i)));
+                ABSMAX.iter().for_each(|prefix| add(prefix, vec![tensor.range.len().div_ceil(BLOCK)]));
+            } else {
+                MOMENTS[..rule.moments()].iter().for_each(|prefix| add(prefix, layout.file_shape(i)));
+            }
+        }
+        specs
+    }
+
+    /// Writes the moments, page by page.
+    pub(crate) fn write(&mut self, path: &Path, layout: &Layout) -> Result<()> {
+        let metadata = [("format".to_owned(), "pt".to_owned())].into();
+        let mut writer = CheckpointWriter::file(path, &metadata, self.specs(layout))?;
+        let mut write = |prefix: &str, part: &Part<'_>, start: usize, values: &[f32]| {
+            let values = MatrixRef::from_f32(1, values.len(), values);
+            writer.write_part(&format!("{prefix}{}", part.name), start, values)
+        };
+        for (index, piece) in self.pieces.iter().enumerate() {
+            let (n, state) = (piece.range.len(), self.arena.page(index)?);
+            for part in parts(layout, &piece.range) {
+                if !piece.eight_bit {
+                    for (moment, prefix) in MOMENTS[..self.settings.rule.moments()].iter().enumerate() {
+                        write(prefix, &part, part.start, &state[moment * n + part.offset..][..part.len])?;
+                    }
+                    continue;
+                }
+                let (absmax, codes) = state.split_at(2 * n.div_ceil(BLOCK));
+                for (prefix, absmax) in ABSMAX.iter().zip(absmax.chunks(n.div_ceil(BLOCK))) {
+                    write(prefix, &part, part.start / BLOCK, absmax)?;
+                }
+                for (prefix, codes) in CODES.iter().zip(bytemuck::cast_slice::<f32, u8>(codes).chunks(n)) {
+                    for (i, codes) in codes.chunks(CHUNK).enumerate() {
+                        let numbers: Vec<f32> = codes.iter().map(|&code| f32::from(code)).collect();
+                        write(prefix, &part, part.start + i * CHUNK, &numbers)?;
+                    }
+                }
+            }
+        }
+        Ok(writer.finish()?)
+    }
+
+    /// Reads what [`Optimizer::write`] wrote, under whatever budget.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has another shape, or the file holds others.
+    pub(crate) fn read(&mut self, path: &Path, layout: &Layout) -> Result<()> {
+        let file = Checkpoint::open_file(path)?;
+        let wrong = |problem: String| ModelError::File { path: path.to_owned(), problem };
+        let specs = self.specs(layout);
+        let fits = |spec: &TensorSpec| file.tensor(&spec.name).is_some_and(|found| found.shape == spec.shape);
+        if file.names().count() != specs.len() || !specs.iter().all(fits) {
+            let problem = "does not hold the tensors of this run's settings; it belongs to another run";
+            return Err(wrong(problem.to_owned()).into());
+        }
+        let read = |prefix: &str, part: &Part<'_>, start: usize, values: &mut [f32]| {
+            file.read_part(&format!("{prefix}{}", part.name), start, values)
+        };
+        for (index, piece) in self.pieces.iter().enumerate() {
+            let (n, state) = (piece.range.len(), self.arena.page_mut(index)?);
+            for part in parts(layout, &piece.range) {
+                if !piece.eight_bit {
+                    for (moment, prefix) in MOMENTS[..self.settings.rule.moments()].iter().enumerate() {
+                        let values = &mut state[moment * n + part.offset..][..part.len];
+                        read(prefix, &part, part.start, values)?;
+                    }
+                    continue;
+                }
+                let Moments8 { m, v, m_absmax, v_absmax } = moments_8bit(state, n);
+                read(ABSMAX[0], &part, part.start / BLOCK, m_absmax)?;
+                read(ABSMAX[1], &part, part.start / BLOCK, v_absmax)?;
+                for (prefix, codes) in CODES.iter().zip([m, v]) {
+                    for (i, codes) in codes.chunks_mut(CHUNK).enumerate() {
+                        let mut numbers = vec![0.0; codes.len()];
+                        read(prefix, &part, part.start + i * CHUNK, &mut numbers)?;
+                        for (code, number) in codes.iter_mut().zip(numbers) {
+                            *code = number as u8;
+                            if f32::from(*code) != number {
+                                let name = part.name;
+                                let problem =
+                                    format!("`{prefix}{name}` has {number} for a code from 0 to 255");
+                                return Err(wrong(problem).into());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a piece has of a tensor.
+struct Part<'a> {
+    name: &'a str,
+    /// Its first element in the tensor.
+    start: usize,
+    /// Its first element in the piece.
+    offset: usize,
+    len: usize,
+}
+
+/// The tensors, or parts of tensors, that lie in a range of the flat buffer.
+fn parts<'a>(layout: &'a Layout, range: &Range<usize>) -> impl Iterator<Item = Part<'a>> {
+    let range = range.clone();
+    layout.tensors().iter().filter_map(move |tensor| {
+        let (from, to) = (range.start.max(tensor.range.start), range.end.min(tensor.range.end));
+        let len = to.checked_sub(from).filter(|&len| len > 0)?;
+        Some(Part { name: &tensor.name, start: from - tensor.range.start, offset: from - range.start, len })
+    })
+}
+
+/// A page of moments in eight bits for `n` parameters.
+fn moments_8bit(state: &mut [f32], n: usize) -> Moments8<'_> {
+    let blocks = n.div_ceil(BLOCK);
+    let (absmax, codes) = state.split_at_mut(2 * blocks);
+    let (m_absmax, v_absmax) = absmax.split_at_mut(blocks);
+    let (m, rest) = bytemuck::cast_slice_mut::<f32, u8>(codes).split_at_mut(n);
+    Moments8 { m, v: &mut rest[..n], m_absmax, v_absmax }
 }

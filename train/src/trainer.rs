@@ -175,7 +175,7 @@ impl<'a> Trainer<'a> {
     /// Takes up a job where its last checkpoint left it. No other process may be at work in its folder.
     ///
     /// # Errors
-    /// If the checkpoint is damaged, or of other data.
+    /// If the checkpoint is damaged, or of other data, or there is no room for the optimizer's state.
     pub fn open(job: Job<'a>) -> Result<Self> {
         let Settings { epochs, max_steps, batch_size, order, .. } = job.settings;
         let plan = StepPlan::new(job.train, order, batch_size, epochs, max_steps);
@@ -183,20 +183,20 @@ impl<'a> Trainer<'a> {
         let checkpoints = Checkpoints::open(job.folder.join("checkpoints"))?;
         let state = State { data: fingerprint(&job.train.examples), ..State::default() };
         let Some((saved, path)) = checkpoints.latest()? else {
-            return Ok(Trainer::new(job, plan, state, checkpoints));
+            return Trainer::new(job, plan, state, checkpoints);
         };
         if saved.data != state.data {
             let problem =
                 "was saved while training on other data; put the data back, or train into a new folder";
             return Err(TrainError::Checkpoint { path, problem: problem.into() });
         }
-        let mut trainer = Trainer::new(job, plan, saved, checkpoints);
+        let mut trainer = Trainer::new(job, plan, saved, checkpoints)?;
         let (layout, parameters) = (&trainer.adapter.layout, &mut trainer.adapter.parameters);
         checkpoint::restore(&path, &trainer.saving, layout, parameters, &mut trainer.optimizer)?;
         Ok(trainer)
     }
 
-    fn new(job: Job<'a>, plan: StepPlan<'a>, state: State, checkpoints: Checkpoints) -> Self {
+    fn new(job: Job<'a>, plan: StepPlan<'a>, state: State, checkpoints: Checkpoints) -> Result<Self> {
         let Job { decoder, adapter, saving, train, eval, settings, folder, stop } = job;
         let train = &train.examples;
         let all = || train.iter().chain(eval);
@@ -206,11 +206,12 @@ impl<'a> Trainer<'a> {
         let mut allocator = Allocator::real();
         let layout = &adapter.layout;
         let gradients = Parameters::zeros(layout, Component::Gradients, &mut allocator);
-        let optimizer = Optimizer::new(settings.optimizer, layout, &mut allocator);
+        let mut optimizer = Optimizer::new(settings.optimizer, layout, &mut allocator);
+        optimizer.open(folder)?;
         let buffers = Activations::new(&decoder.config, layout, adapter.dropout, extent, &mut allocator);
         let last = plan.steps().min(settings.max_steps.unwrap_or(u64::MAX));
         let schedule_steps = settings.max_steps.unwrap_or(last);
-        Trainer {
+        Ok(Trainer {
             decoder,
             adapter,
             gradients,
@@ -227,7 +228,7 @@ impl<'a> Trainer<'a> {
             schedule_steps,
             state,
             checkpoints,
-        }
+        })
     }
 
     fn done(&self) -> bool {
@@ -298,8 +299,8 @@ impl<'a> Trainer<'a> {
     fn save(&mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
         let (layout, parameters) = (&self.adapter.layout, &self.adapter.parameters);
         let keep = self.settings.keep_checkpoints;
-        let path =
-            self.checkpoints.save(&self.state, &self.saving, layout, parameters, &self.optimizer, keep)?;
+        let optimizer = &mut self.optimizer;
+        let path = self.checkpoints.save(&self.state, &self.saving, layout, parameters, optimizer, keep)?;
         observe(Event::Saved(&path));
         Ok(())
     }
@@ -335,7 +336,7 @@ impl<'a> Trainer<'a> {
         let factor = self.settings.schedule.factor(step, self.schedule_steps);
         let learning_rate = self.settings.optimizer.learning_rate * factor;
         let (device, parameters) = (&self.decoder.device, &mut self.adapter.parameters);
-        let grad_norm = self.optimizer.step(device, step, learning_rate, parameters, &self.gradients);
+        let grad_norm = self.optimizer.step(device, step, learning_rate, parameters, &self.gradients)?;
         if !grad_norm.is_finite() {
             return Err(TrainError::NotFinite { step, what: "gradient norm", value: grad_norm });
         }

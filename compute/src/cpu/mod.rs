@@ -1,5 +1,6 @@
 //! The host as a device: its thread pool, its instruction set and the kernels of every operation.
 
+pub(crate) mod adamw_8bit;
 pub(crate) mod attention;
 pub(crate) mod bias;
 mod columns;

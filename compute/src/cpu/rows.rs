@@ -90,6 +90,7 @@ macro_rules! split_tuple {
 }
 split_tuple!(A B);
 split_tuple!(A B C);
+split_tuple!(A B C D E);
 
 impl Cpu {
     /// Calls `body(range, part of out)` on all threads for ranges that cover every row of `out` once. `row_work` is the

@@ -1,5 +1,6 @@
 //! Operations: one file each, with its formula, its shapes, a forward, a backward and the match on the device.
 
+pub mod adamw_8bit;
 pub mod attention;
 pub mod bias;
 pub mod cross_entropy;

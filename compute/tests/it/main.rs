@@ -1,5 +1,6 @@
 //! Every operation against its definition.
 
+mod adamw_8bit;
 mod attention;
 mod bias;
 mod common;

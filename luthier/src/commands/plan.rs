@@ -145,7 +145,7 @@ impl Outlook {
         plan.add(Component::Base, shape.parameters() * element);
         plan.add(Component::Adapter, 4 * trainable);
         plan.add(Component::Gradients, 4 * trainable);
-        plan.add(Component::Optimizer, 4 * trainable * setup::optimizer(run).rule.moments() as u64);
+        plan.add(Component::Optimizer, setup::optimizer(run).state_bytes(trainable));
         for component in [Component::Activations, Component::Workspace] {
             plan.add(component, of_stand_in.plan.bytes(component));
         }

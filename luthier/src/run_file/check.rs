@@ -154,15 +154,18 @@ impl Settings {
     }
 
     fn check_optimizer(&self, optimizer: &OptimizerSection) -> anyhow::Result<()> {
-        let name = match optimizer.name {
-            OptimizerName::Adamw | OptimizerName::Lion | OptimizerName::Sgd => None,
-            OptimizerName::Adamw8bit => Some("adamw_8bit"),
-            OptimizerName::PagedAdamw => Some("paged_adamw"),
-            OptimizerName::PagedAdamw8bit => Some("paged_adamw_8bit"),
-        };
-        self.require_supported("optimizer.name", name)?;
-        let paged = "is the budget of paged optimizers; leave it null with this one";
-        self.require(optimizer.memory.is_none(), "optimizer.memory", paged)?;
+        let paged = matches!(optimizer.name, OptimizerName::PagedAdamw | OptimizerName::PagedAdamw8bit);
+        self.require(
+            paged || optimizer.memory.is_none(),
+            "optimizer.memory",
+            "is the budget of `paged_adamw` and `paged_adamw_8bit`; leave it null with other optimizers",
+        )?;
+        let least = train::SMALLEST_OPTIMIZER_MEMORY;
+        self.require(
+            optimizer.memory.is_none_or(|budget| budget.0 >= least),
+            "optimizer.memory",
+            &format!("must be {least} bytes or more, or null"),
+        )?;
         self.require(optimizer.learning_rate > 0.0, "optimizer.learning_rate", "must be more than 0")?;
         let betas = optimizer.betas.iter().all(|beta| (0.0..1.0).contains(beta));
         self.require(betas, "optimizer.betas", "must both be 0 or more and below 1")?;

@@ -7,6 +7,7 @@ mod example;
 mod generate;
 mod hostile;
 mod merge;
+mod paged;
 mod preview;
 mod quantize;
 mod resume;

@@ -29,7 +29,7 @@ impl Layout {
     }
 
     /// Shape of a tensor in files.
-    fn file_shape(&self, index: usize) -> Vec<usize> {
+    pub fn file_shape(&self, index: usize) -> Vec<usize> {
         let tensor = &self.tensors()[index];
         if tensor.vector { vec![tensor.cols] } else { vec![tensor.rows, tensor.cols] }
     }

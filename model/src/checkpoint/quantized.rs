@@ -138,14 +138,15 @@ impl Checkpoint {
         let mut expected = vec![(MAP, StoredDType::F32, 16)];
         match (state.nested_blocksize, state.nested_offset) {
             (None, None) => expected.push((ABSMAX, StoredDType::F32, blocks)),
-            (Some(size), Some(offset)) if size > 0 && (offset as f32).is_finite() => expected.extend([
-                (ABSMAX, StoredDType::U8, blocks),
-                (NESTED_ABSMAX, StoredDType::F32, blocks.div_ceil(size)),
-                (NESTED_MAP, StoredDType::F32, 256),
-            ]),
+            (Some(size), Some(offset)) if size.is_power_of_two() && (offset as f32).is_finite() => expected
+                .extend([
+                    (ABSMAX, StoredDType::U8, blocks),
+                    (NESTED_ABSMAX, StoredDType::F32, blocks.div_ceil(size)),
+                    (NESTED_MAP, StoredDType::F32, 256),
+                ]),
             _ => {
                 return Err(wrong(
-                    "has nested_blocksize or nested_offset without the other, or not as numbers".into(),
+                    "has a nested_blocksize that is no power of two, or it or nested_offset without the other".into(),
                 ));
             }
         }

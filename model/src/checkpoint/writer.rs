@@ -54,7 +54,8 @@ struct Place {
     shard: usize,
     start: u64,
     spec: TensorSpec,
-    written: bool,
+    /// Elements that are in the file.
+    written: usize,
 }
 
 impl CheckpointWriter {
@@ -103,7 +104,7 @@ impl CheckpointWriter {
         file.write_all(&header).map_err(|e| ModelError::write(target, e))?;
         for (spec, start) in specs.into_iter().zip(starts) {
             let name = spec.name.clone();
-            let previous = self.places.insert(name, Place { shard, start, spec, written: false });
+            let previous = self.places.insert(name, Place { shard, start, spec, written: 0 });
             assert!(previous.is_none(), "tensor {:?} is to be written twice", previous.map(|p| p.spec.name));
         }
         Ok(())
@@ -114,18 +115,24 @@ impl CheckpointWriter {
     /// # Panics
     /// If the tensor was not announced, was written before, or has another number of elements.
     pub fn write(&mut self, name: &str, values: MatrixRef<'_>) -> Result<()> {
-        let place = self.places.get_mut(name).unwrap_or_else(|| panic!("tensor {name:?} was not announced"));
-        assert!(!place.written, "tensor {name:?} is written twice");
-        let elements: usize = place.spec.shape.iter().product();
-        assert_eq!(
-            values.rows() * values.cols(),
-            elements,
-            "elements of {name:?}, shape {:?}",
-            place.spec.shape
-        );
-        place.written = true;
+        let elements = self.elements(name);
+        assert_eq!(values.rows() * values.cols(), elements, "elements of {name:?}");
+        self.write_part(name, 0, values)
+    }
+
+    /// Writes the elements of a tensor from `start` on. Parts come in order.
+    ///
+    /// # Panics
+    /// If the tensor was not announced, has no such elements, or the part before has not been written.
+    pub fn write_part(&mut self, name: &str, start: usize, values: MatrixRef<'_>) -> Result<()> {
+        let (elements, count) = (self.elements(name), values.rows() * values.cols());
+        let place = self.places.get_mut(name).expect("the tensor was announced");
+        assert_eq!(place.written, start, "elements of {name:?} that were written before");
+        assert!(start + count <= elements, "{name:?} has {elements} elements, not {start} and {count}");
+        place.written += count;
+        let position = place.start + (start * place.spec.dtype.size()) as u64;
         let Shard { file, target, .. } = &mut self.shards[place.shard];
-        file.seek(SeekFrom::Start(place.start))
+        file.seek(SeekFrom::Start(position))
             .and_then(|_| write_values(file, values, place.spec.dtype))
             .map_err(|e| ModelError::write(target, e))
     }
@@ -135,14 +142,20 @@ impl CheckpointWriter {
     /// # Panics
     /// If the tensor was not announced, was written before, or has another number of bytes.
     pub(crate) fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let place = self.places.get_mut(name).unwrap_or_else(|| panic!("tensor {name:?} was not announced"));
-        assert!(!place.written, "tensor {name:?} is written twice");
+        let elements = self.elements(name);
+        let place = self.places.get_mut(name).expect("the tensor was announced");
+        assert_eq!(place.written, 0, "elements of {name:?} that were written before");
         assert_eq!(bytes.len() as u64, place.spec.size_bytes(), "bytes of {name:?}");
-        place.written = true;
+        place.written = elements;
         let Shard { file, target, .. } = &mut self.shards[place.shard];
         file.seek(SeekFrom::Start(place.start))
             .and_then(|_| file.write_all(bytes))
             .map_err(|e| ModelError::write(target, e))
+    }
+
+    fn elements(&self, name: &str) -> usize {
+        let place = self.places.get(name).unwrap_or_else(|| panic!("tensor {name:?} was not announced"));
+        place.spec.shape.iter().product()
     }
 
     /// Waits until the disk has everything, then gives the files their names, the index last.
@@ -150,8 +163,8 @@ impl CheckpointWriter {
     /// # Panics
     /// If an announced tensor was not written.
     pub fn finish(self) -> Result<()> {
-        if let Some((name, _)) = self.places.iter().find(|(_, place)| !place.written) {
-            panic!("tensor {name:?} was announced but not written");
+        for (name, place) in &self.places {
+            assert_eq!(place.written, self.elements(name), "elements of {name:?} that were written");
         }
         for shard in &self.shards {
             shard.file.sync_all().map_err(|e| ModelError::write(&shard.target, e))?;

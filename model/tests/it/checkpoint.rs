@@ -221,6 +221,41 @@ fn a_tensor_larger_than_the_buffer_comes_back_whole() {
 }
 
 #[test]
+fn a_tensor_in_parts_is_the_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let values: Vec<f32> = (0..21).map(|i| i as f32 - 3.5).collect();
+    let files = ["whole", "parts"].map(|name| {
+        let path = folder.path().join(name);
+        let specs = vec![spec("a", &[3, 7], StoredDType::F32), spec("b", &[21], StoredDType::Bf16)];
+        let mut writer = CheckpointWriter::file(&path, &BTreeMap::new(), specs).unwrap();
+        if name == "whole" {
+            writer.write("a", MatrixRef::from_f32(3, 7, &values)).unwrap();
+            writer.write("b", MatrixRef::from_f32(1, 21, &values)).unwrap();
+        } else {
+            for range in [0..5, 5..6, 6..21] {
+                let part = MatrixRef::from_f32(1, range.len(), &values[range.clone()]);
+                writer.write_part("b", range.start, part).unwrap();
+                writer.write_part("a", range.start, part).unwrap();
+            }
+        }
+        writer.finish().unwrap();
+        path
+    });
+    assert_eq!(fs::read(&files[0]).unwrap(), fs::read(&files[1]).unwrap());
+    let checkpoint = Checkpoint::open_file(&files[1]).unwrap();
+    for name in ["a", "b"] {
+        let mut read = [0.0; 9];
+        checkpoint.read_part(name, 6, &mut read).unwrap();
+        assert_eq!(read, values[6..15]);
+        for start in [13, usize::MAX] {
+            let error = checkpoint.read_part(name, start, &mut read).unwrap_err().to_string();
+            assert!(error.contains("has 21 elements"), "{error}");
+        }
+    }
+    assert!(checkpoint.read_part("c", 0, &mut []).is_err());
+}
+
+#[test]
 fn wider_elements_come_first_so_that_all_are_aligned() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");

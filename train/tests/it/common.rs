@@ -46,6 +46,7 @@ pub(crate) fn settings() -> Settings {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             lora_plus_ratio: 1.0,
+            memory: None,
         },
         schedule: Schedule { decay: Decay::Linear, warmup: 0.1 },
         order: OrderSpec { seed: 42, epoch: 0, shuffle: false, packing: false, max_length: 64 },
@@ -74,6 +75,7 @@ pub(crate) fn settings_of(run: &Value) -> Settings {
         weight_decay: number("optimizer", "weight_decay").unwrap(),
         max_grad_norm: number("optimizer", "max_grad_norm").unwrap(),
         lora_plus_ratio: number("optimizer", "lora_plus_ratio").unwrap(),
+        memory: None,
     };
     let decay = match run["schedule"]["name"].as_str().unwrap() {
         "linear" => Decay::Linear,
@@ -117,10 +119,15 @@ pub(crate) fn random_examples(count: u64) -> Vec<Example> {
 
 /// LoRA on all linear layers of a model.
 pub(crate) fn lora(decoder: &Decoder, dropout: f32) -> (Adapter, PeftConfig) {
+    lora_of_rank(decoder, dropout, 4)
+}
+
+/// LoRA of this rank on all linear layers of a model.
+pub(crate) fn lora_of_rank(decoder: &Decoder, dropout: f32, r: usize) -> (Adapter, PeftConfig) {
     let peft = PeftConfig {
         target_modules: Some(Selection::Expression(targets::ALL_LINEAR.to_owned())),
         lora_dropout: f64::from(dropout),
-        r: 4,
+        r,
         ..PeftConfig::default()
     };
     let resolution = targets::resolve(&peft, &decoder.config).unwrap();
@@ -147,7 +154,19 @@ pub(crate) fn run(
     folder: &Path,
     stop_after: Option<u64>,
 ) -> (Outcome, Told) {
-    let (adapter, peft) = lora(decoder, dropout);
+    run_adapter(decoder, lora(decoder, dropout), train, eval, settings, folder, stop_after)
+}
+
+/// The same with an adapter.
+pub(crate) fn run_adapter(
+    decoder: &Decoder,
+    (adapter, peft): (Adapter, PeftConfig),
+    train: &[Example],
+    eval: &[Example],
+    settings: &Settings,
+    folder: &Path,
+    stop_after: Option<u64>,
+) -> (Outcome, Told) {
     let (stop, mut told) = (AtomicBool::new(false), Told::default());
     let train = Dataset::of_examples(train.to_vec());
     let saving = Saving::Adapter(&peft);

@@ -11,14 +11,24 @@ use crate::{DType, bf16};
 /// Writes the values of `len` elements from element `first` on, in the kernel's packed type.
 pub(super) type Dequantize = unsafe fn(from: &Quantized, first: usize, len: usize, to: *mut u8);
 
+/// How few rows are multiplied by a weight in four bits without a stop in memory.
+pub(super) struct FewRows {
+    /// Whether it can be done with this weight.
+    pub(super) applies: fn(&FourBit<'_>) -> bool,
+    /// Brings rows, contiguous along `k`, into the order of `dots`: `k` floats each.
+    pub(super) pack: unsafe fn(a: Operand<'_>, to: *mut f32),
+    /// Writes `sums[rows, COLS]`, as [`super::few_rows::Dots`].
+    pub(super) dots: unsafe fn(rows: usize, x: *const f32, w: FourBit<'_>, sums: *mut f32),
+}
+
 /// A part of a quantized matrix `[R, C]`, or of its transpose: logically `[rows, cols]`.
 #[derive(Clone, Copy)]
 pub(crate) struct FourBit<'a> {
-    weight: &'a Quantized,
+    pub(super) weight: &'a Quantized,
     /// Whether a column here is a row of the weight.
     transposed: bool,
     /// The first element of the part in the weight.
-    first: usize,
+    pub(super) first: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
 }

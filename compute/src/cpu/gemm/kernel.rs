@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Isa, Operand, few_rows, four_bit, pack, portable, scratch};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, dequantize512, pack512};
+use super::{avx2, avx512, four_bit512, pack512};
 use crate::cpu::Cpu;
 use crate::{DType, Precision, bf16};
 
@@ -83,7 +83,16 @@ pub(super) struct Kernel {
     pub(super) store: Store,
     pub(super) dots: few_rows::Dots,
     pub(super) dequantize: four_bit::Dequantize,
+    /// The faster way for few rows and weights in four bits, where there is one.
+    pub(super) four_bit_rows: Option<four_bit::FewRows>,
 }
+
+#[cfg(target_arch = "x86_64")]
+const FOUR_BIT_ROWS_512: Option<four_bit::FewRows> = Some(four_bit::FewRows {
+    applies: four_bit512::has_dots,
+    pack: four_bit512::pack_rows,
+    dots: four_bit512::dots,
+});
 
 impl Kernel {
     /// Blocks of `K` are multiples of this: whole chunks of either element.
@@ -127,7 +136,8 @@ static AVX512_BF16: Kernel = Kernel {
     pack_b: pack512::b_bf16,
     store: avx512::store,
     dots: avx512::dots_bf16,
-    dequantize: dequantize512::to_bf16,
+    dequantize: four_bit512::to_bf16,
+    four_bit_rows: FOUR_BIT_ROWS_512,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -141,7 +151,8 @@ static AVX512: Kernel = Kernel {
     pack_b: pack512::b_f32,
     store: avx512::store,
     dots: avx512::dots_f32,
-    dequantize: dequantize512::to_f32,
+    dequantize: four_bit512::to_f32,
+    four_bit_rows: FOUR_BIT_ROWS_512,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -156,6 +167,7 @@ static AVX2: Kernel = Kernel {
     store: avx2::store,
     dots: avx2::dots,
     dequantize: avx2::dequantize,
+    four_bit_rows: None,
 };
 
 static PORTABLE: Kernel = Kernel {
@@ -169,6 +181,7 @@ static PORTABLE: Kernel = Kernel {
     store: portable::store,
     dots: portable::dots::<{ portable::ROWS }>,
     dequantize: portable::dequantize,
+    four_bit_rows: None,
 };
 
 /// Multiplications and additions a second that the kernel reaches on all threads over data in the first-level

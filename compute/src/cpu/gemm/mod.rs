@@ -13,10 +13,10 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod block;
-#[cfg(target_arch = "x86_64")]
-mod dequantize512;
 mod few_rows;
 mod four_bit;
+#[cfg(target_arch = "x86_64")]
+mod four_bit512;
 mod isa;
 mod kernel;
 mod pack;
