@@ -274,8 +274,6 @@ fn settings_out_of_range_are_refused_by_name() {
 #[test]
 fn what_later_versions_bring_is_known_and_refused() {
     for set in [
-        "quantization=nf4",
-        "quantization={type: fp4}",
         "data.format=preference",
         "data.train=[{path: a, format: preference}]",
         "adapter.method=dora",
