@@ -102,7 +102,7 @@ fn what_cannot_be_evaluated_is_refused() {
         ("none.jsonl", "precision=f32", "none.jsonl: No such file"),
         ("bad.jsonl", "precision=f32", "bad.jsonl:2: \"text\" must be a string"),
         ("empty.jsonl", "precision=f32", "there is no example in empty.jsonl"),
-        ("data.jsonl", "quantization=nf4", "not supported yet"),
+        ("data.jsonl", "quantization={type: nf4, block_size: 65}", "has the block_size 65"),
         ("data.jsonl", "training.epochs=2", "takes data.*, precision, quantization and memory only"),
         ("data.jsonl", "data.max_lenght=2", "did you mean `data.max_length`?"),
         ("data.jsonl", "memory=100KiB", "100.0 KiB may be used"),
