@@ -26,7 +26,7 @@ const MAX_STATE: usize = 1 << 16;
 
 /// The weight that a tensor beside it belongs to.
 pub(super) fn weight_of(name: &str) -> Option<&str> {
-    let states = CODES.map(|code| state_suffix(code));
+    let states = CODES.map(state_suffix);
     let suffixes =
         [ABSMAX, MAP, NESTED_ABSMAX, NESTED_MAP].into_iter().chain(states.iter().map(String::as_str));
     // The longer ones first: `.nested_absmax` is no `.absmax` of something else, since the dot is part of both.
