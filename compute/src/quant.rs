@@ -19,7 +19,7 @@ use crate::matrix::Bytes;
 use crate::{DType, Device, Matrix, MatrixMut, MatrixRef, cpu};
 
 /// Scales that share a scale of their own under double quantization.
-pub const SCALES_BLOCK: usize = 256;
+pub const SCALES_BLOCK: usize = dynamic_map::BLOCK;
 /// The sizes that a block of weights may have.
 pub const BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
@@ -165,23 +165,15 @@ impl Scales {
     /// Rounds scales to eight bits, as bitsandbytes does on a CPU.
     pub fn double(scales: &[f32]) -> Scales {
         let offset = if scales.is_empty() { 0.0 } else { torch_sum::sum(scales) / scales.len() as f32 };
-        let map = Box::new(*dynamic_map::signed());
+        let map = dynamic_map::signed();
         let mut codes = vec![0; scales.len()];
         let mut absmax = Vec::with_capacity(scales.len().div_ceil(SCALES_BLOCK));
         for (scales, codes) in scales.chunks(SCALES_BLOCK).zip(codes.chunks_mut(SCALES_BLOCK)) {
-            let largest = scales.iter().fold(0.0_f32, |max, s| max.max((s - offset).abs()));
-            absmax.push(largest);
-            if largest == 0.0 {
-                continue;
-            }
-            let inverse = 1.0 / largest;
-            for (code, scale) in codes.iter_mut().zip(scales) {
-                // On a grid of 65536 steps, from which a table of codes is read there.
-                let x = ((scale - offset) * inverse).clamp(-1.0, 1.0);
-                let step = ((x + 1.0) * 0.5 * 65535.0 + 0.5).trunc();
-                *code = dynamic_map::nearest(&map, -1.0 + 2.0 * step / 65535.0);
-            }
+            let mut rest = [0.0; SCALES_BLOCK];
+            rest.iter_mut().zip(scales).for_each(|(rest, scale)| *rest = scale - offset);
+            absmax.push(map.encode(&rest, codes));
         }
+        let map = Box::new(*map.values());
         Scales::Double { codes, map, absmax, block_size: SCALES_BLOCK, offset }
     }
 
@@ -217,7 +209,6 @@ impl Quantized {
             assert!(block_size.is_power_of_two(), "blocks of {block_size} scales");
             assert_eq!(absmax.len(), codes.len().div_ceil(*block_size), "a scale for each block of scales");
         }
-        // Kernels read whole vectors of codes.
         let codes = Bytes::zeroed(elements.div_ceil(2));
         Quantized { rows, cols, block_size, table, codes, scales }
     }

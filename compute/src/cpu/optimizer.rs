@@ -9,22 +9,24 @@ use crate::ops::optimizer::{AdamW, Lion, Sgd};
 const COST: usize = 8;
 
 /// A step's constants as the kernel wants them.
-struct AdamWConstants {
-    decay: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    root_correction2: f32,
-    eps: f32,
-    minus_step_size: f32,
+pub(super) struct AdamWConstants {
+    pub(super) decay: f32,
+    pub(super) beta1: f32,
+    pub(super) one_minus_beta1: f32,
+    pub(super) beta2: f32,
+    pub(super) one_minus_beta2: f32,
+    pub(super) root_correction2: f32,
+    pub(super) eps: f32,
+    pub(super) minus_step_size: f32,
 }
 
 impl AdamWConstants {
-    fn new(s: &AdamW) -> Self {
+    pub(super) fn new(s: &AdamW) -> Self {
         let correction1 = 1.0 - s.beta1.powf(s.step as f64);
         let correction2 = 1.0 - s.beta2.powf(s.step as f64);
         AdamWConstants {
             decay: (1.0 - s.learning_rate * s.weight_decay) as f32,
+            beta1: s.beta1 as f32,
             one_minus_beta1: (1.0 - s.beta1) as f32,
             beta2: s.beta2 as f32,
             one_minus_beta2: (1.0 - s.beta2) as f32,

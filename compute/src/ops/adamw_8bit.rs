@@ -16,16 +16,14 @@
 //! The update itself sees the moments before they are rounded. The first moment is `β₁ m + (1 - β₁) g` where
 //! [`adamw`](super::optimizer::adamw) has PyTorch's `m + (1 - β₁) (g - m)`: both are as their originals have them.
 //!
-//! What is encoded is `x = value / absmax` in [-1, 1], in a grid of 65536 points `2 k / 65535 - 1`, `k` the nearest: the
-//! code is that of the map's value nearest to the point. No point is zero, so a zero beside other values gets the code of
-//! 1.5e-5, and no second moment of a block is below that share of its largest. A block of zeros has zeros as its
-//! codes and its absmax.
+//! What is encoded is `x = value / absmax` in [-1, 1], on the grid of [`DynamicMap`](crate::quant::dynamic_map::DynamicMap).
+//! No point of it is zero, so a zero beside other values gets the code of 1.5e-5, and no second moment of a block is below
+//! that share of its largest. A block of zeros has zeros as its codes and its absmax.
 
 use super::optimizer::AdamW;
 use crate::{Device, cpu};
 
-/// Elements that share a scale.
-pub const BLOCK: usize = 256;
+pub use crate::quant::dynamic_map::BLOCK;
 
 /// The moments of a tensor of `n` elements; all zeros before the first step.
 #[derive(Debug)]

@@ -35,8 +35,8 @@ impl Tensor {
             codes.iter().enumerate().map(value).collect()
         };
         [
-            decode(&self.m, &self.m_absmax, dynamic_map::signed()),
-            decode(&self.v, &self.v_absmax, dynamic_map::unsigned()),
+            decode(&self.m, &self.m_absmax, dynamic_map::signed().values()),
+            decode(&self.v, &self.v_absmax, dynamic_map::unsigned().values()),
         ]
     }
 }
@@ -153,8 +153,8 @@ fn a_step_is_its_formula_in_f64_and_its_codes_are_the_nearest_to_the_moments() {
                     - s.learning_rate * update;
                 assert!((f64::from(state.p[i]) - p).abs() < 1e-6, "{n}: p[{i}]");
                 for (value, coded, absmax, map) in [
-                    (m, m_after[i], state.m_absmax[i / BLOCK], dynamic_map::signed()),
-                    (v, v_after[i], state.v_absmax[i / BLOCK], dynamic_map::unsigned()),
+                    (m, m_after[i], state.m_absmax[i / BLOCK], dynamic_map::signed().values()),
+                    (v, v_after[i], state.v_absmax[i / BLOCK], dynamic_map::unsigned().values()),
                 ] {
                     let absmax = f64::from(absmax);
                     let nearest = map
