@@ -11,16 +11,14 @@ use crate::checkpoint::{
 };
 use crate::config::Config;
 use crate::error::{ModelError, Result};
-use crate::names::{Parameter, Part};
+use crate::names::{ModuleId, Parameter, Part};
 
 /// What became of one weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedWeight {
     /// Its name.
     pub name: String,
-    /// The block it belongs to, and which of its layers it is.
-    pub layer: usize,
-    /// Which of the block's layers.
+    /// Which of its block's layers.
     pub part: Part,
     /// Number of weights.
     pub parameters: u64,
@@ -81,20 +79,18 @@ pub fn quantize_folder(
         let dtype = stored(parameter)?;
         let mut values = Matrix::zeros(parameter.rows, parameter.cols, dtype.matrix_dtype());
         checkpoint.read_parameter(parameter, &config, values.as_mut())?;
-        let crate::names::ModuleId::Linear { layer, part } = parameter.module else {
-            writer.write(&parameter.name(), values.as_ref())?;
-            continue;
+        let part = match parameter.module {
+            ModuleId::Linear { part, .. } if parameter.is_quantizable() => part,
+            _ => {
+                writer.write(&parameter.name(), values.as_ref())?;
+                continue;
+            }
         };
-        if parameter.bias {
-            writer.write(&parameter.name(), values.as_ref())?;
-            continue;
-        }
         let weight = Quantized::quantize(device, values.as_ref(), format);
         quantized::write(&mut writer, parameter, format, dtype, &weight)?;
         let (squares, squared_error) = error(device, &values, &weight);
         report.push(QuantizedWeight {
             name: parameter.name(),
-            layer,
             part,
             parameters: (parameter.rows * parameter.cols) as u64,
             bytes: weight.size_bytes() as u64,

@@ -25,10 +25,18 @@ const CASES: [&str; 15] = [
     "qwen3-layer-types",
 ];
 
+/// The folders that transformers wrote with bitsandbytes: NF4 with and without double quantization, codes stored as
+/// another type, and FP4 with biases and a layer that was left out.
+const QUANTIZED: [&str; 4] = ["nf4", "nf4-plain", "nf4-bf16-storage", "fp4"];
+/// A linear layer that all of these have in four bits.
+const QUERIES: ModuleId = ModuleId::Linear { layer: 0, part: Part::Q };
+
 #[test]
 fn logits_and_residual_streams_are_those_of_transformers() {
-    for case in CASES {
+    for case in CASES.into_iter().chain(QUANTIZED) {
         let decoder = load(case);
+        let in_four_bits = matches!(decoder.base_weight(QUERIES), BaseWeight::Quantized(_));
+        assert_eq!(in_four_bits, QUANTIZED.contains(&case), "{case}: whether the weights are in four bits");
         let expected = Tensors::read(&fixture(case).join("expected.safetensors"));
         let mut batch = Batch::new();
         batch.push_unlabelled(&expected.ids("input_ids"));
@@ -106,29 +114,6 @@ fn logits_and_gradients_of_adapters_are_those_of_peft() {
             assert!(difference < 1e-4, "{what}: logits are off by {difference}");
         }
         check_gradients(&what, &decoder, &adapter, &expected);
-    }
-}
-
-/// The folders that transformers wrote with bitsandbytes: NF4 with and without double quantization, codes stored as
-/// another type, and FP4 with biases and a layer that was left out.
-const QUANTIZED: [&str; 4] = ["nf4", "nf4-plain", "nf4-bf16-storage", "fp4"];
-
-#[test]
-fn logits_over_four_bits_are_those_of_transformers() {
-    for case in QUANTIZED {
-        let decoder = load(case);
-        assert!(matches!(
-            decoder.base_weight(ModuleId::Linear { layer: 0, part: Part::Q }),
-            BaseWeight::Quantized(_)
-        ));
-        let expected = Tensors::read(&fixture(case).join("expected.safetensors"));
-        let mut batch = Batch::new();
-        batch.push_unlabelled(&expected.ids("input_ids"));
-        let run = decoder.run(None);
-        let mut buffers = training_buffers(&decoder, &Layout::default(), 0.0, batch.tokens());
-        let logits = all_logits(&decoder, &run, &batch, &mut buffers);
-        let difference = largest_difference(logits.as_ref().f32(), expected.get("logits"));
-        assert!(difference < 1e-4, "{case}: logits are off by {difference}");
     }
 }
 
