@@ -1,14 +1,13 @@
 //! `merge`: the folder it writes, the proof it gives, and that failure leaves nothing.
 
 use std::fs;
-use std::path::Path;
 
 use model::{Checkpoint, StoredDType};
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
-use crate::support::{text, tiny_adapter, tiny_model, tiny_model_stored};
-use crate::{failure, luthier, run};
+use crate::support::{names, succeed, text, tiny_adapter, tiny_model, tiny_model_stored};
+use crate::{failure, luthier};
 
 const MERGE: [&str; 7] = ["merge", "--model", "model", "--adapter", "adapter", "--output", "merged"];
 
@@ -17,23 +16,6 @@ fn folder(size: f32) -> TempDir {
     tiny_model(folder.path());
     tiny_adapter(folder.path(), size);
     folder
-}
-
-fn succeed(folder: &Path, arguments: &[&str]) -> (String, String) {
-    let output = run(folder, arguments);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{errors}");
-    (String::from_utf8(output.stdout).unwrap(), errors)
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .filter(|name| name != "hf")
-        .collect();
-    names.sort();
-    names
 }
 
 #[test]

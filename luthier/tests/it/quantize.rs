@@ -7,8 +7,8 @@ use model::{Checkpoint, Config};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
-use crate::support::{tiny_adapter, tiny_model, write_lines};
-use crate::{failure, luthier, run};
+use crate::support::{names, succeed, tiny_adapter, tiny_model, write_lines};
+use crate::{failure, luthier};
 
 const QUANTIZE: [&str; 5] = ["quantize", "--model", "model", "--output", "small"];
 
@@ -19,14 +19,6 @@ fn folder() -> TempDir {
     let record = |i: usize| json!({"text": format!("hello {i}, {}", "so it is, ".repeat(1 + i % 5))});
     write_lines(folder.path().join("data.jsonl"), &(0..24).map(record).collect::<Vec<_>>());
     folder
-}
-
-#[track_caller]
-fn succeed(folder: &Path, arguments: &[&str]) -> (String, String) {
-    let output = run(folder, arguments);
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    (String::from_utf8(output.stdout).unwrap(), errors)
 }
 
 #[track_caller]
@@ -44,16 +36,6 @@ fn refused(folder: &Path, arguments: &[&str], words: &str) {
         "{told}\nlacks\n{words}"
     );
     assert_eq!(names(folder), before);
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .filter(|name| name != "hf")
-        .collect();
-    names.sort();
-    names
 }
 
 /// `train` over a model into `output`, in `f32`, with these settings besides.

@@ -1,4 +1,5 @@
-//! A tiny model with a tokenizer and a chat template, made here: tests of commands need one and may not download it.
+//! What the tests of commands share: a tiny model with a tokenizer and a chat template, made here, since they may not
+//! download one, and what a command told and left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,8 @@ use model::adapter::peft::{PeftConfig, Selection};
 use model::adapter::targets;
 use model::{Adapter, Config, Decoder, Layout, StoredDType};
 use serde_json::{Map, Value, json};
+
+use crate::run;
 
 /// Begins every text; the tokenizer adds it.
 pub(crate) const BEGIN: u32 = 260;
@@ -124,4 +127,24 @@ fn byte_letter(byte: u8) -> char {
         true => char::from(byte),
         false => char::from_u32(256 + (0..byte).filter(|b| !seen(b)).count() as u32).unwrap(),
     }
+}
+
+/// What a command that works tells, on stdout and stderr.
+#[track_caller]
+pub(crate) fn succeed(folder: &Path, arguments: &[&str]) -> (String, String) {
+    let output = run(folder, arguments);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    (String::from_utf8(output.stdout).unwrap(), errors)
+}
+
+/// What stands in a folder, but for the hub's cache.
+pub(crate) fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| name != "hf")
+        .collect();
+    names.sort();
+    names
 }
