@@ -470,6 +470,11 @@ pub(crate) fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, length
         hints.push(format!("data.max_length below {}", lengths.longest));
     }
     if plan.bytes(Component::Optimizer) > plan.total() / 10 {
+        if plan.bytes(Component::Optimizer) > train::SMALLEST_OPTIMIZER_MEMORY
+            && run.optimizer.memory.is_none()
+        {
+            hints.push("optimizer.name: paged_adamw_8bit with an optimizer.memory".to_owned());
+        }
         hints.push("a smaller adapter.r".to_owned());
     }
     hints.push("a smaller base model".to_owned());

@@ -29,7 +29,7 @@ pub(super) fn weight_of(name: &str) -> Option<&str> {
     let states = CODES.map(state_suffix);
     let suffixes =
         [ABSMAX, MAP, NESTED_ABSMAX, NESTED_MAP].into_iter().chain(states.iter().map(String::as_str));
-    // The longer ones first: `.nested_absmax` is no `.absmax` of something else, since the dot is part of both.
+    // None of them is the end of another: `.nested_absmax` does not end in `.absmax`.
     suffixes.into_iter().find_map(|suffix| name.strip_suffix(suffix))
 }
 
