@@ -406,7 +406,7 @@ impl Settings {
 
     /// Whether a key, such as `adapter.r`, was written in the file or on the command line.
     pub(crate) fn is_set(&self, key: &str) -> bool {
-        self.tree.origin_of(key) != Origin::Default
+        self.tree.has(key)
     }
 
     /// An error about a key, such as `data.train`, that points at where it was set.

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use train::{Job, Saving, StepMetrics, Trainer};
 
 use crate::cli::{self, BenchArgs, Global};
+use crate::error::user;
 use crate::run_file::{MicroBatch, Purpose, RunFile, Settings};
 use crate::setup::{self, Base, Lengths};
 use crate::terminal::{self, bytes, count};
@@ -30,6 +31,7 @@ use crate::terminal::{self, bytes, count};
 const WARM_UP: usize = 2;
 const STEPS: u32 = 5;
 const NEW_TOKENS: u32 = 32;
+/// Tokens of prompts, as far as the model's context has room.
 const PROMPT: usize = 128;
 const PREFILL: usize = 512;
 
@@ -240,7 +242,8 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         "precision": run.precision,
         "quantization": run.quantization,
         "threads": cpu.threads(),
-        "prompt_tokens": PROMPT,
+        "prompt_tokens": alone.prompt,
+        "prefill_tokens": alone.prefill,
         "new_tokens": new,
         "tokens_per_second": alone.tokens_per_second,
         "seconds_per_step": alone.seconds_per_token,
@@ -265,8 +268,11 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         args,
         &facts,
         &[
-            ("decoding", format!("{}; one sequence behind {PROMPT} tokens", speeds(|g| g.tokens_per_second))),
-            ("prefill", format!("{}; {PREFILL} tokens", speeds(|g| g.prefill_tokens_per_second))),
+            (
+                "decoding",
+                format!("{}; one sequence behind {} tokens", speeds(|g| g.tokens_per_second), alone.prompt),
+            ),
+            ("prefill", format!("{}; {} tokens", speeds(|g| g.prefill_tokens_per_second), alone.prefill)),
             (
                 "reading",
                 format!(
@@ -286,12 +292,23 @@ struct Generating {
     /// The median.
     seconds_per_token: f64,
     prefill_tokens_per_second: f64,
+    /// Tokens before the new ones, and of the prompts that were timed alone.
+    prompt: usize,
+    prefill: usize,
 }
 
 impl Generating {
     /// `new` tokens behind a prompt, and prompts alone; each of random tokens, so that none is in the cache.
     fn measure(decoder: &Decoder, adapter: Option<&Adapter>, new: usize) -> anyhow::Result<Self> {
-        let mut generator = Generator::new(decoder, adapter, PREFILL.max(PROMPT + new + 1));
+        let context = decoder.config.max_position_embeddings;
+        let (prompt, prefill) = (PROMPT.min(context / 4).max(1), PREFILL.min(context));
+        if prompt + new + 1 > context {
+            let most = context.saturating_sub(prompt + 1);
+            return Err(user(format!(
+                "--steps {new}: the model's context of {context} tokens has room for {most}"
+            )));
+        }
+        let mut generator = Generator::new(decoder, adapter, prefill.max(prompt + new + 1));
         let mut run = |number: u64, prompt: usize, max_tokens: usize, times: &mut Vec<Instant>| {
             let prompt = random_tokens(&decoder.config, number, prompt);
             let request = Request { prompt: &prompt, max_tokens, stop: &[], sampling: Sampling::default() };
@@ -300,18 +317,20 @@ impl Generating {
                 true
             })
         };
-        run(0, PROMPT, 4, &mut Vec::new())?;
+        run(0, prompt, 2, &mut Vec::new())?;
         let mut times = Vec::new();
-        let generation = run(1, PROMPT, new + 1, &mut times)?;
-        let mut prefill = Vec::new();
+        let generation = run(1, prompt, new + 1, &mut times)?;
+        let mut speeds = Vec::new();
         for number in 2..5 {
-            let seconds = run(number, PREFILL, 1, &mut Vec::new())?.prompt_time.as_secs_f64();
-            prefill.push(PREFILL as f64 / seconds);
+            let seconds = run(number, prefill, 1, &mut Vec::new())?.prompt_time.as_secs_f64();
+            speeds.push(prefill as f64 / seconds);
         }
         Ok(Generating {
             tokens_per_second: generation.tokens_per_second(),
             seconds_per_token: median(times.windows(2).map(|t| (t[1] - t[0]).as_secs_f64()).collect()),
-            prefill_tokens_per_second: median(prefill),
+            prefill_tokens_per_second: median(speeds),
+            prompt,
+            prefill,
         })
     }
 }

@@ -225,6 +225,21 @@ fn what_a_run_cannot_do_without_is_asked_for() {
 }
 
 #[test]
+fn a_key_is_set_by_itself_and_not_by_its_neighbours() {
+    let settings = with(&["adapter.init_from=a", "training.checkpointing=block"]);
+    for (key, set) in [
+        ("adapter.init_from", true),
+        ("training.checkpointing", true),
+        ("adapter.r", false),
+        ("training.batch_size", false),
+        ("data.max_length", false),
+    ] {
+        assert_eq!(settings.is_set(key), set, "{key}");
+    }
+    assert!(read("data:\n  max_length: 2048\n").is_set("data.max_length"), "set to the default is set");
+}
+
+#[test]
 fn settings_out_of_range_are_refused_by_name() {
     for set in [
         "memory=0GB",

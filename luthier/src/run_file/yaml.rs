@@ -103,6 +103,17 @@ impl Node {
         Ok(())
     }
 
+    /// Whether there is a value at a key's path itself; that there is a section around it is not enough.
+    pub(super) fn has(&self, path: &str) -> bool {
+        let mut node = self;
+        for name in path.split('.') {
+            let Value::Map(entries) = &node.value else { return false };
+            let Some((_, value)) = entries.iter().find(|(key, _)| key.name == name) else { return false };
+            node = value;
+        }
+        true
+    }
+
     /// Where the value of a key's path was written, or the nearest section around it that was.
     pub(super) fn origin_of(&self, path: &str) -> Origin {
         let mut node = self;

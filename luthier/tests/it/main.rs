@@ -1,11 +1,13 @@
 //! The product as a user runs it, and the rules that hold between crates.
 
+mod bench;
 mod command_line;
 mod edges;
 mod eval;
 mod example;
 mod generate;
 mod hostile;
+mod init_from;
 mod merge;
 mod paged;
 mod preview;

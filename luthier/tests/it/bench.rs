@@ -1,0 +1,73 @@
+//! `luthier bench` with the real binary: what is measured is what was asked for, and told under the names scripts rely on.
+
+use serde_json::Value;
+use tempfile::tempdir;
+
+use crate::failure;
+use crate::support::{succeed, tiny_model};
+
+/// The facts of a measurement on the tiny model.
+fn bench(arguments: &[&str]) -> Value {
+    let folder = tempdir().unwrap();
+    tiny_model(folder.path());
+    let command = [&["bench"], arguments, &["--model", "model", "--json"]].concat();
+    serde_json::from_str(&succeed(folder.path(), &command).0).unwrap()
+}
+
+fn assert_numbers(facts: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(facts[key].as_f64().is_some_and(|n| n > 0.0), "{key} in {facts}");
+    }
+}
+
+#[test]
+fn training_is_one_row_a_step_unless_the_settings_say_otherwise() {
+    let step = |settings: &[&str]| {
+        let settings: Vec<&str> = settings.iter().flat_map(|&s| ["--set", s]).collect();
+        bench(&[&["train", "--steps", "1"], &settings[..]].concat())
+    };
+    let facts = step(&["data.max_length=32"]);
+    assert_numbers(
+        &facts,
+        &[
+            "tokens_per_second",
+            "seconds_per_step",
+            "peak_memory_bytes",
+            "flops_per_second",
+            "peak_flops_per_second",
+            "utilization",
+        ],
+    );
+    assert_eq!(facts["tokens_per_step"], 32);
+    // Other keys of the same sections leave the row and its number as they are.
+    assert_eq!(step(&["data.max_length=32", "training.checkpointing=block"])["tokens_per_step"], 32);
+    assert_eq!(step(&["data.shuffle=false", "training.batch_size=2"])["tokens_per_step"], 1024);
+}
+
+#[test]
+fn generation_keeps_to_the_context_of_the_model() {
+    let folder = tempdir().unwrap();
+    tiny_model(folder.path());
+    let told = failure(folder.path(), &["bench", "generate", "--model", "model", "--steps", "300"]);
+    assert!(
+        told.starts_with("exit code 2\n") && told.contains("--steps 300: the model's context of 256"),
+        "{told}"
+    );
+}
+
+#[test]
+fn generation_tells_what_it_read() {
+    let facts = bench(&["generate", "--steps", "4", "--set", "quantization=nf4"]);
+    assert_numbers(
+        &facts,
+        &[
+            "tokens_per_second",
+            "seconds_per_step",
+            "peak_memory_bytes",
+            "flops_per_second",
+            "read_bytes_per_second",
+        ],
+    );
+    assert_eq!(facts["quantization"]["type"], "nf4");
+    assert_eq!(facts["prefill_tokens"], 256, "the context of the tiny model");
+}
