@@ -250,16 +250,31 @@ impl Checkpoint {
     /// # Errors
     /// If the tensor is missing or ends before, has a value that is NaN or infinite, or the file cannot be read.
     pub fn read_part(&self, name: &str, start: usize, to: &mut [f32]) -> Result<()> {
+        let (path, file, part) = self.part(name, start, to.len())?;
+        Source { file, path, name, info: &part }.convert(to, |v| v)
+    }
+
+    /// Reads the bytes of a tensor from element `start` on as they are.
+    ///
+    /// # Errors
+    /// If the tensor is missing or ends before, or the file cannot be read.
+    pub fn read_bytes(&self, name: &str, start: usize, to: &mut [u8]) -> Result<()> {
+        let size = self.tensors.get(name).ok_or_else(|| self.missing(name))?.dtype.size();
+        let (path, file, part) = self.part(name, start, to.len() / size)?;
+        read_exact_at(file, to, part.start).map_err(|e| ModelError::read(path, e))
+    }
+
+    /// Where the elements of a tensor from `start` on lie.
+    fn part(&self, name: &str, start: usize, count: usize) -> Result<(&Path, &File, TensorInfo)> {
         let info = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let (path, file) = &self.files[info.file];
-        if start.checked_add(to.len()).is_none_or(|end| end > info.element_count()) {
-            let problem =
-                format!("has {} elements where {start} and {} are needed", info.element_count(), to.len());
+        let elements = info.element_count();
+        if start.checked_add(count).is_none_or(|end| end > elements) {
+            let problem = format!("has {elements} elements where {start} and {count} are needed");
             return Err(ModelError::tensor(path, name, problem));
         }
         let position = info.start + (start * info.dtype.size()) as u64;
-        let part = TensorInfo { start: position, ..info.clone() };
-        Source { file, path, name, info: &part }.convert(to, |v| v)
+        Ok((path, file, TensorInfo { start: position, ..info.clone() }))
     }
 
     /// Checks that this checkpoint is that of `config`: every parameter there in its shape and nothing else.

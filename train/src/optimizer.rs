@@ -20,8 +20,6 @@ const MOMENTS: [&str; 2] = ["m.", "v."];
 /// The same for moments in eight bits.
 const CODES: [&str; 2] = ["m_codes.", "v_codes."];
 const ABSMAX: [&str; 2] = ["m_absmax.", "v_absmax."];
-/// Codes that are turned into numbers at once.
-const CHUNK: usize = 1 << 16;
 /// The smallest number of bytes for [`OptimizerSettings::memory`].
 pub const SMALLEST_OPTIMIZER_MEMORY: u64 = arena::SMALLEST;
 
@@ -228,15 +226,20 @@ impl Optimizer {
         let rule = self.settings.rule;
         let mut specs = Vec::new();
         for (i, tensor) in layout.tensors().iter().enumerate() {
-            let mut add = |prefix: &str, shape: Vec<usize>| {
-                let name = format!("{prefix}{}", tensor.name);
-                specs.push(TensorSpec { name, shape, dtype: StoredDType::F32 });
+            let mut add = |prefixes: &[&str], shape: Vec<usize>, dtype| {
+                for prefix in prefixes {
+                    specs.push(TensorSpec {
+                        name: format!("{prefix}{}", tensor.name),
+                        shape: shape.clone(),
+                        dtype,
+                    });
+                }
             };
             if rule.eight_bit(tensor.range.len()) {
-                CODES.iter().for_each(|prefix| add(prefix, layout.file_shape(i)));
-                ABSMAX.iter().for_each(|prefix| add(prefix, vec![tensor.range.len().div_ceil(BLOCK)]));
+                add(&CODES, layout.file_shape(i), StoredDType::U8);
+                add(&ABSMAX, vec![tensor.range.len().div_ceil(BLOCK)], StoredDType::F32);
             } else {
-                MOMENTS[..rule.moments()].iter().for_each(|prefix| add(prefix, layout.file_shape(i)));
+                add(&MOMENTS[..rule.moments()], layout.file_shape(i), StoredDType::F32);
             }
         }
         specs
@@ -246,28 +249,24 @@ impl Optimizer {
     pub(crate) fn write(&mut self, path: &Path, layout: &Layout) -> Result<()> {
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let mut writer = CheckpointWriter::file(path, &metadata, self.specs(layout))?;
-        let mut write = |prefix: &str, part: &Part<'_>, start: usize, values: &[f32]| {
-            let values = MatrixRef::from_f32(1, values.len(), values);
-            writer.write_part(&format!("{prefix}{}", part.name), start, values)
-        };
         for (index, piece) in self.pieces.iter().enumerate() {
             let (n, state) = (piece.range.len(), self.arena.page(index)?);
             for part in parts(layout, &piece.range) {
+                let name = |prefix: &str| format!("{prefix}{}", part.name);
                 if !piece.eight_bit {
                     for (moment, prefix) in MOMENTS[..self.settings.rule.moments()].iter().enumerate() {
-                        write(prefix, &part, part.start, &state[moment * n + part.offset..][..part.len])?;
+                        let values = &state[moment * n + part.offset..][..part.len];
+                        writer.write_part(&name(prefix), part.start, row(values))?;
                     }
                     continue;
                 }
-                let (absmax, codes) = state.split_at(2 * n.div_ceil(BLOCK));
-                for (prefix, absmax) in ABSMAX.iter().zip(absmax.chunks(n.div_ceil(BLOCK))) {
-                    write(prefix, &part, part.start / BLOCK, absmax)?;
+                let blocks = n.div_ceil(BLOCK);
+                let (absmax, codes) = state.split_at(2 * blocks);
+                for (prefix, absmax) in ABSMAX.iter().zip(absmax.chunks(blocks)) {
+                    writer.write_part(&name(prefix), part.start / BLOCK, row(absmax))?;
                 }
                 for (prefix, codes) in CODES.iter().zip(bytemuck::cast_slice::<f32, u8>(codes).chunks(n)) {
-                    for (i, codes) in codes.chunks(CHUNK).enumerate() {
-                        let numbers: Vec<f32> = codes.iter().map(|&code| f32::from(code)).collect();
-                        write(prefix, &part, part.start + i * CHUNK, &numbers)?;
-                    }
+                    writer.write_bytes(&name(prefix), part.start, codes)?;
                 }
             }
         }
@@ -282,7 +281,10 @@ impl Optimizer {
         let file = Checkpoint::open_file(path)?;
         let wrong = |problem: String| ModelError::File { path: path.to_owned(), problem };
         let specs = self.specs(layout);
-        let fits = |spec: &TensorSpec| file.tensor(&spec.name).is_some_and(|found| found.shape == spec.shape);
+        let fits = |spec: &TensorSpec| {
+            let found = file.tensor(&spec.name);
+            found.is_some_and(|found| found.shape == spec.shape && found.dtype == spec.dtype)
+        };
         if file.names().count() != specs.len() || !specs.iter().all(fits) {
             let problem = "does not hold the tensors of this run's settings; it belongs to another run";
             return Err(wrong(problem.to_owned()).into());
@@ -304,19 +306,7 @@ impl Optimizer {
                 read(ABSMAX[0], &part, part.start / BLOCK, m_absmax)?;
                 read(ABSMAX[1], &part, part.start / BLOCK, v_absmax)?;
                 for (prefix, codes) in CODES.iter().zip([m, v]) {
-                    for (i, codes) in codes.chunks_mut(CHUNK).enumerate() {
-                        let mut numbers = vec![0.0; codes.len()];
-                        read(prefix, &part, part.start + i * CHUNK, &mut numbers)?;
-                        for (code, number) in codes.iter_mut().zip(numbers) {
-                            *code = number as u8;
-                            if f32::from(*code) != number {
-                                let name = part.name;
-                                let problem =
-                                    format!("`{prefix}{name}` has {number} for a code from 0 to 255");
-                                return Err(wrong(problem).into());
-                            }
-                        }
-                    }
+                    file.read_bytes(&format!("{prefix}{}", part.name), part.start, codes)?;
                 }
             }
         }
@@ -351,4 +341,8 @@ fn moments_8bit(state: &mut [f32], n: usize) -> Moments8<'_> {
     let (m_absmax, v_absmax) = absmax.split_at_mut(blocks);
     let (m, rest) = bytemuck::cast_slice_mut::<f32, u8>(codes).split_at_mut(n);
     Moments8 { m, v: &mut rest[..n], m_absmax, v_absmax }
+}
+
+fn row(values: &[f32]) -> MatrixRef<'_> {
+    MatrixRef::from_f32(1, values.len(), values)
 }

@@ -7,7 +7,7 @@ use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, SCALES_BLOCK, Scales}
 use half::bf16;
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec, read_exact_at};
+use super::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec};
 use crate::config::Config;
 use crate::error::{ModelError, Result};
 use crate::names::Parameter;
@@ -110,7 +110,7 @@ impl Checkpoint {
             return Err(wrong(format!("is not up to {MAX_STATE} bytes of JSON")));
         }
         let mut text = vec![0; info.element_count()];
-        self.read_bytes(&key, &mut text)?;
+        self.read_bytes(&key, 0, &mut text)?;
         let state: State = serde_json::from_slice(&text)
             .map_err(|e| wrong(format!("is not the JSON object that bitsandbytes writes: {e}")))?;
         if state.quant_type != code.name() {
@@ -184,7 +184,7 @@ impl Checkpoint {
         let scales = match (state.nested_blocksize, state.nested_offset) {
             (Some(block_size), Some(offset)) => {
                 let mut codes = vec![0; self.tensors[&absmax].element_count()];
-                self.read_bytes(&absmax, &mut codes)?;
+                self.read_bytes(&absmax, 0, &mut codes)?;
                 let map = self.read_vector(&(name.clone() + NESTED_MAP))?.try_into().expect("256 of them");
                 let absmax = self.read_vector(&(name.clone() + NESTED_ABSMAX))?;
                 Scales::Double { codes, map, absmax, block_size, offset: offset as f32 }
@@ -201,7 +201,7 @@ impl Checkpoint {
         }
         let (rows, cols) = (parameter.rows, parameter.cols);
         let mut weight = Quantized::new(rows, cols, state.blocksize, table, scales);
-        self.read_bytes(&name, weight.codes_mut())?;
+        self.read_bytes(&name, 0, weight.codes_mut())?;
         Ok(Some(weight))
     }
 
@@ -209,7 +209,7 @@ impl Checkpoint {
     fn read_vector(&self, name: &str) -> Result<Vec<f32>> {
         let info = &self.tensors[name];
         let mut bytes = vec![0; info.size_bytes() as usize];
-        self.read_bytes(name, &mut bytes)?;
+        self.read_bytes(name, 0, &mut bytes)?;
         let (values, _) = bytes.as_chunks::<4>();
         let values: Vec<f32> = values.iter().map(|&b| f32::from_le_bytes(b)).collect();
         match values.iter().find(|v| !v.is_finite()) {
@@ -219,13 +219,6 @@ impl Checkpoint {
                 Err(ModelError::tensor(&self.files[info.file].0, name, problem))
             }
         }
-    }
-
-    /// A tensor's bytes as they are.
-    fn read_bytes(&self, name: &str, to: &mut [u8]) -> Result<()> {
-        let info = &self.tensors[name];
-        let (path, file) = &self.files[info.file];
-        read_exact_at(file, to, info.start).map_err(|e| ModelError::read(path, e))
     }
 }
 
@@ -282,21 +275,21 @@ pub(crate) fn write(
 ) -> Result<()> {
     let name = parameter.name();
     let bytes_of = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-    to.write_bytes(&name, weight.codes())?;
-    to.write_bytes(&(name.clone() + MAP), &bytes_of(weight.table()))?;
+    to.write_bytes(&name, 0, weight.codes())?;
+    to.write_bytes(&(name.clone() + MAP), 0, &bytes_of(weight.table()))?;
     let offset = match weight.scales() {
         Scales::Plain(scales) => {
-            to.write_bytes(&(name.clone() + ABSMAX), &bytes_of(scales))?;
+            to.write_bytes(&(name.clone() + ABSMAX), 0, &bytes_of(scales))?;
             0.0
         }
         Scales::Double { codes, map, absmax, offset, .. } => {
-            to.write_bytes(&(name.clone() + ABSMAX), codes)?;
-            to.write_bytes(&(name.clone() + NESTED_ABSMAX), &bytes_of(absmax))?;
-            to.write_bytes(&(name.clone() + NESTED_MAP), &bytes_of(&map[..]))?;
+            to.write_bytes(&(name.clone() + ABSMAX), 0, codes)?;
+            to.write_bytes(&(name.clone() + NESTED_ABSMAX), 0, &bytes_of(absmax))?;
+            to.write_bytes(&(name.clone() + NESTED_MAP), 0, &bytes_of(&map[..]))?;
             *offset
         }
     };
     let mut text = state(parameter, format, dtype, offset).into_bytes();
     text.resize(state_bytes(parameter, format, dtype), b' ');
-    to.write_bytes(&(name + &state_suffix(format.code)), &text)
+    to.write_bytes(&(name + &state_suffix(format.code)), 0, &text)
 }

@@ -125,37 +125,47 @@ impl CheckpointWriter {
     /// # Panics
     /// If the tensor was not announced, has no such elements, or the part before has not been written.
     pub fn write_part(&mut self, name: &str, start: usize, values: MatrixRef<'_>) -> Result<()> {
-        let (elements, count) = (self.elements(name), values.rows() * values.cols());
+        let count = values.rows() * values.cols();
+        self.write_elements(name, start, count, |file, dtype| write_values(file, values, dtype))
+    }
+
+    /// Writes the bytes of a tensor from element `start` on as they are. Parts come in order.
+    ///
+    /// # Panics
+    /// If the tensor was not announced, has no such elements, or the part before has not been written.
+    pub fn write_bytes(&mut self, name: &str, start: usize, bytes: &[u8]) -> Result<()> {
+        let size = self.place(name).spec.dtype.size();
+        assert!(bytes.len().is_multiple_of(size), "{} bytes for {name:?}, {size} an element", bytes.len());
+        self.write_elements(name, start, bytes.len() / size, |file, _| file.write_all(bytes))
+    }
+
+    /// Has elements written at their place in the file.
+    fn write_elements(
+        &mut self,
+        name: &str,
+        start: usize,
+        count: usize,
+        write: impl FnOnce(&mut File, StoredDType) -> io::Result<()>,
+    ) -> Result<()> {
+        let elements = self.elements(name);
         let place = self.places.get_mut(name).expect("the tensor was announced");
         assert_eq!(place.written, start, "elements of {name:?} that were written before");
         assert!(start + count <= elements, "{name:?} has {elements} elements, not {start} and {count}");
         place.written += count;
-        let position = place.start + (start * place.spec.dtype.size()) as u64;
+        let dtype = place.spec.dtype;
+        let position = place.start + (start * dtype.size()) as u64;
         let Shard { file, target, .. } = &mut self.shards[place.shard];
         file.seek(SeekFrom::Start(position))
-            .and_then(|_| write_values(file, values, place.spec.dtype))
+            .and_then(|_| write(file, dtype))
             .map_err(|e| ModelError::write(target, e))
     }
 
-    /// Writes one tensor's bytes as they are.
-    ///
-    /// # Panics
-    /// If the tensor was not announced, was written before, or has another number of bytes.
-    pub(crate) fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let elements = self.elements(name);
-        let place = self.places.get_mut(name).expect("the tensor was announced");
-        assert_eq!(place.written, 0, "elements of {name:?} that were written before");
-        assert_eq!(bytes.len() as u64, place.spec.size_bytes(), "bytes of {name:?}");
-        place.written = elements;
-        let Shard { file, target, .. } = &mut self.shards[place.shard];
-        file.seek(SeekFrom::Start(place.start))
-            .and_then(|_| file.write_all(bytes))
-            .map_err(|e| ModelError::write(target, e))
+    fn place(&self, name: &str) -> &Place {
+        self.places.get(name).unwrap_or_else(|| panic!("tensor {name:?} was not announced"))
     }
 
     fn elements(&self, name: &str) -> usize {
-        let place = self.places.get(name).unwrap_or_else(|| panic!("tensor {name:?} was not announced"));
-        place.spec.shape.iter().product()
+        self.place(name).spec.shape.iter().product()
     }
 
     /// Waits until the disk has everything, then gives the files their names, the index last.
