@@ -14,6 +14,7 @@ mod cpu;
 mod device;
 mod matrix;
 pub mod ops;
+pub mod profile;
 pub mod quant;
 pub mod random;
 

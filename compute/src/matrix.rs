@@ -247,6 +247,11 @@ impl<'a> MatrixRef<'a> {
         }
     }
 
+    /// Bytes of the elements.
+    pub fn size_bytes(&self) -> usize {
+        self.rows * self.cols * self.dtype().size()
+    }
+
     /// The same elements under another shape of the same size, such as `[T, H * D]` as `[T * H, D]`.
     pub fn reshape(self, rows: usize, cols: usize) -> MatrixRef<'a> {
         assert_eq!(rows * cols, self.rows * self.cols, "reshape keeps the number of elements");
@@ -334,6 +339,11 @@ impl<'a> MatrixMut<'a> {
             SliceMut::F32(_) => DType::F32,
             SliceMut::Bf16(_) => DType::Bf16,
         }
+    }
+
+    /// Bytes of the elements.
+    pub fn size_bytes(&self) -> usize {
+        self.rows * self.cols * self.dtype().size()
     }
 
     /// A shorter borrow of the same matrix.

@@ -25,6 +25,7 @@ use std::sync::Arc;
 pub(crate) use pool::Pool;
 
 use crate::Precision;
+use crate::profile::Profile;
 use gemm::Isa;
 
 /// A handle on the host's processors; cloning shares the same threads.
@@ -32,6 +33,7 @@ use gemm::Isa;
 pub struct Cpu {
     pub(crate) pool: Arc<Pool>,
     pub(crate) isa: Isa,
+    pub(crate) profile: Arc<Profile>,
 }
 
 impl Cpu {
@@ -40,7 +42,7 @@ impl Cpu {
     pub fn new(threads: usize) -> Self {
         let threads =
             if threads == 0 { std::thread::available_parallelism().map_or(1, |n| n.get()) } else { threads };
-        Cpu { pool: Arc::new(Pool::new(threads)), isa: Isa::detect() }
+        Cpu { pool: Arc::new(Pool::new(threads)), isa: Isa::detect(), profile: Arc::default() }
     }
 
     /// `threads` threads as in [`Cpu::new`] and this instruction set, by the name that `LUTHIER_ISA` knows it by; for

@@ -21,6 +21,7 @@
 //! that share of its largest. A block of zeros has zeros as its codes and its absmax.
 
 use super::optimizer::AdamW;
+use crate::profile::Work;
 use crate::{Device, cpu};
 
 pub use crate::quant::dynamic_map::BLOCK;
@@ -57,6 +58,7 @@ pub fn adamw_8bit(
     assert_eq!(blocks, moments.m_absmax.len(), "blocks and scales of the first moments");
     assert_eq!(blocks, moments.v_absmax.len(), "blocks and scales of the second moments");
     assert!(settings.step > 0, "the first step of AdamW is 1, not 0");
+    let _watch = device.watch("adamw_8bit", || Work::bytes(params.len() * (4 + 4 + 4 + 4)));
     match device {
         Device::Cpu(cpu) => cpu::adamw_8bit::adamw_8bit(cpu, params, grads, moments, settings, grad_scale),
     }

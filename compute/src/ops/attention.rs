@@ -23,6 +23,7 @@
 use std::ops::Range;
 
 use crate::cpu::attention as cpu;
+use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
 /// One sequence's part of a batch.
@@ -79,6 +80,7 @@ pub fn forward(
     );
     assert_eq!((lse.rows(), lse.cols()), (q.rows(), attention.heads), "lse is [T, H]");
     assert_disjoint(segments, |s| &s.queries);
+    let _watch = device.watch("attention", || attention.work(segments, 2, q.dtype().size()));
     match device {
         Device::Cpu(device) => cpu::forward(device, precision, attention, segments, q, k, v, out, lse.f32()),
     }
@@ -122,6 +124,7 @@ pub fn backward(
     assert_eq!((lse.rows(), lse.cols()), (q.rows(), attention.heads), "lse is [T, H]");
     assert_disjoint(segments, |s| &s.queries);
     assert_disjoint(segments, |s| &s.keys);
+    let _watch = device.watch("attention backward", || attention.work(segments, 5, 2 * q.dtype().size()));
     match device {
         Device::Cpu(device) => {
             cpu::backward(device, precision, attention, segments, q, k, v, out, lse.f32(), dout, dq, dk, dv)
@@ -133,6 +136,28 @@ impl Attention {
     /// Query heads that read one key head, `H / K`.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// Work of so many products of all queries and the keys they see. Of each element of queries, results, keys and values
+    /// `size` bytes are read or written.
+    fn work(&self, segments: &[Segment], products: u64, size: usize) -> Work {
+        let visible = |segment: &Segment| {
+            let (queries, keys) = (segment.queries.len() as u64, segment.keys.len() as u64);
+            let all = queries * (keys - queries) + queries * (queries + 1) / 2;
+            let Some(window) = self.window.map(|window| window as u64) else { return all };
+            // What lies before the window is a triangle, cut off where the queries begin.
+            let hidden = |positions: u64| {
+                positions.saturating_sub(window) * (positions.saturating_sub(window) + 1) / 2
+            };
+            all - (hidden(keys) - hidden(keys - queries))
+        };
+        let pairs: u64 = segments.iter().map(visible).sum();
+        let elements = |s: &Segment| s.queries.len() * self.heads + s.keys.len() * self.kv_heads;
+        let rows: usize = segments.iter().map(elements).sum();
+        Work {
+            flops: 2 * products * pairs * (self.heads * self.head_dim) as u64,
+            bytes: (2 * rows * self.head_dim * size) as u64,
+        }
     }
 
     fn check(&self, segments: &[Segment], q: MatrixRef<'_>, k: MatrixRef<'_>, v: MatrixRef<'_>) {

@@ -9,6 +9,7 @@
 //! `[T, V]` matrix is ever whole. `scale` is one over the trained tokens of the whole optimizer step. The largest logit
 //! is subtracted first; the sum runs in `f64` over short `f32` partial sums, so a long vocabulary costs no precision.
 
+use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};
 
 /// `losses[N]` from `logits[N, V]` (`f32`), which become their gradients times `scale`.
@@ -23,6 +24,7 @@ pub fn forward_backward(
     losses: &mut [f32],
 ) {
     check(logits.as_ref(), targets, losses);
+    let _watch = device.watch("cross entropy and gradient", || Work::bytes(2 * logits.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::cross_entropy::forward_backward(cpu, logits, targets, scale, losses),
     }
@@ -34,6 +36,7 @@ pub fn forward_backward(
 /// As [`forward_backward`].
 pub fn forward(device: &Device, logits: MatrixRef<'_>, targets: &[u32], losses: &mut [f32]) {
     check(logits, targets, losses);
+    let _watch = device.watch("cross entropy", || Work::bytes(logits.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::cross_entropy::forward(cpu, logits, targets, losses),
     }

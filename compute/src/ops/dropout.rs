@@ -8,6 +8,7 @@
 //! `p * 2³²`. The map is linear with a diagonal matrix, so it is its own backward: the same call with the same key
 //! turns `dy` into `dx`.
 
+use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};
 
 /// `y[T, C] = mask * x[T, C] / (1 - p)`, or `y += ...` if `accumulate`; with `p = 0` nothing is dropped.
@@ -17,6 +18,7 @@ use crate::{Device, MatrixMut, MatrixRef, cpu};
 pub fn apply(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>, p: f32, key: u64, accumulate: bool) {
     assert_eq!((y.rows(), y.cols()), (x.rows(), x.cols()), "shapes of a dropout's result and input");
     assert!((0.0..1.0).contains(&p), "a dropout probability of {p} is not in 0..1");
+    let _watch = device.watch("dropout", || Work::bytes(x.size_bytes() * if accumulate { 3 } else { 2 }));
     match device {
         Device::Cpu(cpu) => cpu::dropout::apply(cpu, y, x, p, key, accumulate),
     }

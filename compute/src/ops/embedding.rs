@@ -12,6 +12,7 @@
 //! dtable[v] += Σ_{t: ids[t] = v} dy[t]
 //! ```
 
+use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};
 
 /// `y[T, C] = table[ids]`. The table may be of another element type than `y`.
@@ -20,6 +21,7 @@ use crate::{Device, MatrixMut, MatrixRef, cpu};
 /// If the shapes do not agree or an id is not a row of the table.
 pub fn forward(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u32]) {
     check(y.rows(), y.cols(), table.rows(), table.cols(), ids);
+    let _watch = device.watch("embedding", || Work::bytes(2 * y.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::embedding::forward(cpu, y, table, ids),
     }
@@ -31,6 +33,7 @@ pub fn forward(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u
 /// If the shapes do not agree or an id is not a row of the table.
 pub fn backward(device: &Device, dtable: MatrixMut<'_>, dy: MatrixRef<'_>, ids: &[u32]) {
     check(dy.rows(), dy.cols(), dtable.rows(), dtable.cols(), ids);
+    let _watch = device.watch("embedding backward", || Work::bytes(3 * dy.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::embedding::backward(cpu, dtable, dy, ids),
     }

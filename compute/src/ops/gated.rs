@@ -22,6 +22,7 @@
 //!
 //! The last is the usual `x (1 + tanh u) / 2` without its cancellation for negative `x`.
 
+use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};
 
 /// The activation of the gate.
@@ -48,6 +49,7 @@ pub fn forward(
 ) {
     assert_eq!((y.rows(), y.cols()), (gate.rows(), gate.cols()), "shapes of a gated result and its gate");
     assert_eq!((y.rows(), y.cols()), (up.rows(), up.cols()), "shapes of a gated result and its input");
+    let _watch = device.watch("gated activation", || Work::bytes(3 * y.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::gated::forward(cpu, activation, y, gate, up),
     }
@@ -66,6 +68,7 @@ pub fn backward(
 ) {
     assert_eq!((dy.rows(), dy.cols()), (gate.rows(), gate.cols()), "shapes of a gated gradient and its gate");
     assert_eq!((dy.rows(), dy.cols()), (up.rows(), up.cols()), "shapes of a gated gradient and its input");
+    let _watch = device.watch("gated activation backward", || Work::bytes(5 * dy.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::gated::backward(cpu, activation, gate, up, dy),
     }

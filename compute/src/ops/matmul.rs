@@ -4,6 +4,7 @@
 //! precision is `bf16` and the processor multiplies them.
 
 use crate::cpu::gemm::{self, FourBit, Operand, OperandMut, Right};
+use crate::profile::{Key, Work};
 use crate::quant::Quantized;
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
@@ -42,6 +43,21 @@ impl<'a> Factor<'a> {
         }
     }
 
+    fn size_bytes(self) -> usize {
+        match self {
+            Factor::Plain(m) | Factor::Transposed(m) => m.size_bytes(),
+            Factor::Quantized(m) | Factor::QuantizedTransposed(m) => m.size_bytes(),
+        }
+    }
+
+    /// What a product by this factor is called in a profile.
+    fn product_name(self) -> &'static str {
+        match self {
+            Factor::Plain(_) | Factor::Transposed(_) => "product",
+            Factor::Quantized(_) | Factor::QuantizedTransposed(_) => "product in four bits",
+        }
+    }
+
     fn left(self) -> Operand<'a> {
         match self.right() {
             Right::Dense(operand) => operand,
@@ -65,8 +81,15 @@ pub fn matmul(
     c: MatrixMut<'_>,
 ) {
     let (rows, cols) = (c.rows(), c.cols());
+    let (left, right) = (a.left(), b.right());
+    let (key, written) =
+        (Key { operation: b.product_name(), size: Some([rows, cols, left.cols]) }, c.size_bytes());
+    let _watch = device.watch(key, || Work {
+        flops: 2 * rows as u64 * cols as u64 * left.cols as u64,
+        bytes: (a.size_bytes() + b.size_bytes() + written * if accumulate { 2 } else { 1 }) as u64,
+    });
     let c = OperandMut { data: c.data, rows, cols, row_stride: cols };
     match device {
-        Device::Cpu(cpu) => gemm::gemm(cpu, precision, alpha, a.left(), b.right(), accumulate, c),
+        Device::Cpu(cpu) => gemm::gemm(cpu, precision, alpha, left, right, accumulate, c),
     }
 }

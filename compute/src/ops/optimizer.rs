@@ -25,6 +25,7 @@
 //! AdamW's operations stand in the order in which `torch.optim.AdamW` does them, each rounded to `f32`; constants are
 //! computed in `f64` and rounded once.
 
+use crate::profile::Work;
 use crate::{Device, cpu};
 
 /// Settings of one step of AdamW.
@@ -83,6 +84,7 @@ pub fn adamw(
     assert_eq!(params.len(), m.len(), "parameters and first moments");
     assert_eq!(params.len(), v.len(), "parameters and second moments");
     assert!(settings.step > 0, "the first step of AdamW is 1, not 0");
+    let _watch = device.watch("adamw", || Work::bytes(params.len() * 4 * 7));
     match device {
         Device::Cpu(cpu) => cpu::optimizer::adamw(cpu, params, grads, m, v, settings, grad_scale),
     }
@@ -102,6 +104,7 @@ pub fn lion(
 ) {
     assert_eq!(params.len(), grads.len(), "parameters and gradients");
     assert_eq!(params.len(), m.len(), "parameters and moments");
+    let _watch = device.watch("lion", || Work::bytes(params.len() * 4 * 5));
     match device {
         Device::Cpu(cpu) => cpu::optimizer::lion(cpu, params, grads, m, settings, grad_scale),
     }
@@ -113,6 +116,7 @@ pub fn lion(
 /// If the lengths differ.
 pub fn sgd(device: &Device, params: &mut [f32], grads: &[f32], settings: &Sgd, grad_scale: f32) {
     assert_eq!(params.len(), grads.len(), "parameters and gradients");
+    let _watch = device.watch("sgd", || Work::bytes(params.len() * 4 * 3));
     match device {
         Device::Cpu(cpu) => cpu::optimizer::sgd(cpu, params, grads, settings, grad_scale),
     }

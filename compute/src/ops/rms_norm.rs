@@ -17,6 +17,7 @@
 //! The mean, `rstd` and every product are `f32` whatever the element type. A norm over each head of `[T, H * D]` is
 //! the same operation on `[T * H, D]`.
 
+use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};
 
 /// `y[T, C]` and `rstd[T]` from `x[T, C]` and `weight[1, C]`, which may be of another element type.
@@ -34,6 +35,7 @@ pub fn forward(
     assert_eq!((y.rows(), y.cols()), (x.rows(), x.cols()), "shapes of a norm's result and input");
     assert_eq!((1, x.cols()), (weight.rows(), weight.cols()), "shape of a norm's weight");
     assert_eq!(x.rows(), rstd.len(), "rows of a norm and their deviations");
+    let _watch = device.watch("norm", || Work::bytes(2 * x.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::rms_norm::forward(cpu, y, x, weight, eps, rstd),
     }
@@ -60,6 +62,8 @@ pub fn backward(
     if let Some(dw) = &dweight {
         assert_eq!((1, x.cols()), (dw.rows(), dw.cols()), "shape of the gradient of a norm's weight");
     }
+    let _watch =
+        device.watch("norm backward", || Work::bytes(dx.size_bytes() * if accumulate { 4 } else { 3 }));
     match device {
         Device::Cpu(cpu) => cpu::rms_norm::backward(cpu, dx, accumulate, dy, x, weight, rstd, dweight),
     }

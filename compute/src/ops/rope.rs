@@ -20,6 +20,7 @@
 //! Frequencies, angles, cosines and sines are `f32`, computed step by step as transformers'
 //! `modeling_rope_utils.py` computes them: at large positions a frequency's last bit shows.
 
+use crate::profile::Work;
 use crate::{Device, MatrixMut, cpu};
 
 /// How frequencies are changed to reach beyond the context that a model was first trained on. Names and meanings are
@@ -200,6 +201,7 @@ impl RopeTable {
 /// If `x` is not made of heads of the table's size, or a position is beyond the table.
 pub fn forward(device: &Device, x: MatrixMut<'_>, table: &RopeTable, positions: &[u32]) {
     check(&x, table, positions);
+    let _watch = device.watch("rotary embedding", || Work::bytes(2 * x.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::rope::turn(cpu, x, table, positions, 1.0),
     }
@@ -211,6 +213,7 @@ pub fn forward(device: &Device, x: MatrixMut<'_>, table: &RopeTable, positions: 
 /// As [`forward`].
 pub fn backward(device: &Device, dx: MatrixMut<'_>, table: &RopeTable, positions: &[u32]) {
     check(&dx, table, positions);
+    let _watch = device.watch("rotary embedding backward", || Work::bytes(2 * dx.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::rope::turn(cpu, dx, table, positions, -1.0),
     }

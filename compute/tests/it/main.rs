@@ -13,6 +13,7 @@ mod matmul;
 mod noise;
 mod optimizer;
 mod quant;
+mod profile;
 mod random;
 mod reduce;
 mod residual;

@@ -3,16 +3,18 @@
 //! Training steps are the real loop's, one row of `data.max_length` random tokens each (512 unless set), every token
 //! with loss. What counts as useful work is what the arithmetic needs, not what is computed again.
 
+mod roofline;
+
+use std::collections::BTreeMap;
 use std::fs;
-use std::hint::black_box;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::thread;
 use std::time::Instant;
 
 use anyhow::Context;
+use compute::profile::{Key, Total};
 use compute::{Device, random};
 use data::{Dataset, Example};
 use infer::{Generator, Request, Sampling};
@@ -26,6 +28,7 @@ use crate::error::user;
 use crate::run_file::{MicroBatch, Purpose, RunFile, Settings};
 use crate::setup::{self, Base, Lengths};
 use crate::terminal::{self, bytes, count};
+use roofline::{Peaks, Roofline};
 
 /// Steps that are run first and not counted: the first ones touch their memory for the first time.
 const WARM_UP: usize = 2;
@@ -163,25 +166,34 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
         if n >= WARM_UP {
             measured.push(metrics);
         }
+        if n + 1 == WARM_UP {
+            device.profile().start();
+        }
     }
+    let (profile, peak_memory) = (device.profile().stop(), train::peak_memory_bytes());
     let seconds = measured.iter().map(|m| m.tokens as f64 / m.tokens_per_second).collect::<Vec<_>>();
     let tokens: u64 = measured.iter().map(|m| m.tokens).sum();
-    let tokens_per_second = tokens as f64 / seconds.iter().sum::<f64>();
+    let all_seconds = seconds.iter().sum::<f64>();
+    let tokens_per_second = tokens as f64 / all_seconds;
     let flops = training_flops(&subject.config, &trained.layout, length) * tokens_per_second;
-    let peak = peak_flops(&device, run);
+    let peaks = Peaks::measure(&device, run.precision.engine());
+    let (peak, roofline) = (peaks.flops, Roofline::new(profile, steps, all_seconds, peaks));
     let facts = json!({
         "shape": subject.name,
         "precision": run.precision,
         "quantization": run.quantization,
+        "isa": isa(&device),
         "tokens_per_step": length * batch,
         "steps": steps,
         "tokens_per_second": tokens_per_second,
         "seconds_per_step": median(seconds),
-        "peak_memory_bytes": train::peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory,
         "planned_memory_bytes": plan.total(),
         "flops_per_second": flops,
         "peak_flops_per_second": peak,
         "utilization": flops / peak,
+        "read_bytes_per_second": peaks.bandwidth,
+        "operations": roofline.json(),
         "start_to_first_step_seconds": first_step,
     });
     tell(
@@ -206,12 +218,10 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
                     100.0 * flops / peak
                 ),
             ),
-            (
-                "memory",
-                format!("{} at most, {} planned", bytes(train::peak_memory_bytes()), bytes(plan.total())),
-            ),
+            ("memory", format!("{} at most, {} planned", bytes(peak_memory), bytes(plan.total()))),
             ("start", format!("{first_step:.2} s to the end of the first step")),
         ],
+        &roofline.text("step"),
     )
 }
 
@@ -234,7 +244,9 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let peak_memory = train::peak_memory_bytes();
     let (read, multiplied) = weights_of_a_token(&subject.config, &decoder);
     let Device::Cpu(cpu) = &device;
-    let (bandwidth, peak) = (read_bandwidth(cpu.threads()), peak_flops(&device, run));
+    let peaks = Peaks::measure(&device, run.precision.engine());
+    let Peaks { flops: peak, bandwidth } = peaks;
+    let roofline = Roofline::new(alone.profile.clone(), new, alone.seconds, peaks);
     let flops = 2.0 * multiplied as f64 * alone.tokens_per_second;
     let read_per_second = read as f64 * alone.tokens_per_second;
     let facts = json!({
@@ -242,6 +254,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         "precision": run.precision,
         "quantization": run.quantization,
         "threads": cpu.threads(),
+        "isa": isa(&device),
         "prompt_tokens": alone.prompt,
         "prefill_tokens": alone.prefill,
         "new_tokens": new,
@@ -259,6 +272,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         "flops_per_second": flops,
         "peak_flops_per_second": peak,
         "utilization": flops / peak,
+        "operations": roofline.json(),
     });
     let speeds = |of: fn(&Generating) -> f64| match &adapted {
         Some(adapted) => format!("{} tokens/s, {} with an adapter", count(of(&alone)), count(of(adapted))),
@@ -283,6 +297,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
             ),
             ("memory", format!("{} at most", bytes(peak_memory))),
         ],
+        &roofline.text("token without an adapter"),
     )
 }
 
@@ -295,6 +310,9 @@ struct Generating {
     /// Tokens before the new ones, and of the prompts that were timed alone.
     prompt: usize,
     prefill: usize,
+    /// Where the time of the new tokens went, and that time.
+    profile: BTreeMap<Key, Total>,
+    seconds: f64,
 }
 
 impl Generating {
@@ -314,12 +332,17 @@ impl Generating {
             let request = Request { prompt: &prompt, max_tokens, stop: &[], sampling: Sampling::default() };
             generator.generate(request, &mut |_| {
                 times.push(Instant::now());
+                if times.len() == 1 {
+                    decoder.device.profile().start();
+                }
                 true
             })
         };
         run(0, prompt, 2, &mut Vec::new())?;
         let mut times = Vec::new();
         let generation = run(1, prompt, new + 1, &mut times)?;
+        let profile = decoder.device.profile().stop();
+        let between: Vec<f64> = times.windows(2).map(|t| (t[1] - t[0]).as_secs_f64()).collect();
         let mut speeds = Vec::new();
         for number in 2..5 {
             let seconds = run(number, prefill, 1, &mut Vec::new())?.prompt_time.as_secs_f64();
@@ -327,10 +350,12 @@ impl Generating {
         }
         Ok(Generating {
             tokens_per_second: generation.tokens_per_second(),
-            seconds_per_token: median(times.windows(2).map(|t| (t[1] - t[0]).as_secs_f64()).collect()),
+            seconds: between.iter().sum(),
+            seconds_per_token: median(between),
             prefill_tokens_per_second: median(speeds),
             prompt,
             prefill,
+            profile,
         })
     }
 }
@@ -346,34 +371,20 @@ fn weights_of_a_token(config: &Config, decoder: &Decoder) -> (u64, u64) {
     })
 }
 
-/// Bytes a second that `threads` threads read from memory: the best of several passes over more than caches hold.
-fn read_bandwidth(threads: usize) -> f64 {
-    const WORDS: usize = 256 << 17;
-    let words = vec![1_u64; WORDS];
-    let pass = || {
-        let begun = Instant::now();
-        thread::scope(|scope| {
-            for part in words.chunks(WORDS.div_ceil(threads)) {
-                scope.spawn(move || black_box(part.iter().fold(0_u64, |sum, &word| sum.wrapping_add(word))));
-            }
-        });
-        (8 * WORDS) as f64 / begun.elapsed().as_secs_f64()
-    };
-    (0..8).map(|_| pass()).fold(0.0, f64::max)
-}
-
-fn peak_flops(device: &Device, run: &RunFile) -> f64 {
+/// The instruction set in use.
+fn isa(device: &Device) -> &'static str {
     let Device::Cpu(cpu) = device;
-    cpu.peak_flops(run.precision.engine())
+    cpu.isa()
 }
 
-fn tell(args: &BenchArgs, facts: &Value, lines: &[(&str, String)]) -> anyhow::Result<ExitCode> {
+fn tell(args: &BenchArgs, facts: &Value, lines: &[(&str, String)], table: &str) -> anyhow::Result<ExitCode> {
     if args.json {
         terminal::print_json(facts)?;
     } else {
         for (what, line) in lines {
             terminal::print_line(format!("{what:9} {line}"))?;
         }
+        terminal::print_line(format!("\n{table}"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,6 +20,18 @@ fn assert_numbers(facts: &Value, keys: &[&str]) {
     }
 }
 
+/// These operations are told, and all of them together take no more than all of the time.
+fn assert_roofline(facts: &Value, operations: &[&str]) {
+    let rows = facts["operations"].as_array().unwrap();
+    for operation in operations {
+        let of = rows.iter().filter(|row| row["operation"] == *operation).collect::<Vec<_>>();
+        assert!(!of.is_empty(), "{operation} in {rows:?}");
+        of.iter().for_each(|row| assert_numbers(row, &["calls_per_step", "seconds_per_step", "of_roof"]));
+    }
+    let shares: f64 = rows.iter().map(|row| row["share"].as_f64().unwrap()).sum();
+    assert!(shares > 0.0 && shares <= 1.0, "{shares} of the time");
+}
+
 #[test]
 fn training_is_one_row_a_step_unless_the_settings_say_otherwise() {
     let step = |settings: &[&str]| {
@@ -39,6 +51,10 @@ fn training_is_one_row_a_step_unless_the_settings_say_otherwise() {
         ],
     );
     assert_eq!(facts["tokens_per_step"], 32);
+    assert_roofline(
+        &facts,
+        &["product", "attention", "attention backward", "norm", "cross entropy and gradient", "adamw"],
+    );
     // Other keys of the same sections leave the row and its number as they are.
     assert_eq!(step(&["data.max_length=32", "training.checkpointing=block"])["tokens_per_step"], 32);
     assert_eq!(step(&["data.shuffle=false", "training.batch_size=2"])["tokens_per_step"], 1024);
@@ -69,5 +85,6 @@ fn generation_tells_what_it_read() {
         ],
     );
     assert_eq!(facts["quantization"]["type"], "nf4");
+    assert_roofline(&facts, &["product", "product in four bits", "attention", "norm"]);
     assert_eq!(facts["prefill_tokens"], 256, "the context of the tiny model");
 }
