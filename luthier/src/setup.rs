@@ -19,8 +19,8 @@ use crate::error::user;
 use crate::hub;
 use crate::run_file::{self, AdapterSection, Method, MicroBatch, Pattern, RunFile, Source, TargetModules};
 
-/// Memory of the kernels' panels: shared ones, and each thread's own.
-const SHARED_PANELS: u64 = 8 << 20;
+/// Memory of the kernels' panels and sums: shared ones, and each thread's own.
+const SHARED_PANELS: u64 = 12 << 20;
 const THREAD_PANELS: u64 = 5 << 18;
 /// What a process holds before it reads anything.
 const BARE_PROCESS: u64 = 8 << 20;

@@ -189,6 +189,41 @@ fn large_products_of_several_blocks_agree_with_their_definition() {
     }
 }
 
+/// Such as the gradient of a head's input, whose depth is the vocabulary: packed a part of the depth at a time, where
+/// a product of fewer columns is not.
+#[test]
+fn a_column_of_a_very_deep_product_is_the_same_whatever_stands_beside_it() {
+    for (dtype, precision, depth) in
+        [(DType::Bf16, Precision::Bf16, 61_003), (DType::F32, Precision::F32, 30_005)]
+    {
+        // Whole panels: a narrower last one sums in another order.
+        let (rows, cols, few) = (77, 288, 96);
+        let a = random(rows, depth, dtype, 1);
+        let b = random(cols, depth, dtype, 2);
+        let old = random(rows, cols, dtype, 3);
+        for cpu in cpus(2).into_iter().filter(|cpu| cpu.isa() != "portable") {
+            let isa = cpu.isa();
+            let device = Device::Cpu(cpu);
+            let mut whole = old.to_dtype(dtype);
+            let (x, y) = (Factor::Plain(a.as_ref()), Factor::Transposed(b.as_ref()));
+            matmul(&device, precision, 0.5, x, y, true, whole.as_mut());
+            let whole = whole.to_vec();
+            for first in (0..cols).step_by(few) {
+                let y = Factor::Transposed(b.as_ref().rows_range(first..first + few));
+                let mut part = Matrix::zeros(rows, few, DType::F32);
+                for (to, from) in part.as_mut().f32().chunks_mut(few).zip(old.to_vec().chunks(cols)) {
+                    to.copy_from_slice(&from[first..first + few]);
+                }
+                let mut part = part.to_dtype(dtype);
+                matmul(&device, precision, 0.5, x, y, true, part.as_mut());
+                for (i, (part, whole)) in part.to_vec().chunks(few).zip(whole.chunks(cols)).enumerate() {
+                    assert_eq!(part, &whole[first..first + few], "row {i}, columns from {first}, {isa}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn products_of_few_rows_agree_with_their_definition() {
     for cpu in cpus(3) {

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::kernel::{Kernel, Target, TargetStart};
-use super::scratch::{self, A_BYTES, B_BYTES, SHARED_A_BYTES, SUMS};
+use super::scratch::{self, A_BYTES, B_BYTES, SHARED_A_BYTES, SHARED_SUMS, SUMS};
 use super::{Operand, OperandMut, Right, few_rows};
 use crate::cpu::Pool;
 use crate::matrix::{Slice, SliceMut};
@@ -95,14 +95,17 @@ impl Grid {
     }
 }
 
-/// Some rows of `a` packed for all tasks: one block of `K` after the other, in each all rows.
+/// Some rows of `a` over some blocks of `K`, packed for all tasks: one block of `K` after the other, in each all rows.
 struct PackedA {
     start: *mut u8,
     rows: Range<usize>,
+    k_blocks: Range<usize>,
+    /// Where `K` is too long to be packed at once: the sums of these rows and all columns, block by block of `c`.
+    sums: Option<*mut f32>,
 }
 
 // SAFETY: tasks that pack write different parts of it, tasks that multiply only read it, and `Team::run` stands
-// between the ones and the others.
+// between the ones and the others. Sums are of blocks of `c`, one task each.
 unsafe impl Sync for PackedA {}
 
 impl<'a> Product<'a> {
@@ -142,28 +145,51 @@ impl<'a> Product<'a> {
             // SAFETY: blocks of a grid do not overlap in `c`, and these have all rows.
             return team.run(grid.blocks(), |task| unsafe { few_rows::compute(self, grid.block(task)) });
         }
-        let room = SHARED_A_BYTES / (self.k_blocks() * self.row_bytes());
-        let block_rows = SHARED_ROWS - SHARED_ROWS % self.kernel.rows;
-        if cols > SHARED_COLS && room >= block_rows.min(rows.next_multiple_of(self.kernel.rows)) {
-            let part_rows = if room >= rows { rows } else { room - room % block_rows };
-            scratch::with_shared_a(|start| {
+        if let Some((part_rows, part_k_blocks)) = self.parts() {
+            let in_parts = part_k_blocks < self.k_blocks();
+            scratch::with_shared(|start, sums| {
                 for rows in chunks(0..rows, part_rows) {
-                    self.run_packed(team, &PackedA { start, rows });
+                    for k_blocks in chunks(0..self.k_blocks(), part_k_blocks) {
+                        let (rows, sums) = (rows.clone(), in_parts.then_some(sums));
+                        self.run_packed(team, &PackedA { start, rows, k_blocks, sums });
+                    }
                 }
             });
         } else {
-            // Few blocks share rows of `a`, or the rows are too long to be packed as a whole.
+            // Few blocks share rows of `a`.
             let grid = self.grid(whole, OWN_ROWS - OWN_ROWS % self.kernel.rows, OWN_COLS, team.threads());
             // SAFETY: blocks of a grid do not overlap in `c`.
             team.run(grid.blocks(), |task| unsafe { self.compute(grid.block(task), None) });
         }
     }
 
-    /// Packs some rows of `a`, then computes these rows of `c`.
+    /// How many rows of `a`, over how many blocks of `K`, are packed for all tasks at once, if they are: as many rows as
+    /// there is room for, or where `K` is too long for a block's rows, these and a part of `K`.
+    fn parts(&self) -> Option<(usize, usize)> {
+        let (rows, cols, unit) = (self.a.rows, self.b.cols(), self.kernel.rows);
+        if cols <= SHARED_COLS {
+            return None;
+        }
+        let block_rows = SHARED_ROWS - SHARED_ROWS % unit;
+        let room = SHARED_A_BYTES / (self.k_blocks() * self.row_bytes());
+        if room >= rows {
+            return Some((rows, self.k_blocks()));
+        }
+        if room >= block_rows {
+            return Some((room - room % block_rows, self.k_blocks()));
+        }
+        let with_sums = SHARED_SUMS / cols.next_multiple_of(self.kernel.lanes);
+        let part_rows = block_rows.min(rows.next_multiple_of(unit)).min(with_sums - with_sums % unit);
+        let part_k_blocks = SHARED_A_BYTES / (part_rows.max(unit) * self.row_bytes());
+        (part_rows >= MIN_ROWS.min(rows)).then_some((part_rows, part_k_blocks))
+    }
+
+    /// Packs some rows of `a`, then computes these rows of `c`, or goes on with their sums.
     fn run_packed(&self, team: &Team<'_>, a: &PackedA) {
         let strips: Vec<_> = chunks(a.rows.clone(), MIN_ROWS.next_multiple_of(self.kernel.rows)).collect();
-        team.run(strips.len() * self.k_blocks(), |task| {
-            let (k_block, rows) = (task / strips.len(), strips[task % strips.len()].clone());
+        team.run(strips.len() * a.k_blocks.len(), |task| {
+            let (k_block, rows) =
+                (a.k_blocks.start + task / strips.len(), strips[task % strips.len()].clone());
             let padded = rows.len().next_multiple_of(self.kernel.rows);
             // SAFETY: strips are whole tiles, so that each task writes rows of its own, all of which have room.
             unsafe {
@@ -233,10 +259,13 @@ impl<'a> Product<'a> {
             kernel.width()
         );
         assert!(rows * block.cols.len().next_multiple_of(kernel.lanes) <= SUMS, "{block:?} exceeds the sums");
+        let k_blocks = packed.map_or(0..self.k_blocks(), |packed| packed.k_blocks.clone());
         scratch::with(|scratch| {
-            let (own_a, b, sums) = scratch.pointers();
+            let (own_a, b, own_sums) = scratch.pointers();
             let values = scratch.values();
-            for k_block in 0..self.k_blocks() {
+            // SAFETY: there is room for the sums of all blocks.
+            let sums = unsafe { packed.and_then(|packed| packed.sums_of(self, &block)).unwrap_or(own_sums) };
+            for k_block in k_blocks {
                 // SAFETY: the rows are packed, or there is room to pack them.
                 let a = unsafe { packed.map_or(own_a, |packed| packed.at(self, k_block, block.rows.start)) };
                 if packed.is_none() {
@@ -315,8 +344,22 @@ impl PackedA {
     /// It is one of these rows, and a block of `K` of this product.
     unsafe fn at(&self, product: &Product<'_>, k_block: usize, row: usize) -> *mut u8 {
         let rows = self.rows.len().next_multiple_of(product.kernel.rows);
-        // SAFETY: `Product::run` took no more rows than there is room for.
+        let k_block = k_block - self.k_blocks.start;
+        // SAFETY: `Product::parts` took no more than there is room for.
         unsafe { self.start.add((k_block * rows + row - self.rows.start) * product.row_bytes()) }
+    }
+
+    /// Where the sums of a block are kept from one part of `K` to the next, if there are several.
+    ///
+    /// # Safety
+    /// It is a block of these rows.
+    unsafe fn sums_of(&self, product: &Product<'_>, block: &Block) -> Option<*mut f32> {
+        let rows = self.rows.len().next_multiple_of(product.kernel.rows);
+        let cols = block.cols.len().next_multiple_of(product.kernel.lanes);
+        // The columns before this block's have all rows, its own columns the rows before it.
+        let before = rows * block.cols.start + (block.rows.start - self.rows.start) * cols;
+        // SAFETY: `Product::parts` took no more rows than there is room for.
+        self.sums.map(|sums| unsafe { sums.add(before) })
     }
 }
 

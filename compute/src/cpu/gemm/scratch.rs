@@ -12,6 +12,9 @@ pub(super) const B_BYTES: usize = 32 << 10;
 pub(super) const SUMS: usize = 128 << 10;
 /// Bytes of `a` that are packed once for all tasks.
 pub(super) const SHARED_A_BYTES: usize = 8 << 20;
+/// Sums of the rows of `a` that are packed for all tasks a part of `K` at a time.
+pub(super) const SHARED_SUMS: usize = 1 << 20;
+
 /// Zeroed memory for one task at a time.
 pub(super) struct Scratch {
     a: Matrix,
@@ -42,7 +45,7 @@ fn start(floats: &mut Matrix) -> *mut f32 {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { a: floats(A_BYTES / 4), b: floats(B_BYTES / 4), values: floats(B_BYTES / 4), sums: floats(SUMS) });
-    static SHARED_A: RefCell<Matrix> = RefCell::new(floats(SHARED_A_BYTES / 4));
+    static SHARED: RefCell<(Matrix, Matrix)> = RefCell::new((floats(SHARED_A_BYTES / 4), floats(SHARED_SUMS)));
 }
 
 /// Runs `body` with this thread's scratch.
@@ -50,7 +53,7 @@ pub(super) fn with<R>(body: impl FnOnce(&mut Scratch) -> R) -> R {
     SCRATCH.with_borrow_mut(body)
 }
 
-/// Runs `body` with the start of this thread's room for `a` packed for all tasks.
-pub(super) fn with_shared_a<R>(body: impl FnOnce(*mut u8) -> R) -> R {
-    SHARED_A.with_borrow_mut(|a| body(start(a).cast()))
+/// Runs `body` with the start of this thread's room for `a` packed for all tasks, and for sums.
+pub(super) fn with_shared<R>(body: impl FnOnce(*mut u8, *mut f32) -> R) -> R {
+    SHARED.with_borrow_mut(|(a, sums)| body(start(a).cast(), start(sums)))
 }
