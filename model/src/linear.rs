@@ -147,21 +147,14 @@ impl Linear {
         scratch: &mut Scratch,
     ) {
         let trained = run.adapter.and_then(|a| a.layout.get(module));
-        let weight = self.weight(run, trained);
-        matmul(
-            run.device,
-            run.precision,
-            1.0,
-            Factor::Plain(x),
-            weight.transposed(),
-            accumulate,
-            y.reborrow(),
-        );
-        if let Some(b) = self.bias(run, trained) {
-            bias::add(run.device, y.reborrow(), b);
-        }
+        let w = self.weight(run, trained).transposed();
         if let Some(Trained::Lora(update)) = trained {
-            lora::forward(run, update, run.mask_key(module), y, x, scratch);
+            lora::forward(run, update, run.mask_key(module), y.reborrow(), accumulate, (x, w), scratch);
+        } else {
+            matmul(run.device, run.precision, 1.0, Factor::Plain(x), w, accumulate, y.reborrow());
+        }
+        if let Some(b) = self.bias(run, trained) {
+            bias::add(run.device, y, b);
         }
     }
 
@@ -170,7 +163,7 @@ impl Linear {
         &self,
         run: &Run<'_>,
         module: ModuleId,
-        mut dx: Option<MatrixMut<'_>>,
+        dx: Option<MatrixMut<'_>>,
         accumulate: bool,
         dy: MatrixRef<'_>,
         x: MatrixRef<'_>,
@@ -178,31 +171,21 @@ impl Linear {
         scratch: &mut Scratch,
     ) {
         let trained = run.adapter.and_then(|a| a.layout.get(module));
-        if let Some(dx) = &mut dx {
-            let weight = self.weight(run, trained);
-            matmul(
-                run.device,
-                run.precision,
-                1.0,
-                Factor::Plain(dy),
-                weight.plain(),
-                accumulate,
-                dx.reborrow(),
-            );
+        let w = self.weight(run, trained).plain();
+        let dx = dx.map(|dx| (dx, accumulate));
+        if let Some(Trained::Lora(update)) = trained {
+            let key = run.mask_key(module);
+            return lora::backward(run, update, key, dx, (dy, w), x, gradients, scratch);
         }
-        match trained {
-            None => {}
-            Some(Trained::Lora(update)) => {
-                let key = run.mask_key(module);
-                lora::backward(run, update, key, dx, dy, x, gradients, scratch);
-            }
-            Some(Trained::Full(full)) => {
-                let tensors = run.adapter().layout.tensors();
-                let dw = gradients.tensor_mut(&tensors[full.weight]);
-                matmul(run.device, run.precision, 1.0, Factor::Transposed(dy), Factor::Plain(x), true, dw);
-                if let Some(index) = full.bias {
-                    bias::backward(run.device, gradients.tensor_mut(&tensors[index]), dy);
-                }
+        if let Some((dx, accumulate)) = dx {
+            matmul(run.device, run.precision, 1.0, Factor::Plain(dy), w, accumulate, dx);
+        }
+        if let Some(Trained::Full(full)) = trained {
+            let tensors = run.adapter().layout.tensors();
+            let dw = gradients.tensor_mut(&tensors[full.weight]);
+            matmul(run.device, run.precision, 1.0, Factor::Transposed(dy), Factor::Plain(x), true, dw);
+            if let Some(index) = full.bias {
+                bias::backward(run.device, gradients.tensor_mut(&tensors[index]), dy);
             }
         }
     }

@@ -1,29 +1,31 @@
-//! The low-rank product of an adapter (Hu et al., 2021, arXiv:2106.09685).
+//! A linear layer with a low-rank update (Hu et al., 2021, arXiv:2106.09685).
 //!
-//! Forward, `x[T, in]`, `a[R, in]`, `b[out, R]`, `y[T, out]`; `s[T, R]` is kept for the backward:
+//! Forward, `x[T, in]`, `w` the frozen weight `[out, in]`, `a[R, in]`, `b[out, R]`, `y[T, out]`:
 //!
 //! ```text
-//! s  = x aᵀ
-//! y += scale * s bᵀ
+//! s = scale * x aᵀ
+//! y = x wᵀ + s bᵀ            (+ y)
 //! ```
 //!
-//! Backward; `ds[T, R]` is scratch:
+//! Backward; `ds[T, R]` is scratch, `s` made again:
 //!
 //! ```text
 //! ds  = scale * dy b
-//! db += scale * dyᵀ s
+//! db += dyᵀ s
 //! da += dsᵀ x
-//! dx += ds a
+//! dx  = dy w + ds a          (+ dx)
 //! ```
 //!
-//! `a`, `b`, `s`, `ds` and the gradients are `f32` in either precision. `in x out` never appears: the work is
+//! `a`, `b`, `s`, `ds` and the gradients are `f32` in either precision. The rank comes first: the update is a longer sum in
+//! the frozen weight's own product, no pass of its own over `y` or `dx`. `in x out` never appears: the work is
 //! `2 T R (in + out)` forward and twice that backward.
 
-use super::matmul::Factor::{Plain, Transposed};
-use super::matmul::matmul;
+use super::matmul::Factor::{self, Plain, Transposed};
+use super::matmul::{matmul, matmul_sum};
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
-/// `s[T, R] = x aᵀ`, `y[T, out] += scale * s bᵀ`.
+/// `s[T, R] = scale * input aᵀ`, then `y[T, out] = x w + s bᵀ`, or `y += ...`. `w` is the right factor that stands for the
+/// frozen weight, transposed; `input` is `x`, or what dropout left of it.
 ///
 /// # Panics
 /// If the shapes do not agree.
@@ -31,50 +33,52 @@ pub fn forward(
     device: &Device,
     precision: Precision,
     y: MatrixMut<'_>,
-    x: MatrixRef<'_>,
-    a: MatrixRef<'_>,
-    b: MatrixRef<'_>,
+    accumulate: bool,
+    (x, w): (MatrixRef<'_>, Factor<'_>),
+    input: MatrixRef<'_>,
+    (a, b): (MatrixRef<'_>, MatrixRef<'_>),
     scale: f32,
     mut s: MatrixMut<'_>,
 ) {
-    check(x, (y.rows(), y.cols()), a, b, (s.rows(), s.cols()));
-    matmul(device, precision, 1.0, Plain(x), Transposed(a), false, s.reborrow());
-    matmul(device, precision, scale, Plain(s.as_ref()), Transposed(b), true, y);
+    matmul(device, precision, scale, Plain(input), Transposed(a), false, s.reborrow());
+    matmul_sum(device, precision, (Plain(x), w), (Plain(s.as_ref()), Transposed(b)), accumulate, y);
 }
 
-/// Adds to `da[R, in]`, `db[out, R]` (`f32`) and, where the layer below wants it, `dx[T, in]`. `x` and `s` are those of
-/// the forward pass; `ds[T, R]` is overwritten.
+/// Adds to `da[R, in]` and `db[out, R]` (`f32`). `input` is that of the forward pass; `s[T, R]` and `ds[T, R]` are overwritten,
+/// and `ds` is what [`input_gradient`] goes on with.
 ///
 /// # Panics
 /// If the shapes do not agree.
 pub fn backward(
     device: &Device,
     precision: Precision,
-    dx: Option<MatrixMut<'_>>,
     da: MatrixMut<'_>,
     db: MatrixMut<'_>,
     dy: MatrixRef<'_>,
-    x: MatrixRef<'_>,
-    a: MatrixRef<'_>,
-    b: MatrixRef<'_>,
+    input: MatrixRef<'_>,
+    (a, b): (MatrixRef<'_>, MatrixRef<'_>),
     scale: f32,
-    s: MatrixRef<'_>,
+    mut s: MatrixMut<'_>,
     mut ds: MatrixMut<'_>,
 ) {
-    check(x, (dy.rows(), dy.cols()), a, b, (s.rows(), s.cols()));
-    assert_eq!((s.rows(), s.cols()), (ds.rows(), ds.cols()), "shape of a low-rank product's scratch");
+    matmul(device, precision, scale, Plain(input), Transposed(a), false, s.reborrow());
     matmul(device, precision, scale, Plain(dy), Plain(b), false, ds.reborrow());
-    matmul(device, precision, scale, Transposed(dy), Plain(s), true, db);
-    matmul(device, precision, 1.0, Transposed(ds.as_ref()), Plain(x), true, da);
-    if let Some(dx) = dx {
-        matmul(device, precision, 1.0, Plain(ds.as_ref()), Plain(a), true, dx);
-    }
+    matmul(device, precision, 1.0, Transposed(dy), Plain(s.as_ref()), true, db);
+    matmul(device, precision, 1.0, Transposed(ds.as_ref()), Plain(input), true, da);
 }
 
-fn check(x: MatrixRef<'_>, y: (usize, usize), a: MatrixRef<'_>, b: MatrixRef<'_>, s: (usize, usize)) {
-    let (tokens, rank) = (x.rows(), a.rows());
-    assert_eq!((tokens, b.rows()), y, "shape of a low-rank product");
-    assert_eq!(x.cols(), a.cols(), "width of a low-rank product's input and of its first factor");
-    assert_eq!(rank, b.cols(), "ranks of a low-rank product's factors");
-    assert_eq!((tokens, rank), s, "shape of a low-rank product's intermediate");
+/// `dx[T, in] = dy w + ds a`, or `dx += ...`, where nothing was dropped. `w` is the right factor that stands for the frozen
+/// weight.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn input_gradient(
+    device: &Device,
+    precision: Precision,
+    dx: MatrixMut<'_>,
+    accumulate: bool,
+    (dy, w): (MatrixRef<'_>, Factor<'_>),
+    (ds, a): (MatrixRef<'_>, MatrixRef<'_>),
+) {
+    matmul_sum(device, precision, (Plain(dy), w), (Plain(ds), Plain(a)), accumulate, dx);
 }

@@ -51,10 +51,13 @@ impl<'a> Factor<'a> {
     }
 
     /// What a product by this factor is called in a profile.
-    fn product_name(self) -> &'static str {
-        match self {
-            Factor::Plain(_) | Factor::Transposed(_) => "product",
-            Factor::Quantized(_) | Factor::QuantizedTransposed(_) => "product in four bits",
+    fn product_name(self, has_update: bool) -> &'static str {
+        let dense = matches!(self, Factor::Plain(_) | Factor::Transposed(_));
+        match (dense, has_update) {
+            (true, false) => "product",
+            (true, true) => "product and update",
+            (false, false) => "product in four bits",
+            (false, true) => "product in four bits and update",
         }
     }
 
@@ -80,16 +83,47 @@ pub fn matmul(
     accumulate: bool,
     c: MatrixMut<'_>,
 ) {
-    let (rows, cols) = (c.rows(), c.cols());
-    let (left, right) = (a.left(), b.right());
-    let (key, written) =
-        (Key { operation: b.product_name(), size: Some([rows, cols, left.cols]) }, c.size_bytes());
-    let _watch = device.watch(key, || Work {
-        flops: 2 * rows as u64 * cols as u64 * left.cols as u64,
-        bytes: (a.size_bytes() + b.size_bytes() + written * if accumulate { 2 } else { 1 }) as u64,
+    run(device, precision, alpha, (a, b), None, accumulate, c);
+}
+
+/// `c = a * b + d * e`, or `c += ...`: the product of a frozen weight and that of its low-rank update in one pass over `c`,
+/// and, but for a few rows, rounded once. As [`matmul`] otherwise.
+///
+/// # Panics
+/// As [`matmul`].
+pub fn matmul_sum(
+    device: &Device,
+    precision: Precision,
+    (a, b): (Factor<'_>, Factor<'_>),
+    (d, e): (Factor<'_>, Factor<'_>),
+    accumulate: bool,
+    c: MatrixMut<'_>,
+) {
+    run(device, precision, 1.0, (a, b), Some((d, e)), accumulate, c);
+}
+
+fn run(
+    device: &Device,
+    precision: Precision,
+    alpha: f32,
+    (a, b): (Factor<'_>, Factor<'_>),
+    more: Option<(Factor<'_>, Factor<'_>)>,
+    accumulate: bool,
+    c: MatrixMut<'_>,
+) {
+    let (rows, cols, written) = (c.rows(), c.cols(), c.size_bytes() * if accumulate { 2 } else { 1 });
+    let (factors, others) = ((a.left(), b.right()), more.map(|(d, e)| (d.left(), e.right())));
+    let operation = b.product_name(more.is_some());
+    let _watch = device.watch(Key { operation, size: Some([rows, cols, factors.0.cols]) }, || {
+        let depth = factors.0.cols + others.map_or(0, |(d, _)| d.cols);
+        let bytes = |(a, b): (Factor<'_>, Factor<'_>)| a.size_bytes() + b.size_bytes();
+        Work {
+            flops: 2 * (rows * cols * depth) as u64,
+            bytes: (bytes((a, b)) + more.map_or(0, bytes) + written) as u64,
+        }
     });
     let c = OperandMut { data: c.data, rows, cols, row_stride: cols };
     match device {
-        Device::Cpu(cpu) => gemm::gemm(cpu, precision, alpha, left, right, accumulate, c),
+        Device::Cpu(cpu) => gemm::gemm(cpu, precision, alpha, factors, others, accumulate, c),
     }
 }

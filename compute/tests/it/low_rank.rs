@@ -1,6 +1,7 @@
-//! The low-rank product against its definition in f64, and that definition's central differences.
+//! A linear layer with a low-rank update against its definition in f64, and that definition's central differences.
 
 use compute::ops::low_rank;
+use compute::ops::matmul::Factor;
 use compute::{DType, Matrix, Precision};
 
 use crate::common::{assert_within, dot, gradient, matrix, on_threads, wide};
@@ -14,12 +15,15 @@ struct Shape {
     rank: usize,
 }
 
-const SHAPES: [Shape; 4] = [
+const SMALL: [Shape; 4] = [
     Shape { tokens: 1, input: 1, output: 1, rank: 1 },
     Shape { tokens: 5, input: 17, output: 9, rank: 2 },
     Shape { tokens: 8, input: 31, output: 33, rank: 16 },
     Shape { tokens: 3, input: 40, output: 21, rank: 5 },
 ];
+
+/// Several blocks of both depths, and more columns than one task has.
+const LARGE: Shape = Shape { tokens: 70, input: 280, output: 300, rank: 300 };
 
 const SCALE: f32 = 1.5;
 
@@ -28,10 +32,11 @@ fn product(a: &[f64], b: &[f64], depth: usize) -> Vec<f64> {
     a.chunks(depth).flat_map(|a| b.chunks(depth).map(|b| dot(a, b)).collect::<Vec<_>>()).collect()
 }
 
-/// `scale * (x aᵀ) bᵀ`
-fn definition(x: &[f64], a: &[f64], b: &[f64], shape: Shape) -> Vec<f64> {
+/// `x wᵀ + scale * (x aᵀ) bᵀ`
+fn definition(x: &[f64], w: &[f64], a: &[f64], b: &[f64], shape: Shape) -> Vec<f64> {
     let s = product(x, a, shape.input);
-    product(&s, b, shape.rank).into_iter().map(|y| f64::from(SCALE) * y).collect()
+    let update = product(&s, b, shape.rank);
+    product(x, w, shape.input).into_iter().zip(update).map(|(y, u)| y + f64::from(SCALE) * u).collect()
 }
 
 /// What sums of this length lose: little in `f32`; in `bf16` the intermediate product is rounded as well.
@@ -44,6 +49,7 @@ fn tolerance(precision: Precision) -> f64 {
 
 struct Problem {
     x: Matrix,
+    w: Matrix,
     a: Matrix,
     b: Matrix,
     dy: Matrix,
@@ -63,6 +69,7 @@ impl Problem {
         };
         Problem {
             x: matrix(tokens, input, precision.dtype(), 1),
+            w: scaled(output, input, 8).to_dtype(precision.dtype()),
             a: scaled(rank, input, 2),
             b: scaled(output, rank, 3),
             dy: matrix(tokens, output, precision.dtype(), 4),
@@ -76,62 +83,76 @@ fn sum(held: &Matrix, more: Vec<f64>) -> Vec<f64> {
 }
 
 #[test]
-fn the_product_is_added_to_the_result() {
+fn the_result_is_that_of_the_definition_alone_or_added_to_what_is_there() {
     for (shape, precision) in
-        SHAPES.into_iter().flat_map(|s| [Precision::F32, Precision::Bf16].map(|p| (s, p)))
+        SMALL.into_iter().chain([LARGE]).flat_map(|s| [Precision::F32, Precision::Bf16].map(|p| (s, p)))
     {
-        let Problem { x, a, b, .. } = Problem::new(shape, precision);
+        let Problem { x, w, a, b, .. } = Problem::new(shape, precision);
         let held = || matrix(shape.tokens, shape.output, precision.dtype(), 5);
-        let got = on_threads(|device| {
-            let (mut y, mut s) = (held(), Matrix::zeros(shape.tokens, shape.rank, DType::F32));
-            let (x, a, b) = (x.as_ref(), a.as_ref(), b.as_ref());
-            low_rank::forward(device, precision, y.as_mut(), x, a, b, SCALE, s.as_mut());
-            vec![y.to_vec(), s.to_vec()]
-        });
-        let (x, a, b) = (wide(&x), wide(&a), wide(&b));
-        assert_within(tolerance(precision), &got[0], &sum(&held(), definition(&x, &a, &b, shape)), "y");
-        assert_within(tolerance(precision), &got[1], &product(&x, &a, shape.input), "s");
+        for accumulate in [false, true] {
+            let got = on_threads(|device| {
+                let (mut y, mut s) = (held(), Matrix::zeros(shape.tokens, shape.rank, DType::F32));
+                let (x, w) = (x.as_ref(), Factor::Transposed(w.as_ref()));
+                let (factors, s_out) = ((a.as_ref(), b.as_ref()), s.as_mut());
+                low_rank::forward(
+                    device,
+                    precision,
+                    y.as_mut(),
+                    accumulate,
+                    (x, w),
+                    x,
+                    factors,
+                    SCALE,
+                    s_out,
+                );
+                vec![y.to_vec(), s.to_vec()]
+            });
+            let (x, w, a, b) = (wide(&x), wide(&w), wide(&a), wide(&b));
+            let y = definition(&x, &w, &a, &b, shape);
+            let y = if accumulate { sum(&held(), y) } else { y };
+            assert_within(tolerance(precision), &got[0], &y, "y");
+            let s: Vec<f64> = product(&x, &a, shape.input).iter().map(|s| f64::from(SCALE) * s).collect();
+            assert_within(tolerance(precision), &got[1], &s, "s");
+        }
     }
 }
 
 #[test]
 fn the_gradients_are_those_of_the_definition() {
     for (shape, precision) in
-        SHAPES.into_iter().flat_map(|s| [Precision::F32, Precision::Bf16].map(|p| (s, p)))
+        SMALL.into_iter().flat_map(|s| [Precision::F32, Precision::Bf16].map(|p| (s, p)))
     {
         let Shape { tokens, input, output, rank } = shape;
-        let Problem { x, a, b, dy } = Problem::new(shape, precision);
-        let s: Vec<f32> = product(&wide(&x), &wide(&a), input).into_iter().map(|v| v as f32).collect();
-        let s = Matrix::from_f32(tokens, rank, &s);
+        let Problem { x, w, a, b, dy } = Problem::new(shape, precision);
         let held_x = || matrix(tokens, input, precision.dtype(), 5);
         let (held_a, held_b) =
             (|| matrix(rank, input, DType::F32, 6), || matrix(output, rank, DType::F32, 7));
         let got = on_threads(|device| {
             let (mut dx, mut da, mut db) = (held_x(), held_a(), held_b());
-            let mut ds = Matrix::zeros(tokens, rank, DType::F32);
+            let (mut s, mut ds) =
+                (Matrix::zeros(tokens, rank, DType::F32), Matrix::zeros(tokens, rank, DType::F32));
             let (dy, x, a, b) = (dy.as_ref(), x.as_ref(), a.as_ref(), b.as_ref());
-            let (dx_out, ds_out) = (Some(dx.as_mut()), ds.as_mut());
             let (da_out, db_out) = (da.as_mut(), db.as_mut());
             low_rank::backward(
                 device,
                 precision,
-                dx_out,
                 da_out,
                 db_out,
                 dy,
                 x,
-                a,
-                b,
+                (a, b),
                 SCALE,
-                s.as_ref(),
-                ds_out,
+                s.as_mut(),
+                ds.as_mut(),
             );
+            let w = Factor::Plain(w.as_ref());
+            low_rank::input_gradient(device, precision, dx.as_mut(), true, (dy, w), (ds.as_ref(), a));
             vec![dx.to_vec(), da.to_vec(), db.to_vec()]
         });
-        let (x, a, b, dy) = (wide(&x), wide(&a), wide(&b), wide(&dy));
-        let dx = gradient(&x, |x| dot(&definition(x, &a, &b, shape), &dy));
-        let da = gradient(&a, |a| dot(&definition(&x, a, &b, shape), &dy));
-        let db = gradient(&b, |b| dot(&definition(&x, &a, b, shape), &dy));
+        let (x, w, a, b, dy) = (wide(&x), wide(&w), wide(&a), wide(&b), wide(&dy));
+        let dx = gradient(&x, |x| dot(&definition(x, &w, &a, &b, shape), &dy));
+        let da = gradient(&a, |a| dot(&definition(&x, &w, a, &b, shape), &dy));
+        let db = gradient(&b, |b| dot(&definition(&x, &w, &a, b, shape), &dy));
         assert_within(tolerance(precision), &got[0], &sum(&held_x(), dx), "dx");
         assert_within(tolerance(precision), &got[1], &sum(&held_a(), da), "da");
         assert_within(tolerance(precision), &got[2], &sum(&held_b(), db), "db");

@@ -1,7 +1,7 @@
-//! Low-rank adaptation of a linear layer (Hu et al. 2021): `y += scale * B A dropout(x)`.
+//! Low-rank adaptation of a linear layer (Hu et al. 2021): `y = W x + scale * B A dropout(x)`.
 //!
-//! With `s = A dropout(x)`, `[T, R]`, and `ds = scale * Bᵀ dy`, the backward pass is `dB += scale * dyᵀ s`,
-//! `dA += dsᵀ dropout(x)`, `dx += dropout(A ds)`. Neither `s` nor the dropped input is kept: `s` is one thin product,
+//! With `s = scale * A dropout(x)`, `[T, R]`, and `ds = scale * Bᵀ dy`, the backward pass is `dB += dyᵀ s`,
+//! `dA += dsᵀ dropout(x)`, `dx = dy W + dropout(A ds)`. Neither `s` nor the dropped input is kept: `s` is one thin product,
 //! and the mask comes from a counter, so both are made again.
 
 use compute::ops::matmul::{Factor, matmul};
@@ -12,29 +12,32 @@ use super::parameters::{Lora, Parameters};
 use crate::linear::Scratch;
 use crate::run::Run;
 
-/// Adds the update to `y [T, out]` for input `x [T, in]`. `key` drops inputs in training.
+/// `y [T, out] = x [T, in] w + update`, or `y += ...`. `w` stands for the frozen weight, transposed; `key` drops inputs in
+/// training.
 pub(crate) fn forward(
     run: &Run<'_>,
     lora: Lora,
     key: Option<u64>,
     y: MatrixMut<'_>,
-    x: MatrixRef<'_>,
+    accumulate: bool,
+    (x, w): (MatrixRef<'_>, Factor<'_>),
     scratch: &mut Scratch,
 ) {
-    let (a, b) = run.adapter().lora(lora);
     let Scratch { dropped, low_rank: s, .. } = scratch;
     let s = s.as_mut().prefix(x.rows(), lora.rank);
-    let x = dropped_input(run, key, x, dropped);
-    low_rank::forward(run.device, run.precision, y, x, a, b, lora.scale, s);
+    let input = dropped_input(run, key, x, dropped);
+    let factors = run.adapter().lora(lora);
+    low_rank::forward(run.device, run.precision, y, accumulate, (x, w), input, factors, lora.scale, s);
 }
 
-/// Adds to the gradients of A and B, and to `dx [T, in]` if it is wanted.
+/// Adds to the gradients of A and B; if it is wanted, `dx [T, in] = dy w + update`, or `dx += ...`. `w` stands for the
+/// frozen weight.
 pub(crate) fn backward(
     run: &Run<'_>,
     lora: Lora,
     key: Option<u64>,
-    dx: Option<MatrixMut<'_>>,
-    dy: MatrixRef<'_>,
+    dx: Option<(MatrixMut<'_>, bool)>,
+    (dy, w): (MatrixRef<'_>, Factor<'_>),
     x: MatrixRef<'_>,
     gradients: &mut Parameters,
     scratch: &mut Scratch,
@@ -46,52 +49,17 @@ pub(crate) fn backward(
     let Scratch { dropped, low_rank: s, d_low_rank: ds } = scratch;
     let (rows, cols, rank) = (x.rows(), x.cols(), lora.rank);
     let input = dropped_input(run, key, x, dropped);
-    let (mut s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));
-    matmul(device, precision, 1.0, Factor::Plain(input), Factor::Transposed(a), false, s.reborrow());
+    let (s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));
+    low_rank::backward(device, precision, da, db, dy, input, (a, b), lora.scale, s, ds.reborrow());
+    let (ds, Some((mut dx, accumulate))) = (ds.as_ref(), dx) else { return };
     let Some(key) = key else {
-        return low_rank::backward(
-            device,
-            precision,
-            dx,
-            da,
-            db,
-            dy,
-            input,
-            a,
-            b,
-            lora.scale,
-            s.as_ref(),
-            ds,
-        );
+        return low_rank::input_gradient(device, precision, dx, accumulate, (dy, w), (ds, a));
     };
-    low_rank::backward(
-        device,
-        precision,
-        None,
-        da,
-        db,
-        dy,
-        input,
-        a,
-        b,
-        lora.scale,
-        s.as_ref(),
-        ds.reborrow(),
-    );
-    if let Some(dx) = dx {
-        // The dropped input is spent: its buffer takes its gradient, which then passes the same mask.
-        let mut through = dropped.as_mut().prefix(rows, cols);
-        matmul(
-            device,
-            precision,
-            1.0,
-            Factor::Plain(ds.as_ref()),
-            Factor::Plain(a),
-            false,
-            through.reborrow(),
-        );
-        dropout::apply(device, dx, through.as_ref(), adapter.dropout, key, true);
-    }
+    matmul(device, precision, 1.0, Factor::Plain(dy), w, accumulate, dx.reborrow());
+    // The dropped input is spent: its buffer takes its gradient, which then passes the same mask.
+    let mut through = dropped.as_mut().prefix(rows, cols);
+    matmul(device, precision, 1.0, Factor::Plain(ds), Factor::Plain(a), false, through.reborrow());
+    dropout::apply(device, dx, through.as_ref(), adapter.dropout, key, true);
 }
 
 /// The input as the low-rank path sees it.
@@ -102,13 +70,7 @@ fn dropped_input<'a>(
     buffer: &'a mut Matrix,
 ) -> MatrixRef<'a> {
     let Some(key) = key else { return x };
-    dropout::apply(
-        run.device,
-        buffer.as_mut().prefix(x.rows(), x.cols()),
-        x,
-        run.adapter().dropout,
-        key,
-        false,
-    );
+    let dropped = buffer.as_mut().prefix(x.rows(), x.cols());
+    dropout::apply(run.device, dropped, x, run.adapter().dropout, key, false);
     buffer.as_ref().prefix(x.rows(), x.cols())
 }

@@ -52,6 +52,8 @@ pub(super) struct Product<'a> {
     pub(super) alpha: f32,
     pub(super) a: Operand<'a>,
     pub(super) b: Right<'a>,
+    /// A second pair of factors, whose product goes into the same sums.
+    pub(super) more: Option<(Operand<'a>, Right<'a>)>,
     pub(super) accumulate: bool,
     pub(super) c: Target,
 }
@@ -113,15 +115,17 @@ impl<'a> Product<'a> {
     pub(super) fn new(
         kernel: &'static Kernel,
         alpha: f32,
-        a: Operand<'a>,
-        b: Right<'a>,
+        (a, b): (Operand<'a>, Right<'a>),
+        more: Option<(Operand<'a>, Right<'a>)>,
         accumulate: bool,
         c: OperandMut<'a>,
     ) -> Option<Self> {
-        assert_eq!((a.rows, b.cols(), a.cols), (c.rows, c.cols, b.rows()), "shapes of a product");
-        a.check("a");
-        if let Right::Dense(b) = &b {
-            b.check("b");
+        for (a, b) in [(a, b)].into_iter().chain(more) {
+            assert_eq!((a.rows, b.cols(), a.cols), (c.rows, c.cols, b.rows()), "shapes of a product");
+            a.check("a");
+            if let Right::Dense(b) = &b {
+                b.check("b");
+            }
         }
         let (end, len) = (extent(c.rows, c.cols, c.row_stride, 1), c.len());
         assert!(end <= len, "c ends at element {end} of {len}");
@@ -133,7 +137,7 @@ impl<'a> Product<'a> {
             SliceMut::F32(s) => TargetStart::F32(s.as_mut_ptr()),
             SliceMut::Bf16(s) => TargetStart::Bf16(s.as_mut_ptr()),
         };
-        Some(Product { kernel, alpha, a, b, accumulate, c: Target { start, row_stride: c.row_stride } })
+        Some(Product { kernel, alpha, a, b, more, accumulate, c: Target { start, row_stride: c.row_stride } })
     }
 
     /// Computes `c`.
@@ -143,7 +147,11 @@ impl<'a> Product<'a> {
         if few_rows::applies(self) {
             let grid = Grid { whole, rows, cols: few_rows::cols_per_task(self, team.threads()) };
             // SAFETY: blocks of a grid do not overlap in `c`, and these have all rows.
-            return team.run(grid.blocks(), |task| unsafe { few_rows::compute(self, grid.block(task)) });
+            team.run(grid.blocks(), |task| unsafe { few_rows::compute(self, grid.block(task)) });
+            if let Some((a, b)) = self.more {
+                Product { a, b, more: None, accumulate: true, ..*self }.run(team);
+            }
+            return;
         }
         if let Some((part_rows, part_k_blocks)) = self.parts() {
             let in_parts = part_k_blocks < self.k_blocks();
@@ -194,7 +202,7 @@ impl<'a> Product<'a> {
             // SAFETY: strips are whole tiles, so that each task writes rows of its own, all of which have room.
             unsafe {
                 let to = a.at(self, k_block, rows.start);
-                (self.kernel.pack_a)(self.a.view(rows, self.ks(k_block)), padded, self.tile_bytes(), to);
+                (self.kernel.pack_a)(self.left(k_block, rows), padded, self.tile_bytes(), to);
             }
         });
         let part = Block { rows: a.rows.clone(), cols: 0..self.b.cols() };
@@ -219,25 +227,49 @@ impl<'a> Product<'a> {
         Grid { whole, rows, cols }
     }
 
-    /// The `k` of a block: equal parts of `K` as far as whole vectors allow.
-    fn depth(&self) -> usize {
-        let parts = self.a.cols.div_ceil(self.kernel.depth).max(1);
-        self.a.cols.div_ceil(parts).next_multiple_of(Kernel::DEPTH_STEP).max(Kernel::DEPTH_STEP)
+    /// The `k` of a block of `K`: equal parts of it as far as whole vectors allow.
+    fn depth(&self, k: usize) -> usize {
+        let parts = k.div_ceil(self.kernel.depth).max(1);
+        k.div_ceil(parts).next_multiple_of(Kernel::DEPTH_STEP).max(Kernel::DEPTH_STEP)
     }
 
-    /// Blocks of `K`; one that is empty if `K` is 0, so that `c` is written.
+    /// Blocks of `K`; one that is empty if it is 0, so that `c` is written.
+    fn blocks_of(&self, k: usize) -> usize {
+        k.div_ceil(self.depth(k)).max(1)
+    }
+
+    /// Blocks of both pairs' `K`, one pair after the other.
     fn k_blocks(&self) -> usize {
-        self.a.cols.div_ceil(self.depth()).max(1)
+        self.blocks_of(self.a.cols) + self.more.map_or(0, |(a, _)| self.blocks_of(a.cols))
     }
 
-    fn ks(&self, k_block: usize) -> Range<usize> {
-        let start = k_block * self.depth();
-        start..self.a.cols.min(start + self.depth())
+    /// The factors that a block of `K` belongs to, and what of their `K` it is.
+    fn factors(&self, k_block: usize) -> (Operand<'a>, Right<'a>, Range<usize>) {
+        let own = self.blocks_of(self.a.cols);
+        let (index, (a, b)) = match self.more {
+            Some(more) if k_block >= own => (k_block - own, more),
+            _ => (k_block, (self.a, self.b)),
+        };
+        let depth = self.depth(a.cols);
+        (a, b, index * depth..a.cols.min((index + 1) * depth))
+    }
+
+    /// Some rows of the left factor over a block of `K`.
+    fn left(&self, k_block: usize, rows: Range<usize>) -> Operand<'a> {
+        let (a, _, ks) = self.factors(k_block);
+        a.view(rows, ks)
+    }
+
+    /// Some columns of the right factor over a block of `K`.
+    fn right(&self, k_block: usize, cols: Range<usize>) -> Right<'a> {
+        let (_, b, ks) = self.factors(k_block);
+        b.view(ks, cols)
     }
 
     /// Bytes of a packed row of `a` in a block of `K`.
     fn row_bytes(&self) -> usize {
-        self.depth() * self.kernel.packed.size()
+        let more = self.more.map_or(0, |(a, _)| self.depth(a.cols));
+        self.depth(self.a.cols).max(more) * self.kernel.packed.size()
     }
 
     /// Bytes of a packed tile of `a` in a block of `K`.
@@ -269,7 +301,7 @@ impl<'a> Product<'a> {
                 // SAFETY: the rows are packed, or there is room to pack them.
                 let a = unsafe { packed.map_or(own_a, |packed| packed.at(self, k_block, block.rows.start)) };
                 if packed.is_none() {
-                    let view = self.a.view(block.rows.clone(), self.ks(k_block));
+                    let view = self.left(k_block, block.rows.clone());
                     // SAFETY: as above.
                     unsafe { (kernel.pack_a)(view, rows, self.tile_bytes(), a) };
                 }
@@ -295,17 +327,17 @@ impl<'a> Product<'a> {
         values: *mut u8,
         sums: *mut f32,
     ) {
-        let (kernel, ks) = (self.kernel, self.ks(k_block));
+        let (kernel, right) = (self.kernel, self.right(k_block, cols.clone()));
         let vectors = cols.len().div_ceil(kernel.lanes);
         let (tile, width) = (kernel.tiles[vectors - 1], vectors * kernel.lanes);
-        let (groups, is_last) = (ks.len().div_ceil(kernel.group()), k_block + 1 == self.k_blocks());
+        let (groups, is_last) = (right.rows().div_ceil(kernel.group()), k_block + 1 == self.k_blocks());
         let rows = block.rows.len().next_multiple_of(kernel.rows);
         // Sums that are written out at once need not be kept: all tiles share a place in the first-level cache.
         let keep = self.k_blocks() > 1;
         let panel_sums = if keep { rows * (cols.start - block.cols.start) } else { 0 };
         // SAFETY: there is room for the panel, and for its values where they stand in four bits.
         unsafe {
-            let values = match self.b.view(ks, cols.clone()) {
+            let values = match right {
                 Right::Dense(values) => values,
                 Right::FourBit(codes) => codes.values(kernel, values),
             };
@@ -332,8 +364,10 @@ impl<'a> Product<'a> {
     fn next_panel(&self, block: &Block, k_block: usize, end: usize) -> Right<'a> {
         let (k_block, start) =
             if end < block.cols.end { (k_block, end) } else { (k_block + 1, block.cols.start) };
-        let ks = if k_block < self.k_blocks() { self.ks(k_block) } else { 0..0 };
-        self.b.view(ks, start..block.cols.end.min(start + self.kernel.width()))
+        if k_block == self.k_blocks() {
+            return self.b.view(0..0, 0..0);
+        }
+        self.right(k_block, start..block.cols.end.min(start + self.kernel.width()))
     }
 }
 

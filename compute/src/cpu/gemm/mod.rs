@@ -67,7 +67,8 @@ pub(crate) struct OperandMut<'a> {
     pub(crate) row_stride: usize,
 }
 
-/// `c = alpha * a * b` or, accumulating, `c += alpha * a * b`, on all threads.
+/// `c = alpha * a * b` or, accumulating, `c += alpha * a * b`, on all threads; with `more`, a second pair of factors,
+/// `alpha * (a * b + d * e)`, of which the parts are not rounded.
 ///
 /// # Panics
 /// If shapes do not agree, or data is shorter than its shape and strides say.
@@ -75,12 +76,12 @@ pub(crate) fn gemm(
     cpu: &Cpu,
     precision: Precision,
     alpha: f32,
-    a: Operand<'_>,
-    b: Right<'_>,
+    factors: (Operand<'_>, Right<'_>),
+    more: Option<(Operand<'_>, Right<'_>)>,
     accumulate: bool,
     c: OperandMut<'_>,
 ) {
-    let product = Product::new(Kernel::of(cpu.isa, precision), alpha, a, b, accumulate, c);
+    let product = Product::new(Kernel::of(cpu.isa, precision), alpha, factors, more, accumulate, c);
     if let Some(product) = product {
         product.run(&Team::Pool(&cpu.pool));
     }
@@ -96,7 +97,7 @@ pub(crate) fn serial(
     accumulate: bool,
     c: OperandMut<'_>,
 ) {
-    let product = Product::new(Kernel::of(isa, precision), alpha, a, b.into(), accumulate, c);
+    let product = Product::new(Kernel::of(isa, precision), alpha, (a, b.into()), None, accumulate, c);
     if let Some(product) = product {
         product.run(&Team::Alone);
     }
