@@ -51,6 +51,10 @@ pub(super) struct Running<'a> {
     /// `[rows, D]`: `Σ_j exp(s_j - max) v_j` so far.
     pub(super) sums: &'a mut [f32],
     /// `[rows]`, to work with.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "only AVX-512 works on several rows at once")
+    )]
     pub(super) factor: &'a mut [f32],
 }
 
