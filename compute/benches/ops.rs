@@ -7,9 +7,10 @@ use std::hint::black_box;
 
 use compute::ops::adamw_8bit::{self, Moments8};
 use compute::ops::gated::Activation;
-use compute::ops::optimizer::{self, AdamW};
+use compute::ops::optimizer::{self, AdamW, Lion, Sgd};
 use compute::ops::rope::{RopeScaling, RopeTable};
-use compute::ops::{bias, cross_entropy, dropout, embedding, gated, reduce, residual, rms_norm, rope};
+use compute::ops::{bias, cross_entropy, dropout, embedding, gated, noise, reduce, residual, rms_norm, rope};
+use compute::quant::{Code, Format, Quantized};
 use compute::{DType, Device, Matrix, random};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -122,10 +123,36 @@ fn flat(c: &mut Criterion) {
         let moments = Moments8 { m: &mut mc, v: &mut vc, m_absmax: &mut ma, v_absmax: &mut va };
         adamw_8bit::adamw_8bit(device, &mut p, &g, moments, &settings, 1.0);
     });
+    measure(c, "f32", "lion", 5 * 4 * n, || {
+        let settings = Lion { learning_rate: 1e-4, beta1: 0.9, beta2: 0.99, weight_decay: 0.0 };
+        optimizer::lion(device, &mut p, &g, &mut m, &settings, 1.0);
+    });
+    measure(c, "f32", "sgd", 3 * 4 * n, || {
+        optimizer::sgd(device, &mut p, &g, &Sgd { learning_rate: 1e-4, weight_decay: 0.0 }, 1.0);
+    });
     measure(c, "f32", "sum_of_squares", 4 * n, || {
         black_box(reduce::sum_of_squares(device, &g));
     });
 }
 
-criterion_group!(benches, rows, activations, flat);
+/// Weights on their way into four bits and back, and random ones.
+fn weights(c: &mut Criterion) {
+    let device = &Device::cpu(0);
+    let mut w = matrix(F, C, DType::Bf16);
+    for (name, double_quant) in [("nf4", false), ("nf4 double", true)] {
+        let format = Format { code: Code::Nf4, block_size: 64, double_quant };
+        let bytes = w.size_bytes() + format.size_bytes(F * C);
+        measure(c, "bf16", &format!("quantize {name}"), bytes, || {
+            black_box(Quantized::quantize(device, w.as_ref(), format));
+        });
+        let quantized = Quantized::quantize(device, w.as_ref(), format);
+        measure(c, "bf16", &format!("dequantize {name}"), bytes, || {
+            quantized.dequantize_rows(device, 0..F, w.as_mut());
+        });
+    }
+    let bytes = w.size_bytes();
+    measure(c, "bf16", "nearly_normal", bytes, || noise::nearly_normal(device, w.as_mut(), 0.02, 7));
+}
+
+criterion_group!(benches, rows, activations, flat, weights);
 criterion_main!(benches);
