@@ -145,7 +145,7 @@ impl Default for AdapterSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct OptimizerSection {
-    /// The budget of paged optimizers' state.
+    /// The budget of the optimizer's state; the rest lies in a file. None: all is in memory, if it fits.
     pub(crate) memory: Option<ByteSize>,
     pub(crate) name: OptimizerName,
     pub(crate) learning_rate: f64,
@@ -457,12 +457,12 @@ pub(crate) struct Difference {
 
 /// The settings in which a run that goes on may not differ from its saved ones, but does.
 ///
-/// `training.max_steps` and `training.epochs` may grow, and `optimizer.memory` changes no result. `output` is not
-/// compared: it is where `saved` was read from.
+/// `training.max_steps` and `training.epochs` may grow. `memory` and `optimizer.memory` change no result: what it depends on is
+/// settled in `saved`. `output` is not compared: it is where `saved` was read from.
 pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
     let (saved_keys, now_keys) = (flatten(saved), flatten(now));
     let may_differ = |key: &str| match key {
-        "output" | "optimizer.memory" => true,
+        "output" | "memory" | "optimizer.memory" => true,
         "training.epochs" => now.training.epochs >= saved.training.epochs,
         "training.max_steps" => match (saved.training.max_steps, now.training.max_steps) {
             (Some(saved), Some(now)) => now >= saved,

@@ -23,7 +23,7 @@ use train::{Job, Saving, StepMetrics, Trainer};
 
 use crate::cli::{self, BenchArgs, Global};
 use crate::error::user;
-use crate::run_file::{MicroBatch, Purpose, RunFile, Settings};
+use crate::run_file::{Purpose, RunFile, Settings};
 use crate::setup::{self, Base, Lengths};
 use crate::terminal::{self, bytes, count};
 
@@ -142,7 +142,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let stop = AtomicBool::new(false);
     let peft = trained.peft.clone().unwrap_or_default();
     let mut run_settings = settings.run.clone();
-    run_settings.training.micro_batch_tokens = MicroBatch::Tokens(sizes.micro_batch_tokens);
+    sizes.settle(&mut run_settings);
     let mut trainer = Trainer::open(Job {
         decoder: &decoder,
         adapter,

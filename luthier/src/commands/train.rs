@@ -18,7 +18,7 @@ use train::{Event, Job, Outcome, Saving, StepPlan, Trainer};
 use crate::cli::{self, Global};
 use crate::error::{STOPPED, user};
 use crate::run_file::{self, Method, MicroBatch, Purpose, RunFile, Settings};
-use crate::setup::{self, Base, Lengths, Trained};
+use crate::setup::{self, Base, Lengths, Sizes, Trained};
 use crate::signal;
 use crate::terminal::{self, Progress, bytes, count};
 
@@ -38,15 +38,11 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let (sizes, memory) =
         setup::fit(run, &base.config, base.stored, &trained, lengths(run, &train, eval.as_ref()))?;
     let steps = steps(&settings, &train)?;
-    present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory, steps);
+    present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory, sizes, steps);
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
-    settings.run.training.micro_batch_tokens = MicroBatch::Tokens(sizes.micro_batch_tokens);
-    settings.run.training.checkpointing = match sizes.checkpointing {
-        model::Checkpointing::None => run_file::Checkpointing::None,
-        model::Checkpointing::Block => run_file::Checkpointing::Block,
-    };
+    sizes.settle(&mut settings.run);
     let run = &settings.run;
     let device = global.device()?;
     let (decoder, adapter) = load(&settings, &base, &device, &trained)?;
@@ -235,7 +231,7 @@ fn load(
     Ok((decoder, adapter))
 }
 
-pub(super) fn loop_settings(run: &RunFile, sizes: setup::Sizes) -> train::Settings {
+pub(super) fn loop_settings(run: &RunFile, sizes: Sizes) -> train::Settings {
     let training = &run.training;
     train::Settings {
         optimizer: setup::optimizer(run),
@@ -263,6 +259,7 @@ fn present(
     tokenizer: &Tokenizer,
     trained: &Trained,
     memory: &MemoryPlan,
+    sizes: Sizes,
     steps: u64,
 ) {
     let (all, some) = (base.config.parameter_count(), trained.layout.len() as u64);
@@ -299,6 +296,9 @@ fn present(
         .map(|&c| format!("{} {}", c.name(), bytes(memory.bytes(c))))
         .collect();
     eprintln!("memory   {} planned: {}", bytes(memory.total()), parts.join(", "));
+    if let Some(paging) = sizes.paging() {
+        eprintln!("paging   {paging}");
+    }
     let runs = data::preview::runs(&train.examples[0], tokenizer);
     let text = terminal::paint_segments(
         runs.iter().map(|(t, trained)| (t.as_str(), *trained)),

@@ -2,8 +2,8 @@
 //! other, and what this version does not support yet.
 
 use super::{
-    AdapterSection, DataSection, Format, Init, Method, MicroBatch, OptimizerName, OptimizerSection, Settings,
-    TargetModules, TrainData, TrainingSection,
+    AdapterSection, DataSection, Format, Init, Method, MicroBatch, OptimizerSection, Settings, TargetModules,
+    TrainData, TrainingSection,
 };
 
 /// What the settings are for, which says which keys they cannot do without.
@@ -154,12 +154,6 @@ impl Settings {
     }
 
     fn check_optimizer(&self, optimizer: &OptimizerSection) -> anyhow::Result<()> {
-        let paged = matches!(optimizer.name, OptimizerName::PagedAdamw | OptimizerName::PagedAdamw8bit);
-        self.require(
-            paged || optimizer.memory.is_none(),
-            "optimizer.memory",
-            "is the budget of `paged_adamw` and `paged_adamw_8bit`; leave it null with other optimizers",
-        )?;
         let least = train::SMALLEST_OPTIMIZER_MEMORY;
         self.require(
             optimizer.memory.is_none_or(|budget| budget.0 >= least),

@@ -97,6 +97,11 @@ pub(crate) struct Quantization {
     pub(crate) block_size: usize,
 }
 
+impl Quantization {
+    /// What `quantization: nf4` means.
+    pub(crate) const NF4: Self = Self { kind: QuantizationType::Nf4, double_quant: true, block_size: 64 };
+}
+
 /// The table of sixteen values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, DeriveSerialize, DeriveDeserialize)]
 #[serde(rename_all = "snake_case")]
@@ -112,16 +117,8 @@ impl<'de> Deserialize<'de> for Quantization {
         struct Full {
             #[serde(rename = "type")]
             kind: QuantizationType,
-            #[serde(default = "yes")]
-            double_quant: bool,
-            #[serde(default = "sixty_four")]
-            block_size: usize,
-        }
-        fn yes() -> bool {
-            true
-        }
-        fn sixty_four() -> usize {
-            64
+            double_quant: Option<bool>,
+            block_size: Option<usize>,
         }
         struct QuantizationVisitor;
         impl<'de> Visitor<'de> for QuantizationVisitor {
@@ -137,7 +134,7 @@ impl<'de> Deserialize<'de> for Quantization {
                     "fp4" => QuantizationType::Fp4,
                     _ => return Err(E::invalid_value(de::Unexpected::Str(text), &self)),
                 };
-                Ok(Full { kind, double_quant: yes(), block_size: sixty_four() })
+                Ok(Full { kind, double_quant: None, block_size: None })
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Full, A::Error> {
@@ -145,7 +142,11 @@ impl<'de> Deserialize<'de> for Quantization {
             }
         }
         let Full { kind, double_quant, block_size } = deserializer.deserialize_any(QuantizationVisitor)?;
-        Ok(Self { kind, double_quant, block_size })
+        Ok(Self {
+            kind,
+            double_quant: double_quant.unwrap_or(Self::NF4.double_quant),
+            block_size: block_size.unwrap_or(Self::NF4.block_size),
+        })
     }
 }
 
