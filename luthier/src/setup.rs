@@ -10,7 +10,7 @@ use model::adapter::init::Init;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::adapter::targets;
 use model::memory::{Component, MemoryPlan};
-use model::{Adapter, Checkpoint, Checkpointing, Config, Decoder, Layout, StoredDType};
+use model::{Adapter, Checkpoint, Checkpointing, Config, Decoder, Keeping, Layout, StoredDType};
 use serde_json::Value;
 use train::{Decay, OptimizerSettings, Rule, Schedule};
 
@@ -18,7 +18,8 @@ use crate::cli;
 use crate::error::user;
 use crate::hub;
 use crate::run_file::{
-    self, AdapterSection, ByteSize, Method, MicroBatch, Pattern, Quantization, RunFile, Source, TargetModules,
+    self, AdapterSection, ByteSize, Method, MicroBatch, Offloading, Pattern, Quantization, RunFile, Source,
+    TargetModules,
 };
 use crate::terminal::bytes;
 
@@ -31,8 +32,8 @@ const BARE_PROCESS: u64 = 8 << 20;
 const TOKENIZER_ENTRY: u64 = 800;
 /// Tokens in memory at once, where there is room: more do not make products faster.
 const USUAL_MICRO_BATCH: usize = 1024;
-/// What stays in memory at least of what is paged: a few pages of the size at which disks are as fast as they get.
-const LEAST_PAGED: u64 = 4 << 20;
+/// What stays in memory at least of what is paged by itself.
+const LEAST_PAGED: u64 = Offloading::LEAST.0;
 
 impl run_file::Precision {
     /// As the engine calls it.
@@ -332,7 +333,7 @@ pub(crate) fn trained(run: &RunFile, config: &Config, base: &str) -> anyhow::Res
     Ok(Trained { layout, dropout: run.adapter.dropout as f32, peft: Some(peft.settled(&resolution)) })
 }
 
-/// The sizes that were left to us.
+/// What was left to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
     pub(crate) micro_batch_tokens: usize,
@@ -347,17 +348,46 @@ impl Sizes {
         run.training.micro_batch_tokens = MicroBatch::Tokens(self.micro_batch_tokens);
         run.training.checkpointing = match self.checkpointing {
             Checkpointing::None => run_file::Checkpointing::None,
-            Checkpointing::Block => run_file::Checkpointing::Block,
+            Checkpointing::Block(_) => run_file::Checkpointing::Block,
         };
+        run.training.activation_offloading =
+            self.activation_memory().map_or(Offloading::Never, |memory| Offloading::Within(ByteSize(memory)));
         run.optimizer.memory = self.optimizer_memory.map(ByteSize);
+    }
+
+    /// Bytes of the layers' inputs that may be in memory, the rest being in a file. None: all of them.
+    pub(crate) fn activation_memory(self) -> Option<u64> {
+        match self.checkpointing {
+            Checkpointing::None => None,
+            Checkpointing::Block(keeping) => keeping.memory,
+        }
+    }
+
+    fn with_optimizer_memory(self, memory: u64) -> Self {
+        Sizes { optimizer_memory: Some(memory), ..self }
+    }
+
+    /// The same if no layer's input is kept apart from what else is.
+    fn with_activation_memory(self, memory: u64) -> Self {
+        let checkpointing = match self.checkpointing {
+            Checkpointing::None => Checkpointing::None,
+            Checkpointing::Block(keeping) => {
+                Checkpointing::Block(Keeping { memory: Some(memory), ..keeping })
+            }
+        };
+        Sizes { checkpointing, ..self }
     }
 
     /// What lies in a file, in words, if anything does.
     pub(crate) fn paging(self) -> Option<String> {
-        let memory = bytes(self.optimizer_memory?);
-        Some(format!(
-            "at most {memory} of the optimizer's state in memory, the rest in a file; it changes no result"
-        ))
+        let of = [
+            (self.optimizer_memory, "the optimizer's state"),
+            (self.activation_memory(), "the layers' inputs"),
+        ];
+        let part = |(memory, what): (Option<u64>, &str)| Some(format!("{} of {what}", bytes(memory?)));
+        let parts: Vec<String> = of.into_iter().filter_map(part).collect();
+        let memory = Some(parts.join(" and ")).filter(|parts| !parts.is_empty())?;
+        Some(format!("at most {memory} in memory, the rest in a file; it changes no result"))
     }
 }
 
@@ -415,8 +445,8 @@ pub(crate) struct Choice {
 }
 
 /// Settles `micro_batch_tokens` and `checkpointing` where they are `auto`: the fastest that fits into the budget, in
-/// bytes, or the smallest; if that is too large, the optimizer's state is paged, unless `optimizer.memory` is set. Without a
-/// budget everything fits.
+/// bytes, or the smallest; if that is too large, the optimizer's state is paged and then the layers' inputs, as far as their
+/// settings leave it open. Without a budget everything fits.
 pub(crate) fn choose(
     run: &RunFile,
     lengths: Lengths,
@@ -431,10 +461,13 @@ pub(crate) fn choose(
             halves.chain((usual > lengths.longest).then_some(lengths.longest)).collect()
         }
     };
+    let offloading = run.training.activation_offloading;
+    let keeping = Keeping { bf16: run.training.activation_precision.is_some(), memory: offloading.memory() };
+    let block = Checkpointing::Block(keeping);
     let policies = match run.training.checkpointing {
         run_file::Checkpointing::None => vec![Checkpointing::None],
-        run_file::Checkpointing::Block => vec![Checkpointing::Block],
-        run_file::Checkpointing::Auto => vec![Checkpointing::None, Checkpointing::Block],
+        run_file::Checkpointing::Auto if keeping == Keeping::default() => vec![Checkpointing::None, block],
+        run_file::Checkpointing::Auto | run_file::Checkpointing::Block => vec![block],
     };
     let optimizer_memory = run.optimizer.memory.map(|b| b.0);
     let budget = budget.unwrap_or(u64::MAX);
@@ -449,11 +482,14 @@ pub(crate) fn choose(
             smallest = Some(choice);
         }
     }
-    let smallest = smallest.expect("there is a policy and a size");
-    if optimizer_memory.is_some() {
-        return smallest;
+    let mut choice = smallest.expect("there is a policy and a size");
+    if optimizer_memory.is_none() {
+        choice = choice.or_paged(budget, plan, Sizes::with_optimizer_memory);
     }
-    smallest.or_paged(budget, plan, |sizes, memory| Sizes { optimizer_memory: Some(memory), ..sizes })
+    if offloading == Offloading::Auto {
+        choice = choice.or_paged(budget, plan, Sizes::with_activation_memory);
+    }
+    choice
 }
 
 impl Choice {
@@ -573,6 +609,13 @@ fn savings(run: &RunFile, lengths: Lengths) -> Vec<(String, Change)> {
     if let MicroBatch::Tokens(_) = run.training.micro_batch_tokens {
         let auto = |run: &mut RunFile| run.training.micro_batch_tokens = MicroBatch::Auto;
         add("training.micro_batch_tokens: auto".into(), Box::new(auto));
+    }
+    if run.training.activation_offloading != Offloading::Auto {
+        let auto = |run: &mut RunFile| run.training.activation_offloading = Offloading::Auto;
+        add("training.activation_offloading: auto".into(), Box::new(auto));
+    }
+    if run.precision == run_file::Precision::F32 {
+        add("precision: bf16".into(), Box::new(|run| run.precision = run_file::Precision::Bf16));
     }
     if run.quantization.is_none() && lora {
         add("quantization: nf4".into(), Box::new(|run| run.quantization = Some(Quantization::NF4)));

@@ -6,11 +6,11 @@ use std::path::Path;
 use compute::ops::adamw_8bit::{BLOCK, Moments8, adamw_8bit};
 use compute::ops::{optimizer, reduce};
 use compute::{Device, MatrixRef};
+use model::arena::{self, Arena};
 use model::checkpoint::{CheckpointWriter, TensorSpec};
-use model::memory::Allocator;
+use model::memory::{Allocator, Component};
 use model::{Checkpoint, Layout, ModelError, Parameters, StoredDType};
 
-use crate::arena::{self, Arena};
 use crate::error::{Result, TrainError};
 
 /// Tensors of fewer elements keep their moments in `f32` also where others have them in eight bits, as in bitsandbytes.
@@ -22,8 +22,8 @@ const CODES: [&str; 2] = ["m_codes.", "v_codes."];
 const ABSMAX: [&str; 2] = ["m_absmax.", "v_absmax."];
 /// Codes that are turned into numbers at once.
 const CHUNK: usize = 1 << 16;
-/// The smallest number of bytes for [`OptimizerSettings::memory`].
-pub const SMALLEST_OPTIMIZER_MEMORY: u64 = arena::SMALLEST;
+/// What the file of pages is called while it has a name.
+const PAGES: &str = ".optimizer.pages.tmp";
 
 /// Which update rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,8 +97,8 @@ pub struct OptimizerSettings {
     pub max_grad_norm: f64,
     /// Learning rate of B over that of A (Hayou et al. 2024, LoRA+).
     pub lora_plus_ratio: f64,
-    /// Bytes of the moments that may be in memory at once; the others lie in a file in the run folder. `None`: all are
-    /// in memory. It changes no result.
+    /// Bytes of the moments that may be in memory at once, [`arena::SMALLEST`] at least; the others lie in a file in the
+    /// run folder. `None`: all are in memory. It changes no result.
     pub memory: Option<u64>,
 }
 
@@ -156,7 +156,7 @@ impl Optimizer {
             }
         }
         let words: Vec<usize> = pieces.iter().map(|p| rule.words(p.range.len(), p.eight_bit)).collect();
-        let arena = Arena::new(&words, settings.memory, allocator);
+        let arena = Arena::new(&words, settings.memory, Component::Optimizer, allocator);
         Optimizer { settings, pieces, arena }
     }
 
@@ -172,7 +172,7 @@ impl Optimizer {
             );
             return Err(TrainError::Setting { field: "optimizer.memory", problem });
         }
-        self.arena.open(folder)
+        self.arena.open(&folder.join(PAGES)).map_err(TrainError::of_pages)
     }
 
     /// Clips and applies the gradients of step `step` (from 1) with this learning rate. Returns the norm before
@@ -196,7 +196,7 @@ impl Optimizer {
         // torch.nn.utils.clip_grad_norm_: the epsilon keeps a zero norm from dividing.
         let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 } as f32;
         for (index, piece) in self.pieces.iter().enumerate() {
-            let state = self.arena.page_mut(index)?;
+            let state = self.arena.page_mut(index).map_err(TrainError::of_pages)?;
             let learning_rate = learning_rate * piece.multiple;
             let p = &mut parameters.values_mut()[piece.range.clone()];
             let g = &gradients.values()[piece.range.clone()];
@@ -251,7 +251,7 @@ impl Optimizer {
             writer.write_part(&format!("{prefix}{}", part.name), start, values)
         };
         for (index, piece) in self.pieces.iter().enumerate() {
-            let (n, state) = (piece.range.len(), self.arena.page(index)?);
+            let (n, state) = (piece.range.len(), self.arena.page(index).map_err(TrainError::of_pages)?);
             for part in parts(layout, &piece.range) {
                 if !piece.eight_bit {
                     for (moment, prefix) in MOMENTS[..self.settings.rule.moments()].iter().enumerate() {
@@ -291,7 +291,7 @@ impl Optimizer {
             file.read_part(&format!("{prefix}{}", part.name), start, values)
         };
         for (index, piece) in self.pieces.iter().enumerate() {
-            let (n, state) = (piece.range.len(), self.arena.page_mut(index)?);
+            let (n, state) = (piece.range.len(), self.arena.page_mut(index).map_err(TrainError::of_pages)?);
             for part in parts(layout, &piece.range) {
                 if !piece.eight_bit {
                     for (moment, prefix) in MOMENTS[..self.settings.rule.moments()].iter().enumerate() {

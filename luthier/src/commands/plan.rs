@@ -199,6 +199,7 @@ impl Outlook {
             "micro_batch_tokens": self.choice.sizes.micro_batch_tokens,
             "checkpointing": checkpointing_name(self.choice.sizes.checkpointing),
             "optimizer_memory_bytes": self.choice.sizes.optimizer_memory,
+            "activation_memory_bytes": self.choice.sizes.activation_memory(),
             "max_length": run.data.max_length,
             "batch_size": run.training.batch_size,
             "modules": module_rows(&self.shape, &self.updates).iter().map(ModuleRow::json).collect::<Vec<_>>(),
@@ -270,7 +271,7 @@ a 200 x 200 layer at r = 2 trains 800 instead of 40,000, 50 times fewer.";
 pub(super) fn checkpointing_name(checkpointing: Checkpointing) -> &'static str {
     match checkpointing {
         Checkpointing::None => "none",
-        Checkpointing::Block => "block",
+        Checkpointing::Block(_) => "block",
     }
 }
 

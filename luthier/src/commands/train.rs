@@ -113,8 +113,8 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
     Ok(())
 }
 
-/// Looks at what the run folder holds already. A run that goes on takes its automatic sizes from its saved settings and
-/// must agree with the rest of them. Returns whether there is a run to go on with.
+/// Looks at what the run folder holds already. A run that goes on takes the size on which its result depends, if that is
+/// automatic, from its saved settings and must agree with the rest of them. Returns whether there is a run to go on with.
 fn saved_run(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<bool> {
     let path = folder.join("run.yaml");
     if !path.exists() {
@@ -137,9 +137,6 @@ fn saved_run(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<b
     let saved = Settings::resolve(Some(&path), Vec::new())?.run;
     if run.training.micro_batch_tokens == MicroBatch::Auto {
         run.training.micro_batch_tokens = saved.training.micro_batch_tokens;
-    }
-    if run.training.checkpointing == run_file::Checkpointing::Auto {
-        run.training.checkpointing = saved.training.checkpointing;
     }
     run_file::check_resume(&saved, run)?;
     Ok(true)

@@ -322,6 +322,72 @@ impl<'de> Deserialize<'de> for MicroBatch {
     }
 }
 
+/// `training.activation_offloading`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offloading {
+    /// If nothing fits otherwise; then as much stays in memory as there is room for.
+    Auto,
+    /// All is in memory.
+    Never,
+    /// What is beyond this size lies in a file.
+    Within(ByteSize),
+}
+
+impl Offloading {
+    /// What `true` leaves in memory: a few pages of the size at which disks are as fast as they get.
+    pub(crate) const LEAST: ByteSize = ByteSize(4 << 20);
+
+    /// The budget that was set.
+    pub(crate) fn memory(self) -> Option<u64> {
+        match self {
+            Self::Auto | Self::Never => None,
+            Self::Within(size) => Some(size.0),
+        }
+    }
+}
+
+impl Serialize for Offloading {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Never => serializer.serialize_bool(false),
+            Self::Within(size) => size.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Offloading {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OffloadingVisitor;
+        impl Visitor<'_> for OffloadingVisitor {
+            type Value = Offloading;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("auto, true, false or a size such as 512MiB")
+            }
+
+            fn visit_bool<E>(self, always: bool) -> Result<Offloading, E> {
+                Ok(if always { Offloading::Within(Offloading::LEAST) } else { Offloading::Never })
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Offloading, E> {
+                match text {
+                    "auto" => Ok(Offloading::Auto),
+                    size => size
+                        .parse()
+                        .map(Offloading::Within)
+                        .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_u64<E>(self, bytes: u64) -> Result<Offloading, E> {
+                Ok(Offloading::Within(ByteSize(bytes)))
+            }
+        }
+        deserializer.deserialize_any(OffloadingVisitor)
+    }
+}
+
 /// Module name patterns and their values in the file's order, which is the order they are tried in.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Pattern<T>(

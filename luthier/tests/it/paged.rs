@@ -1,4 +1,5 @@
-//! Moments of the optimizer in a file: the same result, and what happens when the disk is full.
+//! The optimizer's state and layers' inputs in a file: when that is chosen, that the result is the same, and what happens
+//! when the disk is full.
 
 use std::fs;
 use std::path::Path;
@@ -48,17 +49,31 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_full_disk_under_the_moments_is_told_and_the_last_checkpoint_goes_on_to_the_same_bytes() {
+fn a_full_disk_under_what_is_paged_is_told_and_the_last_checkpoint_goes_on_to_the_same_bytes() {
     let folder = tempdir().unwrap();
     let at = |path: &str| folder.path().join(path);
     tiny::model(folder.path());
     tiny::examples(&at("d.jsonl"), 60, 1);
-    for (name, out) in [("adamw", "a"), ("adamw_8bit", "b")] {
-        let plain = [&format!("optimizer.name={name}")[..]];
-        done(&train(folder.path(), out, 2, &plain, false));
-        done(&train(folder.path(), out, 4, &plain, false));
-        let name = format!("optimizer.name=paged_{name}");
-        let paged = [&name[..], "optimizer.memory=8KiB"];
+    let inputs =
+        ["training.epochs=9", "training.batch_size=64", "training.micro_batch_tokens=1024", "precision=f32"];
+    let inputs = [&inputs[..], &["adapter.r=4", "training.checkpointing=block"]].concat();
+    for (out, plain, paged, file) in [
+        (
+            "a",
+            &["optimizer.name=adamw"][..],
+            &["optimizer.name=adamw", "optimizer.memory=8KiB"][..],
+            "optimizer",
+        ),
+        (
+            "b",
+            &["optimizer.name=adamw_8bit"],
+            &["optimizer.name=adamw_8bit", "optimizer.memory=8KiB"],
+            "optimizer",
+        ),
+        ("c", &inputs, &[&inputs[..], &["training.activation_offloading=4KiB"]].concat(), "activations"),
+    ] {
+        done(&train(folder.path(), out, 2, plain, false));
+        done(&train(folder.path(), out, 4, plain, false));
         let run = format!("paged-{out}");
 
         let tell = |output: &Output| {
@@ -66,20 +81,22 @@ fn a_full_disk_under_the_moments_is_told_and_the_last_checkpoint_goes_on_to_the_
             assert!(!output.status.success() && !said.contains("panicked"), "{said}");
             // A limit is the user's; a disk that is full is the machine's, with exit code 1.
             assert_eq!(output.status.code(), Some(2), "{said}");
-            for words in [".optimizer.pages", "File too large", "the last checkpoint is intact", "--resume"] {
+            for words in
+                [&format!(".{file}.pages"), "File too large", "the last checkpoint is intact", "--resume"]
+            {
                 assert!(said.contains(words), "{words}: {said}");
             }
         };
         // At the first step, and when a checkpoint is read.
-        tell(&train(folder.path(), &run, 2, &paged, true));
-        done(&train(folder.path(), &run, 2, &paged, false));
+        tell(&train(folder.path(), &run, 2, paged, true));
+        done(&train(folder.path(), &run, 2, paged, false));
         let checkpoint = at(&run).join("checkpoints/step-000002");
         let before = files(&checkpoint);
-        tell(&train(folder.path(), &run, 4, &paged, true));
+        tell(&train(folder.path(), &run, 4, paged, true));
         assert!(before == files(&checkpoint), "the checkpoint is as it was");
-        done(&train(folder.path(), &run, 4, &paged, false));
+        done(&train(folder.path(), &run, 4, paged, false));
         let result = |run: &str| fs::read(at(run).join("adapter_model.safetensors")).unwrap();
-        assert!(result(out) == result(&run), "{name}");
+        assert!(result(out) == result(&run), "{paged:?}");
     }
 }
 
@@ -153,6 +170,37 @@ fn what_does_not_fit_is_told_with_what_other_settings_would_need() {
         let total: Vec<&str> = total.split_whitespace().take(2).collect();
         assert!(said.contains(&format!("{words}{}", total.join(" "))), "{words}{total:?}: {said}");
     }
+}
+
+#[test]
+fn layers_inputs_are_paged_last_with_all_the_room_there_is() {
+    let folder = tempdir().unwrap();
+    let plan = |settings: &[&str]| {
+        let mut arguments = vec!["plan", "--json", "--shape", "llama-3.2-1b", "--set", "optimizer.name=sgd"];
+        settings.iter().for_each(|setting| arguments.extend(["--set", setting]));
+        let output = run(folder.path(), &arguments);
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (plan, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let total = |plan: &Value| plan["total_bytes"].as_u64().unwrap();
+    let (block, _) = plan(&["training.checkpointing=block", "training.micro_batch_tokens=2048"]);
+    assert!(block["activation_memory_bytes"].is_null(), "{block}");
+    // Of 128 MiB, half.
+    let budget = total(&block) - (64 << 20);
+    let memory = format!("memory={budget}");
+    let (paged, said) = plan(&[&memory]);
+    assert!(paged["fits"] == true && paged["checkpointing"] == "block", "{paged} {said}");
+    assert!(total(&paged) <= budget && total(&paged) + (2 << 20) > budget, "{paged}");
+    assert!(paged["activation_memory_bytes"].as_u64().unwrap() > 60 << 20, "{paged}");
+    for setting in ["training.activation_offloading=false", "training.checkpointing=none"] {
+        let (refused, said) = plan(&[&memory, setting]);
+        assert_eq!(refused["fits"], false);
+        let (key, _) = setting.split_once('=').unwrap();
+        assert!(said.contains(&format!("{key}: ")), "{said}");
+    }
+    let (least, _) = plan(&["training.activation_offloading=true"]);
+    assert_eq!(least["checkpointing"], "block");
+    assert_eq!(total(&block) - total(&least), (128 - 4) << 20);
 }
 
 #[test]
