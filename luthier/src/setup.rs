@@ -10,7 +10,9 @@ use model::adapter::init::Init;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::adapter::targets;
 use model::memory::{Component, MemoryPlan};
-use model::{Adapter, Checkpoint, Checkpointing, Config, Decoder, Keeping, Layout, StoredDType};
+use model::{
+    Adapter, Checkpoint, Checkpointing, Config, Decoder, Keeping, Layout, StoredDType, StoredWeights,
+};
 use serde_json::Value;
 use train::{Decay, OptimizerSettings, Rule, Schedule};
 
@@ -60,7 +62,7 @@ pub(crate) struct Base {
     pub(crate) folder: PathBuf,
     pub(crate) config: Config,
     /// How its weights are stored; none where the folder has no weights.
-    pub(crate) stored: Option<StoredDType>,
+    pub(crate) stored: Option<StoredWeights>,
 }
 
 impl Base {
@@ -70,8 +72,13 @@ impl Base {
         let config = Config::load(&folder)?;
         let has_weights =
             ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| folder.join(f).exists());
-        let stored = if has_weights { Checkpoint::open(&folder)?.main_dtype() } else { None };
+        let stored = if has_weights { Checkpoint::open(&folder)?.weights(&config)? } else { None };
         Ok(Base { name: name.to_owned(), folder, config, stored })
+    }
+
+    /// The type of its weights in the files, or else in config.json.
+    pub(crate) fn dtype(&self) -> Option<StoredDType> {
+        self.stored.as_ref().map(|stored| stored.dtype).or(self.config.dtype)
     }
 
     /// Reads the weights, quantizing them on the way if that is asked for.
@@ -415,7 +422,7 @@ impl Lengths {
 pub(crate) fn memory_plan(
     run: &RunFile,
     config: &Config,
-    stored: Option<StoredDType>,
+    stored: Option<&StoredWeights>,
     trained: &Trained,
     lengths: Lengths,
     sizes: Sizes,
@@ -532,7 +539,7 @@ impl Choice {
 pub(crate) fn fit(
     run: &RunFile,
     config: &Config,
-    stored: Option<StoredDType>,
+    stored: Option<&StoredWeights>,
     trained: &Trained,
     lengths: Lengths,
 ) -> anyhow::Result<(Sizes, MemoryPlan)> {

@@ -28,7 +28,7 @@ pub use activations::{Activations, Checkpointing, Extent, Purpose};
 pub use adapter::parameters::{Adapter, Layout, Parameters};
 pub use batch::{Batch, IGNORE, Target};
 pub use cache::Cache;
-pub use checkpoint::{Checkpoint, StoredDType};
+pub use checkpoint::{Checkpoint, StoredDType, StoredWeights};
 pub use config::{Config, Family};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};

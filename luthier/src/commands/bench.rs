@@ -17,7 +17,7 @@ use compute::{Device, random};
 use data::{Dataset, Example};
 use infer::{Generator, Request, Sampling};
 use model::adapter::parameters::Trained;
-use model::{Adapter, Config, Decoder, Layout, Module, ModuleId, StoredDType};
+use model::{Adapter, Config, Decoder, Layout, Module, ModuleId, StoredWeights};
 use serde_json::{Value, json};
 use train::{Job, Saving, StepMetrics, Trainer};
 
@@ -59,8 +59,8 @@ impl Subject {
         Ok(Subject { name: base.name.clone(), config: base.config.clone(), base: Some(base) })
     }
 
-    fn stored(&self) -> Option<StoredDType> {
-        self.base.as_ref().and_then(|base| base.stored)
+    fn stored(&self) -> Option<&StoredWeights> {
+        self.base.as_ref().and_then(|base| base.stored.as_ref())
     }
 
     fn load(&self, device: &Device, run: &RunFile) -> anyhow::Result<Decoder> {

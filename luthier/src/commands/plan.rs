@@ -10,7 +10,7 @@ use model::adapter::parameters::Trained as Part;
 use model::adapter::targets;
 use model::memory::{Component, MemoryPlan};
 use model::shapes::{GPT3, ModuleKind, ModuleShape, Shape};
-use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType};
+use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType, StoredWeights};
 use serde_json::{Map, Value, json};
 use train::OptimizerSettings;
 
@@ -32,7 +32,9 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
         // A shape is no model of this machine: without a budget it is planned without a limit.
         (Some(shape), _) => {
             let (config, budget) = (Config::named(shape)?, run.memory.map(|m| m.0));
-            Box::new(move |run| Outlook::of_model(run, shape, &config, Some(StoredDType::Bf16), budget))
+            Box::new(move |run| {
+                Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget)
+            })
         }
         (None, Some(model)) => {
             let base = Base::open(model)?;
@@ -41,7 +43,9 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
                 Checkpoint::open(&base.folder)?.check(&base.config)?;
             }
             let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
-            Box::new(move |run| Outlook::of_model(run, &base.name, &base.config, base.stored, budget))
+            Box::new(move |run| {
+                Outlook::of_model(run, &base.name, &base.config, base.stored.as_ref(), budget)
+            })
         }
         (None, None) => {
             let message = "nothing to plan: name a model by --model or in the run file, or a known shape by --shape, such \
@@ -105,7 +109,7 @@ impl Outlook {
         run: &RunFile,
         name: &str,
         config: &Config,
-        stored: Option<StoredDType>,
+        stored: Option<&StoredWeights>,
         budget: Option<u64>,
     ) -> anyhow::Result<Self> {
         let trained = setup::trained(run, config, name)?;
@@ -153,7 +157,7 @@ impl Outlook {
         let element = run.precision.engine().dtype().size() as u64;
         let plan = |sizes: Sizes| {
             let of_stand_in =
-                setup::memory_plan(run, &config, Some(StoredDType::Bf16), &nothing, lengths, sizes);
+                setup::memory_plan(run, &config, Some(&StoredDType::Bf16.into()), &nothing, lengths, sizes);
             let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..setup::optimizer(run) };
             let mut plan = MemoryPlan::default();
             plan.add(Component::Base, shape.parameters() * element);

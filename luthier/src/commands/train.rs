@@ -36,7 +36,7 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let (train, eval) = setup::datasets(run, &base.config, &tokenizer, Some(begun))?;
     let trained = setup::trained(run, &base.config, &base.name)?;
     let (sizes, memory) =
-        setup::fit(run, &base.config, base.stored, &trained, lengths(run, &train, eval.as_ref()))?;
+        setup::fit(run, &base.config, base.stored.as_ref(), &trained, lengths(run, &train, eval.as_ref()))?;
     let steps = steps(&settings, &train)?;
     present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory, sizes, steps);
     if args.dry_run {
@@ -55,10 +55,7 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let _lock = lock(&folder)?;
     let saving = match &trained.peft {
         Some(config) => Saving::Adapter(config),
-        None => Saving::Model {
-            base: &base.folder,
-            dtype: base.stored.or(base.config.dtype).unwrap_or(StoredDType::F32),
-        },
+        None => Saving::Model { base: &base.folder, dtype: base.dtype().unwrap_or(StoredDType::F32) },
     };
     let job = Job {
         decoder: &decoder,
