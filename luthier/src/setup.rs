@@ -513,8 +513,7 @@ impl Choice {
         plan: &dyn Fn(Sizes) -> MemoryPlan,
         within: fn(Sizes, u64) -> Sizes,
     ) -> Self {
-        // Paging spares a part of the need; the pages of what is larger by far are not worth counting.
-        if self.fits || self.plan.total() / 64 > budget {
+        if self.fits {
             return self;
         }
         let least = Choice::new(within(self.sizes, LEAST_PAGED), budget, plan);

@@ -45,34 +45,40 @@ struct Page {
 }
 
 impl Arena {
-    /// Pages of these sizes in words, of which as much stays in memory as the budget allows.
+    /// Pages in runs of so many equal ones of so many words, of which as much stays in memory as the budget allows. When only
+    /// planning, they are counted and not made.
     pub fn new(
-        words: &[usize],
+        runs: &[(usize, usize)],
         budget: Option<u64>,
         component: Component,
         allocator: &mut Allocator,
     ) -> Self {
         let bytes = |words: usize| 4 * words as u64;
-        let total = words.iter().fold(0u64, |sum, &w| sum.saturating_add(bytes(w)));
+        let of_run = |&(count, words): &(usize, usize)| (count as u64).saturating_mul(bytes(words));
+        let total = runs.iter().map(of_run).fold(0, u64::saturating_add);
         let fits = budget.is_none_or(|budget| total <= budget);
-        let shared = if fits { 0 } else { words.iter().copied().max().unwrap_or(0) };
+        let shared = if fits { 0 } else { runs.iter().map(|run| run.1).max().unwrap_or(0) };
         let mut left = budget.filter(|_| !fits).map_or(u64::MAX, |b| b.saturating_sub(bytes(shared)));
-        let stays = |&&words: &&usize| {
-            let stays = bytes(words) <= left;
-            left = left.saturating_sub(bytes(words));
-            stays
-        };
-        let count = words.iter().take_while(stays).count();
-        let mut frame = |&words: &usize| allocator.vector(component, words);
-        let resident = words[..count].iter().map(&mut frame).collect();
-        let shared = frame(&shared);
-        let mut position = 0;
-        let page = |(i, &words): (usize, &usize)| {
-            let page = Page { words, position, written: false };
-            position += if i < count { 0 } else { bytes(words) };
-            page
-        };
-        let pages = words.iter().enumerate().map(page).collect();
+        let mut resident = Vec::new();
+        for &(count, words) in runs {
+            let stays = (left / bytes(words).max(1)).min(count as u64);
+            left -= stays * bytes(words);
+            if allocator.count(component, stays * bytes(words)) {
+                resident.extend((0..stays).map(|_| vec![0.0; words]));
+            }
+            if stays < count as u64 {
+                break;
+            }
+        }
+        let shared = allocator.vector(component, shared);
+        let mut pages = Vec::new();
+        if allocator.count(component, 0) {
+            let mut position = 0;
+            for words in runs.iter().flat_map(|&(count, words)| std::iter::repeat_n(words, count)) {
+                pages.push(Page { words, position, written: false });
+                position += if pages.len() > resident.len() { bytes(words) } else { 0 };
+            }
+        }
         Arena { pages, resident, shared, held: None, file: None }
     }
 
@@ -182,9 +188,10 @@ mod tests {
     use super::*;
 
     const SIZES: [usize; 6] = [1000, 7, 1024, 1024, 3, 512];
+    const RUNS: [(usize, usize); 5] = [(1, 1000), (1, 7), (2, 1024), (1, 3), (1, 512)];
 
     fn under(budget: u64, allocator: &mut Allocator) -> Arena {
-        Arena::new(&SIZES, Some(budget), Component::Optimizer, allocator)
+        Arena::new(&RUNS, Some(budget), Component::Optimizer, allocator)
     }
 
     /// Three rounds over an arena, each adding to every word, and then the words.
@@ -208,7 +215,7 @@ mod tests {
     fn pages_come_back_as_they_went_and_the_budget_holds() {
         let folder = tempfile::tempdir().unwrap();
         let total = 4 * SIZES.iter().sum::<usize>() as u64;
-        let mut whole = Arena::new(&SIZES, None, Component::Optimizer, &mut Allocator::real());
+        let mut whole = Arena::new(&RUNS, None, Component::Optimizer, &mut Allocator::real());
         assert_eq!(whole.resident_bytes(), total);
         let want = rounds(&mut whole).unwrap();
         for budget in [SMALLEST, SMALLEST + 3999, 8096, 12_000, total - 1, total, u64::MAX] {
@@ -226,7 +233,7 @@ mod tests {
 
     #[test]
     fn as_much_stays_in_memory_as_fits_beside_the_shared_frame() {
-        let resident = |budget| under(budget, &mut Allocator::planning()).resident.len();
+        let resident = |budget| under(budget, &mut Allocator::real()).resident.len();
         assert_eq!(resident(SMALLEST), 0);
         assert_eq!(resident(SMALLEST + 3999), 0);
         assert_eq!(resident(SMALLEST + 4000), 1);

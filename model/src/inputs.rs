@@ -48,13 +48,11 @@ impl Inputs {
             return None;
         }
         let words = size.div_ceil(4);
-        let most = arena::page_words(keeping.memory);
-        let page = |start: usize| most.min(words - start);
-        let layer = (0..words).step_by(most).map(page);
-        let pages = layer.len();
-        let words: Vec<usize> = (0..layers).flat_map(|_| layer.clone()).collect();
-        let arena = Arena::new(&words, keeping.memory, Component::Activations, allocator);
-        Some(Inputs { arena, dtype: kept, elements: most.saturating_mul(4) / kept.size(), pages })
+        let most = arena::page_words(keeping.memory).min(words);
+        let layer = [(words / most, most), (usize::from(!words.is_multiple_of(most)), words % most)];
+        let arena = Arena::new(&layer.repeat(layers), keeping.memory, Component::Activations, allocator);
+        let (elements, pages) = (4 * most / kept.size(), words.div_ceil(most));
+        Some(Inputs { arena, dtype: kept, elements, pages })
     }
 
     /// Makes the file for what does not fit into memory.
@@ -66,7 +64,7 @@ impl Inputs {
     pub(crate) fn put(&mut self, layer: usize, x: MatrixRef<'_>) -> Result<()> {
         let n = x.rows() * x.cols();
         for (i, start) in (0..n).step_by(self.elements).enumerate() {
-            let from = x.reshape(n, 1).rows_range(start..n.min(start.saturating_add(self.elements)));
+            let from = x.reshape(n, 1).rows_range(start..n.min(start + self.elements));
             let page = self.arena.blank_page(layer * self.pages + i)?;
             MatrixMut::from_words(from.rows(), 1, self.dtype, page).copy_from(from);
         }
@@ -78,7 +76,7 @@ impl Inputs {
         let n = x.rows() * x.cols();
         let mut x = x.reshape(n, 1);
         for (i, start) in (0..n).step_by(self.elements).enumerate() {
-            let mut to = x.reborrow().rows_range(start..n.min(start.saturating_add(self.elements)));
+            let mut to = x.reborrow().rows_range(start..n.min(start + self.elements));
             let page = self.arena.page(layer * self.pages + i)?;
             to.copy_from(MatrixRef::from_words(to.rows(), 1, self.dtype, page));
         }

@@ -145,18 +145,23 @@ impl Optimizer {
                 _ => groups.push(Piece { range: tensor.range.clone(), multiple, eight_bit }),
             }
         }
-        let mut pieces = Vec::new();
+        let (mut pieces, mut runs) = (Vec::new(), Vec::new());
         for Piece { range, multiple, eight_bit } in groups {
-            let most = rule.parameters(arena::page_words(settings.memory), eight_bit);
-            let mut start = range.start;
-            while start < range.end {
-                let end = range.end.min(start.saturating_add(most));
-                pieces.push(Piece { range: start..end, multiple, eight_bit });
-                start = end;
+            let most = rule.parameters(arena::page_words(settings.memory), eight_bit).min(range.len());
+            for (count, parameters) in [(range.len() / most, most), (1, range.len() % most)] {
+                if parameters > 0 {
+                    runs.push((count, rule.words(parameters, eight_bit)));
+                }
+            }
+            if allocator.count(Component::Optimizer, 0) {
+                pieces.extend(range.clone().step_by(most).map(|start| Piece {
+                    range: start..range.end.min(start + most),
+                    multiple,
+                    eight_bit,
+                }));
             }
         }
-        let words: Vec<usize> = pieces.iter().map(|p| rule.words(p.range.len(), p.eight_bit)).collect();
-        let arena = Arena::new(&words, settings.memory, Component::Optimizer, allocator);
+        let arena = Arena::new(&runs, settings.memory, Component::Optimizer, allocator);
         Optimizer { settings, pieces, arena }
     }
 
