@@ -229,6 +229,15 @@ impl<'a> MatrixRef<'a> {
         MatrixRef { rows, cols, data: Slice::F32(values) }
     }
 
+    /// 32-bit words seen as a matrix `[rows, cols]` of this element type, which may end before they do.
+    pub fn from_words(rows: usize, cols: usize, dtype: DType, words: &'a [f32]) -> Self {
+        let data = match dtype {
+            DType::F32 => Slice::F32(&words[..rows * cols]),
+            DType::Bf16 => Slice::Bf16(&bytemuck::cast_slice(words)[..rows * cols]),
+        };
+        MatrixRef { rows, cols, data }
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -321,6 +330,15 @@ impl<'a> MatrixMut<'a> {
     pub fn from_f32(rows: usize, cols: usize, values: &'a mut [f32]) -> Self {
         assert_eq!(values.len(), rows * cols, "values for a {rows} x {cols} matrix");
         MatrixMut { rows, cols, data: SliceMut::F32(values) }
+    }
+
+    /// Mutable 32-bit words seen as a matrix `[rows, cols]` of this element type, which may end before they do.
+    pub fn from_words(rows: usize, cols: usize, dtype: DType, words: &'a mut [f32]) -> Self {
+        let data = match dtype {
+            DType::F32 => SliceMut::F32(&mut words[..rows * cols]),
+            DType::Bf16 => SliceMut::Bf16(&mut bytemuck::cast_slice_mut(words)[..rows * cols]),
+        };
+        MatrixMut { rows, cols, data }
     }
 
     /// Number of rows.

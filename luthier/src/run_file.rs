@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use check::Purpose;
 pub(crate) use values::{
-    ByteSize, MicroBatch, Pattern, Quantization, QuantizationType, Source, TargetModules, TrainData,
+    ByteSize, MicroBatch, Offloading, Pattern, Quantization, QuantizationType, Source, TargetModules,
+    TrainData,
 };
 
 use crate::error::{Excerpt, user};
@@ -145,7 +146,7 @@ impl Default for AdapterSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct OptimizerSection {
-    /// The budget of paged optimizers' state.
+    /// The budget of the optimizer's state; the rest lies in a file. None: all is in memory, if it fits.
     pub(crate) memory: Option<ByteSize>,
     pub(crate) name: OptimizerName,
     pub(crate) learning_rate: f64,
@@ -201,6 +202,10 @@ pub(crate) struct TrainingSection {
     /// Tokens in memory at once.
     pub(crate) micro_batch_tokens: MicroBatch,
     pub(crate) checkpointing: Checkpointing,
+    /// Whether the layers' inputs that `checkpointing: block` keeps lie in a file.
+    pub(crate) activation_offloading: Offloading,
+    /// How they are stored; none: as all activations.
+    pub(crate) activation_precision: Option<ActivationPrecision>,
     /// Steps between evaluations.
     pub(crate) eval_every: Option<u64>,
     /// Steps between checkpoints.
@@ -219,6 +224,8 @@ impl Default for TrainingSection {
             batch_size: 8,
             micro_batch_tokens: MicroBatch::Auto,
             checkpointing: Checkpointing::Auto,
+            activation_offloading: Offloading::Auto,
+            activation_precision: None,
             eval_every: None,
             save_every: None,
             keep_checkpoints: 2,
@@ -235,6 +242,13 @@ pub(crate) enum Precision {
     #[default]
     Bf16,
     F32,
+}
+
+/// How layers' inputs are stored where that is not as all activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ActivationPrecision {
+    Bf16,
 }
 
 /// How a file holds examples.
@@ -457,12 +471,13 @@ pub(crate) struct Difference {
 
 /// The settings in which a run that goes on may not differ from its saved ones, but does.
 ///
-/// `training.max_steps` and `training.epochs` may grow, and `optimizer.memory` changes no result. `output` is not
-/// compared: it is where `saved` was read from.
+/// `training.max_steps` and `training.epochs` may grow. What only says where things are kept changes no result: the size on which
+/// it depends is settled in `saved`. `output` is not compared: it is where `saved` was read from.
 pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
     let (saved_keys, now_keys) = (flatten(saved), flatten(now));
     let may_differ = |key: &str| match key {
-        "output" | "optimizer.memory" => true,
+        "output" | "memory" | "optimizer.memory" => true,
+        "training.checkpointing" | "training.activation_offloading" => true,
         "training.epochs" => now.training.epochs >= saved.training.epochs,
         "training.max_steps" => match (saved.training.max_steps, now.training.max_steps) {
             (Some(saved), Some(now)) => now >= saved,

@@ -10,14 +10,20 @@ use model::adapter::init::Init;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::adapter::targets;
 use model::memory::{Component, MemoryPlan};
-use model::{Adapter, Checkpoint, Checkpointing, Config, Decoder, Layout, StoredDType};
+use model::{
+    Adapter, Checkpoint, Checkpointing, Config, Decoder, Keeping, Layout, StoredDType, StoredWeights,
+};
 use serde_json::Value;
 use train::{Decay, OptimizerSettings, Rule, Schedule};
 
 use crate::cli;
 use crate::error::user;
 use crate::hub;
-use crate::run_file::{self, AdapterSection, Method, MicroBatch, Pattern, RunFile, Source, TargetModules};
+use crate::run_file::{
+    self, AdapterSection, ByteSize, Method, MicroBatch, Offloading, Pattern, Quantization, RunFile, Source,
+    TargetModules,
+};
+use crate::terminal::bytes;
 
 /// Memory of the kernels' panels and sums: shared ones, and each thread's own.
 const SHARED_PANELS: u64 = 12 << 20;
@@ -28,6 +34,8 @@ const BARE_PROCESS: u64 = 8 << 20;
 const TOKENIZER_ENTRY: u64 = 800;
 /// Tokens in memory at once, where there is room: more do not make products faster.
 const USUAL_MICRO_BATCH: usize = 1024;
+/// What stays in memory at least of what is paged by itself.
+const LEAST_PAGED: u64 = Offloading::LEAST.0;
 
 impl run_file::Precision {
     /// As the engine calls it.
@@ -54,7 +62,7 @@ pub(crate) struct Base {
     pub(crate) folder: PathBuf,
     pub(crate) config: Config,
     /// How its weights are stored; none where the folder has no weights.
-    pub(crate) stored: Option<StoredDType>,
+    pub(crate) stored: Option<StoredWeights>,
 }
 
 impl Base {
@@ -64,8 +72,13 @@ impl Base {
         let config = Config::load(&folder)?;
         let has_weights =
             ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| folder.join(f).exists());
-        let stored = if has_weights { Checkpoint::open(&folder)?.main_dtype() } else { None };
+        let stored = if has_weights { Checkpoint::open(&folder)?.weights(&config)? } else { None };
         Ok(Base { name: name.to_owned(), folder, config, stored })
+    }
+
+    /// The type of its weights in the files, or else in config.json.
+    pub(crate) fn dtype(&self) -> Option<StoredDType> {
+        self.stored.as_ref().map(|stored| stored.dtype).or(self.config.dtype)
     }
 
     /// Reads the weights, quantizing them on the way if that is asked for.
@@ -327,11 +340,62 @@ pub(crate) fn trained(run: &RunFile, config: &Config, base: &str) -> anyhow::Res
     Ok(Trained { layout, dropout: run.adapter.dropout as f32, peft: Some(peft.settled(&resolution)) })
 }
 
-/// The sizes that were left to us.
+/// What was left to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
     pub(crate) micro_batch_tokens: usize,
     pub(crate) checkpointing: Checkpointing,
+    /// Bytes of the optimizer's state that may be in memory, the rest being in a file. None: all of it.
+    pub(crate) optimizer_memory: Option<u64>,
+}
+
+impl Sizes {
+    /// Writes them into the settings that left them open.
+    pub(crate) fn settle(self, run: &mut RunFile) {
+        run.training.micro_batch_tokens = MicroBatch::Tokens(self.micro_batch_tokens);
+        run.training.checkpointing = match self.checkpointing {
+            Checkpointing::None => run_file::Checkpointing::None,
+            Checkpointing::Block(_) => run_file::Checkpointing::Block,
+        };
+        run.training.activation_offloading =
+            self.activation_memory().map_or(Offloading::Never, |memory| Offloading::Within(ByteSize(memory)));
+        run.optimizer.memory = self.optimizer_memory.map(ByteSize);
+    }
+
+    /// Bytes of the layers' inputs that may be in memory, the rest being in a file. None: all of them.
+    pub(crate) fn activation_memory(self) -> Option<u64> {
+        match self.checkpointing {
+            Checkpointing::None => None,
+            Checkpointing::Block(keeping) => keeping.memory,
+        }
+    }
+
+    fn with_optimizer_memory(self, memory: u64) -> Self {
+        Sizes { optimizer_memory: Some(memory), ..self }
+    }
+
+    /// The same if no layer's input is kept apart from what else is.
+    fn with_activation_memory(self, memory: u64) -> Self {
+        let checkpointing = match self.checkpointing {
+            Checkpointing::None => Checkpointing::None,
+            Checkpointing::Block(keeping) => {
+                Checkpointing::Block(Keeping { memory: Some(memory), ..keeping })
+            }
+        };
+        Sizes { checkpointing, ..self }
+    }
+
+    /// What lies in a file, in words, if anything does.
+    pub(crate) fn paging(self) -> Option<String> {
+        let of = [
+            (self.optimizer_memory, "the optimizer's state"),
+            (self.activation_memory(), "the layers' inputs"),
+        ];
+        let part = |(memory, what): (Option<u64>, &str)| Some(format!("{} of {what}", bytes(memory?)));
+        let parts: Vec<String> = of.into_iter().filter_map(part).collect();
+        let memory = Some(parts.join(" and ")).filter(|parts| !parts.is_empty())?;
+        Some(format!("at most {memory} in memory, the rest in a file; it changes no result"))
+    }
 }
 
 /// What the data asks of the memory.
@@ -358,7 +422,7 @@ impl Lengths {
 pub(crate) fn memory_plan(
     run: &RunFile,
     config: &Config,
-    stored: Option<StoredDType>,
+    stored: Option<&StoredWeights>,
     trained: &Trained,
     lengths: Lengths,
     sizes: Sizes,
@@ -371,7 +435,8 @@ pub(crate) fn memory_plan(
         purpose: model::Purpose::Train(sizes.checkpointing),
         precision,
     };
-    plan.extend(&train::memory_plan(config, &trained.layout, trained.dropout, optimizer(run), extent));
+    let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..optimizer(run) };
+    plan.extend(&train::memory_plan(config, &trained.layout, trained.dropout, optimizer, extent));
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     plan.add(Component::Workspace, lengths.beside + SHARED_PANELS + threads * THREAD_PANELS);
     plan
@@ -387,14 +452,13 @@ pub(crate) struct Choice {
 }
 
 /// Settles `micro_batch_tokens` and `checkpointing` where they are `auto`: the fastest that fits into the budget, in
-/// bytes, or the smallest. Without a budget everything fits.
+/// bytes, or the smallest; if that is too large, the optimizer's state is paged and then the layers' inputs, as far as their
+/// settings leave it open. Without a budget everything fits.
 pub(crate) fn choose(
     run: &RunFile,
-    config: &Config,
-    stored: Option<StoredDType>,
-    trained: &Trained,
     lengths: Lengths,
     budget: Option<u64>,
+    plan: &dyn Fn(Sizes) -> MemoryPlan,
 ) -> Choice {
     let usual = USUAL_MICRO_BATCH.max(lengths.longest).min(lengths.total.max(1));
     let tokens: Vec<usize> = match run.training.micro_batch_tokens {
@@ -404,25 +468,67 @@ pub(crate) fn choose(
             halves.chain((usual > lengths.longest).then_some(lengths.longest)).collect()
         }
     };
+    let offloading = run.training.activation_offloading;
+    let keeping = Keeping { bf16: run.training.activation_precision.is_some(), memory: offloading.memory() };
+    let block = Checkpointing::Block(keeping);
     let policies = match run.training.checkpointing {
         run_file::Checkpointing::None => vec![Checkpointing::None],
-        run_file::Checkpointing::Block => vec![Checkpointing::Block],
-        run_file::Checkpointing::Auto => vec![Checkpointing::None, Checkpointing::Block],
+        run_file::Checkpointing::Auto if keeping == Keeping::default() => vec![Checkpointing::None, block],
+        run_file::Checkpointing::Auto | run_file::Checkpointing::Block => vec![block],
     };
+    let optimizer_memory = run.optimizer.memory.map(|b| b.0);
+    let budget = budget.unwrap_or(u64::MAX);
     let mut smallest = None;
     for &checkpointing in &policies {
         for &micro_batch_tokens in &tokens {
-            let sizes = Sizes { micro_batch_tokens, checkpointing };
-            let plan = memory_plan(run, config, stored, trained, lengths, sizes);
-            let fits = budget.is_none_or(|budget| plan.total() <= budget);
-            let choice = Choice { sizes, plan, fits };
-            if fits {
+            let choice =
+                Choice::new(Sizes { micro_batch_tokens, checkpointing, optimizer_memory }, budget, plan);
+            if choice.fits {
                 return choice;
             }
             smallest = Some(choice);
         }
     }
-    smallest.expect("there is a policy and a size")
+    let mut choice = smallest.expect("there is a policy and a size");
+    if optimizer_memory.is_none() {
+        choice = choice.or_paged(budget, plan, Sizes::with_optimizer_memory);
+    }
+    if offloading == Offloading::Auto {
+        choice = choice.or_paged(budget, plan, Sizes::with_activation_memory);
+    }
+    choice
+}
+
+impl Choice {
+    fn new(sizes: Sizes, budget: u64, plan: &dyn Fn(Sizes) -> MemoryPlan) -> Self {
+        let plan = plan(sizes);
+        let fits = plan.total() <= budget;
+        Choice { sizes, plan, fits }
+    }
+
+    /// The same with something paged, of which as much stays in memory as there is room for, if that lowers the need.
+    fn or_paged(
+        self,
+        budget: u64,
+        plan: &dyn Fn(Sizes) -> MemoryPlan,
+        within: fn(Sizes, u64) -> Sizes,
+    ) -> Self {
+        if self.fits {
+            return self;
+        }
+        let least = Choice::new(within(self.sizes, LEAST_PAGED), budget, plan);
+        if least.plan.total() >= self.plan.total() {
+            return self;
+        }
+        // Of the least, all but a page is held at any rate, and a page is a quarter of it at most.
+        let more = LEAST_PAGED / 4 * 3;
+        match budget.checked_sub(least.plan.total()) {
+            Some(room) if room > LEAST_PAGED - more => {
+                Choice::new(within(self.sizes, more + room), budget, plan)
+            }
+            _ => least,
+        }
+    }
 }
 
 /// [`choose`] for a run that is to start here: within `memory`, or what is free.
@@ -432,23 +538,34 @@ pub(crate) fn choose(
 pub(crate) fn fit(
     run: &RunFile,
     config: &Config,
-    stored: Option<StoredDType>,
+    stored: Option<&StoredWeights>,
     trained: &Trained,
     lengths: Lengths,
 ) -> anyhow::Result<(Sizes, MemoryPlan)> {
     // What is held already counts as part of the plan, so it is not free any more but ours.
     let free = || Some(available_memory()? + lengths.beside);
     let budget = run.memory.map(|b| b.0).or_else(free);
-    let Choice { sizes, plan, fits } = choose(run, config, stored, trained, lengths, budget);
+    let choice = |run: &RunFile, trained: &Trained| {
+        let lengths = Lengths { longest: lengths.longest.min(run.data.max_length), ..lengths };
+        let plan = |sizes| memory_plan(run, config, stored, trained, lengths, sizes);
+        choose(run, lengths, budget, &plan)
+    };
+    let Choice { sizes, plan, fits } = choice(run, trained);
     if !fits {
-        return Err(user(does_not_fit(run, &plan, budget.unwrap_or(0), lengths)));
+        let smallest = |run: &RunFile| Some(choice(run, &self::trained(run, config, "").ok()?).plan);
+        return Err(user(does_not_fit(run, &plan, budget.unwrap_or(0), lengths, &smallest)));
     }
     Ok((sizes, plan))
 }
 
-/// Why nothing fits, with the smallest need and the settings that would lower it.
-pub(crate) fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, lengths: Lengths) -> String {
-    use crate::terminal::bytes;
+/// Why nothing fits, with the smallest need, and what it would be under other settings, as `smallest` counts it.
+pub(crate) fn does_not_fit(
+    run: &RunFile,
+    plan: &MemoryPlan,
+    budget: u64,
+    lengths: Lengths,
+    smallest: &dyn Fn(&RunFile) -> Option<MemoryPlan>,
+) -> String {
     let parts: Vec<String> = Component::ALL
         .iter()
         .filter(|&&c| plan.bytes(c) > 0)
@@ -459,23 +576,20 @@ pub(crate) fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, length
         Some(_) => format!("`memory` allows only {budget}"),
         None => format!("only {budget} is free"),
     };
-    let mut hints = Vec::new();
-    if run.training.checkpointing == run_file::Checkpointing::None {
-        hints.push("training.checkpointing: block".to_owned());
-    }
-    if run.quantization.is_none() && run.adapter.method != Method::Full {
-        hints.push("quantization: nf4".to_owned());
-    }
-    if lengths.longest > 256 {
-        hints.push(format!("data.max_length below {}", lengths.longest));
-    }
-    if plan.bytes(Component::Optimizer) > plan.total() / 10 {
-        if plan.bytes(Component::Optimizer) > train::SMALLEST_OPTIMIZER_MEMORY
-            && run.optimizer.memory.is_none()
-        {
-            hints.push("optimizer.name: paged_adamw_8bit with an optimizer.memory".to_owned());
+    let (mut hints, mut together) = (Vec::new(), run.clone());
+    for (words, change) in savings(run, lengths) {
+        let mut other = run.clone();
+        change(&mut other);
+        let Some(need) = smallest(&other).map(|plan| plan.total()) else { continue };
+        if need < plan.total() && bytes(need) != bytes(plan.total()) {
+            hints.push(format!("{words} to {}", bytes(need)));
+            change(&mut together);
         }
-        hints.push("a smaller adapter.r".to_owned());
+    }
+    if hints.len() > 1
+        && let Some(all) = smallest(&together)
+    {
+        hints.push(format!("all of these to {}", bytes(all.total())));
     }
     hints.push("a smaller base model".to_owned());
     format!(
@@ -484,6 +598,54 @@ pub(crate) fn does_not_fit(run: &RunFile, plan: &MemoryPlan, budget: u64, length
         parts.join(", "),
         hints.join(", or ")
     )
+}
+
+type Change = Box<dyn Fn(&mut RunFile)>;
+
+/// Settings that may need less memory, in words, with what each changes.
+fn savings(run: &RunFile, lengths: Lengths) -> Vec<(String, Change)> {
+    use run_file::OptimizerName::{Adamw, Adamw8bit, PagedAdamw, PagedAdamw8bit};
+    let mut savings: Vec<(String, Change)> = Vec::new();
+    let mut add = |words: String, change: Change| savings.push((words, change));
+    let lora = run.adapter.method != Method::Full;
+    if run.training.checkpointing == run_file::Checkpointing::None {
+        let block = |run: &mut RunFile| run.training.checkpointing = run_file::Checkpointing::Block;
+        add("training.checkpointing: block".into(), Box::new(block));
+    }
+    if let MicroBatch::Tokens(_) = run.training.micro_batch_tokens {
+        let auto = |run: &mut RunFile| run.training.micro_batch_tokens = MicroBatch::Auto;
+        add("training.micro_batch_tokens: auto".into(), Box::new(auto));
+    }
+    if run.training.activation_offloading != Offloading::Auto {
+        let auto = |run: &mut RunFile| run.training.activation_offloading = Offloading::Auto;
+        add("training.activation_offloading: auto".into(), Box::new(auto));
+    }
+    if run.precision == run_file::Precision::F32 {
+        add("precision: bf16".into(), Box::new(|run| run.precision = run_file::Precision::Bf16));
+    }
+    if run.quantization.is_none() && lora {
+        add("quantization: nf4".into(), Box::new(|run| run.quantization = Some(Quantization::NF4)));
+    }
+    if lengths.longest > 256 {
+        let half = lengths.longest / 2;
+        add(format!("data.max_length: {half}"), Box::new(move |run| run.data.max_length = half));
+    }
+    if run.optimizer.memory.is_some() {
+        add("optimizer.memory: null".into(), Box::new(|run| run.optimizer.memory = None));
+    }
+    let narrow = match run.optimizer.name {
+        Adamw => Some(("adamw_8bit", Adamw8bit)),
+        PagedAdamw => Some(("paged_adamw_8bit", PagedAdamw8bit)),
+        _ => None,
+    };
+    if let Some((word, name)) = narrow {
+        add(format!("optimizer.name: {word}"), Box::new(move |run| run.optimizer.name = name));
+    }
+    if run.adapter.r > 1 && lora {
+        let half = run.adapter.r / 2;
+        add(format!("adapter.r: {half}"), Box::new(move |run| run.adapter.r = half));
+    }
+    savings
 }
 
 /// Memory that this process holds now, in bytes; what a bare process holds where the system does not tell.

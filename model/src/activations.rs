@@ -1,12 +1,16 @@
 //! Every buffer of a forward and backward pass, laid out once for the largest batch.
 
+use std::path::Path;
+
 use compute::ops::rope::RopeTable;
 use compute::{Matrix, Precision};
 
 use crate::adapter::parameters::Layout;
 use crate::block;
 use crate::config::Config;
+use crate::error::Result;
 use crate::head;
+use crate::inputs::{Inputs, Keeping};
 use crate::memory::{Allocator, Component};
 
 /// What the forward pass keeps of each layer for the backward pass.
@@ -15,7 +19,7 @@ pub enum Checkpointing {
     /// All that the backward pass needs.
     None,
     /// Only each layer's input; the rest is computed again (Chen et al. 2016).
-    Block,
+    Block(Keeping),
 }
 
 /// What a set of buffers is for.
@@ -44,8 +48,10 @@ pub struct Extent {
 #[derive(Debug)]
 pub struct Activations {
     extent: Extent,
-    /// The residual stream `[T, C]`: before each layer and after the last in training, else one that is overwritten.
+    /// The residual stream `[T, C]`: before each layer and after the last if it is kept here, else one that is overwritten.
     pub(crate) stream: Vec<Matrix>,
+    /// The layers' inputs, if training keeps them otherwise.
+    pub(crate) inputs: Option<Inputs>,
     /// What is saved of each layer, or of the layer at hand.
     pub(crate) blocks: Vec<block::Saved>,
     pub(crate) work: block::Workspace,
@@ -63,14 +69,20 @@ impl Activations {
         allocator: &mut Allocator,
     ) -> Self {
         let Extent { tokens, positions, purpose, precision } = extent;
+        let (layers, width, dtype) = (config.layers, config.hidden_size, precision.dtype());
+        let inputs = match purpose {
+            Purpose::Train(Checkpointing::Block(keeping)) => {
+                Inputs::new(keeping, layers, tokens.saturating_mul(width), dtype, allocator)
+            }
+            _ => None,
+        };
         let (streams, saved) = match purpose {
-            Purpose::Train(Checkpointing::None) => (config.layers + 1, config.layers),
-            Purpose::Train(Checkpointing::Block) => (config.layers + 1, 1),
-            Purpose::Infer => (1, 1),
+            Purpose::Train(Checkpointing::None) => (layers + 1, layers),
+            Purpose::Train(Checkpointing::Block(_)) if inputs.is_none() => (layers + 1, 1),
+            Purpose::Train(Checkpointing::Block(_)) | Purpose::Infer => (1, 1),
         };
         let training = purpose != Purpose::Infer;
-        let mut stream =
-            || allocator.matrix(Component::Activations, tokens, config.hidden_size, precision.dtype());
+        let mut stream = || allocator.matrix(Component::Activations, tokens, width, dtype);
         let stream = (0..streams).map(|_| stream()).collect();
         let blocks = (0..saved).map(|_| block::Saved::new(config, tokens, precision, allocator)).collect();
         let work = block::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
@@ -78,7 +90,15 @@ impl Activations {
         let rope_bytes = RopeTable::size_bytes(config.head_dim, positions) as u64;
         let positions = if allocator.count(Component::Workspace, rope_bytes) { positions } else { 0 };
         let rope = RopeTable::new(config.head_dim, config.rope_theta, &config.rope_scaling, positions);
-        Activations { extent, stream, blocks, work, head, rope }
+        Activations { extent, stream, inputs, blocks, work, head, rope }
+    }
+
+    /// Makes the file in `folder` for layers' inputs that are not to be in memory, if there are any.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn open(&mut self, folder: &Path) -> Result<()> {
+        self.inputs.as_mut().map_or(Ok(()), |inputs| inputs.open(folder))
     }
 
     /// What these buffers were laid out for.

@@ -117,6 +117,21 @@ impl TensorInfo {
     }
 }
 
+/// How the weights of a model are stored, as far as the memory that they take depends on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredWeights {
+    /// The type of most of them, those in four bits aside.
+    pub dtype: StoredDType,
+    /// Bytes of codes and scales of those in four bits, by name.
+    pub(crate) quantized: BTreeMap<String, u64>,
+}
+
+impl From<StoredDType> for StoredWeights {
+    fn from(dtype: StoredDType) -> Self {
+        StoredWeights { dtype, quantized: BTreeMap::new() }
+    }
+}
+
 /// An open checkpoint: one or several safetensors files whose headers have been checked.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -217,6 +232,21 @@ impl Checkpoint {
         let used = self.tensors.values().next().is_some();
         let types = [StoredDType::F16, StoredDType::F32, StoredDType::Bf16];
         types.into_iter().max_by_key(|&d| bytes(d)).filter(|_| used)
+    }
+
+    /// How the weights of `config` are stored here; none if nothing is.
+    ///
+    /// # Errors
+    /// If what stands beside a weight in four bits is missing, misshapen or contradicts `config`.
+    pub fn weights(&self, config: &Config) -> Result<Option<StoredWeights>> {
+        let Some(dtype) = self.main_dtype() else { return Ok(None) };
+        let mut weights = StoredWeights::from(dtype);
+        for parameter in config.parameters() {
+            if let Some((_, bytes)) = self.quantized(&parameter)? {
+                weights.quantized.insert(parameter.name(), bytes);
+            }
+        }
+        Ok(Some(weights))
     }
 
     /// Reads a tensor into a matrix of the same size (one dimension is a single row), converted to the matrix's type.

@@ -1,5 +1,7 @@
 //! A decoder with adapters: forward, loss, backward.
 
+use std::convert::Infallible;
+
 use compute::ops::embedding;
 use compute::{Device, Matrix, MatrixRef, Precision};
 
@@ -9,7 +11,9 @@ use crate::batch::Batch;
 use crate::block::{Block, Pass};
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::error::Result;
 use crate::head::Head;
+use crate::inputs::Inputs;
 use crate::linear::{BaseWeight, Linear};
 use crate::names::ModuleId;
 use crate::run::{Run, gradient_of};
@@ -47,23 +51,39 @@ impl Decoder {
         &self,
         run: &Run<'_>,
         batch: &Batch,
-        mut cache: Option<&mut Cache>,
+        cache: Option<&mut Cache>,
         buffers: &mut Activations,
     ) {
+        let Ok(()) = self.pass(run, batch, cache, buffers, |_, _, _| Ok::<_, Infallible>(()));
+    }
+
+    /// [`Decoder::forward`]; a layer's input is shown to `keep` where the residual stream does not keep it.
+    fn pass<E>(
+        &self,
+        run: &Run<'_>,
+        batch: &Batch,
+        mut cache: Option<&mut Cache>,
+        buffers: &mut Activations,
+        keep: impl Fn(&mut Inputs, usize, MatrixRef<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let (t, extent) = (batch.tokens(), buffers.extent());
         assert!(t <= extent.tokens, "{t} tokens in buffers for {}", extent.tokens);
-        let Activations { stream, blocks: saved, work, rope, .. } = buffers;
+        let Activations { stream, inputs, blocks: saved, work, rope, .. } = buffers;
         let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
         embedding::forward(run.device, stream[0].top_mut(t), table, &batch.ids);
         let pass = Pass { run, config: &self.config, rope, batch };
         for (layer, block) in self.blocks.iter().enumerate() {
-            // In training each layer's output has its own buffer; otherwise it replaces the input.
+            // Each layer's output has its own buffer, or it replaces the input.
             let (from, to) = if stream.len() == 1 { (0, 0) } else { (layer, layer + 1) };
+            if let Some(inputs) = inputs {
+                keep(inputs, layer, stream[from].top(t))?;
+            }
             let saved = if saved.len() == 1 { &mut saved[0] } else { &mut saved[layer] };
             let cache = cache.as_deref_mut().map(|c| c.layer(layer));
             block.forward_attention(pass, layer, cache, &stream[from], saved, work);
             block.forward_mlp(pass, layer, &mut stream[to], saved, work);
         }
+        Ok(())
     }
 
     /// The loss of every target of a batch that went through [`Decoder::forward`], in nats.
@@ -83,13 +103,16 @@ impl Decoder {
     }
 
     /// The residual stream behind layer `layer` (0: the embeddings) of a batch that went through
-    /// [`Decoder::forward`] with training buffers; `[T, C]` in the first rows.
+    /// [`Decoder::forward`] with training buffers that keep it; `[T, C]` in the first rows.
     pub fn residual<'b>(&self, layer: usize, tokens: usize, buffers: &'b Activations) -> MatrixRef<'b> {
         buffers.stream[layer].top(tokens)
     }
 
     /// Forward and backward: the loss of every target, and the gradient of `scale` times their sum added to
     /// `gradients`.
+    ///
+    /// # Errors
+    /// If layers' inputs cannot be written to their file or read from it; a part of the gradients is then added.
     ///
     /// # Panics
     /// If the buffers were not laid out for training.
@@ -101,13 +124,13 @@ impl Decoder {
         buffers: &mut Activations,
         losses: &mut [f32],
         gradients: &mut Parameters,
-    ) {
+    ) -> Result<()> {
         let Purpose::Train(checkpointing) = buffers.extent().purpose else {
             panic!("gradients need buffers laid out for training")
         };
-        self.forward(run, batch, None, buffers);
+        self.pass(run, batch, None, buffers, Inputs::put)?;
         let t = batch.tokens();
-        let Activations { stream, blocks: saved, work, rope, head, .. } = buffers;
+        let Activations { stream, inputs, blocks: saved, work, rope, head, .. } = buffers;
         let last = stream.last().expect("there is a residual stream");
         let (dx, config) = (work.dx.top_mut(t), &self.config);
         self.output().losses_and_gradients(
@@ -123,10 +146,17 @@ impl Decoder {
         );
         let pass = Pass { run, config, rope, batch };
         for layer in (self.lowest_trained_layer(run)..self.blocks.len()).rev() {
-            let (block, x) = (&self.blocks[layer], &stream[layer]);
+            let block = &self.blocks[layer];
+            let x = match inputs {
+                None => &stream[layer],
+                Some(inputs) => {
+                    inputs.get(layer, stream[0].top_mut(t))?;
+                    &stream[0]
+                }
+            };
             match checkpointing {
                 Checkpointing::None => block.backward(pass, layer, x, &mut saved[layer], gradients, work),
-                Checkpointing::Block => {
+                Checkpointing::Block(_) => {
                     block.recompute(pass, layer, x, &mut saved[0], work);
                     block.backward(pass, layer, x, &mut saved[0], gradients, work);
                 }
@@ -135,6 +165,7 @@ impl Decoder {
         if let Some(table) = gradient_of(run, ModuleId::Embedding, gradients) {
             embedding::backward(run.device, table, work.dx.top(t), &batch.ids);
         }
+        Ok(())
     }
 
     /// Below this layer nothing is trained, so no gradient is needed.

@@ -4,6 +4,7 @@
 
 mod activations;
 pub mod adapter;
+pub mod arena;
 mod attention;
 mod batch;
 mod block;
@@ -13,6 +14,7 @@ pub mod config;
 mod decoder;
 mod error;
 mod head;
+mod inputs;
 mod linear;
 pub mod memory;
 mod mlp;
@@ -26,10 +28,11 @@ pub use activations::{Activations, Checkpointing, Extent, Purpose};
 pub use adapter::parameters::{Adapter, Layout, Parameters};
 pub use batch::{Batch, IGNORE, Target};
 pub use cache::Cache;
-pub use checkpoint::{Checkpoint, StoredDType};
+pub use checkpoint::{Checkpoint, StoredDType, StoredWeights};
 pub use config::{Config, Family};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
+pub use inputs::Keeping;
 pub use linear::BaseWeight;
 pub use names::{Module, ModuleId, NormPart, Parameter, Part};
 pub use run::Run;

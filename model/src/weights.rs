@@ -8,7 +8,7 @@ use compute::{DType, Device, Matrix, MatrixMut, Precision, random};
 
 use crate::attention::Attention;
 use crate::block::Block;
-use crate::checkpoint::{Checkpoint, StoredDType};
+use crate::checkpoint::{Checkpoint, StoredDType, StoredWeights};
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::Result;
@@ -60,23 +60,30 @@ impl Decoder {
             .expect("random numbers cannot fail")
     }
 
-    /// The memory that a base takes: stored as `stored` in its files, held for `precision`, its linear layers quantized if
-    /// so asked, or if they are in the files.
+    /// The memory that a base takes: stored as `stored` in its files, if it has any, held for `precision`, its linear layers
+    /// quantized if so asked and config.json does not say that they are.
     pub fn base_memory(
         config: &Config,
-        stored: Option<StoredDType>,
+        stored: Option<&StoredWeights>,
         precision: Precision,
         quantization: Option<Format>,
     ) -> MemoryPlan {
         let mut plan = MemoryPlan::default();
-        let dtype = held_dtype(stored, precision);
+        let dtype = held_dtype(stored.map(|stored| stored.dtype), precision);
+        let quantization = match config.quantization {
+            None => quantization,
+            // Without the files it is not known which layers are quantized, and in which blocks: as usual, then.
+            Some(usual) => stored.is_none().then_some(usual),
+        };
         for parameter in config.parameters() {
             let elements = parameter.rows * parameter.cols;
-            let bytes = match quantization.or(config.quantization).filter(|_| parameter.is_quantizable()) {
-                Some(format) => format.size_bytes(elements),
-                None => elements * element_dtype(&parameter, dtype).size(),
+            let kept = stored.and_then(|stored| stored.quantized.get(&parameter.name()).copied());
+            let bytes = match (kept, quantization.filter(|_| parameter.is_quantizable())) {
+                (Some(bytes), _) => bytes,
+                (None, Some(format)) => format.size_bytes(elements) as u64,
+                (None, None) => (elements * element_dtype(&parameter, dtype).size()) as u64,
             };
-            plan.add(Component::Base, bytes as u64);
+            plan.add(Component::Base, bytes);
         }
         plan
     }

@@ -67,4 +67,13 @@ impl TrainError {
     pub(crate) fn write(path: &Path, source: io::Error) -> Self {
         TrainError::Write { path: path.to_owned(), source }
     }
+
+    /// An error of pages that lie in a file, which ends the run at its last checkpoint.
+    pub(crate) fn of_pages(error: model::ModelError) -> Self {
+        match error {
+            model::ModelError::Read { path, source } => TrainError::Read { path, source },
+            model::ModelError::Write { path, source } => TrainError::Write { path, source },
+            other => TrainError::Model(other),
+        }
+    }
 }

@@ -2,7 +2,6 @@
 //!
 //! Knows nothing of HTTP, queues or terminals: it tells what happens through [`Event`]s and is stopped by a flag.
 
-mod arena;
 mod checkpoint;
 mod error;
 mod metrics;
@@ -14,7 +13,7 @@ mod trainer;
 
 pub use error::{Result, TrainError};
 pub use metrics::{EvalMetrics, StepMetrics, peak_memory_bytes};
-pub use optimizer::{OptimizerSettings, Rule, SMALLEST_OPTIMIZER_MEMORY};
+pub use optimizer::{OptimizerSettings, Rule};
 pub use plan::StepPlan;
 pub use saving::Saving;
 pub use schedule::{Decay, Schedule};

@@ -6,11 +6,11 @@ use std::path::Path;
 use compute::ops::adamw_8bit::{BLOCK, Moments8, adamw_8bit};
 use compute::ops::{optimizer, reduce};
 use compute::{Device, MatrixRef};
+use model::arena::{self, Arena};
 use model::checkpoint::{CheckpointWriter, TensorSpec};
-use model::memory::Allocator;
+use model::memory::{Allocator, Component};
 use model::{Checkpoint, Layout, ModelError, Parameters, StoredDType};
 
-use crate::arena::{self, Arena};
 use crate::error::{Result, TrainError};
 
 /// Tensors of fewer elements keep their moments in `f32` also where others have them in eight bits, as in bitsandbytes.
@@ -20,8 +20,8 @@ const MOMENTS: [&str; 2] = ["m.", "v."];
 /// The same for moments in eight bits.
 const CODES: [&str; 2] = ["m_codes.", "v_codes."];
 const ABSMAX: [&str; 2] = ["m_absmax.", "v_absmax."];
-/// The smallest number of bytes for [`OptimizerSettings::memory`].
-pub const SMALLEST_OPTIMIZER_MEMORY: u64 = arena::SMALLEST;
+/// What the file of pages is called while it has a name.
+const PAGES: &str = ".optimizer.pages.tmp";
 
 /// Which update rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -95,8 +95,8 @@ pub struct OptimizerSettings {
     pub max_grad_norm: f64,
     /// Learning rate of B over that of A (Hayou et al. 2024, LoRA+).
     pub lora_plus_ratio: f64,
-    /// Bytes of the moments that may be in memory at once; the others lie in a file in the run folder. `None`: all are
-    /// in memory. It changes no result.
+    /// Bytes of the moments that may be in memory at once, [`arena::SMALLEST`] at least; the others lie in a file in the
+    /// run folder. `None`: all are in memory. It changes no result.
     pub memory: Option<u64>,
 }
 
@@ -143,18 +143,23 @@ impl Optimizer {
                 _ => groups.push(Piece { range: tensor.range.clone(), multiple, eight_bit }),
             }
         }
-        let mut pieces = Vec::new();
+        let (mut pieces, mut runs) = (Vec::new(), Vec::new());
         for Piece { range, multiple, eight_bit } in groups {
-            let most = rule.parameters(arena::page_words(settings.memory), eight_bit);
-            let mut start = range.start;
-            while start < range.end {
-                let end = range.end.min(start.saturating_add(most));
-                pieces.push(Piece { range: start..end, multiple, eight_bit });
-                start = end;
+            let most = rule.parameters(arena::page_words(settings.memory), eight_bit).min(range.len());
+            for (count, parameters) in [(range.len() / most, most), (1, range.len() % most)] {
+                if parameters > 0 {
+                    runs.push((count, rule.words(parameters, eight_bit)));
+                }
+            }
+            if allocator.count(Component::Optimizer, 0) {
+                pieces.extend(range.clone().step_by(most).map(|start| Piece {
+                    range: start..range.end.min(start + most),
+                    multiple,
+                    eight_bit,
+                }));
             }
         }
-        let words: Vec<usize> = pieces.iter().map(|p| rule.words(p.range.len(), p.eight_bit)).collect();
-        let arena = Arena::new(&words, settings.memory, allocator);
+        let arena = Arena::new(&runs, settings.memory, Component::Optimizer, allocator);
         Optimizer { settings, pieces, arena }
     }
 
@@ -170,7 +175,7 @@ impl Optimizer {
             );
             return Err(TrainError::Setting { field: "optimizer.memory", problem });
         }
-        self.arena.open(folder)
+        self.arena.open(&folder.join(PAGES)).map_err(TrainError::of_pages)
     }
 
     /// Clips and applies the gradients of step `step` (from 1) with this learning rate. Returns the norm before
@@ -194,7 +199,7 @@ impl Optimizer {
         // torch.nn.utils.clip_grad_norm_: the epsilon keeps a zero norm from dividing.
         let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 } as f32;
         for (index, piece) in self.pieces.iter().enumerate() {
-            let state = self.arena.page_mut(index)?;
+            let state = self.arena.page_mut(index).map_err(TrainError::of_pages)?;
             let learning_rate = learning_rate * piece.multiple;
             let p = &mut parameters.values_mut()[piece.range.clone()];
             let g = &gradients.values()[piece.range.clone()];
@@ -250,7 +255,7 @@ impl Optimizer {
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let mut writer = CheckpointWriter::file(path, &metadata, self.specs(layout))?;
         for (index, piece) in self.pieces.iter().enumerate() {
-            let (n, state) = (piece.range.len(), self.arena.page(index)?);
+            let (n, state) = (piece.range.len(), self.arena.page(index).map_err(TrainError::of_pages)?);
             for part in parts(layout, &piece.range) {
                 let name = |prefix: &str| format!("{prefix}{}", part.name);
                 if !piece.eight_bit {
@@ -293,7 +298,7 @@ impl Optimizer {
             file.read_part(&format!("{prefix}{}", part.name), start, values)
         };
         for (index, piece) in self.pieces.iter().enumerate() {
-            let (n, state) = (piece.range.len(), self.arena.page_mut(index)?);
+            let (n, state) = (piece.range.len(), self.arena.page_mut(index).map_err(TrainError::of_pages)?);
             for part in parts(layout, &piece.range) {
                 if !piece.eight_bit {
                     for (moment, prefix) in MOMENTS[..self.settings.rule.moments()].iter().enumerate() {

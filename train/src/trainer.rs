@@ -175,7 +175,7 @@ impl<'a> Trainer<'a> {
     /// Takes up a job where its last checkpoint left it. No other process may be at work in its folder.
     ///
     /// # Errors
-    /// If the checkpoint is damaged, or of other data, or there is no room for the optimizer's state.
+    /// If the checkpoint is damaged, or of other data, or there is no room for what is not to be in memory.
     pub fn open(job: Job<'a>) -> Result<Self> {
         let Settings { epochs, max_steps, batch_size, order, .. } = job.settings;
         let plan = StepPlan::new(job.train, order, batch_size, epochs, max_steps);
@@ -208,7 +208,8 @@ impl<'a> Trainer<'a> {
         let gradients = Parameters::zeros(layout, Component::Gradients, &mut allocator);
         let mut optimizer = Optimizer::new(settings.optimizer, layout, &mut allocator);
         optimizer.open(folder)?;
-        let buffers = Activations::new(&decoder.config, layout, adapter.dropout, extent, &mut allocator);
+        let mut buffers = Activations::new(&decoder.config, layout, adapter.dropout, extent, &mut allocator);
+        buffers.open(folder).map_err(TrainError::of_pages)?;
         let last = plan.steps().min(settings.max_steps.unwrap_or(u64::MAX));
         let schedule_steps = settings.max_steps.unwrap_or(last);
         Ok(Trainer {
@@ -309,7 +310,7 @@ impl<'a> Trainer<'a> {
     /// belongs around it.
     ///
     /// # Errors
-    /// If the loss or the gradient is no longer a finite number.
+    /// If the loss or the gradient is no longer a finite number, or what is not in memory cannot be written or read.
     pub fn step(&mut self) -> Result<StepMetrics> {
         let begun = Instant::now();
         let step = self.state.step + 1;
@@ -326,7 +327,9 @@ impl<'a> Trainer<'a> {
             let run = Run { dropout_key: Some(key), ..self.decoder.run(Some(&self.adapter)) };
             let mut losses = vec![0.0; batch.targets.len()];
             let (buffers, gradients) = (&mut self.buffers, &mut self.gradients);
-            self.decoder.accumulate_gradients(&run, batch, scale, buffers, &mut losses, gradients);
+            let added =
+                self.decoder.accumulate_gradients(&run, batch, scale, buffers, &mut losses, gradients);
+            added.map_err(TrainError::of_pages)?;
             sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
         }
         let loss = sum / trained.max(1) as f64;

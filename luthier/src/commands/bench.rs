@@ -19,13 +19,13 @@ use compute::{Device, random};
 use data::{Dataset, Example};
 use infer::{Generator, Request, Sampling};
 use model::adapter::parameters::Trained;
-use model::{Adapter, Config, Decoder, Layout, Module, ModuleId, StoredDType};
+use model::{Adapter, Config, Decoder, Layout, Module, ModuleId, StoredWeights};
 use serde_json::{Value, json};
 use train::{Job, Saving, StepMetrics, Trainer};
 
 use crate::cli::{self, BenchArgs, Global};
 use crate::error::user;
-use crate::run_file::{MicroBatch, Purpose, RunFile, Settings};
+use crate::run_file::{Purpose, RunFile, Settings};
 use crate::setup::{self, Base, Lengths};
 use crate::terminal::{self, bytes, count};
 use roofline::{Peaks, Roofline};
@@ -62,8 +62,8 @@ impl Subject {
         Ok(Subject { name: base.name.clone(), config: base.config.clone(), base: Some(base) })
     }
 
-    fn stored(&self) -> Option<StoredDType> {
-        self.base.as_ref().and_then(|base| base.stored)
+    fn stored(&self) -> Option<&StoredWeights> {
+        self.base.as_ref().and_then(|base| base.stored.as_ref())
     }
 
     fn load(&self, device: &Device, run: &RunFile) -> anyhow::Result<Decoder> {
@@ -145,7 +145,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let stop = AtomicBool::new(false);
     let peft = trained.peft.clone().unwrap_or_default();
     let mut run_settings = settings.run.clone();
-    run_settings.training.micro_batch_tokens = MicroBatch::Tokens(sizes.micro_batch_tokens);
+    sizes.settle(&mut run_settings);
     let mut trainer = Trainer::open(Job {
         decoder: &decoder,
         adapter,

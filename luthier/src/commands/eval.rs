@@ -101,7 +101,7 @@ fn extent(run: &RunFile, data: &Dataset, base: &Base, layout: &Layout) -> anyhow
     let mut planning = Allocator::planning();
     Activations::new(&base.config, layout, 0.0, extent, &mut planning);
     let mut plan: MemoryPlan =
-        Decoder::base_memory(&base.config, base.stored, precision, setup::quantization(run));
+        Decoder::base_memory(&base.config, base.stored.as_ref(), precision, setup::quantization(run));
     plan.extend(&planning.into_plan());
     let budget = run.memory.map(|b| b.0).or_else(setup::available_memory);
     match budget.filter(|&budget| plan.total() > budget) {

@@ -22,7 +22,7 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let adapter = base.adapter(&args.adapter)?;
     let device = global.device()?;
     let decoder = base.load(&device, Precision::F32, None)?;
-    let dtype = args.dtype.or(base.stored).expect("its weights were just read");
+    let dtype = args.dtype.or(base.dtype()).expect("its weights were just read");
     let (plain, adapted) = (decoder.probe(None), decoder.probe(Some(&adapter)));
     if !Difference::between(&plain, &adapted).largest.is_finite() {
         return Err(user(

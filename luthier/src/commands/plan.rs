@@ -6,30 +6,35 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use compute::DType;
 use model::adapter::parameters::Trained as Part;
 use model::adapter::targets;
 use model::memory::{Component, MemoryPlan};
 use model::shapes::{GPT3, ModuleKind, ModuleShape, Shape};
-use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType};
+use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType, StoredWeights};
 use serde_json::{Map, Value, json};
+use train::OptimizerSettings;
 
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::{Method, Purpose, RunFile, Settings};
-use crate::setup::{self, Base, Choice, Lengths, Trained};
+use crate::setup::{self, Base, Choice, Lengths, Sizes, Trained};
 use crate::terminal::{self, Table, bytes, count};
 
 pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode> {
     let settings = args.settings()?;
     settings.validate(Purpose::Other)?;
     let run = &settings.run;
-    let outlook = match (&args.shape, &run.model) {
-        (Some(shape), _) if shape == GPT3 => Outlook::of_gpt3(&settings)?,
+    let look: Look<'_> = match (&args.shape, &run.model) {
+        (Some(shape), _) if shape == GPT3 => {
+            check_gpt3(&settings)?;
+            Box::new(Outlook::of_gpt3)
+        }
         // A shape is no model of this machine: without a budget it is planned without a limit.
         (Some(shape), _) => {
-            let config = Config::named(shape)?;
-            Outlook::of_model(run, shape, &config, Some(StoredDType::Bf16), run.memory.map(|m| m.0))?
+            let (config, budget) = (Config::named(shape)?, run.memory.map(|m| m.0));
+            Box::new(move |run| {
+                Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget)
+            })
         }
         (None, Some(model)) => {
             let base = Base::open(model)?;
@@ -38,7 +43,9 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
                 Checkpoint::open(&base.folder)?.check(&base.config)?;
             }
             let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
-            Outlook::of_model(run, &base.name, &base.config, base.stored, budget)?
+            Box::new(move |run| {
+                Outlook::of_model(run, &base.name, &base.config, base.stored.as_ref(), budget)
+            })
         }
         (None, None) => {
             let message = "nothing to plan: name a model by --model or in the run file, or a known shape by --shape, such \
@@ -46,16 +53,32 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
             return Err(user(message));
         }
     };
+    let outlook = look(run)?;
     match args.json {
         true => terminal::print_json(&outlook.json(run))?,
         false => terminal::print_line(outlook.text(run))?,
     }
     match outlook.budget {
         Some(budget) if !outlook.choice.fits => {
-            Err(user(setup::does_not_fit(run, &outlook.choice.plan, budget, outlook.lengths)))
+            let smallest = |run: &RunFile| Some(look(run).ok()?.choice.plan);
+            Err(user(setup::does_not_fit(run, &outlook.choice.plan, budget, outlook.lengths, &smallest)))
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// What is known of the model at hand under these settings.
+type Look<'a> = Box<dyn Fn(&RunFile) -> anyhow::Result<Outlook> + 'a>;
+
+/// GPT-3 can be counted as LoRA's paper trains it.
+fn check_gpt3(settings: &Settings) -> anyhow::Result<()> {
+    let adapter = &settings.run.adapter;
+    let key = match adapter.method {
+        Method::Full => "adapter.method",
+        _ if !adapter.modules_to_save.is_empty() => "adapter.modules_to_save",
+        _ => return Ok(()),
+    };
+    Err(settings.refuse(key, "is counted for low-rank updates of gpt-3-175b only"))
 }
 
 /// What is trained on a module.
@@ -86,12 +109,13 @@ impl Outlook {
         run: &RunFile,
         name: &str,
         config: &Config,
-        stored: Option<StoredDType>,
+        stored: Option<&StoredWeights>,
         budget: Option<u64>,
     ) -> anyhow::Result<Self> {
         let trained = setup::trained(run, config, name)?;
         let lengths = Lengths::expected(run, config);
-        let choice = setup::choose(run, config, stored, &trained, lengths, budget);
+        let plan = |sizes| setup::memory_plan(run, config, stored, &trained, lengths, sizes);
+        let choice = setup::choose(run, lengths, budget, &plan);
         let mut shape = Shape::of(name, config);
         if trained.layout.rank(ModuleId::Head) > 0 && config.tie_word_embeddings {
             // A tied head has no weight of its own, but an update of its own.
@@ -120,14 +144,8 @@ impl Outlook {
     }
 
     /// GPT-3 can be counted, but not run: its activations are those of a decoder of the same widths.
-    fn of_gpt3(settings: &Settings) -> anyhow::Result<Self> {
-        let run = &settings.run;
+    fn of_gpt3(run: &RunFile) -> anyhow::Result<Self> {
         let shape = Shape::named(GPT3)?;
-        if run.adapter.method == Method::Full || !run.adapter.modules_to_save.is_empty() {
-            let key =
-                if run.adapter.method == Method::Full { "adapter.method" } else { "adapter.modules_to_save" };
-            return Err(settings.refuse(key, "is counted for low-rank updates of gpt-3-175b only"));
-        }
         let mut updates = vec![Update::Frozen; shape.modules.len()];
         for (index, rank) in targets::resolve_shape(&setup::peft_config(run, GPT3), &shape)? {
             updates[index] = Update::LowRank(rank);
@@ -136,20 +154,22 @@ impl Outlook {
         let config = Shape::gpt3_stand_in();
         let nothing = Trained { layout: model::Layout::default(), dropout: 0.0, peft: None };
         let (lengths, budget) = (Lengths::expected(run, &config), run.memory.map(|m| m.0));
-        let of_stand_in = setup::choose(run, &config, Some(StoredDType::Bf16), &nothing, lengths, budget);
-        let element = match run.precision.engine().dtype() {
-            DType::F32 => 4,
-            DType::Bf16 => 2,
+        let element = run.precision.engine().dtype().size() as u64;
+        let plan = |sizes: Sizes| {
+            let of_stand_in =
+                setup::memory_plan(run, &config, Some(&StoredDType::Bf16.into()), &nothing, lengths, sizes);
+            let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..setup::optimizer(run) };
+            let mut plan = MemoryPlan::default();
+            plan.add(Component::Base, shape.parameters() * element);
+            plan.add(Component::Adapter, 4 * trainable);
+            plan.add(Component::Gradients, 4 * trainable);
+            plan.add(Component::Optimizer, optimizer.state_bytes(trainable));
+            for component in [Component::Activations, Component::Workspace] {
+                plan.add(component, of_stand_in.bytes(component));
+            }
+            plan
         };
-        let mut plan = MemoryPlan::default();
-        plan.add(Component::Base, shape.parameters() * element);
-        plan.add(Component::Adapter, 4 * trainable);
-        plan.add(Component::Gradients, 4 * trainable);
-        plan.add(Component::Optimizer, setup::optimizer(run).state_bytes(trainable));
-        for component in [Component::Activations, Component::Workspace] {
-            plan.add(component, of_stand_in.plan.bytes(component));
-        }
-        let fits = budget.is_none_or(|budget| plan.total() <= budget);
+        let choice = setup::choose(run, lengths, budget, &plan);
         Ok(Outlook {
             parameters: shape.parameters(),
             shape,
@@ -157,7 +177,7 @@ impl Outlook {
             family: "gpt3",
             trainable,
             lengths,
-            choice: Choice { sizes: of_stand_in.sizes, plan, fits },
+            choice,
             budget,
             notes: vec![
                 "counted only: this program cannot run GPT-3; activations are those of a Llama of its widths",
@@ -182,6 +202,8 @@ impl Outlook {
             "fits": self.choice.fits,
             "micro_batch_tokens": self.choice.sizes.micro_batch_tokens,
             "checkpointing": checkpointing_name(self.choice.sizes.checkpointing),
+            "optimizer_memory_bytes": self.choice.sizes.optimizer_memory,
+            "activation_memory_bytes": self.choice.sizes.activation_memory(),
             "max_length": run.data.max_length,
             "batch_size": run.training.batch_size,
             "modules": module_rows(&self.shape, &self.updates).iter().map(ModuleRow::json).collect::<Vec<_>>(),
@@ -218,6 +240,9 @@ impl Outlook {
             self.budget_words(run)
         )
         .expect("writing to a string");
+        if let Some(paging) = sizes.paging() {
+            write!(text, "\n{paging}").expect("writing to a string");
+        }
         for note in &self.notes {
             write!(text, "\n{note}").expect("writing to a string");
         }
@@ -250,7 +275,7 @@ a 200 x 200 layer at r = 2 trains 800 instead of 40,000, 50 times fewer.";
 pub(super) fn checkpointing_name(checkpointing: Checkpointing) -> &'static str {
     match checkpointing {
         Checkpointing::None => "none",
-        Checkpointing::Block => "block",
+        Checkpointing::Block(_) => "block",
     }
 }
 

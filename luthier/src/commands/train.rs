@@ -18,7 +18,7 @@ use train::{Event, Job, Outcome, Saving, StepPlan, Trainer};
 use crate::cli::{self, Global};
 use crate::error::{STOPPED, user};
 use crate::run_file::{self, Method, MicroBatch, Purpose, RunFile, Settings};
-use crate::setup::{self, Base, Lengths, Trained};
+use crate::setup::{self, Base, Lengths, Sizes, Trained};
 use crate::signal;
 use crate::terminal::{self, Progress, bytes, count};
 
@@ -36,17 +36,13 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let (train, eval) = setup::datasets(run, &base.config, &tokenizer, Some(begun))?;
     let trained = setup::trained(run, &base.config, &base.name)?;
     let (sizes, memory) =
-        setup::fit(run, &base.config, base.stored, &trained, lengths(run, &train, eval.as_ref()))?;
+        setup::fit(run, &base.config, base.stored.as_ref(), &trained, lengths(run, &train, eval.as_ref()))?;
     let steps = steps(&settings, &train)?;
-    present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory, steps);
+    present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory, sizes, steps);
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
-    settings.run.training.micro_batch_tokens = MicroBatch::Tokens(sizes.micro_batch_tokens);
-    settings.run.training.checkpointing = match sizes.checkpointing {
-        model::Checkpointing::None => run_file::Checkpointing::None,
-        model::Checkpointing::Block => run_file::Checkpointing::Block,
-    };
+    sizes.settle(&mut settings.run);
     let run = &settings.run;
     let device = global.device()?;
     let (decoder, adapter) = load(&settings, &base, &device, &trained)?;
@@ -59,10 +55,7 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let _lock = lock(&folder)?;
     let saving = match &trained.peft {
         Some(config) => Saving::Adapter(config),
-        None => Saving::Model {
-            base: &base.folder,
-            dtype: base.stored.or(base.config.dtype).unwrap_or(StoredDType::F32),
-        },
+        None => Saving::Model { base: &base.folder, dtype: base.dtype().unwrap_or(StoredDType::F32) },
     };
     let job = Job {
         decoder: &decoder,
@@ -117,8 +110,8 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
     Ok(())
 }
 
-/// Looks at what the run folder holds already. A run that goes on takes its automatic sizes from its saved settings and
-/// must agree with the rest of them. Returns whether there is a run to go on with.
+/// Looks at what the run folder holds already. A run that goes on takes the size on which its result depends, if that is
+/// automatic, from its saved settings and must agree with the rest of them. Returns whether there is a run to go on with.
 fn saved_run(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<bool> {
     let path = folder.join("run.yaml");
     if !path.exists() {
@@ -141,9 +134,6 @@ fn saved_run(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<b
     let saved = Settings::resolve(Some(&path), Vec::new())?.run;
     if run.training.micro_batch_tokens == MicroBatch::Auto {
         run.training.micro_batch_tokens = saved.training.micro_batch_tokens;
-    }
-    if run.training.checkpointing == run_file::Checkpointing::Auto {
-        run.training.checkpointing = saved.training.checkpointing;
     }
     run_file::check_resume(&saved, run)?;
     Ok(true)
@@ -235,7 +225,7 @@ fn load(
     Ok((decoder, adapter))
 }
 
-pub(super) fn loop_settings(run: &RunFile, sizes: setup::Sizes) -> train::Settings {
+pub(super) fn loop_settings(run: &RunFile, sizes: Sizes) -> train::Settings {
     let training = &run.training;
     train::Settings {
         optimizer: setup::optimizer(run),
@@ -263,6 +253,7 @@ fn present(
     tokenizer: &Tokenizer,
     trained: &Trained,
     memory: &MemoryPlan,
+    sizes: Sizes,
     steps: u64,
 ) {
     let (all, some) = (base.config.parameter_count(), trained.layout.len() as u64);
@@ -299,6 +290,9 @@ fn present(
         .map(|&c| format!("{} {}", c.name(), bytes(memory.bytes(c))))
         .collect();
     eprintln!("memory   {} planned: {}", bytes(memory.total()), parts.join(", "));
+    if let Some(paging) = sizes.paging() {
+        eprintln!("paging   {paging}");
+    }
     let runs = data::preview::runs(&train.examples[0], tokenizer);
     let text = terminal::paint_segments(
         runs.iter().map(|(t, trained)| (t.as_str(), *trained)),

@@ -1,8 +1,10 @@
 //! What settings must hold beyond their types: ranges, keys that a command cannot do without, keys that exclude each
 //! other, and what this version does not support yet.
 
+use model::arena::SMALLEST;
+
 use super::{
-    AdapterSection, DataSection, Format, Init, Method, MicroBatch, OptimizerName, OptimizerSection, Settings,
+    AdapterSection, Checkpointing, DataSection, Format, Init, Method, MicroBatch, OptimizerSection, Settings,
     TargetModules, TrainData, TrainingSection,
 };
 
@@ -154,17 +156,10 @@ impl Settings {
     }
 
     fn check_optimizer(&self, optimizer: &OptimizerSection) -> anyhow::Result<()> {
-        let paged = matches!(optimizer.name, OptimizerName::PagedAdamw | OptimizerName::PagedAdamw8bit);
         self.require(
-            paged || optimizer.memory.is_none(),
+            optimizer.memory.is_none_or(|budget| budget.0 >= SMALLEST),
             "optimizer.memory",
-            "is the budget of `paged_adamw` and `paged_adamw_8bit`; leave it null with other optimizers",
-        )?;
-        let least = train::SMALLEST_OPTIMIZER_MEMORY;
-        self.require(
-            optimizer.memory.is_none_or(|budget| budget.0 >= least),
-            "optimizer.memory",
-            &format!("must be {least} bytes or more, or null"),
+            &format!("must be {SMALLEST} bytes or more, or null"),
         )?;
         self.require(optimizer.learning_rate > 0.0, "optimizer.learning_rate", "must be more than 0")?;
         let betas = optimizer.betas.iter().all(|beta| (0.0..1.0).contains(beta));
@@ -191,6 +186,20 @@ impl Settings {
             MicroBatch::Tokens(tokens) => (1..=MAX_TOKENS).contains(&tokens),
         };
         self.require(micro, "training.micro_batch_tokens", "must be auto, or from 1 to 4294967296")?;
+        let budget = training.activation_offloading.memory();
+        self.require(
+            budget.is_none_or(|budget| budget >= SMALLEST),
+            "training.activation_offloading",
+            &format!("must be {SMALLEST} bytes or more, or auto, true or false"),
+        )?;
+        for (key, set) in [
+            ("training.activation_offloading", budget.is_some()),
+            ("training.activation_precision", training.activation_precision.is_some()),
+        ] {
+            let message = "is about the layers' inputs, which `training.checkpointing: none` does not keep apart from the \
+                           other activations; set that to auto or block";
+            self.require(!set || training.checkpointing != Checkpointing::None, key, message)?;
+        }
         self.require(training.eval_every != Some(0), "training.eval_every", or_null)?;
         self.require(training.save_every != Some(0), "training.save_every", or_null)?;
         self.require(training.keep_checkpoints >= 1, "training.keep_checkpoints", "must be 1 or more")?;

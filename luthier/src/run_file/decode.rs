@@ -116,7 +116,7 @@ fn join(message: String, help: Option<String>) -> String {
 }
 
 /// What people coming from PEFT, TRL or Axolotl may type, and the key that means it here.
-const ELSEWHERE: [(&str, &str); 16] = [
+const ELSEWHERE: [(&str, &str); 17] = [
     ("base_model", "model"),
     ("model_name_or_path", "model"),
     ("output_dir", "output"),
@@ -133,6 +133,7 @@ const ELSEWHERE: [(&str, &str); 16] = [
     ("lr_scheduler_type", "schedule.name"),
     ("num_train_epochs", "training.epochs"),
     ("gradient_checkpointing", "training.checkpointing"),
+    ("enable_activation_offloading", "training.activation_offloading"),
 ];
 
 fn unknown_key(key: &str, known: &[&str]) -> (String, Option<String>) {

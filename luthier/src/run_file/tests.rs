@@ -49,6 +49,8 @@ training:
   batch_size: 8
   micro_batch_tokens: auto
   checkpointing: auto
+  activation_offloading: auto
+  activation_precision: null
   eval_every: null
   save_every: null
   keep_checkpoints: 2
@@ -103,6 +105,8 @@ training:
   batch_size: 2
   micro_batch_tokens: 4096
   checkpointing: none
+  activation_offloading: 512MiB
+  activation_precision: bf16
   eval_every: 10
   save_every: 20
   keep_checkpoints: 1
@@ -168,6 +172,15 @@ fn values_mean_what_their_key_expects_whatever_yaml_takes_them_for() {
     assert_eq!(run.adapter.rank_pattern.0, [("v_proj".to_owned(), 8), (".*q_proj".to_owned(), 2)]);
     assert_eq!(run.adapter.target_modules, TargetModules::Regex(r".*\.(q|v)_proj".into()));
     assert_eq!(run.optimizer.betas, [0.0, 0.5]);
+    for (text, meant) in [
+        ("auto", Offloading::Auto),
+        ("no", Offloading::Never),
+        ("true", Offloading::Within(ByteSize(4 << 20))),
+        ("8192", Offloading::Within(ByteSize(8192))),
+    ] {
+        let set = format!("training.activation_offloading={text}");
+        assert_eq!(with(&[&set]).run.training.activation_offloading, meant, "{text}");
+    }
     let sources = run.data.sources();
     assert_eq!(sources[0], Source { path: "a.jsonl".into(), format: Some(Format::Messages), weight: 1.0 });
     assert_eq!(sources[1], Source { path: "b.txt".into(), format: Some(Format::Text), weight: 0.25 });
@@ -261,13 +274,14 @@ fn settings_out_of_range_are_refused_by_name() {
         "optimizer.weight_decay=-1",
         "optimizer.max_grad_norm=-1",
         "optimizer.lora_plus_ratio=0",
-        "optimizer.memory=1GiB",
+        "optimizer.memory=4095",
         "schedule.warmup=-1",
         "schedule.warmup=1.5",
         "training.epochs=0",
         "training.max_steps=0",
         "training.batch_size=0",
         "training.micro_batch_tokens=0",
+        "training.activation_offloading=4095",
         "training.eval_every=0",
         "training.eval_every=10",
         "training.save_every=0",
@@ -278,8 +292,13 @@ fn settings_out_of_range_are_refused_by_name() {
         let message = fault(&[set]);
         assert!(message.starts_with(&format!("--set {set}: `{key}` ")), "{set}: {message}");
     }
-    let small = fault(&["optimizer.name=paged_adamw", "optimizer.memory=4095"]);
+    let small = fault(&["optimizer.memory=4095"]);
     assert!(small.contains("`optimizer.memory` must be 4096 bytes or more, or null"), "{small}");
+    for set in ["training.activation_offloading=true", "training.activation_precision=bf16"] {
+        let message = fault(&["training.checkpointing=none", set]);
+        assert!(message.contains("checkpointing: none") && message.contains("auto or block"), "{message}");
+        with(&["training.checkpointing=auto", set]).validate(Purpose::Other).unwrap();
+    }
     let both = fault(&["data.eval=e.jsonl", "data.eval_fraction=0.1"]);
     assert!(both.contains("`data.eval_fraction` and `data.eval` exclude each other"), "{both}");
     let full = fault(&["adapter.method=full", "adapter.init_from=a"]);
@@ -344,6 +363,15 @@ fn wrong_types_name_the_key_the_value_and_what_is_allowed() {
         ),
         ("adapter.r.x=1", "`adapter.r`: expected a whole number of 0 or more, found a section of keys"),
         ("model.x=1", "`model`: expected text, found a section of keys"),
+        (
+            "training.activation_offloading=disk",
+            "`training.activation_offloading`: expected auto, true, false or a size such as 512MiB, found `disk`",
+        ),
+        (
+            "training.enable_activation_offloading=true",
+            "unknown key `training.enable_activation_offloading`; did you mean `training.activation_offloading`?",
+        ),
+        ("training.activation_precision=f32", "`training.activation_precision`: expected bf16, found `f32`"),
         ("seed=1", "unknown key `seed`; did you mean `training.seed`?"),
         ("lora_alpha=1", "unknown key `lora_alpha`; did you mean `adapter.alpha`?"),
         ("optimizer.lr=1", "unknown key `optimizer.lr`; did you mean `optimizer.learning_rate`?"),
@@ -371,7 +399,9 @@ fn a_run_goes_on_under_the_settings_it_began_with() {
     assert_eq!(now(&[]), []);
     assert_eq!(now(&["training.max_steps=20", "training.epochs=3"]), []);
     assert_eq!(now(&["training.max_steps=null"]), []);
-    assert_eq!(now(&["optimizer.memory=8KiB"]).len(), 0);
+    assert_eq!(now(&["optimizer.memory=8KiB", "memory=12GiB"]), []);
+    assert_eq!(now(&["training.checkpointing=block", "training.activation_offloading=true"]), []);
+    assert_eq!(now(&["training.activation_precision=bf16"]).len(), 1);
     let difference = |key: &str, saved: &str, now: &str| Difference {
         key: key.into(),
         saved: saved.into(),

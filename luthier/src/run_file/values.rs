@@ -97,6 +97,11 @@ pub(crate) struct Quantization {
     pub(crate) block_size: usize,
 }
 
+impl Quantization {
+    /// What `quantization: nf4` means.
+    pub(crate) const NF4: Self = Self { kind: QuantizationType::Nf4, double_quant: true, block_size: 64 };
+}
+
 /// The table of sixteen values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, DeriveSerialize, DeriveDeserialize)]
 #[serde(rename_all = "snake_case")]
@@ -112,16 +117,8 @@ impl<'de> Deserialize<'de> for Quantization {
         struct Full {
             #[serde(rename = "type")]
             kind: QuantizationType,
-            #[serde(default = "yes")]
-            double_quant: bool,
-            #[serde(default = "sixty_four")]
-            block_size: usize,
-        }
-        fn yes() -> bool {
-            true
-        }
-        fn sixty_four() -> usize {
-            64
+            double_quant: Option<bool>,
+            block_size: Option<usize>,
         }
         struct QuantizationVisitor;
         impl<'de> Visitor<'de> for QuantizationVisitor {
@@ -137,7 +134,7 @@ impl<'de> Deserialize<'de> for Quantization {
                     "fp4" => QuantizationType::Fp4,
                     _ => return Err(E::invalid_value(de::Unexpected::Str(text), &self)),
                 };
-                Ok(Full { kind, double_quant: yes(), block_size: sixty_four() })
+                Ok(Full { kind, double_quant: None, block_size: None })
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Full, A::Error> {
@@ -145,7 +142,11 @@ impl<'de> Deserialize<'de> for Quantization {
             }
         }
         let Full { kind, double_quant, block_size } = deserializer.deserialize_any(QuantizationVisitor)?;
-        Ok(Self { kind, double_quant, block_size })
+        Ok(Self {
+            kind,
+            double_quant: double_quant.unwrap_or(Self::NF4.double_quant),
+            block_size: block_size.unwrap_or(Self::NF4.block_size),
+        })
     }
 }
 
@@ -318,6 +319,72 @@ impl<'de> Deserialize<'de> for MicroBatch {
             }
         }
         deserializer.deserialize_any(MicroBatchVisitor)
+    }
+}
+
+/// `training.activation_offloading`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offloading {
+    /// If nothing fits otherwise; then as much stays in memory as there is room for.
+    Auto,
+    /// All is in memory.
+    Never,
+    /// What is beyond this size lies in a file.
+    Within(ByteSize),
+}
+
+impl Offloading {
+    /// What `true` leaves in memory: a few pages of the size at which disks are as fast as they get.
+    pub(crate) const LEAST: ByteSize = ByteSize(4 << 20);
+
+    /// The budget that was set.
+    pub(crate) fn memory(self) -> Option<u64> {
+        match self {
+            Self::Auto | Self::Never => None,
+            Self::Within(size) => Some(size.0),
+        }
+    }
+}
+
+impl Serialize for Offloading {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Never => serializer.serialize_bool(false),
+            Self::Within(size) => size.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Offloading {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OffloadingVisitor;
+        impl Visitor<'_> for OffloadingVisitor {
+            type Value = Offloading;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("auto, true, false or a size such as 512MiB")
+            }
+
+            fn visit_bool<E>(self, always: bool) -> Result<Offloading, E> {
+                Ok(if always { Offloading::Within(Offloading::LEAST) } else { Offloading::Never })
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Offloading, E> {
+                match text {
+                    "auto" => Ok(Offloading::Auto),
+                    size => size
+                        .parse()
+                        .map(Offloading::Within)
+                        .map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+
+            fn visit_u64<E>(self, bytes: u64) -> Result<Offloading, E> {
+                Ok(Offloading::Within(ByteSize(bytes)))
+            }
+        }
+        deserializer.deserialize_any(OffloadingVisitor)
     }
 }
 

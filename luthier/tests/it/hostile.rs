@@ -227,6 +227,9 @@ fn the_largest_model_that_config_json_can_tell_of_is_weighed_and_not_allocated()
     refused(folder.path(), &["--set", "adapter.r=65536"], &["the run needs", "PiB"]);
     let full = ["--set", "adapter.method=full", "--set", "adapter.init=gaussian"];
     refused(folder.path(), &full, &["the run needs", "PiB"]);
+    // Nor are the pages that there would be.
+    let paged = ["--set", "optimizer.memory=4KiB", "--set", "training.activation_offloading=4KiB"];
+    refused(folder.path(), &[&full[..], &paged].concat(), &["the run needs", "PiB"]);
 }
 
 #[test]

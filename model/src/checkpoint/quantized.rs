@@ -164,7 +164,7 @@ impl Checkpoint {
             }
         }
         // Whatever type the codes are stored as (`bnb_4bit_quant_storage`), their bytes are the codes.
-        let info = &self.tensors[&name];
+        let info = self.tensors.get(&name).ok_or_else(|| self.missing(&name))?;
         if info.size_bytes() != elements.div_ceil(2) as u64 {
             let problem =
                 format!("has {} bytes of codes where {} are needed", info.size_bytes(), elements.div_ceil(2));

@@ -390,25 +390,43 @@ fn a_quantized_folder_loads_as_the_model_quantized_on_loading() {
 
 #[test]
 fn the_memory_that_is_planned_is_what_the_weights_take() {
-    let taken = |decoder: &Decoder| -> u64 {
+    #[track_caller]
+    fn check(folder: &Path, format: Option<Format>) {
+        let config = Config::load(folder).unwrap();
+        let stored = Checkpoint::open(folder).unwrap().weights(&config).unwrap();
+        for precision in [Precision::F32, Precision::Bf16] {
+            let decoder = Decoder::load(folder, &Device::cpu(2), precision, format).unwrap();
+            let planned = Decoder::base_memory(&config, stored.as_ref(), precision, format);
+            assert_eq!(planned.bytes(Component::Base), taken(&decoder), "{}, {format:?}", folder.display());
+        }
+    }
+    fn taken(decoder: &Decoder) -> u64 {
         let of = |p: &Parameter| match p.bias {
             true => 4 * p.cols,
             false => decoder.base_weight(p.module).size_bytes(),
         };
         decoder.config.parameters().iter().map(|p| of(p) as u64).sum()
-    };
-    let planned = |folder: &Path, format| {
-        let (config, stored) =
-            (Config::load(folder).unwrap(), Checkpoint::open(folder).unwrap().main_dtype());
-        Decoder::base_memory(&config, stored, Precision::F32, format).bytes(Component::Base)
-    };
-    for case in ["nf4", "nf4-plain", "nf4-bf16-storage"] {
-        assert_eq!(planned(&fixture(case), None), taken(&load(case)), "{case}");
     }
+    // Of the last one, biases and a layer were left out of quantization.
+    for case in ["nf4", "nf4-plain", "nf4-bf16-storage", "fp4"] {
+        check(&fixture(case), None);
+    }
+    // What is asked for does not change what the folder has.
+    check(&fixture("nf4-plain"), Some(Format { block_size: 4096, ..Format::QLORA }));
     for format in FORMATS {
-        let decoder = loaded(&fixture("llama-bias"), Some(format)).unwrap();
-        assert_eq!(planned(&fixture("llama-bias"), Some(format)), taken(&decoder), "{format:?}");
+        check(&fixture("llama-bias"), Some(format));
+        let output = tempfile::tempdir().unwrap();
+        quantized("llama-bias", format, output.path());
+        check(output.path(), None);
     }
+}
+
+#[test]
+fn codes_that_are_missing_beside_their_state_are_told_before_memory_is_counted() {
+    let folder = changed("nf4", |tensors| drop(tensors.remove(WEIGHT)));
+    let config = Config::load(folder.path()).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap().weights(&config).unwrap_err().to_string();
+    assert!(error.contains(&format!("tensor `{WEIGHT}` is missing")), "{error}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use compute::Precision;
+use model::arena;
 use model::memory::Component;
 use model::{Checkpoint, Decoder};
 use train::{Job, OptimizerSettings, Outcome, Rule, Saving, Settings};
@@ -55,7 +56,7 @@ fn paged_equals_unpaged_byte_for_byte_under_a_tenth_of_the_state_and_less() {
         let state = planned(&decoder, &with(rule, None));
         let whole = tempfile::tempdir().unwrap();
         go(&decoder, &with(rule, None), whole.path(), None);
-        for budget in [state / 10, state / 2, train::SMALLEST_OPTIMIZER_MEMORY, state] {
+        for budget in [state / 10, state / 2, arena::SMALLEST, state] {
             let settings = with(rule, Some(budget));
             let held = planned(&decoder, &settings);
             assert!(held <= budget && held > budget / 3, "{held} bytes of a budget of {budget}");

@@ -1,7 +1,7 @@
 //! What a step computes does not depend on how it was computed.
 
 use compute::Precision;
-use model::Checkpointing;
+use model::{Checkpointing, Keeping};
 use train::Settings;
 
 use crate::common::{adapter_bytes, random_examples, run, settings, tiny};
@@ -34,8 +34,43 @@ fn any_split_into_micro_batches_gives_the_same_step() {
 fn recomputed_activations_give_the_bytes_of_kept_ones() {
     for dropout in [0.0, 0.2] {
         let kept = curve(&settings(), dropout);
-        let recomputed = curve(&Settings { checkpointing: Checkpointing::Block, ..settings() }, dropout);
+        let recomputed = curve(
+            &Settings { checkpointing: Checkpointing::Block(Keeping::default()), ..settings() },
+            dropout,
+        );
         assert_eq!(kept, recomputed);
+    }
+}
+
+#[test]
+fn layers_inputs_in_a_file_give_the_bytes_of_those_in_memory() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let bytes = |checkpointing| {
+            let out = tempfile::tempdir().unwrap();
+            let settings = Settings { checkpointing, micro_batch_tokens: 70, ..settings() };
+            let (train, eval) = (random_examples(24), random_examples(4));
+            run(&tiny(2, precision), 0.1, &train, &eval, &settings, out.path(), None);
+            let files = std::fs::read_dir(out.path()).unwrap().map(|e| e.unwrap().file_name());
+            assert!(!files.into_iter().any(|name| name.to_string_lossy().starts_with('.')), "pages are left");
+            adapter_bytes(out.path())
+        };
+        let whole = bytes(Checkpointing::None);
+        for memory in [None, Some(4096), Some(5000)] {
+            assert_eq!(whole, bytes(Checkpointing::Block(Keeping { bf16: false, memory })), "{memory:?}");
+        }
+    }
+}
+
+#[test]
+fn inputs_rounded_to_bf16_change_no_first_loss_and_little_after_it() {
+    let rounded = Checkpointing::Block(Keeping { bf16: true, memory: None });
+    let [exact, rounded] = [Checkpointing::None, rounded]
+        .map(|checkpointing| curve(&Settings { checkpointing, ..settings() }, 0.0));
+    assert_eq!(exact[0].0, rounded[0].0);
+    assert_ne!(exact[0].1, rounded[0].1);
+    for ((loss, norm), (other_loss, other_norm)) in exact.iter().zip(&rounded) {
+        assert!((other_loss / loss - 1.0).abs() < 1e-3, "loss {loss} and {other_loss}");
+        assert!((other_norm / norm - 1.0).abs() < 1e-2, "norm {norm} and {other_norm}");
     }
 }
 

@@ -1,33 +1,30 @@
-//! Where the optimizer's state lives: in memory, or under a budget partly in a file.
+//! Where something large lives: in memory, or under a budget partly in a file.
 //!
-//! The state is cut into pages that are visited in the same order at every step. The first pages stay in memory; the
-//! others pass one after another through a frame that they share, each written back to the file before the next comes.
-//! For a sequence that goes round and round no other choice of what stays reads and writes less. So what is held is fixed
-//! from the beginning, and is within the budget at every moment.
+//! It is cut into pages. The first pages stay in memory; the others pass one after another through a frame that they
+//! share, each written back to the file before the next comes. For a sequence that goes round and round, as an optimizer
+//! over its state, or there and back, as the two passes over the layers, no other choice of what stays reads and writes
+//! less by more than a frame. So what is held is fixed from the beginning, and is within the budget at every moment.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use model::memory::{Allocator, Component};
-
-use crate::error::{Result, TrainError};
+use crate::error::{ModelError, Result};
+use crate::memory::{Allocator, Component};
 
 /// The smallest budget, in bytes, which is also that of the smallest page.
-pub(crate) const SMALLEST: u64 = 4096;
+pub const SMALLEST: u64 = 4096;
 /// The largest page, in bytes: disks are as fast as they get.
 const LARGEST_PAGE: u64 = 1 << 20;
-/// What the file is called while it has a name. A name like this is swept up at the next start.
-const FILE_NAME: &str = ".optimizer.pages.tmp";
 
 /// Words that a page may have at most under a budget in bytes.
-pub(crate) fn page_words(budget: Option<u64>) -> usize {
+pub fn page_words(budget: Option<u64>) -> usize {
     budget.map_or(usize::MAX, |budget| ((budget / 4).clamp(SMALLEST, LARGEST_PAGE) / 4) as usize)
 }
 
 /// Pages of 32-bit words, zero in the beginning.
 #[derive(Debug)]
-pub(crate) struct Arena {
+pub struct Arena {
     pages: Vec<Page>,
     /// The memory of the first pages, one frame each.
     resident: Vec<Vec<f32>>,
@@ -48,63 +45,90 @@ struct Page {
 }
 
 impl Arena {
-    /// Pages of these sizes in words, of which as much stays in memory as the budget allows.
-    pub(crate) fn new(words: &[usize], budget: Option<u64>, allocator: &mut Allocator) -> Self {
+    /// Pages in runs of so many equal ones of so many words, of which as much stays in memory as the budget allows. When only
+    /// planning, they are counted and not made.
+    pub fn new(
+        runs: &[(usize, usize)],
+        budget: Option<u64>,
+        component: Component,
+        allocator: &mut Allocator,
+    ) -> Self {
         let bytes = |words: usize| 4 * words as u64;
-        let total = words.iter().fold(0u64, |sum, &w| sum.saturating_add(bytes(w)));
+        let of_run = |&(count, words): &(usize, usize)| (count as u64).saturating_mul(bytes(words));
+        let total = runs.iter().map(of_run).fold(0, u64::saturating_add);
         let fits = budget.is_none_or(|budget| total <= budget);
-        let shared = if fits { 0 } else { words.iter().copied().max().unwrap_or(0) };
+        let shared = if fits { 0 } else { runs.iter().map(|run| run.1).max().unwrap_or(0) };
         let mut left = budget.filter(|_| !fits).map_or(u64::MAX, |b| b.saturating_sub(bytes(shared)));
-        let stays = |&&words: &&usize| {
-            let stays = bytes(words) <= left;
-            left = left.saturating_sub(bytes(words));
-            stays
-        };
-        let count = words.iter().take_while(stays).count();
-        let mut frame = |&words: &usize| allocator.vector(Component::Optimizer, words);
-        let resident = words[..count].iter().map(&mut frame).collect();
-        let shared = frame(&shared);
-        let mut position = 0;
-        let page = |(i, &words): (usize, &usize)| {
-            let page = Page { words, position, written: false };
-            position += if i < count { 0 } else { bytes(words) };
-            page
-        };
-        let pages = words.iter().enumerate().map(page).collect();
+        let mut resident = Vec::new();
+        for &(count, words) in runs {
+            let stays = (left / bytes(words).max(1)).min(count as u64);
+            left -= stays * bytes(words);
+            if allocator.count(component, stays * bytes(words)) {
+                resident.extend((0..stays).map(|_| vec![0.0; words]));
+            }
+            if stays < count as u64 {
+                break;
+            }
+        }
+        let shared = allocator.vector(component, shared);
+        let mut pages = Vec::new();
+        if allocator.count(component, 0) {
+            let mut position = 0;
+            for words in runs.iter().flat_map(|&(count, words)| std::iter::repeat_n(words, count)) {
+                pages.push(Page { words, position, written: false });
+                position += if pages.len() > resident.len() { bytes(words) } else { 0 };
+            }
+        }
         Arena { pages, resident, shared, held: None, file: None }
     }
 
-    /// Makes the file in `folder`, if there are pages for it. It has no name from the beginning on, so that nothing is
-    /// left of it whatever ends the run.
-    pub(crate) fn open(&mut self, folder: &Path) -> Result<()> {
+    /// Makes the file `path`, if there are pages for it. It has no name from the beginning on, so that nothing is left of it
+    /// whatever ends the run; a path that [`sweep`](crate::checkpoint::sweep) knows is removed by the next start where an
+    /// open file cannot lose its name.
+    ///
+    /// # Errors
+    /// If the file cannot be made.
+    pub fn open(&mut self, path: &Path) -> Result<()> {
         if self.resident.len() == self.pages.len() {
             return Ok(());
         }
-        let path = folder.join(FILE_NAME);
         let make = || {
-            fs::create_dir_all(folder)?;
-            match fs::remove_file(&path) {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            match fs::remove_file(path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
-            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-            // Where an open file cannot lose its name, the next start removes it.
-            let _ = fs::remove_file(&path);
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+            let _ = fs::remove_file(path);
             Ok(file)
         };
-        let file = make().map_err(|e| TrainError::write(&path, e))?;
-        self.file = Some((path, file));
+        let file = make().map_err(|e| ModelError::write(path, e))?;
+        self.file = Some((path.to_owned(), file));
         Ok(())
     }
 
     /// A page, to read.
-    pub(crate) fn page(&mut self, index: usize) -> Result<&[f32]> {
-        self.frame(index, false).map(|page| &*page)
+    ///
+    /// # Errors
+    /// As for the others, if a page cannot be written to the file, or this one not be read from it.
+    pub fn page(&mut self, index: usize) -> Result<&[f32]> {
+        self.frame(index, true, false).map(|page| &*page)
     }
 
     /// A page, to change.
-    pub(crate) fn page_mut(&mut self, index: usize) -> Result<&mut [f32]> {
-        self.frame(index, true)
+    ///
+    /// # Errors
+    /// If a page cannot be written to the file, or this one not be read from it.
+    pub fn page_mut(&mut self, index: usize) -> Result<&mut [f32]> {
+        self.frame(index, true, true)
+    }
+
+    /// A page, to fill anew: what it held is lost, and what it holds now is anything.
+    ///
+    /// # Errors
+    /// If a page cannot be written to the file.
+    pub fn blank_page(&mut self, index: usize) -> Result<&mut [f32]> {
+        self.frame(index, false, true)
     }
 
     /// Bytes that are held in memory.
@@ -113,7 +137,7 @@ impl Arena {
         4 * (self.resident.iter().map(Vec::capacity).sum::<usize>() + self.shared.capacity()) as u64
     }
 
-    fn frame(&mut self, index: usize, changes: bool) -> Result<&mut [f32]> {
+    fn frame(&mut self, index: usize, reads: bool, changes: bool) -> Result<&mut [f32]> {
         if index < self.resident.len() {
             return Ok(&mut self.resident[index]);
         }
@@ -121,7 +145,9 @@ impl Arena {
             Some((held, saved)) if *held == index => *saved &= !changes,
             _ => {
                 self.put_back()?;
-                self.fetch(index)?;
+                if reads {
+                    self.fetch(index)?;
+                }
                 self.held = Some((index, !changes));
             }
         }
@@ -136,7 +162,7 @@ impl Arena {
             let (path, file) = self.file.as_mut().expect("the arena is open");
             let bytes: &[u8] = bytemuck::cast_slice(&self.shared[..page.words]);
             let write = file.seek(SeekFrom::Start(page.position)).and_then(|_| file.write_all(bytes));
-            write.map_err(|e| TrainError::write(path, e))?;
+            write.map_err(|e| ModelError::write(path, e))?;
             page.written = true;
         }
         self.held = None;
@@ -153,7 +179,7 @@ impl Arena {
         let (path, file) = self.file.as_mut().expect("the arena is open");
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(to);
         let read = file.seek(SeekFrom::Start(page.position)).and_then(|_| file.read_exact(bytes));
-        read.map_err(|e| TrainError::read(path, e))
+        read.map_err(|e| ModelError::read(path, e))
     }
 }
 
@@ -162,6 +188,11 @@ mod tests {
     use super::*;
 
     const SIZES: [usize; 6] = [1000, 7, 1024, 1024, 3, 512];
+    const RUNS: [(usize, usize); 5] = [(1, 1000), (1, 7), (2, 1024), (1, 3), (1, 512)];
+
+    fn under(budget: u64, allocator: &mut Allocator) -> Arena {
+        Arena::new(&RUNS, Some(budget), Component::Optimizer, allocator)
+    }
 
     /// Three rounds over an arena, each adding to every word, and then the words.
     fn rounds(arena: &mut Arena) -> Result<Vec<f32>> {
@@ -184,17 +215,17 @@ mod tests {
     fn pages_come_back_as_they_went_and_the_budget_holds() {
         let folder = tempfile::tempdir().unwrap();
         let total = 4 * SIZES.iter().sum::<usize>() as u64;
-        let mut whole = Arena::new(&SIZES, None, &mut Allocator::real());
+        let mut whole = Arena::new(&RUNS, None, Component::Optimizer, &mut Allocator::real());
         assert_eq!(whole.resident_bytes(), total);
         let want = rounds(&mut whole).unwrap();
         for budget in [SMALLEST, SMALLEST + 3999, 8096, 12_000, total - 1, total, u64::MAX] {
-            let mut arena = Arena::new(&SIZES, Some(budget), &mut Allocator::real());
-            arena.open(folder.path()).unwrap();
+            let mut arena = under(budget, &mut Allocator::real());
+            arena.open(&folder.path().join(".pages")).unwrap();
             assert_eq!(arena.file.is_some(), budget < total);
             assert_eq!(rounds(&mut arena).unwrap(), want, "under {budget} bytes");
             assert!(arena.resident_bytes() <= budget, "{} of {budget} bytes", arena.resident_bytes());
             let mut planning = Allocator::planning();
-            Arena::new(&SIZES, Some(budget), &mut planning);
+            under(budget, &mut planning);
             assert_eq!(planning.into_plan().bytes(Component::Optimizer), arena.resident_bytes());
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "the file has no name");
         }
@@ -202,7 +233,7 @@ mod tests {
 
     #[test]
     fn as_much_stays_in_memory_as_fits_beside_the_shared_frame() {
-        let resident = |budget| Arena::new(&SIZES, Some(budget), &mut Allocator::planning()).resident.len();
+        let resident = |budget| under(budget, &mut Allocator::real()).resident.len();
         assert_eq!(resident(SMALLEST), 0);
         assert_eq!(resident(SMALLEST + 3999), 0);
         assert_eq!(resident(SMALLEST + 4000), 1);
@@ -210,15 +241,30 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_are_filled_anew_each_time_hold_what_they_were_filled_with_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut arena = under(SMALLEST, &mut Allocator::real());
+        arena.open(&folder.path().join(".pages")).unwrap();
+        for round in 0..3 {
+            for index in 0..SIZES.len() {
+                arena.blank_page(index).unwrap().fill((10 * round + index) as f32);
+            }
+            for index in (0..SIZES.len()).rev() {
+                let want = (10 * round + index) as f32;
+                assert!(arena.page(index).unwrap().iter().all(|&word| word == want), "{round}, {index}");
+            }
+        }
+    }
+
+    #[test]
     #[cfg(target_os = "linux")]
-    fn a_full_disk_is_an_error_that_names_the_file_and_what_to_do() {
+    fn a_full_disk_is_an_error_that_names_the_file() {
         let path = PathBuf::from("/dev/full");
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let mut arena = Arena::new(&SIZES, Some(SMALLEST), &mut Allocator::real());
+        let mut arena = under(SMALLEST, &mut Allocator::real());
         arena.file = Some((path, file));
         let error = rounds(&mut arena).unwrap_err().to_string();
         assert!(error.contains("cannot write /dev/full"), "{error}");
         assert!(error.contains("No space left"), "{error}");
-        assert!(error.contains("the last checkpoint is intact: free some space"), "{error}");
     }
 }

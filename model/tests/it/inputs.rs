@@ -1,0 +1,101 @@
+//! Layers' inputs that are not kept as they are: in a file they change no bit, rounded they change gradients a little.
+
+use compute::{Device, Precision};
+use model::adapter::init::Init;
+use model::memory::{Allocator, Component};
+use model::{
+    Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Keeping, Layout, Parameters, Purpose,
+};
+
+use crate::common::{fixture, relative_difference};
+
+const TOKENS: usize = 150;
+
+struct Passed {
+    losses: Vec<f32>,
+    gradients: Vec<f32>,
+    /// Bytes of activations, as the plan has them.
+    planned: u64,
+}
+
+/// Two passes forward and backward over a long batch, all weights being trained, the second one over a shorter batch.
+fn passed(decoder: &Decoder, checkpointing: Checkpointing) -> Passed {
+    let layout = Layout::full(&decoder.config);
+    let mut adapter = Adapter::zeros(layout.clone(), 0.0);
+    adapter.initialize(Init::Default, 0, decoder);
+    let extent = Extent {
+        tokens: TOKENS,
+        positions: TOKENS,
+        purpose: Purpose::Train(checkpointing),
+        precision: decoder.precision,
+    };
+    let mut planning = Allocator::planning();
+    Activations::new(&decoder.config, &layout, 0.0, extent, &mut planning);
+    let planned = planning.into_plan().bytes(Component::Activations);
+    let mut buffers = Activations::new(&decoder.config, &layout, 0.0, extent, &mut Allocator::real());
+    let folder = tempfile::tempdir().unwrap();
+    buffers.open(folder.path()).unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the file has no name");
+    let mut gradients = Parameters::zeros(&layout, Component::Gradients, &mut Allocator::real());
+    let mut all = Vec::new();
+    for tokens in [TOKENS, TOKENS / 3] {
+        let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 7 % decoder.config.vocab_size as u32).collect();
+        let labels: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        let mut batch = Batch::new();
+        batch.push(&ids, &labels);
+        let mut losses = vec![0.0; batch.targets.len()];
+        let run = decoder.run(Some(&adapter));
+        decoder.accumulate_gradients(&run, &batch, 0.01, &mut buffers, &mut losses, &mut gradients).unwrap();
+        all.extend(losses);
+    }
+    Passed { losses: all, gradients: gradients.values().to_vec(), planned }
+}
+
+fn load(case: &str, precision: Precision) -> Decoder {
+    Decoder::load(&fixture(case), &Device::cpu(2), precision, None).unwrap()
+}
+
+fn block(bf16: bool, memory: Option<u64>) -> Checkpointing {
+    Checkpointing::Block(Keeping { bf16, memory })
+}
+
+#[test]
+fn in_a_file_they_change_no_bit_and_no_more_is_held_than_the_budget() {
+    for (case, precision) in
+        [("llama3", Precision::F32), ("llama3", Precision::Bf16), ("qwen3", Precision::F32)]
+    {
+        let decoder = load(case, precision);
+        let (layers, width) = (decoder.config.layers as u64, decoder.config.hidden_size);
+        let input = (TOKENS * width * precision.dtype().size()) as u64;
+        for (bf16, size) in [(false, input), (true, (TOKENS * width * 2) as u64)] {
+            let whole = passed(&decoder, block(bf16, None));
+            for budget in [4096, size, layers * size - 1, layers * size] {
+                let paged = passed(&decoder, block(bf16, Some(budget)));
+                assert!(
+                    whole.losses == paged.losses && whole.gradients == paged.gradients,
+                    "{case}, {budget}"
+                );
+                // What is kept in memory, beside the one input that is worked on.
+                let held = paged.planned + layers * size - whole.planned;
+                assert!(held <= budget && 2 * held > budget, "{held} bytes of a budget of {budget}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_to_bf16_they_take_half_and_change_no_loss_and_gradients_a_little() {
+    for case in ["llama3", "qwen3", "mistral"] {
+        let decoder = load(case, Precision::F32);
+        let (exact, rounded) = (passed(&decoder, block(false, None)), passed(&decoder, block(true, None)));
+        assert_eq!(exact.losses, rounded.losses, "{case}: the forward pass does not see them");
+        let exact_gradients: Vec<f64> = exact.gradients.iter().map(|&g| f64::from(g)).collect();
+        let difference = relative_difference(&rounded.gradients, &exact_gradients);
+        assert!(difference > 1e-6 && difference < 4e-3, "{case}: {difference}");
+        let input = (TOKENS * decoder.config.hidden_size * 4 * decoder.config.layers) as u64;
+        assert_eq!(rounded.planned + input / 2, exact.planned, "{case}");
+        let decoder = load(case, Precision::Bf16);
+        let (plain, set) = (passed(&decoder, block(false, None)), passed(&decoder, block(true, None)));
+        assert!(plain.gradients == set.gradients && plain.planned == set.planned, "they are bf16 already");
+    }
+}
