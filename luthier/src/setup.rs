@@ -469,12 +469,17 @@ pub(crate) fn choose(
         }
     };
     let offloading = run.training.activation_offloading;
-    let keeping = Keeping { bf16: run.training.activation_precision.is_some(), memory: offloading.memory() };
-    let block = Checkpointing::Block(keeping);
-    let policies = match run.training.checkpointing {
+    let bf16 = run.training.activation_precision.is_some();
+    let least = Keeping { attention: false, bf16, memory: offloading.memory() };
+    // What is cheap to keep is kept, unless room is needed or less was asked for than this.
+    let more = (least == Keeping::default()).then_some(Keeping { attention: true, ..least });
+    let blocks = more.into_iter().chain([least]).map(Checkpointing::Block);
+    let policies: Vec<_> = match run.training.checkpointing {
         run_file::Checkpointing::None => vec![Checkpointing::None],
-        run_file::Checkpointing::Auto if keeping == Keeping::default() => vec![Checkpointing::None, block],
-        run_file::Checkpointing::Auto | run_file::Checkpointing::Block => vec![block],
+        run_file::Checkpointing::Auto if more.is_some() => {
+            [Checkpointing::None].into_iter().chain(blocks).collect()
+        }
+        run_file::Checkpointing::Auto | run_file::Checkpointing::Block => blocks.collect(),
     };
     let optimizer_memory = run.optimizer.memory.map(|b| b.0);
     let budget = budget.unwrap_or(u64::MAX);

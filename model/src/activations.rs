@@ -6,7 +6,7 @@ use compute::ops::rope::RopeTable;
 use compute::{Matrix, Precision};
 
 use crate::adapter::parameters::Layout;
-use crate::block;
+use crate::block::{self, Kept};
 use crate::config::Config;
 use crate::error::Result;
 use crate::head;
@@ -18,7 +18,7 @@ use crate::memory::{Allocator, Component};
 pub enum Checkpointing {
     /// All that the backward pass needs.
     None,
-    /// Only each layer's input; the rest is computed again (Chen et al. 2016).
+    /// Each layer's input, and what else is cheap to keep; the rest is computed again (Chen et al. 2016).
     Block(Keeping),
 }
 
@@ -52,8 +52,7 @@ pub struct Activations {
     pub(crate) stream: Vec<Matrix>,
     /// The layers' inputs, if training keeps them otherwise.
     pub(crate) inputs: Option<Inputs>,
-    /// What is saved of each layer, or of the layer at hand.
-    pub(crate) blocks: Vec<block::Saved>,
+    pub(crate) saved: block::Saved,
     pub(crate) work: block::Workspace,
     pub(crate) head: head::Workspace,
     pub(crate) rope: RopeTable,
@@ -76,21 +75,24 @@ impl Activations {
             }
             _ => None,
         };
-        let (streams, saved) = match purpose {
-            Purpose::Train(Checkpointing::None) => (layers + 1, layers),
-            Purpose::Train(Checkpointing::Block(_)) if inputs.is_none() => (layers + 1, 1),
-            Purpose::Train(Checkpointing::Block(_)) | Purpose::Infer => (1, 1),
+        // No backward pass comes below the lowest trained layer.
+        let trained = layers - layout.lowest_layer().unwrap_or(layers).min(layers);
+        let (attention, mlp) = match purpose {
+            Purpose::Train(Checkpointing::None) => (trained, trained),
+            Purpose::Train(Checkpointing::Block(keeping)) if keeping.attention => (trained, 0),
+            Purpose::Train(Checkpointing::Block(_)) | Purpose::Infer => (0, 0),
         };
+        let streams = if purpose == Purpose::Infer || inputs.is_some() { 1 } else { layers + 1 };
         let training = purpose != Purpose::Infer;
         let mut stream = || allocator.matrix(Component::Activations, tokens, width, dtype);
         let stream = (0..streams).map(|_| stream()).collect();
-        let blocks = (0..saved).map(|_| block::Saved::new(config, tokens, precision, allocator)).collect();
+        let saved = block::Saved::new(config, Kept { attention, mlp }, tokens, precision, allocator);
         let work = block::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
         let head = head::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
         let rope_bytes = RopeTable::size_bytes(config.head_dim, positions) as u64;
         let positions = if allocator.count(Component::Workspace, rope_bytes) { positions } else { 0 };
         let rope = RopeTable::new(config.head_dim, config.rope_theta, &config.rope_scaling, positions);
-        Activations { extent, stream, inputs, blocks, work, head, rope }
+        Activations { extent, stream, inputs, saved, work, head, rope }
     }
 
     /// Makes the file in `folder` for layers' inputs that are not to be in memory, if there are any.

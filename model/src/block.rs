@@ -22,27 +22,63 @@ pub(crate) struct Block {
     pub(crate) mlp: Mlp,
 }
 
-/// What a layer's backward pass needs of its forward pass.
+/// What the backward passes of a layer's halves need of their forward passes.
 #[derive(Debug)]
 pub(crate) struct Saved {
-    attention: attention::Saved,
+    attention: LastLayers<attention::Saved>,
     /// The residual stream between the halves `[T, C]`.
-    middle: Matrix,
-    mlp: mlp::Saved,
+    middle: LastLayers<Matrix>,
+    mlp: LastLayers<mlp::Saved>,
+}
+
+/// Of how many layers, the last ones, what their halves need is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) attention: usize,
+    pub(crate) mlp: usize,
 }
 
 impl Saved {
     pub(crate) fn new(
         config: &Config,
+        kept: Kept,
         tokens: usize,
         precision: Precision,
         allocator: &mut Allocator,
     ) -> Self {
+        let (layers, width, dtype) = (config.layers, config.hidden_size, precision.dtype());
+        let attention = || attention::Saved::new(config, tokens, precision, allocator);
         Saved {
-            attention: attention::Saved::new(config, tokens, precision, allocator),
-            middle: allocator.matrix(Component::Activations, tokens, config.hidden_size, precision.dtype()),
-            mlp: mlp::Saved::new(config, tokens, precision, allocator),
+            attention: LastLayers::new(layers, kept.attention, attention),
+            middle: LastLayers::new(layers, kept.attention, || {
+                allocator.matrix(Component::Activations, tokens, width, dtype)
+            }),
+            mlp: LastLayers::new(layers, kept.mlp, || mlp::Saved::new(config, tokens, precision, allocator)),
         }
+    }
+}
+
+/// Something of each of the last layers; the layers before them take the first place in turn. So what is there of the last
+/// layer of all is always its own.
+#[derive(Debug)]
+struct LastLayers<T> {
+    places: Vec<T>,
+    /// The first layer with a place of its own.
+    first: usize,
+}
+
+impl<T> LastLayers<T> {
+    fn new(layers: usize, kept: usize, make: impl FnMut() -> T) -> Self {
+        let kept = kept.clamp(1, layers);
+        LastLayers { places: std::iter::repeat_with(make).take(kept).collect(), first: layers - kept }
+    }
+
+    fn of(&mut self, layer: usize) -> &mut T {
+        &mut self.places[layer.saturating_sub(self.first)]
+    }
+
+    fn keeps(&self, layer: usize) -> bool {
+        layer >= self.first
     }
 }
 
@@ -117,7 +153,7 @@ impl Block {
         saved: &mut Saved,
         work: &mut Workspace,
     ) {
-        let Saved { attention, middle, .. } = saved;
+        let (attention, middle) = (saved.attention.of(layer), saved.middle.of(layer));
         self.attention.forward(pass, layer, cache, x, middle, attention, work);
     }
 
@@ -130,11 +166,10 @@ impl Block {
         saved: &mut Saved,
         work: &mut Workspace,
     ) {
-        let Saved { middle, mlp, .. } = saved;
-        self.mlp.forward(pass, layer, middle, y, mlp, work);
+        self.mlp.forward(pass, layer, saved.middle.of(layer), y, saved.mlp.of(layer), work);
     }
 
-    /// Makes again what [`Block::backward`] needs, from the layer's input alone.
+    /// Makes again what [`Block::backward`] needs and is not kept, from the layer's input.
     pub(crate) fn recompute(
         &self,
         pass: Pass<'_>,
@@ -143,8 +178,12 @@ impl Block {
         saved: &mut Saved,
         work: &mut Workspace,
     ) {
-        self.forward_attention(pass, layer, None, x, saved, work);
-        self.mlp.forward_gates(pass, layer, &saved.middle, &mut saved.mlp, work);
+        if !saved.attention.keeps(layer) {
+            self.forward_attention(pass, layer, None, x, saved, work);
+        }
+        if !saved.mlp.keeps(layer) {
+            self.mlp.forward_gates(pass, layer, saved.middle.of(layer), saved.mlp.of(layer), work);
+        }
     }
 
     /// Turns the gradient of the output in `work.dx` into that of the input `x`.
@@ -157,8 +196,7 @@ impl Block {
         gradients: &mut Parameters,
         work: &mut Workspace,
     ) {
-        let Saved { attention, middle, mlp } = saved;
-        self.mlp.backward(pass, layer, middle, mlp, gradients, work);
-        self.attention.backward(pass, layer, x, attention, gradients, work);
+        self.mlp.backward(pass, layer, saved.middle.of(layer), saved.mlp.of(layer), gradients, work);
+        self.attention.backward(pass, layer, x, saved.attention.of(layer), gradients, work);
     }
 }

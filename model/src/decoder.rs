@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use compute::ops::embedding;
 use compute::{Device, Matrix, MatrixRef, Precision};
 
-use crate::activations::{Activations, Checkpointing, Purpose};
+use crate::activations::{Activations, Purpose};
 use crate::adapter::parameters::{Adapter, Parameters};
 use crate::batch::Batch;
 use crate::block::{Block, Pass};
@@ -68,7 +68,7 @@ impl Decoder {
     ) -> Result<(), E> {
         let (t, extent) = (batch.tokens(), buffers.extent());
         assert!(t <= extent.tokens, "{t} tokens in buffers for {}", extent.tokens);
-        let Activations { stream, inputs, blocks: saved, work, rope, .. } = buffers;
+        let Activations { stream, inputs, saved, work, rope, .. } = buffers;
         let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
         embedding::forward(run.device, stream[0].top_mut(t), table, &batch.ids);
         let pass = Pass { run, config: &self.config, rope, batch };
@@ -78,7 +78,6 @@ impl Decoder {
             if let Some(inputs) = inputs {
                 keep(inputs, layer, stream[from].top(t))?;
             }
-            let saved = if saved.len() == 1 { &mut saved[0] } else { &mut saved[layer] };
             let cache = cache.as_deref_mut().map(|c| c.layer(layer));
             block.forward_attention(pass, layer, cache, &stream[from], saved, work);
             block.forward_mlp(pass, layer, &mut stream[to], saved, work);
@@ -125,12 +124,10 @@ impl Decoder {
         losses: &mut [f32],
         gradients: &mut Parameters,
     ) -> Result<()> {
-        let Purpose::Train(checkpointing) = buffers.extent().purpose else {
-            panic!("gradients need buffers laid out for training")
-        };
+        assert_ne!(buffers.extent().purpose, Purpose::Infer, "gradients need buffers laid out for training");
         self.pass(run, batch, None, buffers, Inputs::put)?;
         let t = batch.tokens();
-        let Activations { stream, inputs, blocks: saved, work, rope, head, .. } = buffers;
+        let Activations { stream, inputs, saved, work, rope, head, .. } = buffers;
         let last = stream.last().expect("there is a residual stream");
         let (dx, config) = (work.dx.top_mut(t), &self.config);
         self.output().losses_and_gradients(
@@ -145,7 +142,8 @@ impl Decoder {
             head,
         );
         let pass = Pass { run, config, rope, batch };
-        for layer in (self.lowest_trained_layer(run)..self.blocks.len()).rev() {
+        let lowest = run.adapter.and_then(|adapter| adapter.layout.lowest_layer());
+        for layer in (lowest.unwrap_or(self.blocks.len())..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
             let x = match inputs {
                 None => &stream[layer],
@@ -154,28 +152,13 @@ impl Decoder {
                     &stream[0]
                 }
             };
-            match checkpointing {
-                Checkpointing::None => block.backward(pass, layer, x, &mut saved[layer], gradients, work),
-                Checkpointing::Block(_) => {
-                    block.recompute(pass, layer, x, &mut saved[0], work);
-                    block.backward(pass, layer, x, &mut saved[0], gradients, work);
-                }
-            }
+            block.recompute(pass, layer, x, saved, work);
+            block.backward(pass, layer, x, saved, gradients, work);
         }
         if let Some(table) = gradient_of(run, ModuleId::Embedding, gradients) {
             embedding::backward(run.device, table, work.dx.top(t), &batch.ids);
         }
         Ok(())
-    }
-
-    /// Below this layer nothing is trained, so no gradient is needed.
-    fn lowest_trained_layer(&self, run: &Run<'_>) -> usize {
-        let Some(adapter) = run.adapter else { return self.blocks.len() };
-        let layer_of = |module: ModuleId| match module {
-            ModuleId::Embedding => 0,
-            module => module.layer().unwrap_or(self.blocks.len()),
-        };
-        adapter.layout.modules().map(|(module, _)| layer_of(module)).min().unwrap_or(self.blocks.len())
     }
 
     fn output(&self) -> Head<'_> {

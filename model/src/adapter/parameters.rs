@@ -129,6 +129,16 @@ impl Layout {
         self.modules.iter().map(|(&m, &t)| (m, t))
     }
 
+    /// The lowest layer whose output a trained module touches: below it no gradient is needed. None: only what comes behind
+    /// the layers is trained, if anything.
+    pub fn lowest_layer(&self) -> Option<usize> {
+        let layer_of = |module: ModuleId| match module {
+            ModuleId::Embedding => Some(0),
+            module => module.layer(),
+        };
+        self.modules().filter_map(|(module, _)| layer_of(module)).min()
+    }
+
     /// What is trained on a module.
     pub fn get(&self, module: ModuleId) -> Option<Trained> {
         self.modules.get(&module).copied()

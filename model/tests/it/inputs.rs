@@ -2,6 +2,8 @@
 
 use compute::{Device, Precision};
 use model::adapter::init::Init;
+use model::adapter::peft::{PeftConfig, Selection};
+use model::adapter::targets;
 use model::memory::{Allocator, Component};
 use model::{
     Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Keeping, Layout, Parameters, Purpose,
@@ -56,7 +58,7 @@ fn load(case: &str, precision: Precision) -> Decoder {
 }
 
 fn block(bf16: bool, memory: Option<u64>) -> Checkpointing {
-    Checkpointing::Block(Keeping { bf16, memory })
+    Checkpointing::Block(Keeping { bf16, memory, ..Keeping::default() })
 }
 
 #[test]
@@ -81,6 +83,43 @@ fn in_a_file_they_change_no_bit_and_no_more_is_held_than_the_budget() {
             }
         }
     }
+}
+
+#[test]
+fn what_attention_needs_may_be_kept_too_and_changes_no_bit() {
+    for (case, precision) in
+        [("llama3", Precision::Bf16), ("qwen3", Precision::F32), ("mistral", Precision::F32)]
+    {
+        let decoder = load(case, precision);
+        let with_attention = Checkpointing::Block(Keeping { attention: true, ..Keeping::default() });
+        let [none, more, least] =
+            [Checkpointing::None, with_attention, block(false, None)].map(|c| passed(&decoder, c));
+        for other in [&more, &least] {
+            assert!(none.losses == other.losses && none.gradients == other.gradients, "{case}");
+        }
+        assert!(least.planned < more.planned && more.planned < none.planned, "{case}");
+    }
+}
+
+#[test]
+fn below_the_lowest_trained_layer_nothing_is_kept() {
+    let decoder = load("llama3", Precision::F32);
+    let config = &decoder.config;
+    let of = |layers: Option<Vec<usize>>| {
+        let target_modules = Some(Selection::List(vec!["q_proj".to_owned()]));
+        let peft = PeftConfig { target_modules, layers_to_transform: layers, ..PeftConfig::default() };
+        let layout = Layout::of_adapter(&targets::resolve(&peft, config).unwrap(), config);
+        let purpose = Purpose::Train(Checkpointing::None);
+        let extent = Extent { tokens: TOKENS, positions: TOKENS, purpose, precision: Precision::F32 };
+        let mut planning = Allocator::planning();
+        Activations::new(config, &layout, 0.0, extent, &mut planning);
+        (layout.lowest_layer(), planning.into_plan().bytes(Component::Activations))
+    };
+    let last = config.layers - 1;
+    let ((all, every), (one, single)) = (of(None), of(Some(vec![last])));
+    assert_eq!((all, one, Layout::default().lowest_layer()), (Some(0), Some(last), None));
+    let inputs = ((config.layers + 1) * TOKENS * config.hidden_size * 4) as u64;
+    assert_eq!((single - inputs) * config.layers as u64, every - inputs);
 }
 
 #[test]

@@ -56,14 +56,18 @@ fn layers_inputs_in_a_file_give_the_bytes_of_those_in_memory() {
         };
         let whole = bytes(Checkpointing::None);
         for memory in [None, Some(4096), Some(5000)] {
-            assert_eq!(whole, bytes(Checkpointing::Block(Keeping { bf16: false, memory })), "{memory:?}");
+            assert_eq!(
+                whole,
+                bytes(Checkpointing::Block(Keeping { memory, ..Keeping::default() })),
+                "{memory:?}"
+            );
         }
     }
 }
 
 #[test]
 fn inputs_rounded_to_bf16_change_no_first_loss_and_little_after_it() {
-    let rounded = Checkpointing::Block(Keeping { bf16: true, memory: None });
+    let rounded = Checkpointing::Block(Keeping { bf16: true, ..Keeping::default() });
     let [exact, rounded] = [Checkpointing::None, rounded]
         .map(|checkpointing| curve(&Settings { checkpointing, ..settings() }, 0.0));
     assert_eq!(exact[0].0, rounded[0].0);
