@@ -5,9 +5,12 @@
 //! the caches, as in a model; each product is checked against `f64` at some elements before it is timed.
 
 use std::cell::Cell;
-use std::time::Duration;
+use std::hint::black_box;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use compute::ops::matmul::{Factor, matmul};
+use compute::quant::{Format, Quantized};
 use compute::{Cpu, DType, Device, Matrix, Precision};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -126,11 +129,112 @@ fn products(c: &mut Criterion) {
     let rows: Vec<_> =
         [64, 128, 256, 1024].iter().flat_map(|&m| linear(m, 2048, 2048, DType::Bf16)).collect();
     group(c, "rows", Precision::Bf16, &rows);
-    let adapters: Vec<_> = [(2048, 2048), (8192, 2048)].iter().flat_map(|&(o, i)| adapter(o, i)).collect();
+    let adapters: Vec<_> = [(2048, 2048), (4864, 896)].iter().flat_map(|&(o, i)| adapter(o, i)).collect();
     group(c, "adapter", Precision::Bf16, &adapters);
     let few: Vec<_> = [1, 2, 4, 8].iter().map(|&m| linear(m, 8192, 2048, DType::Bf16)[0]).collect();
     group(c, "few rows", Precision::Bf16, &few);
 }
 
-criterion_group!(benches, products);
+/// Bytes of weights that generation goes round in: none of them is in a cache when its turn comes.
+const COLD_BYTES: usize = 256 << 20;
+/// Weights `[out, in]` of a 1B model: keys, queries, up, down.
+const GENERATION: [(usize, usize); 4] = [(512, 2048), (2048, 2048), (8192, 2048), (2048, 8192)];
+
+/// The sum of all words on all threads: as fast as memory is read.
+fn read(words: &[u64], threads: usize) {
+    thread::scope(|scope| {
+        for part in words.chunks(words.len().div_ceil(threads)) {
+            scope.spawn(move || black_box(part.iter().fold(0_u64, |sum, &word| sum.wrapping_add(word))));
+        }
+    });
+}
+
+/// A weight as a model has it.
+enum Weight {
+    Dense(Matrix),
+    FourBit(Quantized),
+}
+
+impl Weight {
+    /// As many of them as are [`COLD_BYTES`], and the bytes of one.
+    fn many(one: impl Fn() -> Weight) -> (Vec<Weight>, usize) {
+        let bytes = match one() {
+            Weight::Dense(w) => w.size_bytes(),
+            Weight::FourBit(w) => w.size_bytes(),
+        };
+        ((0..COLD_BYTES / bytes).map(|_| one()).collect(), bytes)
+    }
+
+    fn transposed(&self) -> Factor<'_> {
+        match self {
+            Weight::Dense(w) => Factor::Transposed(w.as_ref()),
+            Weight::FourBit(w) => Factor::QuantizedTransposed(w),
+        }
+    }
+}
+
+fn same(w: &Quantized) -> Quantized {
+    let mut copy = Quantized::new(w.rows(), w.cols(), w.block_size(), *w.table(), w.scales().clone());
+    copy.codes_mut().copy_from_slice(w.codes());
+    copy
+}
+
+/// Products of one row and of four by weights that come from memory, between passes that only read: prints the best of each,
+/// so that what else the machine does counts little.
+fn generation(c: &mut Criterion) {
+    let cpu = Cpu::new(0);
+    let threads = cpu.threads();
+    println!("generation: {threads} threads, {}", cpu.isa());
+    let device = Device::Cpu(cpu);
+    let words = vec![1_u64; COLD_BYTES / 8];
+    let speed = |bytes: usize, time: Duration| bytes as f64 / time.as_secs_f64() / 1e9;
+    let mut group = c.benchmark_group("generation");
+    group.sample_size(10).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_secs(2));
+    for (out, inner) in GENERATION {
+        let dense = random(out, inner, DType::Bf16);
+        let four_bit = Quantized::quantize(&device, dense.as_ref(), Format::QLORA);
+        let dense = Weight::many(|| Weight::Dense(dense.to_dtype(DType::Bf16)));
+        let four_bit = Weight::many(|| Weight::FourBit(same(&four_bit)));
+        let kinds = [
+            ("bf16", Precision::Bf16, &dense),
+            ("nf4", Precision::Bf16, &four_bit),
+            ("nf4 in f32", Precision::F32, &four_bit),
+        ];
+        for (rows, (what, precision, (weights, bytes))) in
+            [1, 4].into_iter().flat_map(|rows| kinds.map(|kind| (rows, kind)))
+        {
+            let x = random(rows, inner, precision.dtype());
+            let mut y = Matrix::zeros(rows, out, precision.dtype());
+            let bytes = weights.len() * bytes;
+            let (mut best, mut reading) = (Duration::MAX, Duration::MAX);
+            group.throughput(Throughput::Bytes(bytes as u64));
+            group.bench_function(BenchmarkId::new(what, format!("{rows}x{out}x{inner}")), |bencher| {
+                bencher.iter_custom(|rounds| {
+                    let round = |_| {
+                        let begun = Instant::now();
+                        read(&words, threads);
+                        reading = reading.min(begun.elapsed());
+                        let begun = Instant::now();
+                        for w in weights {
+                            let x = Factor::Plain(x.as_ref());
+                            matmul(&device, precision, 1.0, x, w.transposed(), false, y.as_mut());
+                        }
+                        let time = begun.elapsed();
+                        best = best.min(time);
+                        time
+                    };
+                    (0..rounds).map(round).sum()
+                });
+            });
+            if best == Duration::MAX {
+                continue; // filtered out
+            }
+            let (got, most) = (speed(bytes, best), speed(COLD_BYTES, reading));
+            println!("best: {got:.1} GB/s of weights, {:.2} of the {most:.1} GB/s of reading", got / most);
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, generation, products);
 criterion_main!(benches);

@@ -196,6 +196,46 @@ fn a_product_is_that_with_the_values_on_every_instruction_set() {
     }
 }
 
+#[test]
+fn few_rows_by_four_bits_are_their_definition_whatever_the_blocks_and_threads() {
+    let shapes = [(1, 128), (5, 192), (19, 1088), (37, 4096), (18, 8192 + 32)];
+    let formats = BLOCK_SIZES.into_iter().flat_map(|size| [true, false].map(|d| format(Code::Nf4, size, d)));
+    let formats: Vec<_> = formats.collect();
+    for ((out, inner), &format) in shapes.into_iter().flat_map(|s| formats.iter().map(move |f| (s, f))) {
+        let w = matrix(out, inner, DType::F32, 4);
+        let q = Quantized::quantize(&Device::Cpu(Cpu::new(1)), w.as_ref(), format);
+        let values = q.dequantize(&Device::Cpu(Cpu::new(1)), DType::F32);
+        let values = values.as_ref().f32();
+        for (precision, rows) in
+            [Precision::F32, Precision::Bf16].into_iter().flat_map(|p| [1, 2, 3, 4].map(|r| (p, r)))
+        {
+            let x = matrix(rows, inner, precision.dtype(), 6);
+            let from = x.to_dtype(DType::F32);
+            // Products and sums in f32, or a value rounded to bf16 on its way, by 2^-9 of itself at most.
+            let relative = if precision == Precision::F32 { 1e-6 } else { 1.0 / 512.0 + 1e-6 };
+            for (one, several) in cpus(1).into_iter().zip(cpus(3)) {
+                let [got, again] = [&one, &several].map(|cpu| {
+                    let mut y = Matrix::zeros(rows, out, DType::F32);
+                    let (x, w) = (Factor::Plain(x.as_ref()), Factor::QuantizedTransposed(&q));
+                    matmul(&Device::Cpu(cpu.clone()), precision, 1.0, x, w, false, y.as_mut());
+                    y.to_vec()
+                });
+                let what = format!("{}, {precision:?}, {rows} rows, {out} x {inner}, {format:?}", one.isa());
+                assert_eq!(bits(&got), bits(&again), "{what}: other threads");
+                for (at, got) in got.into_iter().enumerate() {
+                    let (i, j) = (at / out, at % out);
+                    let terms =
+                        from.as_ref().f32()[i * inner..][..inner].iter().zip(&values[j * inner..][..inner]);
+                    let terms = terms.map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                    let near = (f64::from(got) - sum).abs() <= relative * size;
+                    assert!(near, "{what}, ({i}, {j}): {got}, not {sum} of terms of {size}");
+                }
+            }
+        }
+    }
+}
+
 /// The bytes of each tensor of the fixture.
 struct Fixture {
     header: Value,

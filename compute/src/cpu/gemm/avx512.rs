@@ -48,7 +48,7 @@ pub(super) unsafe fn tile_f32<const VECTORS: usize, const CHAINS: usize>(
 
 /// The same 64 bytes as the type that the `bf16` instructions take.
 #[inline(always)]
-fn bits(v: __m512i) -> __m512bh {
+pub(super) fn bits(v: __m512i) -> __m512bh {
     // SAFETY: both are 64 plain bytes.
     unsafe { std::mem::transmute(v) }
 }

@@ -31,14 +31,14 @@ pub(super) enum Team<'a> {
 }
 
 impl Team<'_> {
-    fn threads(&self) -> usize {
+    pub(super) fn threads(&self) -> usize {
         match self {
             Team::Alone => 1,
             Team::Pool(pool) => pool.threads(),
         }
     }
 
-    fn run(&self, tasks: usize, body: impl Fn(usize) + Sync) {
+    pub(super) fn run(&self, tasks: usize, body: impl Fn(usize) + Sync) {
         match self {
             Team::Alone => (0..tasks).for_each(body),
             Team::Pool(pool) => pool.run(tasks, |task, _| body(task)),
@@ -145,9 +145,7 @@ impl<'a> Product<'a> {
         let (rows, cols) = (self.a.rows, self.b.cols());
         let whole = Block { rows: 0..rows, cols: 0..cols };
         if few_rows::applies(self) {
-            let grid = Grid { whole, rows, cols: few_rows::cols_per_task(self, team.threads()) };
-            // SAFETY: blocks of a grid do not overlap in `c`, and these have all rows.
-            team.run(grid.blocks(), |task| unsafe { few_rows::compute(self, grid.block(task)) });
+            few_rows::run(self, team);
             if let Some((a, b)) = self.more {
                 Product { a, b, more: None, accumulate: true, ..*self }.run(team);
             }

@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use super::block::{Block, Product};
+use super::block::{Product, Team};
 use super::four_bit::{FewRows, FourBit};
 use super::kernel::Kernel;
-use super::scratch::{self, A_BYTES, B_BYTES};
+use super::scratch::{self, B_BYTES, SHARED_A_BYTES};
 use super::{Operand, Right};
 
 /// At most this many rows of `a`: with more, packing weights for a tile costs less than reading them twice.
@@ -34,47 +34,67 @@ pub(super) fn applies(product: &Product<'_>) -> bool {
         Right::Dense(b) => b.row_stride == 1,
         Right::FourBit(b) => b.is_transposed(),
     };
-    a.rows <= ROWS && along && a.cols >= MIN_DEPTH && tile_bytes(product) <= A_BYTES
+    a.rows <= ROWS && along && a.cols >= MIN_DEPTH && tile_bytes(product) <= SHARED_A_BYTES
 }
 
-/// Bytes of the rows, packed as one tile.
+/// Bytes of the rows, packed as one tile: more than [`FewRows::pack`] writes.
 fn tile_bytes(product: &Product<'_>) -> usize {
     let kernel = product.kernel;
-    product.a.cols.next_multiple_of(Kernel::DEPTH_STEP) * kernel.packed.size() * kernel.rows
+    product.a.cols.next_multiple_of(FewRows::DEPTH_STEP) * kernel.packed.size() * kernel.rows
 }
 
 /// Columns of a task: a few tasks for each thread, whole groups of weight rows.
-pub(super) fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
+fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
     let parts = if threads == 1 { 1 } else { 8 * threads };
     product.b.cols().div_ceil(parts).next_multiple_of(COLS).max(MIN_COLS)
 }
 
-/// Computes one block on this thread.
-///
-/// # Safety
-/// The block has all rows, [`applies`], and nobody else touches that part of `c` now.
-pub(super) unsafe fn compute(product: &Product<'_>, block: Block) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        match product.b {
-            Right::Dense(b) => compute_dense(product, block, b),
-            Right::FourBit(b) => match &product.kernel.four_bit_rows {
-                Some(few) if product.a.col_stride == 1 && (few.applies)(&b) => {
-                    compute_codes(product, block, b, few);
-                }
-                _ => compute_four_bit(product, block, b),
-            },
+/// Computes the product: the rows are packed once, for all tasks, then columns are handed out.
+pub(super) fn run(product: &Product<'_>, team: &Team<'_>) {
+    scratch::with_shared(|x, _| {
+        let x = Packed(x);
+        let codes = match &product.b {
+            Right::FourBit(b) if product.a.col_stride == 1 => {
+                product.kernel.four_bit_rows.as_ref().filter(|few| (few.applies)(b)).map(|few| (few, b))
+            }
+            _ => None,
+        };
+        // SAFETY: `applies` made sure that there is room for the rows, packed in either way.
+        unsafe {
+            match codes {
+                Some((few, _)) => (few.pack)(product.a, x.0),
+                None => (product.kernel.pack_a)(product.a, product.kernel.rows, tile_bytes(product), x.0),
+            }
         }
-    }
+        let cols = cols_per_task(product, team.threads());
+        team.run(product.b.cols().div_ceil(cols), |task| {
+            let x = &x;
+            let block = task * cols..product.b.cols().min((task + 1) * cols);
+            // SAFETY: tasks have columns of their own; the rows are packed as these want them.
+            unsafe {
+                match (product.b, codes) {
+                    (_, Some((few, b))) => compute_codes(product, block, *b, few, x.0),
+                    (Right::Dense(b), _) => compute_dense(product, block, b, x.0),
+                    (Right::FourBit(b), _) => compute_four_bit(product, block, b, x.0),
+                }
+            }
+        });
+    });
 }
 
-/// Calls `sums` for each few columns of a block and writes what it makes.
+/// The rows, packed for all tasks.
+struct Packed(*mut u8);
+
+// SAFETY: written before there are tasks, which only read it.
+unsafe impl Sync for Packed {}
+
+/// Calls `sums` for each few columns of a task and writes what it makes.
 ///
 /// # Safety
-/// See [`compute`]; `sums` writes as [`Dots`].
-unsafe fn by_columns(product: &Product<'_>, block: &Block, to: *mut f32, sums: impl Fn(Range<usize>)) {
-    for col in block.cols.clone().step_by(COLS) {
-        let cols = col..block.cols.end.min(col + COLS);
+/// Nobody else touches these columns of `c` now; `sums` writes as [`Dots`].
+unsafe fn by_columns(product: &Product<'_>, block: Range<usize>, to: *mut f32, sums: impl Fn(Range<usize>)) {
+    for col in block.clone().step_by(COLS) {
+        let cols = col..block.end.min(col + COLS);
         sums(cols.clone());
         // SAFETY: the part written of `c` lies inside the block.
         unsafe {
@@ -86,15 +106,16 @@ unsafe fn by_columns(product: &Product<'_>, block: &Block, to: *mut f32, sums: i
 }
 
 /// # Safety
-/// See [`compute`].
-unsafe fn compute_dense(product: &Product<'_>, block: Block, b: Operand<'_>) {
-    let (kernel, a) = (product.kernel, product.a);
+/// See [`by_columns`]; `x` is a packed tile.
+unsafe fn compute_dense(product: &Product<'_>, block: Range<usize>, b: Operand<'_>, x: *const u8) {
+    let a = product.a;
     scratch::with(|scratch| {
-        let (x, _, sums) = scratch.pointers();
-        // SAFETY: `applies` made sure that scratch holds the rows; it holds the few sums, too.
+        let (_, _, sums) = scratch.pointers();
+        // SAFETY: scratch holds the few sums.
         unsafe {
-            (kernel.pack_a)(a, kernel.rows, tile_bytes(product), x);
-            by_columns(product, &block, sums, |cols| (kernel.dots)(a.rows, x, b.view(0..a.cols, cols), sums));
+            by_columns(product, block, sums, |cols| {
+                (product.kernel.dots)(a.rows, x, b.view(0..a.cols, cols), sums);
+            });
         }
     });
 }
@@ -102,17 +123,16 @@ unsafe fn compute_dense(product: &Product<'_>, block: Block, b: Operand<'_>) {
 /// By way of values in the first-level cache, a part of the depth at a time.
 ///
 /// # Safety
-/// See [`compute`].
-unsafe fn compute_four_bit(product: &Product<'_>, block: Block, b: FourBit<'_>) {
+/// See [`by_columns`]; `x` is a packed tile.
+unsafe fn compute_four_bit(product: &Product<'_>, block: Range<usize>, b: FourBit<'_>, x: *const u8) {
     let (kernel, a) = (product.kernel, product.a);
     scratch::with(|scratch| {
-        let (x, _, sums) = scratch.pointers();
+        let (_, _, sums) = scratch.pointers();
         let values = scratch.values();
-        // SAFETY: `applies` made sure that scratch holds the rows; it holds the few sums twice, and the values.
+        // SAFETY: scratch holds the few sums twice, and the values.
         unsafe {
             let part = sums.add(ROWS * COLS);
-            (kernel.pack_a)(a, kernel.rows, tile_bytes(product), x);
-            by_columns(product, &block, sums, |cols| {
+            by_columns(product, block, sums, |cols| {
                 for k in (0..a.cols).step_by(FOUR_BIT_DEPTH) {
                     let codes = b.view(k..a.cols.min(k + FOUR_BIT_DEPTH), cols.clone());
                     let x = x.add(k * kernel.packed.size() * kernel.rows);
@@ -129,17 +149,22 @@ unsafe fn compute_four_bit(product: &Product<'_>, block: Block, b: FourBit<'_>) 
 /// Straight from the codes.
 ///
 /// # Safety
-/// See [`compute`]; `few` applies, and `a` lies contiguous along `k`.
-unsafe fn compute_codes(product: &Product<'_>, block: Block, b: FourBit<'_>, few: &FewRows) {
+/// See [`by_columns`]; `few` applies and packed `x`.
+unsafe fn compute_codes(
+    product: &Product<'_>,
+    block: Range<usize>,
+    b: FourBit<'_>,
+    few: &FewRows,
+    x: *const u8,
+) {
     let a = product.a;
-    assert!(a.rows * a.cols * 4 <= A_BYTES, "{} rows of {} exceed the scratch of a", a.rows, a.cols);
     scratch::with(|scratch| {
-        let (x, _, sums) = scratch.pointers();
-        let x = x.cast::<f32>();
-        // SAFETY: scratch holds the rows, by the assertion, and the few sums.
+        let (_, scales, sums) = scratch.pointers();
+        // SAFETY: scratch holds the scales and the few sums.
         unsafe {
-            (few.pack)(a, x);
-            by_columns(product, &block, sums, |cols| (few.dots)(a.rows, x, b.view(0..a.cols, cols), sums));
+            by_columns(product, block, sums, |cols| {
+                (few.dots)(a.rows, x, b.view(0..a.cols, cols), scales.cast(), sums);
+            });
         }
     });
 }

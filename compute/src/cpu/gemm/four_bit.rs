@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::Operand;
 use super::kernel::Kernel;
+use super::scratch::B_BYTES;
 use crate::matrix::Slice;
 use crate::quant::Quantized;
 use crate::{DType, bf16};
@@ -13,13 +14,23 @@ pub(super) type Dequantize = unsafe fn(from: &Quantized, first: usize, len: usiz
 
 /// How few rows are multiplied by a weight in four bits without a stop in memory.
 pub(super) struct FewRows {
-    /// Whether it can be done with this weight.
+    /// Whether it can be done with this weight, its depth whole.
     pub(super) applies: fn(&FourBit<'_>) -> bool,
-    /// Brings rows, contiguous along `k`, into the order of `dots`: `k` floats each.
-    pub(super) pack: unsafe fn(a: Operand<'_>, to: *mut f32),
-    /// Writes `sums[rows, COLS]`, as [`super::few_rows::Dots`].
-    pub(super) dots: unsafe fn(rows: usize, x: *const f32, w: FourBit<'_>, sums: *mut f32),
+    /// Brings rows, contiguous along `k`, into the type and the order of `dots`: at most `4 * k` bytes each, `k` rounded up to
+    /// [`FewRows::DEPTH_STEP`].
+    pub(super) pack: unsafe fn(a: Operand<'_>, to: *mut u8),
+    /// Writes `sums[rows, COLS]`, as [`super::few_rows::Dots`]: packed rows by the first `w.cols <= COLS` columns of a transposed
+    /// weight. `scales` has room for [`SCALES`] and a vector.
+    pub(super) dots: unsafe fn(rows: usize, x: *const u8, w: FourBit<'_>, scales: *mut f32, sums: *mut f32),
 }
+
+impl FewRows {
+    /// Packed rows are multiples of this.
+    pub(super) const DEPTH_STEP: usize = 128;
+}
+
+/// Scales that a column has at most.
+pub(super) const SCALES: usize = B_BYTES / 4 - 16;
 
 /// A part of a quantized matrix `[R, C]`, or of its transpose: logically `[rows, cols]`.
 #[derive(Clone, Copy)]

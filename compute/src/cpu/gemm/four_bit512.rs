@@ -4,10 +4,12 @@
 use std::arch::x86_64::*;
 
 use super::Operand;
+use super::avx512::bits;
 use super::few_rows::{COLS, ROWS};
-use super::four_bit::FourBit;
+use super::four_bit::{FewRows, FourBit, SCALES};
 use crate::bf16;
 use crate::cpu::quant;
+use crate::cpu::simd::Element;
 use crate::matrix::Slice;
 use crate::quant::{Quantized, Scales};
 
@@ -81,7 +83,7 @@ fn values_of(from: &Quantized, table: __m512, block: usize) -> __m512 {
 /// # Safety
 /// `to` has room for `len` elements. Inlined into a function with the features.
 #[inline(always)]
-unsafe fn steps<T: crate::cpu::simd::Element, F: Fn(__m512i, *mut T)>(
+unsafe fn steps<T: Element, F: Fn(__m512i, *mut T)>(
     from: &Quantized,
     first: usize,
     len: usize,
@@ -115,139 +117,276 @@ unsafe fn steps<T: crate::cpu::simd::Element, F: Fn(__m512i, *mut T)>(
     }
 }
 
-/// Elements of a step of [`dots`]: two vectors of codes, in one block.
-const DOTS_STEP: usize = 64;
+/// Bytes of a vector.
+const VECTOR: usize = 64;
+/// Elements of a step of few rows: a vector of codes, eight of them in each lane.
+const CODES: usize = FewRows::DEPTH_STEP;
+const _: () = assert!(CODES == 2 * VECTOR);
+/// What a lane's codes are, taken from the lowest bits on: the low half of a byte is the later one of its two.
+const IN_LANE: [usize; 8] = [1, 0, 3, 2, 5, 4, 7, 6];
+/// Elements that are multiplied by one scale at least, if their block is not shorter.
+const GRANULE: usize = 64;
 
-/// Whether [`dots`] can multiply by this weight: whole steps, each inside a block.
+/// Elements that scales are made for: blocks, or parts of them.
+fn granule(w: &FourBit<'_>) -> usize {
+    w.weight.block_size().min(GRANULE)
+}
+
+/// Whether few rows can be multiplied by this weight from its codes: no granule of a row belongs to two blocks.
 pub(super) fn has_dots(w: &FourBit<'_>) -> bool {
-    w.weight.block_size().is_multiple_of(DOTS_STEP) && w.rows.is_multiple_of(DOTS_STEP)
+    w.rows.is_multiple_of(granule(w)) && w.rows / granule(w) <= SCALES
 }
 
-/// Turns the rows of `a[m, k]` into `f32`, `k` floats after one another, in each 32 the even ones before the odd ones: the
-/// order in which codes come out of bytes.
+/// Elements of a packed row: whole steps.
+fn row_len(depth: usize) -> usize {
+    depth.next_multiple_of(CODES)
+}
+
+/// [`super::four_bit::FewRows::pack`] to `bf16`.
 ///
 /// # Safety
-/// `a` lies contiguous along `k`, a multiple of [`STEP`]; `to` has room; the processor has AVX-512 F, BW, DQ and VL.
+/// See [`super::four_bit::FewRows::pack`]; the processor has AVX-512 F, BW, DQ and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn pack_rows(a: Operand<'_>, to: *mut f32) {
-    let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    for i in 0..a.rows {
-        for k in (0..a.cols).step_by(STEP) {
-            let from = i * a.row_stride + k;
-            // SAFETY: the caller promises the elements and the room.
+pub(super) unsafe fn pack_bf16(a: Operand<'_>, to: *mut u8) {
+    let arrange = |from: &[bf16; CODES], to: *mut bf16| {
+        for (vector, from) in from.as_chunks::<32>().0.iter().enumerate() {
+            // SAFETY: eight lanes of four elements; the caller promises room.
             unsafe {
-                let to = to.add(i * a.cols + k);
-                let (evens, odds) = match a.data {
-                    Slice::Bf16(s) => {
-                        let pairs = _mm512_loadu_si512(s.as_ptr().add(from).cast());
-                        let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-                        (_mm512_slli_epi32::<16>(pairs), _mm512_and_si512(pairs, high))
-                    }
-                    Slice::F32(s) => {
-                        let low = _mm512_loadu_si512(s.as_ptr().add(from).cast());
-                        let high = _mm512_loadu_si512(s.as_ptr().add(from + 16).cast());
-                        (
-                            _mm512_permutex2var_epi32(low, even, high),
-                            _mm512_permutex2var_epi32(low, odd, high),
-                        )
-                    }
-                };
-                _mm512_storeu_si512(to.cast(), evens);
-                _mm512_storeu_si512(to.add(16).cast(), odds);
-            }
-        }
-    }
-}
-
-/// Writes `sums[rows, COLS]`: `rows` rows that [`pack_rows`] made by the first `w.cols <= COLS` columns of a transposed
-/// weight. Products are of `f32`, whatever the precision: looking up is what takes the time.
-///
-/// # Safety
-/// `x` holds the rows, `sums` have room, [`has_dots`]; the processor has AVX-512 F, BW, DQ and VL.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn dots(rows: usize, x: *const f32, w: FourBit<'_>, sums: *mut f32) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        match w.weight.scales() {
-            Scales::Plain(scales) => dots_by_rows(rows, x, w, sums, |block| *scales.get_unchecked(block)),
-            Scales::Double { codes, map, absmax, block_size, offset } => {
-                let shift = block_size.trailing_zeros();
-                dots_by_rows(rows, x, w, sums, |block| {
-                    let code = usize::from(*codes.get_unchecked(block));
-                    map.get_unchecked(code) * absmax.get_unchecked(block >> shift) + offset
-                });
-            }
-        }
-    }
-}
-
-/// # Safety
-/// See [`dots`]; `scale` may be asked for every block of the weight. Inlined into a function with the features.
-#[inline(always)]
-unsafe fn dots_by_rows(
-    rows: usize,
-    x: *const f32,
-    w: FourBit<'_>,
-    sums: *mut f32,
-    scale: impl Fn(usize) -> f32 + Copy,
-) {
-    const _: () = assert!(ROWS == 4);
-    // SAFETY: as the caller promises.
-    unsafe {
-        match rows {
-            1 => dots_of::<1>(x, w, sums, scale),
-            2 => dots_of::<2>(x, w, sums, scale),
-            3 => dots_of::<3>(x, w, sums, scale),
-            _ => dots_of::<4>(x, w, sums, scale),
-        }
-    }
-}
-
-/// # Safety
-/// See [`dots_by_rows`], of exactly `COUNT` rows.
-#[inline(always)]
-unsafe fn dots_of<const COUNT: usize>(
-    x: *const f32,
-    w: FourBit<'_>,
-    sums: *mut f32,
-    scale: impl Fn(usize) -> f32,
-) {
-    let (depth, shift) = (w.rows, w.weight.block_size().trailing_zeros());
-    let codes = w.weight.codes().as_ptr();
-    // Columns beyond the last one are not read but repeated.
-    let firsts: [usize; COLS] = std::array::from_fn(|j| w.first + j.min(w.cols - 1) * w.weight.cols());
-    // SAFETY: steps keep to the weight's elements and to the rows of `x`; asking ahead is only a hint.
-    unsafe {
-        let table = table_of(w.weight);
-        let mut acc = [[_mm512_setzero_ps(); COLS]; COUNT];
-        for k in (0..depth).step_by(DOTS_STEP) {
-            for (j, first) in firsts.iter().enumerate() {
-                let element = first + k;
-                let values = _mm512_mul_ps(table, _mm512_set1_ps(scale(element >> shift)));
-                let bytes = codes.add(element / 2);
-                _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast());
-                let low = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.cast()));
-                let high = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.add(16).cast()));
-                let weights = [
-                    _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(low), values),
-                    _mm512_permutexvar_ps(low, values),
-                    _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(high), values),
-                    _mm512_permutexvar_ps(high, values),
-                ];
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    let x = x.add(i * depth + k);
-                    for (part, weights) in weights.into_iter().enumerate() {
-                        acc[j] = _mm512_fmadd_ps(_mm512_loadu_ps(x.add(16 * part)), weights, acc[j]);
-                    }
+                let lanes = _mm512_loadu_si512(from.as_ptr().cast());
+                for (part, at) in IN_LANE.into_iter().take(4).enumerate() {
+                    let part_of = _mm512_srl_epi64(lanes, _mm_cvtsi32_si128(16 * at as i32));
+                    _mm_storeu_si128(to.add(part * 32 + vector * 8).cast(), _mm512_cvtepi64_epi16(part_of));
                 }
             }
         }
-        for (i, acc) in acc.as_flattened().iter().enumerate() {
-            *sums.add(i) = _mm512_reduce_add_ps(*acc);
+    };
+    // SAFETY: as the caller promises.
+    unsafe { pack(a, to.cast(), arrange) }
+}
+
+/// [`super::four_bit::FewRows::pack`] to `f32`.
+///
+/// # Safety
+/// See [`super::four_bit::FewRows::pack`]; the processor has AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn pack_f32(a: Operand<'_>, to: *mut u8) {
+    let lanes = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
+    let arrange = |from: &[f32; CODES], to: *mut f32| {
+        for (part, at) in IN_LANE.into_iter().enumerate() {
+            // SAFETY: sixteen lanes of eight elements; the caller promises room.
+            unsafe {
+                let part_of = _mm512_i32gather_ps::<4>(lanes, from.as_ptr().add(at));
+                _mm512_storeu_ps(to.add(part * 16), part_of);
+            }
+        }
+    };
+    // SAFETY: as the caller promises.
+    unsafe { pack(a, to.cast(), arrange) }
+}
+
+/// Rows one after the other, in steps of [`CODES`] that `arrange` brings into the order in which shifts bring codes down; zeros
+/// follow the last element.
+///
+/// # Safety
+/// `a` lies contiguous along `k`, and `to` has room. Inlined into a function with the features.
+#[inline(always)]
+unsafe fn pack<X: Element>(a: Operand<'_>, to: *mut X, arrange: impl Fn(&[X; CODES], *mut X)) {
+    for i in 0..a.rows {
+        for k in (0..a.cols).step_by(CODES) {
+            let mut step = [X::store(0.0); CODES];
+            let from = i * a.row_stride + k..i * a.row_stride + a.cols.min(k + CODES);
+            match a.data {
+                Slice::F32(s) => step.iter_mut().zip(&s[from]).for_each(|(to, x)| *to = X::store(*x)),
+                Slice::Bf16(s) => step.iter_mut().zip(&s[from]).for_each(|(to, x)| *to = X::store(x.load())),
+            }
+            // SAFETY: the caller promises room.
+            unsafe { arrange(&step, to.add(i * row_len(a.cols) + k)) };
+        }
+    }
+}
+
+/// [`super::four_bit::FewRows::dots`] over pairs of `bf16`. The sixteen values are rounded to `bf16` before they are scaled,
+/// and sums of blocks are scaled in `f32`.
+///
+/// # Safety
+/// See [`super::four_bit::FewRows::dots`]; the processor has AVX-512 F, BW, DQ, VL and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, w: FourBit<'_>, scales: *mut f32, sums: *mut f32) {
+    let values = _mm512_cvtneps_pbh(table_of(w.weight));
+    // SAFETY: both are 32 plain bytes.
+    let values = unsafe { std::mem::transmute::<__m256bh, __m256i>(values) };
+    // The same sixteen twice: of an index, the fifth bit then does not matter, and those above it never do.
+    let values = _mm512_broadcast_i64x4(values);
+    let look_up = |codes: __m512i| {
+        [
+            _mm512_permutexvar_epi16(codes, values),
+            _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(codes), values),
+            _mm512_permutexvar_epi16(_mm512_srli_epi16::<8>(codes), values),
+            _mm512_permutexvar_epi16(_mm512_srli_epi16::<12>(codes), values),
+        ]
+    };
+    let multiply = |sum, x, w| _mm512_dpbf16_ps(sum, bits(x), bits(w));
+    // SAFETY: as the caller promises.
+    unsafe { dots(rows, x, w, scales, sums, look_up, multiply) }
+}
+
+/// [`super::four_bit::FewRows::dots`] over `f32`.
+///
+/// # Safety
+/// See [`super::four_bit::FewRows::dots`]; the processor has AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn dots_f32(rows: usize, x: *const u8, w: FourBit<'_>, scales: *mut f32, sums: *mut f32) {
+    let values = _mm512_castps_si512(table_of(w.weight));
+    let look_up = |codes: __m512i| {
+        [
+            _mm512_permutexvar_epi32(codes, values),
+            _mm512_permutexvar_epi32(_mm512_srli_epi32::<4>(codes), values),
+            _mm512_permutexvar_epi32(_mm512_srli_epi32::<8>(codes), values),
+            _mm512_permutexvar_epi32(_mm512_srli_epi32::<12>(codes), values),
+            _mm512_permutexvar_epi32(_mm512_srli_epi32::<16>(codes), values),
+            _mm512_permutexvar_epi32(_mm512_srli_epi32::<20>(codes), values),
+            _mm512_permutexvar_epi32(_mm512_srli_epi32::<24>(codes), values),
+            _mm512_permutexvar_epi32(_mm512_srli_epi32::<28>(codes), values),
+        ]
+    };
+    let multiply = |sum, x, w| _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum);
+    // SAFETY: as the caller promises.
+    unsafe { dots(rows, x, w, scales, sums, look_up, multiply) }
+}
+
+/// # Safety
+/// See [`super::four_bit::FewRows::dots`]. Inlined into a function with the features.
+#[inline(always)]
+unsafe fn dots<const PARTS: usize>(
+    rows: usize,
+    x: *const u8,
+    w: FourBit<'_>,
+    scales: *mut f32,
+    sums: *mut f32,
+    look_up: impl Fn(__m512i) -> [__m512i; PARTS],
+    multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
+) {
+    const { assert!(ROWS == 4) };
+    // SAFETY: as the caller promises.
+    unsafe {
+        match rows {
+            1 => dots_of::<1, PARTS>(x, w, scales, sums, look_up, multiply),
+            2 => dots_of::<2, PARTS>(x, w, scales, sums, look_up, multiply),
+            3 => dots_of::<3, PARTS>(x, w, scales, sums, look_up, multiply),
+            _ => dots_of::<4, PARTS>(x, w, scales, sums, look_up, multiply),
+        }
+    }
+}
+
+/// One column follows the other, so that memory is read in a line.
+///
+/// # Safety
+/// See [`dots`], of exactly `COUNT` rows.
+#[inline(always)]
+unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
+    x: *const u8,
+    w: FourBit<'_>,
+    scales: *mut f32,
+    sums: *mut f32,
+    look_up: impl Fn(__m512i) -> [__m512i; PARTS],
+    multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
+) {
+    let (depth, granule) = (w.rows, granule(&w));
+    let (steps, rest) = (depth / CODES, depth % CODES);
+    let step_scales = CODES / granule;
+    let row_bytes = row_len(depth) / CODES * PARTS * VECTOR;
+    // SAFETY: codes are read as far as the depth goes, scales of a step have room, and `x` has whole steps; asking ahead is only
+    // a hint.
+    unsafe {
+        // Which of a step's scales is a lane's.
+        let lanes = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
+        let lanes = _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(granule.trailing_zeros() as i32));
+        for j in 0..w.cols {
+            let first = w.first + j * w.weight.cols();
+            write_scales(w.weight, first, granule, std::slice::from_raw_parts_mut(scales, depth / granule));
+            let codes = w.weight.codes().as_ptr().add(first / 2);
+            let mut acc = [_mm512_setzero_ps(); COUNT];
+            for i in 0..steps {
+                let codes = codes.add(i * VECTOR);
+                _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD).cast());
+                let weights = look_up(_mm512_loadu_si512(codes.cast()));
+                let scale = spread(scales.add(i * step_scales), lanes);
+                step(x.add(i * PARTS * VECTOR), row_bytes, weights, scale, &mut acc, &multiply);
+            }
+            if rest > 0 {
+                let codes = codes.add(steps * VECTOR).cast();
+                let weights = look_up(_mm512_maskz_loadu_epi32((1 << (rest / 8)) - 1, codes));
+                let scale = spread(scales.add(steps * step_scales), lanes);
+                step(x.add(steps * PARTS * VECTOR), row_bytes, weights, scale, &mut acc, &multiply);
+            }
+            for (i, acc) in acc.into_iter().enumerate() {
+                *sums.add(i * COLS + j) = _mm512_reduce_add_ps(acc);
+            }
+        }
+    }
+}
+
+/// Each lane's scale, of at most four.
+///
+/// # Safety
+/// Four floats; inlined into a function with the features.
+#[inline(always)]
+unsafe fn spread(scales: *const f32, lanes: __m512i) -> __m512 {
+    // SAFETY: as the caller promises.
+    unsafe { _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(scales)), lanes) }
+}
+
+/// Adds the products of a step. Values come from the table as it is, and their sum is scaled: what depends on the block is one
+/// multiplication behind everything else.
+///
+/// # Safety
+/// `x` holds the step of `COUNT` rows; inlined into a function with the features.
+#[inline(always)]
+unsafe fn step<const COUNT: usize, const PARTS: usize>(
+    x: *const u8,
+    row_bytes: usize,
+    weights: [__m512i; PARTS],
+    scale: __m512,
+    acc: &mut [__m512; COUNT],
+    multiply: &impl Fn(__m512, __m512i, __m512i) -> __m512,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            let x = x.add(i * row_bytes);
+            let mut sum = _mm512_setzero_ps();
+            for (part, weights) in weights.into_iter().enumerate() {
+                sum = multiply(sum, _mm512_loadu_si512(x.add(part * VECTOR).cast()), weights);
+            }
+            *acc = _mm512_fmadd_ps(sum, scale, *acc);
         }
     }
 }
 
 /// Bytes between what is multiplied and what is asked for.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 2048;
+
+/// The scales of the granules from element `first` on.
+#[inline(always)]
+fn write_scales(from: &Quantized, first: usize, granule: usize, to: &mut [f32]) {
+    let block = first / granule;
+    match from.scales() {
+        _ if granule < from.block_size() => {
+            let granules = from.block_size() / granule;
+            to.iter_mut().enumerate().for_each(|(i, to)| *to = from.scales().of((block + i) / granules));
+        }
+        Scales::Plain(scales) => to.copy_from_slice(&scales[block..][..to.len()]),
+        Scales::Double { codes, map, absmax, block_size, offset } => {
+            let mut done = 0;
+            while done < to.len() {
+                let block = block + done;
+                let len = (to.len() - done).min(block_size - block % block_size);
+                let absmax = absmax[block / block_size];
+                for (to, code) in to[done..][..len].iter_mut().zip(&codes[block..][..len]) {
+                    *to = map[usize::from(*code)] * absmax + offset;
+                }
+                done += len;
+            }
+        }
+    }
+}

@@ -87,13 +87,6 @@ pub(super) struct Kernel {
     pub(super) four_bit_rows: Option<four_bit::FewRows>,
 }
 
-#[cfg(target_arch = "x86_64")]
-const FOUR_BIT_ROWS_512: Option<four_bit::FewRows> = Some(four_bit::FewRows {
-    applies: four_bit512::has_dots,
-    pack: four_bit512::pack_rows,
-    dots: four_bit512::dots,
-});
-
 impl Kernel {
     /// Blocks of `K` are multiples of this: whole chunks of either element.
     pub(super) const DEPTH_STEP: usize = 32;
@@ -137,7 +130,11 @@ static AVX512_BF16: Kernel = Kernel {
     store: avx512::store,
     dots: avx512::dots_bf16,
     dequantize: four_bit512::to_bf16,
-    four_bit_rows: FOUR_BIT_ROWS_512,
+    four_bit_rows: Some(four_bit::FewRows {
+        applies: four_bit512::has_dots,
+        pack: four_bit512::pack_bf16,
+        dots: four_bit512::dots_bf16,
+    }),
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -152,7 +149,11 @@ static AVX512: Kernel = Kernel {
     store: avx512::store,
     dots: avx512::dots_f32,
     dequantize: four_bit512::to_f32,
-    four_bit_rows: FOUR_BIT_ROWS_512,
+    four_bit_rows: Some(four_bit::FewRows {
+        applies: four_bit512::has_dots,
+        pack: four_bit512::pack_f32,
+        dots: four_bit512::dots_f32,
+    }),
 };
 
 #[cfg(target_arch = "x86_64")]
