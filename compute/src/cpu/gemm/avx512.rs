@@ -202,11 +202,11 @@ unsafe fn dots<const GROUP: usize>(
     // SAFETY: as the caller promises.
     unsafe {
         match (w.data, rows) {
-            (Slice::F32(s), 1) => dots_of::<f32, GROUP, 1>(x, w, s.as_ptr(), sums, multiply),
+            (Slice::F32(s), 1) => dots_of_one::<f32, GROUP>(x, w, s.as_ptr(), sums, multiply),
             (Slice::F32(s), 2) => dots_of::<f32, GROUP, 2>(x, w, s.as_ptr(), sums, multiply),
             (Slice::F32(s), 3) => dots_of::<f32, GROUP, 3>(x, w, s.as_ptr(), sums, multiply),
             (Slice::F32(s), _) => dots_of::<f32, GROUP, 4>(x, w, s.as_ptr(), sums, multiply),
-            (Slice::Bf16(s), 1) => dots_of::<_, GROUP, 1>(x, w, s.as_ptr(), sums, multiply),
+            (Slice::Bf16(s), 1) => dots_of_one::<_, GROUP>(x, w, s.as_ptr(), sums, multiply),
             (Slice::Bf16(s), 2) => dots_of::<_, GROUP, 2>(x, w, s.as_ptr(), sums, multiply),
             (Slice::Bf16(s), 3) => dots_of::<_, GROUP, 3>(x, w, s.as_ptr(), sums, multiply),
             (Slice::Bf16(s), _) => dots_of::<_, GROUP, 4>(x, w, s.as_ptr(), sums, multiply),
@@ -214,6 +214,46 @@ unsafe fn dots<const GROUP: usize>(
     }
 }
 
+/// One row at the memory's speed: a weight row after the other, as they lie, in sums that do not wait for one another.
+///
+/// # Safety
+/// See [`few_rows::Dots`] of one row; `from` is the start of `w`.
+#[inline(always)]
+unsafe fn dots_of_one<S: Element, const GROUP: usize>(
+    x: *const u8,
+    w: Operand<'_>,
+    from: *const S,
+    sums: *mut f32,
+    multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
+) {
+    const CHAINS: usize = 4;
+    let (depth, chunks) = (GROUPS * GROUP, w.rows.div_ceil(GROUPS * GROUP));
+    let whole = w.rows / (depth * CHAINS) * CHAINS;
+    // SAFETY: as in `dots_of`.
+    unsafe {
+        for j in 0..few_rows::COLS {
+            let from = from.add(j.min(w.cols - 1) * w.col_stride);
+            let part = |acc, chunk: usize, valid| {
+                let w = along_k::<S, GROUP>(from.add(chunk * depth), valid);
+                multiply(acc, vector(x.add(chunk * ROWS * CHUNK)), w)
+            };
+            let mut acc = [_mm512_setzero_ps(); CHAINS];
+            for chunk in (0..whole).step_by(CHAINS) {
+                for (chain, acc) in acc.iter_mut().enumerate() {
+                    *acc = part(*acc, chunk + chain, depth);
+                }
+            }
+            for (chunk, acc) in (whole..chunks).zip(&mut acc) {
+                *acc = part(*acc, chunk, w.rows - chunk * depth);
+            }
+            let [a, b, c, d] = acc;
+            *sums.add(j) = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
+        }
+    }
+}
+
+/// Several rows: several weight rows at once share what is read of them.
+///
 /// # Safety
 /// See [`few_rows::Dots`] of exactly `COUNT` rows; `from` is the start of `w`.
 #[inline(always)]
