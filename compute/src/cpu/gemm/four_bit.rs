@@ -6,7 +6,7 @@ use super::Operand;
 use super::kernel::Kernel;
 use super::scratch::B_BYTES;
 use crate::matrix::Slice;
-use crate::quant::Quantized;
+use crate::quant::{Quantized, Scales};
 use crate::{DType, bf16};
 
 /// Writes the values of `len` elements from element `first` on, in the kernel's packed type.
@@ -31,6 +31,44 @@ impl FewRows {
 
 /// Scales that a column has at most.
 pub(super) const SCALES: usize = B_BYTES / 4 - 16;
+
+/// Elements that are multiplied by one scale at least, if their block is not shorter.
+const GRANULE: usize = 64;
+
+/// Elements that scales are made for: blocks, or parts of them.
+pub(super) fn granule(w: &FourBit<'_>) -> usize {
+    w.weight.block_size().min(GRANULE)
+}
+
+/// Whether no granule of a row belongs to two blocks, and all of a row have room.
+pub(super) fn granules_fit(w: &FourBit<'_>) -> bool {
+    w.rows.is_multiple_of(granule(w)) && w.rows / granule(w) <= SCALES
+}
+
+/// The scales of the granules from element `first` on.
+#[inline(always)]
+pub(super) fn write_scales(from: &Quantized, first: usize, granule: usize, to: &mut [f32]) {
+    let block = first / granule;
+    match from.scales() {
+        _ if granule < from.block_size() => {
+            let granules = from.block_size() / granule;
+            to.iter_mut().enumerate().for_each(|(i, to)| *to = from.scales().of((block + i) / granules));
+        }
+        Scales::Plain(scales) => to.copy_from_slice(&scales[block..][..to.len()]),
+        Scales::Double { codes, map, absmax, block_size, offset } => {
+            let mut done = 0;
+            while done < to.len() {
+                let block = block + done;
+                let len = (to.len() - done).min(block_size - block % block_size);
+                let absmax = absmax[block / block_size];
+                for (to, code) in to[done..][..len].iter_mut().zip(&codes[block..][..len]) {
+                    *to = map[usize::from(*code)] * absmax + offset;
+                }
+                done += len;
+            }
+        }
+    }
+}
 
 /// A part of a quantized matrix `[R, C]`, or of its transpose: logically `[rows, cols]`.
 #[derive(Clone, Copy)]

@@ -6,12 +6,12 @@ use std::arch::x86_64::*;
 use super::Operand;
 use super::avx512::bits;
 use super::few_rows::{COLS, ROWS};
-use super::four_bit::{FewRows, FourBit, SCALES};
+use super::four_bit::{FewRows, FourBit, granule, granules_fit, write_scales};
 use crate::bf16;
 use crate::cpu::quant;
 use crate::cpu::simd::Element;
 use crate::matrix::Slice;
-use crate::quant::{Quantized, Scales};
+use crate::quant::Quantized;
 
 /// Elements of a step: a vector of pairs.
 const STEP: usize = 32;
@@ -124,17 +124,9 @@ const CODES: usize = FewRows::DEPTH_STEP;
 const _: () = assert!(CODES == 2 * VECTOR);
 /// What a lane's codes are, taken from the lowest bits on: the low half of a byte is the later one of its two.
 const IN_LANE: [usize; 8] = [1, 0, 3, 2, 5, 4, 7, 6];
-/// Elements that are multiplied by one scale at least, if their block is not shorter.
-const GRANULE: usize = 64;
-
-/// Elements that scales are made for: blocks, or parts of them.
-fn granule(w: &FourBit<'_>) -> usize {
-    w.weight.block_size().min(GRANULE)
-}
-
-/// Whether few rows can be multiplied by this weight from its codes: no granule of a row belongs to two blocks.
+/// Whether few rows can be multiplied by this weight from its codes.
 pub(super) fn has_dots(w: &FourBit<'_>) -> bool {
-    w.rows.is_multiple_of(granule(w)) && w.rows / granule(w) <= SCALES
+    granules_fit(w)
 }
 
 /// Elements of a packed row: whole steps.
@@ -365,28 +357,3 @@ unsafe fn step<const COUNT: usize, const PARTS: usize>(
 
 /// Bytes between what is multiplied and what is asked for.
 const AHEAD: usize = 2048;
-
-/// The scales of the granules from element `first` on.
-#[inline(always)]
-fn write_scales(from: &Quantized, first: usize, granule: usize, to: &mut [f32]) {
-    let block = first / granule;
-    match from.scales() {
-        _ if granule < from.block_size() => {
-            let granules = from.block_size() / granule;
-            to.iter_mut().enumerate().for_each(|(i, to)| *to = from.scales().of((block + i) / granules));
-        }
-        Scales::Plain(scales) => to.copy_from_slice(&scales[block..][..to.len()]),
-        Scales::Double { codes, map, absmax, block_size, offset } => {
-            let mut done = 0;
-            while done < to.len() {
-                let block = block + done;
-                let len = (to.len() - done).min(block_size - block % block_size);
-                let absmax = absmax[block / block_size];
-                for (to, code) in to[done..][..len].iter_mut().zip(&codes[block..][..len]) {
-                    *to = map[usize::from(*code)] * absmax + offset;
-                }
-                done += len;
-            }
-        }
-    }
-}

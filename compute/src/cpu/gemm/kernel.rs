@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Isa, Operand, few_rows, four_bit, pack, portable, scratch};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, four_bit512, pack512};
+use super::{avx2, avx512, four_bit2, four_bit512, pack512};
 use crate::cpu::Cpu;
 use crate::{DType, Precision, bf16};
 
@@ -168,7 +168,11 @@ static AVX2: Kernel = Kernel {
     store: avx2::store,
     dots: avx2::dots,
     dequantize: avx2::dequantize,
-    four_bit_rows: None,
+    four_bit_rows: Some(four_bit::FewRows {
+        applies: four_bit2::has_dots,
+        pack: four_bit2::pack,
+        dots: four_bit2::dots,
+    }),
 };
 
 static PORTABLE: Kernel = Kernel {

@@ -16,6 +16,8 @@ mod block;
 mod few_rows;
 mod four_bit;
 #[cfg(target_arch = "x86_64")]
+mod four_bit2;
+#[cfg(target_arch = "x86_64")]
 mod four_bit512;
 mod isa;
 mod kernel;
