@@ -270,8 +270,8 @@ impl Checkpoint {
         }
         let from = Source { file, path, name, info };
         match to.dtype() {
-            DType::F32 => from.convert(to.f32(), |v| v),
-            DType::Bf16 => from.convert(to.bf16(), bf16::from_f32),
+            DType::F32 => from.convert(to.f32()),
+            DType::Bf16 => from.convert(to.bf16()),
         }
     }
 
@@ -281,7 +281,7 @@ impl Checkpoint {
     /// If the tensor is missing or ends before, has a value that is NaN or infinite, or the file cannot be read.
     pub fn read_part(&self, name: &str, start: usize, to: &mut [f32]) -> Result<()> {
         let (path, file, part) = self.part(name, start, to.len())?;
-        Source { file, path, name, info: &part }.convert(to, |v| v)
+        Source { file, path, name, info: &part }.convert(to)
     }
 
     /// Reads the bytes of a tensor from element `start` on as they are.
@@ -490,14 +490,11 @@ struct Source<'a> {
 
 impl Source<'_> {
     /// Streams the tensor through a buffer into `to`.
-    fn convert<T>(&self, to: &mut [T], from_f32: impl Fn(f32) -> T + Copy) -> Result<()>
-    where
-        T: Element,
-    {
+    fn convert<T: Element>(&self, to: &mut [T]) -> Result<()> {
         match self.info.dtype {
-            StoredDType::F32 => self.stream(to, |b: [u8; 4]| from_f32(f32::from_le_bytes(b))),
-            StoredDType::Bf16 => self.stream(to, |b: [u8; 2]| from_f32(bf16::from_le_bytes(b).to_f32())),
-            StoredDType::F16 => self.stream(to, |b: [u8; 2]| from_f32(f16::from_le_bytes(b).to_f32())),
+            StoredDType::F32 => self.stream(to, |b: [u8; 4]| T::from_f32(f32::from_le_bytes(b))),
+            StoredDType::Bf16 => self.stream(to, |b: [u8; 2]| T::from_bf16(bf16::from_le_bytes(b))),
+            StoredDType::F16 => self.stream(to, |b: [u8; 2]| T::from_f32(f16::from_le_bytes(b).to_f32())),
             StoredDType::U8 => Err(ModelError::tensor(self.path, self.name, BYTES_ARE_NO_WEIGHTS)),
         }
     }
@@ -535,11 +532,20 @@ impl Source<'_> {
 
 /// An element of a matrix.
 trait Element: Copy {
+    fn from_f32(value: f32) -> Self;
+    /// Without a rounding that would change nothing: most files are of this type, and are read as fast as they come.
+    fn from_bf16(value: bf16) -> Self;
     fn finite(self) -> bool;
     fn to_f32(self) -> f32;
 }
 
 impl Element for f32 {
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    fn from_bf16(value: bf16) -> Self {
+        value.to_f32()
+    }
     fn finite(self) -> bool {
         self.is_finite()
     }
@@ -549,6 +555,12 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    fn from_f32(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+    fn from_bf16(value: bf16) -> Self {
+        value
+    }
     fn finite(self) -> bool {
         self.is_finite()
     }

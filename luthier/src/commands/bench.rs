@@ -246,7 +246,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let Device::Cpu(cpu) = &device;
     let peaks = Peaks::measure(&device, run.precision.engine());
     let Peaks { flops: peak, bandwidth } = peaks;
-    let roofline = Roofline::new(alone.profile.clone(), new, alone.seconds, peaks);
+    let roofline = |of: &Generating| Roofline::new(of.profile.clone(), new, of.seconds, peaks);
     let flops = 2.0 * multiplied as f64 * alone.tokens_per_second;
     let read_per_second = read as f64 * alone.tokens_per_second;
     let facts = json!({
@@ -264,6 +264,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         "with_adapter": adapted.as_ref().map(|adapted| json!({
             "tokens_per_second": adapted.tokens_per_second,
             "prefill_tokens_per_second": adapted.prefill_tokens_per_second,
+            "operations": roofline(adapted).json(),
         })),
         "weight_bytes_per_token": read,
         "weight_bytes_per_second": read_per_second,
@@ -272,7 +273,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         "flops_per_second": flops,
         "peak_flops_per_second": peak,
         "utilization": flops / peak,
-        "operations": roofline.json(),
+        "operations": roofline(&alone).json(),
     });
     let speeds = |of: fn(&Generating) -> f64| match &adapted {
         Some(adapted) => format!("{} tokens/s, {} with an adapter", count(of(&alone)), count(of(adapted))),
@@ -297,7 +298,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
             ),
             ("memory", format!("{} at most", bytes(peak_memory))),
         ],
-        &roofline.text("token without an adapter"),
+        &roofline(&alone).text("token without an adapter"),
     )
 }
 

@@ -13,10 +13,10 @@ use super::{Operand, Right};
 pub(super) const ROWS: usize = 4;
 /// Weight rows multiplied at once.
 pub(super) const COLS: usize = 4;
-/// Below this `K` too little is summed to be worth a horizontal sum for each element.
-const MIN_DEPTH: usize = 128;
-/// Columns of a task at least.
-const MIN_COLS: usize = 16;
+/// Below this `K` a horizontal sum for each element costs more than packing; that of an adapter of the usual rank does not.
+const MIN_DEPTH: usize = 8;
+/// Columns of a task at least: an adapter's few long rows are read by several threads.
+const MIN_COLS: usize = COLS;
 
 /// Elements of a row of a weight in four bits that become values at once: [`COLS`] rows of them stay in cache.
 const FOUR_BIT_DEPTH: usize = 1024;
