@@ -133,7 +133,8 @@ fn between_what_fits_and_what_does_not_the_moments_are_paged_with_all_the_room_t
         let (total_paged, held) = (number(&paged, "/total_bytes"), number(&paged, "/bytes/optimizer"));
         assert!(paged["fits"] == true && total_paged <= budget, "{paged}");
         assert!(total_paged + (2 << 20) > budget, "but for two pages: {paged}");
-        assert_eq!(total_paged - held, total - state);
+        // Before anything is paged, less is kept of what is computed again.
+        assert!(total_paged - held <= total - state && paged["activation_memory_bytes"].is_null(), "{paged}");
         assert!(held <= number(&paged, "/optimizer_memory_bytes"), "{paged}");
     }
     let set = [&LARGE[..], &["optimizer.memory=1GiB"]].concat();
@@ -183,8 +184,9 @@ fn layers_inputs_are_paged_last_with_all_the_room_there_is() {
         (plan, String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let total = |plan: &Value| plan["total_bytes"].as_u64().unwrap();
-    let (block, _) = plan(&["training.checkpointing=block", "training.micro_batch_tokens=2048"]);
-    assert!(block["activation_memory_bytes"].is_null(), "{block}");
+    // Under a budget that all inputs fit into, nothing else is kept.
+    let all_inputs = "training.activation_offloading=1GiB";
+    let (block, _) = plan(&["training.checkpointing=block", "training.micro_batch_tokens=2048", all_inputs]);
     // Of 128 MiB, half.
     let budget = total(&block) - (64 << 20);
     let memory = format!("memory={budget}");
