@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 /// An instruction set that there are kernels for, from the plainest to the best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,8 +57,13 @@ impl Isa {
     }
 
     /// The best one here, unless `LUTHIER_ISA` names another. A name that is unknown or that this processor cannot
-    /// run is reported on stderr and ignored.
+    /// run is reported on stderr, once, and ignored.
     pub(crate) fn detect() -> Self {
+        static DETECTED: LazyLock<Isa> = LazyLock::new(Isa::detect_once);
+        *DETECTED
+    }
+
+    fn detect_once() -> Self {
         let best = Isa::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Portable);
         let Ok(name) = std::env::var("LUTHIER_ISA") else { return best };
         match name.parse::<Isa>() {
