@@ -6,12 +6,25 @@ use tempfile::tempdir;
 use crate::failure;
 use crate::support::{succeed, tiny_model};
 
+/// What either measurement tells.
+const NUMBERS: [&str; 7] = [
+    "tokens_per_second",
+    "seconds_per_step",
+    "peak_memory_bytes",
+    "flops_per_second",
+    "peak_flops_per_second",
+    "utilization",
+    "read_bytes_per_second",
+];
+
 /// The facts of a measurement on the tiny model.
 fn bench(arguments: &[&str]) -> Value {
     let folder = tempdir().unwrap();
     tiny_model(folder.path());
     let command = [&["bench"], arguments, &["--model", "model", "--json"]].concat();
-    serde_json::from_str(&succeed(folder.path(), &command).0).unwrap()
+    let facts = serde_json::from_str(&succeed(folder.path(), &command).0).unwrap();
+    assert_numbers(&facts, &NUMBERS);
+    facts
 }
 
 fn assert_numbers(facts: &Value, keys: &[&str]) {
@@ -39,17 +52,6 @@ fn training_is_one_row_a_step_unless_the_settings_say_otherwise() {
         bench(&[&["train", "--steps", "1"], &settings[..]].concat())
     };
     let facts = step(&["data.max_length=32"]);
-    assert_numbers(
-        &facts,
-        &[
-            "tokens_per_second",
-            "seconds_per_step",
-            "peak_memory_bytes",
-            "flops_per_second",
-            "peak_flops_per_second",
-            "utilization",
-        ],
-    );
     assert_eq!(facts["tokens_per_step"], 32);
     assert_roofline(
         &facts,
@@ -74,16 +76,6 @@ fn generation_keeps_to_the_context_of_the_model() {
 #[test]
 fn generation_tells_what_it_read() {
     let facts = bench(&["generate", "--steps", "4", "--set", "quantization=nf4"]);
-    assert_numbers(
-        &facts,
-        &[
-            "tokens_per_second",
-            "seconds_per_step",
-            "peak_memory_bytes",
-            "flops_per_second",
-            "read_bytes_per_second",
-        ],
-    );
     assert_eq!(facts["quantization"]["type"], "nf4");
     assert_roofline(&facts, &["product", "product in four bits", "attention", "norm"]);
     assert_eq!(facts["prefill_tokens"], 256, "the context of the tiny model");
