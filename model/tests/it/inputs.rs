@@ -101,6 +101,22 @@ fn what_attention_needs_may_be_kept_too_and_changes_no_bit() {
     }
 }
 
+/// How often attention runs forward in two passes forward and backward: what is kept is not made again.
+#[test]
+fn only_what_is_not_kept_is_made_again_and_never_the_last_layer() {
+    let decoder = load("llama3", Precision::F32);
+    let layers = decoder.config.layers as u64;
+    let attention = |checkpointing| {
+        decoder.device.profile().start();
+        passed(&decoder, checkpointing);
+        decoder.device.profile().stop()[&"attention".into()].calls
+    };
+    let kept = Checkpointing::Block(Keeping { attention: true, ..Keeping::default() });
+    assert_eq!(attention(Checkpointing::None), 2 * layers);
+    assert_eq!(attention(kept), 2 * layers);
+    assert_eq!(attention(block(false, None)), 2 * (layers + layers - 1));
+}
+
 #[test]
 fn below_the_lowest_trained_layer_nothing_is_kept() {
     let decoder = load("llama3", Precision::F32);
