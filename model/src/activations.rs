@@ -10,7 +10,7 @@ use crate::block::{self, Kept};
 use crate::config::Config;
 use crate::error::Result;
 use crate::head;
-use crate::inputs::{Inputs, Keeping};
+use crate::inputs::Inputs;
 use crate::memory::{Allocator, Component};
 
 /// What the forward pass keeps of each layer for the backward pass.
@@ -20,6 +20,19 @@ pub enum Checkpointing {
     None,
     /// Each layer's input, and what else is cheap to keep; the rest is computed again (Chen et al. 2016).
     Block(Keeping),
+}
+
+/// What is kept of layers that are computed again, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keeping {
+    /// Beside the inputs, what the attention halves need: a few widths of the model for each layer, which spares a quarter
+    /// of what is computed again in the usual shapes. It changes no result.
+    pub attention: bool,
+    /// Inputs are rounded to `bf16` whatever the precision, so that the backward pass sees the rounded ones.
+    pub bf16: bool,
+    /// Bytes of the inputs that may be in memory, [`arena::SMALLEST`](crate::arena::SMALLEST) at least; the others lie in a file. `None`: all are in
+    /// memory. It changes no result.
+    pub memory: Option<u64>,
 }
 
 /// What a set of buffers is for.
@@ -70,9 +83,14 @@ impl Activations {
         let Extent { tokens, positions, purpose, precision } = extent;
         let (layers, width, dtype) = (config.layers, config.hidden_size, precision.dtype());
         let inputs = match purpose {
-            Purpose::Train(Checkpointing::Block(keeping)) => {
-                Inputs::new(keeping, layers, tokens.saturating_mul(width), dtype, allocator)
-            }
+            Purpose::Train(Checkpointing::Block(keeping)) => Inputs::new(
+                keeping.bf16,
+                keeping.memory,
+                layers,
+                tokens.saturating_mul(width),
+                dtype,
+                allocator,
+            ),
             _ => None,
         };
         // No backward pass comes below the lowest trained layer.

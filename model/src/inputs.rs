@@ -12,19 +12,6 @@ use crate::memory::{Allocator, Component};
 /// What the file of pages is called while it has a name.
 const PAGES: &str = ".activations.pages.tmp";
 
-/// What is kept of layers that are computed again, and how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Keeping {
-    /// Beside the inputs, what the attention halves need: a few widths of the model for each layer, which spares a quarter
-    /// of what is computed again in the usual shapes. It changes no result.
-    pub attention: bool,
-    /// Inputs are rounded to `bf16` whatever the precision, so that the backward pass sees the rounded ones.
-    pub bf16: bool,
-    /// Bytes of the inputs that may be in memory, [`arena::SMALLEST`] at least; the others lie in a file. `None`: all are in
-    /// memory. It changes no result.
-    pub memory: Option<u64>,
-}
-
 /// Copies of the layers' inputs, each in pages of its own.
 #[derive(Debug)]
 pub(crate) struct Inputs {
@@ -36,24 +23,28 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    /// Room for inputs of so many elements, which come as `dtype`; none if they can as well stay where they are.
+    /// Room for inputs of so many elements, which come as `dtype`, kept as [`Keeping`] says; none if they can as well stay
+    /// where they are.
+    ///
+    /// [`Keeping`]: crate::Keeping
     pub(crate) fn new(
-        keeping: Keeping,
+        bf16: bool,
+        memory: Option<u64>,
         layers: usize,
         elements: usize,
         dtype: DType,
         allocator: &mut Allocator,
     ) -> Option<Self> {
-        let kept = if keeping.bf16 { DType::Bf16 } else { dtype };
+        let kept = if bf16 { DType::Bf16 } else { dtype };
         let size = elements.saturating_mul(kept.size());
         let fits = |memory| size.saturating_mul(layers) as u64 <= memory;
-        if kept == dtype && keeping.memory.is_none_or(fits) {
+        if kept == dtype && memory.is_none_or(fits) {
             return None;
         }
         let words = size.div_ceil(4);
-        let most = arena::page_words(keeping.memory).min(words);
+        let most = arena::page_words(memory).min(words);
         let layer = [(words / most, most), (usize::from(!words.is_multiple_of(most)), words % most)];
-        let arena = Arena::new(&layer.repeat(layers), keeping.memory, Component::Activations, allocator);
+        let arena = Arena::new(&layer.repeat(layers), memory, Component::Activations, allocator);
         let (elements, pages) = (4 * most / kept.size(), words.div_ceil(most));
         Some(Inputs { arena, dtype: kept, elements, pages })
     }

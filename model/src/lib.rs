@@ -24,7 +24,7 @@ mod run;
 pub mod shapes;
 mod weights;
 
-pub use activations::{Activations, Checkpointing, Extent, Purpose};
+pub use activations::{Activations, Checkpointing, Extent, Keeping, Purpose};
 pub use adapter::parameters::{Adapter, Layout, Parameters};
 pub use batch::{Batch, IGNORE, Target};
 pub use cache::Cache;
@@ -32,7 +32,6 @@ pub use checkpoint::{Checkpoint, StoredDType, StoredWeights};
 pub use config::{Config, Family};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};
-pub use inputs::Keeping;
 pub use linear::BaseWeight;
 pub use names::{Module, ModuleId, NormPart, Parameter, Part};
 pub use run::Run;
