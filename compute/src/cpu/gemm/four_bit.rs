@@ -20,7 +20,7 @@ pub(super) struct FewRows {
     /// [`FewRows::DEPTH_STEP`].
     pub(super) pack: unsafe fn(a: Operand<'_>, to: *mut u8),
     /// Writes `sums[rows, COLS]`, as [`super::few_rows::Dots`]: packed rows by the first `w.cols <= COLS` columns of a transposed
-    /// weight. `scales` has room for [`SCALES`] and a vector.
+    /// weight. `scales` has room for twice [`SCALES`] and a vector.
     pub(super) dots: unsafe fn(rows: usize, x: *const u8, w: FourBit<'_>, scales: *mut f32, sums: *mut f32),
 }
 
@@ -29,8 +29,8 @@ impl FewRows {
     pub(super) const DEPTH_STEP: usize = 128;
 }
 
-/// Scales that a column has at most.
-pub(super) const SCALES: usize = B_BYTES / 4 - 16;
+/// Scales that a column has at most: there is room for those of two, and for a vector that reads beyond them.
+pub(super) const SCALES: usize = (B_BYTES / 4 - 16) / 2;
 
 /// Elements that are multiplied by one scale at least, if their block is not shorter.
 const GRANULE: usize = 64;

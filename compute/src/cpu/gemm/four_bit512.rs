@@ -270,7 +270,7 @@ unsafe fn dots<const PARTS: usize>(
     }
 }
 
-/// One column follows the other, so that memory is read in a line.
+/// Two columns at a time share what is loaded of `x` and hide the end of each other's sums.
 ///
 /// # Safety
 /// See [`dots`], of exactly `COUNT` rows.
@@ -283,36 +283,68 @@ unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
     look_up: impl Fn(__m512i) -> [__m512i; PARTS],
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        for j in (0..w.cols / 2 * 2).step_by(2) {
+            columns::<COUNT, 2, PARTS>(j, x, w, scales, sums, &look_up, &multiply);
+        }
+        if !w.cols.is_multiple_of(2) {
+            columns::<COUNT, 1, PARTS>(w.cols - 1, x, w, scales, sums, &look_up, &multiply);
+        }
+    }
+}
+
+/// `N` columns from `j` on.
+///
+/// # Safety
+/// See [`dots_of`].
+#[inline(always)]
+unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
+    j: usize,
+    x: *const u8,
+    w: FourBit<'_>,
+    scales: *mut f32,
+    sums: *mut f32,
+    look_up: &impl Fn(__m512i) -> [__m512i; PARTS],
+    multiply: &impl Fn(__m512, __m512i, __m512i) -> __m512,
+) {
     let (depth, granule) = (w.rows, granule(&w));
     let (steps, rest) = (depth / CODES, depth % CODES);
-    let step_scales = CODES / granule;
+    let (column_scales, step_scales) = (depth / granule, CODES / granule);
     let row_bytes = row_len(depth) / CODES * PARTS * VECTOR;
-    // SAFETY: codes are read as far as the depth goes, scales of a step have room, and `x` has whole steps; asking ahead is only
-    // a hint.
+    let first = |n: usize| w.first + (j + n) * w.weight.cols();
+    // SAFETY: codes are read as far as the depth goes, scales of the columns have room, and `x` has whole steps; asking ahead is
+    // only a hint.
     unsafe {
         // Which of a step's scales is a lane's.
         let lanes = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
         let lanes = _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(granule.trailing_zeros() as i32));
-        for j in 0..w.cols {
-            let first = w.first + j * w.weight.cols();
-            write_scales(w.weight, first, granule, std::slice::from_raw_parts_mut(scales, depth / granule));
-            let codes = w.weight.codes().as_ptr().add(first / 2);
-            let mut acc = [_mm512_setzero_ps(); COUNT];
-            for i in 0..steps {
-                let codes = codes.add(i * VECTOR);
-                _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD).cast());
+        for n in 0..N {
+            let to = std::slice::from_raw_parts_mut(scales.add(n * column_scales), column_scales);
+            write_scales(w.weight, first(n), granule, to);
+        }
+        let codes: [_; N] = std::array::from_fn(|n| w.weight.codes().as_ptr().add(first(n) / 2));
+        let mut acc = [[_mm512_setzero_ps(); COUNT]; N];
+        for i in 0..steps {
+            for (n, acc) in acc.iter_mut().enumerate() {
+                let codes = codes[n].add(i * VECTOR);
+                _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(AHEAD).cast());
                 let weights = look_up(_mm512_loadu_si512(codes.cast()));
-                let scale = spread(scales.add(i * step_scales), lanes);
-                step(x.add(i * PARTS * VECTOR), row_bytes, weights, scale, &mut acc, &multiply);
+                let scale = spread(scales.add(n * column_scales + i * step_scales), lanes);
+                step(x.add(i * PARTS * VECTOR), row_bytes, weights, scale, acc, multiply);
             }
-            if rest > 0 {
-                let codes = codes.add(steps * VECTOR).cast();
+        }
+        if rest > 0 {
+            for (n, acc) in acc.iter_mut().enumerate() {
+                let codes = codes[n].add(steps * VECTOR).cast();
                 let weights = look_up(_mm512_maskz_loadu_epi32((1 << (rest / 8)) - 1, codes));
-                let scale = spread(scales.add(steps * step_scales), lanes);
-                step(x.add(steps * PARTS * VECTOR), row_bytes, weights, scale, &mut acc, &multiply);
+                let scale = spread(scales.add(n * column_scales + steps * step_scales), lanes);
+                step(x.add(steps * PARTS * VECTOR), row_bytes, weights, scale, acc, multiply);
             }
+        }
+        for (n, acc) in acc.into_iter().enumerate() {
             for (i, acc) in acc.into_iter().enumerate() {
-                *sums.add(i * COLS + j) = _mm512_reduce_add_ps(acc);
+                *sums.add(i * COLS + j + n) = _mm512_reduce_add_ps(acc);
             }
         }
     }
@@ -355,5 +387,6 @@ unsafe fn step<const COUNT: usize, const PARTS: usize>(
     }
 }
 
-/// Bytes between what is multiplied and what is asked for.
-const AHEAD: usize = 2048;
+/// Bytes between what is multiplied and what is asked for, into the second level of cache: two columns and more, which are
+/// in no stream that a processor would find.
+const AHEAD: usize = 8192;
