@@ -442,23 +442,11 @@ impl Call<'_> {
             for key in keys.clone() {
                 let row = (segment.keys.start + key) * self.spec.kv_heads * bytes;
                 for line in (row + groups.start * bytes..row + groups.end * bytes).step_by(64) {
-                    prefetch_line(start.wrapping_add(line));
+                    simd::prefetch(start.wrapping_add(line));
                 }
             }
         }
     }
-}
-
-#[inline]
-fn prefetch_line(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch of any address is only a hint, and SSE is part of x86-64.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 fn copy_rows<X: Copy>(from: &[X], starts: impl Iterator<Item = usize>, width: usize, to: &mut [X]) {

@@ -13,6 +13,19 @@ use crate::{MatrixMut, MatrixRef, bf16};
 /// How many partial sums a reduction keeps: two AVX-512 registers, enough to hide the latency of an addition.
 pub(crate) const LANES: usize = 32;
 
+/// Asks for a cache line, into the second level.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is only a hint, and SSE is part of x86-64.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// A width that a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Width {

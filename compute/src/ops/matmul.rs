@@ -87,7 +87,7 @@ pub fn matmul(
 }
 
 /// `c = a * b + d * e`, or `c += ...`: the product of a frozen weight and that of its low-rank update in one pass over `c`,
-/// and, but for a few rows, rounded once. As [`matmul`] otherwise.
+/// rounded once. As [`matmul`] otherwise.
 ///
 /// # Panics
 /// As [`matmul`].

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::kernel::{Kernel, Target, TargetStart};
 use super::scratch::{self, A_BYTES, B_BYTES, SHARED_A_BYTES, SHARED_SUMS, SUMS};
 use super::{Operand, OperandMut, Right, few_rows};
-use crate::cpu::Pool;
+use crate::cpu::{Pool, simd};
 use crate::matrix::{Slice, SliceMut};
 
 /// Where `a` is packed for all tasks: at most this many rows in a block, for which a panel of `b` is packed once ...
@@ -145,11 +145,7 @@ impl<'a> Product<'a> {
         let (rows, cols) = (self.a.rows, self.b.cols());
         let whole = Block { rows: 0..rows, cols: 0..cols };
         if few_rows::applies(self) {
-            few_rows::run(self, team);
-            if let Some((a, b)) = self.more {
-                Product { a, b, more: None, accumulate: true, ..*self }.run(team);
-            }
-            return;
+            return few_rows::run(self, team);
         }
         if let Some((part_rows, part_k_blocks)) = self.parts() {
             let in_parts = part_k_blocks < self.k_blocks();
@@ -451,7 +447,7 @@ impl Right<'_> {
     }
 
     /// A part of it.
-    fn view(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+    pub(super) fn view(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         match self {
             Right::Dense(b) => Right::Dense(b.view(rows, cols)),
             Right::FourBit(b) => Right::FourBit(b.view(rows, cols)),
@@ -468,9 +464,9 @@ impl OperandMut<'_> {
     }
 }
 
-/// Asks for the cache lines of a part of `b` a few at a time, while the panel before it is multiplied: weights are
-/// read from memory in short runs, which no processor guesses by itself.
-struct Prefetch {
+/// Asks for the cache lines of a part of `b` a few at a time, while something else is multiplied: weights are read from
+/// memory in short runs, which no processor guesses by itself.
+pub(super) struct Prefetch {
     start: *const u8,
     runs: usize,
     run_bytes: usize,
@@ -481,7 +477,8 @@ struct Prefetch {
 }
 
 impl Prefetch {
-    fn new(b: Right<'_>, steps: usize) -> Self {
+    /// To be done in so many steps.
+    pub(super) fn new(b: Right<'_>, steps: usize) -> Self {
         let (start, runs, run_bytes, stride) = match b {
             Right::FourBit(b) => b.bytes(),
             Right::Dense(b) => {
@@ -502,28 +499,16 @@ impl Prefetch {
     }
 
     #[inline]
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         for _ in 0..self.lines_per_step {
             if self.run == self.runs || self.run_bytes == 0 {
                 return;
             }
-            prefetch(self.start.wrapping_add(self.run * self.stride + self.offset));
+            simd::prefetch(self.start.wrapping_add(self.run * self.stride + self.offset));
             self.offset += 64;
             if self.offset >= self.run_bytes {
                 (self.offset, self.run) = (0, self.run + 1);
             }
         }
     }
-}
-
-#[inline]
-fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch of any address is only a hint, and SSE is part of x86-64.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }

@@ -3,44 +3,56 @@
 
 use std::ops::Range;
 
-use super::block::{Product, Team};
+use super::block::{Prefetch, Product, Team};
 use super::four_bit::{FewRows, FourBit};
 use super::kernel::Kernel;
-use super::scratch::{self, B_BYTES, SHARED_A_BYTES};
+use super::scratch::{self, B_BYTES, SHARED_A_BYTES, Scratch};
 use super::{Operand, Right};
 
 /// At most this many rows of `a`: with more, packing weights for a tile costs less than reading them twice.
 pub(super) const ROWS: usize = 4;
 /// Weight rows multiplied at once.
 pub(super) const COLS: usize = 4;
+/// Columns whose sums are made before any is written: each call and each store is for many of them.
+pub(super) const WIDTH: usize = 64;
+const _: () = assert!(WIDTH.is_multiple_of(COLS));
 /// Below this `K` a horizontal sum for each element costs more than packing; that of an adapter of the usual rank does not.
+/// An update's own depth does not matter: it goes where the frozen weight's product goes.
 const MIN_DEPTH: usize = 8;
 /// Columns of a task at least: an adapter's few long rows are read by several threads.
 const MIN_COLS: usize = COLS;
+/// Weights of a product that one thread has read before another one comes to its help: an adapter's first factor, say, of rank
+/// 16 and width 2048.
+const ALONE: usize = 16 * 2048;
 
 /// Elements of a row of a weight in four bits that become values at once: [`COLS`] rows of them stay in cache.
 const FOUR_BIT_DEPTH: usize = 1024;
 const _: () =
     assert!(FOUR_BIT_DEPTH * COLS * 4 <= B_BYTES && FOUR_BIT_DEPTH.is_multiple_of(Kernel::DEPTH_STEP));
 
-/// Writes `sums[rows, COLS]`: the first `rows <= ROWS` of the packed tile `x` by `w[k, cols <= COLS]`, which lies
-/// contiguous along `k`.
+/// Writes `sums[rows, WIDTH]`: the first `rows <= ROWS` of the packed tile `x` by `w[k, cols <= WIDTH]`, which lies contiguous
+/// along `k`. Sums of the columns behind the last one, to a multiple of [`COLS`], may be anything.
 pub(super) type Dots = unsafe fn(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut f32);
 
-/// Whether a product goes this way.
+/// Whether a product goes this way, its second pair of factors included.
 pub(super) fn applies(product: &Product<'_>) -> bool {
-    let a = &product.a;
-    let along = match &product.b {
+    let kernel = product.kernel;
+    let along = |b: &Right<'_>| match b {
         Right::Dense(b) => b.row_stride == 1,
         Right::FourBit(b) => b.is_transposed(),
     };
-    a.rows <= ROWS && along && a.cols >= MIN_DEPTH && tile_bytes(product) <= SHARED_A_BYTES
+    let more = product.more.as_ref();
+    let bytes = tile_bytes(kernel, &product.a) + more.map_or(0, |(a, _)| tile_bytes(kernel, a));
+    product.a.rows <= ROWS
+        && product.a.cols >= MIN_DEPTH
+        && along(&product.b)
+        && more.is_none_or(|(_, b)| along(b))
+        && bytes <= SHARED_A_BYTES
 }
 
 /// Bytes of the rows, packed as one tile: more than [`FewRows::pack`] writes.
-fn tile_bytes(product: &Product<'_>) -> usize {
-    let kernel = product.kernel;
-    product.a.cols.next_multiple_of(FewRows::DEPTH_STEP) * kernel.packed.size() * kernel.rows
+fn tile_bytes(kernel: &Kernel, a: &Operand<'_>) -> usize {
+    a.cols.next_multiple_of(FewRows::DEPTH_STEP) * kernel.packed.size() * kernel.rows
 }
 
 /// Columns of a task: a few tasks for each thread, whole groups of weight rows.
@@ -51,120 +63,153 @@ fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
 
 /// Computes the product: the rows are packed once, for all tasks, then columns are handed out.
 pub(super) fn run(product: &Product<'_>, team: &Team<'_>) {
-    scratch::with_shared(|x, _| {
-        let x = Packed(x);
-        let codes = match &product.b {
-            Right::FourBit(b) if product.a.col_stride == 1 => {
-                product.kernel.four_bit_rows.as_ref().filter(|few| (few.applies)(b)).map(|few| (few, b))
-            }
-            _ => None,
+    let kernel = product.kernel;
+    scratch::with_shared(|start, _| {
+        // SAFETY: `applies` made sure that there is room for the rows of both pairs, one behind the other.
+        let (first, second) = unsafe {
+            let behind = start.add(tile_bytes(kernel, &product.a));
+            let pack = |(a, b), to| Pair::pack(kernel, a, b, to);
+            (pack((product.a, product.b), start), product.more.map(|pair| pack(pair, behind)))
         };
-        // SAFETY: `applies` made sure that there is room for the rows, packed in either way.
-        unsafe {
-            match codes {
-                Some((few, _)) => (few.pack)(product.a, x.0),
-                None => (product.kernel.pack_a)(product.a, product.kernel.rows, tile_bytes(product), x.0),
-            }
-        }
+        let alone = product.b.cols() * product.a.cols <= ALONE;
+        let team = if alone { &Team::Alone } else { team };
         let cols = cols_per_task(product, team.threads());
         team.run(product.b.cols().div_ceil(cols), |task| {
-            let x = &x;
             let block = task * cols..product.b.cols().min((task + 1) * cols);
-            // SAFETY: tasks have columns of their own; the rows are packed as these want them.
-            unsafe {
-                match (product.b, codes) {
-                    (_, Some((few, b))) => compute_codes(product, block, *b, few, x.0),
-                    (Right::Dense(b), _) => compute_dense(product, block, b, x.0),
-                    (Right::FourBit(b), _) => compute_four_bit(product, block, b, x.0),
-                }
-            }
+            // SAFETY: tasks have columns of their own; the rows are packed.
+            scratch::with(|scratch| unsafe { compute(product, block, &first, second.as_ref(), scratch) });
         });
     });
 }
 
-/// The rows, packed for all tasks.
-struct Packed(*mut u8);
-
-// SAFETY: written before there are tasks, which only read it.
-unsafe impl Sync for Packed {}
-
-/// Calls `sums` for each few columns of a task and writes what it makes.
+/// Writes some columns of `c`.
 ///
 /// # Safety
-/// Nobody else touches these columns of `c` now; `sums` writes as [`Dots`].
-unsafe fn by_columns(product: &Product<'_>, block: Range<usize>, to: *mut f32, sums: impl Fn(Range<usize>)) {
-    for col in block.clone().step_by(COLS) {
-        let cols = col..block.end.min(col + COLS);
-        sums(cols.clone());
-        // SAFETY: the part written of `c` lies inside the block.
+/// Nobody else touches these columns of `c` now, and the packed rows are alive.
+unsafe fn compute(
+    product: &Product<'_>,
+    block: Range<usize>,
+    first: &Pair<'_>,
+    second: Option<&Pair<'_>>,
+    scratch: &mut Scratch,
+) {
+    let kernel = product.kernel;
+    let (_, _, sums) = scratch.pointers();
+    for col in block.clone().step_by(WIDTH) {
+        let cols = col..block.end.min(col + WIDTH);
+        // SAFETY: scratch holds the few sums several times; the part written of `c` lies inside the block.
         unsafe {
-            let c = product.c.at(0, col);
+            if let Some(second) = second {
+                // An update's weights come from memory while the frozen ones are multiplied.
+                Prefetch::new(second.b.view(0..second.depth, cols.clone()), 1).step();
+            }
+            first.sums(kernel, cols.clone(), scratch, sums);
+            if let Some(second) = second {
+                let more = sums.add(2 * ROWS * WIDTH);
+                second.sums(kernel, cols.clone(), scratch, more);
+                add(more, sums, product.a.rows * WIDTH);
+            }
             let (alpha, accumulate) = (product.alpha, product.accumulate);
-            (product.kernel.store)(to, COLS, product.a.rows, cols.len(), alpha, accumulate, c);
+            let c = product.c.at(0, col);
+            (kernel.store)(sums, WIDTH, product.a.rows, cols.len(), alpha, accumulate, c);
         }
     }
 }
 
-/// # Safety
-/// See [`by_columns`]; `x` is a packed tile.
-unsafe fn compute_dense(product: &Product<'_>, block: Range<usize>, b: Operand<'_>, x: *const u8) {
-    let a = product.a;
-    scratch::with(|scratch| {
-        let (_, _, sums) = scratch.pointers();
-        // SAFETY: scratch holds the few sums.
-        unsafe {
-            by_columns(product, block, sums, |cols| {
-                (product.kernel.dots)(a.rows, x, b.view(0..a.cols, cols), sums);
-            });
-        }
-    });
-}
-
-/// By way of values in the first-level cache, a part of the depth at a time.
+/// `to += from`
 ///
 /// # Safety
-/// See [`by_columns`]; `x` is a packed tile.
-unsafe fn compute_four_bit(product: &Product<'_>, block: Range<usize>, b: FourBit<'_>, x: *const u8) {
-    let (kernel, a) = (product.kernel, product.a);
-    scratch::with(|scratch| {
-        let (_, _, sums) = scratch.pointers();
-        let values = scratch.values();
-        // SAFETY: scratch holds the few sums twice, and the values.
+/// Both have so many elements.
+unsafe fn add(from: *const f32, to: *mut f32, count: usize) {
+    // SAFETY: as the caller promises.
+    (0..count).for_each(|i| unsafe { *to.add(i) += *from.add(i) });
+}
+
+/// Two factors, the left one packed for all tasks.
+struct Pair<'a> {
+    rows: usize,
+    depth: usize,
+    x: *const u8,
+    b: Right<'a>,
+    /// How codes of four bits are multiplied as they are, if they can be; `x` is then packed for that.
+    codes: Option<&'static FewRows>,
+}
+
+// SAFETY: packed before there are tasks, which only read it.
+unsafe impl Sync for Pair<'_> {}
+
+impl<'a> Pair<'a> {
+    /// # Safety
+    /// There are [`tile_bytes`] of room, for as long as the pair lives.
+    unsafe fn pack(kernel: &'static Kernel, a: Operand<'a>, b: Right<'a>, to: *mut u8) -> Self {
+        let codes = match &b {
+            Right::FourBit(b) if a.col_stride == 1 => {
+                kernel.four_bit_rows.as_ref().filter(|few| (few.applies)(b))
+            }
+            _ => None,
+        };
+        // SAFETY: as the caller promises.
         unsafe {
-            let part = sums.add(ROWS * COLS);
-            by_columns(product, block, sums, |cols| {
-                for k in (0..a.cols).step_by(FOUR_BIT_DEPTH) {
-                    let codes = b.view(k..a.cols.min(k + FOUR_BIT_DEPTH), cols.clone());
-                    let x = x.add(k * kernel.packed.size() * kernel.rows);
-                    (kernel.dots)(a.rows, x, codes.values(kernel, values), if k == 0 { sums } else { part });
-                    if k > 0 {
-                        (0..a.rows * COLS).for_each(|i| *sums.add(i) += *part.add(i));
+            match codes {
+                Some(few) => (few.pack)(a, to),
+                None => (kernel.pack_a)(a, kernel.rows, tile_bytes(kernel, &a), to),
+            }
+        }
+        Pair { rows: a.rows, depth: a.cols, x: to, b, codes }
+    }
+
+    /// Writes the sums of these few columns to `to`, as [`Dots`].
+    ///
+    /// # Safety
+    /// `to` has room for the few sums twice, and nothing else of `scratch` is in use.
+    unsafe fn sums(&self, kernel: &Kernel, cols: Range<usize>, scratch: &mut Scratch, to: *mut f32) {
+        let (_, scales, _) = scratch.pointers();
+        // SAFETY: as the caller promises; `x` is packed as each wants it.
+        unsafe {
+            match (&self.b, self.codes) {
+                (Right::FourBit(b), Some(few)) => {
+                    (few.dots)(self.rows, self.x, b.view(0..self.depth, cols), scales.cast(), to);
+                }
+                (Right::FourBit(b), None) => self.sums_of_values(kernel, cols, b, scratch.values(), to),
+                (Right::Dense(b), _) => (kernel.dots)(self.rows, self.x, b.view(0..self.depth, cols), to),
+            }
+        }
+    }
+
+    /// By way of values in the first-level cache, a part of the depth at a time.
+    ///
+    /// # Safety
+    /// See [`Pair::sums`]; `values` has room for [`FOUR_BIT_DEPTH`] of each column.
+    unsafe fn sums_of_values(
+        &self,
+        kernel: &Kernel,
+        cols: Range<usize>,
+        b: &FourBit<'_>,
+        values: *mut u8,
+        to: *mut f32,
+    ) {
+        let part = |k: usize, cols: Range<usize>, to: *mut f32| {
+            let codes = b.view(k..self.depth.min(k + FOUR_BIT_DEPTH), cols);
+            // SAFETY: as the caller promises.
+            unsafe {
+                let x = self.x.add(k * kernel.packed.size() * kernel.rows);
+                (kernel.dots)(self.rows, x, codes.values(kernel, values), to);
+            }
+        };
+        for first in cols.clone().step_by(COLS) {
+            let some = first..cols.end.min(first + COLS);
+            // SAFETY: as the caller promises.
+            unsafe {
+                let to = to.add(first - cols.start);
+                part(0, some.clone(), to);
+                for k in (FOUR_BIT_DEPTH..self.depth).step_by(FOUR_BIT_DEPTH) {
+                    let more = to.add(ROWS * WIDTH);
+                    part(k, some.clone(), more);
+                    for row in 0..self.rows {
+                        add(more.add(row * WIDTH), to.add(row * WIDTH), COLS);
                     }
                 }
-            });
+            }
         }
-    });
-}
-
-/// Straight from the codes.
-///
-/// # Safety
-/// See [`by_columns`]; `few` applies and packed `x`.
-unsafe fn compute_codes(
-    product: &Product<'_>,
-    block: Range<usize>,
-    b: FourBit<'_>,
-    few: &FewRows,
-    x: *const u8,
-) {
-    let a = product.a;
-    scratch::with(|scratch| {
-        let (_, scales, sums) = scratch.pointers();
-        // SAFETY: scratch holds the scales and the few sums.
-        unsafe {
-            by_columns(product, block, sums, |cols| {
-                (few.dots)(a.rows, x, b.view(0..a.cols, cols), scales.cast(), sums);
-            });
-        }
-    });
+    }
 }

@@ -19,8 +19,7 @@ pub(super) struct FewRows {
     /// Brings rows, contiguous along `k`, into the type and the order of `dots`: at most `4 * k` bytes each, `k` rounded up to
     /// [`FewRows::DEPTH_STEP`].
     pub(super) pack: unsafe fn(a: Operand<'_>, to: *mut u8),
-    /// Writes `sums[rows, COLS]`, as [`super::few_rows::Dots`]: packed rows by the first `w.cols <= COLS` columns of a transposed
-    /// weight. `scales` has room for twice [`SCALES`] and a vector.
+    /// Writes sums as [`super::few_rows::Dots`]: packed rows by the columns `w.cols <= WIDTH` of a transposed weight. `scales` has room for twice [`SCALES`] and a vector.
     pub(super) dots: unsafe fn(rows: usize, x: *const u8, w: FourBit<'_>, scales: *mut f32, sums: *mut f32),
 }
 

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::Operand;
-use super::few_rows::{COLS, ROWS};
+use super::few_rows::{ROWS, WIDTH};
 use super::four_bit::{FourBit, granule, granules_fit, write_scales};
 use crate::matrix::Slice;
 
@@ -93,7 +93,7 @@ unsafe fn dots_of<const COUNT: usize>(x: *const f32, w: FourBit<'_>, scales: *mu
                 let mut lanes = [0.0_f32; LANES];
                 _mm256_storeu_ps(lanes.as_mut_ptr(), acc);
                 let [a, b, c, d, e, f, g, h] = lanes;
-                *sums.add(row * COLS + j) = ((a + e) + (c + g)) + ((b + f) + (d + h));
+                *sums.add(row * WIDTH + j) = ((a + e) + (c + g)) + ((b + f) + (d + h));
             }
         }
     }

@@ -4,12 +4,12 @@
 use std::arch::x86_64::*;
 
 use super::Operand;
-use super::avx512::bits;
-use super::few_rows::{COLS, ROWS};
+use super::avx512::{bits, totals};
+use super::few_rows::{COLS, ROWS, WIDTH};
 use super::four_bit::{FewRows, FourBit, granule, granules_fit, write_scales};
 use crate::bf16;
 use crate::cpu::quant;
-use crate::cpu::simd::Element;
+use crate::cpu::simd::{self, Element};
 use crate::matrix::Slice;
 use crate::quant::Quantized;
 
@@ -270,7 +270,7 @@ unsafe fn dots<const PARTS: usize>(
     }
 }
 
-/// Two columns at a time share what is loaded of `x` and hide the end of each other's sums.
+/// Two columns at a time share what is loaded of `x`.
 ///
 /// # Safety
 /// See [`dots`], of exactly `COUNT` rows.
@@ -285,16 +285,24 @@ unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
 ) {
     // SAFETY: as the caller promises.
     unsafe {
-        for j in (0..w.cols / 2 * 2).step_by(2) {
-            columns::<COUNT, 2, PARTS>(j, x, w, scales, sums, &look_up, &multiply);
-        }
-        if !w.cols.is_multiple_of(2) {
-            columns::<COUNT, 1, PARTS>(w.cols - 1, x, w, scales, sums, &look_up, &multiply);
+        for first in (0..w.cols).step_by(COLS) {
+            let mut acc = [[_mm512_setzero_ps(); COUNT]; COLS];
+            for j in (0..COLS.min(w.cols - first)).step_by(2) {
+                if first + j + 1 < w.cols {
+                    let of = columns::<COUNT, 2, PARTS>(first + j, x, w, scales, &look_up, &multiply);
+                    acc[j..j + 2].copy_from_slice(&of);
+                } else {
+                    [acc[j]] = columns::<COUNT, 1, PARTS>(first + j, x, w, scales, &look_up, &multiply);
+                }
+            }
+            for i in 0..COUNT {
+                _mm_storeu_ps(sums.add(i * WIDTH + first), totals(acc.map(|acc| acc[i])));
+            }
         }
     }
 }
 
-/// `N` columns from `j` on.
+/// The sums of `N` columns from `j` on, in sixteen parts each.
 ///
 /// # Safety
 /// See [`dots_of`].
@@ -304,10 +312,9 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
     x: *const u8,
     w: FourBit<'_>,
     scales: *mut f32,
-    sums: *mut f32,
     look_up: &impl Fn(__m512i) -> [__m512i; PARTS],
     multiply: &impl Fn(__m512, __m512i, __m512i) -> __m512,
-) {
+) -> [[__m512; COUNT]; N] {
     let (depth, granule) = (w.rows, granule(&w));
     let (steps, rest) = (depth / CODES, depth % CODES);
     let (column_scales, step_scales) = (depth / granule, CODES / granule);
@@ -328,7 +335,7 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
         for i in 0..steps {
             for (n, acc) in acc.iter_mut().enumerate() {
                 let codes = codes[n].add(i * VECTOR);
-                _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(AHEAD).cast());
+                simd::prefetch(codes.wrapping_add(AHEAD));
                 let weights = look_up(_mm512_loadu_si512(codes.cast()));
                 let scale = spread(scales.add(n * column_scales + i * step_scales), lanes);
                 step(x.add(i * PARTS * VECTOR), row_bytes, weights, scale, acc, multiply);
@@ -342,11 +349,7 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
                 step(x.add(steps * PARTS * VECTOR), row_bytes, weights, scale, acc, multiply);
             }
         }
-        for (n, acc) in acc.into_iter().enumerate() {
-            for (i, acc) in acc.into_iter().enumerate() {
-                *sums.add(i * COLS + j + n) = _mm512_reduce_add_ps(acc);
-            }
-        }
+        acc
     }
 }
 

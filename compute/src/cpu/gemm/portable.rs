@@ -107,8 +107,8 @@ pub(super) unsafe fn dots<const ROWS: usize>(rows: usize, x: *const u8, w: Opera
                 Slice::F32(s) => dot::<_, ROWS>(&x[i * PARTS..], &s[j * w.col_stride..][..w.rows]),
                 Slice::Bf16(s) => dot::<_, ROWS>(&x[i * PARTS..], &s[j * w.col_stride..][..w.rows]),
             };
-            // SAFETY: sums have room for `rows` x `COLS`.
-            unsafe { *sums.add(i * few_rows::COLS + j) = dot };
+            // SAFETY: sums have room for `rows` x `WIDTH`.
+            unsafe { *sums.add(i * few_rows::WIDTH + j) = dot };
         }
     }
 }
