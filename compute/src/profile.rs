@@ -25,6 +25,14 @@ impl Work {
     }
 }
 
+impl std::ops::Add for Work {
+    type Output = Work;
+
+    fn add(self, other: Work) -> Work {
+        Work { flops: self.flops + other.flops, bytes: self.bytes + other.bytes }
+    }
+}
+
 /// By what calls are added up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
@@ -98,7 +106,6 @@ impl Drop for Watch<'_> {
         let total = totals.entry(self.key).or_default();
         total.calls += 1;
         total.seconds += seconds;
-        total.work.flops += self.work.flops;
-        total.work.bytes += self.work.bytes;
+        total.work = total.work + self.work;
     }
 }

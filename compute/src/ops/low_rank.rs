@@ -7,25 +7,26 @@
 //! y = x wᵀ + s bᵀ            (+ y)
 //! ```
 //!
-//! Backward; `ds[T, R]` is scratch, `s` made again:
+//! Backward; `s` is made again:
 //!
 //! ```text
 //! ds  = scale * dy b
+//! dx  = dy w + ds a          (+ dx)
 //! db += dyᵀ s
 //! da += dsᵀ x
-//! dx  = dy w + ds a          (+ dx)
 //! ```
 //!
-//! `a`, `b`, `s`, `ds` and the gradients are `f32` in either precision. The rank comes first: the update is a longer sum in
-//! the frozen weight's own product, no pass of its own over `y` or `dx`. `in x out` never appears: the work is
-//! `2 T R (in + out)` forward and twice that backward.
+//! `a`, `b`, `s[T, R]`, `ds[T, R]` and the gradients are `f32` in either precision. The rank comes first: `s` and `ds` are made
+//! of the rows of `x` and `dy` as they are packed for the frozen weight's own product, and the update is a longer sum in it, so
+//! there is no further pass over `x`, `dy`, `y` or `dx`. `in x out` never appears: the work is `2 T R (in + out)` forward and
+//! twice that backward.
 
 use super::matmul::Factor::{self, Plain, Transposed};
-use super::matmul::{matmul, matmul_sum};
+use super::matmul::{Update, matmul, matmul_update};
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
-/// `s[T, R] = scale * input aᵀ`, then `y[T, out] = x w + s bᵀ`, or `y += ...`. `w` is the right factor that stands for the
-/// frozen weight, transposed; `input` is `x`, or what dropout left of it.
+/// `s[T, R] = scale * x aᵀ`, then `y[T, out] = x w + s bᵀ`, or `y += ...`. `w` is the right factor that stands for the frozen
+/// weight, transposed; `dropped` is what dropout left of `x`, if there is dropout, and takes its place in `s`.
 ///
 /// # Panics
 /// If the shapes do not agree.
@@ -35,40 +36,22 @@ pub fn forward(
     y: MatrixMut<'_>,
     accumulate: bool,
     (x, w): (MatrixRef<'_>, Factor<'_>),
-    input: MatrixRef<'_>,
+    dropped: Option<MatrixRef<'_>>,
     (a, b): (MatrixRef<'_>, MatrixRef<'_>),
     scale: f32,
     mut s: MatrixMut<'_>,
 ) {
-    matmul(device, precision, scale, Plain(input), Transposed(a), false, s.reborrow());
-    matmul_sum(device, precision, (Plain(x), w), (Plain(s.as_ref()), Transposed(b)), accumulate, y);
+    let a = Transposed(a);
+    if let Some(input) = dropped {
+        matmul(device, precision, scale, Plain(input), a, false, s.reborrow());
+    }
+    let first = dropped.is_none().then_some(a);
+    let update = Update { first, scale, s, second: Transposed(b) };
+    matmul_update(device, precision, (Plain(x), w), update, accumulate, y);
 }
 
-/// Adds to `da[R, in]` and `db[out, R]` (`f32`). `input` is that of the forward pass; `s[T, R]` and `ds[T, R]` are overwritten,
-/// and `ds` is what [`input_gradient`] goes on with.
-///
-/// # Panics
-/// If the shapes do not agree.
-pub fn backward(
-    device: &Device,
-    precision: Precision,
-    da: MatrixMut<'_>,
-    db: MatrixMut<'_>,
-    dy: MatrixRef<'_>,
-    input: MatrixRef<'_>,
-    (a, b): (MatrixRef<'_>, MatrixRef<'_>),
-    scale: f32,
-    mut s: MatrixMut<'_>,
-    mut ds: MatrixMut<'_>,
-) {
-    matmul(device, precision, scale, Plain(input), Transposed(a), false, s.reborrow());
-    matmul(device, precision, scale, Plain(dy), Plain(b), false, ds.reborrow());
-    matmul(device, precision, 1.0, Transposed(dy), Plain(s.as_ref()), true, db);
-    matmul(device, precision, 1.0, Transposed(ds.as_ref()), Plain(input), true, da);
-}
-
-/// `dx[T, in] = dy w + ds a`, or `dx += ...`, where nothing was dropped. `w` is the right factor that stands for the frozen
-/// weight.
+/// `ds[T, R] = scale * dy b`, then `dx[T, in] = dy w + ds a`, or `dx += ...`, where nothing was dropped. `w` is the right factor
+/// that stands for the frozen weight.
 ///
 /// # Panics
 /// If the shapes do not agree.
@@ -78,7 +61,45 @@ pub fn input_gradient(
     dx: MatrixMut<'_>,
     accumulate: bool,
     (dy, w): (MatrixRef<'_>, Factor<'_>),
-    (ds, a): (MatrixRef<'_>, MatrixRef<'_>),
+    (a, b): (MatrixRef<'_>, MatrixRef<'_>),
+    scale: f32,
+    ds: MatrixMut<'_>,
 ) {
-    matmul_sum(device, precision, (Plain(dy), w), (Plain(ds), Plain(a)), accumulate, dx);
+    let update = Update { first: Some(Plain(b)), scale, s: ds, second: Plain(a) };
+    matmul_update(device, precision, (Plain(dy), w), update, accumulate, dx);
+}
+
+/// `ds[T, R] = scale * dy b`, where [`input_gradient`] does not make it.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn rank_gradient(
+    device: &Device,
+    precision: Precision,
+    dy: MatrixRef<'_>,
+    b: MatrixRef<'_>,
+    scale: f32,
+    ds: MatrixMut<'_>,
+) {
+    matmul(device, precision, scale, Plain(dy), Plain(b), false, ds);
+}
+
+/// Adds to `da[R, in]` and `db[out, R]` (`f32`), with the `ds` of [`input_gradient`] or [`rank_gradient`]. `input` is `x`, or what
+/// dropout left of it; `s[T, R]` is overwritten.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn backward(
+    device: &Device,
+    precision: Precision,
+    da: MatrixMut<'_>,
+    db: MatrixMut<'_>,
+    (dy, ds): (MatrixRef<'_>, MatrixRef<'_>),
+    (input, a): (MatrixRef<'_>, MatrixRef<'_>),
+    scale: f32,
+    mut s: MatrixMut<'_>,
+) {
+    matmul(device, precision, scale, Plain(input), Transposed(a), false, s.reborrow());
+    matmul(device, precision, 1.0, Transposed(dy), Plain(s.as_ref()), true, db);
+    matmul(device, precision, 1.0, Transposed(ds), Plain(input), true, da);
 }

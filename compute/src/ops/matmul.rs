@@ -86,20 +86,34 @@ pub fn matmul(
     run(device, precision, alpha, (a, b), None, accumulate, c);
 }
 
-/// `c = a * b + d * e`, or `c += ...`: the product of a frozen weight and that of its low-rank update in one pass over `c`,
-/// rounded once. As [`matmul`] otherwise.
+/// A low-rank update of a product by `a [M, K]`: with `s [M, R] = scale * a * first`, which is overwritten, it adds
+/// `s * second`. Without `first`, `s` is read as it is.
+#[derive(Debug)]
+pub struct Update<'a> {
+    /// `[K, R]`
+    pub first: Option<Factor<'a>>,
+    /// Factor on `s`.
+    pub scale: f32,
+    /// `[M, R]`
+    pub s: MatrixMut<'a>,
+    /// `[R, N]`
+    pub second: Factor<'a>,
+}
+
+/// `c = a * b + s * second`, or `c += ...`: the product of a frozen weight and its low-rank update, in one pass over `a` and one
+/// over `c`, rounded once. As [`matmul`] otherwise.
 ///
 /// # Panics
 /// As [`matmul`].
-pub fn matmul_sum(
+pub fn matmul_update(
     device: &Device,
     precision: Precision,
     (a, b): (Factor<'_>, Factor<'_>),
-    (d, e): (Factor<'_>, Factor<'_>),
+    update: Update<'_>,
     accumulate: bool,
     c: MatrixMut<'_>,
 ) {
-    run(device, precision, 1.0, (a, b), Some((d, e)), accumulate, c);
+    run(device, precision, 1.0, (a, b), Some(update), accumulate, c);
 }
 
 fn run(
@@ -107,23 +121,43 @@ fn run(
     precision: Precision,
     alpha: f32,
     (a, b): (Factor<'_>, Factor<'_>),
-    more: Option<(Factor<'_>, Factor<'_>)>,
+    update: Option<Update<'_>>,
     accumulate: bool,
     c: MatrixMut<'_>,
 ) {
     let (rows, cols, written) = (c.rows(), c.cols(), c.size_bytes() * if accumulate { 2 } else { 1 });
-    let (factors, others) = ((a.left(), b.right()), more.map(|(d, e)| (d.left(), e.right())));
-    let operation = b.product_name(more.is_some());
-    let _watch = device.watch(Key { operation, size: Some([rows, cols, factors.0.cols]) }, || {
-        let depth = factors.0.cols + others.map_or(0, |(d, _)| d.cols);
-        let bytes = |(a, b): (Factor<'_>, Factor<'_>)| a.size_bytes() + b.size_bytes();
-        Work {
+    let (factors, depth) = ((a.left(), b.right()), a.left().cols);
+    let key = Key { operation: b.product_name(update.is_some()), size: Some([rows, cols, depth]) };
+    let _watch = device.watch(key, || {
+        let product = Work {
             flops: 2 * (rows * cols * depth) as u64,
-            bytes: (bytes((a, b)) + more.map_or(0, bytes) + written) as u64,
-        }
+            bytes: (a.size_bytes() + b.size_bytes() + written) as u64,
+        };
+        product + update.as_ref().map_or(Work::default(), |update| update.work(rows, cols, depth))
+    });
+    let update = update.map(|Update { first, scale, s, second }| {
+        let (rows, cols) = (s.rows(), s.cols());
+        let s = OperandMut { data: s.data, rows, cols, row_stride: cols };
+        gemm::Update { first: first.map(Factor::right), scale, s, second: second.right() }
     });
     let c = OperandMut { data: c.data, rows, cols, row_stride: cols };
     match device {
-        Device::Cpu(cpu) => gemm::gemm(cpu, precision, alpha, factors, others, accumulate, c),
+        Device::Cpu(cpu) => gemm::gemm(cpu, precision, alpha, factors, update, accumulate, c),
+    }
+}
+
+impl Update<'_> {
+    /// What it adds to a product's work.
+    fn work(&self, rows: usize, cols: usize, depth: usize) -> Work {
+        let rank = self.s.cols();
+        let added = Work {
+            flops: 2 * (rows * cols * rank) as u64,
+            bytes: (self.s.size_bytes() + self.second.size_bytes()) as u64,
+        };
+        let made = self.first.map_or(Work::default(), |first| Work {
+            flops: 2 * (rows * rank * depth) as u64,
+            bytes: (first.size_bytes() + self.s.size_bytes()) as u64,
+        });
+        added + made
     }
 }

@@ -2,7 +2,7 @@
 
 use compute::ops::low_rank;
 use compute::ops::matmul::Factor;
-use compute::{DType, Matrix, Precision};
+use compute::{DType, Matrix, MatrixRef, Precision};
 
 use crate::common::{assert_within, dot, gradient, matrix, on_threads, wide};
 
@@ -22,8 +22,12 @@ const SMALL: [Shape; 4] = [
     Shape { tokens: 3, input: 40, output: 21, rank: 5 },
 ];
 
-/// Several blocks of both depths, and more columns than one task has.
-const LARGE: Shape = Shape { tokens: 70, input: 280, output: 300, rank: 300 };
+/// Several blocks of both depths, and more columns than one task has; a rank with which `s` is made on its own, and one with
+/// which it is made of the packed rows.
+const LARGE: [Shape; 2] = [
+    Shape { tokens: 70, input: 280, output: 300, rank: 300 },
+    Shape { tokens: 150, input: 600, output: 140, rank: 20 },
+];
 
 const SCALE: f32 = 1.5;
 
@@ -85,7 +89,7 @@ fn sum(held: &Matrix, more: Vec<f64>) -> Vec<f64> {
 #[test]
 fn the_result_is_that_of_the_definition_alone_or_added_to_what_is_there() {
     for (shape, precision) in
-        SMALL.into_iter().chain([LARGE]).flat_map(|s| [Precision::F32, Precision::Bf16].map(|p| (s, p)))
+        SMALL.into_iter().chain(LARGE).flat_map(|s| [Precision::F32, Precision::Bf16].map(|p| (s, p)))
     {
         let Problem { x, w, a, b, .. } = Problem::new(shape, precision);
         let held = || matrix(shape.tokens, shape.output, precision.dtype(), 5);
@@ -94,17 +98,8 @@ fn the_result_is_that_of_the_definition_alone_or_added_to_what_is_there() {
                 let (mut y, mut s) = (held(), Matrix::zeros(shape.tokens, shape.rank, DType::F32));
                 let (x, w) = (x.as_ref(), Factor::Transposed(w.as_ref()));
                 let (factors, s_out) = ((a.as_ref(), b.as_ref()), s.as_mut());
-                low_rank::forward(
-                    device,
-                    precision,
-                    y.as_mut(),
-                    accumulate,
-                    (x, w),
-                    x,
-                    factors,
-                    SCALE,
-                    s_out,
-                );
+                let y_out = y.as_mut();
+                low_rank::forward(device, precision, y_out, accumulate, (x, w), None, factors, SCALE, s_out);
                 vec![y.to_vec(), s.to_vec()]
             });
             let (x, w, a, b) = (wide(&x), wide(&w), wide(&a), wide(&b));
@@ -132,21 +127,10 @@ fn the_gradients_are_those_of_the_definition() {
             let (mut s, mut ds) =
                 (Matrix::zeros(tokens, rank, DType::F32), Matrix::zeros(tokens, rank, DType::F32));
             let (dy, x, a, b) = (dy.as_ref(), x.as_ref(), a.as_ref(), b.as_ref());
-            let (da_out, db_out) = (da.as_mut(), db.as_mut());
-            low_rank::backward(
-                device,
-                precision,
-                da_out,
-                db_out,
-                dy,
-                x,
-                (a, b),
-                SCALE,
-                s.as_mut(),
-                ds.as_mut(),
-            );
-            let w = Factor::Plain(w.as_ref());
-            low_rank::input_gradient(device, precision, dx.as_mut(), true, (dy, w), (ds.as_ref(), a));
+            let (to, w) = (dx.as_mut(), Factor::Plain(w.as_ref()));
+            low_rank::input_gradient(device, precision, to, true, (dy, w), (a, b), SCALE, ds.as_mut());
+            let (dy, to) = ((dy, ds.as_ref()), (da.as_mut(), db.as_mut()));
+            low_rank::backward(device, precision, to.0, to.1, dy, (x, a), SCALE, s.as_mut());
             vec![dx.to_vec(), da.to_vec(), db.to_vec()]
         });
         let (x, w, a, b, dy) = (wide(&x), wide(&w), wide(&a), wide(&b), wide(&dy));
@@ -156,5 +140,27 @@ fn the_gradients_are_those_of_the_definition() {
         assert_within(tolerance(precision), &got[0], &sum(&held_x(), dx), "dx");
         assert_within(tolerance(precision), &got[1], &sum(&held_a(), da), "da");
         assert_within(tolerance(precision), &got[2], &sum(&held_b(), db), "db");
+    }
+}
+
+/// Rows that are packed in parts, and a depth that is.
+#[test]
+fn the_sum_that_comes_first_is_the_same_to_the_byte_made_with_the_product_or_before_it() {
+    for (tokens, input, output, rank) in
+        [(150, 600, 140, 20), (2500, 2304, 136, 16), (520, 20_000, 136, 8), (3, 40, 21, 5)]
+    {
+        let [x, w] = [(tokens, 1), (output, 2)].map(|(rows, key)| matrix(rows, input, DType::Bf16, key));
+        let (a, b) = (matrix(rank, input, DType::F32, 3), matrix(output, rank, DType::F32, 4));
+        let made = |dropped: Option<MatrixRef<'_>>| {
+            on_threads(|device| {
+                let mut y = Matrix::zeros(tokens, output, DType::Bf16);
+                let mut s = Matrix::zeros(tokens, rank, DType::F32);
+                let (y_out, s_out) = (y.as_mut(), s.as_mut());
+                let (x, factors) = ((x.as_ref(), Factor::Transposed(w.as_ref())), (a.as_ref(), b.as_ref()));
+                low_rank::forward(device, Precision::Bf16, y_out, false, x, dropped, factors, SCALE, s_out);
+                vec![y.to_vec(), s.to_vec()]
+            })
+        };
+        assert!(made(None) == made(Some(x.as_ref())), "{tokens} x {input} x {output}, rank {rank}");
     }
 }

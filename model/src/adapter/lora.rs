@@ -25,9 +25,9 @@ pub(crate) fn forward(
 ) {
     let Scratch { dropped, low_rank: s, .. } = scratch;
     let s = s.as_mut().prefix(x.rows(), lora.rank);
-    let input = dropped_input(run, key, x, dropped);
+    let dropped = dropped_input(run, key, x, dropped);
     let factors = run.adapter().lora(lora);
-    low_rank::forward(run.device, run.precision, y, accumulate, (x, w), input, factors, lora.scale, s);
+    low_rank::forward(run.device, run.precision, y, accumulate, (x, w), dropped, factors, lora.scale, s);
 }
 
 /// Adds to the gradients of A and B; if it is wanted, `dx [T, in] = dy w + update`, or `dx += ...`. `w` stands for the
@@ -48,13 +48,22 @@ pub(crate) fn backward(
     let (da, db) = gradients.pair_mut(&tensors[lora.a], &tensors[lora.a + 1]);
     let Scratch { dropped, low_rank: s, d_low_rank: ds } = scratch;
     let (rows, cols, rank) = (x.rows(), x.cols(), lora.rank);
-    let input = dropped_input(run, key, x, dropped);
     let (s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));
-    low_rank::backward(device, precision, da, db, dy, input, (a, b), lora.scale, s, ds.reborrow());
-    let (ds, Some((mut dx, accumulate))) = (ds.as_ref(), dx) else { return };
-    let Some(key) = key else {
-        return low_rank::input_gradient(device, precision, dx, accumulate, (dy, w), (ds, a));
+    let dx = match (dx, key) {
+        (Some((dx, accumulate)), None) => {
+            let (scale, ds) = (lora.scale, ds.reborrow());
+            low_rank::input_gradient(device, precision, dx, accumulate, (dy, w), (a, b), scale, ds);
+            None
+        }
+        (dx, _) => {
+            low_rank::rank_gradient(device, precision, dy, b, lora.scale, ds.reborrow());
+            dx
+        }
     };
+    let input = dropped_input(run, key, x, dropped).unwrap_or(x);
+    let ds = ds.as_ref();
+    low_rank::backward(device, precision, da, db, (dy, ds), (input, a), lora.scale, s);
+    let (Some((mut dx, accumulate)), Some(key)) = (dx, key) else { return };
     matmul(device, precision, 1.0, Factor::Plain(dy), w, accumulate, dx.reborrow());
     // The dropped input is spent: its buffer takes its gradient, which then passes the same mask.
     let mut through = dropped.as_mut().prefix(rows, cols);
@@ -62,15 +71,15 @@ pub(crate) fn backward(
     dropout::apply(device, dx, through.as_ref(), adapter.dropout, key, true);
 }
 
-/// The input as the low-rank path sees it.
+/// What dropout leaves of the input, if there is dropout.
 fn dropped_input<'a>(
     run: &Run<'_>,
     key: Option<u64>,
-    x: MatrixRef<'a>,
+    x: MatrixRef<'_>,
     buffer: &'a mut Matrix,
-) -> MatrixRef<'a> {
-    let Some(key) = key else { return x };
+) -> Option<MatrixRef<'a>> {
+    let key = key?;
     let dropped = buffer.as_mut().prefix(x.rows(), x.cols());
     dropout::apply(run.device, dropped, x, run.adapter().dropout, key, false);
-    buffer.as_ref().prefix(x.rows(), x.cols())
+    Some(buffer.as_ref().prefix(x.rows(), x.cols()))
 }

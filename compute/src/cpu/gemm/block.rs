@@ -52,15 +52,46 @@ pub(super) struct Product<'a> {
     pub(super) alpha: f32,
     pub(super) a: Operand<'a>,
     pub(super) b: Right<'a>,
-    /// A second pair of factors, whose product goes into the same sums.
-    pub(super) more: Option<(Operand<'a>, Right<'a>)>,
+    /// What goes into the same sums.
+    pub(super) update: Option<Update<'a>>,
     pub(super) accumulate: bool,
     pub(super) c: Target,
 }
 
-// SAFETY: the operands are shared slices. `c` comes from an exclusive borrow that lives as long as the product, and
-// tasks write different blocks of it (`Grid::block`).
+// SAFETY: the operands are shared slices. `c` and an update's `s` come from exclusive borrows that live as long as the
+// product. Tasks write different blocks of them (`Grid::block`, strips of rows), and `s` is read only where it was written.
 unsafe impl Sync for Product<'_> {}
+
+/// A low-rank update: `s second` is added to the product, where `s = scale * a first`.
+#[derive(Clone, Copy)]
+pub(super) struct Update<'a> {
+    /// What makes `s`; nothing if it is there.
+    first: Option<Right<'a>>,
+    scale: f32,
+    s: Target,
+    /// Columns of `s`.
+    pub(super) rank: usize,
+    pub(super) second: Right<'a>,
+}
+
+impl<'a> Update<'a> {
+    /// Some rows of `s`.
+    ///
+    /// # Safety
+    /// There is one at least, and they are written and not written any more.
+    pub(super) unsafe fn s(&self, rows: Range<usize>) -> Operand<'a> {
+        let Target { row_stride, .. } = self.s;
+        let len = (rows.len() - 1) * row_stride + self.rank;
+        // SAFETY: as the caller promises; `Product::new` checked the shape.
+        let data = unsafe {
+            match self.s.at(rows.start, 0).start {
+                TargetStart::F32(p) => Slice::F32(std::slice::from_raw_parts(p, len)),
+                TargetStart::Bf16(p) => Slice::Bf16(std::slice::from_raw_parts(p, len)),
+            }
+        };
+        Operand { data, rows: rows.len(), cols: self.rank, row_stride, col_stride: 1 }
+    }
+}
 
 /// A part of `c`.
 #[derive(Clone, Debug)]
@@ -116,28 +147,29 @@ impl<'a> Product<'a> {
         kernel: &'static Kernel,
         alpha: f32,
         (a, b): (Operand<'a>, Right<'a>),
-        more: Option<(Operand<'a>, Right<'a>)>,
+        update: Option<super::Update<'a>>,
         accumulate: bool,
         c: OperandMut<'a>,
     ) -> Option<Self> {
-        for (a, b) in [(a, b)].into_iter().chain(more) {
-            assert_eq!((a.rows, b.cols(), a.cols), (c.rows, c.cols, b.rows()), "shapes of a product");
-            a.check("a");
-            if let Right::Dense(b) = &b {
+        let check = |a: (usize, usize), b: &Right<'_>, c: (usize, usize)| {
+            assert_eq!((a.0, b.cols(), a.1), (c.0, c.1, b.rows()), "shapes of a product");
+            if let Right::Dense(b) = b {
                 b.check("b");
             }
-        }
-        let (end, len) = (extent(c.rows, c.cols, c.row_stride, 1), c.len());
-        assert!(end <= len, "c ends at element {end} of {len}");
-        assert!(c.rows <= 1 || c.row_stride >= c.cols, "rows of c overlap: {} < {}", c.row_stride, c.cols);
+        };
+        check((a.rows, a.cols), &b, (c.rows, c.cols));
+        a.check("a");
+        let update = update.map(|super::Update { first, scale, s, second }| {
+            check((s.rows, s.cols), &second, (c.rows, c.cols));
+            if let Some(first) = &first {
+                check((a.rows, a.cols), first, (s.rows, s.cols));
+            }
+            Update { first, scale, rank: s.cols, s: s.target("s"), second }
+        });
         if c.rows == 0 || c.cols == 0 {
             return None;
         }
-        let start = match c.data {
-            SliceMut::F32(s) => TargetStart::F32(s.as_mut_ptr()),
-            SliceMut::Bf16(s) => TargetStart::Bf16(s.as_mut_ptr()),
-        };
-        Some(Product { kernel, alpha, a, b, more, accumulate, c: Target { start, row_stride: c.row_stride } })
+        Some(Product { kernel, alpha, a, b, update, accumulate, c: c.target("c") })
     }
 
     /// Computes `c`.
@@ -145,24 +177,52 @@ impl<'a> Product<'a> {
         let (rows, cols) = (self.a.rows, self.b.cols());
         let whole = Block { rows: 0..rows, cols: 0..cols };
         if few_rows::applies(self) {
+            self.make_s(team);
             return few_rows::run(self, team);
         }
         if let Some((part_rows, part_k_blocks)) = self.parts() {
             let in_parts = part_k_blocks < self.k_blocks();
+            let makes_s = !in_parts && self.packed_serves_s();
+            if !makes_s {
+                self.make_s(team);
+            }
             scratch::with_shared(|start, sums| {
                 for rows in chunks(0..rows, part_rows) {
                     for k_blocks in chunks(0..self.k_blocks(), part_k_blocks) {
                         let (rows, sums) = (rows.clone(), in_parts.then_some(sums));
-                        self.run_packed(team, &PackedA { start, rows, k_blocks, sums });
+                        let packed = PackedA { start, rows, k_blocks, sums };
+                        self.run_packed(team, &packed, makes_s);
                     }
                 }
             });
         } else {
+            self.make_s(team);
             // Few blocks share rows of `a`.
             let grid = self.grid(whole, OWN_ROWS - OWN_ROWS % self.kernel.rows, OWN_COLS, team.threads());
             // SAFETY: blocks of a grid do not overlap in `c`.
             team.run(grid.blocks(), |task| unsafe { self.compute(grid.block(task), None) });
         }
+    }
+
+    /// The product that makes an update's `s`, if it is to be made.
+    fn product_of_s(&self) -> Option<Product<'a>> {
+        let Update { first, scale, s, .. } = self.update?;
+        Some(Product { alpha: scale, b: first?, update: None, accumulate: false, c: s, ..*self })
+    }
+
+    /// Makes an update's `s`, on its own.
+    fn make_s(&self, team: &Team<'_>) {
+        if let Some(product) = self.product_of_s() {
+            product.run(team);
+        }
+    }
+
+    /// Whether `s` can be made from the rows of `a` as they are packed for the product itself.
+    fn packed_serves_s(&self) -> bool {
+        self.product_of_s().is_some_and(|product| {
+            let cols = product.b.cols().next_multiple_of(self.kernel.lanes);
+            product.row_bytes() == self.row_bytes() && self.strip_rows() * cols <= SUMS
+        })
     }
 
     /// How many rows of `a`, over how many blocks of `K`, are packed for all tasks at once, if they are: as many rows as
@@ -186,23 +246,40 @@ impl<'a> Product<'a> {
         (part_rows >= MIN_ROWS.min(rows)).then_some((part_rows, part_k_blocks))
     }
 
-    /// Packs some rows of `a`, then computes these rows of `c`, or goes on with their sums.
-    fn run_packed(&self, team: &Team<'_>, a: &PackedA) {
-        let strips: Vec<_> = chunks(a.rows.clone(), MIN_ROWS.next_multiple_of(self.kernel.rows)).collect();
-        team.run(strips.len() * a.k_blocks.len(), |task| {
-            let (k_block, rows) =
-                (a.k_blocks.start + task / strips.len(), strips[task % strips.len()].clone());
+    /// Packs some rows of `a`, then computes these rows of `c`, or goes on with their sums. A strip of rows whose `s` is to be
+    /// made is multiplied by the update's first factor as soon as it is packed.
+    fn run_packed(&self, team: &Team<'_>, a: &PackedA, makes_s: bool) {
+        let strips: Vec<_> = chunks(a.rows.clone(), self.strip_rows()).collect();
+        // SAFETY: strips are whole tiles, so that each task writes rows of its own, all of which have room.
+        let pack = |k_block: usize, rows: &Range<usize>| unsafe {
             let padded = rows.len().next_multiple_of(self.kernel.rows);
-            // SAFETY: strips are whole tiles, so that each task writes rows of its own, all of which have room.
-            unsafe {
-                let to = a.at(self, k_block, rows.start);
-                (self.kernel.pack_a)(self.left(k_block, rows), padded, self.tile_bytes(), to);
-            }
-        });
+            let to = a.at(self, k_block, rows.start);
+            (self.kernel.pack_a)(self.left(k_block, rows.clone()), padded, self.tile_bytes(), to);
+        };
+        match self.product_of_s().filter(|_| makes_s) {
+            None => team.run(strips.len() * a.k_blocks.len(), |task| {
+                pack(a.k_blocks.start + task / strips.len(), &strips[task % strips.len()]);
+            }),
+            Some(product) => team.run(strips.len(), |task| {
+                let (rows, own) = (&strips[task], product.k_blocks());
+                (0..own).for_each(|k_block| pack(k_block, rows));
+                let of_s = PackedA { start: a.start, rows: a.rows.clone(), k_blocks: 0..own, sums: None };
+                // SAFETY: these rows of `s` are this task's, those of `a` are packed as `product` packs them.
+                unsafe {
+                    product.compute(Block { rows: rows.clone(), cols: 0..product.b.cols() }, Some(&of_s))
+                };
+                (own..self.k_blocks()).for_each(|k_block| pack(k_block, rows));
+            }),
+        }
         let part = Block { rows: a.rows.clone(), cols: 0..self.b.cols() };
         let grid = self.grid(part, SHARED_ROWS - SHARED_ROWS % self.kernel.rows, SHARED_COLS, team.threads());
         // SAFETY: blocks of a grid do not overlap in `c`, and all of their rows are packed.
         team.run(grid.blocks(), |task| unsafe { self.compute(grid.block(task), Some(a)) });
+    }
+
+    /// Rows that a task packs for all tasks: whole tiles.
+    fn strip_rows(&self) -> usize {
+        MIN_ROWS.next_multiple_of(self.kernel.rows)
     }
 
     /// Blocks as large as allowed, which makes packing cheap, but enough of them to keep all threads busy.
@@ -232,38 +309,45 @@ impl<'a> Product<'a> {
         k.div_ceil(self.depth(k)).max(1)
     }
 
-    /// Blocks of both pairs' `K`, one pair after the other.
+    /// Blocks of the factors' `K`, then of the update's.
     fn k_blocks(&self) -> usize {
-        self.blocks_of(self.a.cols) + self.more.map_or(0, |(a, _)| self.blocks_of(a.cols))
+        self.blocks_of(self.a.cols) + self.update.map_or(0, |update| self.blocks_of(update.rank))
     }
 
-    /// The factors that a block of `K` belongs to, and what of their `K` it is.
-    fn factors(&self, k_block: usize) -> (Operand<'a>, Right<'a>, Range<usize>) {
+    /// The update that a block of `K` belongs to, if it does, and what of the factors' or its own `K` it is.
+    fn place(&self, k_block: usize) -> (Option<Update<'a>>, Range<usize>) {
         let own = self.blocks_of(self.a.cols);
-        let (index, (a, b)) = match self.more {
-            Some(more) if k_block >= own => (k_block - own, more),
-            _ => (k_block, (self.a, self.b)),
+        let (update, index, k) = match self.update {
+            Some(update) if k_block >= own => (Some(update), k_block - own, update.rank),
+            _ => (None, k_block, self.a.cols),
         };
-        let depth = self.depth(a.cols);
-        (a, b, index * depth..a.cols.min((index + 1) * depth))
+        let depth = self.depth(k);
+        (update, index * depth..k.min((index + 1) * depth))
     }
 
     /// Some rows of the left factor over a block of `K`.
-    fn left(&self, k_block: usize, rows: Range<usize>) -> Operand<'a> {
-        let (a, _, ks) = self.factors(k_block);
-        a.view(rows, ks)
+    ///
+    /// # Safety
+    /// If it is a block of an update, these rows of `s` are written and not written any more.
+    unsafe fn left(&self, k_block: usize, rows: Range<usize>) -> Operand<'a> {
+        let (update, ks) = self.place(k_block);
+        match update {
+            // SAFETY: as the caller promises.
+            Some(update) => unsafe { update.s(rows.clone()) }.view(0..rows.len(), ks),
+            None => self.a.view(rows, ks),
+        }
     }
 
     /// Some columns of the right factor over a block of `K`.
     fn right(&self, k_block: usize, cols: Range<usize>) -> Right<'a> {
-        let (_, b, ks) = self.factors(k_block);
-        b.view(ks, cols)
+        let (update, ks) = self.place(k_block);
+        update.map_or(self.b, |update| update.second).view(ks, cols)
     }
 
     /// Bytes of a packed row of `a` in a block of `K`.
     fn row_bytes(&self) -> usize {
-        let more = self.more.map_or(0, |(a, _)| self.depth(a.cols));
-        self.depth(self.a.cols).max(more) * self.kernel.packed.size()
+        let update = self.update.map_or(0, |update| self.depth(update.rank));
+        self.depth(self.a.cols).max(update) * self.kernel.packed.size()
     }
 
     /// Bytes of a packed tile of `a` in a block of `K`.
@@ -295,9 +379,11 @@ impl<'a> Product<'a> {
                 // SAFETY: the rows are packed, or there is room to pack them.
                 let a = unsafe { packed.map_or(own_a, |packed| packed.at(self, k_block, block.rows.start)) };
                 if packed.is_none() {
-                    let view = self.left(k_block, block.rows.clone());
-                    // SAFETY: as above.
-                    unsafe { (kernel.pack_a)(view, rows, self.tile_bytes(), a) };
+                    // SAFETY: as above; an update's `s` was made before.
+                    unsafe {
+                        let view = self.left(k_block, block.rows.clone());
+                        (kernel.pack_a)(view, rows, self.tile_bytes(), a);
+                    }
                 }
                 for cols in chunks(block.cols.clone(), kernel.width()) {
                     // SAFETY: `a` is packed, scratch has room for a panel and for the block's sums.
@@ -456,11 +542,17 @@ impl Right<'_> {
 }
 
 impl OperandMut<'_> {
-    fn len(&self) -> usize {
-        match &self.data {
-            SliceMut::F32(s) => s.len(),
-            SliceMut::Bf16(s) => s.len(),
-        }
+    /// Where it is, checked.
+    fn target(self, name: &str) -> Target {
+        let OperandMut { data, rows, cols, row_stride } = self;
+        let (start, len) = match data {
+            SliceMut::F32(s) => (TargetStart::F32(s.as_mut_ptr()), s.len()),
+            SliceMut::Bf16(s) => (TargetStart::Bf16(s.as_mut_ptr()), s.len()),
+        };
+        let end = extent(rows, cols, row_stride, 1);
+        assert!(end <= len, "{name} ends at element {end} of {len}");
+        assert!(rows <= 1 || row_stride >= cols, "rows of {name} overlap: {row_stride} < {cols}");
+        Target { start, row_stride }
     }
 }
 

@@ -34,25 +34,25 @@ const _: () =
 /// along `k`. Sums of the columns behind the last one, to a multiple of [`COLS`], may be anything.
 pub(super) type Dots = unsafe fn(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut f32);
 
-/// Whether a product goes this way, its second pair of factors included.
+/// Whether a product goes this way, its update included.
 pub(super) fn applies(product: &Product<'_>) -> bool {
     let kernel = product.kernel;
     let along = |b: &Right<'_>| match b {
         Right::Dense(b) => b.row_stride == 1,
         Right::FourBit(b) => b.is_transposed(),
     };
-    let more = product.more.as_ref();
-    let bytes = tile_bytes(kernel, &product.a) + more.map_or(0, |(a, _)| tile_bytes(kernel, a));
+    let update = product.update.as_ref();
+    let bytes = tile_bytes(kernel, product.a.cols) + update.map_or(0, |u| tile_bytes(kernel, u.rank));
     product.a.rows <= ROWS
         && product.a.cols >= MIN_DEPTH
         && along(&product.b)
-        && more.is_none_or(|(_, b)| along(b))
+        && update.is_none_or(|update| along(&update.second))
         && bytes <= SHARED_A_BYTES
 }
 
 /// Bytes of the rows, packed as one tile: more than [`FewRows::pack`] writes.
-fn tile_bytes(kernel: &Kernel, a: &Operand<'_>) -> usize {
-    a.cols.next_multiple_of(FewRows::DEPTH_STEP) * kernel.packed.size() * kernel.rows
+fn tile_bytes(kernel: &Kernel, depth: usize) -> usize {
+    depth.next_multiple_of(FewRows::DEPTH_STEP) * kernel.packed.size() * kernel.rows
 }
 
 /// Columns of a task: a few tasks for each thread, whole groups of weight rows.
@@ -61,15 +61,18 @@ fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
     product.b.cols().div_ceil(parts).next_multiple_of(COLS).max(MIN_COLS)
 }
 
-/// Computes the product: the rows are packed once, for all tasks, then columns are handed out.
+/// Computes the product, whose update's `s` is there: the rows are packed once, for all tasks, then columns are handed out.
 pub(super) fn run(product: &Product<'_>, team: &Team<'_>) {
     let kernel = product.kernel;
     scratch::with_shared(|start, _| {
-        // SAFETY: `applies` made sure that there is room for the rows of both pairs, one behind the other.
+        // SAFETY: `applies` made sure that there is room for the rows of both pairs, one behind the other; an update's `s` was
+        // made before.
         let (first, second) = unsafe {
-            let behind = start.add(tile_bytes(kernel, &product.a));
-            let pack = |(a, b), to| Pair::pack(kernel, a, b, to);
-            (pack((product.a, product.b), start), product.more.map(|pair| pack(pair, behind)))
+            let behind = start.add(tile_bytes(kernel, product.a.cols));
+            let update = product
+                .update
+                .map(|update| Pair::pack(kernel, update.s(0..product.a.rows), update.second, behind));
+            (Pair::pack(kernel, product.a, product.b, start), update)
         };
         let alone = product.b.cols() * product.a.cols <= ALONE;
         let team = if alone { &Team::Alone } else { team };
@@ -152,7 +155,7 @@ impl<'a> Pair<'a> {
         unsafe {
             match codes {
                 Some(few) => (few.pack)(a, to),
-                None => (kernel.pack_a)(a, kernel.rows, tile_bytes(kernel, &a), to),
+                None => (kernel.pack_a)(a, kernel.rows, tile_bytes(kernel, a.cols), to),
             }
         }
         Pair { rows: a.rows, depth: a.cols, x: to, b, codes }

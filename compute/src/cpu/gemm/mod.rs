@@ -69,8 +69,16 @@ pub(crate) struct OperandMut<'a> {
     pub(crate) row_stride: usize,
 }
 
-/// `c = alpha * a * b` or, accumulating, `c += alpha * a * b`, on all threads; with `more`, a second pair of factors,
-/// `alpha * (a * b + d * e)`, of which the parts are not rounded.
+/// A low-rank update of a product by `a`: `s = scale * a * first`, unless `s` is given, and then `s * second`.
+pub(crate) struct Update<'a> {
+    pub(crate) first: Option<Right<'a>>,
+    pub(crate) scale: f32,
+    pub(crate) s: OperandMut<'a>,
+    pub(crate) second: Right<'a>,
+}
+
+/// `c = alpha * a * b` or, accumulating, `c += alpha * a * b`, on all threads; with an update, `alpha * (a * b + s * second)`, of
+/// which the parts are not rounded.
 ///
 /// # Panics
 /// If shapes do not agree, or data is shorter than its shape and strides say.
@@ -79,11 +87,11 @@ pub(crate) fn gemm(
     precision: Precision,
     alpha: f32,
     factors: (Operand<'_>, Right<'_>),
-    more: Option<(Operand<'_>, Right<'_>)>,
+    update: Option<Update<'_>>,
     accumulate: bool,
     c: OperandMut<'_>,
 ) {
-    let product = Product::new(Kernel::of(cpu.isa, precision), alpha, factors, more, accumulate, c);
+    let product = Product::new(Kernel::of(cpu.isa, precision), alpha, factors, update, accumulate, c);
     if let Some(product) = product {
         product.run(&Team::Pool(&cpu.pool));
     }
