@@ -206,6 +206,9 @@ pub(crate) struct TrainingSection {
     pub(crate) activation_offloading: Offloading,
     /// How they are stored; none: as all activations.
     pub(crate) activation_precision: Option<ActivationPrecision>,
+    /// Whether what layers below everything that is trained give is kept for examples that come again, and how much of it in
+    /// memory.
+    pub(crate) frozen_activations: Offloading,
     /// Steps between evaluations.
     pub(crate) eval_every: Option<u64>,
     /// Steps between checkpoints.
@@ -226,6 +229,7 @@ impl Default for TrainingSection {
             checkpointing: Checkpointing::Auto,
             activation_offloading: Offloading::Auto,
             activation_precision: None,
+            frozen_activations: Offloading::Auto,
             eval_every: None,
             save_every: None,
             keep_checkpoints: 2,
@@ -477,7 +481,7 @@ pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
     let (saved_keys, now_keys) = (flatten(saved), flatten(now));
     let may_differ = |key: &str| match key {
         "output" | "memory" | "optimizer.memory" => true,
-        "training.checkpointing" | "training.activation_offloading" => true,
+        "training.checkpointing" | "training.activation_offloading" | "training.frozen_activations" => true,
         "training.epochs" => now.training.epochs >= saved.training.epochs,
         "training.max_steps" => match (saved.training.max_steps, now.training.max_steps) {
             (Some(saved), Some(now)) => now >= saved,

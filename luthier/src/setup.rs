@@ -9,9 +9,11 @@ use data::{DataSpec, Dataset, OrderSpec, SourceSpec, Tokenizer};
 use model::adapter::init::Init;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::adapter::targets;
+use model::arena::SMALLEST;
 use model::memory::{Component, MemoryPlan};
 use model::{
-    Adapter, Checkpoint, Checkpointing, Config, Decoder, Keeping, Layout, StoredDType, StoredWeights,
+    Adapter, Checkpoint, Checkpointing, Config, Decoder, FrozenExtent, Keeping, Layout, StoredDType,
+    StoredWeights,
 };
 use serde_json::Value;
 use train::{Decay, OptimizerSettings, Rule, Schedule};
@@ -20,8 +22,8 @@ use crate::cli;
 use crate::error::user;
 use crate::hub;
 use crate::run_file::{
-    self, AdapterSection, ByteSize, Method, MicroBatch, Offloading, Pattern, Quantization, RunFile, Source,
-    TargetModules,
+    self, AdapterSection, ByteSize, Method, MicroBatch, Offloading, Pattern, Quantization, RunFile, Settings,
+    Source, TargetModules,
 };
 use crate::terminal::bytes;
 
@@ -347,6 +349,8 @@ pub(crate) struct Sizes {
     pub(crate) checkpointing: Checkpointing,
     /// Bytes of the optimizer's state that may be in memory, the rest being in a file. None: all of it.
     pub(crate) optimizer_memory: Option<u64>,
+    /// Bytes that may be in memory of what frozen layers give, the rest being in a file. None: it is not kept.
+    pub(crate) frozen_memory: Option<u64>,
 }
 
 impl Sizes {
@@ -357,8 +361,9 @@ impl Sizes {
             Checkpointing::None => run_file::Checkpointing::None,
             Checkpointing::Block(_) => run_file::Checkpointing::Block,
         };
-        run.training.activation_offloading =
-            self.activation_memory().map_or(Offloading::Never, |memory| Offloading::Within(ByteSize(memory)));
+        let within = |memory| Offloading::Within(ByteSize(memory));
+        run.training.activation_offloading = self.activation_memory().map_or(Offloading::Never, within);
+        run.training.frozen_activations = self.frozen_memory.map_or(Offloading::Never, within);
         run.optimizer.memory = self.optimizer_memory.map(ByteSize);
     }
 
@@ -396,6 +401,14 @@ impl Sizes {
         let memory = Some(parts.join(" and ")).filter(|parts| !parts.is_empty())?;
         Some(format!("at most {memory} in memory, the rest in a file; it changes no result"))
     }
+
+    /// What is kept of what frozen layers give, in words, if anything is.
+    pub(crate) fn kept(self) -> Option<String> {
+        let memory = bytes(self.frozen_memory?);
+        Some(format!(
+            "what frozen layers give, for examples that come again, at most {memory} of it in memory; it changes no result"
+        ))
+    }
 }
 
 /// What the data asks of the memory.
@@ -405,6 +418,8 @@ pub(crate) struct Lengths {
     pub(crate) longest: usize,
     /// Tokens of the largest optimizer step, or of all there are.
     pub(crate) total: usize,
+    /// Tokens of the examples that come again. None: nobody has seen the data yet, there may be any number of them.
+    pub(crate) repeated: Option<usize>,
     /// Bytes that the process holds beside the buffers of the plan: code, tokenizer, examples.
     pub(crate) beside: u64,
 }
@@ -414,7 +429,10 @@ impl Lengths {
     pub(crate) fn expected(run: &RunFile, config: &Config) -> Self {
         let longest = run.data.max_length;
         let total = longest.saturating_mul(run.training.batch_size);
-        Lengths { longest, total, beside: BARE_PROCESS + TOKENIZER_ENTRY * config.vocab_size as u64 }
+        let beside = BARE_PROCESS + TOKENIZER_ENTRY * config.vocab_size as u64;
+        let evaluates = run.data.eval.is_some() || run.data.eval_fraction.is_some();
+        let again = run.training.epochs > 1 || evaluates || run.data.sources().iter().any(|s| s.weight > 1.0);
+        Lengths { longest, total, repeated: if again { None } else { Some(0) }, beside }
     }
 }
 
@@ -436,7 +454,9 @@ pub(crate) fn memory_plan(
         precision,
     };
     let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..optimizer(run) };
-    plan.extend(&train::memory_plan(config, &trained.layout, trained.dropout, optimizer, extent));
+    let repeated = [lengths.repeated.unwrap_or(usize::MAX)];
+    let frozen = sizes.frozen_memory.map(|memory| FrozenExtent { lengths: &repeated, memory });
+    plan.extend(&train::memory_plan(config, &trained.layout, trained.dropout, optimizer, extent, frozen));
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     plan.add(Component::Workspace, lengths.beside + SHARED_PANELS + threads * THREAD_PANELS);
     plan
@@ -482,14 +502,15 @@ pub(crate) fn choose(
         run_file::Checkpointing::Auto | run_file::Checkpointing::Block => blocks.collect(),
     };
     let optimizer_memory = run.optimizer.memory.map(|b| b.0);
+    let frozen_memory = run.training.frozen_activations.memory();
     let budget = budget.unwrap_or(u64::MAX);
     let mut smallest = None;
     for &checkpointing in &policies {
         for &micro_batch_tokens in &tokens {
-            let choice =
-                Choice::new(Sizes { micro_batch_tokens, checkpointing, optimizer_memory }, budget, plan);
+            let sizes = Sizes { micro_batch_tokens, checkpointing, optimizer_memory, frozen_memory };
+            let choice = Choice::new(sizes, budget, plan);
             if choice.fits {
-                return choice;
+                return choice.or_keeping_frozen(run, lengths, budget, plan);
             }
             smallest = Some(choice);
         }
@@ -509,6 +530,27 @@ impl Choice {
         let plan = plan(sizes);
         let fits = plan.total() <= budget;
         Choice { sizes, plan, fits }
+    }
+
+    /// The same with all that frozen layers give in memory, if that is left open, is known to be of use, and has room.
+    fn or_keeping_frozen(
+        self,
+        run: &RunFile,
+        lengths: Lengths,
+        budget: u64,
+        plan: &dyn Fn(Sizes) -> MemoryPlan,
+    ) -> Self {
+        if run.training.frozen_activations != Offloading::Auto || lengths.repeated.is_none() {
+            return self;
+        }
+        let all = Choice::new(Sizes { frozen_memory: Some(u64::MAX), ..self.sizes }, budget, plan);
+        match all.plan.bytes(Component::FrozenActivations) {
+            size if size > 0 && all.fits => {
+                let frozen_memory = Some(size.max(SMALLEST));
+                Choice { sizes: Sizes { frozen_memory, ..self.sizes }, ..all }
+            }
+            _ => self,
+        }
     }
 
     /// The same with something paged, of which as much stays in memory as there is room for, if that lowers the need.
@@ -534,6 +576,30 @@ impl Choice {
             _ => least,
         }
     }
+}
+
+/// Refuses to keep what frozen layers give where that is asked for and there is nothing to keep, or it would never be used.
+pub(crate) fn check_frozen(
+    settings: &Settings,
+    config: &Config,
+    layout: &Layout,
+    repeated: Option<usize>,
+) -> anyhow::Result<()> {
+    let key = "training.frozen_activations";
+    if settings.run.training.frozen_activations.memory().is_none() {
+        return Ok(());
+    }
+    if layout.frozen_layers(config.layers) == 0 {
+        let message = "is about layers below everything that is trained, and here the lowest layer or the embeddings are \
+                       trained; choose higher layers by adapter.target_modules, or set it to auto";
+        return Err(settings.refuse(key, message));
+    }
+    if repeated == Some(0) {
+        let message = "is about examples that come again, and this run passes each of them once; raise training.epochs, or \
+                       set it to auto";
+        return Err(settings.refuse(key, message));
+    }
+    Ok(())
 }
 
 /// [`choose`] for a run that is to start here: within `memory`, or what is free.
@@ -624,6 +690,10 @@ fn savings(run: &RunFile, lengths: Lengths) -> Vec<(String, Change)> {
     if run.training.activation_offloading != Offloading::Auto {
         let auto = |run: &mut RunFile| run.training.activation_offloading = Offloading::Auto;
         add("training.activation_offloading: auto".into(), Box::new(auto));
+    }
+    if run.training.frozen_activations.memory().is_some() {
+        let auto = |run: &mut RunFile| run.training.frozen_activations = Offloading::Auto;
+        add("training.frozen_activations: auto".into(), Box::new(auto));
     }
     if run.precision == run_file::Precision::F32 {
         add("precision: bf16".into(), Box::new(|run| run.precision = run_file::Precision::Bf16));

@@ -6,9 +6,11 @@ use compute::ops::rope::RopeTable;
 use compute::{Matrix, Precision};
 
 use crate::adapter::parameters::Layout;
+use crate::batch::Batch;
 use crate::block::{self, Kept};
 use crate::config::Config;
 use crate::error::Result;
+use crate::frozen::FrozenActivations;
 use crate::head;
 use crate::inputs::Inputs;
 use crate::memory::{Allocator, Component};
@@ -65,6 +67,8 @@ pub struct Activations {
     pub(crate) stream: Vec<Matrix>,
     /// The layers' inputs, if training keeps them otherwise.
     pub(crate) inputs: Option<Inputs>,
+    /// What frozen layers gave for examples that come again, if it is kept.
+    frozen: Option<FrozenActivations>,
     pub(crate) saved: block::Saved,
     pub(crate) work: block::Workspace,
     pub(crate) head: head::Workspace,
@@ -94,7 +98,7 @@ impl Activations {
             _ => None,
         };
         // No backward pass comes below the lowest trained layer.
-        let trained = layers - layout.lowest_layer().unwrap_or(layers).min(layers);
+        let trained = layers - layout.frozen_layers(layers);
         let (attention, mlp) = match purpose {
             Purpose::Train(Checkpointing::None) => (trained, trained),
             Purpose::Train(Checkpointing::Block(keeping)) if keeping.attention => (trained, 0),
@@ -110,15 +114,47 @@ impl Activations {
         let rope_bytes = RopeTable::size_bytes(config.head_dim, positions) as u64;
         let positions = if allocator.count(Component::Workspace, rope_bytes) { positions } else { 0 };
         let rope = RopeTable::new(config.head_dim, config.rope_theta, &config.rope_scaling, positions);
-        Activations { extent, stream, inputs, saved, work, head, rope }
+        Activations { extent, stream, inputs, frozen: None, saved, work, head, rope }
     }
 
-    /// Makes the file in `folder` for layers' inputs that are not to be in memory, if there are any.
+    /// The same, and what frozen layers give is kept for examples that come again. It must be laid out for the adapter of these
+    /// buffers; it changes no result.
+    pub fn keeping_frozen(self, frozen: Option<FrozenActivations>) -> Self {
+        Activations { frozen, ..self }
+    }
+
+    /// Makes the files in `folder` for what is not to be in memory, if there is anything.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If one cannot be made.
     pub fn open(&mut self, folder: &Path) -> Result<()> {
-        self.inputs.as_mut().map_or(Ok(()), |inputs| inputs.open(folder))
+        self.inputs.as_mut().map_or(Ok(()), |inputs| inputs.open(folder))?;
+        self.frozen.as_mut().map_or(Ok(()), |frozen| frozen.open(folder))
+    }
+
+    /// Makes sure that there is room for a batch.
+    pub(crate) fn check(&self, batch: &Batch) {
+        let (t, most) = (batch.tokens(), self.extent.tokens);
+        assert!(t <= most, "{t} tokens in buffers for {most}");
+    }
+
+    /// Layers whose result is kept from one pass over an example to the next.
+    pub(crate) fn frozen_layers(&self) -> usize {
+        self.frozen.as_ref().map_or(0, FrozenActivations::layers)
+    }
+
+    /// Brings the residual stream behind the frozen layers, if it is there for all examples of a batch; whether it was.
+    pub(crate) fn restore_frozen(&mut self, batch: &Batch) -> Result<bool> {
+        let Some(frozen) = &mut self.frozen else { return Ok(false) };
+        let behind = behind(frozen.layers(), self.stream.len());
+        frozen.get(batch, self.stream[behind].top_mut(batch.tokens()))
+    }
+
+    /// Keeps the residual stream behind the frozen layers, as far as it is not there yet.
+    pub(crate) fn store_frozen(&mut self, batch: &Batch) -> Result<()> {
+        let Some(frozen) = &mut self.frozen else { return Ok(()) };
+        let behind = behind(frozen.layers(), self.stream.len());
+        frozen.put(batch, self.stream[behind].top(batch.tokens()))
     }
 
     /// What these buffers were laid out for.
@@ -130,4 +166,9 @@ impl Activations {
     pub fn logits_rows(&self) -> usize {
         self.head.rows()
     }
+}
+
+/// Which of so many buffers of the residual stream holds it behind so many layers.
+fn behind(layers: usize, streams: usize) -> usize {
+    layers.min(streams - 1)
 }

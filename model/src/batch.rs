@@ -25,6 +25,10 @@ pub struct Batch {
     pub segments: Vec<Segment>,
     /// The rows that carry loss, in order.
     pub targets: Vec<Target>,
+    /// Which example each segment is, by its number in the run, for buffers that [keep] something of examples; else empty.
+    ///
+    /// [keep]: crate::FrozenActivations
+    pub examples: Vec<usize>,
 }
 
 impl Batch {

@@ -1,6 +1,7 @@
 //! A decoder with adapters: forward, loss, backward.
 
 use std::convert::Infallible;
+use std::ops::Range;
 
 use compute::ops::embedding;
 use compute::{Device, Matrix, MatrixRef, Precision};
@@ -54,25 +55,72 @@ impl Decoder {
         cache: Option<&mut Cache>,
         buffers: &mut Activations,
     ) {
-        let Ok(()) = self.pass(run, batch, cache, buffers, |_, _, _| Ok::<_, Infallible>(()));
+        buffers.check(batch);
+        self.embed(run, batch, buffers);
+        let keep = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
+        let Ok(()) = self.layers(0..self.blocks.len(), run, batch, cache, buffers, keep);
     }
 
-    /// [`Decoder::forward`]; a layer's input is shown to `keep` where the residual stream does not keep it.
-    fn pass<E>(
+    /// [`Decoder::forward`] of whole sequences, which begins behind the frozen layers where what they give is [kept]: the same to the
+    /// byte.
+    ///
+    /// [kept]: Activations::keeping_frozen
+    ///
+    /// # Errors
+    /// If what is kept cannot be written to its file or read from it.
+    ///
+    /// # Panics
+    /// If the batch is larger than the buffers were laid out for.
+    pub fn forward_examples(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) -> Result<()> {
+        self.pass(run, batch, buffers, |_, _, _| Ok(()))
+    }
+
+    /// [`Decoder::forward_examples`]; a layer's input is shown to `keep` where the residual stream does not keep it.
+    fn pass(
         &self,
+        run: &Run<'_>,
+        batch: &Batch,
+        buffers: &mut Activations,
+        keep: impl Fn(&mut Inputs, usize, MatrixRef<'_>) -> Result<()> + Copy,
+    ) -> Result<()> {
+        buffers.check(batch);
+        let (frozen, below) = (buffers.frozen_layers(), self.frozen_layers(run));
+        assert!(frozen <= below, "the result of {frozen} layers is kept, and {below} are frozen");
+        if !buffers.restore_frozen(batch)? {
+            self.embed(run, batch, buffers);
+            self.layers(0..frozen, run, batch, None, buffers, keep)?;
+            buffers.store_frozen(batch)?;
+        }
+        self.layers(frozen..self.blocks.len(), run, batch, None, buffers, keep)
+    }
+
+    /// Layers below everything that a pass trains.
+    fn frozen_layers(&self, run: &Run<'_>) -> usize {
+        let layers = self.blocks.len();
+        run.adapter.map_or(layers, |adapter| adapter.layout.frozen_layers(layers))
+    }
+
+    /// The beginning of the residual stream.
+    fn embed(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) {
+        let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
+        embedding::forward(run.device, buffers.stream[0].top_mut(batch.tokens()), table, &batch.ids);
+    }
+
+    /// Some layers, one after the other, whose first one's input is in the residual stream.
+    fn layers<E>(
+        &self,
+        layers: Range<usize>,
         run: &Run<'_>,
         batch: &Batch,
         mut cache: Option<&mut Cache>,
         buffers: &mut Activations,
         keep: impl Fn(&mut Inputs, usize, MatrixRef<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (t, extent) = (batch.tokens(), buffers.extent());
-        assert!(t <= extent.tokens, "{t} tokens in buffers for {}", extent.tokens);
+        let t = batch.tokens();
         let Activations { stream, inputs, saved, work, rope, .. } = buffers;
-        let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
-        embedding::forward(run.device, stream[0].top_mut(t), table, &batch.ids);
         let pass = Pass { run, config: &self.config, rope, batch };
-        for (layer, block) in self.blocks.iter().enumerate() {
+        for layer in layers {
+            let block = &self.blocks[layer];
             // Each layer's output has its own buffer, or it replaces the input.
             let (from, to) = if stream.len() == 1 { (0, 0) } else { (layer, layer + 1) };
             if let Some(inputs) = inputs {
@@ -111,7 +159,8 @@ impl Decoder {
     /// `gradients`.
     ///
     /// # Errors
-    /// If layers' inputs cannot be written to their file or read from it; a part of the gradients is then added.
+    /// If layers' inputs, or what frozen layers give, cannot be written to their file or read from it; a part of the gradients is
+    /// then added.
     ///
     /// # Panics
     /// If the buffers were not laid out for training.
@@ -125,7 +174,7 @@ impl Decoder {
         gradients: &mut Parameters,
     ) -> Result<()> {
         assert_ne!(buffers.extent().purpose, Purpose::Infer, "gradients need buffers laid out for training");
-        self.pass(run, batch, None, buffers, Inputs::put)?;
+        self.pass(run, batch, buffers, Inputs::put)?;
         let t = batch.tokens();
         let Activations { stream, inputs, saved, work, rope, head, .. } = buffers;
         let last = stream.last().expect("there is a residual stream");
@@ -142,8 +191,7 @@ impl Decoder {
             head,
         );
         let pass = Pass { run, config, rope, batch };
-        let lowest = run.adapter.and_then(|adapter| adapter.layout.lowest_layer());
-        for layer in (lowest.unwrap_or(self.blocks.len())..self.blocks.len()).rev() {
+        for layer in (self.frozen_layers(run)..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
             let x = match inputs {
                 None => &stream[layer],

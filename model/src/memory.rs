@@ -15,6 +15,8 @@ pub enum Component {
     Optimizer,
     /// What the forward pass keeps for the backward pass.
     Activations,
+    /// What frozen layers give, kept for examples that come again.
+    FrozenActivations,
     /// Buffers that every layer uses in turn.
     Workspace,
     /// Keys and values of generated sequences.
@@ -23,12 +25,13 @@ pub enum Component {
 
 impl Component {
     /// All components, in the order of the table.
-    pub const ALL: [Component; 7] = [
+    pub const ALL: [Component; 8] = [
         Component::Base,
         Component::Adapter,
         Component::Gradients,
         Component::Optimizer,
         Component::Activations,
+        Component::FrozenActivations,
         Component::Workspace,
         Component::Cache,
     ];
@@ -41,6 +44,7 @@ impl Component {
             Component::Gradients => "gradients",
             Component::Optimizer => "optimizer",
             Component::Activations => "activations",
+            Component::FrozenActivations => "frozen_activations",
             Component::Workspace => "workspace",
             Component::Cache => "cache",
         }

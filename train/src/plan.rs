@@ -1,7 +1,7 @@
 //! Which examples each optimizer step sees: a function of the settings and the seed, so a resumed run needs no more
 //! than its step.
 
-use data::{Dataset, OrderSpec, Row};
+use data::{Dataset, Example, OrderSpec, Row};
 
 /// The steps of a run.
 #[derive(Debug)]
@@ -11,6 +11,8 @@ pub struct StepPlan<'a> {
     batch_size: usize,
     /// Steps done at the end of each epoch.
     epoch_ends: Vec<u64>,
+    /// How often the run passes each example.
+    visits: Vec<u64>,
     current: Option<(u64, Vec<Row>)>,
 }
 
@@ -23,14 +25,20 @@ impl<'a> StepPlan<'a> {
         epochs: u64,
         max_steps: Option<u64>,
     ) -> Self {
-        let mut plan = StepPlan { dataset, order, batch_size, epoch_ends: Vec::new(), current: None };
+        let visits = vec![0; dataset.examples.len()];
+        let mut plan = StepPlan { dataset, order, batch_size, epoch_ends: Vec::new(), visits, current: None };
         let mut steps = 0;
         for epoch in 0..epochs {
             if max_steps.is_some_and(|most| steps >= most) {
                 break;
             }
-            steps += plan.rows(epoch).len().div_ceil(batch_size) as u64;
+            let left = max_steps.map_or(usize::MAX, |most| (most - steps) as usize);
+            let rows = dataset.rows(&OrderSpec { epoch, ..order });
+            let passed = rows.iter().take(left.saturating_mul(batch_size)).flatten();
+            passed.for_each(|&example| plan.visits[example] += 1);
+            steps += rows.len().div_ceil(batch_size) as u64;
             plan.epoch_ends.push(steps);
+            plan.current = Some((epoch, rows));
         }
         plan
     }
@@ -38,6 +46,14 @@ impl<'a> StepPlan<'a> {
     /// Number of steps.
     pub fn steps(&self) -> u64 {
         self.epoch_ends.last().copied().unwrap_or(0)
+    }
+
+    /// The tokens of each example that the run passes more than once, 0 of the others: those of training first, then the held-out
+    /// ones, which are evaluated before the first step and after the last at least.
+    pub fn repeated(&self, eval: &[Example]) -> Vec<usize> {
+        let train = self.dataset.examples.iter().zip(&self.visits);
+        let train = train.map(|(example, &visits)| if visits > 1 { example.len() } else { 0 });
+        train.chain(eval.iter().map(Example::len)).collect()
     }
 
     /// The examples of a step (from 1), in order.

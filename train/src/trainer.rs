@@ -14,7 +14,8 @@ use data::{Dataset, Example, OrderSpec};
 use model::checkpoint::sweep;
 use model::memory::{Allocator, Component, MemoryPlan};
 use model::{
-    Activations, Adapter, Batch, Checkpointing, Config, Decoder, Extent, Layout, Parameters, Purpose, Run,
+    Activations, Adapter, Batch, Checkpointing, Config, Decoder, Extent, FrozenActivations, FrozenExtent,
+    Layout, Parameters, Purpose, Run,
 };
 
 use crate::checkpoint::{self, Best, Checkpoints, State};
@@ -44,6 +45,9 @@ pub struct Settings {
     pub micro_batch_tokens: usize,
     /// What the forward pass keeps.
     pub checkpointing: Checkpointing,
+    /// Bytes that may be in memory of what frozen layers give for examples that come again, the rest being in a file; `None`:
+    /// it is computed again. It changes no result.
+    pub frozen_activations: Option<u64>,
     /// Steps between evaluations; `None`: only before the first step and after the last.
     pub eval_every: Option<u64>,
     /// Steps between checkpoints; `None`: only at the end.
@@ -128,19 +132,24 @@ pub fn extent(
     }
 }
 
-/// The memory of trained tensors, gradients, moments and activations, without the base.
+/// The memory of trained tensors, gradients, moments and activations, without the base. `frozen`: what is kept of what frozen
+/// layers give.
 pub fn memory_plan(
     config: &Config,
     layout: &Layout,
     dropout: f32,
     optimizer: OptimizerSettings,
     extent: Extent,
+    frozen: Option<FrozenExtent<'_>>,
 ) -> MemoryPlan {
     let mut planning = Allocator::planning();
     Parameters::zeros(layout, Component::Adapter, &mut planning);
     Parameters::zeros(layout, Component::Gradients, &mut planning);
     Optimizer::new(optimizer, layout, &mut planning);
     Activations::new(config, layout, dropout, extent, &mut planning);
+    if let Some(frozen) = frozen {
+        FrozenActivations::new(config, layout, extent.precision, frozen, &mut planning);
+    }
     planning.into_plan()
 }
 
@@ -208,7 +217,13 @@ impl<'a> Trainer<'a> {
         let gradients = Parameters::zeros(layout, Component::Gradients, &mut allocator);
         let mut optimizer = Optimizer::new(settings.optimizer, layout, &mut allocator);
         optimizer.open(folder)?;
-        let mut buffers = Activations::new(&decoder.config, layout, adapter.dropout, extent, &mut allocator);
+        let lengths = plan.repeated(eval);
+        let frozen = settings.frozen_activations.and_then(|memory| {
+            let frozen = FrozenExtent { lengths: &lengths, memory };
+            FrozenActivations::new(&decoder.config, layout, decoder.precision, frozen, &mut allocator)
+        });
+        let mut buffers = Activations::new(&decoder.config, layout, adapter.dropout, extent, &mut allocator)
+            .keeping_frozen(frozen);
         buffers.open(folder).map_err(TrainError::of_pages)?;
         let last = plan.steps().min(settings.max_steps.unwrap_or(u64::MAX));
         let schedule_steps = settings.max_steps.unwrap_or(last);
@@ -314,10 +329,10 @@ impl<'a> Trainer<'a> {
     pub fn step(&mut self) -> Result<StepMetrics> {
         let begun = Instant::now();
         let step = self.state.step + 1;
-        let examples: Vec<&Example> =
-            self.plan.examples(step).into_iter().map(|i| &self.examples[i]).collect();
-        let tokens: usize = examples.iter().map(|e| e.len()).sum();
-        let trained: usize = examples.iter().map(|e| e.trained_tokens()).sum();
+        let examples: Vec<(usize, &Example)> =
+            self.plan.examples(step).into_iter().map(|i| (i, &self.examples[i])).collect();
+        let tokens: usize = examples.iter().map(|(_, e)| e.len()).sum();
+        let trained: usize = examples.iter().map(|(_, e)| e.trained_tokens()).sum();
         let scale = 1.0 / trained.max(1) as f32;
         let step_key = random::key(random::key(self.settings.seed, 0xd40), step);
         self.gradients.values_mut().fill(0.0);
@@ -370,7 +385,9 @@ impl<'a> Trainer<'a> {
             || self.settings.eval_every.is_some_and(|n| step.is_multiple_of(n));
         if due && !self.eval.is_empty() {
             let run = self.decoder.run(Some(&self.adapter));
-            let (sum, tokens) = evaluate(&run, self.decoder, self.eval, &mut self.buffers);
+            // Held-out examples are numbered behind those of training.
+            let (first, eval) = (self.examples.len(), self.eval);
+            let (sum, tokens) = evaluate(&run, self.decoder, (first, eval), &mut self.buffers)?;
             let evaluation = EvalMetrics { step, eval_loss: sum / tokens.max(1) as f64, eval_tokens: tokens };
             metrics.append(&evaluation)?;
             observe(Event::Evaluated(&evaluation));
@@ -395,39 +412,39 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The sum of the losses of all trained tokens of these examples, and their number. Keeps no logits.
+/// The sum of the losses of all trained tokens of these examples, the first of which has this number in the run, and their number.
+/// Keeps no logits.
+///
+/// # Errors
+/// If the buffers keep what frozen layers give, and it cannot be written or read.
 pub fn evaluate(
     run: &Run<'_>,
     decoder: &Decoder,
-    examples: &[Example],
+    (first, examples): (usize, &[Example]),
     buffers: &mut Activations,
-) -> (f64, u64) {
-    let examples: Vec<&Example> = examples.iter().collect();
+) -> Result<(f64, u64)> {
+    let examples: Vec<(usize, &Example)> = (first..).zip(examples).collect();
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in micro_batches(&examples, buffers.extent().tokens) {
         let mut losses = vec![0.0; batch.targets.len()];
-        decoder.forward(run, &batch, None, buffers);
+        decoder.forward_examples(run, &batch, buffers).map_err(TrainError::of_pages)?;
         decoder.losses(run, &batch, buffers, &mut losses);
         sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
         tokens += losses.len() as u64;
     }
-    (sum, tokens)
+    Ok((sum, tokens))
 }
 
-/// Cuts examples, in order, into batches of at most `most` tokens; an example longer than that stands alone.
-fn micro_batches(examples: &[&Example], most: usize) -> Vec<Batch> {
+/// Cuts numbered examples, in order, into batches of at most `most` tokens; an example longer than that stands alone.
+fn micro_batches(examples: &[(usize, &Example)], most: usize) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();
-    for example in examples {
-        match batches.last_mut() {
-            Some(batch) if batch.tokens() + example.len() <= most => {
-                batch.push(&example.input_ids, &example.labels)
-            }
-            _ => {
-                let mut batch = Batch::new();
-                batch.push(&example.input_ids, &example.labels);
-                batches.push(batch);
-            }
+    for &(number, example) in examples {
+        if batches.last().is_none_or(|batch| batch.tokens() + example.len() > most) {
+            batches.push(Batch::new());
         }
+        let batch = batches.last_mut().expect("there is a batch");
+        batch.push(&example.input_ids, &example.labels);
+        batch.examples.push(number);
     }
     batches
 }

@@ -25,7 +25,7 @@ use train::{Job, Saving, StepMetrics, Trainer};
 
 use crate::cli::{self, BenchArgs, Global};
 use crate::error::user;
-use crate::run_file::{Purpose, RunFile, Settings};
+use crate::run_file::{Offloading, Purpose, RunFile, Settings};
 use crate::setup::{self, Base, Lengths};
 use crate::terminal::{self, bytes, count};
 use roofline::{Peaks, Roofline};
@@ -87,6 +87,8 @@ fn settings(args: &BenchArgs) -> anyhow::Result<Settings> {
     }
     settings.run.data.packing = false;
     settings.run.data.shuffle = false;
+    // Every step is measured as one that sees its examples for the first time.
+    settings.run.training.frozen_activations = Offloading::Never;
     Ok(settings)
 }
 
@@ -128,7 +130,8 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let steps = args.steps.unwrap_or(STEPS) as usize;
     let (length, batch) = (run.data.max_length, run.training.batch_size);
     let trained = setup::trained(run, &subject.config, &subject.name)?;
-    let lengths = Lengths { longest: length, total: length * batch, beside: setup::resident_memory() };
+    let beside = setup::resident_memory();
+    let lengths = Lengths { longest: length, total: length * batch, repeated: Some(0), beside };
     let (sizes, plan) = setup::fit(run, &subject.config, subject.stored(), &trained, lengths)?;
     let device = global.device()?;
     let decoder = subject.load(&device, run)?;

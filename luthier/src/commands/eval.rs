@@ -34,7 +34,7 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     let decoder = base.load(&global.device()?, extent.precision, setup::quantization(run))?;
     let mut buffers = Activations::new(&base.config, &layout, 0.0, extent, &mut Allocator::real());
     let begun = Instant::now();
-    let (sum, tokens) = evaluate(&decoder.run(adapter.as_ref()), &decoder, &data.examples, &mut buffers);
+    let (sum, tokens) = evaluate(&decoder.run(adapter.as_ref()), &decoder, &data.examples, &mut buffers)?;
     let loss = sum / tokens as f64;
     if !loss.is_finite() {
         let whose =
@@ -120,18 +120,18 @@ fn evaluate(
     decoder: &Decoder,
     examples: &[Example],
     buffers: &mut Activations,
-) -> (f64, u64) {
+) -> train::Result<(f64, u64)> {
     let tokens: usize = examples.iter().map(Example::len).sum();
     // Some passes between two reports, so that few of them are cut short.
     let at_once = (16 * buffers.extent().tokens * examples.len() / tokens.max(1)).max(1);
     let mut progress = Progress::items("evaluating", examples.len() as u64, 0);
     let (mut sum, mut count, mut done, mut facts) = (0.0, 0, 0, String::new());
     for examples in examples.chunks(at_once) {
-        let (more, tokens) = train::evaluate(run, decoder, examples, buffers);
+        let (more, tokens) = train::evaluate(run, decoder, (done, examples), buffers)?;
         (sum, count, done) = (sum + more, count + tokens, done + examples.len());
         facts = format!("loss {:.4}", sum / count.max(1) as f64);
         progress.set(done as u64, &facts);
     }
     progress.finish(&facts);
-    (sum, count)
+    Ok((sum, count))
 }

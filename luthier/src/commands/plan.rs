@@ -24,6 +24,10 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
     let settings = args.settings()?;
     settings.validate(Purpose::Other)?;
     let run = &settings.run;
+    let check_frozen = |config: &Config, name: &str| {
+        let (trained, lengths) = (setup::trained(run, config, name)?, Lengths::expected(run, config));
+        setup::check_frozen(&settings, config, &trained.layout, lengths.repeated)
+    };
     let look: Look<'_> = match (&args.shape, &run.model) {
         (Some(shape), _) if shape == GPT3 => {
             check_gpt3(&settings)?;
@@ -32,6 +36,7 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
         // A shape is no model of this machine: without a budget it is planned without a limit.
         (Some(shape), _) => {
             let (config, budget) = (Config::named(shape)?, run.memory.map(|m| m.0));
+            check_frozen(&config, shape)?;
             Box::new(move |run| {
                 Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget)
             })
@@ -42,6 +47,7 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
             if base.stored.is_some() {
                 Checkpoint::open(&base.folder)?.check(&base.config)?;
             }
+            check_frozen(&base.config, &base.name)?;
             let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
             Box::new(move |run| {
                 Outlook::of_model(run, &base.name, &base.config, base.stored.as_ref(), budget)
@@ -72,6 +78,9 @@ type Look<'a> = Box<dyn Fn(&RunFile) -> anyhow::Result<Outlook> + 'a>;
 
 /// GPT-3 can be counted as LoRA's paper trains it.
 fn check_gpt3(settings: &Settings) -> anyhow::Result<()> {
+    if settings.run.training.frozen_activations.memory().is_some() {
+        return Err(settings.refuse("training.frozen_activations", "is not counted for gpt-3-175b"));
+    }
     let adapter = &settings.run.adapter;
     let key = match adapter.method {
         Method::Full => "adapter.method",
@@ -204,6 +213,7 @@ impl Outlook {
             "checkpointing": checkpointing_name(self.choice.sizes.checkpointing),
             "optimizer_memory_bytes": self.choice.sizes.optimizer_memory,
             "activation_memory_bytes": self.choice.sizes.activation_memory(),
+            "frozen_activation_memory_bytes": self.choice.sizes.frozen_memory,
             "max_length": run.data.max_length,
             "batch_size": run.training.batch_size,
             "modules": module_rows(&self.shape, &self.updates).iter().map(ModuleRow::json).collect::<Vec<_>>(),
@@ -243,6 +253,9 @@ impl Outlook {
         if let Some(paging) = sizes.paging() {
             write!(text, "\n{paging}").expect("writing to a string");
         }
+        if let Some(kept) = sizes.kept() {
+            write!(text, "\nkept: {kept}").expect("writing to a string");
+        }
         for note in &self.notes {
             write!(text, "\n{note}").expect("writing to a string");
         }
@@ -258,12 +271,13 @@ impl Outlook {
 }
 
 /// What a plan of training has; a cache belongs to generation.
-const COMPONENTS: [Component; 6] = [
+const COMPONENTS: [Component; 7] = [
     Component::Base,
     Component::Adapter,
     Component::Gradients,
     Component::Optimizer,
     Component::Activations,
+    Component::FrozenActivations,
     Component::Workspace,
 ];
 

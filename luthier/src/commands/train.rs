@@ -35,9 +35,11 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let tokenizer = base.tokenizer()?;
     let (train, eval) = setup::datasets(run, &base.config, &tokenizer, Some(begun))?;
     let trained = setup::trained(run, &base.config, &base.name)?;
-    let (sizes, memory) =
-        setup::fit(run, &base.config, base.stored.as_ref(), &trained, lengths(run, &train, eval.as_ref()))?;
-    let steps = steps(&settings, &train)?;
+    let plan = step_plan(run, &train);
+    let steps = steps(&settings, &plan)?;
+    let lengths = lengths(run, &train, eval.as_ref(), &plan);
+    setup::check_frozen(&settings, &base.config, &trained.layout, lengths.repeated)?;
+    let (sizes, memory) = setup::fit(run, &base.config, base.stored.as_ref(), &trained, lengths)?;
     present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory, sizes, steps);
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
@@ -177,23 +179,31 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     }
 }
 
+fn step_plan<'a>(run: &RunFile, train: &'a Dataset) -> StepPlan<'a> {
+    let training = &run.training;
+    StepPlan::new(train, setup::order(run), training.batch_size, training.epochs, training.max_steps)
+}
+
 /// The optimizer steps of the run, of which there must be one at least.
-fn steps(settings: &Settings, train: &Dataset) -> anyhow::Result<u64> {
-    let training = &settings.run.training;
-    let order = setup::order(&settings.run);
-    let plan = StepPlan::new(train, order, training.batch_size, training.epochs, training.max_steps);
-    match plan.steps().min(training.max_steps.unwrap_or(u64::MAX)) {
+fn steps(settings: &Settings, plan: &StepPlan<'_>) -> anyhow::Result<u64> {
+    match plan.steps().min(settings.run.training.max_steps.unwrap_or(u64::MAX)) {
         0 => Err(settings.refuse("data.train", "has weights so small that these epochs visit no example")),
         steps => Ok(steps),
     }
 }
 
-fn lengths(run: &RunFile, train: &Dataset, eval: Option<&Dataset>) -> Lengths {
+fn lengths(run: &RunFile, train: &Dataset, eval: Option<&Dataset>, plan: &StepPlan<'_>) -> Lengths {
     let longest = train.report.longest.max(eval.map_or(0, |e| e.report.longest));
     let per_row = if run.data.packing { run.data.max_length } else { train.report.longest };
     let step = run.training.batch_size.saturating_mul(per_row);
     let all = train.report.tokens.max(eval.map_or(0, |e| e.report.tokens));
-    Lengths { longest, total: step.min(all).max(longest), beside: setup::resident_memory() }
+    let repeated = plan.repeated(eval.map_or(&[], |e| &e.examples)).iter().sum();
+    Lengths {
+        longest,
+        total: step.min(all).max(longest),
+        repeated: Some(repeated),
+        beside: setup::resident_memory(),
+    }
 }
 
 /// The frozen base and what is trained on it, with its initial values.
@@ -236,6 +246,7 @@ pub(super) fn loop_settings(run: &RunFile, sizes: Sizes) -> train::Settings {
         batch_size: training.batch_size,
         micro_batch_tokens: sizes.micro_batch_tokens,
         checkpointing: sizes.checkpointing,
+        frozen_activations: sizes.frozen_memory,
         eval_every: training.eval_every,
         save_every: training.save_every,
         keep_checkpoints: training.keep_checkpoints,
@@ -292,6 +303,9 @@ fn present(
     eprintln!("memory   {} planned: {}", bytes(memory.total()), parts.join(", "));
     if let Some(paging) = sizes.paging() {
         eprintln!("paging   {paging}");
+    }
+    if let Some(kept) = sizes.kept() {
+        eprintln!("kept     {kept}");
     }
     let runs = data::preview::runs(&train.examples[0], tokenizer);
     let text = terminal::paint_segments(

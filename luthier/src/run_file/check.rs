@@ -186,14 +186,15 @@ impl Settings {
             MicroBatch::Tokens(tokens) => (1..=MAX_TOKENS).contains(&tokens),
         };
         self.require(micro, "training.micro_batch_tokens", "must be auto, or from 1 to 4294967296")?;
-        let budget = training.activation_offloading.memory();
-        self.require(
-            budget.is_none_or(|budget| budget >= SMALLEST),
-            "training.activation_offloading",
-            &format!("must be {SMALLEST} bytes or more, or auto, true or false"),
-        )?;
+        for (key, setting) in [
+            ("training.activation_offloading", training.activation_offloading),
+            ("training.frozen_activations", training.frozen_activations),
+        ] {
+            let message = format!("must be {SMALLEST} bytes or more, or auto, true or false");
+            self.require(setting.memory().is_none_or(|budget| budget >= SMALLEST), key, &message)?;
+        }
         for (key, set) in [
-            ("training.activation_offloading", budget.is_some()),
+            ("training.activation_offloading", training.activation_offloading.memory().is_some()),
             ("training.activation_precision", training.activation_precision.is_some()),
         ] {
             let message = "is about the layers' inputs, which `training.checkpointing: none` does not keep apart from the \

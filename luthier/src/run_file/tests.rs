@@ -51,6 +51,7 @@ training:
   checkpointing: auto
   activation_offloading: auto
   activation_precision: null
+  frozen_activations: auto
   eval_every: null
   save_every: null
   keep_checkpoints: 2
@@ -107,6 +108,7 @@ training:
   checkpointing: none
   activation_offloading: 512MiB
   activation_precision: bf16
+  frozen_activations: 64MiB
   eval_every: 10
   save_every: 20
   keep_checkpoints: 1
@@ -178,8 +180,10 @@ fn values_mean_what_their_key_expects_whatever_yaml_takes_them_for() {
         ("true", Offloading::Within(ByteSize(4 << 20))),
         ("8192", Offloading::Within(ByteSize(8192))),
     ] {
-        let set = format!("training.activation_offloading={text}");
-        assert_eq!(with(&[&set]).run.training.activation_offloading, meant, "{text}");
+        let sets =
+            ["activation_offloading", "frozen_activations"].map(|key| format!("training.{key}={text}"));
+        let training = with(&[&sets[0], &sets[1]]).run.training;
+        assert_eq!([training.activation_offloading, training.frozen_activations], [meant; 2], "{text}");
     }
     let sources = run.data.sources();
     assert_eq!(sources[0], Source { path: "a.jsonl".into(), format: Some(Format::Messages), weight: 1.0 });
@@ -282,6 +286,7 @@ fn settings_out_of_range_are_refused_by_name() {
         "training.batch_size=0",
         "training.micro_batch_tokens=0",
         "training.activation_offloading=4095",
+        "training.frozen_activations=4095",
         "training.eval_every=0",
         "training.eval_every=10",
         "training.save_every=0",
@@ -368,6 +373,10 @@ fn wrong_types_name_the_key_the_value_and_what_is_allowed() {
             "`training.activation_offloading`: expected auto, true, false or a size such as 512MiB, found `disk`",
         ),
         (
+            "training.frozen_activations=memory",
+            "`training.frozen_activations`: expected auto, true, false or a size such as 512MiB, found `memory`",
+        ),
+        (
             "training.enable_activation_offloading=true",
             "unknown key `training.enable_activation_offloading`; did you mean `training.activation_offloading`?",
         ),
@@ -401,6 +410,7 @@ fn a_run_goes_on_under_the_settings_it_began_with() {
     assert_eq!(now(&["training.max_steps=null"]), []);
     assert_eq!(now(&["optimizer.memory=8KiB", "memory=12GiB"]), []);
     assert_eq!(now(&["training.checkpointing=block", "training.activation_offloading=true"]), []);
+    assert_eq!(now(&["training.frozen_activations=false"]), []);
     assert_eq!(now(&["training.activation_precision=bf16"]).len(), 1);
     let difference = |key: &str, saved: &str, now: &str| Difference {
         key: key.into(),

@@ -322,12 +322,13 @@ impl<'de> Deserialize<'de> for MicroBatch {
     }
 }
 
-/// `training.activation_offloading`.
+/// `training.activation_offloading` and `training.frozen_activations`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offloading {
-    /// If nothing fits otherwise; then as much stays in memory as there is room for.
+    /// Layers' inputs: if nothing fits otherwise; then as much stays in memory as there is room for. What frozen layers give: if all
+    /// of it has room in memory.
     Auto,
-    /// All is in memory.
+    /// All layers' inputs are in memory. What frozen layers give is not kept.
     Never,
     /// What is beyond this size lies in a file.
     Within(ByteSize),

@@ -5,6 +5,7 @@ mod command_line;
 mod edges;
 mod eval;
 mod example;
+mod frozen;
 mod generate;
 mod hostile;
 mod init_from;

@@ -1,4 +1,4 @@
-//! The optimizer's state and layers' inputs in a file: when that is chosen, that the result is the same, and what happens
+//! The optimizer's state, layers' inputs and what frozen layers give in a file: when that is chosen, that the result is the same, and what happens
 //! when the disk is full.
 
 use std::fs;
@@ -57,6 +57,7 @@ fn a_full_disk_under_what_is_paged_is_told_and_the_last_checkpoint_goes_on_to_th
     let inputs =
         ["training.epochs=9", "training.batch_size=64", "training.micro_batch_tokens=1024", "precision=f32"];
     let inputs = [&inputs[..], &["adapter.r=4", "training.checkpointing=block"]].concat();
+    let upper = [&inputs[..], &[r"adapter.target_modules=.*layers\.1\..*_proj"]].concat();
     for (out, plain, paged, file) in [
         (
             "a",
@@ -71,6 +72,7 @@ fn a_full_disk_under_what_is_paged_is_told_and_the_last_checkpoint_goes_on_to_th
             "optimizer",
         ),
         ("c", &inputs, &[&inputs[..], &["training.activation_offloading=4KiB"]].concat(), "activations"),
+        ("d", &upper, &[&upper[..], &["training.frozen_activations=4KiB"]].concat(), "frozen"),
     ] {
         done(&train(folder.path(), out, 2, plain, false));
         done(&train(folder.path(), out, 4, plain, false));

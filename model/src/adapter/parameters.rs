@@ -139,6 +139,11 @@ impl Layout {
         self.modules().filter_map(|(module, _)| layer_of(module)).min()
     }
 
+    /// How many of a model's layers lie below everything that is trained: what comes out of them is a function of the tokens alone.
+    pub fn frozen_layers(&self, layers: usize) -> usize {
+        self.lowest_layer().map_or(layers, |lowest| lowest.min(layers))
+    }
+
     /// What is trained on a module.
     pub fn get(&self, module: ModuleId) -> Option<Trained> {
         self.modules.get(&module).copied()

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod common;
 mod config;
+mod frozen;
 mod inputs;
 mod merge;
 mod names;

@@ -55,6 +55,7 @@ pub(crate) fn settings() -> Settings {
         batch_size: 4,
         micro_batch_tokens: 4096,
         checkpointing: Checkpointing::None,
+        frozen_activations: None,
         eval_every: None,
         save_every: None,
         keep_checkpoints: 2,

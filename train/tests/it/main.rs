@@ -1,6 +1,7 @@
 //! Tests of the crate from the outside.
 
 mod common;
+mod frozen;
 mod optimizer;
 mod parity;
 mod resume;

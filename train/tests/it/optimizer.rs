@@ -41,7 +41,7 @@ fn go(decoder: &Decoder, settings: &Settings, folder: &Path, stop_after: Option<
 fn planned(decoder: &Decoder, settings: &Settings) -> u64 {
     let (adapter, _) = lora_of_rank(decoder, 0.0, RANK);
     let extent = train::extent(settings, Precision::F32, 8, 8);
-    let plan = train::memory_plan(&decoder.config, &adapter.layout, 0.0, settings.optimizer, extent);
+    let plan = train::memory_plan(&decoder.config, &adapter.layout, 0.0, settings.optimizer, extent, None);
     plan.bytes(Component::Optimizer)
 }
 
