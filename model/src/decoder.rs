@@ -81,16 +81,19 @@ impl Decoder {
         run: &Run<'_>,
         batch: &Batch,
         buffers: &mut Activations,
-        keep: impl Fn(&mut Inputs, usize, MatrixRef<'_>) -> Result<()> + Copy,
+        keep: impl Fn(&mut Inputs, usize, MatrixRef<'_>) -> Result<()>,
     ) -> Result<()> {
         buffers.check(batch);
-        let (frozen, below) = (buffers.frozen_layers(), self.frozen_layers(run));
-        assert!(frozen <= below, "the result of {frozen} layers is kept, and {below} are frozen");
+        let (kept, frozen) = (buffers.frozen_layers(), self.frozen_layers(run));
+        assert!(kept <= frozen, "the result of {kept} layers is kept, and {frozen} are frozen");
+        // No backward pass comes to the inputs of frozen layers.
+        let nothing = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
         if !buffers.restore_frozen(batch)? {
             self.embed(run, batch, buffers);
-            self.layers(0..frozen, run, batch, None, buffers, keep)?;
+            let Ok(()) = self.layers(0..kept, run, batch, None, buffers, nothing);
             buffers.store_frozen(batch)?;
         }
+        let Ok(()) = self.layers(kept..frozen, run, batch, None, buffers, nothing);
         self.layers(frozen..self.blocks.len(), run, batch, None, buffers, keep)
     }
 
