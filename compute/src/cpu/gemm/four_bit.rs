@@ -44,9 +44,32 @@ pub(super) fn granules_fit(w: &FourBit<'_>) -> bool {
     w.rows.is_multiple_of(granule(w)) && w.rows / granule(w) <= SCALES
 }
 
-/// The scales of the granules from element `first` on.
+/// What scales are that were rounded themselves, as long as they share an `absmax`: `map[code] * absmax + offset`.
+pub(super) struct Rounded<'a> {
+    pub(super) map: &'a [f32; 256],
+    pub(super) absmax: f32,
+    pub(super) offset: f32,
+}
+
+impl Rounded<'_> {
+    /// The scales of these codes, one after the other.
+    #[inline(always)]
+    pub(super) fn write(&self, codes: &[u8], to: &mut [f32]) {
+        for (to, code) in to.iter_mut().zip(codes) {
+            *to = self.map[usize::from(*code)] * self.absmax + self.offset;
+        }
+    }
+}
+
+/// The scales of the granules from element `first` on, rounded ones by `write`.
 #[inline(always)]
-pub(super) fn write_scales(from: &Quantized, first: usize, granule: usize, to: &mut [f32]) {
+pub(super) fn write_scales(
+    from: &Quantized,
+    first: usize,
+    granule: usize,
+    to: &mut [f32],
+    write: impl Fn(&Rounded<'_>, &[u8], &mut [f32]),
+) {
     let block = first / granule;
     match from.scales() {
         _ if granule < from.block_size() => {
@@ -59,10 +82,8 @@ pub(super) fn write_scales(from: &Quantized, first: usize, granule: usize, to: &
             while done < to.len() {
                 let block = block + done;
                 let len = (to.len() - done).min(block_size - block % block_size);
-                let absmax = absmax[block / block_size];
-                for (to, code) in to[done..][..len].iter_mut().zip(&codes[block..][..len]) {
-                    *to = map[usize::from(*code)] * absmax + offset;
-                }
+                let rounded = Rounded { map, absmax: absmax[block / block_size], offset: *offset };
+                write(&rounded, &codes[block..][..len], &mut to[done..][..len]);
                 done += len;
             }
         }

@@ -71,7 +71,8 @@ unsafe fn dots_of<const COUNT: usize>(x: *const f32, w: FourBit<'_>, scales: *mu
         let nibble = _mm256_set1_epi8(15);
         for j in 0..w.cols {
             let first = w.first + j * w.weight.cols();
-            write_scales(w.weight, first, STEP, std::slice::from_raw_parts_mut(scales, steps));
+            let to = std::slice::from_raw_parts_mut(scales, steps);
+            write_scales(w.weight, first, STEP, to, |rounded, codes, to| rounded.write(codes, to));
             let codes = w.weight.codes().as_ptr().add(first / 2);
             let mut acc = [_mm256_setzero_ps(); COUNT];
             for i in 0..steps {

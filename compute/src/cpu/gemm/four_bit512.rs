@@ -4,14 +4,14 @@
 use std::arch::x86_64::*;
 
 use super::Operand;
-use super::avx512::{bits, totals};
+use super::avx512::{bits, mask16, totals};
 use super::few_rows::{COLS, ROWS, WIDTH};
-use super::four_bit::{FewRows, FourBit, granule, granules_fit, write_scales};
+use super::four_bit::{FewRows, FourBit, Rounded, granule, granules_fit, write_scales};
 use crate::bf16;
 use crate::cpu::quant;
 use crate::cpu::simd::{self, Element};
 use crate::matrix::Slice;
-use crate::quant::Quantized;
+use crate::quant::{Quantized, Scales};
 
 /// Elements of a step: a vector of pairs.
 const STEP: usize = 32;
@@ -283,16 +283,19 @@ unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
     look_up: impl Fn(__m512i) -> [__m512i; PARTS],
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) {
+    let planes = Planes::of(w.weight.scales());
     // SAFETY: as the caller promises.
     unsafe {
         for first in (0..w.cols).step_by(COLS) {
             let mut acc = [[_mm512_setzero_ps(); COUNT]; COLS];
             for j in (0..COLS.min(w.cols - first)).step_by(2) {
                 if first + j + 1 < w.cols {
-                    let of = columns::<COUNT, 2, PARTS>(first + j, x, w, scales, &look_up, &multiply);
+                    let of =
+                        columns::<COUNT, 2, PARTS>(first + j, x, w, scales, &planes, &look_up, &multiply);
                     acc[j..j + 2].copy_from_slice(&of);
                 } else {
-                    [acc[j]] = columns::<COUNT, 1, PARTS>(first + j, x, w, scales, &look_up, &multiply);
+                    [acc[j]] =
+                        columns::<COUNT, 1, PARTS>(first + j, x, w, scales, &planes, &look_up, &multiply);
                 }
             }
             for i in 0..COUNT {
@@ -312,6 +315,7 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
     x: *const u8,
     w: FourBit<'_>,
     scales: *mut f32,
+    planes: &Option<Planes>,
     look_up: &impl Fn(__m512i) -> [__m512i; PARTS],
     multiply: &impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) -> [[__m512; COUNT]; N] {
@@ -326,9 +330,14 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
         // Which of a step's scales is a lane's.
         let lanes = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
         let lanes = _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(granule.trailing_zeros() as i32));
-        for n in 0..N {
-            let to = std::slice::from_raw_parts_mut(scales.add(n * column_scales), column_scales);
-            write_scales(w.weight, first(n), granule, to);
+        // Scales of whole columns follow each other.
+        let (runs, run) = if w.weight.cols() == depth { (1, N * column_scales) } else { (N, column_scales) };
+        for n in 0..runs {
+            let to = std::slice::from_raw_parts_mut(scales.add(n * column_scales), run);
+            write_scales(w.weight, first(n), granule, to, |rounded, codes, to| match planes {
+                Some(planes) => planes.write(rounded, codes, to),
+                None => rounded.write(codes, to),
+            });
         }
         let codes: [_; N] = std::array::from_fn(|n| w.weight.codes().as_ptr().add(first(n) / 2));
         let mut acc = [[_mm512_setzero_ps(); COUNT]; N];
@@ -350,6 +359,83 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
             }
         }
         acc
+    }
+}
+
+/// The map of rounded scales cut into the bytes of its values, each in a table that two permutations look 64 codes up in: one
+/// scale after the other takes as long as all the rest of a step.
+#[repr(align(64))]
+struct Planes([[u8; 256]; 4]);
+
+impl Planes {
+    /// Those of scales that were rounded, if the processor can look up in them.
+    #[inline(always)]
+    fn of(scales: &Scales) -> Option<Self> {
+        match scales {
+            Scales::Double { map, .. } if std::arch::is_x86_feature_detected!("avx512vbmi") => {
+                // SAFETY: the processor has AVX-512 F, as everywhere here.
+                Some(unsafe { Self::cut(map) })
+            }
+            _ => None,
+        }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn cut(map: &[f32; 256]) -> Self {
+        let mut planes = Planes([[0; 256]; 4]);
+        for (i, values) in map.as_chunks::<16>().0.iter().enumerate() {
+            // SAFETY: sixteen floats, and sixteen bytes of each plane.
+            unsafe {
+                let mut values = _mm512_loadu_si512(values.as_ptr().cast());
+                for plane in &mut planes.0 {
+                    let to = plane.as_mut_ptr().add(16 * i);
+                    _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(values));
+                    values = _mm512_srli_epi32::<8>(values);
+                }
+            }
+        }
+        planes
+    }
+
+    /// [`Rounded::write`].
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F, BW, VL and VBMI, as [`Planes::of`] makes sure.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+    fn write(&self, rounded: &Rounded<'_>, codes: &[u8], to: &mut [f32]) {
+        let (absmax, offset) = (_mm512_set1_ps(rounded.absmax), _mm512_set1_ps(rounded.offset));
+        // Where unpacking bytes, then pairs of them, takes sixteen values that follow each other from.
+        let order: [u8; 64] = std::array::from_fn(|i| (i % 16 / 4 * 16 + i / 16 * 4 + i % 4) as u8);
+        // SAFETY: masks keep to the codes and scales that there are; tables are 256 bytes.
+        unsafe {
+            let order = _mm512_loadu_si512(order.as_ptr().cast());
+            for start in (0..codes.len()).step_by(64) {
+                let count = (codes.len() - start).min(64);
+                let codes =
+                    _mm512_maskz_loadu_epi8(u64::MAX >> (64 - count), codes.as_ptr().add(start).cast());
+                let codes = _mm512_permutexvar_epi8(order, codes);
+                let upper = _mm512_movepi8_mask(codes);
+                let [a, b, c, d] = self.0.each_ref().map(|plane| {
+                    let part = |i: usize| _mm512_load_si512(plane.as_ptr().add(64 * i).cast());
+                    let low = _mm512_permutex2var_epi8(part(0), codes, part(1));
+                    let high = _mm512_permutex2var_epi8(part(2), codes, part(3));
+                    _mm512_mask_blend_epi8(upper, low, high)
+                });
+                let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
+                let values = [
+                    _mm512_unpacklo_epi16(ab, cd),
+                    _mm512_unpackhi_epi16(ab, cd),
+                    _mm512_unpacklo_epi16(ab_high, cd_high),
+                    _mm512_unpackhi_epi16(ab_high, cd_high),
+                ];
+                for (i, values) in values.into_iter().enumerate().take(count.div_ceil(16)) {
+                    let scales = _mm512_add_ps(_mm512_mul_ps(_mm512_castsi512_ps(values), absmax), offset);
+                    let to = to.as_mut_ptr().add(start + 16 * i);
+                    _mm512_mask_storeu_ps(to, mask16(count - 16 * i), scales);
+                }
+            }
+        }
     }
 }
 
