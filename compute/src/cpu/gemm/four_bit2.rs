@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 
 use super::Operand;
 use super::few_rows::{ROWS, WIDTH};
-use super::four_bit::{FourBit, granule, granules_fit, write_scales};
+use super::four_bit::FourBit;
+use super::scales::{granule, granules_fit, write_scales};
 use crate::matrix::Slice;
 
 /// Elements of a step: a vector of codes, in one block.

@@ -25,6 +25,8 @@ mod pack;
 #[cfg(target_arch = "x86_64")]
 mod pack512;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod scales;
 mod scratch;
 
 pub(crate) use four_bit::FourBit;

@@ -1,0 +1,67 @@
+//! The scales of weights in four bits, for the kernels that multiply codes as they are.
+
+use super::four_bit::FourBit;
+use super::scratch::B_BYTES;
+use crate::quant::{Quantized, Scales};
+
+/// Scales that a column has at most: there is room for those of two, and for a vector that reads beyond them.
+pub(super) const SCALES: usize = (B_BYTES / 4 - 16) / 2;
+
+/// Elements that are multiplied by one scale at least, if their block is not shorter.
+const GRANULE: usize = 64;
+
+/// Elements that scales are made for: blocks, or parts of them.
+pub(super) fn granule(w: &FourBit<'_>) -> usize {
+    w.weight.block_size().min(GRANULE)
+}
+
+/// Whether no granule of a row belongs to two blocks, and all of a row have room.
+pub(super) fn granules_fit(w: &FourBit<'_>) -> bool {
+    w.rows.is_multiple_of(granule(w)) && w.rows / granule(w) <= SCALES
+}
+
+/// What scales are that were rounded themselves, as long as they share an `absmax`: `map[code] * absmax + offset`.
+pub(super) struct Rounded<'a> {
+    pub(super) map: &'a [f32; 256],
+    pub(super) absmax: f32,
+    pub(super) offset: f32,
+}
+
+impl Rounded<'_> {
+    /// The scales of these codes, one after the other.
+    #[inline(always)]
+    pub(super) fn write(&self, codes: &[u8], to: &mut [f32]) {
+        for (to, code) in to.iter_mut().zip(codes) {
+            *to = self.map[usize::from(*code)] * self.absmax + self.offset;
+        }
+    }
+}
+
+/// The scales of the granules from element `first` on, rounded ones by `write`.
+#[inline(always)]
+pub(super) fn write_scales(
+    from: &Quantized,
+    first: usize,
+    granule: usize,
+    to: &mut [f32],
+    write: impl Fn(&Rounded<'_>, &[u8], &mut [f32]),
+) {
+    let block = first / granule;
+    match from.scales() {
+        _ if granule < from.block_size() => {
+            let granules = from.block_size() / granule;
+            to.iter_mut().enumerate().for_each(|(i, to)| *to = from.scales().of((block + i) / granules));
+        }
+        Scales::Plain(scales) => to.copy_from_slice(&scales[block..][..to.len()]),
+        Scales::Double { codes, map, absmax, block_size, offset } => {
+            let mut done = 0;
+            while done < to.len() {
+                let block = block + done;
+                let len = (to.len() - done).min(block_size - block % block_size);
+                let rounded = Rounded { map, absmax: absmax[block / block_size], offset: *offset };
+                write(&rounded, &codes[block..][..len], &mut to[done..][..len]);
+                done += len;
+            }
+        }
+    }
+}
