@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use compute::ops::matmul::FEW_ROWS;
 use compute::{DType, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::Layout;
@@ -19,8 +20,6 @@ use crate::memory::{Allocator, Component};
 
 /// What the file of pages is called while it has a name.
 const PAGES: &str = ".frozen.pages.tmp";
-/// Batches of at most so many tokens are computed from the tokens and kept nowhere.
-const TINY_BATCH: usize = 8;
 /// The largest page, in words: examples share pages and come in any order, so that more would be read than is asked for.
 const LARGEST_PAGE: usize = 1 << 14;
 
@@ -143,5 +142,5 @@ impl FrozenActivations {
 }
 
 fn takes_part(batch: &Batch) -> bool {
-    batch.tokens() > TINY_BATCH && !batch.examples.is_empty()
+    batch.tokens() > FEW_ROWS && !batch.examples.is_empty()
 }

@@ -8,6 +8,10 @@ use crate::profile::{Key, Work};
 use crate::quant::Quantized;
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
+/// Products of at most so many rows may sum in another order than those of more, of which each row is the same to the byte
+/// whatever stands beside it.
+pub const FEW_ROWS: usize = gemm::FEW_ROWS;
+
 /// A factor as it stands, or transposed.
 #[derive(Clone, Copy, Debug)]
 pub enum Factor<'a> {

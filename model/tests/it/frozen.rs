@@ -1,5 +1,6 @@
 //! What layers below everything that is trained give for an example, kept and taken up again.
 
+use compute::ops::matmul::FEW_ROWS;
 use compute::quant::{Code, Format};
 use compute::{Device, Precision};
 use model::memory::{Allocator, Component};
@@ -30,9 +31,9 @@ fn together(decoder: &Decoder, sequences: &[(u32, usize)]) -> Vec<Vec<f32>> {
     batch.segments.iter().map(|segment| stream.rows_range(segment.queries.clone()).to_vec()).collect()
 }
 
-/// What is kept rests on this; batches of at most eight tokens are left out of it.
+/// What is kept rests on this; smaller batches are left out of it.
 #[test]
-fn an_example_has_the_same_bytes_in_any_batch_of_more_than_eight_tokens() {
+fn an_example_has_the_same_bytes_in_any_batch_of_more_than_a_few_tokens() {
     let nf4 = Some(Format { code: Code::Nf4, block_size: 64, double_quant: true });
     for precision in [Precision::F32, Precision::Bf16] {
         for quantization in [None, nf4] {
@@ -43,12 +44,12 @@ fn an_example_has_the_same_bytes_in_any_batch_of_more_than_eight_tokens() {
                     all.insert(at, (1, length));
                     together(&decoder, &all).swap_remove(at)
                 };
-                let first = batch(&[(2, 8)], 0);
+                let first = batch(&[(2, FEW_ROWS)], 0);
                 let check = |company: &[(u32, usize)], at: usize| {
                     let same = first == batch(company, at);
                     assert!(same, "{precision:?}, {quantization:?}: {length} tokens with {company:?}");
                 };
-                check(&[(2, 8)], 1);
+                check(&[(2, FEW_ROWS)], 1);
                 check(&[(3, 1), (2, 11)], 1);
                 match length {
                     // So many rows that products are cut along them too.

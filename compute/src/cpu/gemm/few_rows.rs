@@ -10,7 +10,7 @@ use super::scratch::{self, B_BYTES, SHARED_A_BYTES, Scratch};
 use super::{Operand, Right};
 
 /// At most this many rows of `a`: with more, packing weights for a tile costs less than reading them twice.
-pub(super) const ROWS: usize = 4;
+pub(crate) const ROWS: usize = 4;
 /// Weight rows multiplied at once.
 pub(super) const COLS: usize = 4;
 /// Columns whose sums are made before any is written: each call and each store is for many of them.
@@ -19,8 +19,6 @@ const _: () = assert!(WIDTH.is_multiple_of(COLS));
 /// Below this `K` a horizontal sum for each element costs more than packing; that of an adapter of the usual rank does not.
 /// An update's own depth does not matter: it goes where the frozen weight's product goes.
 const MIN_DEPTH: usize = 8;
-/// Columns of a task at least: an adapter's few long rows are read by several threads.
-const MIN_COLS: usize = COLS;
 /// Weights of a product that one thread has read before another one comes to its help: an adapter's first factor, say, of rank
 /// 16 and width 2048.
 const ALONE: usize = 16 * 2048;
@@ -58,7 +56,7 @@ fn tile_bytes(kernel: &Kernel, depth: usize) -> usize {
 /// Columns of a task: a few tasks for each thread, whole groups of weight rows.
 fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
     let parts = if threads == 1 { 1 } else { 8 * threads };
-    product.b.cols().div_ceil(parts).next_multiple_of(COLS).max(MIN_COLS)
+    product.b.cols().div_ceil(parts).next_multiple_of(COLS)
 }
 
 /// Computes the product, whose update's `s` is there: the rows are packed once, for all tasks, then columns are handed out.

@@ -6,7 +6,7 @@
 //! short rows along `k`, `b` as panels of columns. Kernels ([`avx512`], [`avx2`], [`portable`]) multiply full tiles
 //! only; ragged edges are zeros in packing and are cut off when a tile is written out. Products of few rows read the
 //! weights where they lie ([`few_rows`]). Weights in four bits become values a panel at a time, in the first-level cache
-//! ([`four_bit`]), and go the same ways from there.
+//! ([`four_bit`]), and go the same ways from there; for few rows, vector kernels multiply their codes and scales as they are.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -29,6 +29,7 @@ mod portable;
 mod scales;
 mod scratch;
 
+pub(crate) use few_rows::ROWS as FEW_ROWS;
 pub(crate) use four_bit::FourBit;
 pub(crate) use isa::Isa;
 pub(crate) use kernel::peak_flops;
