@@ -27,7 +27,7 @@ use crate::run_file::{
 };
 use crate::terminal::bytes;
 
-/// Memory of the kernels' panels and sums: shared ones, and each thread's own.
+/// Memory of the products' panels and sums: shared ones, and each thread's own.
 const SHARED_PANELS: u64 = 12 << 20;
 const THREAD_PANELS: u64 = 5 << 18;
 /// What a process holds before it reads anything.
@@ -458,7 +458,8 @@ pub(crate) fn memory_plan(
     let frozen = sizes.frozen_memory.map(|memory| FrozenExtent { lengths: &repeated, memory });
     plan.extend(&train::memory_plan(config, &trained.layout, trained.dropout, optimizer, extent, frozen));
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    plan.add(Component::Workspace, lengths.beside + SHARED_PANELS + threads * THREAD_PANELS);
+    let of_thread = THREAD_PANELS + model::attention_memory(config, precision, lengths.longest);
+    plan.add(Component::Workspace, lengths.beside + SHARED_PANELS + threads * of_thread);
     plan
 }
 

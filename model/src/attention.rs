@@ -80,6 +80,11 @@ fn heads(config: &Config, layer: usize) -> Heads {
     }
 }
 
+/// Bytes that each thread comes to hold for attention over examples of at most this many tokens.
+pub fn attention_memory(config: &Config, precision: Precision, tokens: usize) -> u64 {
+    heads(config, 0).thread_memory(precision, tokens)
+}
+
 impl Attention {
     /// `y [T, C] = x + attention(norm(x))`. With a cache, keys and values go there and the batch's segments name
     /// cache rows.

@@ -27,6 +27,7 @@ mod weights;
 
 pub use activations::{Activations, Checkpointing, Extent, Keeping, Purpose};
 pub use adapter::parameters::{Adapter, Layout, Parameters};
+pub use attention::attention_memory;
 pub use batch::{Batch, IGNORE, Target};
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, StoredDType, StoredWeights};

@@ -133,6 +133,11 @@ pub fn backward(
 }
 
 impl Attention {
+    /// Bytes that a thread of the host comes to hold when it works on segments of at most this many keys.
+    pub fn thread_memory(&self, precision: Precision, keys: usize) -> u64 {
+        cpu::thread_memory(self, precision, keys)
+    }
+
     /// Query heads that read one key head, `H / K`.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads

@@ -7,8 +7,12 @@
 use std::ops::Range;
 
 use super::KEYS;
-use crate::cpu::gemm::Isa;
-use crate::cpu::simd::{self, Element, LANES, multiversion};
+use crate::cpu::gemm::{Isa, LeftLayout, PackedLeft, PackedRight, RightLayout};
+use crate::cpu::simd::{self, Element, LANES, by_dtype, multiversion};
+use crate::{Matrix, MatrixMut};
+
+/// `f32` elements of a row that stand together in a packed left factor.
+const CHUNK: usize = 16;
 
 /// What a tile shows: which columns each row sees.
 #[derive(Clone)]
@@ -59,43 +63,57 @@ pub(super) struct Running<'a> {
 }
 
 /// One tile's part of the softmax: `p = exp(scale * s - max)` with `max` raised to this tile's; `denominator` and `sums`
-/// are brought to the new `max`, and `denominator` takes in the sum of `p`. Hidden columns get 0. `scores` and `p` are
-/// `[rows, KEYS]`.
-pub(super) fn step<P: Element>(isa: Isa, view: &View, scores: &[f32], p: &mut [P], running: Running<'_>) {
-    match isa {
+/// are brought to the new `max`, and `denominator` takes in the sum of `p`. Hidden columns get 0. `scores` are `[rows,
+/// KEYS]`, `p` is the left factor of a product.
+pub(super) fn step(isa: Isa, view: &View, scores: &[f32], p: &mut PackedLeft, running: Running<'_>) {
+    let layout = p.layout();
+    let p = p.values().as_mut();
+    match (isa, p.dtype()) {
         // SAFETY: the processor has what `isa` says.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => unsafe { avx512::step(view, scores, p, running) },
-        _ => step_plain::<P>(view, scores, p, running),
+        (Isa::Avx512Bf16, dtype) => unsafe {
+            by_dtype!(dtype, P => avx512::step(view, scores, P::of_mut(p), layout, running))
+        },
+        _ => step_plain(view, scores, p.f32(), layout, running),
     }
 }
 
 /// `p = exp(scale * s - lse)` and `ds = p (dp - delta) * scale`; 0 in hidden columns. `lse` and `delta` have an element for
-/// each row, the others are `[rows, KEYS]`.
-pub(super) fn gradient<P: Element>(
+/// each row, `scores` and `dp` are `[rows, KEYS]`; `p` is a right factor, `ds` one of either side.
+pub(super) fn gradient(
     isa: Isa,
     view: &View,
     (scores, dp): (&[f32], &[f32]),
     (lse, delta): (&[f32], &[f32]),
-    (p, ds): (&mut [P], &mut [P]),
+    p: &mut PackedRight,
+    ds: (&mut PackedLeft, &mut PackedRight),
 ) {
-    match isa {
+    let (left, right) = (ds.0.layout(), p.layout());
+    let [p, ds_left, ds_right] = [p.values(), ds.0.values(), ds.1.values()].map(Matrix::as_mut);
+    match (isa, p.dtype()) {
         // SAFETY: the processor has what `isa` says.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => unsafe { avx512::gradient(view, (scores, dp), (lse, delta), (p, ds)) },
-        _ => gradient_plain::<P>(view, scores, dp, lse, delta, p, ds),
+        (Isa::Avx512Bf16, dtype) => unsafe {
+            by_dtype!(dtype, P => {
+                let to = [p, ds_left, ds_right].map(P::of_mut);
+                avx512::gradient(view, (scores, dp), (lse, delta), to, (left, right));
+            })
+        },
+        _ => {
+            let to = [p, ds_left, ds_right].map(MatrixMut::f32);
+            gradient_plain(view, scores, dp, lse, delta, to, left, right);
+        }
     }
 }
 
 multiversion! {
-    fn step_plain<P: Element>(view: &View, scores: &[f32], p: &mut [P], running: Running<'_>) {
+    fn step_plain(view: &View, scores: &[f32], p: &mut [f32], layout: LeftLayout, running: Running<'_>) {
         let Running { max, denominator, sums, .. } = running;
-        let d = sums.len() / max.len();
-        let tile = scores.chunks_exact(KEYS).zip(p.chunks_exact_mut(KEYS));
-        let state = max.iter_mut().zip(denominator).zip(sums.chunks_exact_mut(d));
-        for (r, ((s, p), ((max, denominator), sums))) in tile.zip(state).enumerate() {
+        let stride = sums.len() / max.len();
+        let state = max.iter_mut().zip(denominator).zip(sums.chunks_exact_mut(stride));
+        for (r, (s, ((max, denominator), sums))) in scores.chunks_exact(KEYS).zip(state).enumerate() {
             let columns = view.columns(r);
-            let (s, p) = (&s[..view.width()], &mut p[..view.width()]);
+            let s = &s[..view.width()];
             let new = (view.scale * largest(s, &columns)).max(*max);
             if new > *max {
                 let factor = simd::exp(*max - new);
@@ -103,7 +121,7 @@ multiversion! {
                 sums.iter_mut().for_each(|s| *s *= factor);
                 *max = new;
             }
-            *denominator += exponentials(s, &columns, view.scale, new, p);
+            *denominator += exponentials(s, &columns, view.scale, new, &mut p[layout.row(r)..], layout.step());
         }
     }
 }
@@ -123,38 +141,54 @@ fn largest(s: &[f32], columns: &Range<usize>) -> f32 {
     simd::fold(lanes, |a, b| if b > a { b } else { a })
 }
 
-/// `p = exp(scale * s - max)` in these columns, 0 in others; returns the sum. `s` and `p` are whole chunks of [`LANES`].
+/// `p = exp(scale * s - max)` in these columns, 0 in others; returns the sum. `s` is whole chunks of [`LANES`], those of `p`
+/// begin `step` apart.
 #[inline(always)]
-fn exponentials<P: Element>(s: &[f32], columns: &Range<usize>, scale: f32, max: f32, p: &mut [P]) -> f32 {
+fn exponentials(s: &[f32], columns: &Range<usize>, scale: f32, max: f32, p: &mut [f32], step: usize) -> f32 {
     let (first, count) = (columns.start as u32, columns.len() as u32);
     let mut lanes = [0.0; LANES];
-    for (chunk, (s, p)) in s.chunks_exact(LANES).zip(p.chunks_exact_mut(LANES)).enumerate() {
+    for (chunk, s) in s.chunks_exact(LANES).enumerate() {
+        let mut e = [0.0; LANES];
         for i in 0..LANES {
             let visible = ((chunk * LANES + i) as u32).wrapping_sub(first) < count;
-            let e = simd::exp(scale * s[i] - max);
-            let e = if visible { e } else { 0.0 };
-            lanes[i] += e;
-            p[i] = P::store(e);
+            e[i] = if visible { simd::exp(scale * s[i] - max) } else { 0.0 };
+            lanes[i] += e[i];
+        }
+        for (half, e) in e.chunks_exact(CHUNK).enumerate() {
+            p[(chunk * LANES / CHUNK + half) * step..][..CHUNK].copy_from_slice(e);
         }
     }
     simd::fold(lanes, |a, b| a + b)
 }
 
 multiversion! {
-    fn gradient_plain<P: Element>(
-        view: &View, scores: &[f32], dp: &[f32], lse: &[f32], delta: &[f32], p: &mut [P], ds: &mut [P],
+    fn gradient_plain(
+        view: &View, scores: &[f32], dp: &[f32], lse: &[f32], delta: &[f32], to: [&mut [f32]; 3], left: LeftLayout,
+        right: RightLayout,
     ) {
+        let [p, ds_left, ds_right] = to;
         let read = scores.chunks_exact(KEYS).zip(dp.chunks_exact(KEYS));
-        let write = p.chunks_exact_mut(KEYS).zip(ds.chunks_exact_mut(KEYS));
-        for (r, (((s, dp), (p, ds)), (lse, delta))) in read.zip(write).zip(lse.iter().zip(delta)).enumerate() {
+        for (r, ((s, dp), (lse, delta))) in read.zip(lse.iter().zip(delta)).enumerate() {
             let columns = view.columns(r);
             let (first, count) = (columns.start as u32, columns.len() as u32);
-            for c in 0..view.width() {
-                let visible = (c as u32).wrapping_sub(first) < count;
-                let e = simd::exp(view.scale * s[c] - lse);
-                let g = e * (dp[c] - delta) * view.scale;
-                p[c] = P::store(if visible { e } else { 0.0 });
-                ds[c] = P::store(if visible { g } else { 0.0 });
+            for chunk in 0..view.width() / CHUNK {
+                let start = chunk * CHUNK;
+                let (mut e, mut g) = ([0.0; CHUNK], [0.0; CHUNK]);
+                for i in 0..CHUNK {
+                    let visible = ((start + i) as u32).wrapping_sub(first) < count;
+                    let p = simd::exp(view.scale * s[start + i] - lse);
+                    let ds = p * (dp[start + i] - delta) * view.scale;
+                    (e[i], g[i]) = if visible { (p, ds) } else { (0.0, 0.0) };
+                }
+                ds_left[left.row(r) + chunk * left.step()..][..CHUNK].copy_from_slice(&g);
+                // A chunk is several panels' columns or some of one's.
+                let width = right.panel.min(CHUNK);
+                for (part, (e, g)) in e.chunks_exact(width).zip(g.chunks_exact(width)).enumerate() {
+                    let column = start + part * width;
+                    let at = right.at(r, column / right.panel) + column % right.panel;
+                    p[at..at + width].copy_from_slice(e);
+                    ds_right[at..at + width].copy_from_slice(g);
+                }
             }
         }
     }
@@ -164,16 +198,23 @@ multiversion! {
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::{Element, KEYS, LANES, Running, View};
+    use super::{Element, KEYS, LANES, LeftLayout, RightLayout, Running, View};
+    use crate::cpu::gemm::join;
 
     // A row's mask is made as one number; a chunk is two vectors.
     const _: () = assert!(KEYS == 128 && LANES == 32);
 
     /// [`super::step`], in three passes over the rows: what a row waits for in one goes on for others meanwhile.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    pub(super) fn step<P: Element>(view: &View, scores: &[f32], p: &mut [P], running: Running<'_>) {
+    pub(super) fn step<P: Element>(
+        view: &View,
+        scores: &[f32],
+        p: &mut [P],
+        layout: LeftLayout,
+        running: Running<'_>,
+    ) {
         let Running { max, denominator, sums, factor } = running;
-        let (d, width) = (sums.len() / max.len(), view.width());
+        let (stride, width) = (sums.len() / max.len(), view.width());
         for (r, (s, new)) in scores.chunks_exact(KEYS).zip(factor.iter_mut()).enumerate() {
             let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
             for (s, visible) in s[..width].as_chunks::<LANES>().0.iter().zip(mask(view, r)) {
@@ -185,19 +226,21 @@ mod avx512 {
         }
         raise(max, denominator, factor);
         let scale = _mm512_set1_ps(view.scale);
-        let tile = scores.chunks_exact(KEYS).zip(p.chunks_exact_mut(KEYS));
-        let state = max.iter().zip(denominator).zip(factor).zip(sums.chunks_exact_mut(d));
-        for (r, ((s, p), (((max, denominator), factor), sums))) in tile.zip(state).enumerate() {
-            sums.iter_mut().for_each(|s| *s *= *factor);
+        let state = max.iter().zip(denominator).zip(factor).zip(sums.chunks_exact_mut(stride));
+        for (r, (s, (((max, denominator), factor), sums))) in scores.chunks_exact(KEYS).zip(state).enumerate()
+        {
+            if *factor != 1.0 {
+                sums.iter_mut().for_each(|s| *s *= *factor);
+            }
             let max = _mm512_set1_ps(*max);
             let mut sum = _mm512_setzero_ps();
-            let read = s[..width].as_chunks::<LANES>().0.iter().zip(mask(view, r));
-            for ((s, visible), p) in read.zip(p[..width].as_chunks_mut::<LANES>().0) {
+            let p = &mut p[layout.row(r)..];
+            for (i, (s, visible)) in s[..width].as_chunks::<LANES>().0.iter().zip(mask(view, r)).enumerate() {
                 let [low, high] = load(s);
                 let low = exp(visible[0], _mm512_fmsub_ps(low, scale, max));
                 let high = exp(visible[1], _mm512_fmsub_ps(high, scale, max));
                 sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
-                store([low, high], p);
+                store_left([low, high], i, p, layout.step());
             }
             *denominator += _mm512_reduce_add_ps(sum);
         }
@@ -231,41 +274,58 @@ mod avx512 {
         }
     }
 
-    /// [`super::gradient`].
+    /// [`super::gradient`]: two rows at a time, which stand together in a right factor of `bf16`.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(super) fn gradient<P: Element>(
         view: &View,
         (scores, dp): (&[f32], &[f32]),
         (lse, delta): (&[f32], &[f32]),
-        (p, ds): (&mut [P], &mut [P]),
+        [p, ds_left, ds_right]: [&mut [P]; 3],
+        (left, right): (LeftLayout, RightLayout),
     ) {
-        let width = view.width();
-        let read = scores.chunks_exact(KEYS).zip(dp.chunks_exact(KEYS));
-        let write = p.chunks_exact_mut(KEYS).zip(ds.chunks_exact_mut(KEYS));
+        assert!(right.panel == LANES, "a chunk of columns is a panel");
+        let (rows, chunks) = (lse.len(), view.width() / LANES);
         let scale = _mm512_set1_ps(view.scale);
-        for (r, (((s, dp), (p, ds)), (lse, delta))) in read.zip(write).zip(lse.iter().zip(delta)).enumerate()
-        {
-            let (lse, delta) = (_mm512_set1_ps(*lse), _mm512_set1_ps(*delta));
-            let read = s[..width].as_chunks::<LANES>().0.iter().zip(dp.as_chunks::<LANES>().0);
-            let write = p[..width].as_chunks_mut::<LANES>().0.iter_mut().zip(ds.as_chunks_mut::<LANES>().0);
-            for (((s, dp), (p, ds)), visible) in read.zip(write).zip(mask(view, r)) {
-                let ([s, s_high], [dp, dp_high]) = (load(s), load(dp));
-                let low = exp(visible[0], _mm512_fmsub_ps(s, scale, lse));
-                let high = exp(visible[1], _mm512_fmsub_ps(s_high, scale, lse));
-                let ds_low = _mm512_mul_ps(_mm512_mul_ps(low, scale), _mm512_sub_ps(dp, delta));
-                let ds_high = _mm512_mul_ps(_mm512_mul_ps(high, scale), _mm512_sub_ps(dp_high, delta));
-                store([low, high], p);
-                store(
-                    [_mm512_maskz_mov_ps(visible[0], ds_low), _mm512_maskz_mov_ps(visible[1], ds_high)],
-                    ds,
-                );
+        for first in (0..rows).step_by(2) {
+            let second = (first + 1).min(rows - 1);
+            let masks =
+                (mask(view, first), if second > first { mask(view, second) } else { Mask::default() });
+            let [lse, delta] = [lse, delta].map(|v| [_mm512_set1_ps(v[first]), _mm512_set1_ps(v[second])]);
+            let to = [left.row(first), left.row(second)];
+            for i in 0..chunks {
+                let visible = [masks.0[i], masks.1[i]];
+                let (mut e, mut g) = ([[_mm512_setzero_ps(); 2]; 2], [[_mm512_setzero_ps(); 2]; 2]);
+                for (r, row) in [first, second].into_iter().enumerate() {
+                    let at = row * KEYS + i * LANES;
+                    let (s, dp) = (load(chunk_of(scores, at)), load(chunk_of(dp, at)));
+                    for h in 0..2 {
+                        e[r][h] = exp(visible[r][h], _mm512_fmsub_ps(s[h], scale, lse[r]));
+                        let d = _mm512_maskz_sub_ps(visible[r][h], dp[h], delta[r]);
+                        g[r][h] = _mm512_mul_ps(_mm512_mul_ps(e[r][h], scale), d);
+                    }
+                }
+                for (g, to) in g.into_iter().zip(to).take(second - first + 1) {
+                    store_left(g, i, &mut ds_left[to..], left.step());
+                }
+                let at = right.at(first, i);
+                store_right(e, &mut p[at..]);
+                store_right(g, &mut ds_right[at..]);
             }
         }
     }
 
-    /// A bit for each column that row `r` sees, for the two vectors of each chunk.
+    /// The chunk that begins here.
     #[inline(always)]
-    fn mask(view: &View, r: usize) -> [[u16; 2]; KEYS / LANES] {
+    fn chunk_of(v: &[f32], at: usize) -> &[f32; LANES] {
+        v[at..].first_chunk().expect("a row is whole chunks")
+    }
+
+    /// A bit for each column, for the two vectors of each chunk.
+    type Mask = [[u16; 2]; KEYS / LANES];
+
+    /// The columns that row `r` sees.
+    #[inline(always)]
+    fn mask(view: &View, r: usize) -> Mask {
         let columns = view.columns(r);
         let below = |n: usize| if n < 128 { (1 << n) - 1 } else { u128::MAX };
         let mask = below(columns.end) & !below(columns.start);
@@ -279,19 +339,40 @@ mod avx512 {
         unsafe { [_mm512_loadu_ps(s.as_ptr()), _mm512_loadu_ps(s.as_ptr().add(16))] }
     }
 
-    /// Two vectors as stored elements.
+    /// The `i`-th 32 columns of a row of a left factor, which begins with `to` and whose chunks are `step` apart.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn store<P: Element>(v: [__m512; 2], to: &mut [P; LANES]) {
-        let to = to.as_mut_ptr();
-        // SAFETY: there are two kinds of `Element`, told apart by their size; 32 of them can be written.
+    fn store_left<P: Element>(v: [__m512; 2], i: usize, to: &mut [P], step: usize) {
+        // SAFETY: there are two kinds of `Element`, told apart by their size; slices check that chunks are there.
         unsafe {
             if size_of::<P>() == 2 {
+                let to: &mut [P; 32] = to[i * step..].first_chunk_mut().expect("a chunk");
                 let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(v[1], v[0]));
-                _mm512_storeu_si512(to.cast(), both);
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), both);
             } else {
-                _mm512_storeu_ps(to.cast(), v[0]);
-                _mm512_storeu_ps(to.cast::<f32>().add(16), v[1]);
+                for (half, v) in v.into_iter().enumerate() {
+                    let to: &mut [P; 16] = to[(2 * i + half) * step..].first_chunk_mut().expect("a chunk");
+                    _mm512_storeu_ps(to.as_mut_ptr().cast(), v);
+                }
+            }
+        }
+    }
+
+    /// 32 columns of two rows of a right factor, `to` and on: `f32` one row after the other, `bf16` in pairs.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    fn store_right<P: Element>(rows: [[__m512; 2]; 2], to: &mut [P]) {
+        let to: &mut [P; 64] = to.first_chunk_mut().expect("two rows");
+        // SAFETY: there are two kinds of `Element`, told apart by their size; 64 of them can be written.
+        unsafe {
+            if size_of::<P>() == 2 {
+                for (half, (first, second)) in rows[0].into_iter().zip(rows[1]).enumerate() {
+                    _mm512_storeu_si512(to.as_mut_ptr().add(32 * half).cast(), join(first, second));
+                }
+            } else {
+                for (i, v) in rows.as_flattened().iter().enumerate() {
+                    _mm512_storeu_ps(to.as_mut_ptr().add(16 * i).cast(), *v);
+                }
             }
         }
     }

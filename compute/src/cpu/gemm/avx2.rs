@@ -21,14 +21,17 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
     a: *const u8,
     b: *const u8,
     sums: *mut f32,
+    stride: usize,
     add: bool,
 ) {
     // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of `groups` in `a`.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); VECTORS]; ROWS];
         if add {
-            for (i, acc) in acc.as_flattened_mut().iter_mut().enumerate() {
-                *acc = _mm256_loadu_ps(sums.add(8 * i));
+            for (i, acc) in acc.iter_mut().enumerate() {
+                for (j, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm256_loadu_ps(sums.add(i * stride + 8 * j));
+                }
             }
         }
         let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
@@ -41,8 +44,10 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
                 }
             }
         }
-        for (i, acc) in acc.as_flattened().iter().enumerate() {
-            _mm256_storeu_ps(sums.add(8 * i), *acc);
+        for (i, acc) in acc.iter().enumerate() {
+            for (j, acc) in acc.iter().enumerate() {
+                _mm256_storeu_ps(sums.add(i * stride + 8 * j), *acc);
+            }
         }
     }
 }

@@ -22,11 +22,12 @@ pub(super) unsafe fn tile_bf16<const VECTORS: usize, const CHAINS: usize>(
     a: *const u8,
     b: *const u8,
     sums: *mut f32,
+    stride: usize,
     add: bool,
 ) {
     let multiply = |acc, a, b| _mm512_dpbf16_ps(acc, bits(a), bits(b));
     // SAFETY: as the caller promises.
-    unsafe { tile::<VECTORS, CHAINS>(groups, a, b, sums, add, multiply) }
+    unsafe { tile::<VECTORS, CHAINS>(groups, a, b, sums, stride, add, multiply) }
 }
 
 /// [`super::kernel::Tile`] of `16 * VECTORS` columns over `f32`, summed in `CHAINS` alternating parts.
@@ -39,11 +40,12 @@ pub(super) unsafe fn tile_f32<const VECTORS: usize, const CHAINS: usize>(
     a: *const u8,
     b: *const u8,
     sums: *mut f32,
+    stride: usize,
     add: bool,
 ) {
     let multiply = |acc, a, b| _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), acc);
     // SAFETY: as the caller promises.
-    unsafe { tile::<VECTORS, CHAINS>(groups, a, b, sums, add, multiply) }
+    unsafe { tile::<VECTORS, CHAINS>(groups, a, b, sums, stride, add, multiply) }
 }
 
 /// The same 64 bytes as the type that the `bf16` instructions take.
@@ -61,6 +63,7 @@ unsafe fn tile<const VECTORS: usize, const CHAINS: usize>(
     a: *const u8,
     b: *const u8,
     sums: *mut f32,
+    stride: usize,
     add: bool,
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) {
@@ -68,8 +71,10 @@ unsafe fn tile<const VECTORS: usize, const CHAINS: usize>(
     unsafe {
         let mut acc = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; CHAINS];
         if add {
-            for (i, acc) in acc[0].as_flattened_mut().iter_mut().enumerate() {
-                *acc = _mm512_loadu_ps(sums.add(16 * i));
+            for (i, acc) in acc[0].iter_mut().enumerate() {
+                for (j, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm512_loadu_ps(sums.add(i * stride + 16 * j));
+                }
             }
         }
         let (a, b) = (a.cast::<i32>(), b.cast::<i32>());
@@ -93,12 +98,12 @@ unsafe fn tile<const VECTORS: usize, const CHAINS: usize>(
         for group in 0..groups % GROUPS {
             step(&mut acc[0], groups / GROUPS, group);
         }
-        let (first, others) = acc.split_at_mut(1);
-        for (i, sum) in first.as_flattened_mut().as_flattened_mut().iter_mut().enumerate() {
-            for other in others.iter() {
-                *sum = _mm512_add_ps(*sum, other.as_flattened()[i]);
+        for i in 0..ROWS {
+            for j in 0..VECTORS {
+                let parts = acc[1..].iter().map(|part| part[i][j]);
+                let sum = parts.fold(acc[0][i][j], |sum, part| _mm512_add_ps(sum, part));
+                _mm512_storeu_ps(sums.add(i * stride + 16 * j), sum);
             }
-            _mm512_storeu_ps(sums.add(i * 16), *sum);
         }
     }
 }

@@ -415,6 +415,7 @@ impl<'a> Product<'a> {
         // Sums that are written out at once need not be kept: all tiles share a place in the first-level cache.
         let keep = self.k_blocks() > 1;
         let panel_sums = if keep { rows * (cols.start - block.cols.start) } else { 0 };
+        let row_bytes = self.row_bytes();
         // SAFETY: there is room for the panel, and for its values where they stand in four bits.
         unsafe {
             let values = match right {
@@ -430,7 +431,7 @@ impl<'a> Product<'a> {
             // lies inside `c`.
             unsafe {
                 let sums = sums.add(panel_sums + if keep { row * width } else { 0 });
-                tile(groups, a.add(row * self.row_bytes()), b, sums, k_block > 0);
+                tile(groups, a.add(row * row_bytes), b, sums, width, k_block > 0);
                 if is_last {
                     let valid = kernel.rows.min(block.rows.len() - row);
                     let c = self.c.at(block.rows.start + row, cols.start);
@@ -492,7 +493,7 @@ fn extent(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usi
 }
 
 impl Operand<'_> {
-    fn check(&self, name: &str) {
+    pub(super) fn check(&self, name: &str) {
         assert!(self.row_stride == 1 || self.col_stride == 1, "one stride of {name} is 1");
         let end = extent(self.rows, self.cols, self.row_stride, self.col_stride);
         assert!(end <= self.len(), "{name} ends at element {end} of {}", self.len());

@@ -13,8 +13,9 @@ pub(super) const CHUNK: usize = 64;
 
 /// Multiplies a tile: `sums[rows, width] = a * b`, or `+=` if `add`, over `groups` packed groups of `k`. `a` is a
 /// packed tile: chunk after chunk along `k`, in each one chunk of every row. `b` holds for each group `width`
-/// columns; `sums` is row-major without gaps.
-pub(super) type Tile = unsafe fn(groups: usize, a: *const u8, b: *const u8, sums: *mut f32, add: bool);
+/// columns; rows of `sums` are `stride` apart.
+pub(super) type Tile =
+    unsafe fn(groups: usize, a: *const u8, b: *const u8, sums: *mut f32, stride: usize, add: bool);
 
 /// Packs `a[m, k]` as `rows` / [`Kernel::rows`] tiles, `tile_bytes` apart, with zeros beyond `m` and in the last chunk
 /// beyond `k`.
@@ -204,7 +205,7 @@ pub(crate) fn peak_flops(cpu: &Cpu, precision: Precision) -> f64 {
                 let (a, b, sums) = scratch.pointers();
                 for _ in 0..tiles {
                     // SAFETY: the scratch holds a block of `a`, a panel of `b` and a tile of sums of any kernel.
-                    unsafe { widest(groups, a, b, sums, false) };
+                    unsafe { widest(groups, a, b, sums, kernel.width(), false) };
                 }
             });
         });

@@ -5,7 +5,7 @@
 //! or transposed, and are copied block by block into the form that the kernels read ([`pack`], [`pack512`]): `a` as
 //! short rows along `k`, `b` as panels of columns. Kernels ([`avx512`], [`avx2`], [`portable`]) multiply full tiles
 //! only; ragged edges are zeros in packing and are cut off when a tile is written out. Products of few rows read the
-//! weights where they lie ([`few_rows`]). Weights in four bits become values a panel at a time, in the first-level cache
+//! weights where they lie ([`few_rows`]). Small products inside a task have their factors packed by whoever owns them ([`packed`]). Weights in four bits become values a panel at a time, in the first-level cache
 //! ([`four_bit`]), and go the same ways from there; for few rows, vector kernels multiply their codes and scales as they are.
 
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +24,7 @@ mod kernel;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod pack512;
+mod packed;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod scales;
@@ -33,6 +34,9 @@ pub(crate) use few_rows::ROWS as FEW_ROWS;
 pub(crate) use four_bit::FourBit;
 pub(crate) use isa::Isa;
 pub(crate) use kernel::peak_flops;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use pack512::join;
+pub(crate) use packed::{LeftLayout, PackedLeft, PackedRight, Packing, RightLayout};
 
 use super::Cpu;
 use crate::Precision;
@@ -97,21 +101,5 @@ pub(crate) fn gemm(
     let product = Product::new(Kernel::of(cpu.isa, precision), alpha, factors, update, accumulate, c);
     if let Some(product) = product {
         product.run(&Team::Pool(&cpu.pool));
-    }
-}
-
-/// [`gemm`] on the calling thread alone: for small products inside a task of the pool.
-pub(crate) fn serial(
-    isa: Isa,
-    precision: Precision,
-    alpha: f32,
-    a: Operand<'_>,
-    b: Operand<'_>,
-    accumulate: bool,
-    c: OperandMut<'_>,
-) {
-    let product = Product::new(Kernel::of(isa, precision), alpha, (a, b.into()), None, accumulate, c);
-    if let Some(product) = product {
-        product.run(&Team::Alone);
     }
 }

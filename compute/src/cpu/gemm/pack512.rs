@@ -248,7 +248,19 @@ unsafe fn across_k<S: Element, const GROUP: usize>(
             // Both stand in the upper half of their lanes: the first moves down, the second stays.
             return _mm512_or_si512(_mm512_srli_epi32::<16>(first), second);
         }
-        let both = _mm512_cvtne2ps_pbh(_mm512_castsi512_ps(second), _mm512_castsi512_ps(first));
+        join(_mm512_castsi512_ps(first), _mm512_castsi512_ps(second))
+    }
+}
+
+/// Lane by lane, rounded to `bf16`, the first in the lower half and the second in the upper.
+///
+/// # Safety
+/// Inlined into a function with the features, BF16 among them.
+#[inline(always)]
+pub(crate) unsafe fn join(first: __m512, second: __m512) -> __m512i {
+    // SAFETY: the features are enabled where this is inlined.
+    unsafe {
+        let both = _mm512_cvtne2ps_pbh(second, first);
         _mm512_permutexvar_epi16(INTERLEAVE.load(), std::mem::transmute::<__m512bh, __m512i>(both))
     }
 }

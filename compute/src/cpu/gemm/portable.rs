@@ -24,13 +24,14 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
     a: *const u8,
     b: *const u8,
     sums: *mut f32,
+    stride: usize,
     add: bool,
 ) {
     let width = VECTORS * LANES;
     // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of `groups` in `a`.
     let (sums, a, b) = unsafe {
         (
-            std::slice::from_raw_parts_mut(sums, ROWS * width),
+            std::slice::from_raw_parts_mut(sums, (ROWS - 1) * stride + width),
             std::slice::from_raw_parts(a.cast::<f32>(), groups.next_multiple_of(PARTS) * ROWS),
             std::slice::from_raw_parts(b.cast::<f32>(), groups * width),
         )
@@ -46,7 +47,7 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
             }
         }
     }
-    for (sums, acc) in sums.chunks_exact_mut(width).zip(&acc) {
+    for (sums, acc) in sums.chunks_mut(stride).zip(&acc) {
         for (sum, acc) in sums.iter_mut().zip(acc.as_flattened()) {
             *sum = if add { *sum + acc } else { *acc };
         }
