@@ -8,7 +8,11 @@ use super::Operand;
 use super::avx512::{ROWS, mask16, widen};
 use super::kernel::CHUNK;
 use crate::bf16;
+use crate::cpu::simd;
 use crate::matrix::Slice;
+
+/// Rows that are asked for before they are packed: they stand in short runs, which no processor guesses.
+const AHEAD: usize = 8;
 
 /// An element that packing reads.
 pub(super) trait Element: Copy {
@@ -83,6 +87,7 @@ unsafe fn pack_a<S: Element, const GROUP: usize>(
                 let is_row = i < a.rows;
                 for chunk in 0..whole {
                     let valid = if is_row { depth } else { 0 };
+                    simd::prefetch(from.wrapping_add(AHEAD * a.row_stride + chunk * depth).cast());
                     let vector = along_k::<S, GROUP>(from.wrapping_add(chunk * depth), valid);
                     store_vector(to.add(chunk * ROWS * CHUNK), vector);
                 }
