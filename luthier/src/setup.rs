@@ -390,6 +390,22 @@ impl Sizes {
         Sizes { checkpointing, ..self }
     }
 
+    /// Layers that the backward pass computes again, at least in part, of so many.
+    pub(crate) fn computed_again(self, layers: usize) -> usize {
+        match self.checkpointing {
+            Checkpointing::None => 0,
+            Checkpointing::Block(keeping) => layers - keeping.mlp.clamp(1, layers),
+        }
+    }
+
+    /// How many layers the backward pass computes again, in words, if some but not all.
+    pub(crate) fn computed_again_words(self, layers: usize) -> Option<String> {
+        let partly = matches!(self.checkpointing, Checkpointing::Block(Keeping { mlp: 1.., .. }));
+        let again = self.computed_again(layers);
+        partly
+            .then(|| format!("{again} of {layers} layers are computed again, as many as the memory asks for"))
+    }
+
     /// What lies in a file, in words, if anything does.
     pub(crate) fn paging(self) -> Option<String> {
         let of = [
@@ -477,6 +493,7 @@ pub(crate) struct Choice {
 /// settings leave it open. Without a budget everything fits.
 pub(crate) fn choose(
     run: &RunFile,
+    layers: usize,
     lengths: Lengths,
     budget: Option<u64>,
     plan: &dyn Fn(Sizes) -> MemoryPlan,
@@ -491,32 +508,43 @@ pub(crate) fn choose(
     };
     let offloading = run.training.activation_offloading;
     let bf16 = run.training.activation_precision.is_some();
-    let least = Keeping { attention: false, bf16, memory: offloading.memory() };
+    let least = Keeping { bf16, memory: offloading.memory(), ..Keeping::default() };
     // What is cheap to keep is kept, unless room is needed or less was asked for than this.
     let more = (least == Keeping::default()).then_some(Keeping { attention: true, ..least });
     let blocks = more.into_iter().chain([least]).map(Checkpointing::Block);
-    let policies: Vec<_> = match run.training.checkpointing {
-        run_file::Checkpointing::None => vec![Checkpointing::None],
-        run_file::Checkpointing::Auto if more.is_some() => {
-            [Checkpointing::None].into_iter().chain(blocks).collect()
-        }
-        run_file::Checkpointing::Auto | run_file::Checkpointing::Block => blocks.collect(),
-    };
     let optimizer_memory = run.optimizer.memory.map(|b| b.0);
     let frozen_memory = run.training.frozen_activations.memory();
     let budget = budget.unwrap_or(u64::MAX);
-    let mut smallest = None;
-    for &checkpointing in &policies {
-        for &micro_batch_tokens in &tokens {
+    // The most tokens at once that fit, or the fewest.
+    let with = |checkpointing| {
+        let mut choices = tokens.iter().map(|&micro_batch_tokens| {
             let sizes = Sizes { micro_batch_tokens, checkpointing, optimizer_memory, frozen_memory };
-            let choice = Choice::new(sizes, budget, plan);
-            if choice.fits {
-                return choice.or_keeping_frozen(run, lengths, budget, plan);
-            }
-            smallest = Some(choice);
+            Choice::new(sizes, budget, plan)
+        });
+        let first = choices.next().expect("there is a size");
+        if first.fits { first } else { choices.fold(first, |kept, next| if kept.fits { kept } else { next }) }
+    };
+    let policies: Vec<_> = match (run.training.checkpointing, more) {
+        (run_file::Checkpointing::None, _) => vec![Checkpointing::None],
+        (run_file::Checkpointing::Auto, Some(more)) => {
+            // All layers, or as many as there is room for; one is kept in any case.
+            let keeping = |mlp| Checkpointing::Block(Keeping { mlp, ..more });
+            let counts: Vec<usize> = (2..layers).collect();
+            let fitting = counts.partition_point(|&mlp| with(keeping(mlp)).fits);
+            let partly = counts[..fitting].last().map(|&mlp| keeping(mlp));
+            [Checkpointing::None].into_iter().chain(partly).chain(blocks).collect()
+        }
+        (run_file::Checkpointing::Auto | run_file::Checkpointing::Block, _) => blocks.collect(),
+    };
+    let mut choice = with(policies[0]);
+    for policy in &policies[1..] {
+        if !choice.fits {
+            choice = with(*policy);
         }
     }
-    let mut choice = smallest.expect("there is a policy and a size");
+    if choice.fits {
+        return choice.or_keeping_frozen(run, lengths, budget, plan);
+    }
     if optimizer_memory.is_none() {
         choice = choice.or_paged(budget, plan, Sizes::with_optimizer_memory);
     }
@@ -620,7 +648,7 @@ pub(crate) fn fit(
     let choice = |run: &RunFile, trained: &Trained| {
         let lengths = Lengths { longest: lengths.longest.min(run.data.max_length), ..lengths };
         let plan = |sizes| memory_plan(run, config, stored, trained, lengths, sizes);
-        choose(run, lengths, budget, &plan)
+        choose(run, config.layers, lengths, budget, &plan)
     };
     let Choice { sizes, plan, fits } = choice(run, trained);
     if !fits {

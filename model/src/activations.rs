@@ -30,6 +30,9 @@ pub struct Keeping {
     /// Beside the inputs, what the attention halves need: a few widths of the model for each layer, which spares a quarter
     /// of what is computed again in the usual shapes. It changes no result.
     pub attention: bool,
+    /// Of how many layers, the last ones, what the MLP halves need is kept too: those are not computed again. It changes no
+    /// result.
+    pub mlp: usize,
     /// Inputs are rounded to `bf16` whatever the precision, so that the backward pass sees the rounded ones.
     pub bf16: bool,
     /// Bytes of the inputs that may be in memory, [`arena::SMALLEST`](crate::arena::SMALLEST) at least; the others lie in a file. `None`: all are in
@@ -101,8 +104,10 @@ impl Activations {
         let trained = layers - layout.frozen_layers(layers);
         let (attention, mlp) = match purpose {
             Purpose::Train(Checkpointing::None) => (trained, trained),
-            Purpose::Train(Checkpointing::Block(keeping)) if keeping.attention => (trained, 0),
-            Purpose::Train(Checkpointing::Block(_)) | Purpose::Infer => (0, 0),
+            Purpose::Train(Checkpointing::Block(keeping)) => {
+                (if keeping.attention { trained } else { 0 }, trained.min(keeping.mlp))
+            }
+            Purpose::Infer => (0, 0),
         };
         let streams = if purpose == Purpose::Infer || inputs.is_some() { 1 } else { layers + 1 };
         let training = purpose != Purpose::Infer;

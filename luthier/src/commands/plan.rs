@@ -107,6 +107,8 @@ struct Outlook {
     family: &'static str,
     parameters: u64,
     trainable: u64,
+    /// Of what is run: those of a stand-in where the model itself is only counted.
+    layers: usize,
     lengths: Lengths,
     choice: Choice,
     budget: Option<u64>,
@@ -124,7 +126,7 @@ impl Outlook {
         let trained = setup::trained(run, config, name)?;
         let lengths = Lengths::expected(run, config);
         let plan = |sizes| setup::memory_plan(run, config, stored, &trained, lengths, sizes);
-        let choice = setup::choose(run, lengths, budget, &plan);
+        let choice = setup::choose(run, config.layers, lengths, budget, &plan);
         let mut shape = Shape::of(name, config);
         if trained.layout.rank(ModuleId::Head) > 0 && config.tie_word_embeddings {
             // A tied head has no weight of its own, but an update of its own.
@@ -145,6 +147,7 @@ impl Outlook {
             family: config.family.model_type(),
             parameters: config.parameter_count(),
             trainable: trained.layout.len() as u64,
+            layers: config.layers,
             lengths,
             choice,
             budget,
@@ -178,13 +181,14 @@ impl Outlook {
             }
             plan
         };
-        let choice = setup::choose(run, lengths, budget, &plan);
+        let choice = setup::choose(run, config.layers, lengths, budget, &plan);
         Ok(Outlook {
             parameters: shape.parameters(),
             shape,
             updates,
             family: "gpt3",
             trainable,
+            layers: config.layers,
             lengths,
             choice,
             budget,
@@ -211,6 +215,7 @@ impl Outlook {
             "fits": self.choice.fits,
             "micro_batch_tokens": self.choice.sizes.micro_batch_tokens,
             "checkpointing": checkpointing_name(self.choice.sizes.checkpointing),
+            "layers_computed_again": self.choice.sizes.computed_again(self.layers),
             "optimizer_memory_bytes": self.choice.sizes.optimizer_memory,
             "activation_memory_bytes": self.choice.sizes.activation_memory(),
             "frozen_activation_memory_bytes": self.choice.sizes.frozen_memory,
@@ -242,11 +247,12 @@ impl Outlook {
         let sizes = self.choice.sizes;
         write!(
             text,
-            "{table}\n\na step of {} x {} tokens, {} in memory at once, checkpointing {}{}",
+            "{table}\n\na step of {} x {} tokens, {} in memory at once, checkpointing {}{}{}",
             run.training.batch_size,
             run.data.max_length,
             sizes.micro_batch_tokens,
             checkpointing_name(sizes.checkpointing),
+            sizes.computed_again_words(self.layers).map_or(String::new(), |words| format!(" ({words})")),
             self.budget_words(run)
         )
         .expect("writing to a string");

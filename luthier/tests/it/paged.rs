@@ -176,6 +176,34 @@ fn what_does_not_fit_is_told_with_what_other_settings_would_need() {
 }
 
 #[test]
+fn as_many_layers_as_the_memory_asks_for_are_computed_again() {
+    let folder = tempdir().unwrap();
+    let plan = |memory: u64, settings: &[&str]| -> Value {
+        let mut command = luthier(folder.path());
+        command.args(["plan", "--json", "--shape", "llama-3.2-1b", "--memory", &memory.to_string()]);
+        command.args(["--set", "training.micro_batch_tokens=2048"]);
+        settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
+        serde_json::from_slice(&command.output().unwrap().stdout).unwrap()
+    };
+    let number = |plan: &Value, key: &str| plan[key].as_u64().unwrap();
+    let none = plan(1 << 40, &[]);
+    let block = plan(1 << 40, &["training.checkpointing=block"]);
+    let [most, least] = [&none, &block].map(|plan| number(plan, "total_bytes"));
+    assert_eq!((number(&none, "layers_computed_again"), number(&block, "layers_computed_again")), (0, 15));
+    let of_layer = (most - least) / 15;
+    for kept in 0..15 {
+        let budget = least + kept * of_layer + of_layer / 2;
+        let chosen = plan(budget, &[]);
+        let (again, total) = (number(&chosen, "layers_computed_again"), number(&chosen, "total_bytes"));
+        assert!(
+            chosen["checkpointing"] == "block" && total <= budget && total + of_layer > budget,
+            "{chosen}"
+        );
+        assert_eq!(again, 15 - kept, "{chosen}");
+    }
+}
+
+#[test]
 fn layers_inputs_are_paged_last_with_all_the_room_there_is() {
     let folder = tempdir().unwrap();
     let plan = |settings: &[&str]| {

@@ -101,6 +101,31 @@ fn what_attention_needs_may_be_kept_too_and_changes_no_bit() {
     }
 }
 
+/// Of the three layers' MLP halves the last ones are kept, as many as asked for, and only the others made again.
+#[test]
+fn what_the_mlp_halves_of_some_layers_need_may_be_kept_too_and_changes_no_bit() {
+    let decoder = load("qwen2-window", Precision::F32);
+    let (layers, inner) = (decoder.config.layers, decoder.config.intermediate_size);
+    assert_eq!(layers, 3);
+    let none = passed(&decoder, Checkpointing::None);
+    let (mut planned, mut calls) = (Vec::new(), Vec::new());
+    for mlp in 0..=layers {
+        decoder.device.profile().start();
+        let keeping = Keeping { attention: true, mlp, ..Keeping::default() };
+        let passed = passed(&decoder, Checkpointing::Block(keeping));
+        let profile = decoder.device.profile().stop();
+        let gates = profile.iter().filter(|(key, _)| key.size.is_some_and(|[_, n, _]| n == inner));
+        calls.push(gates.map(|(_, total)| total.calls).sum::<u64>());
+        assert!(none.losses == passed.losses && none.gradients == passed.gradients, "{mlp}");
+        planned.push(passed.planned);
+    }
+    // One layer has a place anyway: the last one is never made again.
+    assert!(planned[0] == planned[1] && planned[1] < planned[2] && planned[2] < planned[3], "{planned:?}");
+    assert_eq!(planned[3], none.planned);
+    // Two passes, a gate and an up projection each.
+    assert_eq!([0, 1, 2, 3].map(|mlp| calls[mlp] - calls[3]), [8, 8, 4, 0]);
+}
+
 /// How often attention runs forward in two passes forward and backward: what is kept is not made again.
 #[test]
 fn only_what_is_not_kept_is_made_again_and_never_the_last_layer() {
