@@ -80,7 +80,7 @@ impl Call<'_> {
         let (d, n) = (self.spec.head_dim, keys.len());
         let at = (rows.start, rows.len());
         let Scratch { q, k_columns, v_rows, scores, p, sums, stride, .. } = scratch;
-        k_columns.pack(transposed(self.keys(self.k, segment, group, keys)));
+        k_columns.pack(self.keys(self.k, segment, group, keys).transposed());
         v_rows.pack(self.keys(self.v, segment, group, keys));
         q.multiply(at, k_columns, (d, n), (scores.as_mut().f32(), KEYS), false);
         let running = Running {
@@ -187,13 +187,13 @@ impl Call<'_> {
         let q = load(self.q, self.spec, segment, *group, tokens, &mut scratch.rows);
         scratch.q.pack(0, q);
         if *dkv {
-            scratch.q_columns.pack(0, transposed(q));
+            scratch.q_columns.pack(0, q.transposed());
         }
         load(kept.out, self.spec, segment, *group, tokens, &mut scratch.out);
         let dout = load(kept.dout, self.spec, segment, *group, tokens, &mut scratch.rows);
         scratch.dout.pack(0, dout);
         if *dkv {
-            scratch.dout_columns.pack(0, transposed(dout));
+            scratch.dout_columns.pack(0, dout.transposed());
         }
         by_dtype!(self.q.dtype(), X => {
             let (out, dout) = (X::of(scratch.out.top(rows)), X::of(scratch.rows.top(rows)));
@@ -218,8 +218,8 @@ impl Call<'_> {
     ) {
         let (rows, d, n) = (tokens.len() * self.spec.group(), self.spec.head_dim, keys.len());
         let Scratch { q, dout, k_columns, v_columns, scores, dp, p, p_columns, ds_columns, .. } = scratch;
-        k_columns.pack(transposed(self.keys(self.k, segment, group, keys)));
-        v_columns.pack(transposed(self.keys(self.v, segment, group, keys)));
+        k_columns.pack(self.keys(self.k, segment, group, keys).transposed());
+        v_columns.pack(self.keys(self.v, segment, group, keys).transposed());
         q.multiply((0, rows), k_columns, (d, n), (scores.as_mut().f32(), KEYS), false);
         dout.multiply((0, rows), v_columns, (d, n), (dp.as_mut().f32(), KEYS), false);
         let view = self.spec.view(segment, tokens, keys);
@@ -315,10 +315,6 @@ fn copy_rows<X: Copy>(from: &[X], starts: impl Iterator<Item = usize>, width: us
     to.chunks_exact_mut(width)
         .zip(starts)
         .for_each(|(to, start)| to.copy_from_slice(&from[start..start + width]));
-}
-
-fn transposed(o: Operand<'_>) -> Operand<'_> {
-    Operand { rows: o.cols, cols: o.rows, row_stride: o.col_stride, col_stride: o.row_stride, ..o }
 }
 
 multiversion! {

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::kernel::{Kernel, Target, TargetStart};
 use super::scratch::{self, A_BYTES, B_BYTES, SHARED_A_BYTES, SHARED_SUMS, SUMS};
-use super::{Operand, OperandMut, Right, few_rows};
+use super::{Operand, OperandMut, Right, few_rows, portable};
 use crate::cpu::{Pool, simd};
 use crate::matrix::{Slice, SliceMut};
 
@@ -169,7 +169,16 @@ impl<'a> Product<'a> {
         if c.rows == 0 || c.cols == 0 {
             return None;
         }
-        Some(Product { kernel, alpha, a, b, update, accumulate, c: c.target("c") })
+        let (cols, c) = (c.cols, c.target("c"));
+        let product = Product { kernel, alpha, a, b, update, accumulate, c };
+        match b {
+            // Packed rows of `a` would have to be turned, for one narrow panel: the other way round they are the panels.
+            Right::Dense(b) if cols <= kernel.lanes && a.col_stride != 1 && update.is_none() => {
+                let c = Target { row_stride: c.col_stride, col_stride: c.row_stride, ..c };
+                Some(Product { a: b.transposed(), b: a.transposed().into(), c, ..product })
+            }
+            _ => Some(product),
+        }
     }
 
     /// Computes `c`.
@@ -416,6 +425,7 @@ impl<'a> Product<'a> {
         let keep = self.k_blocks() > 1;
         let panel_sums = if keep { rows * (cols.start - block.cols.start) } else { 0 };
         let row_bytes = self.row_bytes();
+        let store = if self.c.col_stride == 1 { kernel.store } else { portable::store_transposed };
         // SAFETY: there is room for the panel, and for its values where they stand in four bits.
         unsafe {
             let values = match right {
@@ -435,7 +445,7 @@ impl<'a> Product<'a> {
                 if is_last {
                     let valid = kernel.rows.min(block.rows.len() - row);
                     let c = self.c.at(block.rows.start + row, cols.start);
-                    (kernel.store)(sums, width, valid, cols.len(), self.alpha, self.accumulate, c);
+                    store(sums, width, valid, cols.len(), self.alpha, self.accumulate, c);
                 }
             }
         }
@@ -506,6 +516,11 @@ impl Operand<'_> {
         }
     }
 
+    pub(crate) fn transposed(self) -> Self {
+        let Operand { data, rows, cols, row_stride, col_stride } = self;
+        Operand { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+
     /// A part of it.
     pub(super) fn view(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         let offset = rows.start * self.row_stride + cols.start * self.col_stride;
@@ -553,7 +568,7 @@ impl OperandMut<'_> {
         let end = extent(rows, cols, row_stride, 1);
         assert!(end <= len, "{name} ends at element {end} of {len}");
         assert!(rows <= 1 || row_stride >= cols, "rows of {name} overlap: {row_stride} < {cols}");
-        Target { start, row_stride }
+        Target { start, row_stride, col_stride: 1 }
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) type PackA = unsafe fn(a: Operand<'_>, rows: usize, tile_bytes: usize
 /// Packs `b[k, n]` as a panel: for each group of `k` (zeros from `k` on) `width` columns (zeros from `n` on).
 pub(super) type PackB = unsafe fn(b: Operand<'_>, width: usize, to: *mut u8);
 
-/// Writes `rows` x `cols` of a tile of `width` columns to `c`: `alpha * sums`, or `c + alpha * sums` if `accumulate`.
+/// Writes `rows` x `cols` of a tile of `width` columns to `c`, whose columns are side by side: `alpha * sums`, or `c + alpha * sums` if `accumulate`.
 pub(super) type Store = unsafe fn(
     sums: *const f32,
     width: usize,
@@ -35,11 +35,12 @@ pub(super) type Store = unsafe fn(
     c: Target,
 );
 
-/// Where a tile goes: its first element and the elements between rows.
+/// Where a tile goes: its first element, and the elements between rows and between columns, one of which is 1.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
     pub(super) start: TargetStart,
     pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 /// The first element of a target, of either type.
@@ -55,7 +56,7 @@ impl Target {
     /// # Safety
     /// The element lies inside the same allocation.
     pub(super) unsafe fn at(self, i: usize, j: usize) -> Target {
-        let offset = i * self.row_stride + j;
+        let offset = i * self.row_stride + j * self.col_stride;
         // SAFETY: as the caller promises.
         let start = unsafe {
             match self.start {
@@ -63,7 +64,7 @@ impl Target {
                 TargetStart::Bf16(p) => TargetStart::Bf16(p.add(offset)),
             }
         };
-        Target { start, row_stride: self.row_stride }
+        Target { start, ..self }
     }
 }
 

@@ -12,6 +12,8 @@ use crate::quant::Quantized;
 pub(super) const ROWS: usize = 4;
 /// Columns of a narrow tile: sixteen 128-bit registers hold a wide tile's sums and its factors.
 pub(super) const LANES: usize = 4;
+/// Rows of a tile of any kernel, at most.
+const MAX_ROWS: usize = 8;
 /// Groups of a chunk.
 const PARTS: usize = CHUNK / 4;
 
@@ -80,6 +82,39 @@ pub(super) unsafe fn store(
                 TargetStart::Bf16(p) => {
                     let c = std::slice::from_raw_parts_mut(p.add(i * c.row_stride), cols);
                     store_row(sums, alpha, accumulate, c, bf16::from_f32);
+                }
+            }
+        }
+    }
+}
+
+/// [`super::kernel::Store`] into a target whose rows, not columns, are side by side: of any kernel, for results of few rows.
+///
+/// # Safety
+/// See [`super::kernel::Store`].
+pub(super) unsafe fn store_transposed(
+    sums: *const f32,
+    width: usize,
+    rows: usize,
+    cols: usize,
+    alpha: f32,
+    accumulate: bool,
+    c: Target,
+) {
+    for j in 0..cols {
+        let mut column = [0.0; MAX_ROWS];
+        let column = &mut column[..rows];
+        // SAFETY: the caller promises the tile and the target; a column of it is contiguous.
+        unsafe {
+            column.iter_mut().enumerate().for_each(|(i, v)| *v = *sums.add(i * width + j));
+            match c.start {
+                TargetStart::F32(p) => {
+                    let c = std::slice::from_raw_parts_mut(p.add(j * c.col_stride), rows);
+                    store_row(column, alpha, accumulate, c, |v| v);
+                }
+                TargetStart::Bf16(p) => {
+                    let c = std::slice::from_raw_parts_mut(p.add(j * c.col_stride), rows);
+                    store_row(column, alpha, accumulate, c, bf16::from_f32);
                 }
             }
         }
