@@ -2,12 +2,13 @@
 //! permutation. For few rows the values go from there into sums, without a stop in memory.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::Operand;
 use super::avx512::{bits, mask16, totals};
 use super::few_rows::{COLS, ROWS, WIDTH};
 use super::four_bit::{FewRows, FourBit};
-use super::scales::{Rounded, granule, granules_fit, write_scales};
+use super::scales::{Rounded, SCALES, granule, granules_fit, write_scales};
 use crate::bf16;
 use crate::cpu::quant;
 use crate::cpu::simd::{self, Element};
@@ -271,7 +272,7 @@ unsafe fn dots<const PARTS: usize>(
     }
 }
 
-/// Two columns at a time share what is loaded of `x`.
+/// Scales are made of many columns together, then two columns at a time share what is loaded of `x`.
 ///
 /// # Safety
 /// See [`dots`], of exactly `COUNT` rows.
@@ -285,18 +286,24 @@ unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) {
     let planes = Planes::of(w.weight.scales());
-    // SAFETY: as the caller promises.
+    let of_column = w.rows / granule(&w);
+    // Columns whose scales there is room for.
+    let group = 1 << (2 * SCALES / of_column.max(1)).min(WIDTH).ilog2();
+    // SAFETY: as the caller promises; scales of a group have room.
     unsafe {
         for first in (0..w.cols).step_by(COLS) {
             let mut acc = [[_mm512_setzero_ps(); COUNT]; COLS];
             for j in (0..COLS.min(w.cols - first)).step_by(2) {
-                if first + j + 1 < w.cols {
-                    let of =
-                        columns::<COUNT, 2, PARTS>(first + j, x, w, scales, &planes, &look_up, &multiply);
+                let (at, in_group) = (first + j, (first + j) & (group - 1));
+                if in_group == 0 {
+                    make_scales(&w, at..w.cols.min(at + group), &planes, scales);
+                }
+                let scales = scales.add(in_group * of_column);
+                if at + 1 < w.cols {
+                    let of = columns::<COUNT, 2, PARTS>(at, x, w, scales, &look_up, &multiply);
                     acc[j..j + 2].copy_from_slice(&of);
                 } else {
-                    [acc[j]] =
-                        columns::<COUNT, 1, PARTS>(first + j, x, w, scales, &planes, &look_up, &multiply);
+                    [acc[j]] = columns::<COUNT, 1, PARTS>(at, x, w, scales, &look_up, &multiply);
                 }
             }
             for i in 0..COUNT {
@@ -306,7 +313,31 @@ unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
     }
 }
 
-/// The sums of `N` columns from `j` on, in sixteen parts each.
+/// Writes the scales of some columns, one column after the other.
+///
+/// # Safety
+/// `to` has room; inlined into a function with the features.
+#[inline(always)]
+unsafe fn make_scales(w: &FourBit<'_>, columns: Range<usize>, planes: &Option<Planes>, to: *mut f32) {
+    let (granule, of_column) = (granule(w), w.rows / granule(w));
+    // Those of whole rows of the weight follow each other.
+    let (runs, run) = match columns.len() {
+        n if w.weight.cols() == w.rows => (1, n * of_column),
+        n => (n, of_column),
+    };
+    for n in 0..runs {
+        // SAFETY: as the caller promises.
+        let to = unsafe { std::slice::from_raw_parts_mut(to.add(n * of_column), run) };
+        let first = w.first + (columns.start + n) * w.weight.cols();
+        write_scales(w.weight, first, granule, to, |rounded, codes, to| match planes {
+            // SAFETY: `Planes::of` made sure that the processor has what it takes.
+            Some(planes) => unsafe { planes.write(rounded, codes, to) },
+            None => rounded.write(codes, to),
+        });
+    }
+}
+
+/// The sums of `N` columns from `j` on, in sixteen parts each, with their scales.
 ///
 /// # Safety
 /// See [`dots_of`].
@@ -315,8 +346,7 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
     j: usize,
     x: *const u8,
     w: FourBit<'_>,
-    scales: *mut f32,
-    planes: &Option<Planes>,
+    scales: *const f32,
     look_up: &impl Fn(__m512i) -> [__m512i; PARTS],
     multiply: &impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) -> [[__m512; COUNT]; N] {
@@ -325,21 +355,12 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
     let (column_scales, step_scales) = (depth / granule, CODES / granule);
     let row_bytes = row_len(depth) / CODES * PARTS * VECTOR;
     let first = |n: usize| w.first + (j + n) * w.weight.cols();
-    // SAFETY: codes are read as far as the depth goes, scales of the columns have room, and `x` has whole steps; asking ahead is
+    // SAFETY: codes are read as far as the depth goes, scales of the columns are there, and `x` has whole steps; asking ahead is
     // only a hint.
     unsafe {
         // Which of a step's scales is a lane's.
         let lanes = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
         let lanes = _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(granule.trailing_zeros() as i32));
-        // Scales of whole columns follow each other.
-        let (runs, run) = if w.weight.cols() == depth { (1, N * column_scales) } else { (N, column_scales) };
-        for n in 0..runs {
-            let to = std::slice::from_raw_parts_mut(scales.add(n * column_scales), run);
-            write_scales(w.weight, first(n), granule, to, |rounded, codes, to| match planes {
-                Some(planes) => planes.write(rounded, codes, to),
-                None => rounded.write(codes, to),
-            });
-        }
         let codes: [_; N] = std::array::from_fn(|n| w.weight.codes().as_ptr().add(first(n) / 2));
         let mut acc = [[_mm512_setzero_ps(); COUNT]; N];
         for i in 0..steps {

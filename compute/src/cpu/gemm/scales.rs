@@ -2,6 +2,7 @@
 
 use super::four_bit::FourBit;
 use super::scratch::B_BYTES;
+use crate::cpu::simd;
 use crate::quant::{Quantized, Scales};
 
 /// Scales that a column has at most: there is room for those of two, and for a vector that reads beyond them.
@@ -60,6 +61,9 @@ pub(super) fn write_scales(
                 let len = (to.len() - done).min(block_size - block % block_size);
                 let rounded = Rounded { map, absmax: absmax[block / block_size], offset: *offset };
                 write(&rounded, &codes[block..][..len], &mut to[done..][..len]);
+                // As many will be asked for next, in short runs.
+                let next = codes.as_ptr().wrapping_add(block + len);
+                (0..len).step_by(64).for_each(|i| simd::prefetch(next.wrapping_add(i)));
                 done += len;
             }
         }
