@@ -9,6 +9,7 @@ use std::hint::black_box;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use compute::ops::low_rank;
 use compute::ops::matmul::{Factor, matmul};
 use compute::quant::{Format, Quantized};
 use compute::{Cpu, DType, Device, Matrix, Precision};
@@ -135,6 +136,69 @@ fn products(c: &mut Criterion) {
     group(c, "few rows", Precision::Bf16, &few);
 }
 
+/// A linear layer with an adapter of rank 16, as training has it: both passes, over either kind of weight. Throughput is in
+/// operations of the frozen weight's and the adapter's products.
+fn low_rank(c: &mut Criterion) {
+    let (precision, rank) = (Precision::Bf16, 16);
+    let cpu = Cpu::new(0);
+    println!("low rank: peak {:.0} Gflop/s, {} threads", cpu.peak_flops(precision) / 1e9, cpu.threads());
+    let device = Device::Cpu(cpu);
+    let mut group = c.benchmark_group("low rank");
+    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    for (out, inner) in [(768, 768), (2048, 2048), (8192, 2048)] {
+        let (x, dy) = (random(T, inner, DType::Bf16), random(T, out, DType::Bf16));
+        let (a, b) = (random(rank, inner, DType::F32), random(out, rank, DType::F32));
+        let (mut y, mut dx) = (Matrix::zeros(T, out, DType::Bf16), Matrix::zeros(T, inner, DType::Bf16));
+        let [mut s, mut ds] = [(); 2].map(|()| Matrix::zeros(T, rank, DType::F32));
+        let (mut da, mut db) = (Matrix::zeros(rank, inner, DType::F32), Matrix::zeros(out, rank, DType::F32));
+        let dense = random(out, inner, DType::Bf16);
+        let four_bit = Quantized::quantize(&device, dense.as_ref(), Format::QLORA);
+        let frozen = 2 * (T * out * inner) as u64;
+        let adapter = 2 * (T * rank * (out + inner)) as u64;
+        for (what, w) in [("bf16", Weight::Dense(dense)), ("nf4", Weight::FourBit(four_bit))] {
+            let size = format!("{T}x{out}x{inner}");
+            group.throughput(Throughput::Elements(frozen + adapter));
+            group.bench_function(BenchmarkId::new(format!("{what} forward"), &size), |bencher| {
+                bencher.iter(|| {
+                    let (x, factors) = ((x.as_ref(), w.transposed()), (a.as_ref(), b.as_ref()));
+                    low_rank::forward(
+                        &device,
+                        precision,
+                        y.as_mut(),
+                        false,
+                        x,
+                        None,
+                        factors,
+                        2.0,
+                        s.as_mut(),
+                    );
+                });
+            });
+            group.throughput(Throughput::Elements(frozen + 3 * adapter));
+            group.bench_function(BenchmarkId::new(format!("{what} backward"), &size), |bencher| {
+                bencher.iter(|| {
+                    let (a, b) = (a.as_ref(), b.as_ref());
+                    let w = (dy.as_ref(), w.plain());
+                    low_rank::input_gradient(
+                        &device,
+                        precision,
+                        dx.as_mut(),
+                        false,
+                        w,
+                        (a, b),
+                        2.0,
+                        ds.as_mut(),
+                    );
+                    let (dy, x) = ((dy.as_ref(), ds.as_ref()), (x.as_ref(), a));
+                    let (da, db) = (da.as_mut(), db.as_mut());
+                    low_rank::backward(&device, precision, da, db, dy, x, 2.0, s.as_mut());
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 /// Bytes of weights that generation goes round in: none of them is in a cache when its turn comes.
 const COLD_BYTES: usize = 256 << 20;
 /// Weights `[out, in]` of a 1B model: keys, queries, up, down.
@@ -163,6 +227,13 @@ impl Weight {
             Weight::FourBit(w) => w.size_bytes(),
         };
         ((0..COLD_BYTES / bytes).map(|_| one()).collect(), bytes)
+    }
+
+    fn plain(&self) -> Factor<'_> {
+        match self {
+            Weight::Dense(w) => Factor::Plain(w.as_ref()),
+            Weight::FourBit(w) => Factor::Quantized(w),
+        }
     }
 
     fn transposed(&self) -> Factor<'_> {
@@ -236,5 +307,5 @@ fn generation(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, generation, products);
+criterion_group!(benches, generation, products, low_rank);
 criterion_main!(benches);

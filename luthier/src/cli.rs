@@ -190,6 +190,9 @@ pub(crate) struct Sampling {
     /// Precision of activations and arithmetic
     #[arg(long, value_name = "PRECISION", default_value = "bf16", value_enum)]
     pub(crate) precision: Precision,
+    /// Hold the base in four bits, as an adapter knew it that was trained so: nf4 or fp4
+    #[arg(long, value_name = "TYPE", value_parser = parse_code)]
+    pub(crate) quantization: Option<Code>,
 }
 
 fn parse_temperature(text: &str) -> Result<f32, String> {

@@ -29,7 +29,7 @@ const FIRST_CONTEXT: usize = 2048;
 pub(super) fn run(args: cli::Chat, global: &Global) -> anyhow::Result<ExitCode> {
     let speaker = Speaker::open(&args.model, args.adapter.as_deref())?;
     let template = speaker.template(args.chat_template.as_deref())?;
-    let decoder = speaker.base.load(&global.device()?, args.sampling.precision.engine(), None)?;
+    let decoder = speaker.load(&args.sampling, global)?;
     let mut conversation = Conversation {
         stop: speaker.stops(Some(&template)),
         generator: Generator::new(&decoder, speaker.adapter.as_ref(), FIRST_CONTEXT),

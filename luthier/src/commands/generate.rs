@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use compute::quant;
 use data::format::Item;
 use data::{Chat, ChatTemplate, Format, Source, Tokenizer};
 use infer::{Finish, Generation, Generator, Request};
@@ -34,7 +35,7 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
         }
     };
     let sampling = args.sampling.engine();
-    let decoder = speaker.base.load(&global.device()?, args.sampling.precision.engine(), None)?;
+    let decoder = speaker.load(&args.sampling, global)?;
     let context = prompt.len().saturating_add(args.max_tokens.max(1) - 1);
     let mut generator = Generator::new(&decoder, speaker.adapter.as_ref(), context);
     let request = Request { prompt: &prompt, max_tokens: args.max_tokens, stop: &stop, sampling };
@@ -74,6 +75,12 @@ impl Speaker {
         let tokenizer = base.tokenizer()?;
         let adapter = adapter.map(|folder| base.adapter(folder)).transpose()?;
         Ok(Speaker { base, tokenizer, adapter })
+    }
+
+    /// The base's weights.
+    pub(super) fn load(&self, sampling: &cli::Sampling, global: &Global) -> anyhow::Result<Decoder> {
+        let quantization = sampling.quantization.map(|code| quant::Format { code, ..quant::Format::QLORA });
+        self.base.load(&global.device()?, sampling.precision.engine(), quantization)
     }
 
     /// The template that was named, or the model's own.

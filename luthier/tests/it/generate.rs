@@ -153,6 +153,26 @@ fn without_a_chat_template_conversations_are_refused_and_prompts_are_not() {
 }
 
 #[test]
+fn over_four_bits_it_says_what_the_quantized_folder_says() {
+    let folder = folder_with_model();
+    let path = folder.path();
+    for code in ["nf4", "fp4"] {
+        let quantized = format!("model-{code}");
+        let quantize = ["quantize", "--model", "model", "--output", &quantized, "--type", code];
+        assert!(run(path, &quantize).status.success());
+        let asked = ["--prompt", "hello there", "--max-tokens", "40"];
+        let on_the_fly = generate(path, &[&asked, &["--quantization", code][..]].concat());
+        let command = ["generate", "--model", &quantized, "--precision", "f32", "--json"];
+        let output = run(path, &[&command, &asked[..]].concat());
+        let stored: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(on_the_fly["token_ids"], stored["token_ids"], "{code}");
+        assert_ne!(on_the_fly["token_ids"], generate(path, &asked)["token_ids"], "{code}");
+    }
+    let twice = ["generate", "--model", "model-nf4", "--prompt", "x", "--quantization", "fp4"];
+    assert!(failure(path, &twice).contains("nf4"));
+}
+
+#[test]
 fn an_adapter_changes_what_is_said_and_one_for_another_model_is_refused() {
     let folder = folder_with_model();
     let adapter = tiny_adapter(folder.path(), 1.0);
