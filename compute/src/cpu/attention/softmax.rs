@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use super::KEYS;
 use crate::cpu::gemm::{Isa, LeftLayout, PackedLeft, PackedRight, RightLayout};
-use crate::cpu::simd::{self, Element, LANES, by_dtype, multiversion};
+use crate::cpu::simd::{self, LANES, multiversion};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::{Element, by_dtype};
 use crate::{Matrix, MatrixMut};
 
 /// `f32` elements of a row that stand together in a packed left factor.
