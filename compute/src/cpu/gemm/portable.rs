@@ -30,10 +30,9 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
     add: bool,
 ) {
     let width = VECTORS * LANES;
-    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of `groups` in `a`.
-    let (sums, a, b) = unsafe {
+    // SAFETY: the caller promises `groups` of width in `b`, and a packed tile of `groups` in `a`.
+    let (a, b) = unsafe {
         (
-            std::slice::from_raw_parts_mut(sums, (ROWS - 1) * stride + width),
             std::slice::from_raw_parts(a.cast::<f32>(), groups.next_multiple_of(PARTS) * ROWS),
             std::slice::from_raw_parts(b.cast::<f32>(), groups * width),
         )
@@ -49,7 +48,9 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
             }
         }
     }
-    for (sums, acc) in sums.chunks_mut(stride).zip(&acc) {
+    for (i, acc) in acc.iter().enumerate() {
+        // SAFETY: the caller promises a full tile of sums.
+        let sums = unsafe { std::slice::from_raw_parts_mut(sums.add(i * stride), width) };
         for (sum, acc) in sums.iter_mut().zip(acc.as_flattened()) {
             *sum = if add { *sum + acc } else { *acc };
         }
