@@ -281,6 +281,10 @@ fn a_window_hides_what_is_older() {
         p.check(Precision::F32, F32);
         p.rounded().check(Precision::Bf16, BF16);
     }
+    // The last block of queries sees keys from the last of a tile on, up to where the sums of keys end.
+    let p = Problem::new(4, 1, 16, Some(2), &[(224, 224)]);
+    p.check(Precision::F32, F32);
+    p.rounded().check(Precision::Bf16, BF16);
 }
 
 #[test]

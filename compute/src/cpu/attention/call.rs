@@ -238,6 +238,7 @@ impl Call<'_> {
             let (at, columns) = (keys.start - sweep.keys.start, columns(&sweep.keys));
             // Hidden columns are zeros, so that whole chunks can be added.
             let shape = (rows, n.next_multiple_of(LANES));
+            assert!(at + shape.1 <= columns, "{n} keys from {at} on stay in their row of {columns}");
             for (left, right, sums) in [(dout_columns, &*p_columns, dv), (q_columns, ds_columns, dk)] {
                 left.multiply((0, d), right, shape, (&mut sums.as_mut().f32()[at..], columns), true);
             }
