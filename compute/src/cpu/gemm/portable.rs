@@ -12,8 +12,9 @@ use crate::quant::Quantized;
 pub(super) const ROWS: usize = 4;
 /// Columns of a narrow tile: sixteen 128-bit registers hold a wide tile's sums and its factors.
 pub(super) const LANES: usize = 4;
-/// Rows of a tile of any kernel, at most.
+/// Rows and columns of a tile of any kernel, at most.
 const MAX_ROWS: usize = 8;
+const MAX_COLS: usize = 32;
 /// Groups of a chunk.
 const PARTS: usize = CHUNK / 4;
 
@@ -102,24 +103,17 @@ pub(super) unsafe fn store_transposed(
     accumulate: bool,
     c: Target,
 ) {
-    for j in 0..cols {
-        let mut column = [0.0; MAX_ROWS];
-        let column = &mut column[..rows];
-        // SAFETY: the caller promises the tile and the target; a column of it is contiguous.
-        unsafe {
-            column.iter_mut().enumerate().for_each(|(i, v)| *v = *sums.add(i * width + j));
-            match c.start {
-                TargetStart::F32(p) => {
-                    let c = std::slice::from_raw_parts_mut(p.add(j * c.col_stride), rows);
-                    store_row(column, alpha, accumulate, c, |v| v);
-                }
-                TargetStart::Bf16(p) => {
-                    let c = std::slice::from_raw_parts_mut(p.add(j * c.col_stride), rows);
-                    store_row(column, alpha, accumulate, c, bf16::from_f32);
-                }
-            }
+    assert!(rows <= MAX_ROWS && cols <= MAX_COLS, "a tile of {rows} x {cols}");
+    let mut turned = [0.0; MAX_COLS * MAX_ROWS];
+    for (j, column) in turned.chunks_exact_mut(MAX_ROWS).enumerate().take(cols) {
+        for (i, value) in column.iter_mut().enumerate().take(rows) {
+            // SAFETY: the caller promises the tile.
+            *value = unsafe { *sums.add(i * width + j) };
         }
     }
+    let c = Target { row_stride: c.col_stride, col_stride: 1, ..c };
+    // SAFETY: the caller promises the target, of which columns are now the rows; the tile has at most so many of each.
+    unsafe { store(turned.as_ptr(), MAX_ROWS, cols, rows, alpha, accumulate, c) }
 }
 
 #[inline(always)]
