@@ -342,6 +342,13 @@ pub(crate) fn trained(run: &RunFile, config: &Config, base: &str) -> anyhow::Res
     Ok(Trained { layout, dropout: run.adapter.dropout as f32, peft: Some(peft.settled(&resolution)) })
 }
 
+impl Trained {
+    /// Layers that the backward pass comes to: the lowest trained one and those above it.
+    pub(crate) fn layers(&self, config: &Config) -> usize {
+        config.layers - self.layout.frozen_layers(config.layers)
+    }
+}
+
 /// What was left to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
@@ -390,11 +397,11 @@ impl Sizes {
         Sizes { checkpointing, ..self }
     }
 
-    /// Layers that the backward pass computes again, at least in part, of so many.
+    /// Layers that the backward pass computes again, at least in part, of so many that it comes to.
     pub(crate) fn computed_again(self, layers: usize) -> usize {
         match self.checkpointing {
             Checkpointing::None => 0,
-            Checkpointing::Block(keeping) => layers - keeping.mlp.clamp(1, layers),
+            Checkpointing::Block(keeping) => layers.saturating_sub(keeping.mlp.max(1)),
         }
     }
 
@@ -648,7 +655,7 @@ pub(crate) fn fit(
     let choice = |run: &RunFile, trained: &Trained| {
         let lengths = Lengths { longest: lengths.longest.min(run.data.max_length), ..lengths };
         let plan = |sizes| memory_plan(run, config, stored, trained, lengths, sizes);
-        choose(run, config.layers, lengths, budget, &plan)
+        choose(run, trained.layers(config), lengths, budget, &plan)
     };
     let Choice { sizes, plan, fits } = choice(run, trained);
     if !fits {

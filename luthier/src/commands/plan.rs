@@ -107,7 +107,7 @@ struct Outlook {
     family: &'static str,
     parameters: u64,
     trainable: u64,
-    /// Of what is run: those of a stand-in where the model itself is only counted.
+    /// That the backward pass comes to; those of a stand-in where the model itself is only counted.
     layers: usize,
     lengths: Lengths,
     choice: Choice,
@@ -126,7 +126,7 @@ impl Outlook {
         let trained = setup::trained(run, config, name)?;
         let lengths = Lengths::expected(run, config);
         let plan = |sizes| setup::memory_plan(run, config, stored, &trained, lengths, sizes);
-        let choice = setup::choose(run, config.layers, lengths, budget, &plan);
+        let choice = setup::choose(run, trained.layers(config), lengths, budget, &plan);
         let mut shape = Shape::of(name, config);
         if trained.layout.rank(ModuleId::Head) > 0 && config.tie_word_embeddings {
             // A tied head has no weight of its own, but an update of its own.
@@ -147,7 +147,7 @@ impl Outlook {
             family: config.family.model_type(),
             parameters: config.parameter_count(),
             trainable: trained.layout.len() as u64,
-            layers: config.layers,
+            layers: trained.layers(config),
             lengths,
             choice,
             budget,

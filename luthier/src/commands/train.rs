@@ -301,7 +301,7 @@ fn present(
         .map(|&c| format!("{} {}", c.name(), bytes(memory.bytes(c))))
         .collect();
     eprintln!("memory   {} planned: {}", bytes(memory.total()), parts.join(", "));
-    if let Some(again) = sizes.computed_again_words(base.config.layers) {
+    if let Some(again) = sizes.computed_again_words(trained.layers(&base.config)) {
         eprintln!("backward {again}; it changes no result");
     }
     if let Some(paging) = sizes.paging() {

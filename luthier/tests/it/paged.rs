@@ -190,6 +190,13 @@ fn as_many_layers_as_the_memory_asks_for_are_computed_again() {
     let block = plan(1 << 40, &["training.checkpointing=block"]);
     let [most, least] = [&none, &block].map(|plan| number(plan, "total_bytes"));
     assert_eq!((number(&none, "layers_computed_again"), number(&block, "layers_computed_again")), (0, 15));
+    // Below the lowest trained layer nothing is, and where only the head is trained nothing at all.
+    for (target, again) in
+        [(r"adapter.target_modules=.*layers\.1[2-5]\..*_proj", 3), ("adapter.target_modules=lm_head", 0)]
+    {
+        let upper = plan(1 << 40, &["training.checkpointing=block", target]);
+        assert_eq!(number(&upper, "layers_computed_again"), again, "{upper}");
+    }
     let of_layer = (most - least) / 15;
     for kept in 0..15 {
         let budget = least + kept * of_layer + of_layer / 2;
