@@ -13,6 +13,7 @@
 mod cpu;
 mod device;
 mod matrix;
+mod memory;
 pub mod ops;
 pub mod profile;
 pub mod quant;
@@ -22,3 +23,4 @@ pub use cpu::Cpu;
 pub use device::Device;
 pub use half::bf16;
 pub use matrix::{DType, Matrix, MatrixMut, MatrixRef, Precision};
+pub use memory::Buffer;

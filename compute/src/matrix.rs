@@ -3,9 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use bytemuck::Pod;
 use half::bf16;
-use memmap2::MmapMut;
+
+use crate::memory::Bytes;
 
 /// How an element is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,50 +55,8 @@ impl Precision {
     }
 }
 
-/// Allocations above this many bytes come straight from the system as lazily zeroed pages.
-const MAP_THRESHOLD: usize = 1 << 20;
-
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(crate) struct Line([u8; 64]);
-
-// SAFETY: 64 plain bytes without padding; every bit pattern, zero included, is a value.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above, and the type is Copy.
-unsafe impl Pod for Line {}
-
-/// Zeroed bytes, aligned to a cache line.
-pub(crate) enum Bytes {
-    Heap(Vec<Line>),
-    Map(MmapMut),
-}
-
-impl Bytes {
-    /// At least `len` bytes.
-    pub(crate) fn zeroed(len: usize) -> Self {
-        if len < MAP_THRESHOLD {
-            return Bytes::Heap(vec![Line([0; 64]); len.div_ceil(64)]);
-        }
-        let map = MmapMut::map_anon(len).unwrap_or_else(|e| panic!("cannot map {len} bytes of memory: {e}"));
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage); // only a hint: without it the run is slower, not wrong
-        Bytes::Map(map)
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        match self {
-            Bytes::Heap(lines) => bytemuck::cast_slice(lines),
-            Bytes::Map(map) => map,
-        }
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        match self {
-            Bytes::Heap(lines) => bytemuck::cast_slice_mut(lines),
-            Bytes::Map(map) => map,
-        }
-    }
+fn size_bytes(rows: usize, cols: usize, dtype: DType) -> usize {
+    rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size())).expect("matrix size overflows")
 }
 
 /// An owned row-major matrix `[rows, cols]`, zero when made.
@@ -115,22 +73,29 @@ impl Matrix {
     /// # Panics
     /// If the system refuses the address space; callers plan memory before they allocate.
     pub fn zeros(rows: usize, cols: usize, dtype: DType) -> Self {
-        let len =
-            rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size())).expect("matrix size overflows");
-        Matrix { rows, cols, dtype, bytes: Bytes::zeroed(len) }
+        Matrix { rows, cols, dtype, bytes: Bytes::zeroed(size_bytes(rows, cols, dtype)) }
+    }
+
+    /// A matrix whose elements are written before they are read. They are zero too, but where `LUTHIER_GUARD` asks to find
+    /// who reads them earlier: NaN there.
+    ///
+    /// # Panics
+    /// As [`Matrix::zeros`].
+    pub fn unset(rows: usize, cols: usize, dtype: DType) -> Self {
+        Matrix { rows, cols, dtype, bytes: Bytes::unset(size_bytes(rows, cols, dtype)) }
     }
 
     /// A matrix `[rows, cols]` of `f32` with these values.
     pub fn from_f32(rows: usize, cols: usize, values: &[f32]) -> Self {
         assert_eq!(values.len(), rows * cols, "values for a {rows} x {cols} matrix");
-        let mut m = Matrix::zeros(rows, cols, DType::F32);
+        let mut m = Matrix::unset(rows, cols, DType::F32);
         m.as_mut().f32().copy_from_slice(values);
         m
     }
 
     /// A copy with another element type; `bf16` rounds to nearest even.
     pub fn to_dtype(&self, dtype: DType) -> Self {
-        let mut m = Matrix::zeros(self.rows, self.cols, dtype);
+        let mut m = Matrix::unset(self.rows, self.cols, dtype);
         m.as_mut().copy_from(self.as_ref());
         m
     }
@@ -158,8 +123,7 @@ impl Matrix {
     /// The whole matrix, borrowed.
     #[allow(clippy::should_implement_trait)]
     pub fn as_ref(&self) -> MatrixRef<'_> {
-        let n = self.size_bytes();
-        let bytes = &self.bytes.as_slice()[..n];
+        let bytes = self.bytes.as_slice();
         let data = match self.dtype {
             DType::F32 => Slice::F32(bytemuck::cast_slice(bytes)),
             DType::Bf16 => Slice::Bf16(bytemuck::cast_slice(bytes)),
@@ -170,8 +134,7 @@ impl Matrix {
     /// The whole matrix, borrowed mutably.
     #[allow(clippy::should_implement_trait)]
     pub fn as_mut(&mut self) -> MatrixMut<'_> {
-        let n = self.size_bytes();
-        let bytes = &mut self.bytes.as_mut_slice()[..n];
+        let bytes = self.bytes.as_mut_slice();
         let data = match self.dtype {
             DType::F32 => SliceMut::F32(bytemuck::cast_slice_mut(bytes)),
             DType::Bf16 => SliceMut::Bf16(bytemuck::cast_slice_mut(bytes)),

@@ -15,8 +15,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use crate::matrix::Bytes;
-use crate::{DType, Device, Matrix, MatrixMut, MatrixRef, cpu};
+use crate::{Buffer, DType, Device, Matrix, MatrixMut, MatrixRef, cpu};
 
 /// Scales that share a scale of their own under double quantization.
 pub const SCALES_BLOCK: usize = dynamic_map::BLOCK;
@@ -125,15 +124,15 @@ impl Format {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scales {
     /// As they are.
-    Plain(Vec<f32>),
+    Plain(Buffer<f32>),
     /// Rounded to eight bits: `map[codes[b]] * absmax[b / block_size] + offset`.
     Double {
         /// An index into `map` for each block.
-        codes: Vec<u8>,
+        codes: Buffer<u8>,
         /// The values of the indices.
         map: Box<[f32; 256]>,
         /// Scales of the scales.
-        absmax: Vec<f32>,
+        absmax: Buffer<f32>,
         /// Blocks that share one of them, a power of two.
         block_size: usize,
         /// The mean that was taken off.
@@ -166,7 +165,7 @@ impl Scales {
     pub fn double(scales: &[f32]) -> Scales {
         let offset = if scales.is_empty() { 0.0 } else { torch_sum::sum(scales) / scales.len() as f32 };
         let map = dynamic_map::signed();
-        let mut codes = vec![0; scales.len()];
+        let mut codes = Buffer::zeros(scales.len());
         let mut absmax = Vec::with_capacity(scales.len().div_ceil(SCALES_BLOCK));
         for (scales, codes) in scales.chunks(SCALES_BLOCK).zip(codes.chunks_mut(SCALES_BLOCK)) {
             let mut rest = [0.0; SCALES_BLOCK];
@@ -174,7 +173,7 @@ impl Scales {
             absmax.push(map.encode(&rest, codes));
         }
         let map = Box::new(*map.values());
-        Scales::Double { codes, map, absmax, block_size: SCALES_BLOCK, offset }
+        Scales::Double { codes, map, absmax: absmax.into(), block_size: SCALES_BLOCK, offset }
     }
 
     fn size_bytes(&self) -> usize {
@@ -191,7 +190,7 @@ pub struct Quantized {
     cols: usize,
     block_size: usize,
     table: [f32; 16],
-    codes: Bytes,
+    codes: Buffer<u8>,
     scales: Scales,
 }
 
@@ -209,7 +208,7 @@ impl Quantized {
             assert!(block_size.is_power_of_two(), "blocks of {block_size} scales");
             assert_eq!(absmax.len(), codes.len().div_ceil(*block_size), "a scale for each block of scales");
         }
-        let codes = Bytes::zeroed(elements.div_ceil(2));
+        let codes = Buffer::zeros(elements.div_ceil(2));
         Quantized { rows, cols, block_size, table, codes, scales }
     }
 
@@ -219,7 +218,7 @@ impl Quantized {
     /// If the block size is not one of [`BLOCK_SIZES`].
     pub fn quantize(device: &Device, values: MatrixRef<'_>, format: Format) -> Self {
         let Format { code, block_size, double_quant } = format;
-        let mut scales = vec![0.0; (values.rows() * values.cols()).div_ceil(block_size)];
+        let mut scales = Buffer::zeros((values.rows() * values.cols()).div_ceil(block_size));
         let blank = Scales::Plain(scales.clone());
         let mut to = Quantized::new(values.rows(), values.cols(), block_size, code.table(), blank);
         match device {
@@ -253,12 +252,12 @@ impl Quantized {
 
     /// Two codes a byte.
     pub fn codes(&self) -> &[u8] {
-        &self.codes.as_slice()[..(self.rows * self.cols).div_ceil(2)]
+        &self.codes
     }
 
     /// Two codes a byte, to fill.
     pub fn codes_mut(&mut self) -> &mut [u8] {
-        &mut self.codes.as_mut_slice()[..(self.rows * self.cols).div_ceil(2)]
+        &mut self.codes
     }
 
     /// The blocks' scales.
@@ -274,7 +273,7 @@ impl Quantized {
     /// The code of an element.
     #[inline(always)]
     pub(crate) fn code(&self, element: usize) -> u8 {
-        let byte = self.codes.as_slice()[element / 2];
+        let byte = self.codes[element / 2];
         if element.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
     }
 
@@ -299,7 +298,7 @@ impl Quantized {
 
     /// All values, as a matrix of this type.
     pub fn dequantize(&self, device: &Device, dtype: DType) -> Matrix {
-        let mut dense = Matrix::zeros(self.rows, self.cols, dtype);
+        let mut dense = Matrix::unset(self.rows, self.cols, dtype);
         self.dequantize_rows(device, 0..self.rows, dense.as_mut());
         dense
     }

@@ -9,6 +9,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use compute::Buffer;
+
 use crate::error::{ModelError, Result};
 use crate::memory::{Allocator, Component};
 
@@ -27,9 +29,9 @@ pub fn page_words(budget: Option<u64>) -> usize {
 pub struct Arena {
     pages: Vec<Page>,
     /// The memory of the first pages, one frame each.
-    resident: Vec<Vec<f32>>,
+    resident: Vec<Buffer<f32>>,
     /// The memory that the other pages use in turn.
-    shared: Vec<f32>,
+    shared: Buffer<f32>,
     /// Which page the shared frame holds, and whether the file has it as it is.
     held: Option<(usize, bool)>,
     file: Option<(PathBuf, File)>,
@@ -64,7 +66,7 @@ impl Arena {
             let stays = (left / bytes(words).max(1)).min(count as u64);
             left -= stays * bytes(words);
             if allocator.count(component, stays * bytes(words)) {
-                resident.extend((0..stays).map(|_| vec![0.0; words]));
+                resident.extend((0..stays).map(|_| Buffer::zeros(words)));
             }
             if stays < count as u64 {
                 break;
@@ -134,7 +136,7 @@ impl Arena {
     /// Bytes that are held in memory.
     #[cfg(test)]
     fn resident_bytes(&self) -> u64 {
-        4 * (self.resident.iter().map(Vec::capacity).sum::<usize>() + self.shared.capacity()) as u64
+        4 * (self.resident.iter().map(|page| page.len()).sum::<usize>() + self.shared.len()) as u64
     }
 
     fn frame(&mut self, index: usize, reads: bool, changes: bool) -> Result<&mut [f32]> {

@@ -4,7 +4,7 @@
 use compute::ops::attention::{self, Attention as Heads};
 use compute::ops::rms_norm;
 use compute::ops::rope;
-use compute::{DType, Matrix, Precision};
+use compute::{Buffer, DType, Matrix, Precision};
 
 use crate::adapter::parameters::Parameters;
 use crate::block::{Pass, Workspace};
@@ -37,10 +37,10 @@ pub(crate) struct Attention {
 /// What the backward pass needs of the forward pass.
 #[derive(Debug)]
 pub(crate) struct Saved {
-    rstd: Vec<f32>,
+    rstd: Buffer<f32>,
     /// Queries and keys before their norms; present where the family has these.
     raw: Option<[Matrix; 2]>,
-    raw_rstd: [Vec<f32>; 2],
+    raw_rstd: [Buffer<f32>; 2],
     q: Matrix,
     k: Matrix,
     v: Matrix,

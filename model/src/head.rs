@@ -2,7 +2,7 @@
 //! loss. Logits exist for one chunk at a time; rows without loss are never projected.
 
 use compute::ops::{cross_entropy, rms_norm};
-use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
+use compute::{Buffer, DType, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::{Layout, Parameters};
 use crate::batch::Target;
@@ -23,7 +23,7 @@ pub(crate) struct Workspace {
     /// Rows of the residual stream `[rows, C]`, and in the backward pass their gradient.
     gathered: Matrix,
     normed: Matrix,
-    rstd: Vec<f32>,
+    rstd: Buffer<f32>,
     logits: Matrix,
     dnormed: Matrix,
     tokens: Vec<u32>,

@@ -1,6 +1,6 @@
 //! The memory plan: the constructor of every long-lived buffer runs once to count and once to allocate.
 
-use compute::{DType, Matrix};
+use compute::{Buffer, DType, Matrix};
 
 /// What a buffer is for, as the plan's table shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +35,11 @@ impl Component {
         Component::Workspace,
         Component::Cache,
     ];
+
+    /// Whether its buffers are read before they are written: trained tensors that begin at zero, sums, moments.
+    fn begins_at_zero(self) -> bool {
+        matches!(self, Component::Adapter | Component::Gradients | Component::Optimizer)
+    }
 
     /// The name in tables and JSON.
     pub fn name(self) -> &'static str {
@@ -100,17 +105,22 @@ impl Allocator {
         Allocator { plan: MemoryPlan::default(), real: false }
     }
 
-    /// A zeroed matrix for this component.
+    /// A matrix for this component: zeros where something is added up in it, else [`Matrix::unset`].
     pub fn matrix(&mut self, component: Component, rows: usize, cols: usize, dtype: DType) -> Matrix {
         let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(dtype.size() as u64);
         self.plan.add(component, bytes);
-        if self.real { Matrix::zeros(rows, cols, dtype) } else { Matrix::zeros(0, cols, dtype) }
+        let rows = if self.real { rows } else { 0 };
+        if component.begins_at_zero() {
+            Matrix::zeros(rows, cols, dtype)
+        } else {
+            Matrix::unset(rows, cols, dtype)
+        }
     }
 
     /// A vector of `f32` zeros for this component.
-    pub fn vector(&mut self, component: Component, len: usize) -> Vec<f32> {
+    pub fn vector(&mut self, component: Component, len: usize) -> Buffer<f32> {
         self.plan.add(component, len as u64 * 4);
-        if self.real { vec![0.0; len] } else { Vec::new() }
+        Buffer::zeros(if self.real { len } else { 0 })
     }
 
     /// Counts memory that is made elsewhere; whether it is to be made.

@@ -1,7 +1,7 @@
 //! The MLP half of a block: norm, gate and up projections, gated activation, down projection onto the residual stream.
 
 use compute::ops::{gated, rms_norm};
-use compute::{Matrix, Precision};
+use compute::{Buffer, Matrix, Precision};
 
 use crate::adapter::parameters::Parameters;
 use crate::block::{Pass, Workspace};
@@ -27,7 +27,7 @@ pub(crate) struct Mlp {
 /// What the backward pass needs of the forward pass.
 #[derive(Debug)]
 pub(crate) struct Saved {
-    rstd: Vec<f32>,
+    rstd: Buffer<f32>,
     gate: Matrix,
     up: Matrix,
 }

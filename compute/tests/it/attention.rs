@@ -1,7 +1,9 @@
 //! Attention against its definition in f64, and that definition's gradient against central differences.
 
 use compute::ops::attention::{Attention, Segment, backward, forward};
-use compute::{Cpu, DType, Device, Matrix, Precision};
+use compute::{DType, Device, Matrix, Precision};
+
+use crate::common::cpus;
 use proptest::prelude::*;
 
 /// One problem: what kind of attention over which rows, with values for its inputs.
@@ -185,8 +187,7 @@ impl Problem {
 
 /// This processor under every instruction set that it has.
 fn devices() -> Vec<Device> {
-    let names = ["avx512bf16", "avx512", "avx2", "portable"];
-    names.into_iter().filter_map(|name| Some(Device::Cpu(Cpu::with_isa(2, name).ok()?))).collect()
+    cpus(2).into_iter().map(Device::Cpu).collect()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

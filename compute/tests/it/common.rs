@@ -1,6 +1,12 @@
 //! What the tests of operations share: random inputs, derivatives by differences, comparison, and threads.
 
-use compute::{DType, Device, Matrix, bf16, random};
+use compute::{Cpu, DType, Device, Matrix, bf16, random};
+
+/// The instruction sets that this machine has, the plainest first.
+pub(crate) fn cpus(threads: usize) -> Vec<Cpu> {
+    let names = ["portable", "avx2", "avx512", "avx512bf16"];
+    names.into_iter().filter_map(|name| Cpu::with_isa(threads, name).ok()).collect()
+}
 
 /// Both element types.
 pub(crate) const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];

@@ -8,6 +8,7 @@ mod cross_entropy;
 mod dropout;
 mod embedding;
 mod gated;
+mod kernels;
 mod low_rank;
 mod matmul;
 mod noise;

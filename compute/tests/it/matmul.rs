@@ -5,11 +5,7 @@ use compute::ops::matmul::{Factor, matmul};
 use compute::{Cpu, DType, Device, Matrix, Precision, bf16};
 use proptest::prelude::*;
 
-/// The instruction sets that this machine has.
-fn cpus(threads: usize) -> Vec<Cpu> {
-    let names = ["portable", "avx2", "avx512", "avx512bf16"];
-    names.into_iter().filter_map(|name| Cpu::with_isa(threads, name).ok()).collect()
-}
+use crate::common::cpus;
 
 /// A product to be computed: everything but the device.
 #[derive(Clone, Debug)]

@@ -7,15 +7,10 @@ use compute::{Cpu, DType, Device, Matrix, MatrixRef, Precision};
 
 use serde_json::Value;
 
-use super::common::{matrix, on_threads};
+use super::common::{cpus, matrix, on_threads};
 
 fn format(code: Code, block_size: usize, double_quant: bool) -> Format {
     Format { code, block_size, double_quant }
-}
-
-fn cpus(threads: usize) -> Vec<Cpu> {
-    let names = ["portable", "avx2", "avx512", "avx512bf16"];
-    names.into_iter().filter_map(|name| Cpu::with_isa(threads, name).ok()).collect()
 }
 
 #[test]
@@ -299,7 +294,7 @@ fn codes_scales_and_values_are_those_of_bitsandbytes_to_the_byte() {
                 assert_eq!(bits(&[*offset]), expected("offset"), "{name}: the mean of the scales");
                 assert_eq!(bits(absmax), expected("nested_absmax"), "{name}: the scales of the scales");
                 assert_eq!(
-                    codes,
+                    &**codes,
                     fixture.bytes(&format!("{name}.absmax")),
                     "{name}: the codes of the scales"
                 );

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use compute::Buffer;
 use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, SCALES_BLOCK, Scales};
 use half::bf16;
 use serde::{Deserialize, Serialize};
@@ -183,13 +184,13 @@ impl Checkpoint {
         let absmax = name.clone() + ABSMAX;
         let scales = match (state.nested_blocksize, state.nested_offset) {
             (Some(block_size), Some(offset)) => {
-                let mut codes = vec![0; self.tensors[&absmax].element_count()];
+                let mut codes = Buffer::zeros(self.tensors[&absmax].element_count());
                 self.read_bytes(&absmax, 0, &mut codes)?;
                 let map = self.read_vector(&(name.clone() + NESTED_MAP))?.try_into().expect("256 of them");
-                let absmax = self.read_vector(&(name.clone() + NESTED_ABSMAX))?;
+                let absmax = self.read_vector(&(name.clone() + NESTED_ABSMAX))?.into();
                 Scales::Double { codes, map, absmax, block_size, offset: offset as f32 }
             }
-            _ => Scales::Plain(self.read_vector(&absmax)?),
+            _ => Scales::Plain(self.read_vector(&absmax)?.into()),
         };
         let table: [f32; 16] = self.read_vector(&(name.clone() + MAP))?.try_into().expect("16 of them");
         let largest = table.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));

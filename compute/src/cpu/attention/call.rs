@@ -10,7 +10,7 @@ use crate::cpu::gemm::{Isa, Operand, PackedLeft, PackedRight, Packing};
 use crate::cpu::simd::{self, Element, LANES, by_dtype, multiversion};
 use crate::matrix::{Slice, SliceMut};
 use crate::ops::attention::{Attention, Segment};
-use crate::{DType, Matrix, MatrixRef};
+use crate::{Buffer, DType, Matrix, MatrixRef};
 
 /// What every task reads.
 pub(super) struct Call<'a> {
@@ -392,11 +392,11 @@ pub(super) struct Scratch {
     /// `[KEYS, D]`, `f32`: some of these as they are stored.
     turned: Matrix,
     /// One number per row each.
-    max: Vec<f32>,
-    denominator: Vec<f32>,
-    factor: Vec<f32>,
-    lse: Vec<f32>,
-    delta: Vec<f32>,
+    max: Buffer<f32>,
+    denominator: Buffer<f32>,
+    factor: Buffer<f32>,
+    lse: Buffer<f32>,
+    delta: Buffer<f32>,
 }
 
 impl Scratch {
@@ -405,9 +405,9 @@ impl Scratch {
         let Call { spec, packing, .. } = *call;
         let (rows, d) = (packing.rows(ROWS.max(spec.group())), spec.head_dim);
         let stride = packing.cols(d);
-        let floats = |rows, cols| Matrix::zeros(rows, cols, DType::F32);
-        let [max, denominator, factor, lse, delta] = [(); 5].map(|()| vec![0.0; rows]);
-        let [activations, out] = [(); 2].map(|()| Matrix::zeros(rows, d, call.q.dtype()));
+        let floats = |rows, cols| Matrix::unset(rows, cols, DType::F32);
+        let [max, denominator, factor, lse, delta] = [(); 5].map(|()| Buffer::zeros(rows));
+        let [activations, out] = [(); 2].map(|()| Matrix::unset(rows, d, call.q.dtype()));
         let [q, dout] = [(); 2].map(|()| PackedLeft::new(packing, rows, d));
         let [q_columns, dout_columns] = [(); 2].map(|()| PackedLeft::new(packing, d, rows));
         let [k_columns, v_columns] = [(); 2].map(|()| PackedRight::new(packing, d, KEYS));

@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::block::{Prefetch, Product, Team};
 use super::four_bit::{FewRows, FourBit};
 use super::kernel::Kernel;
-use super::scratch::{self, B_BYTES, SHARED_A_BYTES, Scratch};
+use super::layout::Layout;
+use super::scratch::{self, Room, Scratch};
 use super::{Operand, Right};
 
 /// At most this many rows of `a`: with more, packing weights for a tile costs less than reading them twice.
@@ -24,9 +25,10 @@ const MIN_DEPTH: usize = 8;
 const ALONE: usize = 16 * 2048;
 
 /// Elements of a row of a weight in four bits that become values at once: [`COLS`] rows of them stay in cache.
-const FOUR_BIT_DEPTH: usize = 1024;
-const _: () =
-    assert!(FOUR_BIT_DEPTH * COLS * 4 <= B_BYTES && FOUR_BIT_DEPTH.is_multiple_of(Kernel::DEPTH_STEP));
+pub(super) const FOUR_BIT_DEPTH: usize = 1024;
+const _: () = assert!(FOUR_BIT_DEPTH.is_multiple_of(Kernel::DEPTH_STEP));
+/// Sums of the few rows and a task's columns at a time, twice: those of a part of the depth stand behind those so far.
+const SUMS: usize = 2 * ROWS * WIDTH;
 
 /// Writes `sums[rows, WIDTH]`: the first `rows <= ROWS` of the packed tile `x` by `w[k, cols <= WIDTH]`, which lies contiguous
 /// along `k`. Sums of the columns behind the last one, to a multiple of [`COLS`], may be anything.
@@ -34,23 +36,15 @@ pub(super) type Dots = unsafe fn(rows: usize, x: *const u8, w: Operand<'_>, sums
 
 /// Whether a product goes this way, its update included.
 pub(super) fn applies(product: &Product<'_>) -> bool {
-    let kernel = product.kernel;
     let along = |b: &Right<'_>| match b {
         Right::Dense(b) => b.row_stride == 1,
         Right::FourBit(b) => b.is_transposed(),
     };
-    let update = product.update.as_ref();
-    let bytes = tile_bytes(kernel, product.a.cols) + update.map_or(0, |u| tile_bytes(kernel, u.rank));
     product.a.rows <= ROWS
         && product.a.cols >= MIN_DEPTH
         && along(&product.b)
-        && update.is_none_or(|update| along(&update.second))
-        && bytes <= SHARED_A_BYTES
-}
-
-/// Bytes of the rows, packed as one tile: more than [`FewRows::pack`] writes.
-fn tile_bytes(kernel: &Kernel, depth: usize) -> usize {
-    depth.next_multiple_of(FewRows::DEPTH_STEP) * kernel.packed.size() * kernel.rows
+        && product.update.as_ref().is_none_or(|update| along(&update.second))
+        && product.layout().few_rows_fit()
 }
 
 /// Columns of a task: a few tasks for each thread, whole groups of weight rows.
@@ -61,17 +55,18 @@ fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
 
 /// Computes the product, whose update's `s` is there: the rows are packed once, for all tasks, then columns are handed out.
 pub(super) fn run(product: &Product<'_>, team: &Team<'_>) {
-    let kernel = product.kernel;
-    scratch::with_shared(|start, _| {
-        // SAFETY: `applies` made sure that there is room for the rows of both pairs, one behind the other; an update's `s` was
-        // made before.
-        let (first, second) = unsafe {
-            let behind = start.add(tile_bytes(kernel, product.a.cols));
-            let update = product
-                .update
-                .map(|update| Pair::pack(kernel, update.s(0..product.a.rows), update.second, behind));
-            (Pair::pack(kernel, product.a, product.b, start), update)
-        };
+    let layout = product.layout();
+    scratch::with_shared(|room, _| {
+        // The rows of the second pair stand behind those of the first.
+        let second = product.update.map(|update| {
+            // SAFETY: an update's `s` was made before.
+            let s = unsafe { update.s(0..product.a.rows) };
+            let behind = layout.few_rows_bytes(product.a.cols);
+            let room = room.part(behind, layout.few_rows_bytes(update.rank));
+            Pair::pack(&layout, product.kernel, s, update.second, room)
+        });
+        let room = room.part(0, layout.few_rows_bytes(product.a.cols));
+        let first = Pair::pack(&layout, product.kernel, product.a, product.b, room);
         let alone = product.b.cols() * product.a.cols <= ALONE;
         let team = if alone { &Team::Alone } else { team };
         let cols = cols_per_task(product, team.threads());
@@ -92,13 +87,13 @@ unsafe fn compute(
     block: Range<usize>,
     first: &Pair<'_>,
     second: Option<&Pair<'_>>,
-    scratch: &mut Scratch,
+    scratch: Scratch,
 ) {
     let kernel = product.kernel;
-    let (_, _, sums) = scratch.pointers();
+    let (sums, more) = (scratch.sums.sums(0, SUMS), scratch.sums.sums(SUMS, SUMS));
     for col in block.clone().step_by(WIDTH) {
         let cols = col..block.end.min(col + WIDTH);
-        // SAFETY: scratch holds the few sums several times; the part written of `c` lies inside the block.
+        // SAFETY: both have room for sums; the part written of `c` lies inside the block.
         unsafe {
             if let Some(second) = second {
                 // An update's weights come from memory while the frozen ones are multiplied.
@@ -106,7 +101,6 @@ unsafe fn compute(
             }
             first.sums(kernel, cols.clone(), scratch, sums);
             if let Some(second) = second {
-                let more = sums.add(2 * ROWS * WIDTH);
                 second.sums(kernel, cols.clone(), scratch, more);
                 add(more, sums, product.a.rows * WIDTH);
             }
@@ -140,20 +134,21 @@ struct Pair<'a> {
 unsafe impl Sync for Pair<'_> {}
 
 impl<'a> Pair<'a> {
-    /// # Safety
-    /// There are [`tile_bytes`] of room, for as long as the pair lives.
-    unsafe fn pack(kernel: &'static Kernel, a: Operand<'a>, b: Right<'a>, to: *mut u8) -> Self {
+    /// Packs the rows into this room, which is theirs as long as the pair lives.
+    fn pack(layout: &Layout, kernel: &'static Kernel, a: Operand<'a>, b: Right<'a>, room: Room) -> Self {
         let codes = match &b {
             Right::FourBit(b) if a.col_stride == 1 => {
                 kernel.four_bit_rows.as_ref().filter(|few| (few.applies)(b))
             }
             _ => None,
         };
-        // SAFETY: as the caller promises.
+        let bytes = layout.few_rows_bytes(a.cols);
+        let to = room.part(0, bytes).start();
+        // SAFETY: so many bytes hold the few rows in either form, which `Layout` is tested for.
         unsafe {
             match codes {
                 Some(few) => (few.pack)(a, to),
-                None => (kernel.pack_a)(a, kernel.rows, tile_bytes(kernel, a.cols), to),
+                None => (kernel.pack_a)(a, kernel.rows, bytes, to),
             }
         }
         Pair { rows: a.rows, depth: a.cols, x: to, b, codes }
@@ -162,16 +157,15 @@ impl<'a> Pair<'a> {
     /// Writes the sums of these few columns to `to`, as [`Dots`].
     ///
     /// # Safety
-    /// `to` has room for the few sums twice, and nothing else of `scratch` is in use.
-    unsafe fn sums(&self, kernel: &Kernel, cols: Range<usize>, scratch: &mut Scratch, to: *mut f32) {
-        let (_, scales, _) = scratch.pointers();
+    /// `to` has room for [`SUMS`], and nothing else of `scratch` is in use.
+    unsafe fn sums(&self, kernel: &Kernel, cols: Range<usize>, scratch: Scratch, to: *mut f32) {
         // SAFETY: as the caller promises; `x` is packed as each wants it.
         unsafe {
             match (&self.b, self.codes) {
                 (Right::FourBit(b), Some(few)) => {
-                    (few.dots)(self.rows, self.x, b.view(0..self.depth, cols), scales.cast(), to);
+                    (few.dots)(self.rows, self.x, b.view(0..self.depth, cols), scratch.b, to);
                 }
-                (Right::FourBit(b), None) => self.sums_of_values(kernel, cols, b, scratch.values(), to),
+                (Right::FourBit(b), None) => self.sums_of_values(kernel, cols, b, scratch.values, to),
                 (Right::Dense(b), _) => (kernel.dots)(self.rows, self.x, b.view(0..self.depth, cols), to),
             }
         }
@@ -180,15 +174,16 @@ impl<'a> Pair<'a> {
     /// By way of values in the first-level cache, a part of the depth at a time.
     ///
     /// # Safety
-    /// See [`Pair::sums`]; `values` has room for [`FOUR_BIT_DEPTH`] of each column.
+    /// See [`Pair::sums`].
     unsafe fn sums_of_values(
         &self,
         kernel: &Kernel,
         cols: Range<usize>,
         b: &FourBit<'_>,
-        values: *mut u8,
+        values: Room,
         to: *mut f32,
     ) {
+        let values = values.part(0, FOUR_BIT_DEPTH.min(self.depth) * COLS * kernel.packed.size()).start();
         let part = |k: usize, cols: Range<usize>, to: *mut f32| {
             let codes = b.view(k..self.depth.min(k + FOUR_BIT_DEPTH), cols);
             // SAFETY: as the caller promises.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::Operand;
 use super::kernel::Kernel;
+use super::scratch::Room;
 use crate::matrix::Slice;
 use crate::quant::Quantized;
 use crate::{DType, bf16};
@@ -18,9 +19,9 @@ pub(super) struct FewRows {
     /// Brings rows, contiguous along `k`, into the type and the order of `dots`: at most `4 * k` bytes each, `k` rounded up to
     /// [`FewRows::DEPTH_STEP`].
     pub(super) pack: unsafe fn(a: Operand<'_>, to: *mut u8),
-    /// Writes sums as [`super::few_rows::Dots`]: packed rows by the columns `w.cols <= WIDTH` of a transposed weight. `scales` has room for
-    /// those of two columns and a vector.
-    pub(super) dots: unsafe fn(rows: usize, x: *const u8, w: FourBit<'_>, scales: *mut f32, sums: *mut f32),
+    /// Writes sums as [`super::few_rows::Dots`]: packed rows by the columns `w.cols <= WIDTH` of a transposed weight. `scales` is
+    /// memory to work with, as much as a panel takes up.
+    pub(super) dots: unsafe fn(rows: usize, x: *const u8, w: FourBit<'_>, scales: Room, sums: *mut f32),
 }
 
 impl FewRows {

@@ -7,6 +7,7 @@ use super::Operand;
 use super::few_rows::{ROWS, WIDTH};
 use super::four_bit::FourBit;
 use super::scales::{granule, granules_fit, write_scales};
+use super::scratch::Room;
 use crate::matrix::Slice;
 
 /// Elements of a step: a vector of codes, in one block.
@@ -47,10 +48,11 @@ pub(super) unsafe fn pack(a: Operand<'_>, to: *mut u8) {
 /// # Safety
 /// See [`super::four_bit::FewRows::dots`]; the processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn dots(rows: usize, x: *const u8, w: FourBit<'_>, scales: *mut f32, sums: *mut f32) {
+pub(super) unsafe fn dots(rows: usize, x: *const u8, w: FourBit<'_>, scales: Room, sums: *mut f32) {
     const { assert!(ROWS == 4) };
     let x = x.cast::<f32>();
-    // SAFETY: as the caller promises.
+    let scales = scales.sums(0, w.rows / STEP);
+    // SAFETY: as the caller promises; there is room for the scales of a column.
     unsafe {
         match rows {
             1 => dots_of::<1>(x, w, scales, sums),

@@ -8,7 +8,8 @@ use super::Operand;
 use super::avx512::{bits, mask16, totals};
 use super::few_rows::{COLS, ROWS, WIDTH};
 use super::four_bit::{FewRows, FourBit};
-use super::scales::{Rounded, SCALES, granule, granules_fit, write_scales};
+use super::scales::{READ, Rounded, SCALES, granule, granules_fit, write_scales};
+use super::scratch::Room;
 use crate::bf16;
 use crate::cpu::quant;
 use crate::cpu::simd::{self, Element};
@@ -205,7 +206,7 @@ unsafe fn pack<X: Element>(a: Operand<'_>, to: *mut X, arrange: impl Fn(&[X; COD
 /// # Safety
 /// See [`super::four_bit::FewRows::dots`]; the processor has AVX-512 F, BW, DQ, VL and BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, w: FourBit<'_>, scales: *mut f32, sums: *mut f32) {
+pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, w: FourBit<'_>, scales: Room, sums: *mut f32) {
     let values = _mm512_cvtneps_pbh(table_of(w.weight));
     // SAFETY: both are 32 plain bytes.
     let values = unsafe { std::mem::transmute::<__m256bh, __m256i>(values) };
@@ -229,7 +230,7 @@ pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, w: FourBit<'_>, scales
 /// # Safety
 /// See [`super::four_bit::FewRows::dots`]; the processor has AVX-512 F, BW, DQ and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn dots_f32(rows: usize, x: *const u8, w: FourBit<'_>, scales: *mut f32, sums: *mut f32) {
+pub(super) unsafe fn dots_f32(rows: usize, x: *const u8, w: FourBit<'_>, scales: Room, sums: *mut f32) {
     let values = _mm512_castps_si512(table_of(w.weight));
     let look_up = |codes: __m512i| {
         [
@@ -255,7 +256,7 @@ unsafe fn dots<const PARTS: usize>(
     rows: usize,
     x: *const u8,
     w: FourBit<'_>,
-    scales: *mut f32,
+    scales: Room,
     sums: *mut f32,
     look_up: impl Fn(__m512i) -> [__m512i; PARTS],
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
@@ -280,7 +281,7 @@ unsafe fn dots<const PARTS: usize>(
 unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
     x: *const u8,
     w: FourBit<'_>,
-    scales: *mut f32,
+    scales: Room,
     sums: *mut f32,
     look_up: impl Fn(__m512i) -> [__m512i; PARTS],
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
@@ -289,7 +290,8 @@ unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
     let of_column = w.rows / granule(&w);
     // Columns whose scales there is room for.
     let group = 1 << (2 * SCALES / of_column.max(1)).min(WIDTH).ilog2();
-    // SAFETY: as the caller promises; scales of a group have room.
+    let scales = scales.sums(0, group * of_column + READ);
+    // SAFETY: as the caller promises; scales of a group have room, and so has what is read behind them.
     unsafe {
         for first in (0..w.cols).step_by(COLS) {
             let mut acc = [[_mm512_setzero_ps(); COUNT]; COLS];
@@ -313,10 +315,11 @@ unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
     }
 }
 
-/// Writes the scales of some columns, one column after the other.
+/// Writes the scales of some columns, one column after the other, and zeros behind them: a step that ends with the depth reads
+/// scales of elements that there are not.
 ///
 /// # Safety
-/// `to` has room; inlined into a function with the features.
+/// `to` has room for them and [`READ`] more; inlined into a function with the features.
 #[inline(always)]
 unsafe fn make_scales(w: &FourBit<'_>, columns: Range<usize>, planes: &Option<Planes>, to: *mut f32) {
     let (granule, of_column) = (granule(w), w.rows / granule(w));
@@ -335,6 +338,8 @@ unsafe fn make_scales(w: &FourBit<'_>, columns: Range<usize>, planes: &Option<Pl
             None => rounded.write(codes, to),
         });
     }
+    // SAFETY: as the caller promises.
+    unsafe { to.add(columns.len() * of_column).write_bytes(0, READ) };
 }
 
 /// The sums of `N` columns from `j` on, in sixteen parts each, with their scales.

@@ -191,6 +191,15 @@ static PORTABLE: Kernel = Kernel {
     four_bit_rows: None,
 };
 
+/// All kernels, of other processors too.
+#[cfg(test)]
+pub(super) fn all() -> Vec<&'static Kernel> {
+    #[cfg(target_arch = "x86_64")]
+    return vec![&PORTABLE, &AVX2, &AVX512, &AVX512_BF16];
+    #[cfg(not(target_arch = "x86_64"))]
+    vec![&PORTABLE]
+}
+
 /// Multiplications and additions a second that the kernel reaches on all threads over data in the first-level
 /// cache: what products are measured against. Takes some 50 ms.
 pub(crate) fn peak_flops(cpu: &Cpu, precision: Precision) -> f64 {
@@ -203,9 +212,11 @@ pub(crate) fn peak_flops(cpu: &Cpu, precision: Precision) -> f64 {
         let start = Instant::now();
         cpu.pool.run(cpu.threads(), |_, _| {
             scratch::with(|scratch| {
-                let (a, b, sums) = scratch.pointers();
+                let [a, b] = [(scratch.a, kernel.rows), (scratch.b, kernel.width())]
+                    .map(|(room, count)| room.part(0, count * kernel.depth * kernel.packed.size()).start());
+                let sums = scratch.sums.sums(0, kernel.rows * kernel.width());
                 for _ in 0..tiles {
-                    // SAFETY: the scratch holds a block of `a`, a panel of `b` and a tile of sums of any kernel.
+                    // SAFETY: a tile of `a`, a panel of `b` and a tile of sums have room.
                     unsafe { widest(groups, a, b, sums, kernel.width(), false) };
                 }
             });

@@ -1,6 +1,6 @@
 //! Matrix products: packed panels, register-tiled kernels chosen at run time.
 //!
-//! `c` is cut into blocks, one task each ([`block`]); a block's sums run over blocks of `K` in one fixed order, so
+//! `c` is cut into blocks ([`layout`]), one task each ([`block`]); a block's sums run over blocks of `K` in one fixed order, so
 //! that neither the number of threads nor the cutting changes a byte. Factors stay in memory as they are, row-major
 //! or transposed, and are copied block by block into the form that the kernels read ([`pack`], [`pack512`]): `a` as
 //! short rows along `k`, `b` as panels of columns. Kernels ([`avx512`], [`avx2`], [`portable`]) multiply full tiles
@@ -21,6 +21,7 @@ mod four_bit2;
 mod four_bit512;
 mod isa;
 mod kernel;
+mod layout;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod pack512;

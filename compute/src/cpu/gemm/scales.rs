@@ -5,8 +5,11 @@ use super::scratch::B_BYTES;
 use crate::cpu::simd;
 use crate::quant::{Quantized, Scales};
 
-/// Scales that a column has at most: there is room for those of two, and for a vector that reads beyond them.
-pub(super) const SCALES: usize = (B_BYTES / 4 - 16) / 2;
+/// Scales that are read together, some perhaps beyond the last one.
+pub(super) const READ: usize = 4;
+
+/// Scales that a column has at most: a panel's memory holds those of two, and what is read behind them.
+pub(super) const SCALES: usize = (B_BYTES / 4 - READ) / 2;
 
 /// Elements that are multiplied by one scale at least, if their block is not shorter.
 const GRANULE: usize = 64;

@@ -15,45 +15,87 @@ pub(super) const SHARED_A_BYTES: usize = 8 << 20;
 /// Sums of the rows of `a` that are packed for all tasks a part of `K` at a time.
 pub(super) const SHARED_SUMS: usize = 1 << 20;
 
-/// Zeroed memory for one task at a time.
-pub(super) struct Scratch {
-    a: Matrix,
-    b: Matrix,
-    values: Matrix,
-    sums: Matrix,
+/// Memory that a kernel writes to by a pointer: handed out in parts, each of which is held against what there is.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    start: *mut u8,
+    bytes: usize,
 }
 
-impl Scratch {
-    /// The start of the packed block of `a`, of the packed panel of `b`, and of the sums.
-    pub(super) fn pointers(&mut self) -> (*mut u8, *mut u8, *mut f32) {
-        (start(&mut self.a).cast(), start(&mut self.b).cast(), start(&mut self.sums))
+// SAFETY: a pointer and a length. Whoever writes through it says why no other thread does so at the same place.
+unsafe impl Send for Room {}
+// SAFETY: as above.
+unsafe impl Sync for Room {}
+
+impl Room {
+    fn of(matrix: &mut Matrix) -> Self {
+        let floats = matrix.as_mut().f32();
+        Room { start: floats.as_mut_ptr().cast(), bytes: size_of_val(floats) }
     }
 
-    /// The start of the values of a panel whose factor stands in four bits: [`B_BYTES`], as its packed form.
-    pub(super) fn values(&mut self) -> *mut u8 {
-        start(&mut self.values).cast()
+    /// So many bytes of it, from this one on.
+    ///
+    /// # Panics
+    /// If they are not there.
+    #[inline]
+    pub(super) fn part(self, first: usize, bytes: usize) -> Room {
+        let end = first.checked_add(bytes);
+        assert!(
+            end.is_some_and(|end| end <= self.bytes),
+            "scratch of {} bytes is asked for {bytes} at {first}",
+            self.bytes
+        );
+        Room { start: self.start.wrapping_add(first), bytes }
     }
+
+    /// [`Room::part`], counted in sums.
+    #[inline]
+    pub(super) fn sums(self, first: usize, count: usize) -> *mut f32 {
+        self.part(first * size_of::<f32>(), count * size_of::<f32>()).start()
+    }
+
+    /// Where its first byte is.
+    #[inline]
+    pub(super) fn start<T>(self) -> *mut T {
+        self.start.cast()
+    }
+}
+
+/// A thread's memory for one task at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Scratch {
+    /// A packed block of `a`, [`A_BYTES`].
+    pub(super) a: Room,
+    /// A packed panel of `b`, [`B_BYTES`].
+    pub(super) b: Room,
+    /// The values of a panel whose factor stands in four bits, as many bytes.
+    pub(super) values: Room,
+    /// [`SUMS`].
+    pub(super) sums: Room,
 }
 
 fn floats(count: usize) -> Matrix {
-    Matrix::zeros(1, count, DType::F32)
-}
-
-fn start(floats: &mut Matrix) -> *mut f32 {
-    floats.as_mut().f32().as_mut_ptr()
+    Matrix::unset(1, count, DType::F32)
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch { a: floats(A_BYTES / 4), b: floats(B_BYTES / 4), values: floats(B_BYTES / 4), sums: floats(SUMS) });
-    static SHARED: RefCell<(Matrix, Matrix)> = RefCell::new((floats(SHARED_A_BYTES / 4), floats(SHARED_SUMS)));
+    static SCRATCH: RefCell<[Matrix; 4]> =
+        RefCell::new([A_BYTES / 4, B_BYTES / 4, B_BYTES / 4, SUMS].map(floats));
+    static SHARED: RefCell<[Matrix; 2]> = RefCell::new([SHARED_A_BYTES / 4, SHARED_SUMS].map(floats));
 }
 
-/// Runs `body` with this thread's scratch.
-pub(super) fn with<R>(body: impl FnOnce(&mut Scratch) -> R) -> R {
-    SCRATCH.with_borrow_mut(body)
+/// Runs `body` with this thread's scratch, which nothing else uses meanwhile.
+pub(super) fn with<R>(body: impl FnOnce(Scratch) -> R) -> R {
+    SCRATCH.with_borrow_mut(|matrices| {
+        let [a, b, values, sums] = matrices.each_mut().map(Room::of);
+        body(Scratch { a, b, values, sums })
+    })
 }
 
-/// Runs `body` with the start of this thread's room for `a` packed for all tasks, and for sums.
-pub(super) fn with_shared<R>(body: impl FnOnce(*mut u8, *mut f32) -> R) -> R {
-    SHARED.with_borrow_mut(|(a, sums)| body(start(a).cast(), start(sums)))
+/// Runs `body` with this thread's room for `a` packed for all tasks, and for sums.
+pub(super) fn with_shared<R>(body: impl FnOnce(Room, Room) -> R) -> R {
+    SHARED.with_borrow_mut(|matrices| {
+        let [a, sums] = matrices.each_mut().map(Room::of);
+        body(a, sums)
+    })
 }
