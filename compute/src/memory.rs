@@ -246,3 +246,67 @@ mod guard {
         }
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Output};
+
+    use super::*;
+
+    /// Which of its faults the process is to commit.
+    const FAULT: &str = "LUTHIER_TEST_FAULT";
+
+    /// This very test in a process of its own, under guard, with a fault.
+    fn with_fault(test: &str, fault: &str) -> Output {
+        let program = std::env::current_exe().expect("the test's own path");
+        Command::new(program)
+            .args(["--exact", &format!("memory::tests::{test}"), "--nocapture"])
+            .envs([("LUTHIER_GUARD", "1"), (FAULT, fault)])
+            .output()
+            .expect("the test starts itself")
+    }
+
+    #[test]
+    fn under_guard_memory_ends_where_it_ends() {
+        let name = "under_guard_memory_ends_where_it_ends";
+        match std::env::var(FAULT).as_deref() {
+            Err(_) => {
+                let signal = |fault| with_fault(name, fault).status.signal();
+                assert_eq!(signal("read"), Some(libc::SIGSEGV));
+                assert_eq!(signal("write"), Some(libc::SIGSEGV));
+                let before = with_fault(name, "before");
+                let text = String::from_utf8_lossy(&before.stdout).into_owned()
+                    + &String::from_utf8_lossy(&before.stderr);
+                assert!(text.contains("something was written before the begin of 1000 bytes"), "{text}");
+                assert!(with_fault(name, "none").status.success());
+            }
+            Ok(fault) => {
+                let mut bytes = Bytes::unset(1000);
+                assert!(bytes.as_slice().iter().all(|byte| *byte == 0xff));
+                assert!(Bytes::zeroed(1000).as_slice().iter().all(|byte| *byte == 0));
+                bytes.as_mut_slice().fill(1);
+                let start = bytes.start.as_ptr();
+                // SAFETY: none: this is what the guard is there to find.
+                unsafe {
+                    match fault {
+                        "read" => assert_eq!(start.add(1000).read_volatile(), 0),
+                        "write" => start.add(1000).write_volatile(0),
+                        "before" => start.sub(1).write_volatile(0),
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_buffer_is_as_long_as_it_was_made_and_begins_with_zeros() {
+        for len in [0, 1, 17, 4096, 300_000] {
+            let buffer = Buffer::<u16>::zeros(len);
+            assert!(buffer.len() == len && buffer.iter().all(|v| *v == 0));
+            let counted: Buffer<f32> = (0..len).map(|i| i as f32).collect::<Vec<_>>().into();
+            assert!(counted == counted.clone() && counted.iter().enumerate().all(|(i, v)| *v == i as f32));
+        }
+    }
+}

@@ -143,7 +143,7 @@ impl Case {
             _ => draw.one_of(&widths),
         };
         // Bytes of a row in `f32` and in `bf16`, and how many of them fill what is packed at once.
-        let full = (8 << 20) / (depth * draw.one_of(&[2, 4]));
+        let full = (9 << 20) / (depth * draw.one_of(&[2, 4]));
         let rows = match draw.below(6) {
             0 => 1 + draw.below(5),
             1 => 1 + draw.below(130),
@@ -308,6 +308,11 @@ fn rows_that_fill_what_is_packed_at_once_and_end_inside_a_tile_are_right() {
         (1820, 2048, Some(16)),
         (817, 4864, Some(16)),
         (819, 4864, Some(16)),
+        (575, 4096, None),
+        (577, 4096, None),
+        (541, 4096, Some(16)),
+        (543, 4096, Some(16)),
+        (1823, 2304, Some(16)),
     ] {
         dense(rows, depth, rank, DType::F32, Precision::F32).check();
         dense(rows, depth, rank, DType::Bf16, Precision::Bf16).check();

@@ -59,7 +59,7 @@ impl Grid {
 /// Rows of `a` over blocks of `K` that are packed for all tasks at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shared {
-    /// A part of the rows: all of them, or whole tiles.
+    /// At most so many rows at once, whole tiles.
     pub(super) rows: usize,
     /// A part of the blocks of `K`: all of them, or their sums are kept from one part to the next.
     pub(super) k_blocks: usize,
@@ -165,18 +165,25 @@ impl Layout {
             return None;
         }
         let (unit, k_blocks) = (self.kernel.rows, self.k_blocks());
-        let block_rows = SHARED_ROWS / unit * unit;
-        let room = SHARED_A_BYTES / (k_blocks * self.row_bytes());
-        if room >= self.whole_tiles(self.rows) {
-            return Some(Shared { rows: self.rows, k_blocks });
+        let tiles_of = |rows: usize| rows / unit * unit;
+        let block_rows = self.whole_tiles(SHARED_ROWS);
+        let room = tiles_of(SHARED_A_BYTES / (k_blocks * self.row_bytes()));
+        if room >= block_rows.min(self.whole_tiles(self.rows)) {
+            return Some(Shared { rows: self.equal_parts(room), k_blocks });
         }
-        if room >= block_rows {
-            return Some(Shared { rows: room / block_rows * block_rows, k_blocks });
-        }
-        let with_sums = SHARED_SUMS / self.whole_vectors(self.cols) / unit * unit;
+        let with_sums = tiles_of(SHARED_SUMS / self.whole_vectors(self.cols));
         let rows = block_rows.min(self.whole_tiles(self.rows)).min(with_sums);
-        let k_blocks = SHARED_A_BYTES / (rows.max(unit) * self.row_bytes());
-        (rows >= MIN_ROWS.min(self.rows)).then_some(Shared { rows, k_blocks })
+        if rows < MIN_ROWS.min(self.rows) {
+            return None;
+        }
+        let rows = self.equal_parts(rows);
+        Some(Shared { rows, k_blocks: (SHARED_A_BYTES / self.packed_bytes(rows)).min(k_blocks) })
+    }
+
+    /// Rows of the parts, whole tiles and at most so many in each, that all rows are cut into: each part packs `b` anew, which
+    /// is a waste for a few rows that are left over.
+    fn equal_parts(&self, most: usize) -> usize {
+        self.whole_tiles(self.rows.div_ceil(self.rows.div_ceil(most)))
     }
 
     /// The blocks of some rows that are packed for all tasks.
@@ -248,15 +255,15 @@ mod tests {
         let grids = match at.shared() {
             Some(shared) => {
                 assert!(shared.rows > 0 && shared.k_blocks > 0, "nothing would be done: {}", what());
-                let is_split = shared.rows < at.rows;
-                assert!(!is_split || shared.rows.is_multiple_of(at.kernel.rows), "half a tile: {}", what());
+                assert!(shared.rows.is_multiple_of(at.kernel.rows), "half a tile: {}", what());
+                assert!(shared.k_blocks <= at.k_blocks(), "more than there is: {}", what());
                 fits(shared.k_blocks * at.packed_bytes(shared.rows), SHARED_A_BYTES, "packed a");
                 if shared.k_blocks < at.k_blocks() {
                     fits(at.sums(shared.rows, at.cols), SHARED_SUMS, "sums of a part of K");
                 }
                 // Strips fill the rows one after the other: only the last one may end inside a tile.
                 assert!(at.strip_rows().is_multiple_of(at.kernel.rows));
-                [1, 2, 3, 16].map(|threads| (at.shared_grid(0..shared.rows, threads), false))
+                [1, 2, 3, 16].map(|threads| (at.shared_grid(0..shared.rows.min(at.rows), threads), false))
             }
             None => [1, 2, 3, 16].map(|threads| (at.own_grid(threads), true)),
         };

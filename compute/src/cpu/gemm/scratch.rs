@@ -10,8 +10,9 @@ pub(super) const A_BYTES: usize = 512 << 10;
 pub(super) const B_BYTES: usize = 32 << 10;
 /// Sums (`f32`) of a block of `c`, kept between blocks of `K`.
 pub(super) const SUMS: usize = 128 << 10;
-/// Bytes of `a` that are packed once for all tasks.
-pub(super) const SHARED_A_BYTES: usize = 8 << 20;
+/// Bytes of `a` that are packed once for all tasks: 512 rows of `f32` and what makes whole tiles of them, 4096 deep and with an
+/// update of the usual rank.
+pub(super) const SHARED_A_BYTES: usize = 9 << 20;
 /// Sums of the rows of `a` that are packed for all tasks a part of `K` at a time.
 pub(super) const SHARED_SUMS: usize = 1 << 20;
 
