@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use model::memory::Allocator;
-use model::{Activations, Adapter, Batch, Cache, Decoder, Extent, Purpose};
+use compute::Precision;
+use model::memory::{Allocator, MemoryPlan};
+use model::{Activations, Adapter, Batch, Cache, Config, Decoder, Extent, Layout, Purpose};
 
 use crate::sampler::{Sampler, Sampling};
 
@@ -110,15 +111,17 @@ impl<'a> Generator<'a> {
     /// Room for sequences of `context` tokens, at most what the model was made for: the last token of a sequence needs
     /// no room of its own.
     pub fn new(decoder: &'a Decoder, adapter: Option<&'a Adapter>, context: usize) -> Self {
-        let context = context.clamp(1, decoder.config.max_position_embeddings);
-        let (config, precision) = (&decoder.config, decoder.precision);
-        let extent =
-            Extent { tokens: CHUNK.min(context), positions: context, purpose: Purpose::Infer, precision };
         let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
-        let allocator = &mut Allocator::real();
-        let buffers = Activations::new(config, &layout, 0.0, extent, allocator);
-        let cache = Cache::new(config, precision, context, allocator);
+        let mut allocator = Allocator::real();
+        let (buffers, cache) = room(&decoder.config, &layout, decoder.precision, context, &mut allocator);
         Generator { decoder, adapter, buffers, cache, cached: Vec::new() }
+    }
+
+    /// The memory that [`Generator::new`] asks for with an adapter of this layout.
+    pub fn memory_plan(config: &Config, layout: &Layout, precision: Precision, context: usize) -> MemoryPlan {
+        let mut planning = Allocator::planning();
+        room(config, layout, precision, context, &mut planning);
+        planning.into_plan()
     }
 
     /// Tokens of the longest sequence.
@@ -200,4 +203,19 @@ impl<'a> Generator<'a> {
             false => Err(InferError::NotFinite { tokens: self.cached.len() }),
         }
     }
+}
+
+/// Buffers and a cache for sequences of so many tokens, at most what the model was made for.
+fn room(
+    config: &Config,
+    layout: &Layout,
+    precision: Precision,
+    context: usize,
+    allocator: &mut Allocator,
+) -> (Activations, Cache) {
+    let context = context.clamp(1, config.max_position_embeddings);
+    let extent =
+        Extent { tokens: CHUNK.min(context), positions: context, purpose: Purpose::Infer, precision };
+    let buffers = Activations::new(config, layout, 0.0, extent, allocator);
+    (buffers, Cache::new(config, precision, context, allocator))
 }

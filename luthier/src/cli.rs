@@ -54,7 +54,13 @@ impl Global {
     /// The device that was asked for, its threads started.
     pub(crate) fn device(&self) -> anyhow::Result<compute::Device> {
         self.check()?;
-        Ok(compute::Device::cpu(self.threads.map_or(0, usize::from)))
+        Ok(compute::Device::cpu(self.threads()))
+    }
+
+    /// The threads that this device has.
+    pub(crate) fn threads(&self) -> usize {
+        let available = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        self.threads.map_or_else(available, usize::from)
     }
 }
 

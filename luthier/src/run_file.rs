@@ -180,13 +180,13 @@ impl Default for OptimizerSection {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ScheduleSection {
     pub(crate) name: ScheduleName,
-    /// A fraction of the steps, or a number of steps if 1 or more.
-    pub(crate) warmup: f64,
+    /// A fraction of the steps, or a number of steps if 1 or more; none: 0.03, and nothing in a run of fewer than ten steps.
+    pub(crate) warmup: Option<f64>,
 }
 
 impl Default for ScheduleSection {
     fn default() -> Self {
-        Self { name: ScheduleName::Linear, warmup: 0.03 }
+        Self { name: ScheduleName::Linear, warmup: None }
     }
 }
 
@@ -197,8 +197,8 @@ pub(crate) struct TrainingSection {
     pub(crate) epochs: u64,
     /// Optimizer steps; ends the run early if reached.
     pub(crate) max_steps: Option<u64>,
-    /// Examples (packing: rows of `max_length`) in an optimizer step.
-    pub(crate) batch_size: usize,
+    /// Examples (packing: rows of `max_length`) in an optimizer step; none: as many as the examples are enough for.
+    pub(crate) batch_size: Option<usize>,
     /// Tokens in memory at once.
     pub(crate) micro_batch_tokens: MicroBatch,
     pub(crate) checkpointing: Checkpointing,
@@ -224,7 +224,7 @@ impl Default for TrainingSection {
         Self {
             epochs: 1,
             max_steps: None,
-            batch_size: 8,
+            batch_size: None,
             micro_batch_tokens: MicroBatch::Auto,
             checkpointing: Checkpointing::Auto,
             activation_offloading: Offloading::Auto,
@@ -343,6 +343,16 @@ pub(crate) enum Checkpointing {
 }
 
 impl RunFile {
+    /// Takes over from the saved settings of a run that goes on what was left open and decides its result.
+    pub(crate) fn adopt_settled(&mut self, saved: &Self) {
+        self.schedule.warmup = self.schedule.warmup.or(saved.schedule.warmup);
+        let (training, saved) = (&mut self.training, &saved.training);
+        training.batch_size = training.batch_size.or(saved.batch_size);
+        if training.micro_batch_tokens == MicroBatch::Auto {
+            training.micro_batch_tokens = saved.micro_batch_tokens;
+        }
+    }
+
     /// The file in full, in the order of this type; reading it gives the same settings.
     pub(crate) fn to_yaml(&self) -> anyhow::Result<String> {
         yaml::write(self).context("cannot write the settings as YAML")

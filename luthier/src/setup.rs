@@ -16,7 +16,7 @@ use model::{
     StoredWeights,
 };
 use serde_json::Value;
-use train::{Decay, OptimizerSettings, Rule, Schedule};
+use train::{Decay, Demand, OptimizerSettings, Rule, Schedule};
 
 use crate::cli;
 use crate::error::user;
@@ -434,29 +434,96 @@ impl Sizes {
     }
 }
 
-/// What the data asks of the memory.
+/// Rows of an optimizer step, unless that leaves an epoch fewer steps than [`FEWEST_STEPS`].
+const USUAL_BATCH: usize = 8;
+/// Steps that an epoch has at least, if its rows are enough for that.
+const FEWEST_STEPS: usize = 20;
+
+/// Rows of an optimizer step, at most if that is still open.
+pub(crate) fn batch_size(run: &RunFile) -> usize {
+    run.training.batch_size.unwrap_or(USUAL_BATCH)
+}
+
+/// Settles `training.batch_size` where it is open. Says why if it is less than usual.
+pub(crate) fn settle_batch_size(run: &mut RunFile, train: &Dataset) -> Option<String> {
+    if run.training.batch_size.is_some() {
+        return None;
+    }
+    let rows = train.rows(&order(run)).len();
+    let enough = |batch: &usize| rows.div_ceil(*batch) >= FEWEST_STEPS;
+    let batch = (1..=USUAL_BATCH).rev().find(enough).unwrap_or(1);
+    run.training.batch_size = Some(batch);
+    let name = |n: usize| match (run.data.packing, n) {
+        (true, 1) => "row",
+        (true, _) => "rows",
+        (false, 1) => "example",
+        (false, _) => "examples",
+    };
+    let (usual, made) = (USUAL_BATCH, rows.div_ceil(USUAL_BATCH));
+    match batch {
+        USUAL_BATCH => None,
+        1 if rows < FEWEST_STEPS => {
+            let rather = if run.data.packing { ", or data.packing: false," } else { "" };
+            let all = name(rows);
+            let one = name(1);
+            Some(format!(
+                "1 {one} a step: an epoch has only {rows} {all}; more training.epochs{rather} make more steps"
+            ))
+        }
+        _ => {
+            let (some, all) = (name(batch), name(rows));
+            Some(format!(
+                "{batch} {some} a step: {usual} would make only {made} steps of an epoch's {rows} {all}"
+            ))
+        }
+    }
+}
+
+/// What data and machine ask of the memory.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Lengths {
-    /// Tokens of the longest example.
-    pub(crate) longest: usize,
-    /// Tokens of the largest optimizer step, or of all there are.
-    pub(crate) total: usize,
+pub(crate) struct Needs {
+    /// Tokens of the examples.
+    pub(crate) demand: Demand,
     /// Tokens of the examples that come again. None: nobody has seen the data yet, there may be any number of them.
     pub(crate) repeated: Option<usize>,
     /// Bytes that the process holds beside the buffers of the plan: code, tokenizer, examples.
     pub(crate) beside: u64,
+    /// Threads, each of which has scratch of its own.
+    pub(crate) threads: usize,
 }
 
-impl Lengths {
+impl Needs {
     /// For data that nobody has seen yet: every example as long as it may be, and a tokenizer of the usual size.
-    pub(crate) fn expected(run: &RunFile, config: &Config) -> Self {
+    pub(crate) fn expected(run: &RunFile, config: &Config, threads: usize) -> Self {
         let longest = run.data.max_length;
-        let total = longest.saturating_mul(run.training.batch_size);
+        let step = longest.saturating_mul(batch_size(run));
         let beside = BARE_PROCESS + TOKENIZER_ENTRY * config.vocab_size as u64;
         let evaluates = run.data.eval.is_some() || run.data.eval_fraction.is_some();
         let again = run.training.epochs > 1 || evaluates || run.data.sources().iter().any(|s| s.weight > 1.0);
-        Lengths { longest, total, repeated: if again { None } else { Some(0) }, beside }
+        let demand = Demand { longest, step, total: if evaluates { usize::MAX } else { step } };
+        Needs { demand, repeated: if again { None } else { Some(0) }, beside, threads }
     }
+}
+
+/// Scratch of the products and of attention over sequences of so many tokens.
+fn scratch(config: &Config, precision: Precision, positions: usize, threads: usize) -> u64 {
+    let of_thread = THREAD_PANELS + model::attention_memory(config, precision, positions);
+    SHARED_PANELS.saturating_add((threads as u64).saturating_mul(of_thread))
+}
+
+/// The buffers that the loop allocates.
+pub(crate) fn buffers(
+    run: &RunFile,
+    config: &Config,
+    trained: &Trained,
+    needs: Needs,
+    sizes: Sizes,
+) -> MemoryPlan {
+    let extent = needs.demand.extent(sizes.micro_batch_tokens, sizes.checkpointing, run.precision.engine());
+    let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..optimizer(run) };
+    let repeated = [needs.repeated.unwrap_or(usize::MAX)];
+    let frozen = sizes.frozen_memory.map(|memory| FrozenExtent { lengths: &repeated, memory });
+    train::memory_plan(config, &trained.layout, trained.dropout, optimizer, extent, frozen)
 }
 
 /// The whole memory of a run.
@@ -465,24 +532,14 @@ pub(crate) fn memory_plan(
     config: &Config,
     stored: Option<&StoredWeights>,
     trained: &Trained,
-    lengths: Lengths,
+    needs: Needs,
     sizes: Sizes,
 ) -> MemoryPlan {
     let precision = run.precision.engine();
     let mut plan = Decoder::base_memory(config, stored, precision, quantization(run));
-    let extent = model::Extent {
-        tokens: sizes.micro_batch_tokens.min(lengths.total).max(lengths.longest),
-        positions: lengths.longest,
-        purpose: model::Purpose::Train(sizes.checkpointing),
-        precision,
-    };
-    let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..optimizer(run) };
-    let repeated = [lengths.repeated.unwrap_or(usize::MAX)];
-    let frozen = sizes.frozen_memory.map(|memory| FrozenExtent { lengths: &repeated, memory });
-    plan.extend(&train::memory_plan(config, &trained.layout, trained.dropout, optimizer, extent, frozen));
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let of_thread = THREAD_PANELS + model::attention_memory(config, precision, lengths.longest);
-    plan.add(Component::Workspace, lengths.beside + SHARED_PANELS + threads * of_thread);
+    plan.extend(&buffers(run, config, trained, needs, sizes));
+    let scratch = scratch(config, precision, needs.demand.longest, needs.threads);
+    plan.add(Component::Workspace, needs.beside.saturating_add(scratch));
     plan
 }
 
@@ -501,16 +558,17 @@ pub(crate) struct Choice {
 pub(crate) fn choose(
     run: &RunFile,
     layers: usize,
-    lengths: Lengths,
+    needs: Needs,
     budget: Option<u64>,
     plan: &dyn Fn(Sizes) -> MemoryPlan,
 ) -> Choice {
-    let usual = USUAL_MICRO_BATCH.max(lengths.longest).min(lengths.total.max(1));
+    let Demand { longest, step, .. } = needs.demand;
+    let usual = USUAL_MICRO_BATCH.max(longest).min(step.max(1));
     let tokens: Vec<usize> = match run.training.micro_batch_tokens {
         MicroBatch::Tokens(n) => vec![n],
         MicroBatch::Auto => {
-            let halves = std::iter::successors(Some(usual), |n| (n / 2 > lengths.longest).then_some(n / 2));
-            halves.chain((usual > lengths.longest).then_some(lengths.longest)).collect()
+            let halves = std::iter::successors(Some(usual), |n| (n / 2 > longest).then_some(n / 2));
+            halves.chain((usual > longest).then_some(longest)).collect()
         }
     };
     let offloading = run.training.activation_offloading;
@@ -550,7 +608,7 @@ pub(crate) fn choose(
         }
     }
     if choice.fits {
-        return choice.or_keeping_frozen(run, lengths, budget, plan);
+        return choice.or_keeping_frozen(run, needs, budget, plan);
     }
     if optimizer_memory.is_none() {
         choice = choice.or_paged(budget, plan, Sizes::with_optimizer_memory);
@@ -572,11 +630,11 @@ impl Choice {
     fn or_keeping_frozen(
         self,
         run: &RunFile,
-        lengths: Lengths,
+        needs: Needs,
         budget: u64,
         plan: &dyn Fn(Sizes) -> MemoryPlan,
     ) -> Self {
-        if run.training.frozen_activations != Offloading::Auto || lengths.repeated.is_none() {
+        if run.training.frozen_activations != Offloading::Auto || needs.repeated.is_none() {
             return self;
         }
         let all = Choice::new(Sizes { frozen_memory: Some(u64::MAX), ..self.sizes }, budget, plan);
@@ -647,20 +705,21 @@ pub(crate) fn fit(
     config: &Config,
     stored: Option<&StoredWeights>,
     trained: &Trained,
-    lengths: Lengths,
+    needs: Needs,
 ) -> anyhow::Result<(Sizes, MemoryPlan)> {
     // What is held already counts as part of the plan, so it is not free any more but ours.
-    let free = || Some(available_memory()? + lengths.beside);
+    let free = || Some(available_memory()? + needs.beside);
     let budget = run.memory.map(|b| b.0).or_else(free);
     let choice = |run: &RunFile, trained: &Trained| {
-        let lengths = Lengths { longest: lengths.longest.min(run.data.max_length), ..lengths };
-        let plan = |sizes| memory_plan(run, config, stored, trained, lengths, sizes);
-        choose(run, trained.layers(config), lengths, budget, &plan)
+        let longest = needs.demand.longest.min(run.data.max_length);
+        let needs = Needs { demand: Demand { longest, ..needs.demand }, ..needs };
+        let plan = |sizes| memory_plan(run, config, stored, trained, needs, sizes);
+        choose(run, trained.layers(config), needs, budget, &plan)
     };
     let Choice { sizes, plan, fits } = choice(run, trained);
     if !fits {
         let smallest = |run: &RunFile| Some(choice(run, &self::trained(run, config, "").ok()?).plan);
-        return Err(user(does_not_fit(run, &plan, budget.unwrap_or(0), lengths, &smallest)));
+        return Err(user(does_not_fit(run, &plan, budget.unwrap_or(0), needs, &smallest)));
     }
     Ok((sizes, plan))
 }
@@ -670,47 +729,115 @@ pub(crate) fn does_not_fit(
     run: &RunFile,
     plan: &MemoryPlan,
     budget: u64,
-    lengths: Lengths,
+    needs: Needs,
     smallest: &dyn Fn(&RunFile) -> Option<MemoryPlan>,
 ) -> String {
-    let parts: Vec<String> = Component::ALL
-        .iter()
-        .filter(|&&c| plan.bytes(c) > 0)
-        .map(|&c| format!("{} {}", c.name(), bytes(plan.bytes(c))))
-        .collect();
-    let budget = bytes(budget);
-    let limit = match run.memory {
-        Some(_) => format!("`memory` allows only {budget}"),
-        None => format!("only {budget} is free"),
-    };
     let (mut hints, mut together) = (Vec::new(), run.clone());
-    for (words, change) in savings(run, lengths) {
+    for (words, change) in savings(run, needs) {
         let mut other = run.clone();
         change(&mut other);
-        let Some(need) = smallest(&other).map(|plan| plan.total()) else { continue };
-        if need < plan.total() && bytes(need) != bytes(plan.total()) {
-            hints.push(format!("{words} to {}", bytes(need)));
-            change(&mut together);
-        }
+        let Some(saved) = smallest(&other).and_then(|less| saving(&words, plan, &less)) else { continue };
+        hints.push(saved);
+        change(&mut together);
     }
     if hints.len() > 1
         && let Some(all) = smallest(&together)
     {
         hints.push(format!("all of these to {}", bytes(all.total())));
     }
+    refusal("the run", plan, run.memory, budget, hints)
+}
+
+/// What something needs, what there is, and what would lower the need.
+fn refusal(
+    what: &str,
+    plan: &MemoryPlan,
+    memory: Option<ByteSize>,
+    budget: u64,
+    mut hints: Vec<String>,
+) -> String {
+    let budget = bytes(budget);
+    let limit = match memory {
+        Some(_) => format!("`memory` allows only {budget}"),
+        None => format!("only {budget} is free"),
+    };
     hints.push("a smaller base model".to_owned());
     format!(
-        "the run needs {} at least ({}), but {limit}; what would lower it: {}",
+        "{what} needs {} at least ({}), but {limit}; what would lower it: {}",
         bytes(plan.total()),
-        parts.join(", "),
+        parts(plan),
         hints.join(", or ")
     )
+}
+
+/// That a change lowers the need, and to what, if it is worth a word.
+fn saving(change: &str, plan: &MemoryPlan, less: &MemoryPlan) -> Option<String> {
+    let (from, to) = (plan.total(), less.total());
+    (to < from && bytes(to) != bytes(from)).then(|| format!("{change} to {}", bytes(to)))
+}
+
+/// The components of a plan with their sizes.
+pub(crate) fn parts(plan: &MemoryPlan) -> String {
+    let some = Component::ALL.iter().filter(|&&c| plan.bytes(c) > 0);
+    some.map(|&c| format!("{} {}", c.name(), bytes(plan.bytes(c)))).collect::<Vec<_>>().join(", ")
+}
+
+/// A base that is used and not trained.
+#[derive(Clone, Copy)]
+pub(crate) struct Inference<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) stored: Option<&'a StoredWeights>,
+    pub(crate) precision: Precision,
+    pub(crate) quantization: Option<Format>,
+    pub(crate) threads: usize,
+}
+
+impl Inference<'_> {
+    /// The whole memory with these buffers, for sequences of so many tokens. What the process holds by now, such as an adapter, is
+    /// part of it; the base's weights are not read yet.
+    pub(crate) fn plan(self, buffers: &MemoryPlan, positions: usize) -> MemoryPlan {
+        let Inference { config, stored, precision, quantization, threads } = self;
+        let mut plan = Decoder::base_memory(config, stored, precision, quantization);
+        plan.extend(buffers);
+        plan.add(Component::Workspace, resident_memory() + scratch(config, precision, positions, threads));
+        plan
+    }
+
+    /// The same with four bits for each weight, if it has more of them, and with 16 bits for each activation: what a person may
+    /// choose, with what is to be written for it.
+    pub(crate) fn smaller(self, quantization: &str, precision: &str) -> Vec<(String, Self)> {
+        let mut smaller = Vec::new();
+        if self.quantization.is_none() && self.config.quantization.is_none() {
+            smaller.push((quantization.to_owned(), Inference { quantization: Some(Format::QLORA), ..self }));
+        }
+        if self.precision == Precision::F32 {
+            smaller.push((precision.to_owned(), Inference { precision: Precision::Bf16, ..self }));
+        }
+        smaller
+    }
+}
+
+/// Refuses what does not fit into `memory`, or what is free. `others`: what else could be done, in words, and its plan.
+pub(crate) fn check_memory(
+    what: &str,
+    plan: &MemoryPlan,
+    memory: Option<ByteSize>,
+    others: impl FnOnce() -> Vec<(String, MemoryPlan)>,
+) -> anyhow::Result<()> {
+    let free = || Some(available_memory()? + resident_memory());
+    match memory.map(|memory| memory.0).or_else(free) {
+        Some(budget) if plan.total() > budget => {
+            let hints = others().iter().filter_map(|(words, less)| saving(words, plan, less)).collect();
+            Err(user(refusal(what, plan, memory, budget, hints)))
+        }
+        _ => Ok(()),
+    }
 }
 
 type Change = Box<dyn Fn(&mut RunFile)>;
 
 /// Settings that may need less memory, in words, with what each changes.
-fn savings(run: &RunFile, lengths: Lengths) -> Vec<(String, Change)> {
+fn savings(run: &RunFile, needs: Needs) -> Vec<(String, Change)> {
     use run_file::OptimizerName::{Adamw, Adamw8bit, PagedAdamw, PagedAdamw8bit};
     let mut savings: Vec<(String, Change)> = Vec::new();
     let mut add = |words: String, change: Change| savings.push((words, change));
@@ -737,8 +864,8 @@ fn savings(run: &RunFile, lengths: Lengths) -> Vec<(String, Change)> {
     if run.quantization.is_none() && lora {
         add("quantization: nf4".into(), Box::new(|run| run.quantization = Some(Quantization::NF4)));
     }
-    if lengths.longest > 256 {
-        let half = lengths.longest / 2;
+    if needs.demand.longest > 256 {
+        let half = needs.demand.longest / 2;
         add(format!("data.max_length: {half}"), Box::new(move |run| run.data.max_length = half));
     }
     if run.optimizer.memory.is_some() {

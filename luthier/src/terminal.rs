@@ -11,6 +11,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use unicode_width::UnicodeWidthChar;
 
 /// Whoever read stdout has gone away (`| head`): nothing is left to do, and nobody is to blame.
 #[derive(Debug)]
@@ -292,6 +293,41 @@ pub(crate) fn paint_segments<'a>(
     painted
 }
 
+/// The beginning of neighbouring pieces of text, at most so many columns wide as [`paint_segments`] shows them, and whether that
+/// is less than all. Cut before it is painted: in the middle of what is painted, the colour would not end.
+pub(crate) fn cut_segments<'a>(
+    segments: impl IntoIterator<Item = (&'a str, bool)>,
+    mut columns: usize,
+) -> (Vec<(&'a str, bool)>, bool) {
+    let mut kept = Vec::new();
+    for (text, trained) in segments {
+        let (beginning, width) = cut(text, columns);
+        columns -= width;
+        kept.push((beginning, trained));
+        if beginning.len() < text.len() {
+            return (kept, true);
+        }
+    }
+    (kept, false)
+}
+
+/// The longest beginning of a text that is at most so many columns wide as [`printable`] shows it, and its width.
+pub(crate) fn cut(text: &str, columns: usize) -> (&str, usize) {
+    let mut width = 0;
+    for (start, c) in text.char_indices() {
+        let shown = match c {
+            '\n' | '\t' => 1,
+            c if c.is_control() => c.escape_default().len(),
+            c => c.width().unwrap_or(0),
+        };
+        if width + shown > columns {
+            return (&text[..start], width);
+        }
+        width += shown;
+    }
+    (text, width)
+}
+
 /// The text with control characters other than line ends and tabs escaped, safe to show on a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -340,5 +376,33 @@ mod tests {
             [("user: hi\n", false), ("hel", true), ("lo\x1b[2J", true), ("", false), ("\n", false)];
         assert_eq!(paint_segments(segments, false), "user: hi\n⟦hello\\u{1b}[2J⟧\n");
         assert_eq!(paint_segments(segments, true), "user: hi\n\x1b[1m\x1b[32mhello\\u{1b}[2J\x1b[0m\n");
+    }
+
+    #[test]
+    fn text_is_cut_before_it_is_painted_so_that_the_colour_ends() {
+        let segments = [("ab", false), ("cdef", true), ("gh", false)];
+        let shown = |columns, colour| {
+            let (kept, cut) = cut_segments(segments, columns);
+            (paint_segments(kept, colour), cut)
+        };
+        for columns in 0..8 {
+            let (text, cut) = shown(columns, true);
+            let on_terminal = text.replace("\x1b[1m\x1b[32m", "").replace("\x1b[0m", "");
+            assert_eq!((on_terminal.as_str(), cut), (&"abcdefgh"[..columns], true));
+            let painted = columns > 2;
+            assert_eq!([text.contains("\x1b[32m"), text.contains("\x1b[0m")], [painted; 2], "{text:?}");
+        }
+        assert_eq!(shown(8, false), ("ab⟦cdef⟧gh".to_owned(), false));
+        assert_eq!(cut_segments([("", true)], 0), (vec![("", true)], false));
+    }
+
+    #[test]
+    fn wide_and_control_characters_count_as_wide_as_they_are_shown() {
+        assert_eq!(cut("日本語", 5), ("日本", 4), "two columns each");
+        assert_eq!(cut("e\u{301}f", 1), ("e\u{301}", 1), "a mark stays with its letter");
+        assert_eq!(cut("\x1b[2Jx", 5), ("", 0), "an escape is shown whole, as \\u{{1b}}, or not");
+        assert_eq!(cut("\x1b[2Jx", 6), ("\x1b", 6));
+        assert_eq!(cut("a\nb\tc", 4), ("a\nb\t", 4));
+        assert_eq!(cut("", 0), ("", 0));
     }
 }

@@ -1,6 +1,5 @@
-//! Checkpoints: all that a bit-exact resume needs, in a folder that appears whole or not at all.
+//! Checkpoints: all that a bit-exact resume needs, in a folder that appears whole or not at all, with a hash of every file.
 
-use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, TrainError};
 use crate::optimizer::Optimizer;
 use crate::saving::Saving;
+use crate::sums;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The version before had no hashes.
+const FIRST_HASHED: u32 = 2;
+const STATE_FILE: &str = "state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// What stands behind the hidden name of a folder that is being replaced.
 const REPLACED: &str = ".replaced";
@@ -39,6 +42,22 @@ pub(crate) struct State {
     pub(crate) stopped_early: bool,
     /// A hash of the training data: a run goes on with what it began with.
     pub(crate) data: u64,
+}
+
+/// A checkpoint that cannot be gone on from, and what is wrong with it. A person takes it away, not this program.
+#[derive(Debug)]
+pub(crate) struct Damaged {
+    pub(crate) path: PathBuf,
+    pub(crate) why: String,
+}
+
+/// A checkpoint that is gone on from.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    pub(crate) state: State,
+    pub(crate) path: PathBuf,
+    /// Newer ones, from the newest on.
+    pub(crate) damaged: Vec<Damaged>,
 }
 
 /// The checkpoints of a run folder.
@@ -77,38 +96,89 @@ impl Checkpoints {
         steps
     }
 
-    fn path(&self, step: u64) -> PathBuf {
+    /// The folder of a step's checkpoint.
+    pub(crate) fn path(&self, step: u64) -> PathBuf {
         self.folder.join(format!("step-{step:06}"))
     }
 
     /// The folder of the best evaluation's trained tensors.
-    pub(crate) fn best_path(&self) -> PathBuf {
+    fn best_path(&self) -> PathBuf {
         self.folder.join("best")
     }
 
-    /// The newest checkpoint's state and folder.
-    pub(crate) fn latest(&self) -> Result<Option<(State, PathBuf)>> {
-        let Some(&step) = self.steps().last() else { return Ok(None) };
-        let path = self.path(step);
-        let file = path.join("state.json");
-        let wrong = |e: &dyn Display| damaged(&path, format!("state.json: {e}"));
-        let text = fs::read_to_string(&file).map_err(|e| wrong(&e))?;
-        let state: State = serde_json::from_str(&text).map_err(|e| wrong(&e))?;
-        if state.version != VERSION {
-            let problem = format!(
-                "is of version {}, this program reads {VERSION}; go on with the luthier that wrote it, or train into a \
-                 new folder",
-                state.version
-            );
-            return Err(TrainError::Checkpoint { path: file, problem });
+    /// Restores the tensors and moments of the newest checkpoint that is whole; none if there is no checkpoint at all.
+    ///
+    /// # Errors
+    /// If all are damaged, one was written by a later version, or what is not to be in memory cannot be written.
+    pub(crate) fn restore(
+        &self,
+        saving: &Saving<'_>,
+        layout: &Layout,
+        parameters: &mut Parameters,
+        optimizer: &mut Optimizer,
+    ) -> Result<Option<Restored>> {
+        let mut damaged = Vec::new();
+        for &step in self.steps().iter().rev() {
+            let path = self.path(step);
+            let restored = self.check(step, saving).and_then(|state| {
+                let trained = saving.read_trained(&path, layout, parameters);
+                trained.map(|()| state).map_err(|e| e.to_string())
+            });
+            let why = match restored {
+                Err(why) => why,
+                Ok(State { version, .. }) if version > VERSION => {
+                    let problem = format!(
+                        "is of version {version}, this program reads up to {VERSION}; go on with the luthier that wrote it, \
+                         or train into a new folder"
+                    );
+                    return Err(TrainError::Checkpoint { path: path.join(STATE_FILE), problem });
+                }
+                Ok(state) => match optimizer.read(&path.join(OPTIMIZER_FILE), layout) {
+                    Ok(()) => return Ok(Some(Restored { state, path, damaged })),
+                    Err(TrainError::Model(e)) => e.to_string(),
+                    Err(other) => return Err(other),
+                },
+            };
+            damaged.push(Damaged { path, why });
         }
-        if state.step != step {
-            return Err(wrong(&format!("it is of step {}", state.step)));
+        if damaged.is_empty() {
+            return Ok(None);
         }
-        Ok(Some((state, path)))
+        let all: Vec<String> =
+            damaged.iter().map(|Damaged { path, why }| format!("{} ({why})", path.display())).collect();
+        let problem = format!(
+            "no checkpoint is whole: {}; bring one back, or remove them all and --resume begins anew",
+            all.join(", ")
+        );
+        Err(TrainError::Checkpoint { path: self.folder.clone(), problem })
     }
 
-    /// Writes a checkpoint, then removes all but the newest `keep`.
+    /// The state of a checkpoint whose files are those that were written, as far as hashes tell; else what is wrong.
+    fn check(&self, step: u64, saving: &Saving<'_>) -> Result<State, String> {
+        let path = self.path(step);
+        let hashed = path.join(sums::FILE).exists();
+        if hashed {
+            sums::verify(&path, &[STATE_FILE, OPTIMIZER_FILE, saving.trained_file()])?;
+        }
+        let text = fs::read_to_string(path.join(STATE_FILE)).map_err(|e| format!("{STATE_FILE}: {e}"))?;
+        let state: State = serde_json::from_str(&text).map_err(|e| format!("{STATE_FILE}: {e}"))?;
+        match state.version {
+            0 => Err(format!("{STATE_FILE}: it is of version 0")),
+            FIRST_HASHED.. if !hashed => Err(format!("{} is missing", sums::FILE)),
+            _ if state.step != step => Err(format!("{STATE_FILE}: it is of step {}", state.step)),
+            _ => Ok(state),
+        }
+    }
+
+    /// Tells with an error that ends a run what there is to go on from.
+    pub(crate) fn ended(&self, cause: TrainError, saving: &Saving<'_>) -> TrainError {
+        let whole = |step: &&u64| self.check(**step, saving).is_ok();
+        let checkpoint = self.steps().iter().rev().find(whole).map(|&step| self.path(step));
+        TrainError::Ended { cause: Box::new(cause), checkpoint }
+    }
+
+    /// Writes a checkpoint, then removes all but the newest `keep` up to it. Later ones, which were found damaged, are replaced
+    /// when their turn comes.
     pub(crate) fn save(
         &self,
         state: &State,
@@ -124,9 +194,10 @@ impl Checkpoints {
             optimizer.write(&to.join(OPTIMIZER_FILE), layout)?;
             let state = State { version: VERSION, ..state.clone() };
             let json = serde_json::to_vec_pretty(&state).expect("plain numbers");
-            Ok(write_whole(&to.join("state.json"), &json)?)
+            Ok(write_whole(&to.join(STATE_FILE), &json)?)
         })?;
-        let steps = self.steps();
+        let mut steps = self.steps();
+        steps.retain(|&step| step <= state.step);
         for &old in &steps[..steps.len().saturating_sub(keep.max(1))] {
             remove(&self.path(old));
         }
@@ -143,13 +214,38 @@ impl Checkpoints {
         self.write_folder(&self.best_path(), |to| saving.write_trained(to, layout, parameters))
     }
 
-    /// Fills a hidden folder and then gives it its name, replacing an older one.
+    /// Reads what [`Checkpoints::save_best`] wrote.
+    ///
+    /// # Errors
+    /// If it is damaged: there is no other.
+    pub(crate) fn read_best(
+        &self,
+        saving: &Saving<'_>,
+        layout: &Layout,
+        parameters: &mut Parameters,
+    ) -> Result<()> {
+        let path = self.best_path();
+        // Older versions wrote no hashes.
+        let hashed = path.join(sums::FILE).exists();
+        let whole = if hashed { sums::verify(&path, &[saving.trained_file()]) } else { Ok(()) };
+        whole.and_then(|()| saving.read_trained(&path, layout, parameters).map_err(|e| e.to_string())).map_err(
+            |why| {
+                let problem = format!(
+                    "the tensors of the best evaluation are damaged ({why}); bring them back, or train into a new folder"
+                );
+                TrainError::Checkpoint { path, problem }
+            },
+        )
+    }
+
+    /// Fills a hidden folder, adds the hashes, and then gives it its name, replacing an older one.
     fn write_folder(&self, path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let name = path.file_name().expect("a named folder").to_string_lossy().into_owned();
         let beside = self.folder.join(format!(".{name}.partial"));
         let _ = fs::remove_dir_all(&beside);
         let written = fs::create_dir_all(&beside).map_err(|e| TrainError::write(&beside, e)).and_then(|()| {
             fill(&beside)?;
+            sums::write(&beside)?;
             let replaced = self.folder.join(format!(".{name}{REPLACED}"));
             let had_one = fs::rename(path, &replaced).is_ok();
             fs::rename(&beside, path).map_err(|e| TrainError::write(path, e))?;
@@ -164,30 +260,6 @@ impl Checkpoints {
         sync_folder(path);
         written
     }
-}
-
-/// Restores the trained tensors and moments of a checkpoint.
-pub(crate) fn restore(
-    path: &Path,
-    saving: &Saving<'_>,
-    layout: &Layout,
-    parameters: &mut Parameters,
-    optimizer: &mut Optimizer,
-) -> Result<()> {
-    saving.read_trained(path, layout, parameters).map_err(|e| damaged(path, e))?;
-    optimizer.read(&path.join(OPTIMIZER_FILE), layout).map_err(|e| match e {
-        TrainError::Model(e) => damaged(path, e),
-        other => other,
-    })
-}
-
-/// A checkpoint that cannot be gone on from. A person takes it away, not this program: it may be all there is.
-fn damaged(path: &Path, why: impl Display) -> TrainError {
-    let problem = format!(
-        "this checkpoint is damaged ({why}); remove the folder and --resume goes on from the checkpoint before it, or \
-         from the beginning if there is none"
-    );
-    TrainError::Checkpoint { path: path.to_owned(), problem }
 }
 
 /// Takes the name away first, so that an interrupted deletion leaves no damaged checkpoint.

@@ -18,7 +18,7 @@ pub enum TrainError {
         source: io::Error,
     },
     /// A file could not be written.
-    #[error("cannot write {}: {source}; the last checkpoint is intact: free some space and go on with --resume", path.display())]
+    #[error("cannot write {}: {source}{}", path.display(), space_hint(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -33,18 +33,26 @@ pub enum TrainError {
         /// What is wrong and what to do.
         problem: String,
     },
-    /// The loss or the gradient is no longer a number.
-    #[error(
-        "step {step}: the {what} is {value}; the run stopped with the last checkpoint intact. Lower \
-         optimizer.learning_rate, or look at the examples of this step with `data preview`"
-    )]
+    /// A loss, a gradient or a trained value is no longer a finite number.
+    #[error("step {step}: {what} is {value}; {advice}")]
     NotFinite {
-        /// The step.
+        /// The step, 0 before the first.
         step: u64,
-        /// Loss or gradient norm.
-        what: &'static str,
-        /// NaN or an infinity.
+        /// What it is of, such as "the loss".
+        what: String,
+        /// NaN or an infinity, or what is as good as one.
         value: f64,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// What ended a run under way, and what there is to go on from.
+    #[error("{cause}; {}", remaining(cause, checkpoint.as_deref()))]
+    Ended {
+        /// Why.
+        #[source]
+        cause: Box<TrainError>,
+        /// The newest checkpoint that is whole.
+        checkpoint: Option<PathBuf>,
     },
     /// Settings that do not fit each other.
     #[error("`{field}` {problem}")]
@@ -68,12 +76,45 @@ impl TrainError {
         TrainError::Write { path: path.to_owned(), source }
     }
 
-    /// An error of pages that lie in a file, which ends the run at its last checkpoint.
+    /// A number that is not finite, found when `updates` updates had been made.
+    pub(crate) fn not_finite(step: u64, what: impl Into<String>, value: f64, updates: u64) -> Self {
+        let advice = match updates {
+            0 => {
+                "nothing had been trained yet: the weights of the base model or of the initial adapter are damaged or too \
+                 large, or the examples of this step are to blame, which `data preview` shows"
+            }
+            _ => "lower optimizer.learning_rate, or look at the examples of this step with `data preview`",
+        };
+        TrainError::NotFinite { step, what: what.into(), value, advice }
+    }
+
+    /// An error of pages that lie in a file.
     pub(crate) fn of_pages(error: model::ModelError) -> Self {
         match error {
             model::ModelError::Read { path, source } => TrainError::Read { path, source },
             model::ModelError::Write { path, source } => TrainError::Write { path, source },
             other => TrainError::Model(other),
         }
+    }
+}
+
+fn space_hint(source: &io::Error) -> &'static str {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match source.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => "; free some space",
+        _ => "",
+    }
+}
+
+/// What is left of a run that ended so. Going on would meet the same numbers again, but not the same full disk.
+fn remaining(cause: &TrainError, checkpoint: Option<&Path>) -> String {
+    let again = !matches!(cause, TrainError::NotFinite { .. });
+    match (checkpoint, again) {
+        (Some(path), true) => {
+            format!("the last checkpoint, {}, is intact: go on from it with --resume", path.display())
+        }
+        (Some(path), false) => format!("the last checkpoint, {}, is from before that", path.display()),
+        (None, true) => "no checkpoint had been saved yet: --resume begins anew".to_owned(),
+        (None, false) => "no checkpoint had been saved yet".to_owned(),
     }
 }

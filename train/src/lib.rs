@@ -9,12 +9,13 @@ mod optimizer;
 mod plan;
 mod saving;
 mod schedule;
+mod sums;
 mod trainer;
 
 pub use error::{Result, TrainError};
 pub use metrics::{EvalMetrics, StepMetrics, peak_memory_bytes};
 pub use optimizer::{OptimizerSettings, Rule};
-pub use plan::StepPlan;
+pub use plan::{Demand, StepPlan};
 pub use saving::Saving;
 pub use schedule::{Decay, Schedule};
-pub use trainer::{Event, Job, Outcome, Settings, Trainer, evaluate, extent, memory_plan, train};
+pub use trainer::{Event, Job, Outcome, Settings, Trainer, evaluate, memory_plan, train};

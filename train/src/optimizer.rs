@@ -178,11 +178,11 @@ impl Optimizer {
         self.arena.open(&folder.join(PAGES)).map_err(TrainError::of_pages)
     }
 
-    /// Clips and applies the gradients of step `step` (from 1) with this learning rate. Returns the norm before
-    /// clipping; where that is not a finite number, nothing is changed.
+    /// Clips and applies the gradients of step `step` (from 1) with this learning rate. Returns the norm before clipping.
     ///
     /// # Errors
-    /// If a page cannot be written or read; a part of the parameters is then updated, and the run can only end.
+    /// If the norm, or the square of a clipped element, is not a finite number: nothing is changed then. If a page cannot be
+    /// written or read; a part of the parameters is then updated. In both cases the run can only end.
     pub(crate) fn step(
         &mut self,
         device: &Device,
@@ -192,12 +192,15 @@ impl Optimizer {
         gradients: &Parameters,
     ) -> Result<f64> {
         let norm = reduce::sum_of_squares(device, gradients.values()).sqrt();
-        if !norm.is_finite() {
-            return Ok(norm);
-        }
         let OptimizerSettings { rule, weight_decay, max_grad_norm, .. } = self.settings;
         // torch.nn.utils.clip_grad_norm_: the epsilon keeps a zero norm from dividing.
-        let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 } as f32;
+        let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        // The second moment is a mean of squares in f32.
+        let square = (norm * clip).powi(2);
+        if !square.is_finite() || square > f64::from(f32::MAX) {
+            return Err(TrainError::not_finite(step, "the gradient norm", norm, step - 1));
+        }
+        let clip = clip as f32;
         for (index, piece) in self.pieces.iter().enumerate() {
             let state = self.arena.page_mut(index).map_err(TrainError::of_pages)?;
             let learning_rate = learning_rate * piece.multiple;

@@ -1,7 +1,37 @@
 //! Which examples each optimizer step sees: a function of the settings and the seed, so a resumed run needs no more
 //! than its step.
 
+use compute::Precision;
 use data::{Dataset, Example, OrderSpec, Row};
+use model::{Checkpointing, Extent, Purpose};
+
+/// What the examples of a run ask of its buffers, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// The longest example.
+    pub longest: usize,
+    /// The largest optimizer step, or all there are.
+    pub step: usize,
+    /// The most that can be asked for at once: a step, or all that is evaluated on.
+    pub total: usize,
+}
+
+impl Demand {
+    /// The buffers for so many tokens in memory at once. An example is never cut, so a longer one has room too.
+    pub fn extent(
+        self,
+        micro_batch_tokens: usize,
+        checkpointing: Checkpointing,
+        precision: Precision,
+    ) -> Extent {
+        Extent {
+            tokens: micro_batch_tokens.min(self.total).max(self.longest),
+            positions: self.longest,
+            purpose: Purpose::Train(checkpointing),
+            precision,
+        }
+    }
+}
 
 /// The steps of a run.
 #[derive(Debug)]
@@ -54,6 +84,17 @@ impl<'a> StepPlan<'a> {
         let train = self.dataset.examples.iter().zip(&self.visits);
         let train = train.map(|(example, &visits)| if visits > 1 { example.len() } else { 0 });
         train.chain(eval.iter().map(Example::len)).collect()
+    }
+
+    /// What the run asks of its buffers if it is evaluated on `eval`. It is the same for more epochs or steps.
+    pub fn demand(&self, eval: &[Example]) -> Demand {
+        let longest = |examples: &[Example]| examples.iter().map(Example::len).max().unwrap_or(0);
+        let tokens = |examples: &[Example]| examples.iter().map(Example::len).sum::<usize>();
+        let train = &self.dataset.examples;
+        let row = if self.order.packing { self.order.max_length } else { longest(train) };
+        let (held_out, longest) = (tokens(eval), longest(train).max(longest(eval)).max(1));
+        let step = self.batch_size.saturating_mul(row).min(tokens(train).max(held_out)).max(longest);
+        Demand { longest, step, total: step.max(held_out) }
     }
 
     /// The examples of a step (from 1), in order.

@@ -40,6 +40,14 @@ impl Saving<'_> {
         Ok(())
     }
 
+    /// The file that [`Saving::write_trained`] writes the trained tensors to.
+    pub(crate) fn trained_file(&self) -> &'static str {
+        match self {
+            Saving::Adapter(_) => WEIGHTS_FILE,
+            Saving::Model { .. } => MODEL_FILE,
+        }
+    }
+
     /// Reads what [`Saving::write_trained`] wrote.
     pub(crate) fn read_trained(
         &self,
@@ -47,11 +55,7 @@ impl Saving<'_> {
         layout: &Layout,
         parameters: &mut Parameters,
     ) -> Result<()> {
-        let file = match self {
-            Saving::Adapter(_) => WEIGHTS_FILE,
-            Saving::Model { .. } => MODEL_FILE,
-        };
-        read_parameters(&folder.join(file), layout, &mut [("", parameters)])?;
+        read_parameters(&folder.join(self.trained_file()), layout, &mut [("", parameters)])?;
         Ok(())
     }
 

@@ -9,16 +9,18 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use compute::ops::reduce;
 use compute::random;
 use data::{Dataset, Example, OrderSpec};
+use model::adapter::parameters::Tensor;
 use model::checkpoint::sweep;
 use model::memory::{Allocator, Component, MemoryPlan};
 use model::{
     Activations, Adapter, Batch, Checkpointing, Config, Decoder, Extent, FrozenActivations, FrozenExtent,
-    Layout, Parameters, Purpose, Run,
+    Layout, Parameters, Run,
 };
 
-use crate::checkpoint::{self, Best, Checkpoints, State};
+use crate::checkpoint::{Best, Checkpoints, Damaged, Restored, State};
 use crate::error::{Result, TrainError};
 use crate::metrics::{EvalMetrics, MetricsFile, StepMetrics, peak_memory_bytes};
 use crate::optimizer::{Optimizer, OptimizerSettings};
@@ -63,6 +65,13 @@ pub struct Settings {
 /// What the loop tells while it runs.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// A checkpoint is not what was saved; the run goes on from one before it.
+    Damaged {
+        /// The checkpoint.
+        path: &'a Path,
+        /// What is wrong with it.
+        why: &'a str,
+    },
     /// The loop begins, or goes on, after `step` of `steps`.
     Started {
         /// Steps done before.
@@ -76,6 +85,8 @@ pub enum Event<'a> {
     Evaluated(&'a EvalMetrics),
     /// A checkpoint stands.
     Saved(&'a Path),
+    /// The run ends on request; this checkpoint has all of it.
+    Stopped(&'a Path),
     /// Early stopping ends the run; the tensors of `step` are the result.
     StoppedEarly {
         /// The step of the best evaluation.
@@ -83,6 +94,8 @@ pub enum Event<'a> {
         /// Its loss.
         eval_loss: f64,
     },
+    /// The result is, to the byte, what the run began with.
+    Unchanged,
 }
 
 /// How the loop ended.
@@ -115,21 +128,6 @@ pub struct Job<'a> {
     pub folder: &'a Path,
     /// Set from outside to end the run after the step at hand.
     pub stop: &'a AtomicBool,
-}
-
-/// The buffers that a run needs beside the base, for examples of at most `longest` tokens.
-pub fn extent(
-    settings: &Settings,
-    decoder_precision: compute::Precision,
-    longest: usize,
-    total: usize,
-) -> Extent {
-    Extent {
-        tokens: settings.micro_batch_tokens.min(total).max(longest),
-        positions: longest,
-        purpose: Purpose::Train(settings.checkpointing),
-        precision: decoder_precision,
-    }
 }
 
 /// The memory of trained tensors, gradients, moments and activations, without the base. `frozen`: what is kept of what frozen
@@ -178,73 +176,99 @@ pub struct Trainer<'a> {
     schedule_steps: u64,
     state: State,
     checkpoints: Checkpoints,
+    /// Checkpoints that could not be gone on from.
+    damaged: Vec<Damaged>,
+    /// A hash of the trained tensors before the first step.
+    initial: u64,
+    /// The last step after which a loss was finite.
+    proven: Option<u64>,
+    memory: MemoryPlan,
 }
 
 impl<'a> Trainer<'a> {
-    /// Takes up a job where its last checkpoint left it. No other process may be at work in its folder.
+    /// Takes up a job where its last checkpoint that is whole left it. No other process may be at work in its folder.
     ///
     /// # Errors
-    /// If the checkpoint is damaged, or of other data, or there is no room for what is not to be in memory.
+    /// If there are checkpoints and none is whole, or the last is of other data, or there is no room for what is not to be in
+    /// memory.
     pub fn open(job: Job<'a>) -> Result<Self> {
-        let Settings { epochs, max_steps, batch_size, order, .. } = job.settings;
-        let plan = StepPlan::new(job.train, order, batch_size, epochs, max_steps);
         sweep(job.folder);
         let checkpoints = Checkpoints::open(job.folder.join("checkpoints"))?;
-        let state = State { data: fingerprint(&job.train.examples), ..State::default() };
-        let Some((saved, path)) = checkpoints.latest()? else {
-            return Trainer::new(job, plan, state, checkpoints);
-        };
-        if saved.data != state.data {
-            let problem =
-                "was saved while training on other data; put the data back, or train into a new folder";
-            return Err(TrainError::Checkpoint { path, problem: problem.into() });
+        let mut trainer = Trainer::new(job, checkpoints);
+        match trainer.restore() {
+            Err(e @ (TrainError::Checkpoint { .. } | TrainError::Setting { .. })) => Err(e),
+            Err(e) => Err(trainer.checkpoints.ended(e, &trainer.saving)),
+            Ok(()) => Ok(trainer),
         }
-        let mut trainer = Trainer::new(job, plan, saved, checkpoints)?;
-        let (layout, parameters) = (&trainer.adapter.layout, &mut trainer.adapter.parameters);
-        checkpoint::restore(&path, &trainer.saving, layout, parameters, &mut trainer.optimizer)?;
-        Ok(trainer)
     }
 
-    fn new(job: Job<'a>, plan: StepPlan<'a>, state: State, checkpoints: Checkpoints) -> Result<Self> {
+    fn new(job: Job<'a>, checkpoints: Checkpoints) -> Self {
         let Job { decoder, adapter, saving, train, eval, settings, folder, stop } = job;
-        let train = &train.examples;
-        let all = || train.iter().chain(eval);
-        let longest = all().map(Example::len).max().unwrap_or(1);
-        let total: usize = all().map(Example::len).sum();
-        let extent = extent(&settings, decoder.precision, longest, total);
+        let Settings { epochs, max_steps, batch_size, order, .. } = settings;
+        let plan = StepPlan::new(train, order, batch_size, epochs, max_steps);
+        let Settings { micro_batch_tokens, checkpointing, .. } = settings;
+        let extent = plan.demand(eval).extent(micro_batch_tokens, checkpointing, decoder.precision);
         let mut allocator = Allocator::real();
         let layout = &adapter.layout;
+        allocator.count(Component::Adapter, 4 * layout.len() as u64); // it was made before
         let gradients = Parameters::zeros(layout, Component::Gradients, &mut allocator);
-        let mut optimizer = Optimizer::new(settings.optimizer, layout, &mut allocator);
-        optimizer.open(folder)?;
+        let optimizer = Optimizer::new(settings.optimizer, layout, &mut allocator);
         let lengths = plan.repeated(eval);
         let frozen = settings.frozen_activations.and_then(|memory| {
             let frozen = FrozenExtent { lengths: &lengths, memory };
             FrozenActivations::new(&decoder.config, layout, decoder.precision, frozen, &mut allocator)
         });
-        let mut buffers = Activations::new(&decoder.config, layout, adapter.dropout, extent, &mut allocator)
+        let buffers = Activations::new(&decoder.config, layout, adapter.dropout, extent, &mut allocator)
             .keeping_frozen(frozen);
-        buffers.open(folder).map_err(TrainError::of_pages)?;
-        let last = plan.steps().min(settings.max_steps.unwrap_or(u64::MAX));
-        let schedule_steps = settings.max_steps.unwrap_or(last);
-        Ok(Trainer {
+        let last = plan.steps().min(max_steps.unwrap_or(u64::MAX));
+        Trainer {
             decoder,
+            initial: digest(adapter.parameters.values()),
             adapter,
             gradients,
             optimizer,
             buffers,
             saving,
-            examples: train,
+            examples: &train.examples,
             eval,
+            schedule_steps: max_steps.unwrap_or(last),
             settings,
             folder,
             stop,
             plan,
             last,
-            schedule_steps,
-            state,
+            state: State { data: fingerprint(&train.examples), ..State::default() },
             checkpoints,
-        })
+            damaged: Vec::new(),
+            proven: None,
+            memory: allocator.into_plan(),
+        }
+    }
+
+    /// Makes the files for what is not to be in memory, and goes back to the last checkpoint that is whole, if there are any.
+    fn restore(&mut self) -> Result<()> {
+        self.optimizer.open(self.folder)?;
+        self.buffers.open(self.folder).map_err(TrainError::of_pages)?;
+        let (layout, parameters) = (&self.adapter.layout, &mut self.adapter.parameters);
+        let restored = self.checkpoints.restore(&self.saving, layout, parameters, &mut self.optimizer)?;
+        let Some(Restored { state, path, damaged }) = restored else { return Ok(()) };
+        if state.data != self.state.data {
+            let problem =
+                "was saved while training on other data; put the data back, or train into a new folder";
+            return Err(TrainError::Checkpoint { path, problem: problem.into() });
+        }
+        (self.state, self.damaged) = (state, damaged);
+        Ok(())
+    }
+
+    /// What was allocated, for the adapter too: what [`memory_plan`] counts.
+    pub fn memory(&self) -> &MemoryPlan {
+        &self.memory
+    }
+
+    /// Steps done.
+    pub fn step_done(&self) -> u64 {
+        self.state.step
     }
 
     fn done(&self) -> bool {
@@ -257,7 +281,16 @@ impl<'a> Trainer<'a> {
     }
 
     /// Runs to the end, or until it is asked to stop.
+    ///
+    /// # Errors
+    /// If a number is no longer finite, or a file cannot be written or read; the error tells what there is to go on from. There is
+    /// no result then.
     pub fn run(mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+        self.run_on(observe).map_err(|e| self.checkpoints.ended(e, &self.saving))
+    }
+
+    fn run_on(&mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+        self.damaged.iter().for_each(|Damaged { path, why }| observe(Event::Damaged { path, why }));
         if self.finished() {
             return Ok(Outcome::AlreadyFinished);
         }
@@ -295,6 +328,7 @@ impl<'a> Trainer<'a> {
                 if !saved {
                     self.save(observe)?;
                 }
+                observe(Event::Stopped(&self.checkpoints.path(self.state.step)));
                 return Ok(Outcome::Interrupted);
             }
         }
@@ -303,22 +337,61 @@ impl<'a> Trainer<'a> {
         }
         if let Some(best) = self.state.best.filter(|_| self.settings.early_stopping_patience.is_some()) {
             let (layout, parameters) = (&self.adapter.layout, &mut self.adapter.parameters);
-            self.saving.read_trained(&self.checkpoints.best_path(), layout, parameters)?;
+            self.checkpoints.read_best(&self.saving, layout, parameters)?;
             if self.state.stopped_early {
                 observe(Event::StoppedEarly { step: best.step, eval_loss: best.eval_loss });
             }
+        }
+        if digest(self.adapter.parameters.values()) == self.initial {
+            observe(Event::Unchanged);
         }
         self.saving.write_result(self.folder, self.decoder, &self.adapter)?;
         Ok(Outcome::Finished)
     }
 
     fn save(&mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        self.check_finite()?;
         let (layout, parameters) = (&self.adapter.layout, &self.adapter.parameters);
         let keep = self.settings.keep_checkpoints;
         let optimizer = &mut self.optimizer;
         let path = self.checkpoints.save(&self.state, &self.saving, layout, parameters, optimizer, keep)?;
         observe(Event::Saved(&path));
         Ok(())
+    }
+
+    /// Makes sure that what is about to be saved is of use: all trained values are finite, and so is a loss that they give, for an
+    /// update may be too large to compute with before it is too large to be a number.
+    fn check_finite(&mut self) -> Result<()> {
+        self.check_values()?;
+        let step = self.state.step;
+        if step == 0 || self.proven == Some(step) {
+            return Ok(());
+        }
+        let number = self.plan.examples(step)[0];
+        let example = (number, &self.examples[number..=number]);
+        let run = self.decoder.run(Some(&self.adapter));
+        let (loss, _) = evaluate(&run, self.decoder, example, &mut self.buffers)?;
+        if !loss.is_finite() {
+            return Err(TrainError::not_finite(step, "the loss after it", loss, step));
+        }
+        self.proven = Some(step);
+        Ok(())
+    }
+
+    /// Makes sure that all trained values are finite.
+    fn check_values(&self) -> Result<()> {
+        let parameters = &self.adapter.parameters;
+        if reduce::sum_of_squares(&self.decoder.device, parameters.values()).is_finite() {
+            return Ok(());
+        }
+        let values = |tensor: &Tensor| &parameters.values()[tensor.range.clone()];
+        let wrong = self.adapter.layout.tensors().iter().find_map(|tensor| {
+            let value = values(tensor).iter().find(|value| !value.is_finite())?;
+            Some((format!("a value of `{}`", tensor.name), f64::from(*value)))
+        });
+        let (what, value) = wrong.expect("finite f32 values have a finite sum of squares in f64");
+        let step = self.state.step;
+        Err(TrainError::not_finite(step, what, value, step))
     }
 
     /// One optimizer step: gradients of its examples, clipping, update. [`Trainer::run`] does this and all that
@@ -349,15 +422,12 @@ impl<'a> Trainer<'a> {
         }
         let loss = sum / trained.max(1) as f64;
         if !loss.is_finite() {
-            return Err(TrainError::NotFinite { step, what: "loss", value: loss });
+            return Err(TrainError::not_finite(step, "the loss", loss, step - 1));
         }
         let factor = self.settings.schedule.factor(step, self.schedule_steps);
         let learning_rate = self.settings.optimizer.learning_rate * factor;
         let (device, parameters) = (&self.decoder.device, &mut self.adapter.parameters);
         let grad_norm = self.optimizer.step(device, step, learning_rate, parameters, &self.gradients)?;
-        if !grad_norm.is_finite() {
-            return Err(TrainError::NotFinite { step, what: "gradient norm", value: grad_norm });
-        }
         self.state.step = step;
         self.state.evaluated = false;
         Ok(StepMetrics {
@@ -389,6 +459,10 @@ impl<'a> Trainer<'a> {
             let (first, eval) = (self.examples.len(), self.eval);
             let (sum, tokens) = evaluate(&run, self.decoder, (first, eval), &mut self.buffers)?;
             let evaluation = EvalMetrics { step, eval_loss: sum / tokens.max(1) as f64, eval_tokens: tokens };
+            if !evaluation.eval_loss.is_finite() {
+                return Err(TrainError::not_finite(step, "the held-out loss", evaluation.eval_loss, step));
+            }
+            self.proven = Some(step);
             metrics.append(&evaluation)?;
             observe(Event::Evaluated(&evaluation));
             self.judge(&evaluation)?;
@@ -404,6 +478,7 @@ impl<'a> Trainer<'a> {
         if state.best.is_none_or(|best| evaluation.eval_loss < best.eval_loss) {
             state.best = Some(Best { step: evaluation.step, eval_loss: evaluation.eval_loss });
             state.evaluations_without_improvement = 0;
+            self.check_values()?;
             return self.checkpoints.save_best(&self.saving, &self.adapter.layout, &self.adapter.parameters);
         }
         state.evaluations_without_improvement += 1;
@@ -459,4 +534,10 @@ fn fingerprint(examples: &[Example]) -> u64 {
         }
     }
     hash
+}
+
+/// A hash of values, to the bit (FNV-1a over words).
+fn digest(values: &[f32]) -> u64 {
+    let add = |hash: u64, value: &f32| (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
+    values.iter().fold(0xcbf2_9ce4_8422_2325, add)
 }

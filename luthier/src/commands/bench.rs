@@ -19,14 +19,15 @@ use compute::{Device, random};
 use data::{Dataset, Example};
 use infer::{Generator, Request, Sampling};
 use model::adapter::parameters::Trained;
+use model::memory::Component;
 use model::{Adapter, Config, Decoder, Layout, Module, ModuleId, StoredWeights};
 use serde_json::{Value, json};
-use train::{Job, Saving, StepMetrics, Trainer};
+use train::{Demand, Job, Saving, StepMetrics, Trainer};
 
 use crate::cli::{self, BenchArgs, Global};
 use crate::error::user;
 use crate::run_file::{Offloading, Purpose, RunFile, Settings};
-use crate::setup::{self, Base, Lengths};
+use crate::setup::{self, Base, Inference, Needs};
 use crate::terminal::{self, bytes, count};
 use roofline::{Peaks, Roofline};
 
@@ -83,7 +84,7 @@ fn settings(args: &BenchArgs) -> anyhow::Result<Settings> {
         settings.run.data.max_length = 512;
     }
     if !settings.is_set("training.batch_size") {
-        settings.run.training.batch_size = 1;
+        settings.run.training.batch_size = Some(1);
     }
     settings.run.data.packing = false;
     settings.run.data.shuffle = false;
@@ -128,11 +129,12 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let settings = settings(args)?;
     let (run, subject) = (&settings.run, Subject::open(args)?);
     let steps = args.steps.unwrap_or(STEPS) as usize;
-    let (length, batch) = (run.data.max_length, run.training.batch_size);
+    let (length, batch) = (run.data.max_length, setup::batch_size(run));
     let trained = setup::trained(run, &subject.config, &subject.name)?;
     let beside = setup::resident_memory();
-    let lengths = Lengths { longest: length, total: length * batch, repeated: Some(0), beside };
-    let (sizes, plan) = setup::fit(run, &subject.config, subject.stored(), &trained, lengths)?;
+    let demand = Demand { longest: length, step: length * batch, total: length * batch };
+    let needs = Needs { demand, repeated: Some(0), beside, threads: global.threads() };
+    let (sizes, plan) = setup::fit(run, &subject.config, subject.stored(), &trained, needs)?;
     let device = global.device()?;
     let decoder = subject.load(&device, run)?;
     let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout);
@@ -232,10 +234,28 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let settings = settings(args)?;
     let (run, subject) = (&settings.run, Subject::open(args)?);
     let new = args.steps.unwrap_or(NEW_TOKENS) as usize;
+    let trained = setup::trained(run, &subject.config, &subject.name)?;
+    let inference = Inference {
+        config: &subject.config,
+        stored: subject.stored(),
+        precision: run.precision.engine(),
+        quantization: setup::quantization(run),
+        threads: global.threads(),
+    };
+    let need = |inference: Inference<'_>| {
+        let context = PREFILL.max(PROMPT + new + 1);
+        let mut buffers =
+            Generator::memory_plan(&subject.config, &trained.layout, inference.precision, context);
+        buffers.add(Component::Adapter, 4 * trained.layout.len() as u64);
+        inference.plan(&buffers, context)
+    };
+    setup::check_memory("generating", &need(inference), run.memory, || {
+        let smaller = inference.smaller("--set quantization=nf4", "--set precision=bf16");
+        smaller.into_iter().map(|(words, other)| (words, need(other))).collect()
+    })?;
     let device = global.device()?;
     let decoder = subject.load(&device, run)?;
     let alone = Generating::measure(&decoder, None, new)?;
-    let trained = setup::trained(run, &subject.config, &subject.name)?;
     let adapted = match trained.peft {
         None => None,
         Some(_) => {

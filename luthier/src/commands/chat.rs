@@ -15,8 +15,9 @@ use signal_hook::flag;
 
 use super::generate::{Speaker, show};
 use crate::cli::{self, Global};
-use crate::error::user;
-use crate::terminal;
+use crate::error::{UserError, user};
+use crate::setup;
+use crate::terminal::{self, bytes};
 
 const HELP: &str = "\
 Say something. The model remembers the conversation.
@@ -29,7 +30,7 @@ const FIRST_CONTEXT: usize = 2048;
 pub(super) fn run(args: cli::Chat, global: &Global) -> anyhow::Result<ExitCode> {
     let speaker = Speaker::open(&args.model, args.adapter.as_deref())?;
     let template = speaker.template(args.chat_template.as_deref())?;
-    let decoder = speaker.load(&args.sampling, global)?;
+    let decoder = speaker.load(&args.sampling, global, FIRST_CONTEXT, None)?;
     let mut conversation = Conversation {
         stop: speaker.stops(Some(&template)),
         generator: Generator::new(&decoder, speaker.adapter.as_ref(), FIRST_CONTEXT),
@@ -56,7 +57,9 @@ pub(super) fn run(args: cli::Chat, global: &Global) -> anyhow::Result<ExitCode> 
                 eprintln!("no such command: {command}; /help lists them");
             }
             said => match conversation.answer(said) {
-                Err(error) if interactive && error.is::<InferError>() => eprintln!("{error:#}"),
+                Err(error) if interactive && (error.is::<InferError>() || error.is::<UserError>()) => {
+                    eprintln!("{error:#}");
+                }
                 result => result?,
             },
         }
@@ -111,7 +114,7 @@ impl Conversation<'_> {
     fn speak(&mut self) -> anyhow::Result<String> {
         let messages: Vec<_> = self.system.iter().chain(&self.messages).cloned().collect();
         let prompt = self.speaker.render(&self.template, &messages, None)?;
-        self.make_room(prompt.len().saturating_add(self.max_tokens));
+        self.make_room(prompt.len().saturating_add(self.max_tokens))?;
         // Each answer draws its own random numbers.
         let seed = self.sampling.seed.wrapping_add(self.messages.len() as u64);
         let request = Request {
@@ -139,13 +142,29 @@ impl Conversation<'_> {
         Ok(text)
     }
 
-    /// Makes the cache larger if the model has a longer context and this many tokens need it.
-    fn make_room(&mut self, tokens: usize) {
+    /// Makes the cache larger if the model has a longer context and this many tokens need it: twice as large, or just as large if
+    /// there is no memory for more.
+    fn make_room(&mut self, tokens: usize) -> anyhow::Result<()> {
         let longest = self.decoder.config.max_position_embeddings;
-        if tokens > self.generator.context() && self.generator.context() < longest {
-            let adapter = self.speaker.adapter.as_ref();
-            self.generator = Generator::new(self.decoder, adapter, tokens.saturating_mul(2));
+        if tokens <= self.generator.context() || self.generator.context() == longest {
+            return Ok(());
         }
+        // The old cache is still there while the new one is made.
+        let free = setup::available_memory().unwrap_or(u64::MAX);
+        let need =
+            |context: usize| self.speaker.buffers(self.decoder.precision, context.min(longest)).total();
+        let doubled = tokens.saturating_mul(2);
+        let Some(context) = [doubled, tokens].into_iter().find(|&context| need(context) <= free) else {
+            return Err(user(format!(
+                "{} tokens of conversation and answer need {} of memory, but only {} is free; /reset begins anew, and a \
+                 smaller --max-tokens leaves room for a longer conversation",
+                tokens.min(longest),
+                bytes(need(tokens)),
+                bytes(free)
+            )));
+        };
+        self.generator = Generator::new(self.decoder, self.speaker.adapter.as_ref(), context);
+        Ok(())
     }
 }
 

@@ -4,18 +4,20 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use data::{Dataset, Example};
-use model::memory::{Allocator, MemoryPlan};
+use model::memory::Allocator;
 use model::{Activations, Decoder, Extent, Layout, Purpose as Pass};
 use serde::Serialize;
 
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::{Purpose, RunFile};
-use crate::setup::{self, Base};
-use crate::terminal::{self, Progress, bytes, count};
+use crate::setup::{self, Base, Inference};
+use crate::terminal::{self, Progress, count};
 
 /// Tokens in one pass, where no example is longer.
 const TOKENS_PER_PASS: usize = 1024;
+/// Half of the longest example is proposed where the memory is not enough, but no less than this.
+const SHORTEST: usize = 128;
 
 pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> {
     let cli::Eval::Perplexity(args) = args;
@@ -29,7 +31,7 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     let adapter = args.adapter.as_ref().map(|folder| base.adapter(folder)).transpose()?;
     let layout = adapter.as_ref().map(|a| a.layout.clone()).unwrap_or_default();
     warn(&data, &base);
-    let extent = extent(run, &data, &base, &layout)?;
+    let extent = extent(run, &data, &base, &layout, global.threads())?;
 
     let decoder = base.load(&global.device()?, extent.precision, setup::quantization(run))?;
     let mut buffers = Activations::new(&base.config, &layout, 0.0, extent, &mut Allocator::real());
@@ -94,24 +96,35 @@ fn warn(data: &Dataset, base: &Base) {
 }
 
 /// The sizes of a pass, if they fit into the memory.
-fn extent(run: &RunFile, data: &Dataset, base: &Base, layout: &Layout) -> anyhow::Result<Extent> {
-    let (longest, precision) = (data.report.longest, run.precision.engine());
-    let tokens = TOKENS_PER_PASS.min(data.report.tokens).max(longest);
-    let extent = Extent { tokens, positions: longest, purpose: Pass::Infer, precision };
-    let mut planning = Allocator::planning();
-    Activations::new(&base.config, layout, 0.0, extent, &mut planning);
-    let mut plan: MemoryPlan =
-        Decoder::base_memory(&base.config, base.stored.as_ref(), precision, setup::quantization(run));
-    plan.extend(&planning.into_plan());
-    let budget = run.memory.map(|b| b.0).or_else(setup::available_memory);
-    match budget.filter(|&budget| plan.total() > budget) {
-        None => Ok(extent),
-        Some(budget) => Err(user(format!(
-            "this needs {} of memory and {} may be used; a data.max_length below {longest} needs less",
-            bytes(plan.total()),
-            bytes(budget),
-        ))),
-    }
+fn extent(
+    run: &RunFile,
+    data: &Dataset,
+    base: &Base,
+    layout: &Layout,
+    threads: usize,
+) -> anyhow::Result<Extent> {
+    let (config, stored) = (&base.config, base.stored.as_ref());
+    let (precision, quantization) = (run.precision.engine(), setup::quantization(run));
+    let longest = data.report.longest;
+    let extent = |longest: usize, precision| {
+        let tokens = TOKENS_PER_PASS.min(data.report.tokens).max(longest);
+        Extent { tokens, positions: longest, purpose: Pass::Infer, precision }
+    };
+    let inference = Inference { config, stored, precision, quantization, threads };
+    let need = |inference: Inference<'_>, longest: usize| {
+        let mut planning = Allocator::planning();
+        Activations::new(config, layout, 0.0, extent(longest, inference.precision), &mut planning);
+        inference.plan(&planning.into_plan(), longest)
+    };
+    setup::check_memory("the evaluation", &need(inference, longest), run.memory, || {
+        let half = longest / 2;
+        let shorter = (longest > 2 * SHORTEST)
+            .then(|| (format!("--set data.max_length={half}"), need(inference, half)));
+        let smaller = inference.smaller("--set quantization=nf4", "--set precision=bf16");
+        let smaller = smaller.into_iter().map(|(words, other)| (words, need(other, longest)));
+        shorter.into_iter().chain(smaller).collect()
+    })?;
+    Ok(extent(longest, precision))
 }
 
 /// [`train::evaluate`] with progress on stderr.

@@ -238,9 +238,8 @@ fn report(
 /// The text in one line of a terminal.
 fn one_line(text: &str) -> String {
     const WIDTH: usize = 100;
-    let line = terminal::printable(&text.replace('\n', " "));
-    match line.char_indices().nth(WIDTH) {
-        Some((end, _)) => format!("{} ...", &line[..end]),
-        None => line,
-    }
+    let text = text.replace('\n', " ");
+    let (beginning, _) = terminal::cut(&text, WIDTH);
+    let rest = if beginning.len() < text.len() { " ..." } else { "" };
+    format!("{}{rest}", terminal::printable(beginning))
 }

@@ -5,18 +5,21 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use compute::quant;
+use compute::{Precision, quant};
 use data::format::Item;
 use data::{Chat, ChatTemplate, Format, Source, Tokenizer};
 use infer::{Finish, Generation, Generator, Request};
+use model::memory::MemoryPlan;
 use model::{Adapter, Decoder};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{self, Global};
 use crate::error::user;
-use crate::setup::Base;
+use crate::setup::{self, Base, Inference};
 use crate::terminal;
 
+/// What `--max-tokens` could be where the memory is not enough.
+const FEW_TOKENS: usize = 256;
 /// Tokens before a text that decide how its first token reads: whether a space is put before it.
 const LEAD: usize = 32;
 
@@ -35,8 +38,10 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
         }
     };
     let sampling = args.sampling.engine();
-    let decoder = speaker.load(&args.sampling, global)?;
-    let context = prompt.len().saturating_add(args.max_tokens.max(1) - 1);
+    let context = |max_tokens: usize| prompt.len().saturating_add(max_tokens.max(1) - 1);
+    let fewer = (FEW_TOKENS, context(FEW_TOKENS));
+    let decoder = speaker.load(&args.sampling, global, context(args.max_tokens), Some(fewer))?;
+    let context = context(args.max_tokens);
     let mut generator = Generator::new(&decoder, speaker.adapter.as_ref(), context);
     let request = Request { prompt: &prompt, max_tokens: args.max_tokens, stop: &stop, sampling };
     let (generation, text) = speaker.speak(&mut generator, request, &mut |piece| {
@@ -77,10 +82,38 @@ impl Speaker {
         Ok(Speaker { base, tokenizer, adapter })
     }
 
-    /// The base's weights.
-    pub(super) fn load(&self, sampling: &cli::Sampling, global: &Global) -> anyhow::Result<Decoder> {
+    /// The base's weights, if they fit into what is free with all that sequences of `context` tokens need. `fewer`: another
+    /// `--max-tokens`, and the context that it makes.
+    pub(super) fn load(
+        &self,
+        sampling: &cli::Sampling,
+        global: &Global,
+        context: usize,
+        fewer: Option<(usize, usize)>,
+    ) -> anyhow::Result<Decoder> {
         let quantization = sampling.quantization.map(|code| quant::Format { code, ..quant::Format::QLORA });
-        self.base.load(&global.device()?, sampling.precision.engine(), quantization)
+        let precision = sampling.precision.engine();
+        let Base { config, stored, .. } = &self.base;
+        let stored = stored.as_ref();
+        let inference = Inference { config, stored, precision, quantization, threads: global.threads() };
+        let need = |inference: Inference<'_>, context: usize| {
+            let context = context.min(config.max_position_embeddings);
+            inference.plan(&self.buffers(inference.precision, context), context)
+        };
+        setup::check_memory("generating", &need(inference, context), None, || {
+            let smaller = inference.smaller("--quantization nf4", "--precision bf16");
+            let smaller = smaller.into_iter().map(|(words, other)| (words, need(other, context)));
+            let fewer =
+                fewer.map(|(tokens, context)| (format!("--max-tokens {tokens}"), need(inference, context)));
+            fewer.into_iter().chain(smaller).collect()
+        })?;
+        self.base.load(&global.device()?, precision, quantization)
+    }
+
+    /// What a generator for sequences of `context` tokens allocates.
+    pub(super) fn buffers(&self, precision: Precision, context: usize) -> MemoryPlan {
+        let layout = self.adapter.as_ref().map(|adapter| adapter.layout.clone()).unwrap_or_default();
+        Generator::memory_plan(&self.base.config, &layout, precision, context)
     }
 
     /// The template that was named, or the model's own.

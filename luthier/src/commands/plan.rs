@@ -17,28 +17,28 @@ use train::OptimizerSettings;
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::{Method, Purpose, RunFile, Settings};
-use crate::setup::{self, Base, Choice, Lengths, Sizes, Trained};
+use crate::setup::{self, Base, Choice, Needs, Sizes, Trained};
 use crate::terminal::{self, Table, bytes, count};
 
-pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> {
     let settings = args.settings()?;
     settings.validate(Purpose::Other)?;
-    let run = &settings.run;
+    let (run, threads) = (&settings.run, global.threads());
     let check_frozen = |config: &Config, name: &str| {
-        let (trained, lengths) = (setup::trained(run, config, name)?, Lengths::expected(run, config));
-        setup::check_frozen(&settings, config, &trained.layout, lengths.repeated)
+        let (trained, needs) = (setup::trained(run, config, name)?, Needs::expected(run, config, threads));
+        setup::check_frozen(&settings, config, &trained.layout, needs.repeated)
     };
     let look: Look<'_> = match (&args.shape, &run.model) {
         (Some(shape), _) if shape == GPT3 => {
             check_gpt3(&settings)?;
-            Box::new(Outlook::of_gpt3)
+            Box::new(move |run| Outlook::of_gpt3(run, threads))
         }
         // A shape is no model of this machine: without a budget it is planned without a limit.
         (Some(shape), _) => {
             let (config, budget) = (Config::named(shape)?, run.memory.map(|m| m.0));
             check_frozen(&config, shape)?;
             Box::new(move |run| {
-                Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget)
+                Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget, threads)
             })
         }
         (None, Some(model)) => {
@@ -50,7 +50,7 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
             check_frozen(&base.config, &base.name)?;
             let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
             Box::new(move |run| {
-                Outlook::of_model(run, &base.name, &base.config, base.stored.as_ref(), budget)
+                Outlook::of_model(run, &base.name, &base.config, base.stored.as_ref(), budget, threads)
             })
         }
         (None, None) => {
@@ -67,7 +67,7 @@ pub(super) fn run(args: cli::Plan, _global: &Global) -> anyhow::Result<ExitCode>
     match outlook.budget {
         Some(budget) if !outlook.choice.fits => {
             let smallest = |run: &RunFile| Some(look(run).ok()?.choice.plan);
-            Err(user(setup::does_not_fit(run, &outlook.choice.plan, budget, outlook.lengths, &smallest)))
+            Err(user(setup::does_not_fit(run, &outlook.choice.plan, budget, outlook.needs, &smallest)))
         }
         _ => Ok(ExitCode::SUCCESS),
     }
@@ -109,7 +109,7 @@ struct Outlook {
     trainable: u64,
     /// That the backward pass comes to; those of a stand-in where the model itself is only counted.
     layers: usize,
-    lengths: Lengths,
+    needs: Needs,
     choice: Choice,
     budget: Option<u64>,
     notes: Vec<&'static str>,
@@ -122,11 +122,12 @@ impl Outlook {
         config: &Config,
         stored: Option<&StoredWeights>,
         budget: Option<u64>,
+        threads: usize,
     ) -> anyhow::Result<Self> {
         let trained = setup::trained(run, config, name)?;
-        let lengths = Lengths::expected(run, config);
-        let plan = |sizes| setup::memory_plan(run, config, stored, &trained, lengths, sizes);
-        let choice = setup::choose(run, trained.layers(config), lengths, budget, &plan);
+        let needs = Needs::expected(run, config, threads);
+        let plan = |sizes| setup::memory_plan(run, config, stored, &trained, needs, sizes);
+        let choice = setup::choose(run, trained.layers(config), needs, budget, &plan);
         let mut shape = Shape::of(name, config);
         if trained.layout.rank(ModuleId::Head) > 0 && config.tie_word_embeddings {
             // A tied head has no weight of its own, but an update of its own.
@@ -148,7 +149,7 @@ impl Outlook {
             parameters: config.parameter_count(),
             trainable: trained.layout.len() as u64,
             layers: trained.layers(config),
-            lengths,
+            needs,
             choice,
             budget,
             notes: Vec::new(),
@@ -156,7 +157,7 @@ impl Outlook {
     }
 
     /// GPT-3 can be counted, but not run: its activations are those of a decoder of the same widths.
-    fn of_gpt3(run: &RunFile) -> anyhow::Result<Self> {
+    fn of_gpt3(run: &RunFile, threads: usize) -> anyhow::Result<Self> {
         let shape = Shape::named(GPT3)?;
         let mut updates = vec![Update::Frozen; shape.modules.len()];
         for (index, rank) in targets::resolve_shape(&setup::peft_config(run, GPT3), &shape)? {
@@ -165,11 +166,11 @@ impl Outlook {
         let trainable: u64 = shape.modules.iter().zip(&updates).map(|(m, &u)| trained_parameters(m, u)).sum();
         let config = Shape::gpt3_stand_in();
         let nothing = Trained { layout: model::Layout::default(), dropout: 0.0, peft: None };
-        let (lengths, budget) = (Lengths::expected(run, &config), run.memory.map(|m| m.0));
+        let (needs, budget) = (Needs::expected(run, &config, threads), run.memory.map(|m| m.0));
         let element = run.precision.engine().dtype().size() as u64;
         let plan = |sizes: Sizes| {
             let of_stand_in =
-                setup::memory_plan(run, &config, Some(&StoredDType::Bf16.into()), &nothing, lengths, sizes);
+                setup::memory_plan(run, &config, Some(&StoredDType::Bf16.into()), &nothing, needs, sizes);
             let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..setup::optimizer(run) };
             let mut plan = MemoryPlan::default();
             plan.add(Component::Base, shape.parameters() * element);
@@ -181,7 +182,7 @@ impl Outlook {
             }
             plan
         };
-        let choice = setup::choose(run, config.layers, lengths, budget, &plan);
+        let choice = setup::choose(run, config.layers, needs, budget, &plan);
         Ok(Outlook {
             parameters: shape.parameters(),
             shape,
@@ -189,7 +190,7 @@ impl Outlook {
             family: "gpt3",
             trainable,
             layers: config.layers,
-            lengths,
+            needs,
             choice,
             budget,
             notes: vec![
@@ -220,7 +221,7 @@ impl Outlook {
             "activation_memory_bytes": self.choice.sizes.activation_memory(),
             "frozen_activation_memory_bytes": self.choice.sizes.frozen_memory,
             "max_length": run.data.max_length,
-            "batch_size": run.training.batch_size,
+            "batch_size": setup::batch_size(run),
             "modules": module_rows(&self.shape, &self.updates).iter().map(ModuleRow::json).collect::<Vec<_>>(),
             "notes": self.notes,
         })
@@ -247,8 +248,9 @@ impl Outlook {
         let sizes = self.choice.sizes;
         write!(
             text,
-            "{table}\n\na step of {} x {} tokens, {} in memory at once, checkpointing {}{}{}",
-            run.training.batch_size,
+            "{table}\n\na step of {}{} x {} tokens, {} in memory at once, checkpointing {}{}{}",
+            if run.training.batch_size.is_none() { "at most " } else { "" },
+            setup::batch_size(run),
             run.data.max_length,
             sizes.micro_batch_tokens,
             checkpointing_name(sizes.checkpointing),

@@ -11,16 +11,19 @@ use anyhow::Context;
 use data::{Dataset, Tokenizer};
 use model::adapter::targets;
 use model::checkpoint::write_whole;
-use model::memory::{Component, MemoryPlan};
+use model::memory::MemoryPlan;
 use model::{Adapter, Decoder, StoredDType};
 use train::{Event, Job, Outcome, Saving, StepPlan, Trainer};
 
 use crate::cli::{self, Global};
 use crate::error::{STOPPED, user};
-use crate::run_file::{self, Method, MicroBatch, Purpose, RunFile, Settings};
-use crate::setup::{self, Base, Lengths, Sizes, Trained};
+use crate::run_file::{self, Method, Purpose, RunFile, Settings};
+use crate::setup::{self, Base, Needs, Sizes, Trained};
 use crate::signal;
 use crate::terminal::{self, Progress, bytes, count};
+
+/// Columns of the first example that are shown.
+const SHOWN: usize = 1200;
 
 pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode> {
     let mut settings = args.settings()?;
@@ -30,17 +33,18 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     base.config.check_quantization(&base.folder, setup::quantization(&settings.run))?;
     adopt_initial_adapter(&mut settings, &base)?;
     let resumed = saved_run(&folder, args.resume, &mut settings.run)?;
-    let run = &settings.run;
     let begun = begun(&folder, resumed);
     let tokenizer = base.tokenizer()?;
-    let (train, eval) = setup::datasets(run, &base.config, &tokenizer, Some(begun))?;
+    let (train, eval) = setup::datasets(&settings.run, &base.config, &tokenizer, Some(begun))?;
+    let batch = setup::settle_batch_size(&mut settings.run, &train);
+    let run = &settings.run;
     let trained = setup::trained(run, &base.config, &base.name)?;
     let plan = step_plan(run, &train);
     let steps = steps(&settings, &plan)?;
-    let lengths = lengths(run, &train, eval.as_ref(), &plan);
-    setup::check_frozen(&settings, &base.config, &trained.layout, lengths.repeated)?;
-    let (sizes, memory) = setup::fit(run, &base.config, base.stored.as_ref(), &trained, lengths)?;
-    present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory, sizes, steps);
+    let needs = needs(eval.as_ref(), &plan, global.threads());
+    setup::check_frozen(&settings, &base.config, &trained.layout, needs.repeated)?;
+    let (sizes, memory) = setup::fit(run, &base.config, base.stored.as_ref(), &trained, needs)?;
+    present(run, &base, &train, eval.as_ref(), &tokenizer, &trained, &memory, sizes, steps, batch.as_deref());
     if args.dry_run {
         return Ok(ExitCode::SUCCESS);
     }
@@ -70,13 +74,16 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
         stop: &stop,
     };
     let trainer = Trainer::open(job)?;
+    debug_assert_eq!(trainer.memory(), &setup::buffers(run, &base.config, &trained, needs, sizes));
+    if resumed && trainer.step_done() == 0 {
+        eprintln!("no step of this run was saved: it begins anew");
+    }
     if resumed && !trainer.finished() {
         claim(&folder, run, begun)?;
     }
     let mut narrator = Narrator::default();
     let outcome = trainer.run(&mut |event| narrator.tell(event))?;
-    narrator.finish();
-    Ok(conclude(outcome, &folder))
+    Ok(narrator.conclude(outcome, &folder))
 }
 
 /// With `adapter.init_from`, that folder's configuration counts: it is taken over, and a setting that says otherwise is
@@ -112,8 +119,8 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
     Ok(())
 }
 
-/// Looks at what the run folder holds already. A run that goes on takes the size on which its result depends, if that is
-/// automatic, from its saved settings and must agree with the rest of them. Returns whether there is a run to go on with.
+/// Looks at what the run folder holds already. A run that goes on takes the sizes on which its result depends, if they are left
+/// open, from its saved settings and must agree with the rest of them. Returns whether there is a run to go on with.
 fn saved_run(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<bool> {
     let path = folder.join("run.yaml");
     if !path.exists() {
@@ -134,9 +141,7 @@ fn saved_run(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<b
         return Err(user(format!("{} {message}", folder.display())));
     }
     let saved = Settings::resolve(Some(&path), Vec::new())?.run;
-    if run.training.micro_batch_tokens == MicroBatch::Auto {
-        run.training.micro_batch_tokens = saved.training.micro_batch_tokens;
-    }
+    run.adopt_settled(&saved);
     run_file::check_resume(&saved, run)?;
     Ok(true)
 }
@@ -181,7 +186,7 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
 
 fn step_plan<'a>(run: &RunFile, train: &'a Dataset) -> StepPlan<'a> {
     let training = &run.training;
-    StepPlan::new(train, setup::order(run), training.batch_size, training.epochs, training.max_steps)
+    StepPlan::new(train, setup::order(run), setup::batch_size(run), training.epochs, training.max_steps)
 }
 
 /// The optimizer steps of the run, of which there must be one at least.
@@ -192,18 +197,10 @@ fn steps(settings: &Settings, plan: &StepPlan<'_>) -> anyhow::Result<u64> {
     }
 }
 
-fn lengths(run: &RunFile, train: &Dataset, eval: Option<&Dataset>, plan: &StepPlan<'_>) -> Lengths {
-    let longest = train.report.longest.max(eval.map_or(0, |e| e.report.longest));
-    let per_row = if run.data.packing { run.data.max_length } else { train.report.longest };
-    let step = run.training.batch_size.saturating_mul(per_row);
-    let all = train.report.tokens.max(eval.map_or(0, |e| e.report.tokens));
-    let repeated = plan.repeated(eval.map_or(&[], |e| &e.examples)).iter().sum();
-    Lengths {
-        longest,
-        total: step.min(all).max(longest),
-        repeated: Some(repeated),
-        beside: setup::resident_memory(),
-    }
+fn needs(eval: Option<&Dataset>, plan: &StepPlan<'_>, threads: usize) -> Needs {
+    let eval = eval.map_or(&[][..], |e| &e.examples);
+    let repeated = Some(plan.repeated(eval).iter().sum());
+    Needs { demand: plan.demand(eval), repeated, beside: setup::resident_memory(), threads }
 }
 
 /// The frozen base and what is trained on it, with its initial values.
@@ -243,7 +240,7 @@ pub(super) fn loop_settings(run: &RunFile, sizes: Sizes) -> train::Settings {
         order: setup::order(run),
         epochs: training.epochs,
         max_steps: training.max_steps,
-        batch_size: training.batch_size,
+        batch_size: setup::batch_size(run),
         micro_batch_tokens: sizes.micro_batch_tokens,
         checkpointing: sizes.checkpointing,
         frozen_activations: sizes.frozen_memory,
@@ -266,6 +263,7 @@ fn present(
     memory: &MemoryPlan,
     sizes: Sizes,
     steps: u64,
+    batch: Option<&str>,
 ) {
     let (all, some) = (base.config.parameter_count(), trained.layout.len() as u64);
     let family = base.config.family.model_type();
@@ -290,17 +288,15 @@ fn present(
             "warning: the longest example has {longest} tokens, more than the {context} the model was made for."
         );
     }
-    eprintln!(
-        "steps    {steps} of {} {}",
-        run.training.batch_size,
-        if run.data.packing { "rows" } else { "examples" }
-    );
-    let parts: Vec<String> = Component::ALL
-        .iter()
-        .filter(|&&c| memory.bytes(c) > 0)
-        .map(|&c| format!("{} {}", c.name(), bytes(memory.bytes(c))))
-        .collect();
-    eprintln!("memory   {} planned: {}", bytes(memory.total()), parts.join(", "));
+    let what = if run.data.packing { "rows" } else { "examples" };
+    eprintln!("steps    {steps} of {} {what}", setup::batch_size(run));
+    if let Some(batch) = batch {
+        eprintln!("batch    {batch}");
+    }
+    if let Some(warning) = rates(run, steps) {
+        eprintln!("warning: {warning}");
+    }
+    eprintln!("memory   {} planned: {}", bytes(memory.total()), setup::parts(memory));
     if let Some(again) = sizes.computed_again_words(trained.layers(&base.config)) {
         eprintln!("backward {again}; it changes no result");
     }
@@ -311,13 +307,36 @@ fn present(
         eprintln!("kept     {kept}");
     }
     let runs = data::preview::runs(&train.examples[0], tokenizer);
-    let text = terminal::paint_segments(
-        runs.iter().map(|(t, trained)| (t.as_str(), *trained)),
-        terminal::stderr_colour(),
-    );
-    let shown: String = text.chars().take(1200).collect();
-    let cut = if shown.len() < text.len() { " ..." } else { "" };
+    let segments = runs.iter().map(|(text, trained)| (text.as_str(), *trained));
+    let (shown, cut) = terminal::cut_segments(segments, SHOWN);
+    let shown = terminal::paint_segments(shown, terminal::stderr_colour());
+    let cut = if cut { " ..." } else { "" };
     eprintln!("the first example, what is trained marked ({}):\n{shown}{cut}\n", train.examples[0].source);
+}
+
+/// What is wrong with the learning rate in a run of so many steps, if anything is.
+fn rates(run: &RunFile, steps: u64) -> Option<String> {
+    let (schedule, all) = (setup::schedule(run), run.training.max_steps.unwrap_or(steps));
+    let (warmup, peak) = (schedule.warmup_steps(all), schedule.peak(steps, all));
+    let s = |n: u64| if n == 1 { "" } else { "s" };
+    if peak == 0.0 {
+        return Some(format!(
+            "nothing will be trained: the run has {steps} step{}, and the learning rate is 0 in {}, since schedule.warmup makes \
+             it begin there; set schedule.warmup: 0, or make more steps by training.epochs, training.max_steps, or a \
+             smaller training.batch_size or data.max_length",
+            s(steps),
+            if steps == 1 { "it" } else { "all of them" },
+        ));
+    }
+    (warmup >= steps).then(|| {
+        let rate = run.optimizer.learning_rate;
+        format!(
+            "the warm-up of {warmup} step{} (schedule.warmup) is not over when the run ends after {steps}: the learning rate \
+             reaches {:.2e}, not the {rate:e} of optimizer.learning_rate",
+            s(warmup),
+            peak * rate
+        )
+    })
 }
 
 /// Tells on stderr what the loop does.
@@ -325,53 +344,73 @@ fn present(
 struct Narrator {
     progress: Option<Progress>,
     facts: String,
+    /// Whether the result is what the run began with.
+    unchanged: bool,
+    /// What a run that was stopped on request goes on from.
+    stopped_at: Option<PathBuf>,
 }
 
 impl Narrator {
     fn tell(&mut self, event: Event<'_>) {
-        if let Event::Started { step, steps } = event {
-            if step > 0 {
-                eprintln!("going on after step {step}");
-            }
-            self.progress = Some(Progress::items("training", steps, step));
-            return;
-        }
-        let Some(progress) = &mut self.progress else { return };
         match event {
-            Event::Started { .. } => {}
+            Event::Damaged { path, why } => {
+                let path = path.display();
+                self.note(&format!(
+                    "warning: {path} is damaged ({why}); the run goes on from the checkpoint before it"
+                ));
+            }
+            Event::Started { step, steps } => {
+                if step > 0 {
+                    self.note(&format!("going on after step {step}"));
+                }
+                self.progress = Some(Progress::items("training", steps, step));
+            }
             Event::Step(metrics) => {
                 self.facts =
                     terminal::training_facts(metrics.loss, metrics.tokens_per_second, metrics.memory_bytes);
-                progress.set(metrics.step, &self.facts);
+                if let Some(progress) = &mut self.progress {
+                    progress.set(metrics.step, &self.facts);
+                }
             }
             Event::Evaluated(metrics) => {
-                progress.note(&format!("step {}: held-out loss {:.4}", metrics.step, metrics.eval_loss));
+                self.note(&format!("step {}: held-out loss {:.4}", metrics.step, metrics.eval_loss));
             }
-            Event::Saved(path) => progress.note(&format!("saved {}", path.display())),
+            Event::Saved(path) => self.note(&format!("saved {}", path.display())),
+            Event::Stopped(path) => self.stopped_at = Some(path.to_owned()),
             Event::StoppedEarly { step, eval_loss } => {
-                progress.note(&format!(
+                self.note(&format!(
                     "stopped early: the best held-out loss was {eval_loss:.4} at step {step}"
                 ));
             }
+            Event::Unchanged => self.unchanged = true,
         }
     }
 
-    fn finish(self) {
+    /// A line of its own, above the progress if there is any.
+    fn note(&self, line: &str) {
+        match &self.progress {
+            Some(progress) => progress.note(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    fn conclude(self, outcome: Outcome, folder: &Path) -> ExitCode {
         if let Some(progress) = self.progress {
             progress.finish(&self.facts);
         }
-    }
-}
-
-fn conclude(outcome: Outcome, folder: &Path) -> ExitCode {
-    let folder = folder.display();
-    match outcome {
-        Outcome::Finished => eprintln!("the result is in {folder}"),
-        Outcome::AlreadyFinished => eprintln!("{folder} is finished already; nothing to do"),
-        Outcome::Interrupted => {
-            eprintln!("stopped on request; go on with --resume");
-            return ExitCode::from(STOPPED);
+        let folder = folder.display();
+        match (outcome, self.stopped_at) {
+            (Outcome::Finished, _) if self.unchanged => eprintln!(
+                "warning: nothing was trained: every value of the result in {folder} is what it was before the first step"
+            ),
+            (Outcome::Finished, _) => eprintln!("the result is in {folder}"),
+            (Outcome::AlreadyFinished, _) => eprintln!("{folder} is finished already; nothing to do"),
+            (Outcome::Interrupted, checkpoint) => {
+                let checkpoint = checkpoint.expect("a run that is stopped tells what it saved");
+                eprintln!("stopped on request, all is in {}; go on with --resume", checkpoint.display());
+                return ExitCode::from(STOPPED);
+            }
         }
+        ExitCode::SUCCESS
     }
-    ExitCode::SUCCESS
 }

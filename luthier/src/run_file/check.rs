@@ -47,7 +47,7 @@ impl Settings {
         self.check_data(&run.data)?;
         self.check_adapter(&run.adapter)?;
         self.check_optimizer(&run.optimizer)?;
-        let warmup = run.schedule.warmup;
+        let warmup = run.schedule.warmup.unwrap_or(0.0);
         self.require(warmup >= 0.0, "schedule.warmup", "must be 0 or more")?;
         self.require(
             warmup < 1.0 || warmup.fract() == 0.0,
@@ -179,8 +179,12 @@ impl Settings {
         self.require(training.epochs >= 1, "training.epochs", "must be 1 or more")?;
         self.require(training.epochs <= MAX_EPOCHS, "training.epochs", "must be at most 1000000")?;
         self.require(training.max_steps != Some(0), "training.max_steps", or_null)?;
-        self.require(training.batch_size >= 1, "training.batch_size", "must be 1 or more")?;
-        self.require(training.batch_size <= MAX_TOKENS, "training.batch_size", "must be at most 4294967296")?;
+        self.require(training.batch_size != Some(0), "training.batch_size", or_null)?;
+        self.require(
+            training.batch_size.is_none_or(|rows| rows <= MAX_TOKENS),
+            "training.batch_size",
+            "must be at most 4294967296",
+        )?;
         let micro = match training.micro_batch_tokens {
             MicroBatch::Auto => true,
             MicroBatch::Tokens(tokens) => (1..=MAX_TOKENS).contains(&tokens),

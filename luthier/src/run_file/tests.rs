@@ -42,11 +42,11 @@ optimizer:
   lora_plus_ratio: 1.0
 schedule:
   name: linear
-  warmup: 0.03
+  warmup: null
 training:
   epochs: 1
   max_steps: null
-  batch_size: 8
+  batch_size: null
   micro_batch_tokens: auto
   checkpointing: auto
   activation_offloading: auto
@@ -426,6 +426,18 @@ fn a_run_goes_on_under_the_settings_it_began_with() {
         ]
     );
     let other = with(&["training.batch_size=4"]).run;
-    let message = check_resume(&RunFile::default(), &other).unwrap_err().to_string();
+    let message = check_resume(&with(&["training.batch_size=8"]).run, &other).unwrap_err().to_string();
     assert!(message.contains("training.batch_size: 8 when the run began, 4 now"), "{message}");
+}
+
+#[test]
+fn what_is_left_open_is_taken_from_a_run_that_goes_on() {
+    let settled = ["training.batch_size=3", "training.micro_batch_tokens=96", "schedule.warmup=0.03"];
+    let saved = with(&settled).run;
+    let mut run = with(&[]).run;
+    run.adopt_settled(&saved);
+    assert_eq!(run, saved);
+    let mut other = with(&["training.batch_size=8"]).run;
+    other.adopt_settled(&saved);
+    assert_eq!(differences(&saved, &other).len(), 1, "what is set is compared");
 }

@@ -105,7 +105,7 @@ fn what_cannot_be_evaluated_is_refused() {
         ("data.jsonl", "quantization={type: nf4, block_size: 65}", "has the block_size 65"),
         ("data.jsonl", "training.epochs=2", "takes data.*, precision, quantization and memory only"),
         ("data.jsonl", "data.max_lenght=2", "did you mean `data.max_length`?"),
-        ("data.jsonl", "memory=100KiB", "100.0 KiB may be used"),
+        ("data.jsonl", "memory=100KiB", "`memory` allows only 100.0 KiB"),
     ] {
         let command = ["eval", "perplexity", "--model", "model", "--data", data, "--set", setting];
         let told = failure(folder.path(), &command);

@@ -240,3 +240,75 @@ fn a_conversation_that_outgrows_the_context_says_so() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && told.contains("/reset begins anew"), "{told}");
 }
+
+/// Makes the model say that it was made for texts so long that no machine has the memory for their keys and values.
+fn with_a_huge_context(folder: &Path) {
+    let path = folder.join("model/config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    let huge = config.replace("\"max_position_embeddings\": 256", "\"max_position_embeddings\": 4294967296");
+    assert_ne!(config, huge);
+    fs::write(path, huge).unwrap();
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_refused_before_the_weights_are_read() {
+    let folder = folder_with_model();
+    with_a_huge_context(folder.path());
+    // Weights that cannot be read would be the next thing to complain about.
+    let weights = folder.path().join("model/model.safetensors");
+    let ask = |tokens: &'static str| {
+        ["generate", "--model", "model", "--prompt", "x", "--precision", "f32", "--max-tokens", tokens]
+    };
+    let told = failure(folder.path(), &ask("4000000000"));
+    let words = [
+        "exit code 2\nerror: generating needs ",
+        " at least (base ",
+        "cache ",
+        "only ",
+        " is free; ",
+        "what would lower it: --max-tokens 256 to ",
+        "--precision bf16 to ",
+        "a smaller base model",
+    ];
+    for words in words {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    assert!(run(folder.path(), &ask("3")).status.success());
+    let whole = fs::read(&weights).unwrap();
+    let last = whole.len() - 4;
+    fs::write(&weights, [&whole[..last], &f32::NAN.to_le_bytes()].concat()).unwrap();
+    assert!(failure(folder.path(), &ask("4000000000")).contains("generating needs"));
+    assert!(failure(folder.path(), &ask("3")).contains("weights must be finite"));
+}
+
+#[test]
+fn a_conversation_that_memory_has_no_room_for_is_refused() {
+    let folder = folder_with_model();
+    with_a_huge_context(folder.path());
+    let output = chat(folder.path(), &["--max-tokens", "4000000000"], "hello\n");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    let words = ["tokens of conversation and answer need ", "is free; /reset begins anew", "--max-tokens"];
+    assert!(words.iter().all(|words| told.contains(words)), "{told}");
+}
+
+#[test]
+fn a_model_larger_than_the_memory_is_not_talked_to() {
+    let folder = folder_with_model();
+    let path = folder.path().join("model/config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    for (name, value) in
+        [("num_hidden_layers", 4096), ("hidden_size", 65_536), ("intermediate_size", 262_144)]
+    {
+        config[name] = json!(value);
+    }
+    config.as_object_mut().unwrap().remove("head_dim");
+    write(&path, &config);
+    fs::remove_file(folder.path().join("model/model.safetensors")).unwrap();
+    let command = ["generate", "--model", "model", "--prompt", "x"];
+    let told = failure(folder.path(), &command);
+    assert!(told.starts_with("exit code 2\nerror: generating needs ") && told.contains("TiB"), "{told}");
+    assert!(told.contains("--quantization nf4 to "), "{told}");
+    let told = String::from_utf8(chat(folder.path(), &[], "hello\n").stderr).unwrap();
+    assert!(told.contains("generating needs "), "{told}");
+}

@@ -2,6 +2,7 @@
 
 mod bench;
 mod command_line;
+mod defaults;
 mod edges;
 mod eval;
 mod example;
@@ -15,6 +16,7 @@ mod preview;
 mod quantize;
 mod resume;
 mod run_file;
+mod stops;
 mod support;
 mod tiny;
 

@@ -78,23 +78,23 @@ fn a_full_disk_under_what_is_paged_is_told_and_the_last_checkpoint_goes_on_to_th
         done(&train(folder.path(), out, 4, plain, false));
         let run = format!("paged-{out}");
 
-        let tell = |output: &Output| {
+        let tell = |output: &Output, promise: &str| {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             assert!(!output.status.success() && !said.contains("panicked"), "{said}");
             // A limit is the user's; a disk that is full is the machine's, with exit code 1.
             assert_eq!(output.status.code(), Some(2), "{said}");
-            for words in
-                [&format!(".{file}.pages"), "File too large", "the last checkpoint is intact", "--resume"]
+            for words in [&format!(".{file}.pages"), "File too large", "free some space", promise, "--resume"]
             {
                 assert!(said.contains(words), "{words}: {said}");
             }
         };
         // At the first step, and when a checkpoint is read.
-        tell(&train(folder.path(), &run, 2, paged, true));
+        tell(&train(folder.path(), &run, 2, paged, true), "no checkpoint had been saved yet");
         done(&train(folder.path(), &run, 2, paged, false));
         let checkpoint = at(&run).join("checkpoints/step-000002");
         let before = files(&checkpoint);
-        tell(&train(folder.path(), &run, 4, paged, true));
+        let intact = format!("the last checkpoint, {run}/checkpoints/step-000002, is intact");
+        tell(&train(folder.path(), &run, 4, paged, true), &intact);
         assert!(before == files(&checkpoint), "the checkpoint is as it was");
         done(&train(folder.path(), &run, 4, paged, false));
         let result = |run: &str| fs::read(at(run).join("adapter_model.safetensors")).unwrap();

@@ -275,7 +275,7 @@ fn without_a_checkpoint_a_run_starts_anew() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_named_with_what_to_do() {
+fn a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from() {
     let folder = sound();
     finish(&mut train(folder.path(), "whole", &[]));
     let checkpoints =
@@ -300,15 +300,26 @@ fn a_damaged_checkpoint_is_named_with_what_to_do() {
             Some(bytes) => fs::write(damaged.join(file), bytes).unwrap(),
             None => fs::remove_file(damaged.join(file)).unwrap(),
         }
-        let name = newest.to_string_lossy();
-        refused(
-            train(folder.path(), "out", &[]).arg("--resume"),
-            &[&name, "is damaged", file, "remove the folder"],
-        );
-        fs::remove_dir_all(damaged).unwrap();
-        finish(train(folder.path(), "out", &[]).arg("--resume"));
+        let output = finish(train(folder.path(), "out", &[]).arg("--resume"));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let warning = format!("warning: out/checkpoints/{} is damaged (", newest.to_string_lossy());
+        assert!(said.contains(&warning) && said.contains(file) && said.contains("going on after"), "{said}");
         assert!(result(&folder.path().join("whole")) == result(&out), "{file}");
     }
+    // Where none is whole, nothing begins anew by itself.
+    for entry in fs::read_dir(out.join("checkpoints")).unwrap().map(Result::unwrap) {
+        let _ = fs::remove_file(entry.path().join("optimizer.safetensors"));
+    }
+    let before = stamps(&out);
+    let words =
+        ["no checkpoint is whole", &newest.to_string_lossy(), "remove them all and --resume begins anew"];
+    refused(train(folder.path(), "out", &[]).arg("--resume"), &words);
+    assert!(before == stamps(&out), "nothing was written");
+    for entry in fs::read_dir(out.join("checkpoints")).unwrap().map(Result::unwrap) {
+        let _ = fs::remove_dir_all(entry.path());
+    }
+    finish(train(folder.path(), "out", &[]).arg("--resume"));
+    assert!(result(&folder.path().join("whole")) == result(&out));
 }
 
 fn copy(from: &Path, to: &Path) {

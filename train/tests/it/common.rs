@@ -48,7 +48,7 @@ pub(crate) fn settings() -> Settings {
             lora_plus_ratio: 1.0,
             memory: None,
         },
-        schedule: Schedule { decay: Decay::Linear, warmup: 0.1 },
+        schedule: Schedule { decay: Decay::Linear, warmup: Some(0.1) },
         order: OrderSpec { seed: 42, epoch: 0, shuffle: false, packing: false, max_length: 64 },
         epochs: 1,
         max_steps: None,
@@ -86,7 +86,7 @@ pub(crate) fn settings_of(run: &Value) -> Settings {
     let count = |key: &str| number("training", key).unwrap() as u64;
     Settings {
         optimizer,
-        schedule: Schedule { decay, warmup: number("schedule", "warmup").unwrap() },
+        schedule: Schedule { decay, warmup: number("schedule", "warmup") },
         epochs: count("epochs"),
         max_steps: Some(count("max_steps")),
         batch_size: count("batch_size") as usize,
@@ -143,6 +143,8 @@ pub(crate) struct Told {
     pub(crate) steps: Vec<StepMetrics>,
     pub(crate) evaluations: Vec<(u64, f64)>,
     pub(crate) stopped_early: Option<u64>,
+    pub(crate) damaged: Vec<PathBuf>,
+    pub(crate) unchanged: bool,
 }
 
 /// Runs LoRA on a model, asking it to stop after `stop_after` steps.
@@ -161,13 +163,27 @@ pub(crate) fn run(
 /// The same with an adapter.
 pub(crate) fn run_adapter(
     decoder: &Decoder,
-    (adapter, peft): (Adapter, PeftConfig),
+    adapter: (Adapter, PeftConfig),
     train: &[Example],
     eval: &[Example],
     settings: &Settings,
     folder: &Path,
     stop_after: Option<u64>,
 ) -> (Outcome, Told) {
+    let (outcome, told) = try_run(decoder, adapter, train, eval, settings, folder, stop_after);
+    (outcome.unwrap(), told)
+}
+
+/// The same of a run that may end in an error.
+pub(crate) fn try_run(
+    decoder: &Decoder,
+    (adapter, peft): (Adapter, PeftConfig),
+    train: &[Example],
+    eval: &[Example],
+    settings: &Settings,
+    folder: &Path,
+    stop_after: Option<u64>,
+) -> (train::Result<Outcome>, Told) {
     let (stop, mut told) = (AtomicBool::new(false), Told::default());
     let train = Dataset::of_examples(train.to_vec());
     let saving = Saving::Adapter(&peft);
@@ -188,12 +204,23 @@ pub(crate) fn run_adapter(
         }
         Event::Evaluated(e) => told.evaluations.push((e.step, e.eval_loss)),
         Event::StoppedEarly { step, .. } => told.stopped_early = Some(step),
-        Event::Started { .. } | Event::Saved(_) => {}
+        Event::Damaged { path, .. } => told.damaged.push(path.to_owned()),
+        Event::Unchanged => told.unchanged = true,
+        Event::Started { .. } | Event::Saved(_) | Event::Stopped(_) => {}
     });
-    (outcome.unwrap(), told)
+    (outcome, told)
 }
 
 /// The bytes of the adapter in a run folder.
 pub(crate) fn adapter_bytes(folder: &Path) -> Vec<u8> {
     std::fs::read(folder.join("adapter_model.safetensors")).unwrap()
+}
+
+/// Makes a checkpoint one of the version before, which had no hashes.
+pub(crate) fn without_hashes(checkpoint: &Path) {
+    let path = checkpoint.join("state.json");
+    let mut state = json(&path);
+    state["version"] = 1.into();
+    std::fs::write(path, state.to_string()).unwrap();
+    std::fs::remove_file(checkpoint.join("SHA256SUMS")).unwrap();
 }

@@ -1,7 +1,10 @@
 //! Tests of the crate from the outside.
 
 mod common;
+mod damage;
+mod finite;
 mod frozen;
+mod memory;
 mod optimizer;
 mod parity;
 mod resume;

@@ -83,7 +83,7 @@ fn a_finished_run_is_left_as_it_is_and_may_be_made_longer() {
 }
 
 fn constant() -> train::Schedule {
-    train::Schedule { decay: train::Decay::Constant, warmup: 0.0 }
+    train::Schedule { decay: train::Decay::Constant, warmup: Some(0.0) }
 }
 
 #[test]
