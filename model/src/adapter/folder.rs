@@ -127,7 +127,7 @@ pub struct BaseTensor {
     pub parameter: Parameter,
     /// Its key.
     pub key: String,
-    /// Whether PEFT would find the module under this key: `base_layer` stands only where there is a low-rank update.
+    /// Whether PEFT would find the module under this key.
     usable: bool,
 }
 
@@ -238,20 +238,26 @@ impl AdapterFolder {
                 }
             }
             if !tensor.usable {
+                let key = Whole::parse(&tensor.key).expect("it was parsed before");
+                let place = self.place_of(ModuleId::parse(key.path).expect("it was parsed before"));
                 let problem = format!(
-                    "differs from {} of the base, and PEFT would drop it: {}",
+                    "differs from {} of the base, and has a name that PEFT would drop with these settings: its place is {}{}{}",
                     tensor.parameter.name(),
-                    self.why_unusable(&tensor)
+                    key.path,
+                    if place.is_empty() { "" } else { "." },
+                    place
                 );
                 return Err(self.tensors.error(&tensor.key, problem));
             }
             self.base_tensors.push(tensor);
         }
-        let replaced = self.base_tensors.iter().map(|t| {
+        let noted = self.base_tensors.iter().filter(|t| self.added_tokens == 0 || !is_vocabulary(t.parameter.module));
+        let told = noted.map(|t| {
             let name = t.parameter.name();
             format!("the adapter's file has {name} whole, which differs from the base's and is used in its place")
         });
-        self.notes.extend(replaced);
+        let told: Vec<String> = told.collect();
+        self.notes.extend(told);
         Ok(())
     }
 
@@ -293,23 +299,15 @@ impl AdapterFolder {
         }
     }
 
-    fn why_unusable(&self, tensor: &BaseTensor) -> &'static str {
-        match tensor.key.contains(".base_layer.") {
-            true => "there is no low-rank update on that module, so it has no base_layer; call it by the module's own name",
-            false => "there is a low-rank update on that module, whose own weight is called base_layer",
-        }
-    }
-
     /// Takes over the size of the vocabulary if the adapter has more rows than the base, all that are needed.
     fn resize_vocabulary(&mut self) -> Result<()> {
         let base = self.model.vocab_size;
         let mut rows = BTreeMap::new();
         for key in self.tensors.keys() {
             let of_vocabulary = |path: &str| ModuleId::parse(path).is_some_and(is_vocabulary);
-            let path = key.strip_prefix(PREFIX).unwrap_or_default();
-            let whole = path.strip_suffix(".weight").map(|path| path.strip_suffix(".base_layer").unwrap_or(path));
-            let update = path.strip_suffix(".lora_B.weight");
-            let named = whole.is_some_and(of_vocabulary) || update.is_some_and(of_vocabulary);
+            let update = key.strip_prefix(PREFIX).and_then(|path| path.strip_suffix(".lora_B.weight"));
+            let whole = Whole::parse(key).map(|whole| whole.path);
+            let named = whole.or(update).is_some_and(of_vocabulary);
             match self.tensors.shape(key).as_deref() {
                 Some(&[n, cols]) if named && (update.is_some() || cols == self.model.hidden_size) => {
                     rows.insert(key.to_owned(), n);
@@ -350,6 +348,9 @@ impl AdapterFolder {
         }
         let mut base_tensors = Vec::new();
         for key in self.tensors.keys().filter(|key| !expected.contains_key(*key)) {
+            if self.is_copy(key, &expected)? {
+                continue;
+            }
             let Some(tensor) = self.base_tensor(key) else { return Err(self.unknown(key, &expected)) };
             let (found, shape) = (self.tensors.shape(key).unwrap_or_default(), tensor.parameter.file_shape());
             if found != shape {
@@ -359,6 +360,20 @@ impl AdapterFolder {
         }
         self.base_tensors = base_tensors;
         if self.added_tokens > 0 { self.check_rows() } else { Ok(()) }
+    }
+
+    /// Whether this is a second copy of what is trained whole: PEFT writes one where it saves embeddings by another road, too.
+    fn is_copy(&self, key: &str, expected: &BTreeMap<String, (Vec<usize>, String)>) -> Result<bool> {
+        let first = key.replace(".modules_to_save.", ".").replace(".default.", ".");
+        if first == key || !expected.contains_key(&first) {
+            return Ok(false);
+        }
+        let file = &self.tensors.file;
+        if file.same_values(key, file, &first)? {
+            return Ok(true);
+        }
+        let problem = format!("differs from `{first}`, and both stand for what was trained; the file must have one of them");
+        Err(self.tensors.error(key, problem))
     }
 
     /// A base that is resized takes every row of embedding and head from the adapter's file.
@@ -383,6 +398,7 @@ impl AdapterFolder {
                 );
                 return Err(ModelError::file(self.tensors.path(), problem));
             }
+            // Any of them will do: a pass uses the adapter's copy.
             let key = format!("{}.weight", key_prefix(module));
             self.base_tensors.push(BaseTensor { parameter, key, usable: true });
         }
@@ -416,20 +432,21 @@ impl AdapterFolder {
 
     /// What a key stands for in the base, if it is the whole weight or bias of a module.
     fn base_tensor(&self, key: &str) -> Option<BaseTensor> {
-        let path = key.strip_prefix(PREFIX)?;
-        let bias = path.ends_with(".bias");
-        let path = path.strip_suffix(if bias { ".bias" } else { ".weight" })?;
-        let (path, wrapped) = match path.strip_suffix(".base_layer") {
-            Some(path) => (path, true),
-            None => (path, false),
-        };
+        let Whole { path, place, bias } = Whole::parse(key)?;
         let module = ModuleId::parse(path)?;
         let weight = self.model.weight_of(module);
         let mut parameters = self.model.parameters().into_iter();
         let parameter = parameters.find(|p| p.module == weight.module && p.bias == bias)?;
-        let usable = wrapped == self.resolution.targets.iter().any(|t| t.module == module)
-            && !self.resolution.saved.contains(&module);
-        Some(BaseTensor { parameter, key: key.to_owned(), usable })
+        Some(BaseTensor { parameter, key: key.to_owned(), usable: place == self.place_of(module) })
+    }
+
+    /// Where PEFT keeps the base's own weight of a module.
+    fn place_of(&self, module: ModuleId) -> &'static str {
+        match () {
+            () if self.resolution.saved.contains(&module) => "original_module",
+            () if self.resolution.targets.iter().any(|t| t.module == module) => "base_layer",
+            () => "",
+        }
     }
 
     fn missing(&self, key: &str) -> ModelError {
@@ -494,13 +511,35 @@ impl AdapterFolder {
     }
 }
 
+/// A key of the whole weight or bias of a module.
+struct Whole<'a> {
+    path: &'a str,
+    /// What PEFT puts between the path and `weight`: nothing, `base_layer` beside a low-rank update, `original_module` beside
+    /// what is trained whole.
+    place: &'a str,
+    bias: bool,
+}
+
+impl<'a> Whole<'a> {
+    fn parse(key: &'a str) -> Option<Self> {
+        let path = key.strip_prefix(PREFIX)?;
+        let bias = path.ends_with(".bias");
+        let path = path.strip_suffix(if bias { ".bias" } else { ".weight" })?;
+        let (path, place) = match path.rsplit_once('.') {
+            Some((path, place @ ("base_layer" | "original_module"))) => (path, place),
+            _ => (path, ""),
+        };
+        Some(Whole { path, place, bias })
+    }
+}
+
 fn is_vocabulary(module: ModuleId) -> bool {
     matches!(module, ModuleId::Embedding | ModuleId::Head)
 }
 
 /// Of a tensor that belongs to another method: which, continuing "tensor `key` ...".
 fn foreign_part(key: &str) -> Option<&'static str> {
-    const PARTS: [(&str, &str); 5] = [
+    const PARTS: [(&str, &str); 4] = [
         (
             ".lora_magnitude_vector",
             "belongs to DoRA, which adapter_config.json does not name and which is not supported",
@@ -515,7 +554,6 @@ fn foreign_part(key: &str) -> Option<&'static str> {
             "holds single trained tokens (trainable_token_indices), which are not supported; merge the adapter in PEFT",
         ),
         (".lora_B.bias", "is a bias on B (lora_bias), which is not supported; merge the adapter in PEFT"),
-        (".original_module.", "is the base's copy of a module trained whole; PEFT leaves it out when it saves"),
     ];
     PARTS.into_iter().find(|(part, _)| key.contains(part)).map(|(_, problem)| problem)
 }

@@ -457,7 +457,8 @@ pub fn write_adapter(folder: &Path, config: &PeftConfig, tensors: &[AdapterTenso
 pub fn whole_module(key: &str) -> Option<&str> {
     let path = key.strip_prefix(PREFIX).filter(|path| !path.contains(".lora_"))?;
     let path = path.strip_suffix(".weight").or_else(|| path.strip_suffix(".bias"))?;
-    Some(path.strip_suffix(".base_layer").unwrap_or(path))
+    let places = [".base_layer", ".original_module", ".modules_to_save"];
+    Some(places.iter().find_map(|place| path.strip_suffix(place)).unwrap_or(path))
 }
 
 /// A low-rank update as an adapter's file has it, told without the model.
