@@ -6,6 +6,7 @@ use anyhow::Context;
 use compute::quant::{Code, Format};
 use compute::{Device, Precision};
 use data::{DataSpec, Dataset, OrderSpec, SourceSpec, Tokenizer};
+use model::adapter::folder::AdapterFolder;
 use model::adapter::init::Init;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::adapter::targets;
@@ -65,6 +66,10 @@ pub(crate) struct Base {
     pub(crate) config: Config,
     /// How its weights are stored; none where the folder has no weights.
     pub(crate) stored: Option<StoredWeights>,
+    /// Where its tokenizer is: with the model, or with an adapter that was trained after tokens were added.
+    pub(crate) tokenizer_folder: PathBuf,
+    /// The adapter whose file has some weights in place of the base's own, if one does.
+    changed_by: Option<AdapterFolder>,
 }
 
 impl Base {
@@ -75,7 +80,41 @@ impl Base {
         let has_weights =
             ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| folder.join(f).exists());
         let stored = if has_weights { Checkpoint::open(&folder)?.weights(&config)? } else { None };
-        Ok(Base { name: name.to_owned(), folder, config, stored })
+        let tokenizer_folder = folder.clone();
+        Ok(Base { name: name.to_owned(), folder, config, stored, tokenizer_folder, changed_by: None })
+    }
+
+    /// The model as an adapter means it, with the adapter: where its file has weights of the base itself they take their
+    /// place, and a vocabulary that was resized comes with its tokenizer. Notes go to stderr.
+    pub(crate) fn open_with(name: &str, adapter: Option<&Path>) -> anyhow::Result<(Self, Option<Adapter>)> {
+        let mut base = Base::open(name)?;
+        let Some(folder) = adapter else { return Ok((base, None)) };
+        let files = base.adapter_folder(folder)?;
+        files.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        if files.added_tokens > 0 {
+            match ["tokenizer.json", "vocab.json"].iter().any(|name| folder.join(name).is_file()) {
+                true => base.tokenizer_folder = folder.to_owned(),
+                false => eprintln!(
+                    "note: {} has no tokenizer.json, so the added tokens have no text; put the tokenizer there that the \
+                     adapter was trained with",
+                    folder.display()
+                ),
+            }
+        }
+        let adapter = files.read()?;
+        base.config = files.model.clone();
+        base.changed_by = (!files.base_tensors.is_empty()).then_some(files);
+        Ok((base, Some(adapter)))
+    }
+
+    /// Whether an adapter's file has weights in place of the base's own.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed_by.is_some()
+    }
+
+    /// Whether the adapter was trained over a vocabulary that had been made larger.
+    pub(crate) fn is_resized(&self) -> bool {
+        self.changed_by.as_ref().is_some_and(|files| files.added_tokens > 0)
     }
 
     /// The type of its weights in the files, or else in config.json.
@@ -90,19 +129,30 @@ impl Base {
         precision: Precision,
         quantization: Option<Format>,
     ) -> anyhow::Result<Decoder> {
-        Ok(Decoder::load(&self.folder, device, precision, quantization)?)
+        let adapter = self.changed_by.as_ref();
+        Ok(Decoder::load_for(&self.folder, adapter, device, precision, quantization)?)
     }
 
     /// The tokenizer, which must not have tokens that the model does not know.
     pub(crate) fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
-        Ok(Tokenizer::load(&self.folder)?)
+        Ok(Tokenizer::load(&self.tokenizer_folder)?)
     }
 
-    /// Reads an adapter folder for this model; notes go to stderr.
+    /// An adapter folder checked against this model, and against its weights where it has such, too.
+    pub(crate) fn adapter_folder(&self, folder: &Path) -> anyhow::Result<AdapterFolder> {
+        let mut files = AdapterFolder::open(folder, &self.config, Some(&self.name))?;
+        if !files.base_tensors.is_empty() {
+            files.compare(&Checkpoint::open(&self.folder)?, &self.config)?;
+        }
+        Ok(files)
+    }
+
+    /// Reads an adapter that leaves this model as it is; notes go to stderr.
     pub(crate) fn adapter(&self, folder: &Path) -> anyhow::Result<Adapter> {
-        let (adapter, files) = Adapter::load(folder, &self.config, Some(&self.name))?;
+        let files = self.adapter_folder(folder)?;
+        files.require_unchanged_base()?;
         files.notes.iter().for_each(|note| eprintln!("note: {note}"));
-        Ok(adapter)
+        Ok(files.read()?)
     }
 }
 
@@ -287,9 +337,13 @@ pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
 pub(crate) const ADOPTED: [&str; 7] =
     ["r", "alpha", "rslora", "target_modules", "rank_pattern", "alpha_pattern", "modules_to_save"];
 
-/// The adapter section with those keys as the folder has them.
-pub(crate) fn adopt(section: &AdapterSection, folder: &PeftConfig) -> AdapterSection {
+/// The adapter section with those keys as the folder has them. Targets that the folder narrows down by settings that a run
+/// file does not have (`exclude_modules`, `layers_to_transform`) become the names that they come to.
+pub(crate) fn adopt(section: &AdapterSection, files: &AdapterFolder) -> AdapterSection {
+    let folder = &files.config;
+    let narrowed = folder.exclude_modules.is_some() || folder.layers_to_transform.is_some();
     let target_modules = match &folder.target_modules {
+        _ if narrowed => TargetModules::Names(targets::names(&files.resolution, &files.model)),
         Some(Selection::Expression(all)) if all.eq_ignore_ascii_case(targets::ALL_LINEAR) => {
             TargetModules::AllLinear
         }
@@ -339,7 +393,7 @@ pub(crate) fn trained(run: &RunFile, config: &Config, base: &str) -> anyhow::Res
     let peft = peft_config(run, base);
     let resolution = targets::resolve(&peft, config).context("adapter")?;
     let layout = Layout::of_adapter(&resolution, config);
-    Ok(Trained { layout, dropout: run.adapter.dropout as f32, peft: Some(peft.settled(&resolution)) })
+    Ok(Trained { layout, dropout: run.adapter.dropout as f32, peft: Some(peft.settled(&resolution, config)) })
 }
 
 impl Trained {

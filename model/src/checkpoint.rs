@@ -284,6 +284,35 @@ impl Checkpoint {
         Source { file, path, name, info: &part }.convert(to)
     }
 
+    /// Whether a tensor has the values of one of another file, as far as the narrower of their two types can tell.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_into`].
+    pub(crate) fn same_values(&self, name: &str, other: &Checkpoint, other_name: &str) -> Result<bool> {
+        let a = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let b = other.tensors.get(other_name).ok_or_else(|| other.missing(other_name))?;
+        if a.shape != b.shape {
+            return Ok(false);
+        }
+        let either = |dtype| a.dtype == dtype || b.dtype == dtype;
+        let rounded = |value: f32| match () {
+            () if either(StoredDType::Bf16) => bf16::from_f32(value).to_f32(),
+            () if either(StoredDType::F16) => f16::from_f32(value).to_f32(),
+            () => value,
+        };
+        let elements = a.element_count();
+        let (mut left, mut right) = (vec![0.0; BUFFER / 4], vec![0.0; BUFFER / 4]);
+        for start in (0..elements).step_by(BUFFER / 4) {
+            let n = (elements - start).min(BUFFER / 4);
+            self.read_part(name, start, &mut left[..n])?;
+            other.read_part(other_name, start, &mut right[..n])?;
+            if left[..n].iter().zip(&right[..n]).any(|(&l, &r)| rounded(l) != rounded(r)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Reads the bytes of a tensor from element `start` on as they are.
     ///
     /// # Errors
@@ -364,7 +393,7 @@ impl Checkpoint {
     }
 
     /// Under which name a parameter stands in the file.
-    fn stored_name(&self, parameter: &Parameter, config: &Config) -> Result<String> {
+    pub(crate) fn stored_name(&self, parameter: &Parameter, config: &Config) -> Result<String> {
         let name = parameter.name();
         if self.tensors.contains_key(&name) {
             return Ok(name);

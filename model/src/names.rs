@@ -297,6 +297,13 @@ impl Config {
         Module { id, rows, cols, bias }
     }
 
+    /// The weight of a module; a tied head's is the embedding's.
+    pub(crate) fn weight_of(&self, id: ModuleId) -> Parameter {
+        let tied = id == ModuleId::Head && self.tie_word_embeddings;
+        let Module { id, rows, cols, .. } = self.module(if tied { ModuleId::Embedding } else { id });
+        Parameter { module: id, bias: false, rows, cols }
+    }
+
     /// Every tensor of parameters, in the order of [`Config::modules`], a bias after its weight.
     pub fn parameters(&self) -> Vec<Parameter> {
         let mut parameters = Vec::new();

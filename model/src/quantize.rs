@@ -100,7 +100,7 @@ pub fn quantize_folder(
         observe(report.last().expect("just pushed"));
     }
     writer.finish()?;
-    copy_companions(folder, staged.folder())?;
+    copy_companions(folder, folder, staged.folder())?;
     let json = config.quantized(format, main.torch_name()).to_json(main);
     write_whole(&staged.folder().join("config.json"), json.as_bytes())?;
     Ok((staged, report))

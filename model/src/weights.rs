@@ -6,6 +6,7 @@ use compute::ops::noise;
 use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix, MatrixMut, Precision, random};
 
+use crate::adapter::folder::AdapterFolder;
 use crate::attention::Attention;
 use crate::block::Block;
 use crate::checkpoint::{Checkpoint, StoredDType, StoredWeights};
@@ -31,15 +32,37 @@ impl Decoder {
         precision: Precision,
         quantization: Option<Format>,
     ) -> Result<Self> {
+        Decoder::load_for(folder, None, device, precision, quantization)
+    }
+
+    /// As [`Decoder::load`], the base of an adapter: with as many tokens as the adapter has rows for, and with the weights
+    /// that the adapter's file has in place of the base's own.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`]; also if such a weight is one that is to be quantized.
+    pub fn load_for(
+        folder: &Path,
+        adapter: Option<&AdapterFolder>,
+        device: &Device,
+        precision: Precision,
+        quantization: Option<Format>,
+    ) -> Result<Self> {
         let config = Config::load(folder)?;
         config.check_quantization(folder, quantization)?;
         let checkpoint = Checkpoint::open(folder)?;
         checkpoint.check(&config)?;
         let dtype = held_dtype(checkpoint.main_dtype(), precision);
-        let read = |p: &Parameter, to: MatrixMut<'_>| checkpoint.read_parameter(p, &config, to);
+        let read = |p: &Parameter, to: MatrixMut<'_>| match adapter.and_then(|a| Some((a, a.replacement(p)?))) {
+            Some((adapter, key)) => adapter.read_into(key, to),
+            None => checkpoint.read_parameter(p, &config, to),
+        };
         let stored = |p: &Parameter| checkpoint.read_quantized(p);
         let quantization = quantization.filter(|_| config.quantization.is_none());
-        build(&config, device, precision, dtype, quantization, &stored, &read)
+        if quantization.is_some() {
+            adapter.map_or(Ok(()), AdapterFolder::check_quantizable)?;
+        }
+        let config = adapter.map_or(&config, |adapter| &adapter.model);
+        build(config, device, precision, dtype, quantization, &stored, &read)
     }
 
     /// A model with random weights: matrices normal with the configuration's `initializer_range`, norms one, biases

@@ -24,11 +24,10 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     let settings = args.settings()?;
     settings.validate(Purpose::Other)?;
     let run = &settings.run;
-    let base = Base::open(&args.model)?;
+    let (base, adapter) = Base::open_with(&args.model, args.adapter.as_deref())?;
     let tokenizer = base.tokenizer()?;
     let path = run.data.eval.as_ref().expect("--data is required and stands here");
     let data = setup::dataset(run, path, &base.config, &tokenizer, None)?;
-    let adapter = args.adapter.as_ref().map(|folder| base.adapter(folder)).transpose()?;
     let layout = adapter.as_ref().map(|a| a.layout.clone()).unwrap_or_default();
     warn(&data, &base);
     let extent = extent(run, &data, &base, &layout, global.threads())?;

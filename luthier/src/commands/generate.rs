@@ -76,9 +76,8 @@ pub(super) struct Speaker {
 
 impl Speaker {
     pub(super) fn open(model: &str, adapter: Option<&Path>) -> anyhow::Result<Self> {
-        let base = Base::open(model)?;
+        let (base, adapter) = Base::open_with(model, adapter)?;
         let tokenizer = base.tokenizer()?;
-        let adapter = adapter.map(|folder| base.adapter(folder)).transpose()?;
         Ok(Speaker { base, tokenizer, adapter })
     }
 

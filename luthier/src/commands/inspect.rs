@@ -9,13 +9,15 @@ use anyhow::Context;
 use compute::ops::rope::RopeScaling;
 use compute::quant::Format;
 use data::{ChatTemplate, Tokenizer};
-use model::adapter::peft::{self, CONFIG_FILE, PeftConfig, Selection, Update, WEIGHTS_FILE};
+use model::adapter::folder::AdapterFiles;
+use model::adapter::peft::{self, CONFIG_FILE, Selection, Update};
 use model::{Checkpoint, Config};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::hub;
+use crate::run_file::{AdapterSection, Method, RunFile, Settings};
 use crate::terminal::{self, count};
 
 /// One of these is where a model's weights are.
@@ -176,15 +178,21 @@ fn tokenizer(folder: &Path) -> Value {
 }
 
 fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
-    let config = PeftConfig::load(folder)?;
-    let tensors = Checkpoint::open_file(&folder.join(WEIGHTS_FILE))?;
+    let files = AdapterFiles::open(folder)?;
+    let (form, AdapterFiles { config, tensors, .. }) = (files.written_by(), files);
     let updates = peft::updates(&config, &tensors)?;
     let mut parameters = 0;
     let (mut squares_a, mut squares_b, mut idle) = (0.0, 0.0, 0);
-    for name in tensors.names() {
-        let info = tensors.tensor(name).expect("a name of this file");
-        parameters += info.element_count();
-        let (rows, cols) = match info.shape[..] {
+    let (mut whole, mut unnamed) = (Vec::new(), Vec::new());
+    for name in tensors.keys() {
+        let shape = tensors.shape(name).expect("a key of this file");
+        parameters += shape.iter().product::<usize>();
+        if let Some(path) = peft::whole_module(name) {
+            let named = config.modules_to_save.iter().any(|module| path.ends_with(module.as_str()));
+            let sizes: Vec<String> = shape.iter().map(usize::to_string).collect();
+            if named { &mut whole } else { &mut unnamed }.push(format!("{path} ({})", sizes.join(" x ")));
+        }
+        let (rows, cols) = match shape[..] {
             [rows, cols] => (rows, cols),
             [cols] => (1, cols),
             _ => continue,
@@ -206,13 +214,17 @@ fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
     };
     let effect = match (updates.len(), idle) {
         (0, _) => "no low-rank update".to_owned(),
-        (all, idle) if all == idle => "none: every B is zero, so the adapter changes nothing".to_owned(),
+        (all, idle) if all == idle && whole.is_empty() && unnamed.is_empty() => {
+            "none: every B is zero, so the adapter changes nothing".to_owned()
+        }
+        (all, idle) if all == idle => "every B is zero: only what is held whole can change the model".to_owned(),
         (all, 0) => format!("all {all} updates change the model"),
         (all, idle) => format!("{idle} of {all} updates have a B of zeros and change nothing"),
     };
     let patterns = |p: Vec<(String, Value)>| Value::Object(p.into_iter().collect());
-    Ok(object(json!({
+    let mut facts = object(json!({
         "kind": "adapter",
+        "form": form,
         "base": config.base_model_name_or_path,
         "parameters": parameters,
         "r": config.r,
@@ -229,7 +241,15 @@ fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         "norm_of_a": squares_a.sqrt(),
         "norm_of_b": squares_b.sqrt(),
         "effect": effect,
-    })))
+    }));
+    if !whole.is_empty() {
+        facts.insert("trained_whole".into(), json!(whole));
+    }
+    if !unnamed.is_empty() {
+        // Only a comparison with the base tells whether they differ.
+        facts.insert("in_place_of_the_base".into(), json!(unnamed));
+    }
+    Ok(facts)
 }
 
 /// For each kind of module how many values are trained in place of how many.
@@ -259,7 +279,7 @@ fn arithmetic(updates: &[Update]) -> Map<String, Value> {
 }
 
 fn of_run(folder: &Path) -> anyhow::Result<Map<String, Value>> {
-    let run = crate::run_file::Settings::resolve(Some(&folder.join("run.yaml")), Vec::new())?.run;
+    let run = Settings::resolve(Some(&folder.join("run.yaml")), Vec::new())?.run;
     let path = folder.join("metrics.jsonl");
     let text = if path.exists() {
         fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?
@@ -275,12 +295,14 @@ fn of_run(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         .filter(|name| name.starts_with("step-") || name == "best")
         .collect();
     checkpoints.sort();
-    let finished = [CONFIG_FILE, "config.json"].iter().any(|name| folder.join(name).is_file());
+    let full = run.adapter.method == Method::Full;
+    let finished = folder.join(if full { "config.json" } else { CONFIG_FILE }).is_file();
     let of = |step: Option<&&Value>, key: &str| step.map(|s| s[key].clone());
     let tokens: u64 = steps.iter().filter_map(|s| s["tokens"].as_u64()).sum();
     let mut facts = object(json!({
         "kind": "run",
         "model": run.model,
+        "trains": trains(&run.adapter),
         "finished": finished,
         "steps": steps.len(),
         "epochs": of(steps.last(), "epoch"),
@@ -290,9 +312,43 @@ fn of_run(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         "held_out_losses": evaluations,
         "tokens_per_second": of(steps.last(), "tokens_per_second"),
         "checkpoints": checkpoints,
+        "settings": settings(&run),
     }));
-    if folder.join(CONFIG_FILE).is_file() {
-        facts.insert("adapter".into(), Value::Object(of_adapter(folder)?));
+    match (finished, full) {
+        (true, true) => {
+            facts.insert("result".into(), Value::Object(of_model(folder)?));
+        }
+        (true, false) => {
+            facts.insert("adapter".into(), Value::Object(of_adapter(folder)?));
+        }
+        (false, _) => {
+            let command = format!("luthier train {} --resume", folder.join("run.yaml").display());
+            facts.insert("to_go_on".into(), json!(command));
+        }
     }
     Ok(facts)
+}
+
+/// What a run trains, in words.
+fn trains(adapter: &AdapterSection) -> String {
+    match adapter.method {
+        Method::Full => "all weights: the result is a model".to_owned(),
+        _ => format!("an adapter of rank {} with alpha {}", adapter.r, adapter.alpha),
+    }
+}
+
+/// The settings that say how a run went.
+fn settings(run: &RunFile) -> Value {
+    json!({
+        "precision": run.precision,
+        "quantization": run.quantization,
+        "max_length": run.data.max_length,
+        "optimizer": run.optimizer.name,
+        "learning_rate": run.optimizer.learning_rate,
+        "schedule": run.schedule.name,
+        "epochs": run.training.epochs,
+        "max_steps": run.training.max_steps,
+        "batch_size": run.training.batch_size,
+        "seed": run.training.seed,
+    })
 }

@@ -18,18 +18,26 @@ const WORTH_A_WARNING: f64 = 0.1;
 
 pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode> {
     check_free(&args.output)?;
-    let base = Base::open(&args.model)?;
-    let adapter = base.adapter(&args.adapter)?;
+    let (base, adapter) = Base::open_with(&args.model, Some(&args.adapter))?;
+    let adapter = adapter.expect("an adapter was named");
     let device = global.device()?;
-    let decoder = base.load(&device, Precision::F32, None)?;
+    let load = |base: &Base| base.load(&device, Precision::F32, None);
+    // What the adapter's file has in place of the base's own weights is a part of what it does. Of two vocabularies only one
+    // can be asked.
+    let comparable = base.is_changed() && !base.is_resized();
+    let unchanged = comparable.then(|| load(&Base::open(&args.model)?)).transpose()?;
+    let unchanged = unchanged.map(|decoder| decoder.probe(None));
+    let decoder = load(&base)?;
     let dtype = args.dtype.or(base.dtype()).expect("its weights were just read");
-    let (plain, adapted) = (decoder.probe(None), decoder.probe(Some(&adapter)));
+    let adapted = decoder.probe(Some(&adapter));
+    let plain = unchanged.unwrap_or_else(|| decoder.probe(None));
     if !Difference::between(&plain, &adapted).largest.is_finite() {
         return Err(user(
             "logits of base and adapter are not finite: the weights of one of them are damaged or too large",
         ));
     }
-    let staged = decoder.stage_merged(&adapter, &base.folder, &args.output, dtype)?;
+    let staged =
+        decoder.stage_merged(&adapter, &base.folder, &base.tokenizer_folder, &args.output, dtype)?;
     // The merged model is read back in place of the base, not beside it.
     drop((decoder, adapter));
     let merged = match Decoder::load(staged.folder(), &device, Precision::F32, None) {
@@ -44,6 +52,7 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
         dtype,
         adapter: Difference::between(&plain, &adapted),
         merging: Difference::between(&adapted, &merged),
+        resized: base.is_resized(),
     };
     if !result.merging.is_rounding(dtype) {
         return Err(user(result.refusal()));
@@ -73,6 +82,8 @@ struct Merged {
     adapter: Difference,
     /// The merged model against base and adapter: what rounding its weights does.
     merging: Difference,
+    /// The base was resized, of which the first comparison says nothing.
+    resized: bool,
 }
 
 impl Merged {
@@ -97,7 +108,9 @@ impl Merged {
 
     fn warn(&self) {
         if self.adapter.relative == 0.0 {
-            eprintln!("note: this adapter changes nothing");
+            if !self.resized {
+                eprintln!("note: this adapter changes nothing");
+            }
         } else if self.share() > WORTH_A_WARNING {
             eprintln!(
                 "warning: rounding the weights to {} changes the logits by {} of what the adapter does; merge with \
@@ -122,7 +135,7 @@ impl Merged {
 
 impl std::fmt::Display for Merged {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Merged { dtype, adapter, merging } = self;
+        let Merged { dtype, adapter, merging, .. } = self;
         writeln!(f, "weights  stored as {}", name(*dtype))?;
         let (effect, largest) = (percent(adapter.relative), digits(adapter.largest));
         writeln!(f, "adapter  changes the logits by {effect}, none by more than {largest}")?;

@@ -95,8 +95,9 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
             settings.refuse("adapter.init_from", "goes on from an adapter, but adapter.method is full")
         );
     }
-    let (_, files) = Adapter::load(&folder, &base.config, Some(&base.name))?;
-    let adopted = setup::adopt(&settings.run.adapter, &files.config);
+    let files = base.adapter_folder(&folder)?;
+    files.require_unchanged_base()?;
+    let adopted = setup::adopt(&settings.run.adapter, &files);
     let written = settings.run.adapter.clone();
     for key in setup::ADOPTED {
         if !settings.is_set(&format!("adapter.{key}")) {

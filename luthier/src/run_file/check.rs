@@ -1,6 +1,7 @@
 //! What settings must hold beyond their types: ranges, keys that a command cannot do without, keys that exclude each
 //! other, and what this version does not support yet.
 
+use model::adapter::peft::{ALPHA, DROPOUT, MAX_RANK};
 use model::arena::SMALLEST;
 
 use super::{
@@ -19,8 +20,6 @@ pub(crate) enum Purpose {
     Other,
 }
 
-/// The largest rank that adapter folders are read with.
-const MAX_RANK: usize = 65_536;
 /// The steps of every epoch are known before the first, so there is an end to them.
 const MAX_EPOCHS: u64 = 1_000_000;
 /// Lengths and sizes beyond this are slips of the pen, and would overflow the account of memory.
@@ -78,8 +77,8 @@ impl Settings {
     fn check_data(&self, data: &DataSection) -> anyhow::Result<()> {
         if let Some(TrainData::Many(sources)) = &data.train {
             self.require(!sources.is_empty(), "data.train", "is an empty list")?;
-            let weights = sources.iter().all(|s| s.weight > 0.0);
-            self.require(weights, "data.train", "has a weight that is not more than 0")?;
+            let weights = sources.iter().all(|s| s.weight > 0.0 && s.weight.is_finite());
+            self.require(weights, "data.train", "has a weight that is not a finite number above 0")?;
         }
         for source in data.sources() {
             let key = if data.format == Format::Preference { "data.format" } else { "data.train" };
@@ -120,12 +119,15 @@ impl Settings {
         };
         self.require_supported("adapter.init", init)?;
         self.require(adapter.r >= 1, "adapter.r", "must be 1 or more")?;
-        self.require(adapter.r <= MAX_RANK, "adapter.r", "must be at most 65536")?;
-        self.require(adapter.alpha > 0.0, "adapter.alpha", "must be more than 0")?;
+        self.require(adapter.r <= MAX_RANK, "adapter.r", &format!("must be at most {MAX_RANK}"))?;
+        // What adapter folders are read with: a run must not write what cannot be read.
+        let alpha_is_right = |alpha: f64| alpha > 0.0 && ALPHA.contains(&alpha);
+        let alpha_range = format!("must be more than 0 and at most {:e}", ALPHA.end());
+        self.require(alpha_is_right(adapter.alpha), "adapter.alpha", &alpha_range)?;
         self.require(
-            (0.0..1.0).contains(&adapter.dropout),
+            DROPOUT.contains(&adapter.dropout),
             "adapter.dropout",
-            "must be 0 or more and below 1",
+            &format!("must be from {} to {}", DROPOUT.start(), DROPOUT.end()),
         )?;
         let targets = match &adapter.target_modules {
             TargetModules::AllLinear => true,
@@ -138,14 +140,14 @@ impl Settings {
             self.require(
                 *r <= MAX_RANK,
                 "adapter.rank_pattern",
-                &format!("gives `{pattern}` a rank above 65536"),
+                &format!("gives `{pattern}` a rank above {MAX_RANK}"),
             )?;
         }
         for (pattern, alpha) in &adapter.alpha_pattern.0 {
             self.require(
-                *alpha > 0.0,
+                alpha_is_right(*alpha),
                 "adapter.alpha_pattern",
-                &format!("gives `{pattern}` an alpha of 0 or less"),
+                &format!("gives `{pattern}` the alpha {alpha}, which {alpha_range}"),
             )?;
         }
         self.require(
@@ -161,17 +163,27 @@ impl Settings {
             "optimizer.memory",
             &format!("must be {SMALLEST} bytes or more, or null"),
         )?;
-        self.require(optimizer.learning_rate > 0.0, "optimizer.learning_rate", "must be more than 0")?;
+        // Steps are computed in f32.
+        let finite = |value: f64| (value as f32).is_finite();
+        let positive = |value: f64| value as f32 > 0.0 && finite(value);
+        let above_0 = "must be a finite number above 0";
+        self.require(positive(optimizer.learning_rate), "optimizer.learning_rate", above_0)?;
         let betas = optimizer.betas.iter().all(|beta| (0.0..1.0).contains(beta));
         self.require(betas, "optimizer.betas", "must both be 0 or more and below 1")?;
-        self.require(optimizer.eps > 0.0, "optimizer.eps", "must be more than 0")?;
-        self.require(optimizer.weight_decay >= 0.0, "optimizer.weight_decay", "must be 0 or more")?;
+        self.require(positive(optimizer.eps), "optimizer.eps", above_0)?;
+        let decay = optimizer.weight_decay;
         self.require(
-            optimizer.max_grad_norm >= 0.0,
-            "optimizer.max_grad_norm",
-            "must be 0 (no clipping) or more",
+            decay >= 0.0 && finite(decay),
+            "optimizer.weight_decay",
+            "must be 0 or more, and finite",
         )?;
-        self.require(optimizer.lora_plus_ratio > 0.0, "optimizer.lora_plus_ratio", "must be more than 0")
+        let norm = optimizer.max_grad_norm;
+        self.require(
+            norm >= 0.0 && finite(norm),
+            "optimizer.max_grad_norm",
+            "must be 0 (no clipping) or more, and finite",
+        )?;
+        self.require(positive(optimizer.lora_plus_ratio), "optimizer.lora_plus_ratio", above_0)
     }
 
     fn check_training(&self, training: &TrainingSection) -> anyhow::Result<()> {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::parameters::{Adapter, Layout, Parameters};
-use super::peft::{AdapterFolder, AdapterTensor, PeftConfig, key_prefix, write_adapter};
+use super::folder::AdapterFolder;
+use super::peft::{AdapterTensor, PeftConfig, key_prefix, write_adapter};
 use super::targets::Resolution;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec};
 use crate::config::Config;
@@ -38,18 +39,15 @@ impl Layout {
 impl Adapter {
     /// Reads an adapter folder for a model that the user calls `base`.
     ///
+    /// What the folder's file has of the base's own weights is not part of the adapter: see
+    /// [`AdapterFolder::base_tensors`].
+    ///
     /// # Errors
     /// If its settings are not supported, or its tensors are not exactly those that the settings call for on this
     /// model.
     pub fn load(folder: &Path, config: &Config, base: Option<&str>) -> Result<(Adapter, AdapterFolder)> {
         let files = AdapterFolder::open(folder, config, base)?;
-        let layout = Layout::of_adapter(&files.resolution, config);
-        let mut adapter = Adapter::zeros(layout, files.config.lora_dropout as f32);
-        let Adapter { layout, parameters, .. } = &mut adapter;
-        for tensor in layout.tensors() {
-            files.read_into(&tensor.name, parameters.tensor_mut(tensor))?;
-        }
-        Ok((adapter, files))
+        Ok((files.read()?, files))
     }
 }
 

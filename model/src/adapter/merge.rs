@@ -20,8 +20,8 @@ use crate::linear::BaseWeight;
 use crate::memory::Allocator;
 use crate::names::{ModuleId, Parameter};
 
-/// Files of a model folder that stand beside the weights and go with a merged model unchanged.
-const COMPANIONS: [&str; 10] = [
+/// Files that stand beside a model's weights and go with it unchanged: the tokenizer's.
+const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -30,9 +30,9 @@ const COMPANIONS: [&str; 10] = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
 ];
+/// And the others.
+const COMPANIONS: [&str; 2] = ["generation_config.json", "LICENSE"];
 
 /// The configuration of the merged model. Where head and embeddings share a weight and an adapter changes only one of
 /// them (PEFT trains a copy of the one and leaves the other with the base's), they are no longer tied.
@@ -144,8 +144,8 @@ impl Decoder {
         }
     }
 
-    /// Writes base and adapter as one model, to be published at `output`, with weights stored as `dtype`, and the
-    /// tokenizer's files of the folder `base`.
+    /// Writes base and adapter as one model, to be published at `output`, with weights stored as `dtype`, and what stands
+    /// beside the weights in the folder `base`, but the tokenizer's files of the folder `tokenizer`.
     ///
     /// # Errors
     /// If `output` is taken, or a file cannot be written; nothing is left then.
@@ -153,11 +153,12 @@ impl Decoder {
         &self,
         adapter: &Adapter,
         base: &Path,
+        tokenizer: &Path,
         output: &Path,
         dtype: StoredDType,
     ) -> Result<Staged> {
         let staged = Staged::new(output)?;
-        self.write_model_files(adapter, base, &staged.folder, dtype)?;
+        self.write_model(adapter, [base, tokenizer], &staged.folder, dtype)?;
         Ok(staged)
     }
 
@@ -170,6 +171,16 @@ impl Decoder {
         folder: &Path,
         dtype: StoredDType,
     ) -> Result<()> {
+        self.write_model(adapter, [base, base], folder, dtype)
+    }
+
+    fn write_model(
+        &self,
+        adapter: &Adapter,
+        [base, tokenizer]: [&Path; 2],
+        folder: &Path,
+        dtype: StoredDType,
+    ) -> Result<()> {
         let config = merged_config(&self.config, adapter);
         let parameters = config.parameters();
         let spec = |p: &Parameter| TensorSpec { name: p.name(), shape: p.file_shape(), dtype };
@@ -178,7 +189,7 @@ impl Decoder {
             self.write_parameter(adapter, parameter, &mut writer)?;
         }
         writer.finish()?;
-        copy_companions(base, folder)?;
+        copy_companions(base, tokenizer, folder)?;
         write_whole(&folder.join("config.json"), config.to_json(dtype).as_bytes())
     }
 
@@ -248,13 +259,14 @@ impl Difference {
     }
 }
 
-/// Copies what stands beside the weights of a model folder: the tokenizer's files and the like.
-pub(crate) fn copy_companions(base: &Path, folder: &Path) -> Result<()> {
-    for name in COMPANIONS {
-        copy_file(&base.join(name), &folder.join(name))?;
+/// Copies what stands beside the weights of the model folder `base`, but the tokenizer's files of the folder `tokenizer`.
+pub(crate) fn copy_companions(base: &Path, tokenizer: &Path, folder: &Path) -> Result<()> {
+    let of_base = COMPANIONS.map(|name| (base, name));
+    for (from, name) in TOKENIZER_FILES.map(|name| (tokenizer, name)).into_iter().chain(of_base) {
+        copy_file(&from.join(name), &folder.join(name))?;
     }
     let templates = Path::new("additional_chat_templates");
-    for entry in fs::read_dir(base.join(templates)).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(tokenizer.join(templates)).into_iter().flatten().flatten() {
         let to = folder.join(templates);
         fs::create_dir_all(&to).map_err(|e| ModelError::write(&to, e))?;
         copy_file(&entry.path(), &to.join(entry.file_name()))?;

@@ -1,9 +1,11 @@
 //! Adapters: what is trained beside the frozen base, how it begins, how files say it, how it merges.
 
 pub mod files;
+pub mod folder;
 pub mod init;
 pub(crate) mod lora;
 pub mod merge;
+mod mlx;
 pub mod parameters;
 pub mod peft;
 pub mod targets;

@@ -1,14 +1,17 @@
-//! Adapter folders as PEFT 0.21 reads and writes them: `adapter_config.json` beside `adapter_model.safetensors`.
+//! Adapter folders as PEFT reads and writes them: `adapter_config.json` beside `adapter_model.safetensors`.
 //!
-//! PEFT drops unknown settings and missing tensors with a warning. Here both are errors: an adapter that is applied
-//! differently from how it was trained gives wrong answers and says nothing.
+//! PEFT drops unknown settings (before 0.14 it stops at them) and missing tensors with a warning. Here both are errors: an
+//! adapter that is applied differently from how it was trained gives wrong answers and says nothing. What is written here is
+//! what every version from 0.5 to 0.21 reads alike.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use compute::{MatrixMut, MatrixRef};
+use compute::MatrixRef;
 use serde_json::{Map, Value, json};
 
+use super::folder::AdapterTensors;
 use super::targets::{self, Resolution};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec, write_whole};
 use crate::config::{Config, Fields, read_small_file, short};
@@ -19,14 +22,18 @@ use crate::names::ModuleId;
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The file of an adapter's tensors.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-/// The PEFT whose files these are.
-const PEFT_VERSION: &str = "0.21.2";
 /// What PEFT puts before a module's path.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
+
+/// The largest rank.
+pub const MAX_RANK: usize = 1 << 16;
+/// The numerators of the scale that are taken for one.
+pub const ALPHA: RangeInclusive<f64> = 0.0..=1e9;
+/// Probabilities of dropout; near 1 nothing is left of the input.
+pub const DROPOUT: RangeInclusive<f64> = 0.0..=0.99;
 
 /// Bounds on foreign settings.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
-const MAX_RANK: usize = 1 << 16;
 const MAX_ENTRIES: usize = 1 << 16;
 const MAX_PATTERNS: usize = 1 << 12;
 
@@ -175,12 +182,26 @@ const READ: [&str; 15] = [
 /// Beginnings that take something out of the base's weights: the adapter then fits only the changed base.
 const CHANGES_BASE: [&str; 5] = ["pissa", "corda", "olora", "loftq", "lora_ga"];
 
+/// Reads the object in `adapter_config.json` of an adapter folder.
+pub(super) fn read_settings(folder: &Path) -> Result<Map<String, Value>> {
+    let path = folder.join(CONFIG_FILE);
+    parse_settings(&read_small_file(&path, MAX_CONFIG_BYTES)?, &path)
+}
+
+fn parse_settings(text: &str, path: &Path) -> Result<Map<String, Value>> {
+    serde_json::from_str(text).map_err(|e| ModelError::json(path, &e))
+}
+
 impl PeftConfig {
-    /// The same adapter with patterns spelt out as one entry a module. PEFT sorts patterns when it saves them, so of two
-    /// that match, another one may decide once they are read back; whole names match one module each.
-    pub fn settled(mut self, resolution: &Resolution) -> PeftConfig {
+    /// The same adapter in words that no version of PEFT takes differently: targets as a list of names, as PEFT resolves
+    /// `all-linear` when it saves, and patterns spelt out as one entry a module. PEFT sorts patterns when it saves them, so of
+    /// two that match, another one may decide once they are read back; whole names match one module each.
+    pub fn settled(mut self, resolution: &Resolution, model: &Config) -> PeftConfig {
         let name = |target: &targets::Target| target.module.module_path();
         let targets = &resolution.targets;
+        if !matches!(self.target_modules, Some(Selection::List(_))) {
+            self.target_modules = Some(Selection::List(targets::names(resolution, model)));
+        }
         if !self.rank_pattern.is_empty() {
             let other = targets.iter().filter(|t| t.rank != self.r);
             self.rank_pattern = other.map(|t| (name(t), t.rank)).collect();
@@ -192,22 +213,20 @@ impl PeftConfig {
         self
     }
 
-    /// Reads `adapter_config.json` of an adapter folder.
-    pub fn load(folder: &Path) -> Result<PeftConfig> {
-        let path = folder.join(CONFIG_FILE);
-        PeftConfig::from_json(&read_small_file(&path, MAX_CONFIG_BYTES)?, &path)
-    }
-
     /// Reads the text of an `adapter_config.json`; `path` is only named in errors.
     pub fn from_json(text: &str, path: &Path) -> Result<PeftConfig> {
-        let map: Map<String, Value> = serde_json::from_str(text).map_err(|e| ModelError::json(path, &e))?;
-        let fields = Fields { path, prefix: "", map: &map };
+        PeftConfig::from_map(&parse_settings(text, path)?, path)
+    }
+
+    /// As [`PeftConfig::from_json`], of an object already parsed.
+    pub(super) fn from_map(map: &Map<String, Value>, path: &Path) -> Result<PeftConfig> {
+        let fields = Fields { path, prefix: "", map };
         refuse_foreign(&fields)?;
         let defaults = PeftConfig::default();
         Ok(PeftConfig {
             r: fields.size_or("r", MAX_RANK, defaults.r)?,
-            lora_alpha: fields.float_or("lora_alpha", defaults.lora_alpha, 0.0..=1e9)?,
-            lora_dropout: fields.float_or("lora_dropout", defaults.lora_dropout, 0.0..=0.99)?,
+            lora_alpha: fields.float_or("lora_alpha", defaults.lora_alpha, ALPHA)?,
+            lora_dropout: fields.float_or("lora_dropout", defaults.lora_dropout, DROPOUT)?,
             use_rslora: fields.flag_or("use_rslora", false)?,
             target_modules: selection(&fields, "target_modules")?,
             exclude_modules: selection(&fields, "exclude_modules")?,
@@ -217,7 +236,7 @@ impl PeftConfig {
                 v.as_u64().filter(|&r| (1..=MAX_RANK as u64).contains(&r)).map(|r| r as usize)
             })?,
             alpha_pattern: patterns(&fields, "alpha_pattern", "a number from 0 to 1e9", |v| {
-                v.as_f64().filter(|a| (0.0..=1e9).contains(a))
+                v.as_f64().filter(|a| ALPHA.contains(a))
             })?,
             modules_to_save: texts(&fields, "modules_to_save")?,
             init_lora_weights: initialization(&fields)?,
@@ -226,37 +245,37 @@ impl PeftConfig {
         })
     }
 
-    /// The text of `adapter_config.json` as PEFT writes it: every field of `LoraConfig`, keys sorted, two spaces.
+    /// The text of `adapter_config.json` as PEFT writes it, keys sorted, two spaces: what every version knows, and of the rest
+    /// only what is not PEFT's default, since versions before 0.14 stop at a field that is new to them.
     ///
     /// PEFT also sorts the patterns, which can change which of two fits first; here they keep their order, which PEFT
     /// keeps when it reads them.
     pub fn to_json(&self) -> String {
-        let mut fields: BTreeMap<&str, Value> = BTreeMap::new();
-        fields.extend(IGNORED.iter().filter(|f| **f != "runtime_config").map(|&f| (f, Value::Null)));
-        fields.extend(unsupported().into_iter().map(|(field, unused, _)| (field, unused)));
-        fields.extend([
-            ("inference_mode", json!(true)),
-            ("loftq_config", json!({})),
-            ("megatron_core", json!("megatron.core")),
-            ("peft_type", json!("LORA")),
-            ("peft_version", json!(PEFT_VERSION)),
-            ("qalora_group_size", json!(16)),
-            ("task_type", json!("CAUSAL_LM")),
-            ("alpha_pattern", ordered(&self.alpha_pattern, |&a| number(a))),
+        let always = [
             ("base_model_name_or_path", json!(self.base_model_name_or_path)),
-            ("exclude_modules", selection_json(&self.exclude_modules)),
+            ("bias", json!("none")),
+            ("fan_in_fan_out", json!(false)),
+            ("inference_mode", json!(true)),
             ("init_lora_weights", self.init_lora_weights.clone()),
-            ("layers_pattern", list_or_null(&self.layers_pattern)),
-            ("layers_to_transform", json!(self.layers_to_transform)),
             ("lora_alpha", number(self.lora_alpha)),
             ("lora_dropout", json!(self.lora_dropout)),
             ("modules_to_save", list_or_null(&self.modules_to_save)),
+            ("peft_type", json!("LORA")),
             ("r", json!(self.r)),
+            ("target_modules", selection_json(&self.target_modules)),
+            ("task_type", json!("CAUSAL_LM")),
+        ];
+        let if_used = [
+            ("alpha_pattern", ordered(&self.alpha_pattern, |&a| number(a))),
+            ("exclude_modules", selection_json(&self.exclude_modules)),
+            ("layers_pattern", list_or_null(&self.layers_pattern)),
+            ("layers_to_transform", json!(self.layers_to_transform)),
             ("rank_pattern", ordered(&self.rank_pattern, |&r| json!(r))),
             ("revision", json!(self.revision)),
-            ("target_modules", selection_json(&self.target_modules)),
             ("use_rslora", json!(self.use_rslora)),
-        ]);
+        ];
+        let used = if_used.into_iter().filter(|(_, value)| !is_empty(value));
+        let fields: BTreeMap<&str, Value> = always.into_iter().chain(used).collect();
         serde_json::to_string_pretty(&fields).expect("JSON serializes")
     }
 }
@@ -329,7 +348,7 @@ fn initialization(fields: &Fields) -> Result<Value> {
 }
 
 /// A list of texts, at most [`MAX_ENTRIES`].
-fn texts(fields: &Fields, field: &str) -> Result<Vec<String>> {
+pub(super) fn texts(fields: &Fields, field: &str) -> Result<Vec<String>> {
     let Some(value) = fields.present(field) else { return Ok(Vec::new()) };
     let wrong = || fields.wrong(field, value, "a list of names");
     let list = value.as_array().filter(|list| list.len() <= MAX_ENTRIES).ok_or_else(wrong)?;
@@ -434,173 +453,12 @@ pub fn write_adapter(folder: &Path, config: &PeftConfig, tensors: &[AdapterTenso
     write_whole(&folder.join(CONFIG_FILE), config.to_json().as_bytes())
 }
 
-/// An adapter folder, checked against the model it is to be used with.
-#[derive(Debug)]
-pub struct AdapterFolder {
-    /// Its settings.
-    pub config: PeftConfig,
-    /// What they come to on the model.
-    pub resolution: Resolution,
-    /// What is worth telling the user.
-    pub notes: Vec<String>,
-    /// Modules whose base weight PEFT stored beside the update (it does so for a head), with the key.
-    pub base_copies: Vec<(ModuleId, String)>,
-    tensors: Checkpoint,
-}
-
-impl AdapterFolder {
-    /// Opens an adapter folder for a model. `base` is what the user calls the model, if known: a base of another name is
-    /// a note, tensors of another shape are an error.
-    pub fn open(folder: &Path, model: &Config, base: Option<&str>) -> Result<AdapterFolder> {
-        let config = PeftConfig::load(folder)?;
-        let settings = folder.join(CONFIG_FILE);
-        let resolution =
-            targets::resolve_as_peft(&config, model).map_err(|e| in_file(e, &settings, &config))?;
-        let tensors = open_weights(folder)?;
-        let mut opened = AdapterFolder { config, resolution, notes: vec![], base_copies: vec![], tensors };
-        opened.check(model)?;
-        opened.note(base);
-        Ok(opened)
-    }
-
-    /// Reads a tensor by its key into a matrix of its size; a tensor of one dimension is a single row.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::read_into`].
-    pub fn read_into(&self, key: &str, to: MatrixMut<'_>) -> Result<()> {
-        self.tensors.read_into(key, to)
-    }
-
-    /// Every expected key with its shape is there, and no other.
-    fn check(&mut self, model: &Config) -> Result<()> {
-        let path = self.tensors.path().to_owned();
-        let expected = self.expected(model);
-        for (key, (shape, what)) in &expected {
-            let Some(info) = self.tensors.tensor(key) else {
-                return Err(self.missing(key, &path));
-            };
-            if info.shape != *shape {
-                let problem = format!(
-                    "has shape {:?} but needs {shape:?} here ({what}); {}",
-                    info.shape,
-                    self.origin()
-                );
-                return Err(ModelError::tensor(&path, key, problem));
-            }
-        }
-        let mut copies = Vec::new();
-        for key in self.tensors.names().filter(|key| !expected.contains_key(*key)) {
-            match self.base_copy(key, model) {
-                Some(module) => copies.push((module, key.to_owned())),
-                None => return Err(self.unknown(key, &path, &expected)),
-            }
-        }
-        self.base_copies = copies;
-        Ok(())
-    }
-
-    /// Every key that the settings call for: its shape, and where that comes from.
-    fn expected(&self, model: &Config) -> BTreeMap<String, (Vec<usize>, String)> {
-        let mut expected = BTreeMap::new();
-        for target in &self.resolution.targets {
-            let (module, rank) = (model.module(target.module), target.rank);
-            let what =
-                format!("r {rank}; {} of the model is {} x {}", target.module, module.rows, module.cols);
-            expected.insert(a_key(target.module), (vec![rank, module.cols], what.clone()));
-            expected.insert(b_key(target.module), (vec![module.rows, rank], what));
-        }
-        for &id in &self.resolution.saved {
-            let module = model.module(id);
-            let what = format!("{id} of the model, trained whole");
-            let shape = match id {
-                ModuleId::Norm { .. } | ModuleId::FinalNorm => vec![module.cols],
-                _ => vec![module.rows, module.cols],
-            };
-            expected.insert(format!("{}.weight", key_prefix(id)), (shape, what.clone()));
-            if module.bias {
-                expected.insert(format!("{}.bias", key_prefix(id)), (vec![module.rows], what));
-            }
-        }
-        expected
-    }
-
-    /// The module whose unchanged weight PEFT stored under this key: it does so for a targeted head, and for embeddings
-    /// when asked to.
-    fn base_copy(&self, key: &str, model: &Config) -> Option<ModuleId> {
-        let path = key.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
-        let module = ModuleId::parse(path.strip_suffix(".base_layer").unwrap_or(path))?;
-        if !matches!(module, ModuleId::Head | ModuleId::Embedding) {
-            return None;
-        }
-        let size = model.module(module);
-        (self.tensors.tensor(key)?.shape == [size.rows, size.cols]).then_some(module)
-    }
-
-    fn missing(&self, key: &str, path: &Path) -> ModelError {
-        let dora = key.replace(".lora_A.weight", ".lora_magnitude_vector");
-        if self.tensors.tensor(&dora).is_some_and(|_| dora != key) {
-            return ModelError::tensor(
-                path,
-                dora,
-                "belongs to DoRA, which adapter_config.json does not name",
-            );
-        }
-        let near = quoted(nearest(key, self.tensors.names(), 1));
-        let near =
-            if near.is_empty() { "the file is empty".to_owned() } else { format!("the nearest is {near}") };
-        let problem =
-            format!("is missing ({near}), though adapter_config.json calls for it; {}", self.origin());
-        ModelError::tensor(path, key, problem)
-    }
-
-    fn unknown(
-        &self,
-        key: &str,
-        path: &Path,
-        expected: &BTreeMap<String, (Vec<usize>, String)>,
-    ) -> ModelError {
-        let near = quoted(nearest(key, expected.keys().map(String::as_str), 1));
-        let problem = format!(
-            "is not called for by adapter_config.json on this model (the nearest that is: {near}); {}",
-            self.origin()
-        );
-        ModelError::tensor(path, key, problem)
-    }
-
-    /// For which base the adapter is, as far as it says.
-    fn origin(&self) -> String {
-        match &self.config.base_model_name_or_path {
-            Some(base) => format!("the adapter was trained on {base:?}: use it with that model"),
-            None => {
-                "the adapter was trained on another model, or its files are not of one adapter".to_owned()
-            }
-        }
-    }
-
-    fn note(&mut self, base: Option<&str>) {
-        let trimmed = |name: &str| name.trim_end_matches('/').to_owned();
-        if let (Some(named), Some(base)) = (&self.config.base_model_name_or_path, base)
-            && trimmed(named) != trimmed(base)
-        {
-            self.notes.push(format!(
-                "the adapter was trained on {named:?} and is used with {base:?}; its shapes fit"
-            ));
-        }
-        let unused =
-            self.resolution.unused.iter().map(|u| format!("{CONFIG_FILE}: `{}` {}", u.field, u.problem));
-        self.notes.extend(unused);
-    }
-}
-
-/// Says of a setting that does not fit the model in which file it stands and which model it may be meant for.
-fn in_file(error: ModelError, path: &Path, config: &PeftConfig) -> ModelError {
-    match (error, &config.base_model_name_or_path) {
-        (ModelError::Setting { field, problem }, Some(base)) => {
-            ModelError::field(path, field, format!("{problem}; the adapter was trained on {base:?}"))
-        }
-        (ModelError::Setting { field, problem }, None) => ModelError::field(path, field, problem),
-        (other, _) => other,
-    }
+/// The path of the module whose whole weight or bias stands under a key, if one does.
+pub fn whole_module(key: &str) -> Option<&str> {
+    let path = key.strip_prefix(PREFIX).filter(|path| !path.contains(".lora_"))?;
+    let path = path.strip_suffix(".weight").or_else(|| path.strip_suffix(".bias"))?;
+    let places = [".base_layer", ".original_module", ".modules_to_save"];
+    Some(places.iter().find_map(|place| path.strip_suffix(place)).unwrap_or(path))
 }
 
 /// A low-rank update as an adapter's file has it, told without the model.
@@ -621,11 +479,11 @@ pub struct Update {
 /// # Errors
 /// The file is checked as far as can be without a model: each A (R x inner) has its B (outer x R), of a rank that `config`
 /// names, and what else is there is a weight or a bias of a module.
-pub fn updates(config: &PeftConfig, tensors: &Checkpoint) -> Result<Vec<Update>> {
-    let wrong = |key: &str, problem: String| ModelError::tensor(tensors.path(), key, problem);
+pub fn updates(config: &PeftConfig, tensors: &AdapterTensors) -> Result<Vec<Update>> {
+    let wrong = |key: &str, problem: String| tensors.error(key, problem);
     let matrix = |key: &str| -> Result<(usize, usize)> {
         let missing = || wrong(key, "is missing: each update has an A and a B".to_owned());
-        match tensors.tensor(key).ok_or_else(missing)?.shape[..] {
+        match tensors.shape(key).ok_or_else(missing)?[..] {
             [rows, cols] if rows > 0 && cols > 0 => Ok((rows, cols)),
             ref shape => Err(wrong(key, format!("has shape {shape:?}; an A or a B is a matrix"))),
         }
@@ -635,14 +493,14 @@ pub fn updates(config: &PeftConfig, tensors: &Checkpoint) -> Result<Vec<Update>>
         true => path.ends_with(a) || path.ends_with(b),
         false => path.ends_with(".weight") || path.ends_with(".bias"),
     };
-    for key in tensors.names() {
+    for key in tensors.keys() {
         if !key.strip_prefix(PREFIX).is_some_and(known) {
             let problem = format!("is no part of a LoRA adapter, whose tensors are called {PREFIX}...");
             return Err(wrong(key, problem));
         }
     }
     let mut updates = Vec::new();
-    for key in tensors.names() {
+    for key in tensors.keys() {
         let path = &key[PREFIX.len()..];
         if let Some(module) = path.strip_suffix(b) {
             matrix(&format!("{PREFIX}{module}{a}"))?;
@@ -664,7 +522,8 @@ pub fn updates(config: &PeftConfig, tensors: &Checkpoint) -> Result<Vec<Update>>
     Ok(updates)
 }
 
-fn open_weights(folder: &Path) -> Result<Checkpoint> {
+/// Opens the file of an adapter's tensors.
+pub(super) fn open_weights(folder: &Path) -> Result<Checkpoint> {
     let path: PathBuf = folder.join(WEIGHTS_FILE);
     if !path.is_file() && folder.join("adapter_model.bin").is_file() {
         let problem = "has its weights only as adapter_model.bin, a Python pickle, which can run code when it is read; \

@@ -90,6 +90,25 @@ pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resoluti
     Ok(Resolution { targets, saved, unused })
 }
 
+/// Names that select exactly these layers, by the rule for lists that all versions of PEFT share: the ends of their paths, or
+/// where other modules of the model end so, too, the whole paths.
+pub fn names(resolution: &Resolution, model: &Config) -> Vec<String> {
+    let targets: BTreeSet<String> = resolution.targets.iter().map(|t| t.module.module_path()).collect();
+    let end = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
+    let mut ends: Vec<String> = Vec::new();
+    for Target { module, .. } in &resolution.targets {
+        let end = end(&module.module_path());
+        if !ends.contains(&end) {
+            ends.push(end);
+        }
+    }
+    let exact = |node: &Node| ends.contains(&end(&node.path)) == targets.contains(&node.path);
+    if module_tree(model).iter().all(exact) {
+        return ends;
+    }
+    resolution.targets.iter().map(|t| t.module.module_path()).collect()
+}
+
 /// The modules of a shape that would be trained, as indices into [`Shape::modules`], each with its rank. Used where
 /// there is only a shape and no model.
 pub fn resolve_shape(settings: &PeftConfig, shape: &Shape) -> Result<Vec<(usize, usize)>> {

@@ -12,3 +12,4 @@ mod peft;
 mod quantized;
 mod shapes;
 mod targets;
+mod whole_tensors;

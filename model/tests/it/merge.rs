@@ -13,7 +13,7 @@ use crate::common::{Tensors, all_logits, fixture, load, relative_difference, tra
 
 /// The folder of a base and an adapter merged and published, and what it loads as.
 fn merged(base: &Decoder, adapter: &Adapter, case: &str, dtype: StoredDType, to: &Path) -> Decoder {
-    base.stage_merged(adapter, &fixture(case), to, dtype).unwrap().publish().unwrap();
+    base.stage_merged(adapter, &fixture(case), &fixture(case), to, dtype).unwrap().publish().unwrap();
     Decoder::load(to, &Device::cpu(2), Precision::F32, None).unwrap()
 }
 
@@ -140,7 +140,7 @@ fn a_folder_that_is_not_published_leaves_nothing_and_a_taken_place_is_refused() 
     let (adapter, _) = Adapter::load(&fixture("llama2").join("adapter-regex"), &base.config, None).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let stage = |name: &str| {
-        base.stage_merged(&adapter, &fixture("llama2"), &folder.path().join(name), StoredDType::F32)
+        base.stage_merged(&adapter, &fixture("llama2"), &fixture("llama2"), &folder.path().join(name), StoredDType::F32)
     };
     let entries = || fs::read_dir(folder.path()).unwrap().count();
     let staged = stage("m").unwrap();

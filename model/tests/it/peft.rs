@@ -5,9 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use compute::{DType, Matrix, MatrixRef};
+use model::adapter::folder::AdapterFolder;
 use model::adapter::peft::{
-    AdapterFolder, AdapterTensor, PeftConfig, Selection, a_key, b_key, key_prefix, scaling, write_adapter,
+    AdapterTensor, PeftConfig, Selection, a_key, b_key, key_prefix, scaling, write_adapter,
 };
+use model::adapter::targets;
 use model::{Checkpoint, Config, ModuleId, Part};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -31,12 +33,62 @@ fn config_error(changes: Value) -> String {
     PeftConfig::from_json(&json.to_string(), path).expect_err("these settings are refused").to_string()
 }
 
+/// The fields of PEFT 0.5's `LoraConfig` that a plain adapter has.
+const PLAIN: [&str; 12] = [
+    "base_model_name_or_path",
+    "bias",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "target_modules",
+    "task_type",
+];
+
 #[test]
-fn settings_are_written_as_peft_writes_them() {
+fn settings_are_written_as_peft_writes_them_without_what_is_not_used() {
     for (case, adapter) in ADAPTERS {
         let text = fs::read_to_string(fixture(case).join(adapter).join("adapter_config.json")).unwrap();
+        let theirs: BTreeMap<String, Value> = serde_json::from_str(&text).unwrap();
         let config = PeftConfig::from_json(&text, Path::new(adapter)).unwrap();
-        assert_eq!(config.to_json(), text, "{case}/{adapter}");
+        let kept = |field: &str| PLAIN.contains(&field) || (adapter.ends_with("patterns") && USED.contains(&field));
+        const USED: [&str; 3] = ["alpha_pattern", "rank_pattern", "use_rslora"];
+        let expected: BTreeMap<&String, &Value> = theirs.iter().filter(|(field, _)| kept(field)).collect();
+        assert_eq!(config.to_json(), serde_json::to_string_pretty(&expected).unwrap(), "{case}/{adapter}");
+    }
+}
+
+#[test]
+fn targets_are_written_as_names_that_select_the_same_layers() {
+    let model = Config::load(&fixture("llama2")).unwrap();
+    let expression = |text: &str| Some(Selection::Expression(text.into()));
+    let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    let some = ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"];
+    let whole = |module: &str| vec![module.to_owned()];
+    for (target_modules, modules_to_save, names) in [
+        (expression("all-linear"), vec![], Some(&all[..])),
+        (expression("all-linear"), whole("lm_head"), Some(&all)),
+        (expression("all-linear"), whole("layers.0.self_attn.q_proj"), None),
+        (expression(".*(down_proj|lm_head)"), vec![], Some(&["down_proj", "lm_head"])),
+        (expression(r"model\.layers\.1\..*(q|up)_proj"), vec![], Some(&some)),
+        (None, vec![], Some(&["q_proj", "v_proj"])),
+        // What a person listed stands as it was written.
+        (Some(Selection::List(vec!["v_proj".into(), "layers.0.mlp.up_proj".into()])), vec![], None),
+    ] {
+        let settings = PeftConfig { target_modules, modules_to_save, ..PeftConfig::default() };
+        let resolution = targets::resolve(&settings, &model).unwrap();
+        let settled = settings.clone().settled(&resolution, &model);
+        let Some(Selection::List(list)) = &settled.target_modules else { panic!("{settled:?}") };
+        if let Some(names) = names {
+            assert_eq!(list, names);
+        }
+        // Older versions look for targets among the modules trained whole, too: names must select no other there either.
+        let alone = PeftConfig { modules_to_save: vec![], ..settled.clone() };
+        assert_eq!(targets::resolve(&alone, &model).unwrap().targets, resolution.targets, "{list:?}");
     }
 }
 
@@ -159,8 +211,9 @@ fn every_adapter_of_peft_is_opened() {
 #[test]
 fn the_base_weight_that_peft_stores_with_a_head_is_reported() {
     let opened = open(&fixture("llama2").join("adapter-lm_head"), "llama2").unwrap();
-    let key = "base_model.model.lm_head.base_layer.weight".to_owned();
-    assert_eq!(opened.base_copies, [(ModuleId::Head, key)]);
+    let told: Vec<(&str, String)> =
+        opened.base_tensors.iter().map(|t| (t.key.as_str(), t.parameter.name())).collect();
+    assert_eq!(told, [("base_model.model.lm_head.base_layer.weight", "lm_head.weight".to_owned())]);
     assert!(opened.resolution.targets.iter().any(|t| t.module == ModuleId::Head));
 }
 

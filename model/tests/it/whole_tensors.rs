@@ -1,0 +1,328 @@
+//! Adapters whose files hold weights of the base itself, or more rows than its vocabulary, and adapters of mlx-lm.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use compute::quant::Format;
+use compute::{Device, MatrixRef, Precision};
+use model::adapter::folder::AdapterFolder;
+use model::adapter::peft::{AdapterTensor, PeftConfig, Selection, write_adapter};
+use model::checkpoint::{CheckpointWriter, TensorSpec};
+use model::{Adapter, Batch, Checkpoint, Config, Decoder, ModelError, StoredDType};
+use serde_json::{Value, json};
+use tempfile::{TempDir, tempdir};
+
+use crate::common::{Tensors, all_logits, fixture, largest_difference, training_buffers};
+
+fn open(folder: &Path, case: &str) -> Result<AdapterFolder, ModelError> {
+    let config = Config::load(&fixture(case)).unwrap();
+    let mut files = AdapterFolder::open(folder, &config, None)?;
+    files.compare(&Checkpoint::open(&fixture(case)).unwrap(), &config)?;
+    Ok(files)
+}
+
+fn logits(folder: &Path, case: &str, ids: &[u32]) -> Vec<f32> {
+    let files = open(folder, case).unwrap();
+    let device = Device::cpu(2);
+    let decoder =
+        Decoder::load_for(&fixture(case), Some(&files), &device, Precision::F32, None).unwrap();
+    let adapter = files.read().unwrap();
+    let mut batch = Batch::new();
+    batch.push_unlabelled(ids);
+    let mut buffers = training_buffers(&decoder, &adapter.layout, 0.0, batch.tokens());
+    all_logits(&decoder, &decoder.run(Some(&adapter)), &batch, &mut buffers).to_vec()
+}
+
+#[test]
+fn weights_of_the_base_in_an_adapters_file_are_used_as_by_peft() {
+    for (case, name, added) in [
+        ("llama3", "tied-embedding", 0),
+        ("llama2", "embedding-and-head", 0),
+        ("llama2", "targeted-head", 0),
+        ("llama3", "tied-resized", 3),
+        ("llama2", "resized-saved", 3),
+        ("llama3", "tied-resized-saved", 3),
+    ] {
+        let folder = fixture("whole-tensors").join(name);
+        let expected = Tensors::read(&folder.join("expected.safetensors"));
+        let got = logits(&folder, case, &expected.ids("input_ids"));
+        let difference = largest_difference(&got, expected.get("logits"));
+        assert!(difference < 1e-4, "{name}: logits are off by {difference}");
+        assert_eq!(open(&folder, case).unwrap().added_tokens, added, "{name}");
+    }
+}
+
+#[test]
+fn what_equals_the_base_takes_nobodys_place() {
+    let files = open(&fixture("llama2").join("adapter-lm_head"), "llama2").unwrap();
+    assert_eq!((files.base_tensors, files.notes), (vec![], vec![]));
+}
+
+#[test]
+fn training_on_is_refused_where_it_would_lose_a_tensor() {
+    let refused = |name: &str, case| {
+        open(&fixture("whole-tensors").join(name), case).unwrap().require_unchanged_base().unwrap_err().to_string()
+    };
+    let told = refused("tied-embedding", "llama3");
+    assert!(told.contains("`base_model.model.lm_head.weight` differs from the base's and is not trained"), "{told}");
+    let told = refused("tied-resized", "llama3");
+    assert!(told.contains("has 3 rows more than the base's vocabulary of 101: tokens were added before"), "{told}");
+    open(&fixture("llama2").join("adapter-lm_head"), "llama2").unwrap().require_unchanged_base().unwrap();
+}
+
+type Extra<'a> = (&'a str, &'a [usize], &'a [f32]);
+
+/// An adapter on the queries of a fixture with more tensors in its file, each filled by repeating its values.
+fn adapter_with(case: &str, extras: &[Extra<'_>]) -> TempDir {
+    let config = Config::load(&fixture(case)).unwrap();
+    let settings = PeftConfig {
+        r: 2,
+        target_modules: Some(Selection::List(vec!["q_proj".into()])),
+        ..PeftConfig::default()
+    };
+    let updates = (0..config.layers).flat_map(|layer| {
+        let path = format!("model.layers.{layer}.self_attn.q_proj");
+        [
+            (format!("{path}.lora_A.weight"), vec![2, config.hidden_size], vec![0.25]),
+            (format!("{path}.lora_B.weight"), vec![config.q_width(), 2], vec![0.5]),
+        ]
+    });
+    let extras = extras.iter().map(|&(key, shape, values)| (key.to_owned(), shape.to_vec(), values.to_vec()));
+    let filled: Vec<(String, Vec<usize>, Vec<f32>)> = updates
+        .chain(extras)
+        .map(|(key, shape, values)| {
+            let elements = shape.iter().product();
+            (key, shape, values.into_iter().cycle().take(elements).collect())
+        })
+        .collect();
+    let tensors: Vec<AdapterTensor<'_>> = filled
+        .iter()
+        .map(|(key, shape, values)| AdapterTensor {
+            key: format!("base_model.model.{key}"),
+            shape: shape.clone(),
+            values: MatrixRef::from_f32(1, values.len(), values),
+        })
+        .collect();
+    let folder = tempdir().unwrap();
+    write_adapter(folder.path(), &settings, &tensors).unwrap();
+    folder
+}
+
+/// A weight of a fixture as `f32`.
+fn base_values(case: &str, name: &str) -> Vec<f32> {
+    let checkpoint = Checkpoint::open(&fixture(case)).unwrap();
+    let mut values = vec![0.0; checkpoint.tensor(name).unwrap().element_count()];
+    checkpoint.read_part(name, 0, &mut values).unwrap();
+    values
+}
+
+#[test]
+fn a_base_tensor_under_a_name_that_peft_would_drop_is_let_pass_only_if_it_is_the_bases() {
+    let key = "lm_head.base_layer.weight";
+    let head = base_values("llama2", "lm_head.weight");
+    let equal = adapter_with("llama2", &[(key, &[101, 40], &head)]);
+    assert_eq!(open(equal.path(), "llama2").unwrap().base_tensors, []);
+    let told = open(adapter_with("llama2", &[(key, &[101, 40], &[0.5])]).path(), "llama2").unwrap_err();
+    assert!(told.to_string().ends_with("would drop with these settings: its place is lm_head"), "{told}");
+    let key = "model.layers.0.self_attn.q_proj.weight";
+    let told = open(adapter_with("llama2", &[(key, &[40, 40], &[0.5])]).path(), "llama2").unwrap_err();
+    assert!(told.to_string().ends_with("its place is model.layers.0.self_attn.q_proj.base_layer"), "{told}");
+}
+
+#[test]
+fn a_rounded_copy_of_the_bases_weight_is_the_bases() {
+    // The base is stored in bf16: a copy in f32 has its values, and one that differs by less than bf16 can say is rounded to it.
+    let values = base_values("llama3", "model.embed_tokens.weight");
+    let nearly: Vec<f32> = values.iter().map(|v| v * 1.0001).collect();
+    for copy in [&values, &nearly] {
+        let folder = adapter_with("llama3", &[("model.embed_tokens.weight", &[101, 40], copy)]);
+        assert_eq!(open(folder.path(), "llama3").unwrap().base_tensors, []);
+    }
+}
+
+#[test]
+fn any_weight_or_bias_of_the_base_takes_its_place() {
+    for (key, shape) in [
+        ("model.layers.1.self_attn.k_proj.bias", vec![20]),
+        ("model.layers.0.input_layernorm.weight", vec![40]),
+        ("model.norm.weight", vec![40]),
+        ("model.layers.0.mlp.up_proj.weight", vec![56, 40]),
+        ("model.layers.0.self_attn.q_proj.base_layer.bias", vec![40]),
+    ] {
+        let folder = adapter_with("qwen2", &[(key, &shape, &[0.5])]);
+        let plain = adapter_with("qwen2", &[]);
+        assert_eq!(open(folder.path(), "qwen2").unwrap().base_tensors.len(), 1, "{key}");
+        let ids = [1, 5, 9, 33];
+        assert_ne!(logits(folder.path(), "qwen2", &ids), logits(plain.path(), "qwen2", &ids), "{key}");
+    }
+}
+
+#[test]
+fn a_weight_in_four_bits_is_not_replaced() {
+    let key = "model.layers.0.mlp.up_proj.weight";
+    let config = Config::load(&fixture("nf4")).unwrap();
+    let shape = [config.intermediate_size, config.hidden_size];
+    let told = open(adapter_with("nf4", &[(key, &shape, &[0.5])]).path(), "nf4").unwrap_err().to_string();
+    assert!(told.contains("up_proj.weight` stands for a weight that the base has in four bits"), "{told}");
+    let files = open(adapter_with("llama2", &[(key, &[56, 40], &[0.5])]).path(), "llama2").unwrap();
+    let (device, format) = (Device::cpu(1), Some(Format::QLORA));
+    let told = Decoder::load_for(&fixture("llama2"), Some(&files), &device, Precision::F32, format).unwrap_err();
+    assert!(told.to_string().contains("which is to be quantized"), "{told}");
+    // Embeddings are not in four bits.
+    let shape = [config.vocab_size, config.hidden_size];
+    let folder = adapter_with("nf4", &[("model.embed_tokens.weight", &shape, &[0.5])]);
+    let files = open(folder.path(), "nf4").unwrap();
+    assert_eq!(files.base_tensors.len(), 1);
+    Decoder::load_for(&fixture("nf4"), Some(&files), &device, Precision::F32, None).unwrap();
+}
+
+macro_rules! refused {
+    ($($name:ident: $case:literal, $extras:expr => $message:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            let got = open(adapter_with($case, &$extras).path(), $case).unwrap_err().to_string();
+            assert!(got.contains("adapter_model.safetensors: "), "{got}");
+            assert!(got.contains($message), "{got}\nlacks\n{}", $message);
+        })*
+    };
+}
+
+refused! {
+    two_names_of_a_tied_weight_must_agree: "llama3",
+        [("model.embed_tokens.weight", &[101, 40], &[0.5]), ("lm_head.weight", &[101, 40], &[0.25])]
+        => "`base_model.model.model.embed_tokens.weight` differs from `base_model.model.lm_head.weight`, and both stand for";
+    a_base_tensor_that_is_not_finite_is_refused: "llama2", [("lm_head.weight", &[101, 40], &[f32::NAN])]
+        => "`base_model.model.lm_head.weight` has the value NaN";
+    a_base_tensor_of_another_width_is_refused: "llama2", [("lm_head.weight", &[101, 39], &[0.5])]
+        => "has shape [101, 39] but needs [101, 40] here";
+    a_magnitude_of_dora_is_refused: "llama2", [("model.layers.0.self_attn.q_proj.lora_magnitude_vector", &[40], &[1.0])]
+        => "q_proj.lora_magnitude_vector` belongs to DoRA";
+    an_update_of_an_embedding_is_refused: "llama2", [("model.embed_tokens.lora_embedding_A", &[2, 101], &[1.0])]
+        => "lora_embedding_A` is a low-rank update of an embedding, which is not supported";
+    single_trained_tokens_are_refused: "llama2", [("model.embed_tokens.token_adapter.trainable_tokens_delta", &[1, 40], &[1.0])]
+        => "holds single trained tokens";
+    a_bias_on_b_is_refused: "llama2", [("model.layers.0.self_attn.q_proj.lora_B.bias", &[40], &[1.0])]
+        => "is a bias on B";
+    fewer_rows_than_the_vocabulary_are_told: "llama2", [("lm_head.weight", &[100, 40], &[0.5])]
+        => "has 100 rows, 1 fewer than the base's vocabulary of 101";
+    more_rows_need_those_of_the_head_too: "llama2", [("model.embed_tokens.weight", &[104, 40], &[0.5])]
+        => "holds embeddings of 104 tokens, 3 more than the base's vocabulary of 101: tokens were added before the adapter was \
+            trained, so the base must be resized first, and the rows of lm_head are not in the file";
+    embedding_and_head_must_have_one_vocabulary: "llama2",
+        [("model.embed_tokens.weight", &[104, 40], &[0.5]), ("lm_head.weight", &[105, 40], &[0.5])]
+        => "embedding and head have one vocabulary";
+    a_tensor_of_no_module_is_refused: "llama2", [("model.layers.7.self_attn.q_proj.weight", &[40, 40], &[0.5])]
+        => "is not called for by adapter_config.json";
+}
+
+#[test]
+fn a_second_copy_of_what_is_trained_whole_must_be_equal() {
+    let (from, folder) = (fixture("whole-tensors").join("resized-saved"), tempdir().unwrap());
+    fs::copy(from.join("adapter_config.json"), folder.path().join("adapter_config.json")).unwrap();
+    let changed = "base_model.model.lm_head.modules_to_save.weight";
+    rewrite(&from.join("adapter_model.safetensors"), &folder.path().join("adapter_model.safetensors"), |name, _| {
+        (name.to_owned(), name == changed)
+    });
+    let told = open(folder.path(), "llama2").unwrap_err().to_string();
+    assert!(told.contains("modules_to_save.weight` differs from `base_model.model.lm_head.weight`"), "{told}");
+}
+
+/// Writes the tensors of a file as another one: each under the name that `change` gives, transposed (or else as it is) in the
+/// files of mlx-lm; where it also says so, every value is moved.
+fn rewrite(from: &Path, to: &Path, change: impl Fn(&str, &[usize]) -> (String, bool)) {
+    let file = Checkpoint::open_file(from).unwrap();
+    let transposes = to.ends_with("adapters.safetensors");
+    let tensors: Vec<(TensorSpec, Vec<f32>)> = file
+        .names()
+        .map(|name| {
+            let mut shape = file.tensor(name).unwrap().shape.clone();
+            let (other, moved) = change(name, &shape);
+            let mut values = vec![0.0; shape.iter().product()];
+            file.read_part(name, 0, &mut values).unwrap();
+            if moved {
+                values.iter_mut().for_each(|v| *v += 1.0);
+            }
+            if transposes {
+                let [rows, cols] = shape[..] else { panic!("a matrix") };
+                values = (0..rows * cols).map(|i| values[i % rows * cols + i / rows]).collect();
+                shape.reverse();
+            }
+            (TensorSpec { name: other, shape, dtype: StoredDType::F32 }, values)
+        })
+        .collect();
+    let specs = tensors.iter().map(|(spec, _)| spec.clone()).collect();
+    let mut writer = CheckpointWriter::file(to, &BTreeMap::new(), specs).unwrap();
+    for (spec, values) in &tensors {
+        writer.write(&spec.name, MatrixRef::from_f32(1, values.len(), values)).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// PEFT's adapter of `llama3` (every linear layer, r 4, alpha 8) as mlx-lm would have written it, with these settings changed.
+fn of_mlx(changes: Value) -> TempDir {
+    let folder = tempdir().unwrap();
+    let from = fixture("llama3").join("adapter/adapter_model.safetensors");
+    rewrite(&from, &folder.path().join("adapters.safetensors"), |name, _| {
+        let name = name.trim_start_matches("base_model.model.");
+        (name.replace(".lora_A.weight", ".lora_a").replace(".lora_B.weight", ".lora_b"), false)
+    });
+    let mut settings = json!({
+        "adapter_path": "adapters", "batch_size": 4, "fine_tune_type": "lora", "iters": 10, "model": "tiny/llama3", "num_layers": 2,
+        "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.1, "alpha": 16},
+    });
+    settings.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    fs::write(folder.path().join("adapter_config.json"), settings.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn an_adapter_of_mlx_lm_is_the_one_of_peft_with_the_same_numbers() {
+    let config = Config::load(&fixture("llama3")).unwrap();
+    let (expected, files) = Adapter::load(&fixture("llama3").join("adapter"), &config, None).unwrap();
+    let parts = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|p| format!("self_attn.{p}"));
+    let keys: Vec<String> =
+        parts.into_iter().chain(["gate_proj", "up_proj", "down_proj"].map(|p| format!("mlp.{p}"))).collect();
+    let with_keys = json!({"lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": keys}});
+    for changes in [json!({}), json!({"num_layers": -1}), json!({"num_layers": null, "lora_layers": 16}), with_keys] {
+        let (got, read) = Adapter::load(of_mlx(changes.clone()).path(), &config, None).unwrap();
+        assert_eq!(read.resolution.targets, files.resolution.targets, "{changes}");
+        assert_eq!(got.parameters.values(), expected.parameters.values(), "{changes}");
+    }
+    let (got, read) = Adapter::load(of_mlx(json!({})).path(), &config, None).unwrap();
+    assert_eq!((got.dropout, read.config.lora_alpha), (0.1, 8.0));
+    assert_eq!(read.config.base_model_name_or_path.as_deref(), Some("tiny/llama3"));
+}
+
+macro_rules! refused_of_mlx {
+    ($($name:ident: $changes:tt => $message:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            let got = open(of_mlx(json!($changes)).path(), "llama3").unwrap_err().to_string();
+            assert!(got.contains($message), "{got}\nlacks\n{}", $message);
+        })*
+    };
+}
+
+refused_of_mlx! {
+    dora_of_mlx_lm_is_refused: {"fine_tune_type": "dora"} => "`fine_tune_type` is dora; of mlx-lm's adapters only";
+    full_weights_of_mlx_lm_are_refused: {"fine_tune_type": "full"} => "`fine_tune_type` is full; of mlx-lm's adapters only";
+    an_old_dora_of_mlx_lm_is_refused: {"use_dora": true} => "`use_dora` is true; of mlx-lm's adapters only";
+    mlx_lm_needs_its_parameters: {"lora_parameters": null} => "`lora_parameters` is missing";
+    mlx_lm_needs_a_scale: {"lora_parameters": {"rank": 4}} => "`lora_parameters.scale` is missing";
+    mlx_lm_needs_a_rank: {"lora_parameters": {"rank": 0, "scale": 1.0}} => "`lora_parameters.rank` is 0";
+    another_rank_than_mlx_lms_tensors_have_is_refused: {"lora_parameters": {"rank": 3, "scale": 1.0}} => "has shape [4, 56] but needs [3, 56]";
+    a_layer_that_mlx_lm_does_not_mean_is_refused: {"num_layers": 1}
+        => "belongs to layer 0, but `num_layers` means the layers from 1 on";
+    a_module_that_mlx_lm_does_not_name_is_refused: {"lora_parameters": {"rank": 4, "scale": 1.0, "keys": ["self_attn.q_proj"]}}
+        => "belongs to no module that `lora_parameters.keys` names";
+}
+
+#[test]
+fn a_module_that_mlx_lm_names_must_be_there() {
+    let keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj"];
+    let keys: Vec<&str> = keys.into_iter().chain(["mlp.up_proj", "mlp.down_proj", "lm_head"]).collect();
+    let folder = of_mlx(json!({"lora_parameters": {"rank": 4, "scale": 1.0, "keys": keys}}));
+    let told = open(folder.path(), "llama2").unwrap_err().to_string();
+    assert!(told.contains("`lm_head.lora_a` is missing, though `lora_parameters.keys`"), "{told}");
+}
