@@ -260,7 +260,7 @@ impl Fields<'_> {
         let calls = message.get("tool_calls").and_then(Json::as_array).is_some_and(|calls| !calls.is_empty());
         let content = match message.get("content") {
             Some(Json::String(_)) => return Ok(message),
-            None | Some(Json::Null) if calls => return Ok(message),
+            None | Some(Json::Null) if calls => String::new(),
             None | Some(Json::Null) => {
                 let slip = message.keys().find(|key| nearest(key, &["content"]).is_some());
                 let hint = slip.map(|key| format!("; did you mean it by {key:?}?")).unwrap_or_default();

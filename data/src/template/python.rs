@@ -6,6 +6,7 @@ use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde_json::{Map, Value as Json};
 
+use super::conversation::THOUGHTS;
 use super::generation::is_mark;
 
 /// Adds the functions, filters and methods that transformers' environment has and minijinja's has not.
@@ -54,16 +55,15 @@ pub(super) fn value(json: &Json) -> Value {
     }
 }
 
-/// A message as the template sees it: keys without a value are left out, and reasoning is found under each of its usual
-/// names, as in transformers (`_alias_reasoning_fields`).
+/// A message as the template sees it: keys without a value are left out (but for `content`, of which templates ask whether it
+/// is none), and reasoning is found under each of its usual names, as in transformers (`_alias_reasoning_fields`).
 pub(super) fn message(message: &Map<String, Json>) -> Value {
     let set = |key: &str| message.get(key).filter(|value| !value.is_null());
-    let reasoning = ["reasoning_content", "thinking", "reasoning"].into_iter().find_map(set);
+    let reasoning = THOUGHTS.into_iter().find_map(set);
     let mut object: Map<String, Json> = Map::new();
     object.extend(reasoning.map(|reasoning| ("thinking".to_string(), reasoning.clone())));
-    object.extend(
-        message.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())),
-    );
+    let is_set = |(key, value): &(&String, &Json)| !value.is_null() || *key == "content";
+    object.extend(message.iter().filter(is_set).map(|(key, value)| (key.clone(), value.clone())));
     object.extend(reasoning.map(|reasoning| ("reasoning_content".to_string(), reasoning.clone())));
     value(&Json::Object(object))
 }
@@ -120,6 +120,18 @@ fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<Value, Error> 
     dumps.value(value, 0)?;
     state.consume_fuel((dumps.out.len() / 64) as u64)?;
     Ok(Value::from_safe_string(dumps.out))
+}
+
+/// `json.dumps(value, ensure_ascii=False)`.
+pub(super) fn json(object: &Json) -> String {
+    let (item, key) = (", ".to_string(), ": ".to_string());
+    let mut dumps =
+        Dumps { out: String::new(), indent: None, item, key, ensure_ascii: false, sort_keys: false };
+    match dumps.value(&value(object), 0) {
+        Ok(()) => dumps.out,
+        // Deeper than any template may print.
+        Err(_) => object.to_string(),
+    }
 }
 
 /// Python's JSON encoder.
