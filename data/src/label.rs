@@ -109,8 +109,7 @@ impl Labeller<'_> {
         let (turns, given) = (self.turns(&chat), chat.given);
         let chat = template.conversation(&chat.messages, chat.tools.as_ref());
         let unwritten = self.unwritten(template, &chat, &turns).map_err(render_error)?;
-        let rendered =
-            template.render_values(chat.upto(chat.len()), chat.tools(), false).map_err(render_error)?;
+        let rendered = template.render_whole(&chat, false).map_err(render_error)?;
         let encoded = self.tokenizer.encode(&rendered.text, false)?;
         let spans = self.spans(template, &chat, &turns, given, &rendered, &encoded).map_err(render_error)?;
         let labels = labels(&encoded, |begin| spans.iter().any(|span| span.contains(&begin)));

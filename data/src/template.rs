@@ -7,7 +7,9 @@
 mod builtin;
 mod conversation;
 mod generation;
+mod percent;
 mod python;
+mod text;
 mod unwritten;
 
 use std::ops::Range;
@@ -250,8 +252,20 @@ impl ChatTemplate {
         let chat = self.conversation(messages, tools);
         match self.unwritten(&chat).into_iter().find(|unwritten| unwritten.part.is_of_tools()) {
             Some(unwritten) => Err(self.leaves_out(unwritten)),
-            None => Ok(self.render_values(chat.upto(chat.len()), chat.tools(), true)?.text),
+            None => Ok(self.render_whole(&chat, true)?.text),
         }
+    }
+
+    /// Renders all of a conversation. Where a template cannot and there are tools, the error names templates that know tools.
+    pub(crate) fn render_whole(&self, chat: &Conversation, prompt: bool) -> Result<Rendered, TemplateError> {
+        self.render_values(chat.upto(chat.len()), chat.tools(), prompt).map_err(|error| match error {
+            TemplateError::Render { origin, message } if chat.has_tools() => {
+                let names = builtins_that_write(&Part::ToolCalls).join(", ");
+                let message = format!("{message}; of the built-in templates these know tools: {names}");
+                TemplateError::Render { origin, message }
+            }
+            error => error,
+        })
     }
 
     /// The error of a part that must not be left out.
@@ -347,7 +361,9 @@ fn environment() -> Environment<'static> {
     env.set_fuel(Some(FUEL));
     env.set_recursion_limit(RECURSION_LIMIT);
     python::install(&mut env);
+    text::install(&mut env);
     generation::install(&mut env);
+    percent::install(&mut env);
     env
 }
 

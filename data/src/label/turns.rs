@@ -73,10 +73,10 @@ impl Turns<'_> {
         let end = self.end(turn).ok_or(Obstacle::Rewritten)?;
         let (probed, words) = self.probe(turn).ok_or(Obstacle::Words)?;
         let (before, after) = (&probed[..words.start], &probed[words.end..]);
-        let start = self.start(turn, before).ok_or(Obstacle::Prompt)?;
-        if !self.text.starts_with(&before[..start]) || !after.ends_with(&self.text[end..]) {
+        if !after.ends_with(&self.text[end..]) {
             return Err(Obstacle::Words);
         }
+        let start = self.start(turn, before).ok_or(Obstacle::Prompt)?;
         // What was taken off the end may have been all that the turn had.
         Ok(start.min(end)..end)
     }
@@ -94,23 +94,30 @@ impl Turns<'_> {
         [Some(text), text.strip_suffix(self.end_of_text)].into_iter().flatten()
     }
 
-    /// Where the turn begins in a text of which `before` is what precedes the turn's words.
-    fn start(&self, turn: usize, before: &str) -> Option<usize> {
+    /// Where the turn begins. `probed` is what precedes other words in the turn's place.
+    fn start(&self, turn: usize, probed: &str) -> Option<usize> {
+        // All that does not depend on the turn's words; an empty thought, for instance, does.
+        let before = &probed[..common_prefix(probed, self.text)];
+        let front_of_token = |start| if start == probed.len() { start } else { self.front_of_token(start) };
         let earlier = self.chat.upto(turn);
         // A template need not know what to make of no messages at all, or of a system message alone.
         let prompt = if turn == 0 { None } else { self.render(earlier, true) };
         match prompt {
-            None => self.start_by_header(turn, before),
+            None => {
+                let (start, whole) = self.start_by_header(turn, before)?;
+                Some(if whole { start } else { front_of_token(start) })
+            }
             Some(prompt) if before.starts_with(&prompt) => Some(prompt.len()),
             Some(prompt) => {
                 let shared = common_prefix(&prompt, before);
-                (shared > self.unprompted(earlier, &prompt)?).then(|| self.front_of_token(shared, before))
+                (shared > self.unprompted(earlier, &prompt)?).then(|| front_of_token(shared))
             }
         }
     }
 
-    /// The same where nothing before the turn can be prompted for it: by the header that a turn has behind a question.
-    fn start_by_header(&self, turn: usize, before: &str) -> Option<usize> {
+    /// The same where what comes before the turn cannot be rendered: by the header that the turn has behind a question. With it,
+    /// whether the header is all that a prompt shows.
+    fn start_by_header(&self, turn: usize, before: &str) -> Option<(usize, bool)> {
         let question = Conversation::question();
         let prompt = self.render(&question, true)?;
         let (message, words) = self.chat.with_other_words(turn, self.text);
@@ -122,8 +129,7 @@ impl Turns<'_> {
         if self.chat.texts(turn).any(|text| text.contains(header)) {
             return None;
         }
-        let start = before.rfind(header)? + header.len();
-        Some(if shared == prompt.len() { start } else { self.front_of_token(start, before) })
+        Some((before.rfind(header)? + header.len(), shared == prompt.len()))
     }
 
     /// How much of a prompt is the messages' own text: what the template renders of them without a prompt.
@@ -153,14 +159,11 @@ impl Turns<'_> {
         rendered.ok().map(|rendered| rendered.text)
     }
 
-    /// A place at which prompt and turn part, moved to the front of the token that it may cut in two: `<|a|>` and `<|b|>` have
-    /// letters in common, but as tokens nothing. Where the turn's words begin, they begin.
-    fn front_of_token(&self, start: usize, before: &str) -> usize {
-        let after = self.encoded.begins.partition_point(|&begin| begin <= start);
-        match after.checked_sub(1) {
-            Some(token) if start < before.len() => self.encoded.begins[token],
-            _ => start,
-        }
+    /// The front of the token that a place within the template's text may cut in two: `<|a|>` and `<|b|>` have letters in common,
+    /// but as tokens nothing.
+    fn front_of_token(&self, place: usize) -> usize {
+        let after = self.encoded.begins.partition_point(|&begin| begin <= place);
+        after.checked_sub(1).map_or(place, |token| self.encoded.begins[token])
     }
 }
 

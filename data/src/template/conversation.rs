@@ -59,6 +59,14 @@ impl Conversation {
         self.tools.is_none() && self.messages.iter().all(is_plain)
     }
 
+    /// Whether tools are described, called, or answer.
+    pub(super) fn has_tools(&self) -> bool {
+        let of_tools = |message: &Map<String, Json>| {
+            message.contains_key("tool_calls") || message.get("role").is_some_and(|role| role == "tool")
+        };
+        self.tools.is_some() || self.messages.iter().any(of_tools)
+    }
+
     /// The forms in which the same conversation may be given, this one first: the arguments of calls as an object or as JSON text, a
     /// call's missing words as nothing said or as none. Templates take one or the other.
     pub(super) fn forms(self) -> Vec<Self> {

@@ -234,7 +234,8 @@ pub(super) fn builtins_that_write(part: &Part) -> Vec<&'static str> {
     };
     let tools = (*part != Part::Thoughts).then_some(tools);
     let writes = |name: &&&str| {
-        let template = ChatTemplate::builtin(name).expect("a name of the list");
+        let mut template = ChatTemplate::builtin(name).expect("a name of the list");
+        template.special = ["bos_token", "eos_token"].map(|name| (name.to_string(), "".into())).to_vec();
         let chat = template.conversation(&messages, tools.as_ref());
         let renders = template.render_values(chat.upto(chat.len()), chat.tools(), false).is_ok();
         renders && template.fit(&chat).unwritten.iter().all(|unwritten| unwritten.part != *part)
