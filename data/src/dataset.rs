@@ -1,6 +1,6 @@
 //! A data set: every example of some files, tokenized and labelled in parallel, with a report of what was noticed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -9,7 +9,10 @@ use crate::error::named_enum;
 use crate::label::{Ending, Labelled, Labeller};
 use crate::order::{OrderSpec, Row, Shuffle, epoch_rows};
 use crate::source::{RawRecord, RawText, files, records};
-use crate::{ChatTemplate, DataError, Example, Format, IGNORE, Source, SourceSpec, Tokenizer, TrainOn};
+use crate::template::Part;
+use crate::{
+    ChatTemplate, DataError, Example, Format, IGNORE, Source, SourceSpec, TemplateError, Tokenizer, TrainOn,
+};
 
 /// Records that are looked at to find a file's format.
 const LOOKED_AT: usize = 64;
@@ -100,6 +103,8 @@ pub struct Report {
     pub missing_end: usize,
     /// Examples whose trained parts end in a special token at which the model does not stop, by token.
     pub other_end: BTreeMap<String, usize>,
+    /// Examples of which the chat template leaves something out that the assistant's turns do not need, by what that is.
+    pub unwritten: BTreeMap<String, usize>,
     /// The end-of-text token if it is the padding token as well.
     pub pad_is_eos: Option<String>,
     /// Whether the tokenizer has an end-of-text token.
@@ -149,6 +154,9 @@ impl Report {
                 examples(*count)
             ));
         }
+        for (what, count) in &self.unwritten {
+            warnings.push(format!("The chat template does not write {what}: {}.", examples(*count)));
+        }
         if let Some(token) = &self.pad_is_eos {
             warnings.push(format!(
                 "The padding token is the end-of-text token {token}; nothing is masked for that, so the model still learns to stop."
@@ -189,11 +197,15 @@ impl Dataset {
             instruction_template: &alpaca,
             train_on: spec.train_on,
         };
-        let mut loading = Loading { spec, labeller, dataset: Dataset::empty(spec, tokenizer) };
+        let mut loading =
+            Loading { spec, labeller, dataset: Dataset::empty(spec, tokenizer), left_out: None };
         for source in &spec.sources {
             for file in files(&source.path)? {
-                loading.file(&file, source)?;
+                loading.file(&file, source).map_err(|error| loading.left_out.take().unwrap_or(error))?;
             }
+        }
+        if let Some(error) = loading.left_out {
+            return Err(error);
         }
         let mut dataset = loading.dataset;
         dataset.count();
@@ -325,6 +337,8 @@ struct Loading<'a> {
     spec: &'a DataSpec,
     labeller: Labeller<'a>,
     dataset: Dataset,
+    /// The first record of which the chat template leaves out what it must not, with the number of others.
+    left_out: Option<DataError>,
 }
 
 /// What one record became.
@@ -333,6 +347,7 @@ struct Outcome {
     fate: Fate,
     double_bos: bool,
     ending: Ending,
+    unwritten: BTreeSet<Part>,
 }
 
 #[derive(PartialEq)]
@@ -362,7 +377,13 @@ impl Loading<'_> {
             let outcomes: Vec<Result<Outcome, DataError>> =
                 chunk.par_iter().map(|record| self.record(record, format)).collect();
             for outcome in outcomes {
-                self.keep(outcome?, source.weight);
+                match outcome {
+                    Ok(outcome) => self.keep(outcome, source.weight),
+                    Err(error @ DataError::Render { error: TemplateError::Unwritten { .. }, .. }) => {
+                        self.leave_out(error);
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         self.dataset.report.files.push(FileReport { path: path.into(), format, found, records: count });
@@ -386,7 +407,8 @@ impl Loading<'_> {
             labels: labels.to_vec(),
             source: at.clone(),
         };
-        Ok(Outcome { examples: ids.zip(labels).map(piece).collect(), fate, double_bos, ending })
+        let unwritten = labelled.unwritten.into_iter().collect();
+        Ok(Outcome { examples: ids.zip(labels).map(piece).collect(), fate, double_bos, ending, unwritten })
     }
 
     fn check_vocabulary(&self, labelled: &Labelled, at: &Source) -> Result<(), DataError> {
@@ -415,6 +437,14 @@ impl Loading<'_> {
         }
     }
 
+    /// Counts a record that cannot be learnt; all are counted before the first is the error.
+    fn leave_out(&mut self, error: DataError) {
+        match &mut self.left_out {
+            Some(DataError::Render { error: TemplateError::Unwritten { others, .. }, .. }) => *others += 1,
+            first => *first = Some(error),
+        }
+    }
+
     fn keep(&mut self, outcome: Outcome, weight: f64) {
         let Dataset { examples, weights, report } = &mut self.dataset;
         report.truncated += usize::from(outcome.fate == Fate::Truncated);
@@ -432,6 +462,9 @@ impl Loading<'_> {
             return;
         }
         report.double_bos += usize::from(outcome.double_bos);
+        for part in &outcome.unwritten {
+            *report.unwritten.entry(part.to_string()).or_default() += 1;
+        }
         match outcome.ending {
             Ending::Ended => {}
             Ending::Open => report.missing_end += 1,

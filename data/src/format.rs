@@ -234,11 +234,11 @@ impl Fields<'_> {
 
     /// Checks a message and makes a list of text parts one text.
     fn message(&self, place: &str, item: Json) -> Result<Map<String, Json>, DataError> {
-        let Json::Object(mut message) = item else {
-            return Err(self.error(format!(
-                "{place} must be an object with \"role\" and \"content\", not {}",
-                kind(&item)
-            )));
+        let found = kind(&item);
+        let Json::Object(mut message) = with_tool_calls(item) else {
+            return Err(
+                self.error(format!("{place} must be an object with \"role\" and \"content\", not {}", found))
+            );
         };
         let role = match message.get("role") {
             Some(Json::String(role)) => role.as_str(),
@@ -257,10 +257,9 @@ impl Fields<'_> {
                 self.error(format!("{place}.role: unknown role {role:?}{hint}; known: {}", ROLES.join(", ")))
             );
         }
-        let calls = message.get("tool_calls").and_then(Json::as_array).is_some_and(|calls| !calls.is_empty());
         let content = match message.get("content") {
             Some(Json::String(_)) => return Ok(message),
-            None | Some(Json::Null) if calls => return Ok(message),
+            None | Some(Json::Null) if has_calls(&message) => String::new(),
             None | Some(Json::Null) => {
                 let slip = message.keys().find(|key| nearest(key, &["content"]).is_some());
                 let hint = slip.map(|key| format!("; did you mean it by {key:?}?")).unwrap_or_default();
@@ -321,17 +320,25 @@ impl Fields<'_> {
     fn tagged_turn(&self, place: &str, turn: &Json) -> Result<Map<String, Json>, DataError> {
         const TAGS: &[&str] =
             &["human", "gpt", "system", "observation", "function_call", "user", "assistant", "tool"];
+        let calls = turn.as_object().is_some_and(has_calls);
         let field = |key: &str| match turn.get(key) {
             Some(Json::String(text)) => Ok(text.clone()),
+            None | Some(Json::Null) if calls && key == "value" => Ok(String::new()),
             Some(other) => Err(self.error(format!("{place}.{key} must be a string, not {}", kind(other)))),
             None => Err(self.error(format!("{place} has no {key:?}"))),
         };
         let (from, value) = (field("from")?, field("value")?);
+        // What else an assistant's turn may carry: its calls, and what it thought.
+        let said = |value: String| {
+            let mut message = message("assistant", value);
+            for key in ["tool_calls", "reasoning_content", "thinking", "reasoning"] {
+                message.extend(turn.get(key).map(|field| (key.to_string(), field.clone())));
+            }
+            message
+        };
         match from.as_str() {
             "human" | "user" => Ok(message("user", value)),
-            "gpt" | "assistant" | "chatgpt" | "bot" | "model" | "bard" | "bing" => {
-                Ok(message("assistant", value))
-            }
+            "gpt" | "assistant" | "chatgpt" | "bot" | "model" | "bard" | "bing" => Ok(said(value)),
             "system" => Ok(message("system", value)),
             "observation" | "tool" | "function_response" => Ok(message("tool", value)),
             "function_call" => Ok(tool_call(value)),
@@ -426,6 +433,25 @@ fn message(role: &str, content: String) -> Map<String, Json> {
     [("role".to_string(), Json::from(role)), ("content".to_string(), Json::String(content))]
         .into_iter()
         .collect()
+}
+
+fn has_calls(message: &Map<String, Json>) -> bool {
+    message.get("tool_calls").and_then(Json::as_array).is_some_and(|calls| !calls.is_empty())
+}
+
+/// A message in whose place OpenAI's older form is read too: `function_call` is one call, the role `function` a tool's.
+fn with_tool_calls(mut message: Json) -> Json {
+    if let Some(object) = message.as_object_mut() {
+        if let Some(call @ Json::Object(_)) = object.get("function_call") {
+            let calls = serde_json::json!([{"type": "function", "function": call}]);
+            object.insert("tool_calls".into(), calls);
+            object.shift_remove("function_call");
+        }
+        if let Some(role) = object.get_mut("role").filter(|role| *role == "function") {
+            *role = Json::from("tool");
+        }
+    }
+    message
 }
 
 /// An assistant's turn that calls functions: JSON of one call or a list, `{"name", "arguments"}`. What is no such JSON stays

@@ -1,17 +1,19 @@
 //! Which tokens carry loss: from an understood record to token ids with labels.
 //!
 //! A conversation is rendered to one text and tokenized as one text; labels follow from character offsets. The assistant's
-//! words are what the template's `{% generation %}` blocks rendered. Where a template has none, they are found by rendering
-//! prefixes: what message i adds to the text of the messages before it (generation prompt included) is what the model is to say.
-//! That is the convention of TRL, and so everything the template writes after the assistant's words, the end-of-turn token and a
+//! words are what the template's `{% generation %}` blocks rendered. Where a template has none, they are found by comparing
+//! renderings ([`turns`]): what message i adds to the text of the messages before it (generation prompt included) is what the
+//! model is to say. That is the convention of TRL, and so everything the template writes after the assistant's words, the end-of-turn token and a
 //! line break behind it, carries loss as well; the header before them never does. A token that spans a border belongs to
 //! where it begins.
+
+mod turns;
 
 use std::ops::Range;
 
 use crate::error::named_enum;
 use crate::format::{Chat, Item};
-use crate::template::{ChatTemplate, Rendered, TemplateError};
+use crate::template::{ChatTemplate, Conversation, Part, Rendered, TemplateError};
 use crate::tokenizer::{Encoded, Tokenizer};
 use crate::{DataError, IGNORE, Source};
 
@@ -55,6 +57,8 @@ pub struct Labelled {
     pub labels: Vec<i32>,
     /// How the trained parts end.
     pub ending: Ending,
+    /// What the chat template leaves out of the conversation, and one can do without.
+    pub unwritten: Vec<Part>,
 }
 
 /// How an example's trained parts end, which is how the model learns to stop.
@@ -80,7 +84,7 @@ impl Labeller<'_> {
                     Some(last) => self.ending_of(input_ids[last]),
                     None => Ending::Ended,
                 };
-                Ok(Labelled { input_ids, labels, ending })
+                Ok(Labelled { input_ids, labels, ending, unwritten: Vec::new() })
             }
         }
     }
@@ -102,83 +106,82 @@ impl Labeller<'_> {
         let chat =
             if template.takes_input() || !chat.instruction { chat } else { chat.with_inputs_in_content() };
         let render_error = |error| DataError::Render { at: at.clone(), error };
-        let (rendered, spans) = self.spans(template, &chat).map_err(render_error)?;
-        let encoded = self.tokenizer.encode(&rendered, false)?;
+        let (turns, given) = (self.turns(&chat), chat.given);
+        let chat = template.conversation(&chat.messages, chat.tools.as_ref());
+        let unwritten = self.unwritten(template, &chat, &turns).map_err(render_error)?;
+        let rendered = template.render_whole(&chat, false).map_err(render_error)?;
+        let encoded = self.tokenizer.encode(&rendered.text, false)?;
+        let spans = self.spans(template, &chat, &turns, given, &rendered, &encoded).map_err(render_error)?;
         let labels = labels(&encoded, |begin| spans.iter().any(|span| span.contains(&begin)));
         let ending = spans.iter().fold(Ending::Ended, |ending, span| {
-            match (ending, self.ending_of_span(&rendered, &encoded, span)) {
+            match (ending, self.ending_of_span(&rendered.text, &encoded, span)) {
                 (Ending::Open, _) | (_, Ending::Open) => Ending::Open,
                 (earlier, Ending::Ended) => earlier,
                 (_, other) => other,
             }
         });
-        Ok(Labelled { input_ids: encoded.ids, labels, ending })
+        Ok(Labelled { input_ids: encoded.ids, labels, ending, unwritten })
     }
 
-    /// The rendered conversation and the byte ranges of it that carry loss.
+    /// The assistant's messages of which tokens carry loss.
+    fn turns(&self, chat: &Chat) -> Vec<usize> {
+        let turns = chat.assistant_turns();
+        match self.train_on {
+            TrainOn::Completion if chat.given == 0 => turns.into_iter().next_back().into_iter().collect(),
+            _ => turns,
+        }
+    }
+
+    /// What the template leaves out and one can do without. Calls, tools, and the thoughts of the last turn that is learnt are not
+    /// among that: without them another thing would be learnt than the record says.
+    fn unwritten(
+        &self,
+        template: &ChatTemplate,
+        chat: &Conversation,
+        turns: &[usize],
+    ) -> Result<Vec<Part>, TemplateError> {
+        let mut parts = Vec::new();
+        for unwritten in template.unwritten(chat) {
+            let is_learnt = unwritten.message.is_some_and(|i| turns.contains(&i));
+            let is_last = unwritten.message == turns.last().copied();
+            match &unwritten.part {
+                part if part.is_of_tools() => return Err(template.leaves_out(unwritten)),
+                Part::Thoughts if is_learnt && is_last => return Err(template.leaves_out(unwritten)),
+                // Templates drop the thoughts of earlier turns by design, as the model is then prompted.
+                Part::Thoughts if !is_learnt => {}
+                part => parts.push(part.clone()),
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The byte ranges of the rendered conversation that carry loss.
     fn spans(
         &self,
         template: &ChatTemplate,
-        chat: &Chat,
-    ) -> Result<(String, Vec<Range<usize>>), TemplateError> {
-        let (messages, tools) = template.prepare(chat);
-        let render =
-            |upto: usize, prompt: bool| template.render_values(&messages[..upto], tools.clone(), prompt);
-        let Rendered { text, generation } = render(messages.len(), false)?;
-        let turns = match self.train_on {
-            TrainOn::All => return Ok((text.clone(), std::iter::once(0..text.len()).collect())),
-            TrainOn::Assistant => chat.assistant_turns(),
-            TrainOn::Completion if chat.given > 0 => chat.assistant_turns(),
-            TrainOn::Completion => chat.assistant_turns().into_iter().next_back().into_iter().collect(),
-        };
-        let Some(&first) = turns.first() else { return Ok((text, Vec::new())) };
-        if template.has_generation() {
-            let all = self.train_on == TrainOn::Assistant && chat.given == 0;
-            let earlier = if all || first == 0 { 0 } else { render(first, false)?.generation.len() };
-            return Ok((text, generation.into_iter().skip(earlier).collect()));
-        }
-        let turns = turns.into_iter().map(|turn| {
-            let said = if turn + 1 == messages.len() { text.clone() } else { render(turn + 1, false)?.text };
-            Ok((render(turn, true)?.text, said))
-        });
-        let turns: Vec<(String, String)> = turns.collect::<Result<_, TemplateError>>()?;
-        let spans = self.prefix_spans(template, &text, &turns)?;
-        Ok((text, spans))
-    }
-
-    /// Where each turn of the assistant stands in the whole text, given for each the text that prompts for it and the text up to
-    /// its end. The former must begin the latter, and the latter the whole.
-    fn prefix_spans(
-        &self,
-        template: &ChatTemplate,
-        text: &str,
-        turns: &[(String, String)],
+        chat: &Conversation,
+        turns: &[usize],
+        given: usize,
+        rendered: &Rendered,
+        encoded: &Encoded,
     ) -> Result<Vec<Range<usize>>, TemplateError> {
-        let fails = |message: &str, instead| TemplateError::NotPrefixPreserving {
-            origin: template.origin().into(),
-            message: message.into(),
-            instead,
-        };
-        let end = self.tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
-        let end = end.map_or("", |(_, token)| token.as_str());
-        let span = |(i, (prompt, said)): (usize, &(String, String))| {
-            if !said.starts_with(prompt) {
-                let message =
-                    "its generation prompt is not how it begins an assistant's turn that is already there";
-                return Err(fails(message, "all"));
-            }
-            // Some templates close every text that is no prompt with the end-of-text token (Phi 3).
-            let closed = text.starts_with(said).then_some(said.as_str());
-            let Some(said) = closed.or_else(|| said.strip_suffix(end).filter(|open| text.starts_with(open)))
-            else {
-                let message =
-                    "it writes a turn differently once another follows (it may drop thoughts, for instance)";
-                return Err(fails(message, if i + 1 == turns.len() { "all" } else { "completion or all" }));
+        let Rendered { text, generation } = rendered;
+        if self.train_on == TrainOn::All {
+            return Ok(std::iter::once(0..text.len()).collect());
+        }
+        let Some(&first) = turns.first() else { return Ok(Vec::new()) };
+        if template.has_generation() {
+            let all = self.train_on == TrainOn::Assistant && given == 0;
+            let earlier = if all || first == 0 {
+                0
+            } else {
+                template.render_values(chat.upto(first), chat.tools(), false)?.generation.len()
             };
-            // What was taken off may have been all that the turn had.
-            Ok(prompt.len().min(said.len())..said.len())
-        };
-        turns.iter().enumerate().map(span).collect()
+            return Ok(generation.iter().skip(earlier).cloned().collect());
+        }
+        let end_of_text = self.tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
+        let end_of_text = end_of_text.map_or("", |(_, token)| token.as_str());
+        turns::Turns { template, chat, text, encoded, end_of_text }.find(turns)
     }
 
     fn completion(&self, prompt: &str, completion: &str) -> Result<Labelled, DataError> {
@@ -186,7 +189,7 @@ impl Labeller<'_> {
         let ending = self.append_end(&mut encoded, prompt.len() + completion.len());
         let start = if self.train_on == TrainOn::All { 0 } else { prompt.len() };
         let labels = labels(&encoded, |begin| begin >= start);
-        Ok(Labelled { input_ids: encoded.ids, labels, ending })
+        Ok(Labelled { input_ids: encoded.ids, labels, ending, unwritten: Vec::new() })
     }
 
     fn text(&self, text: &str, at: &Source) -> Result<Labelled, DataError> {
@@ -197,7 +200,7 @@ impl Labeller<'_> {
         let mut encoded = self.tokenizer.encode(text, true)?;
         let ending = self.append_end(&mut encoded, text.len());
         let labels = encoded.ids.iter().map(|&id| id as i32).collect();
-        Ok(Labelled { input_ids: encoded.ids, labels, ending })
+        Ok(Labelled { input_ids: encoded.ids, labels, ending, unwritten: Vec::new() })
     }
 
     /// Appends the end-of-text token unless the text already ends in it.

@@ -5,8 +5,12 @@
 //! from strangers, so rendering has a budget of work and of depth; a template that exceeds it is an error.
 
 mod builtin;
+mod conversation;
 mod generation;
+mod percent;
 mod python;
+mod text;
+mod unwritten;
 
 use std::ops::Range;
 use std::path::Path;
@@ -15,8 +19,11 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
-use crate::format::Chat;
 use crate::tokenizer::Tokenizer;
+
+pub(crate) use conversation::Conversation;
+use unwritten::{Calls, builtins_that_write};
+pub use unwritten::{Part, Unwritten};
 
 /// Work that one rendering may do: about ten thousand messages, or a second.
 const FUEL: u64 = 20_000_000;
@@ -64,6 +71,22 @@ pub enum TemplateError {
         /// The values of `data.train_on` that would still work.
         instead: &'static str,
     },
+    /// The template leaves out a part of the conversation without which it says another thing.
+    #[error(
+        "chat template {origin} does not write {part} ({place}){}, and without it the conversation would say another thing; use a \
+         template that writes it (data.chat_template: a file, or one of {}), or take it out",
+        and_others(*.others), builtins_that_write(.part).join(", ")
+    )]
+    Unwritten {
+        /// Where the template came from.
+        origin: String,
+        /// What is left out.
+        part: Part,
+        /// Where it stands in the record.
+        place: String,
+        /// In how many more records something is left out.
+        others: usize,
+    },
     /// `data.chat_template` names neither a built-in template nor a file.
     #[error("data.chat_template: {given:?} is neither a file nor a built-in template{did_you_mean}; built in are {}", BUILTIN.join(", "))]
     Unknown {
@@ -80,6 +103,14 @@ pub enum TemplateError {
         /// What the operating system said.
         source: std::io::Error,
     },
+}
+
+fn and_others(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => ", nor all of 1 other record".into(),
+        _ => format!(", nor all of {count} other records"),
+    }
 }
 
 /// The names of the built-in templates.
@@ -207,8 +238,40 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<Rendered, TemplateError> {
-        let values: Vec<Value> = messages.iter().map(python::message).collect();
-        self.render_values(&values, tools.map(python::value), add_generation_prompt)
+        let chat = Conversation::new(messages.to_vec(), tools.cloned());
+        self.render_values(chat.upto(chat.len()), chat.tools(), add_generation_prompt)
+    }
+
+    /// The text that prompts for an answer to the messages. Calls of tools may be given as OpenAI has them or as transformers has
+    /// them. A template that writes no tools does not silently do without.
+    pub fn prompt(
+        &self,
+        messages: &[Map<String, Json>],
+        tools: Option<&Json>,
+    ) -> Result<String, TemplateError> {
+        let chat = self.conversation(messages, tools);
+        match self.unwritten(&chat).into_iter().find(|unwritten| unwritten.part.is_of_tools()) {
+            Some(unwritten) => Err(self.leaves_out(unwritten)),
+            None => Ok(self.render_whole(&chat, true)?.text),
+        }
+    }
+
+    /// Renders all of a conversation. Where a template cannot and there are tools, the error names templates that know tools.
+    pub(crate) fn render_whole(&self, chat: &Conversation, prompt: bool) -> Result<Rendered, TemplateError> {
+        self.render_values(chat.upto(chat.len()), chat.tools(), prompt).map_err(|error| match error {
+            TemplateError::Render { origin, message } if chat.has_tools() => {
+                let names = builtins_that_write(&Part::ToolCalls).join(", ");
+                let message = format!("{message}; of the built-in templates these know tools: {names}");
+                TemplateError::Render { origin, message }
+            }
+            error => error,
+        })
+    }
+
+    /// The error of a part that must not be left out.
+    pub(crate) fn leaves_out(&self, unwritten: Unwritten) -> TemplateError {
+        let Unwritten { part, place, .. } = unwritten;
+        TemplateError::Unwritten { origin: self.origin.clone(), part, place, others: 0 }
     }
 
     /// The special token with which the template ends the assistant's turn, such as `<|im_end|>`: generation stops there as well
@@ -225,9 +288,27 @@ impl ChatTemplate {
         tokenizer.encode(after, false).ok()?.ids.into_iter().find(|&id| tokenizer.is_special(id))
     }
 
-    /// The conversation's messages and tools as the template sees them, to be rendered in parts.
-    pub(crate) fn prepare(&self, chat: &Chat) -> (Vec<Value>, Option<Value>) {
-        (chat.messages.iter().map(python::message).collect(), chat.tools.as_ref().map(python::value))
+    /// The conversation in the form that the template takes best, to be rendered in parts.
+    pub(crate) fn conversation(&self, messages: &[Map<String, Json>], tools: Option<&Json>) -> Conversation {
+        let mut forms = Conversation::new(messages.to_vec(), tools.cloned()).forms();
+        if forms.len() == 1 {
+            return forms.remove(0);
+        }
+        let fit = |form: &Conversation| {
+            let renders = self.render_values(form.upto(form.len()), form.tools(), false).is_ok();
+            renders.then(|| self.fit(form).calls)
+        };
+        let mut best = (fit(&forms[0]), 0);
+        for (i, form) in forms.iter().enumerate().skip(1) {
+            if best.0 == Some(Calls::Written) {
+                break;
+            }
+            let fit = fit(form);
+            if fit > best.0 {
+                best = (fit, i);
+            }
+        }
+        forms.swap_remove(best.1)
     }
 
     pub(crate) fn render_values(
@@ -280,7 +361,9 @@ fn environment() -> Environment<'static> {
     env.set_fuel(Some(FUEL));
     env.set_recursion_limit(RECURSION_LIMIT);
     python::install(&mut env);
+    text::install(&mut env);
     generation::install(&mut env);
+    percent::install(&mut env);
     env
 }
 

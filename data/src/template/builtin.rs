@@ -17,6 +17,18 @@ macro_rules! templates {
 }
 
 templates![
-    "alpaca", "chatml", "gemma", "llama-2", "llama-3", "mistral", "phi-3", "qwen2.5", "qwen3", "vicuna",
-    "zephyr"
+    "alpaca",
+    "chatml",
+    "deepseek-r1",
+    "gemma",
+    "llama-2",
+    "llama-3",
+    "llama-3.1",
+    "mistral",
+    "mistral-v3",
+    "phi-3",
+    "qwen2.5",
+    "qwen3",
+    "vicuna",
+    "zephyr",
 ];

@@ -7,7 +7,7 @@
 
 use minijinja::Environment;
 
-use super::Rendered;
+use super::{Rendered, percent};
 
 /// Marks around a block: noncharacters, which no text may be interchanged with, and [`super::python::message`] drops
 /// them from messages, so that no text can forge a mark.
@@ -55,7 +55,8 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
                 rest = &rest[end..];
                 continue;
             }
-            _ => out.push_str(tag),
+            _ if tag.starts_with("{#") => out.push_str(tag),
+            _ => out.push_str(&percent::rewrite(tag)),
         }
         rest = &rest[end..];
     }

@@ -1,25 +1,25 @@
-//! What chat templates expect of Python: values, string methods, `json.dumps`, `strftime`.
+//! What chat templates expect of Python: values and how they are written, `json.dumps`, `strftime`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, ValueKind, from_args};
+use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde_json::{Map, Value as Json};
 
+use super::conversation::THOUGHTS;
 use super::generation::is_mark;
 
 /// Adds the functions, filters and methods that transformers' environment has and minijinja's has not.
 pub(super) fn install(env: &mut Environment<'static>) {
-    env.set_unknown_method_callback(method);
     env.add_function("raise_exception", |message: String| -> Result<(), Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
     env.add_function("strftime_now", |format: &str| strftime(format, now()));
     env.add_filter("tojson", tojson);
-    env.add_filter("string", |value: &Value| text_of(value).unwrap_or_else(|| value.to_string()));
-    env.set_formatter(|out, state, value| match text_of(value) {
-        Some(text) => out.write_str(&text).map_err(Error::from),
-        None => minijinja::escape_formatter(out, state, value),
+    env.add_filter("string", text);
+    env.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::String | ValueKind::Undefined => minijinja::escape_formatter(out, state, value),
+        _ => out.write_str(&text(value)).map_err(Error::from),
     });
     // In Jinja whatever has a length and can be indexed is a sequence: strings and mappings, too.
     env.add_test("sequence", |value: &Value| {
@@ -29,10 +29,69 @@ pub(super) fn install(env: &mut Environment<'static>) {
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
 }
 
-/// The text of a value that Python writes otherwise than minijinja: a float.
-fn text_of(value: &Value) -> Option<String> {
-    let is_float = value.kind() == ValueKind::Number && !value.is_integer();
-    is_float.then(|| float_repr(f64::try_from(value.clone()).unwrap_or(f64::NAN)))
+/// `str(value)`.
+pub(super) fn text(value: &Value) -> String {
+    match value.kind() {
+        ValueKind::None => "None".into(),
+        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.into(),
+        ValueKind::Number if !value.is_integer() => {
+            float_repr(f64::try_from(value.clone()).unwrap_or(f64::NAN))
+        }
+        ValueKind::Seq | ValueKind::Map => {
+            let mut out = String::new();
+            repr(&mut out, value, 0);
+            out
+        }
+        _ => value.to_string(),
+    }
+}
+
+/// Appends `repr(value)`, or `...` for what lies deeper, or behind more, than any template may print.
+fn repr(out: &mut String, value: &Value, depth: usize) {
+    const LONGEST: usize = 16 << 20;
+    let tuple = value.downcast_object_ref::<Tuple>();
+    let (open, close) = match (value.kind(), tuple) {
+        (ValueKind::String, _) => return quoted(out, value.as_str().unwrap_or_default()),
+        (ValueKind::Seq, Some(tuple)) => ("(", if tuple.len() == 1 { ",)" } else { ")" }),
+        (ValueKind::Seq, None) => ("[", "]"),
+        (ValueKind::Map, _) => ("{", "}"),
+        _ => return out.push_str(&text(value)),
+    };
+    let items = value.try_iter().into_iter().flatten();
+    if depth > 64 || out.len() > LONGEST {
+        return out.push_str("...");
+    }
+    out.push_str(open);
+    for (i, item) in items.enumerate() {
+        if out.len() > LONGEST {
+            break;
+        }
+        out.push_str(if i > 0 { ", " } else { "" });
+        repr(out, &item, depth + 1);
+        if value.kind() == ValueKind::Map {
+            out.push_str(": ");
+            repr(out, &value.get_item(&item).unwrap_or_default(), depth + 1);
+        }
+    }
+    out.push_str(close);
+}
+
+/// Appends `repr` of a text: in single quotes, or in double ones if that saves an escape.
+fn quoted(out: &mut String, text: &str) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
 }
 
 /// A JSON value as the template sees it, without characters that mark generation blocks.
@@ -54,49 +113,21 @@ pub(super) fn value(json: &Json) -> Value {
     }
 }
 
-/// A message as the template sees it: keys without a value are left out, and reasoning is found under each of its usual
-/// names, as in transformers (`_alias_reasoning_fields`).
+/// A message as the template sees it: keys without a value are left out (but for `content`, of which templates ask whether it
+/// is none), and reasoning is found under each of its usual names, as in transformers (`_alias_reasoning_fields`).
 pub(super) fn message(message: &Map<String, Json>) -> Value {
     let set = |key: &str| message.get(key).filter(|value| !value.is_null());
-    let reasoning = ["reasoning_content", "thinking", "reasoning"].into_iter().find_map(set);
+    let reasoning = THOUGHTS.into_iter().find_map(set);
     let mut object: Map<String, Json> = Map::new();
     object.extend(reasoning.map(|reasoning| ("thinking".to_string(), reasoning.clone())));
-    object.extend(
-        message.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())),
-    );
+    let is_set = |(key, value): &(&String, &Json)| !value.is_null() || *key == "content";
+    object.extend(message.iter().filter(is_set).map(|(key, value)| (key.clone(), value.clone())));
     object.extend(reasoning.map(|reasoning| ("reasoning_content".to_string(), reasoning.clone())));
     value(&Json::Object(object))
 }
 
-/// Python's string methods that minijinja-contrib lacks, then those that it has.
-fn method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    if let Some(text) = value.as_str() {
-        match method {
-            "removeprefix" => {
-                let (prefix,): (&str,) = from_args(args)?;
-                return Ok(Value::from(text.strip_prefix(prefix).unwrap_or(text)));
-            }
-            "removesuffix" => {
-                let (suffix,): (&str,) = from_args(args)?;
-                return Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)));
-            }
-            "rsplit" => {
-                let (separator, count): (&str, Option<usize>) = from_args(args)?;
-                let count = count.map_or(usize::MAX, |count| count.saturating_add(1));
-                let mut parts: Vec<&str> = text.rsplitn(count, separator).collect();
-                parts.reverse();
-                return Ok(parts.into_iter().map(Value::from).collect());
-            }
-            // A width or a precision asks for that many bytes: they are paid for before they are made.
-            "format" => state.consume_fuel(numbers_in(text) / 64)?,
-            _ => {}
-        }
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
-}
-
 /// The sum of all numbers in a text.
-fn numbers_in(text: &str) -> u64 {
+pub(super) fn numbers_in(text: &str) -> u64 {
     let digits = text.split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty());
     digits.fold(0, |sum: u64, run| sum.saturating_add(run.parse().unwrap_or(u64::MAX)))
 }
@@ -120,6 +151,18 @@ fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<Value, Error> 
     dumps.value(value, 0)?;
     state.consume_fuel((dumps.out.len() / 64) as u64)?;
     Ok(Value::from_safe_string(dumps.out))
+}
+
+/// `json.dumps(value, ensure_ascii=False)`.
+pub(super) fn json(object: &Json) -> String {
+    let (item, key) = (", ".to_string(), ": ".to_string());
+    let mut dumps =
+        Dumps { out: String::new(), indent: None, item, key, ensure_ascii: false, sort_keys: false };
+    match dumps.value(&value(object), 0) {
+        Ok(()) => dumps.out,
+        // Deeper than any template may print.
+        Err(_) => object.to_string(),
+    }
 }
 
 /// Python's JSON encoder.

@@ -92,16 +92,100 @@ fn a_closing_token_after_the_last_turn_does_not_hide_the_earlier_ones() {
 fn a_template_that_drops_earlier_thoughts_is_refused_by_name() {
     let qwen3 = std::fs::read_to_string(crate::support::fixture("templates/qwen3.jinja")).unwrap();
     let error = under_template(&qwen3, CHAT, TrainOn::Assistant).unwrap_err();
-    insta::assert_snapshot!(error.split_once(": ").unwrap().1, @"chat template t.jinja: it writes a turn differently once another follows (it may drop thoughts, for instance), so the assistant's tokens cannot be told apart; use a template with {% generation %} blocks (data.chat_template: a file, or one of alpaca, chatml, gemma, llama-2, llama-3, mistral, phi-3, qwen2.5, qwen3, vicuna, zephyr), or set data.train_on: completion or all");
+    insta::assert_snapshot!(error.split_once(": ").unwrap().1, @"chat template t.jinja: it writes a turn differently once another follows (it may drop thoughts, for instance), so the assistant's tokens cannot be told apart; use a template with {% generation %} blocks (data.chat_template: a file, or one of alpaca, chatml, deepseek-r1, gemma, llama-2, llama-3, llama-3.1, mistral, mistral-v3, phi-3, qwen2.5, qwen3, vicuna, zephyr), or set data.train_on: completion or all");
     let last = under_template(&qwen3, CHAT, TrainOn::Completion).unwrap();
     assert!(last.contains("[<think>⏎\n⏎\n</think>⏎\n⏎\nBo.<|im_end|>"), "{last}");
 }
 
+/// A prompt that opens a thought, which a finished turn does not show.
+const PROMPT_OPENS_A_THOUGHT: &str = "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% else %}<|assistant|>\
+     {{ m['content'].split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}\
+     <|assistant|><think>\n{% endif %}";
+
+const TWO_TURNS: &str = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "A bow?"}, {"role": "assistant", "content": "Yes"}]}"#;
+
 #[test]
-fn a_prompt_that_training_never_shows_is_refused() {
-    let template = PLAIN_CHATML
-        .replace("'<|im_start|>assistant\n' }}{% endif", "'<|im_start|>assistant\n<think>\n' }}{% endif");
-    let error = under_template(&template, CHAT, TrainOn::Assistant).unwrap_err();
+fn a_prompt_that_opens_a_thought_shares_only_the_header_with_a_finished_turn() {
+    let of =
+        |train_on| under_template(PROMPT_OPENS_A_THOUGHT, &TWO_TURNS.replace('\n', ""), train_on).unwrap();
+    let both = "<s><|user|>Hi<|assistant|>[Hello</s>]<|user|>A bow?<|assistant|>[Yes</s>]";
+    assert_eq!(of(TrainOn::Assistant), both);
+    assert_eq!(of(TrainOn::Completion), both.replace("[Hello</s>]", "Hello</s>"));
+}
+
+#[test]
+fn what_prompt_and_turn_share_never_reaches_into_the_answer() {
+    for (answer, learnt) in [
+        ("<think>\\nwell", "<think>⏎\nwell"),
+        ("<thin air>", "<thin air>"),
+        ("<", "<"),
+        ("", ""),
+        ("<|assistant|><think>", "<|assistant|><think>"),
+    ] {
+        let line = TWO_TURNS.replace('\n', "").replace("Hello", answer);
+        let shown = under_template(PROMPT_OPENS_A_THOUGHT, &line, TrainOn::Assistant).unwrap();
+        assert!(shown.starts_with(&format!("<s><|user|>Hi<|assistant|>[{learnt}</s>]<|user|>")), "{shown}");
+    }
+}
+
+#[test]
+fn a_token_that_prompt_and_turn_share_in_part_is_learnt() {
+    // The prompt goes on with another special token, which begins with the same letters.
+    let template = PROMPT_OPENS_A_THOUGHT
+        .replace("<|assistant|>{{ m", "<|assistant|><|im_start|>{{ m")
+        .replace("<|assistant|><think>\n", "<|assistant|><|im_end|>");
+    let shown = under_template(&template, &TWO_TURNS.replace('\n', ""), TrainOn::Completion).unwrap();
+    assert!(shown.ends_with("<|assistant|>[<|im_start|>Yes</s>]"), "{shown}");
+}
+
+#[test]
+fn a_chat_may_begin_with_the_assistant() {
+    let line =
+        r#"{"messages": [{"role": "assistant", "content": "Welcome"}, {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"}]}"#
+            .replace('\n', "");
+    // As Qwen 2.5 and Llama 3.1 look for a system message: undefined, if there is no message.
+    let looks_at_the_first = PLAIN_CHATML.replacen(
+        "{% for",
+        "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}{% for",
+        1,
+    );
+    for (prompt, template) in [
+        ("", looks_at_the_first.clone()),
+        ("<think>\n", looks_at_the_first.replace("assistant\n'", "assistant\n<think>\n'")),
+    ] {
+        let shown = under_template(&template, &line, TrainOn::Assistant).unwrap();
+        assert_eq!(
+            shown,
+            "<|im_start|>system⏎\nBe kind.<|im_end|>⏎\n<|im_start|>assistant⏎\n[Welcome<|im_end|>⏎\n]\
+             <|im_start|>user⏎\nHi<|im_end|>⏎\n<|im_start|>assistant⏎\n[Hello<|im_end|>⏎\n]",
+            "{prompt}"
+        );
+        let alone = r#"{"messages": [{"role": "assistant", "content": "Welcome"}]}"#;
+        let shown = under_template(&template, alone, TrainOn::Completion).unwrap();
+        assert!(shown.ends_with("<|im_start|>assistant⏎\n[Welcome<|im_end|>⏎\n]"), "{shown}");
+    }
+}
+
+#[test]
+fn a_turn_that_other_text_depends_on_is_refused() {
+    for template in [
+        // The answer's length stands in a later question.
+        PLAIN_CHATML
+            .replace(
+                "'<|im_end|>'",
+                "((m1.content | length ~ '') if loop.index0 == 2 else '') + '<|im_end|>'",
+            )
+            .replacen("{% for", "{% set m1 = messages[1] %}{% for", 1),
+        PLAIN_CHATML.replace("+ message['content']", "+ message['content'] | upper"),
+    ] {
+        let error = under_template(&template, &TWO_TURNS.replace('\n', ""), TrainOn::Assistant).unwrap_err();
+        assert!(error.contains("does not write an assistant's words as one piece"), "{error}");
+    }
+    // The header is one that a generation prompt has nothing of.
+    let template = PLAIN_CHATML.replace("'<|im_start|>assistant\n' }}{% endif", "'Answer:' }}{% endif");
+    let error = under_template(&template, &TWO_TURNS.replace('\n', ""), TrainOn::Assistant).unwrap_err();
     assert!(error.contains("generation prompt") && error.contains("data.train_on: all"), "{error}");
 }
 

@@ -7,3 +7,4 @@ mod order;
 mod support;
 mod templates;
 mod tokenizers;
+mod tools;

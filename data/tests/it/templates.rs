@@ -55,6 +55,28 @@ fn templates_render_as_in_transformers() {
     assert!(checked > 80, "only {checked} cases");
 }
 
+/// Expressions that the engine has otherwise than Jinja, each with the reason why it stays.
+const OTHERWISE: &[&str] = &[];
+
+#[test]
+fn expressions_have_the_values_that_they_have_in_transformers() {
+    let cases: Vec<Value> =
+        serde_json::from_str(&std::fs::read_to_string(fixture("expressions.json")).unwrap()).unwrap();
+    let message = serde_json::json!({"role": "user", "content": "Hi"});
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let source = case["expression"].as_str().unwrap();
+        let template = format!("{{% set m = messages[0] %}}{{% set w = 'violin' %}}{{{{ {source} }}}}");
+        let rendered = ChatTemplate::compile(&template, "x")
+            .and_then(|template| template.render(&[message.as_object().unwrap().clone()], None, false));
+        let ours = rendered.map(|rendered| rendered.text).map_err(|error| error.to_string());
+        if ours.as_deref().ok() != case["text"].as_str() && !OTHERWISE.contains(&source) {
+            wrong.push(format!("{source}\n  here: {ours:?}\n  there: {case}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn generation_blocks_mark_the_tokens_that_transformers_marks() {
     let fixtures = fixtures();

@@ -134,8 +134,8 @@ impl Speaker {
         messages: &[Map<String, Value>],
         tools: Option<&Value>,
     ) -> anyhow::Result<Vec<u32>> {
-        let rendered = template.render(messages, tools, true)?;
-        Ok(self.tokenizer.encode(&rendered.text, false)?.ids)
+        let prompt = template.prompt(messages, tools)?;
+        Ok(self.tokenizer.encode(&prompt, false)?.ids)
     }
 
     /// The tokens that end what the model says: those of the tokenizer's and the model's configuration, and the one with

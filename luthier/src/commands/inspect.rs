@@ -164,7 +164,7 @@ fn tokenizer(folder: &Path) -> Value {
         Ok(Some(template)) if template.has_generation() => {
             "yes, and it marks what the assistant says".to_owned()
         }
-        Ok(Some(_)) => "yes; what the assistant says is found by rendering prefixes".to_owned(),
+        Ok(Some(_)) => "yes; what the assistant says is found by comparing renderings".to_owned(),
         Err(error) => error.to_string(),
     };
     json!({
