@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json};
 
 use crate::error::{did_you_mean, named_enum, nearest};
+use crate::json;
 use crate::source::kind;
 use crate::{DataError, IGNORE, Source};
 
@@ -171,7 +172,11 @@ impl Fields<'_> {
     }
 
     fn require(&mut self, keys: &[&'static str]) -> Result<Json, DataError> {
+        let void = keys.iter().find(|key| self.record.contains_key(**key)).copied();
         self.take(keys).ok_or_else(|| {
+            if let Some(key) = void {
+                return self.error(format!("the key {key:?} is null, which it must not be"));
+            }
             let found: Vec<&str> = self.record.keys().map(String::as_str).collect();
             let slip = found.iter().find(|key| nearest(key, keys).is_some());
             let hint = slip.map(|key| format!("; did you mean it by {key:?}?")).unwrap_or_default();
@@ -205,10 +210,9 @@ impl Fields<'_> {
     fn tools(&mut self) -> Result<Option<Json>, DataError> {
         let tools = match self.take(&["tools"]) {
             Some(Json::String(text)) if text.trim().is_empty() => None,
-            Some(Json::String(text)) => Some(
-                serde_json::from_str(&text)
-                    .map_err(|error| self.error(format!("\"tools\" is text, but not JSON: {error}")))?,
-            ),
+            Some(Json::String(text)) => Some(json::parse_tools(&text).map_err(|error| {
+                self.error(format!("\"tools\" is text, but not JSON: {}", error.message(0)))
+            })?),
             tools => tools,
         };
         match tools {
@@ -457,7 +461,7 @@ fn with_tool_calls(mut message: Json) -> Json {
 /// An assistant's turn that calls functions: JSON of one call or a list, `{"name", "arguments"}`. What is no such JSON stays
 /// the text it is.
 fn tool_call(value: String) -> Map<String, Json> {
-    let calls = match serde_json::from_str(&value) {
+    let calls = match json::parse_tools(&value) {
         Ok(Json::Array(calls)) => calls,
         Ok(call @ Json::Object(_)) => vec![call],
         _ => return message("assistant", value),
@@ -478,7 +482,7 @@ impl Chat {
         let at = Source { file: Arc::new(path.to_path_buf()), line: 1 };
         let text =
             std::fs::read_to_string(path).map_err(|source| DataError::Io { path: path.into(), source })?;
-        let record = match serde_json::from_str(&text) {
+        let record = match json::parse(text.trim_start_matches('\u{feff}')) {
             Ok(Json::Array(messages)) => {
                 [("messages".to_string(), Json::Array(messages))].into_iter().collect()
             }
@@ -490,7 +494,10 @@ impl Chat {
                 );
                 return Err(DataError::record(&at, message));
             }
-            Err(error) => return Err(DataError::record(&at, format!("invalid JSON: {error}"))),
+            Err(error) => {
+                let at = Source { line: at.line + error.lines_before, ..at };
+                return Err(DataError::record(&at, error.message(0)));
+            }
         };
         match Format::Messages.item(record, &at)? {
             Item::Chat(chat) => Ok(chat),

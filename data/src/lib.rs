@@ -14,6 +14,7 @@ pub mod dataset;
 pub mod error;
 pub mod example;
 pub mod format;
+mod json;
 pub mod label;
 pub mod order;
 pub mod preview;

@@ -1,10 +1,11 @@
 //! Where records come from: files, folders and weighted lists of them, read as text with line numbers.
 //!
-//! Here a record is still text. Files are streamed line by line where their kind allows it; a `.json` array is read whole
-//! and cut into its elements, so that an error inside one names its line.
+//! Here a record is still text. A file of one object a line is streamed; a list, or objects that lie over several lines, is read
+//! whole and cut into its elements, so that an error inside one names its line.
 
+use std::borrow::Cow;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::error::nearest;
+use crate::json;
 use crate::{DataError, Format, Source};
 
 /// The longest record that is read, in bytes: a file without line breaks must not fill the memory.
@@ -84,6 +86,8 @@ impl<'de> Deserialize<'de> for Sources {
 pub struct RawRecord {
     /// The file and line.
     pub at: Source,
+    /// Bytes before the record on its line.
+    pub indent: usize,
     /// JSON, or the text of a whole document.
     pub text: RawText,
 }
@@ -106,20 +110,20 @@ impl RawRecord {
             }
             RawText::Json(json) => json,
         };
-        match serde_json::from_str(json) {
+        match json::parse(json) {
             Ok(Json::Object(object)) => Ok(object),
             Ok(other) => Err(DataError::record(
                 &self.at,
                 format!("a record must be a JSON object, this is {}", kind(&other)),
             )),
             Err(error) => {
-                let at = Source {
-                    file: self.at.file.clone(),
-                    line: self.at.line + error.line().saturating_sub(1),
+                let at = Source { file: self.at.file.clone(), line: self.at.line + error.lines_before };
+                let begun = match error.lines_before {
+                    0 => String::new(),
+                    _ => format!(" (in the value that begins on line {})", self.at.line),
                 };
-                let text = error.to_string();
-                let what = text.split(" at line ").next().unwrap_or_default();
-                Err(DataError::record(&at, format!("invalid JSON at column {}: {what}", error.column())))
+                let ends = if error.cut_off { "; the value does not end, is the file cut off?" } else { "" };
+                Err(DataError::record(&at, format!("{}{begun}{ends}", error.message(self.indent))))
             }
         }
     }
@@ -171,6 +175,9 @@ pub fn records(path: &Path) -> Result<Records, DataError> {
                 "without an ending its kind is unknown; name it with one of {}",
                 EXTENSIONS.join(", ")
             ),
+            "gz" | "zst" | "xz" | "bz2" | "zip" => {
+                format!(".{extension} is compressed, which is not read; unpack it first")
+            }
             "csv" | "tsv" | "parquet" | "arrow" => {
                 format!(".{extension} is not read yet; convert it to .jsonl")
             }
@@ -186,35 +193,75 @@ pub fn records(path: &Path) -> Result<Records, DataError> {
     }
     let io = |source| DataError::Io { path: path.into(), source };
     let mut reader = BufReader::with_capacity(1 << 16, File::open(path).map_err(io)?);
+    if let Some(what) = no_text(reader.fill_buf().map_err(io)?) {
+        return Err(DataError::Unsupported { path: path.into(), message: what.into() });
+    }
     let file = Arc::new(path.to_path_buf());
     if extension == "txt" {
-        return Ok(Records::whole(file.clone(), vec![document(reader, &file)?]));
-    }
-    if extension == "json" && first_char(&mut reader).map_err(io)? == Some(b'[') {
-        let text = read_text(reader, &file)?;
-        return Ok(Records::whole(file.clone(), split_array(&text, &file)?));
+        return Ok(Records::whole(vec![document(reader, &file)?]));
     }
     if extension == "json" {
-        return json_values(reader, file);
+        return Ok(Records::whole(values(&read_text(reader, &file)?, &file)?));
     }
-    Ok(Records { file, line: 0, inner: Inner::Lines(reader) })
+    let mut lines = Lines { file, line: 0, reader };
+    let first = lines.next().transpose()?;
+    if !first.as_ref().is_some_and(|record| lies_over_lines(&record.text)) {
+        return Ok(Records { first, rest: Rest::Lines(lines) });
+    }
+    let Lines { file, mut reader, .. } = lines;
+    reader.rewind().map_err(io)?;
+    Ok(Records::whole(values(&read_text(reader, &file)?, &file)?))
+}
+
+/// What a file that begins so is instead of UTF-8 text, and what to do.
+fn no_text(head: &[u8]) -> Option<&'static str> {
+    const KINDS: [(&[u8], &str); 8] = [
+        (b"\x1f\x8b", "is compressed by gzip, whatever its ending says; unpack it first"),
+        (b"\x28\xb5\x2f\xfd", "is compressed by zstd, whatever its ending says; unpack it first"),
+        (b"\xfd7zXZ\0", "is compressed by xz, whatever its ending says; unpack it first"),
+        (b"PK\x03\x04", "is a zip archive, whatever its ending says; unpack it first"),
+        (b"PAR1", "is a Parquet file, whatever its ending says; convert it to .jsonl"),
+        (b"ARROW1", "is an Arrow file, whatever its ending says; convert it to .jsonl"),
+        (b"\xff\xfe", UTF16),
+        (b"\xfe\xff", UTF16),
+    ];
+    const UTF16: &str = "is UTF-16 text; save the file as UTF-8";
+    match head {
+        // Without a byte order mark: an ASCII character, of which the other byte is 0.
+        [0, 1..=0x7f, ..] | [1..=0x7f, 0, ..] => Some(UTF16),
+        _ => KINDS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, what)| *what),
+    }
+}
+
+/// Whether a first line is not one object: it begins a list, goes on after an object, or does not end what it begins. (A line
+/// that ends within a string is broken, for no string goes over lines.)
+fn lies_over_lines(text: &RawText) -> bool {
+    let RawText::Json(line) = text else { return false };
+    match serde_json::from_str::<serde::de::IgnoredAny>(line) {
+        Ok(_) => line.trim_start().starts_with('['),
+        Err(error) => {
+            let message = error.to_string();
+            message.starts_with("trailing characters")
+                || (error.is_eof() && !message.starts_with("EOF while parsing a string"))
+        }
+    }
 }
 
 /// The records of one file, in order.
 pub struct Records {
-    file: Arc<PathBuf>,
-    line: usize,
-    inner: Inner,
+    /// Read already, to see how the file is laid out.
+    first: Option<RawRecord>,
+    rest: Rest,
 }
 
-enum Inner {
-    Lines(BufReader<File>),
+enum Rest {
+    Lines(Lines),
     Whole(std::vec::IntoIter<RawRecord>),
 }
 
 impl Records {
-    fn whole(file: Arc<PathBuf>, records: Vec<RawRecord>) -> Self {
-        Records { file, line: 0, inner: Inner::Whole(records.into_iter()) }
+    fn whole(records: Vec<RawRecord>) -> Self {
+        Records { first: None, rest: Rest::Whole(records.into_iter()) }
     }
 }
 
@@ -222,24 +269,39 @@ impl Iterator for Records {
     type Item = Result<RawRecord, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let reader = match &mut self.inner {
-            Inner::Lines(reader) => reader,
-            Inner::Whole(records) => return records.next().map(Ok),
-        };
+        match (self.first.take(), &mut self.rest) {
+            (Some(first), _) => Some(Ok(first)),
+            (None, Rest::Lines(lines)) => lines.next(),
+            (None, Rest::Whole(records)) => records.next().map(Ok),
+        }
+    }
+}
+
+/// Lines that are not blank, each a record.
+struct Lines {
+    file: Arc<PathBuf>,
+    line: usize,
+    reader: BufReader<File>,
+}
+
+impl Iterator for Lines {
+    type Item = Result<RawRecord, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
         loop {
             self.line += 1;
             let at = Source { file: self.file.clone(), line: self.line };
-            match read_line(reader, &at) {
+            match read_line(&mut self.reader, &at) {
                 Ok(None) => return None,
                 Ok(Some(line)) if line.trim().is_empty() => continue,
-                Ok(Some(line)) => return Some(Ok(RawRecord { at, text: RawText::Json(line) })),
+                Ok(Some(line)) => return Some(Ok(RawRecord { at, indent: 0, text: RawText::Json(line) })),
                 Err(error) => return Some(Err(error)),
             }
         }
     }
 }
 
-/// The next line without its end, without a byte order mark at the beginning of the file.
+/// The next line without its end, and without a byte order mark, which also begins the second of two files put together.
 fn read_line(reader: &mut impl BufRead, at: &Source) -> Result<Option<String>, DataError> {
     let io = |source| DataError::Io { path: at.file.as_ref().clone(), source };
     let mut bytes = Vec::new();
@@ -251,8 +313,7 @@ fn read_line(reader: &mut impl BufRead, at: &Source) -> Result<Option<String>, D
         return Err(DataError::record(at, format!("a line longer than {} MiB", MAX_RECORD_BYTES >> 20)));
     }
     let line = utf8(bytes, at)?;
-    let line = line.trim_end_matches(['\n', '\r']);
-    Ok(Some(if at.line == 1 { line.trim_start_matches('\u{feff}') } else { line }.to_string()))
+    Ok(Some(line.trim_end_matches(['\n', '\r']).trim_start_matches('\u{feff}').to_string()))
 }
 
 fn utf8(bytes: Vec<u8>, at: &Source) -> Result<String, DataError> {
@@ -279,64 +340,46 @@ fn read_text(mut reader: impl Read, file: &Arc<PathBuf>) -> Result<String, DataE
 }
 
 fn document(reader: impl Read, file: &Arc<PathBuf>) -> Result<RawRecord, DataError> {
-    let text = RawText::Document(read_text(reader, file)?);
-    Ok(RawRecord { at: Source { file: file.clone(), line: 1 }, text })
+    let text = RawText::Document(universal_newlines(&read_text(reader, file)?).into_owned());
+    Ok(RawRecord { at: Source { file: file.clone(), line: 1 }, indent: 0, text })
 }
 
-/// The first byte that is neither white space nor part of a byte order mark.
-fn first_char(reader: &mut impl BufRead) -> std::io::Result<Option<u8>> {
-    let buffer = reader.fill_buf()?;
-    let text = buffer.strip_prefix("\u{feff}".as_bytes()).unwrap_or(buffer);
-    Ok(text.iter().copied().find(|byte| !byte.is_ascii_whitespace()))
+/// Text whose lines end in `\n`, as Python's text mode reads it: `\r\n` and a lone `\r` end a line, too.
+pub(crate) fn universal_newlines(text: &str) -> Cow<'_, str> {
+    match text.contains('\r') {
+        true => text.replace("\r\n", "\n").replace('\r', "\n").into(),
+        false => text.into(),
+    }
 }
 
-/// A `.json` file that is no list: one object over several lines, or JSON lines by another name.
-fn json_values(reader: impl Read, file: Arc<PathBuf>) -> Result<Records, DataError> {
-    let text = read_text(reader, &file)?;
+/// The records of a text that is a JSON list, or values one after the other.
+fn values(text: &str, file: &Arc<PathBuf>) -> Result<Vec<RawRecord>, DataError> {
+    let mut splitter = Splitter { text, at: 0, line: 1, line_start: 0, file };
+    splitter.skip_space();
+    if splitter.peek() == Some(b'[') {
+        return splitter.list();
+    }
     let mut records = Vec::new();
-    let mut splitter = Splitter { text: &text, at: 0, line: 1, file: &file };
-    loop {
-        splitter.skip_space();
-        if splitter.at == text.len() {
-            return Ok(Records::whole(file.clone(), records));
+    while let Some(next) = splitter.peek() {
+        if next == b',' {
+            let message =
+                "a comma after an object; take these commas away, or write the whole as one list, [...]";
+            return Err(splitter.error(message));
         }
         records.push(splitter.value()?);
-    }
-}
-
-/// Cuts the elements out of a JSON list.
-fn split_array(text: &str, file: &Arc<PathBuf>) -> Result<Vec<RawRecord>, DataError> {
-    let mut splitter = Splitter { text, at: 0, line: 1, file };
-    let mut records = Vec::new();
-    splitter.skip_space();
-    splitter.at += 1;
-    loop {
         splitter.skip_space();
-        match splitter.peek() {
-            Some(b']') if records.is_empty() => break,
-            _ => records.push(splitter.value()?),
-        }
-        splitter.skip_space();
-        match splitter.peek() {
-            Some(b',') => splitter.at += 1,
-            Some(b']') => break,
-            Some(_) => return Err(splitter.error("expected , or ] after an element of the list")),
-            None => return Err(splitter.error("the list does not end; the file seems cut off")),
-        }
-    }
-    splitter.at += 1;
-    splitter.skip_space();
-    if splitter.at < text.len() {
-        return Err(splitter.error("text after the end of the list"));
     }
     Ok(records)
 }
+
+const CUT_OFF: &str = "the list does not end; the file seems cut off";
 
 /// Finds where JSON values end without understanding them: whoever parses the piece finds what is wrong inside it.
 struct Splitter<'a> {
     text: &'a str,
     at: usize,
     line: usize,
+    line_start: usize,
     file: &'a Arc<PathBuf>,
 }
 
@@ -351,14 +394,55 @@ impl Splitter<'_> {
 
     fn skip_space(&mut self) {
         while let Some(byte) = self.peek().filter(u8::is_ascii_whitespace) {
-            self.line += usize::from(byte == b'\n');
+            if byte == b'\n' {
+                self.new_line();
+            }
             self.at += 1;
+        }
+    }
+
+    /// Notes that the byte here ends a line.
+    fn new_line(&mut self) {
+        self.line += 1;
+        self.line_start = self.at + 1;
+    }
+
+    /// The elements of the list that begins here and is the rest of the text.
+    fn list(&mut self) -> Result<Vec<RawRecord>, DataError> {
+        let mut records = Vec::new();
+        self.at += 1;
+        loop {
+            self.skip_space();
+            match self.peek() {
+                Some(b']') if records.is_empty() => break,
+                Some(b']') => {
+                    return Err(self.error("a comma after the last element of the list; take it away"));
+                }
+                None => return Err(self.error(CUT_OFF)),
+                Some(_) => records.push(self.value()?),
+            }
+            self.skip_space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b']') => break,
+                Some(_) => return Err(self.error("expected , or ] after an element of the list")),
+                None => return Err(self.error(CUT_OFF)),
+            }
+        }
+        self.at += 1;
+        self.skip_space();
+        match self.peek() {
+            Some(b'[') => {
+                Err(self.error("a second list; a file is one list of objects, or an object on each line"))
+            }
+            Some(_) => Err(self.error("text after the end of the list")),
+            None => Ok(records),
         }
     }
 
     /// The value that begins here: up to its closing bracket, or up to what cannot be part of it.
     fn value(&mut self) -> Result<RawRecord, DataError> {
-        let (start, line) = (self.at, self.line);
+        let (start, line, indent) = (self.at, self.line, self.at - self.line_start);
         let (mut depth, mut in_string) = (0usize, false);
         while let Some(byte) = self.peek() {
             match byte {
@@ -367,7 +451,7 @@ impl Splitter<'_> {
                 b'{' | b'[' if !in_string => depth += 1,
                 b',' | b']' | b'}' if !in_string && depth == 0 => break,
                 b']' | b'}' if !in_string => depth -= 1,
-                b'\n' => self.line += 1,
+                b'\n' => self.new_line(),
                 _ => {}
             }
             self.at += 1;
@@ -380,6 +464,6 @@ impl Splitter<'_> {
         }
         let end = self.at.min(self.text.len());
         let text = self.text.get(start..end).unwrap_or_default().to_string();
-        Ok(RawRecord { at: Source { file: self.file.clone(), line }, text: RawText::Json(text) })
+        Ok(RawRecord { at: Source { file: self.file.clone(), line }, indent, text: RawText::Json(text) })
     }
 }

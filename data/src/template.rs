@@ -19,6 +19,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
+use crate::source::universal_newlines;
 use crate::tokenizer::Tokenizer;
 
 pub(crate) use conversation::Conversation;
@@ -185,7 +186,9 @@ impl ChatTemplate {
             if source.len() > MAX_SOURCE_BYTES {
                 return Err(syntax(format!("longer than {MAX_SOURCE_BYTES} bytes")));
             }
-            let (source, found) = generation::rewrite(source);
+            // Jinja reads every line break of a template as `\n`; a byte order mark is no text of it either.
+            let source = universal_newlines(source.trim_start_matches('\u{feff}'));
+            let (source, found) = generation::rewrite(&source);
             has_generation |= found;
             env.add_template_owned(name, source).map_err(|error| syntax(describe(&error)))?;
         }

@@ -1,13 +1,16 @@
 //! What chat templates expect of Python: values and how they are written, `json.dumps`, `strftime`.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, Tuple, ValueKind};
+use minijinja::value::{Kwargs, Object, ObjectRepr, Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde_json::{Map, Value as Json};
 
 use super::conversation::THOUGHTS;
 use super::generation::is_mark;
+use crate::json::big_integer;
 
 /// Adds the functions, filters and methods that transformers' environment has and minijinja's has not.
 pub(super) fn install(env: &mut Environment<'static>) {
@@ -104,12 +107,37 @@ pub(super) fn value(json: &Json) -> Value {
             (None, Some(int)) => Value::from(int),
             (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
         },
-        Json::String(text) if text.contains(is_mark) => Value::from(text.replace(is_mark, "")),
-        Json::String(text) => Value::from(text.as_str()),
+        Json::String(text) => match big_integer(text) {
+            Some(digits) => integer(digits),
+            None if text.contains(is_mark) => Value::from(text.replace(is_mark, "")),
+            None => Value::from(text.as_str()),
+        },
         Json::Array(items) => items.iter().map(value).collect(),
         Json::Object(object) => {
             Value::from_pairs(object.iter().map(|(key, item)| (key.replace(is_mark, ""), value(item))))
         }
+    }
+}
+
+/// An integer beyond 64 bits: up to 128 bits a number as any other, beyond that one that can only be written.
+fn integer(digits: &str) -> Value {
+    match digits.parse::<i128>() {
+        Ok(int) => Value::from(int),
+        Err(_) => Value::from_object(BigInteger(digits.into())),
+    }
+}
+
+/// The digits of an integer beyond 128 bits.
+#[derive(Debug)]
+struct BigInteger(String);
+
+impl Object for BigInteger {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -200,6 +228,7 @@ impl Dumps {
                     this.value(&value.get_item(&keys[i])?, depth + 1)
                 })?;
             }
+            _ if let Some(BigInteger(digits)) = value.downcast_object_ref() => self.out.push_str(digits),
             kind => {
                 return Err(Error::new(
                     ErrorKind::BadSerialization,

@@ -1,5 +1,6 @@
 //! The crate from the outside: files in, token ids with labels out.
 
+mod files;
 mod formats;
 mod labels;
 mod malformed;

@@ -37,13 +37,18 @@ fn a_list_that_is_cut_off_says_so() {
 
 #[test]
 fn a_record_must_be_an_object() {
-    assert!(error("[1, 2]").contains("must be a JSON object, this is a list"));
+    assert!(error("[[1, 2]]").contains("must be a JSON object, this is a list"));
+    assert!(
+        error("{\"text\": \"a\"}\n[1, 2]")
+            .contains("data.jsonl:2: a record must be a JSON object, this is a list")
+    );
 }
 
 #[test]
 fn deep_nesting_is_no_crash() {
-    let text = error(&"[".repeat(100_000));
-    assert!(text.contains("invalid JSON"), "{text}");
+    assert!(error(&"[".repeat(100_000)).contains("the list does not end"));
+    let text = error(&(r#"{"a":"#.repeat(100_000) + "1" + &"}".repeat(100_000)));
+    assert!(text.contains("invalid JSON") && text.contains("recursion limit"), "{text}");
 }
 
 #[test]

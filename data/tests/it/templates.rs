@@ -159,3 +159,48 @@ fn the_token_that_ends_a_turn_is_found() {
         None
     );
 }
+
+#[test]
+fn integers_of_any_size_keep_their_digits_on_the_way_to_the_text() {
+    let call = r#"{"big": 9007199254740993, "id": 12345678901234567890123, "f": 1.10, "e": 1e5, "huge": -1234567890123456789012345678901234567890123}"#;
+    let tool =
+        r#"{"type": "function", "function": {"name": "f", "parameters": {"maximum": 18446744073709551616}}}"#;
+    let written = call.replace("1.10", "1.1").replace("1e5", "100000.0");
+    let message = |arguments: &str| {
+        format!(
+            r#"{{"role": "assistant", "content": "", "tool_calls": [{{"type": "function", "function": {{"name": "f", "arguments": {arguments}}}}}]}}"#
+        )
+    };
+    let records = [
+        format!(
+            r#"{{"messages": [{{"role": "user", "content": "x"}}, {}], "tools": [{tool}]}}"#,
+            message(call)
+        ),
+        format!(
+            r#"{{"conversations": [{{"from": "human", "value": "x"}}, {{"from": "function_call", "value": {}}}], "tools": {}}}"#,
+            serde_json::Value::from(format!(r#"{{"name": "f", "arguments": {call}}}"#)),
+            serde_json::Value::from(format!("[{tool}]"))
+        ),
+    ];
+    for record in records {
+        let dataset =
+            crate::support::load(&record, |spec| spec.chat_template = Some("qwen2.5".into())).unwrap();
+        let text = tokenizer().decode(&dataset.examples[0].input_ids, false).unwrap();
+        assert!(text.contains(&format!(r#"{{"name": "f", "arguments": {written}}}"#)), "{text}");
+        assert!(text.contains(r#"{"maximum": 18446744073709551616}"#), "{text}");
+    }
+    // Written and reckoned with in a template, too.
+    let template =
+        ChatTemplate::compile("{{ tools[0].a }} {{ tools[0].b | string }} {{ tools[0].a > 5 }}", "t")
+            .unwrap();
+    let files = crate::support::Files::new(&[(
+        "chat.json",
+        &format!(
+            r#"{{"messages": [{{"role": "user", "content": "x"}}], "tools": [{{"a": 18446744073709551616, "b": 1{}}}]}}"#,
+            "0".repeat(50)
+        ),
+    )]);
+    let chat = data::Chat::read(&files.path("chat.json")).unwrap();
+    let text = template.render(&chat.messages, chat.tools.as_ref(), false).unwrap().text;
+    assert_eq!(text, format!("18446744073709551616 1{} True", "0".repeat(50)));
+}

@@ -3,11 +3,9 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use compute::{Precision, quant};
-use data::format::Item;
-use data::{Chat, ChatTemplate, Format, Source, Tokenizer};
+use data::{Chat, ChatTemplate, Tokenizer};
 use infer::{Finish, Generation, Generator, Request};
 use model::memory::MemoryPlan;
 use model::{Adapter, Decoder};
@@ -214,23 +212,7 @@ fn tell(generation: &Generation, prompt: &[u32], decoder: &Decoder, max_tokens: 
 /// A list of messages, or an object with `messages` and `tools`.
 fn read_messages(path: &Path) -> anyhow::Result<Chat> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).map_err(|e| user(format!("cannot read {shown}: {e}")))?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| {
-        let problem = e.to_string();
-        let problem = problem.split(" at line ").next().unwrap_or_default();
-        user(format!("{shown}:{}:{}: {problem}", e.line(), e.column()))
-    })?;
-    let record = match value {
-        Value::Object(record) => record,
-        Value::Array(_) => Map::from_iter([("messages".to_owned(), value)]),
-        _ => {
-            return Err(user(format!(
-                "{shown}: must be a JSON list of messages, each with role and content"
-            )));
-        }
-    };
-    let at = Source { file: Arc::new(path.to_owned()), line: 1 };
-    let Item::Chat(chat) = Format::Messages.item(record, &at)? else { unreachable!("messages are a chat") };
+    let chat = Chat::read(path)?;
     let last = chat.messages.last().and_then(|m| m.get("role")).and_then(Value::as_str);
     if last == Some("assistant") {
         return Err(user(format!(

@@ -111,8 +111,8 @@ fn messages_are_rendered_by_the_template() {
 fn messages_that_are_wrong_are_refused_with_their_place() {
     let folder = folder_with_model();
     for (text, words) in [
-        ("[{\"role\": \"user\",\n \"content\": }]", "m.json:2:13: expected value"),
-        ("3", "must be a JSON list of messages"),
+        ("[{\"role\": \"user\",\n \"content\": }]", "m.json:2: invalid JSON at column 13: expected value"),
+        ("3", "must be a list of messages or an object with \"messages\", not a number"),
         ("[]", "is empty"),
         ("[7]", "messages[0] must be an object"),
         (
