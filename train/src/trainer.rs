@@ -286,6 +286,7 @@ impl<'a> Trainer<'a> {
             let mut stop = self.stop.load(Ordering::Relaxed);
             if !stop {
                 let step = self.step()?;
+                self.checkpoints.check_in_place()?;
                 metrics.append(&step)?;
                 observe(Event::Step(&step));
                 saved = false;
@@ -308,6 +309,7 @@ impl<'a> Trainer<'a> {
                 observe(Event::StoppedEarly { step: best.step, eval_loss: best.eval_loss });
             }
         }
+        self.checkpoints.check_in_place()?;
         self.saving.write_result(self.folder, self.decoder, &self.adapter)?;
         Ok(Outcome::Finished)
     }

@@ -13,6 +13,7 @@ mod merge;
 mod paged;
 mod preview;
 mod quantize;
+mod races;
 mod resume;
 mod run_file;
 mod support;

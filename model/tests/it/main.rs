@@ -11,4 +11,5 @@ mod parity;
 mod peft;
 mod quantized;
 mod shapes;
+mod staging;
 mod targets;
