@@ -18,10 +18,12 @@ use crate::config::{Config, read_small_file};
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Parameter};
 
+pub use staging::{Staging, sweep_staged};
 pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, sweep, sync_folder, write_whole};
 
 mod header;
 pub(crate) mod quantized;
+mod staging;
 mod writer;
 
 /// How a tensor's elements are stored in a file.

@@ -5,7 +5,7 @@ use std::path::Path;
 use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix};
 
-use crate::adapter::merge::{Staged, copy_companions};
+use crate::adapter::merge::copy_companions;
 use crate::checkpoint::{
     Checkpoint, CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, quantized, write_whole,
 };
@@ -37,19 +37,18 @@ impl QuantizedWeight {
     }
 }
 
-/// Writes the model of `folder` with its blocks' linear layers in four bits, to be published at `output`. In memory is one
-/// tensor at a time.
+/// Writes the model of `folder` with its blocks' linear layers in four bits into the folder `to`, which exists; config.json
+/// comes last. In memory is one tensor at a time.
 ///
 /// # Errors
-/// If the folder is no supported model or quantized already, if `output` is taken, or a file cannot be read or written;
-/// nothing is left then.
+/// If the folder is no supported model or quantized already, or a file cannot be read or written.
 pub fn quantize_folder(
     folder: &Path,
-    output: &Path,
+    to: &Path,
     device: &Device,
     format: Format,
     observe: &mut dyn FnMut(&QuantizedWeight),
-) -> Result<(Staged, Vec<QuantizedWeight>)> {
+) -> Result<Vec<QuantizedWeight>> {
     let config = Config::load(folder)?;
     if let Some(stored) = config.quantization {
         let problem = format!(
@@ -72,8 +71,7 @@ pub fn quantize_folder(
             specs.push(TensorSpec { name: parameter.name(), shape: parameter.file_shape(), dtype });
         }
     }
-    let staged = Staged::new(output)?;
-    let mut writer = CheckpointWriter::model(staged.folder(), specs, SHARD_BYTES)?;
+    let mut writer = CheckpointWriter::model(to, specs, SHARD_BYTES)?;
     let mut report = Vec::new();
     for parameter in &parameters {
         let dtype = stored(parameter)?;
@@ -100,10 +98,10 @@ pub fn quantize_folder(
         observe(report.last().expect("just pushed"));
     }
     writer.finish()?;
-    copy_companions(folder, folder, staged.folder())?;
+    copy_companions(folder, folder, to)?;
     let json = config.quantized(format, main.torch_name()).to_json(main);
-    write_whole(&staged.folder().join("config.json"), json.as_bytes())?;
-    Ok((staged, report))
+    write_whole(&to.join("config.json"), json.as_bytes())?;
+    Ok(report)
 }
 
 /// Sums of the squared values, and of the squared differences; a few rows at a time.

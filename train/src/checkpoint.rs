@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use model::checkpoint::{sweep, sync_folder, write_whole};
+use model::checkpoint::{Staging, sweep, sweep_staged, write_whole};
 use model::{Layout, Parameters};
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +17,6 @@ const VERSION: u32 = 2;
 const FIRST_HASHED: u32 = 2;
 const STATE_FILE: &str = "state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-/// What stands behind the hidden name of a folder that is being replaced.
-const REPLACED: &str = ".replaced";
 
 /// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,27 +62,37 @@ pub(crate) struct Restored {
 #[derive(Debug)]
 pub(crate) struct Checkpoints {
     folder: PathBuf,
+    /// The folder itself, whatever becomes of its name.
+    #[cfg(unix)]
+    opened: fs::File,
 }
 
 impl Checkpoints {
-    /// Opens `folder`, sweeping out what an interrupted write or deletion left.
+    /// Opens `folder`, sweeping out what an interrupted write or deletion left. No other process may be at work in it.
     pub(crate) fn open(folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder).map_err(|e| TrainError::write(&folder, e))?;
         sweep(&folder);
-        for entry in fs::read_dir(&folder).map_err(|e| TrainError::read(&folder, e))?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let replaced =
-                name.strip_prefix('.').and_then(|n| n.strip_suffix(REPLACED)).map(|n| folder.join(n));
-            match replaced {
-                // The crash came between the old folder's going and the new one's coming.
-                Some(path) if !path.exists() => {
-                    fs::rename(entry.path(), &path).map_err(|e| TrainError::write(&path, e))?;
-                }
-                _ if name.starts_with('.') => drop(fs::remove_dir_all(entry.path())),
-                _ => {}
+        sweep_staged(&folder);
+        Ok(Checkpoints {
+            #[cfg(unix)]
+            opened: fs::File::open(&folder).map_err(|e| TrainError::read(&folder, e))?,
+            folder,
+        })
+    }
+
+    /// Refuses to go on where the run folder was taken away: what stands under its name now may be another run's.
+    pub(crate) fn check_in_place(&self) -> Result<()> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+            let now = fs::metadata(&self.folder).map(place).ok();
+            if now.is_none() || now != self.opened.metadata().map(place).ok() {
+                let problem = "was removed or replaced while this run was writing there; the run has stopped";
+                return Err(TrainError::Checkpoint { path: self.folder.clone(), problem: problem.into() });
             }
         }
-        Ok(Checkpoints { folder })
+        Ok(())
     }
 
     /// The steps of the checkpoints, in order.
@@ -240,34 +248,18 @@ impl Checkpoints {
 
     /// Fills a hidden folder, adds the hashes, and then gives it its name, replacing an older one.
     fn write_folder(&self, path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        let name = path.file_name().expect("a named folder").to_string_lossy().into_owned();
-        let beside = self.folder.join(format!(".{name}.partial"));
-        let _ = fs::remove_dir_all(&beside);
-        let written = fs::create_dir_all(&beside).map_err(|e| TrainError::write(&beside, e)).and_then(|()| {
-            fill(&beside)?;
-            sums::write(&beside)?;
-            let replaced = self.folder.join(format!(".{name}{REPLACED}"));
-            let had_one = fs::rename(path, &replaced).is_ok();
-            fs::rename(&beside, path).map_err(|e| TrainError::write(path, e))?;
-            if had_one {
-                let _ = fs::remove_dir_all(&replaced);
-            }
-            Ok(())
-        });
-        if written.is_err() {
-            let _ = fs::remove_dir_all(&beside);
-        }
-        sync_folder(path);
-        written
+        self.check_in_place()?;
+        let staging = Staging::replacing(path)?;
+        fill(staging.path())?;
+        sums::write(staging.path())?;
+        Ok(staging.publish()?)
     }
 }
 
 /// Takes the name away first, so that an interrupted deletion leaves no damaged checkpoint.
 fn remove(path: &Path) {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let hidden = path.with_file_name(format!(".{name}.removed"));
-    let _ = fs::remove_dir_all(&hidden);
-    if fs::rename(path, &hidden).is_ok() {
-        let _ = fs::remove_dir_all(&hidden);
+    // What cannot be removed is there the next time.
+    if let Ok(hidden) = Staging::replacing(path) {
+        let _ = fs::rename(path, hidden.path());
     }
 }

@@ -319,6 +319,7 @@ impl<'a> Trainer<'a> {
             let mut stop = self.stop.load(Ordering::Relaxed);
             if !stop {
                 let step = self.step()?;
+                self.checkpoints.check_in_place()?;
                 metrics.append(&step)?;
                 observe(Event::Step(&step));
                 saved = false;
@@ -345,6 +346,7 @@ impl<'a> Trainer<'a> {
         if digest(self.adapter.parameters.values()) == self.initial {
             observe(Event::Unchanged);
         }
+        self.checkpoints.check_in_place()?;
         self.saving.write_result(self.folder, self.decoder, &self.adapter)?;
         Ok(Outcome::Finished)
     }

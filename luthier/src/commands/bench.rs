@@ -6,8 +6,6 @@
 mod roofline;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -22,6 +20,7 @@ use model::adapter::parameters::Trained;
 use model::memory::Component;
 use model::{Adapter, Config, Decoder, Layout, Module, ModuleId, StoredWeights};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use train::{Demand, Job, Saving, StepMetrics, Trainer};
 
 use crate::cli::{self, BenchArgs, Global};
@@ -146,7 +145,9 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
         Example { input_ids, labels, source: data::Source { file: Arc::default(), line: n as usize + 1 } }
     };
     let examples = (0..(WARM_UP + steps) * batch).map(|n| example(n as u64)).collect();
-    let (data, folder) = (Dataset::of_examples(examples), Scratch::new()?);
+    let data = Dataset::of_examples(examples);
+    let folder =
+        TempDir::with_prefix("luthier-bench-").context("cannot make a folder for the loop's files")?;
     let stop = AtomicBool::new(false);
     let peft = trained.peft.clone().unwrap_or_default();
     let mut run_settings = settings.run.clone();
@@ -158,7 +159,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
         train: &data,
         eval: &[],
         settings: super::train::loop_settings(&run_settings, sizes),
-        folder: &folder.0,
+        folder: folder.path(),
         stop: &stop,
     })?;
     let mut measured: Vec<StepMetrics> = Vec::new();
@@ -411,21 +412,4 @@ fn tell(args: &BenchArgs, facts: &Value, lines: &[(&str, String)], table: &str) 
         terminal::print_line(format!("\n{table}"))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A folder for the loop's files, gone when the measurement is over.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("luthier-bench-{}", std::process::id()));
-        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

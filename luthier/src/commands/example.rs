@@ -15,6 +15,7 @@ use compute::Device;
 use data::{ChatTemplate, Tokenizer};
 use infer::{Finish, Generator, Request, Sampling};
 use model::adapter::peft::CONFIG_FILE;
+use model::checkpoint::write_whole;
 use model::{Adapter, Decoder};
 use serde_json::{Map, Value};
 
@@ -94,9 +95,8 @@ fn unpack(folder: &Path) -> anyhow::Result<()> {
         .collect::<anyhow::Result<_>>()?;
     for (path, contents) in missing {
         let parent = path.parent().expect("a file in a folder");
-        fs::create_dir_all(parent)
-            .and_then(|()| fs::write(&path, contents))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        write_whole(&path, contents)?;
     }
     Ok(())
 }

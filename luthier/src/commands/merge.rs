@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use compute::Precision;
-use model::adapter::merge::{Difference, check_free};
+use model::adapter::merge::Difference;
+use model::checkpoint::Staging;
 use model::{Decoder, ModelError, StoredDType};
 use serde_json::json;
 
@@ -17,7 +18,7 @@ use crate::terminal;
 const WORTH_A_WARNING: f64 = 0.1;
 
 pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode> {
-    check_free(&args.output)?;
+    let staging = Staging::folder(&args.output)?;
     let (base, adapter) = Base::open_with(&args.model, Some(&args.adapter))?;
     let adapter = adapter.expect("an adapter was named");
     let device = global.device()?;
@@ -36,11 +37,10 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
             "logits of base and adapter are not finite: the weights of one of them are damaged or too large",
         ));
     }
-    let staged =
-        decoder.stage_merged(&adapter, &base.folder, &base.tokenizer_folder, &args.output, dtype)?;
+    decoder.write_model_files(&adapter, &base.folder, &base.tokenizer_folder, staging.path(), dtype)?;
     // The merged model is read back in place of the base, not beside it.
     drop((decoder, adapter));
-    let merged = match Decoder::load(staged.folder(), &device, Precision::F32, None) {
+    let merged = match Decoder::load(staging.path(), &device, Precision::F32, None) {
         Err(e @ ModelError::Tensor { .. }) => {
             let advice =
                 format!("the merged weights do not fit into {}; use --dtype f32 or bf16", name(dtype));
@@ -57,7 +57,7 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     if !result.merging.is_rounding(dtype) {
         return Err(user(result.refusal()));
     }
-    staged.publish()?;
+    staging.publish()?;
     match args.json {
         true => terminal::print_json(&result.json())?,
         false => terminal::print_line(format!("{}\n{result}", args.output.display()))?,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use compute::quant::Format;
-use model::adapter::merge::check_free;
+use model::checkpoint::Staging;
 use model::config::Config;
 use model::names::Part;
 use model::quantize::{QuantizedWeight, quantize_folder};
@@ -14,20 +14,19 @@ use crate::hub;
 use crate::terminal::{self, Progress, Table, bytes, count};
 
 pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCode> {
-    check_free(&args.output)?;
+    let staging = Staging::folder(&args.output)?;
     let folder = hub::resolve_model(&args.model)?;
     let format = Format { code: args.code, block_size: args.block_size, double_quant: !args.no_double_quant };
     let config = Config::load(&folder)?;
     let total = config.parameters().iter().filter(|p| p.is_quantizable()).count() as u64;
     let mut progress = Progress::items("quantizing", total, 0);
     let mut done = 0;
-    let (staged, report) =
-        quantize_folder(&folder, &args.output, &global.device()?, format, &mut |weight| {
-            done += 1;
-            progress.set(done, &weight.name);
-        })?;
+    let report = quantize_folder(&folder, staging.path(), &global.device()?, format, &mut |weight| {
+        done += 1;
+        progress.set(done, &weight.name);
+    })?;
     progress.finish("");
-    staged.publish()?;
+    staging.publish()?;
     let facts = facts(&config, format, &report);
     if args.json {
         terminal::print_json(&facts)?;

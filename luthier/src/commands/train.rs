@@ -3,6 +3,7 @@
 //! In order: settings, model files, data, what is trained, memory, a look at all of it, then the loop.
 
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,6 +25,8 @@ use crate::terminal::{self, Progress, bytes, count};
 
 /// Columns of the first example that are shown.
 const SHOWN: usize = 1200;
+const CHECKPOINTS: &str = "checkpoints";
+const LOCK: &str = "lock";
 
 pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode> {
     let mut settings = args.settings()?;
@@ -32,7 +35,12 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let base = Base::open(settings.run.model.as_deref().expect("validated"))?;
     base.config.check_quantization(&base.folder, setup::quantization(&settings.run))?;
     adopt_initial_adapter(&mut settings, &base)?;
-    let resumed = saved_run(&folder, args.resume, &mut settings.run)?;
+    let resumed = holds_run(&folder)?;
+    // A run that goes on is held before it is looked at. A new one is not: nothing is written before its input is seen.
+    let held = if resumed && !args.dry_run { Some(lock(&folder)?) } else { None };
+    if resumed {
+        go_on(&folder, args.resume, &mut settings.run)?;
+    }
     let begun = begun(&folder, resumed);
     let tokenizer = base.tokenizer()?;
     let (train, eval) = setup::datasets(&settings.run, &base.config, &tokenizer, Some(begun))?;
@@ -55,10 +63,14 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     let eval = eval.map(|e| e.examples).unwrap_or_default();
     let stop = signal::stop_on_request()?;
     // All that can be wrong with the input has been seen: nothing is written before.
-    if !resumed {
-        claim(&folder, run, begun)?;
-    }
-    let _lock = lock(&folder)?;
+    let _lock = match held {
+        Some(lock) => lock,
+        None => {
+            let lock = begin(&folder)?;
+            claim(&folder, run, begun)?;
+            lock
+        }
+    };
     let saving = match &trained.peft {
         Some(config) => Saving::Adapter(config),
         None => Saving::Model { base: &base.folder, dtype: base.dtype().unwrap_or(StoredDType::F32) },
@@ -120,31 +132,40 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
     Ok(())
 }
 
-/// Looks at what the run folder holds already. A run that goes on takes the sizes on which its result depends, if they are left
-/// open, from its saved settings and must agree with the rest of them. Returns whether there is a run to go on with.
-fn saved_run(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<bool> {
-    let path = folder.join("run.yaml");
-    if !path.exists() {
-        if folder.exists() && !folder.is_dir() {
-            let message = "is a file; `output` names the folder for the result";
-            return Err(user(format!("{} {message}", folder.display())));
-        }
-        // A run that was killed while it claimed the folder is none.
-        let ours = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with(".run.yaml.");
-        if fs::read_dir(folder).is_ok_and(|entries| !entries.flatten().all(ours)) {
-            let message = "is not empty and holds no run of luthier; choose another folder for `output`";
-            return Err(user(format!("{} {message}", folder.display())));
-        }
-        return Ok(false);
+/// Whether a folder holds a run. One that holds anything else is refused.
+fn holds_run(folder: &Path) -> anyhow::Result<bool> {
+    let only = |folder: &Path, ours: fn(&str) -> bool| match fs::read_dir(folder) {
+        Ok(mut entries) => entries.all(|e| e.is_ok_and(|e| ours(&e.file_name().to_string_lossy()))),
+        Err(_) => true, // there is none, or its use will tell
+    };
+    // A run that was killed while it claimed the folder is none.
+    let empty = only(folder, |name| name == CHECKPOINTS || name.starts_with(".run.yaml."))
+        && only(&folder.join(CHECKPOINTS), |name| name == LOCK);
+    // Looked at last: another process may be claiming the folder just now.
+    if folder.join("run.yaml").exists() {
+        return Ok(true);
     }
+    if folder.exists() && !folder.is_dir() {
+        let message = "is a file; `output` names the folder for the result";
+        return Err(user(format!("{} {message}", folder.display())));
+    }
+    if !empty {
+        let message = "is not empty and holds no run of luthier; choose another folder for `output`";
+        return Err(user(format!("{} {message}", folder.display())));
+    }
+    Ok(false)
+}
+
+/// A run that goes on takes the sizes on which its result depends, if they are left open, from its saved settings and must
+/// agree with the rest of them.
+fn go_on(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<()> {
     if !resume {
         let message = "holds a run already: go on with it by --resume, or choose another folder for `output`";
         return Err(user(format!("{} {message}", folder.display())));
     }
-    let saved = Settings::resolve(Some(&path), Vec::new())?.run;
+    let saved = Settings::resolve(Some(&folder.join("run.yaml")), Vec::new())?.run;
     run.adopt_settled(&saved);
-    run_file::check_resume(&saved, run)?;
-    Ok(true)
+    run_file::check_resume(&saved, run)
 }
 
 /// Seconds since 1970 at which the run first began: templates may print the date, and a resumed run must print the same.
@@ -155,24 +176,35 @@ fn begun(folder: &Path, resumed: bool) -> i64 {
 }
 
 fn begun_path(folder: &Path) -> PathBuf {
-    folder.join("checkpoints").join("begun")
+    folder.join(CHECKPOINTS).join("begun")
 }
 
-/// Makes the run folder with the resolved settings in it; they come first, since they make the folder a run's.
+/// Writes the resolved settings into the run folder; they come first, since they make the folder a run's.
 fn claim(folder: &Path, run: &RunFile, begun: i64) -> anyhow::Result<()> {
-    let make = |folder: &Path| {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make the run folder {}", folder.display()))
-    };
-    make(folder)?;
     write_whole(&folder.join("run.yaml"), run.to_yaml()?.as_bytes())?;
-    make(&folder.join("checkpoints"))?;
     Ok(write_whole(&begun_path(folder), format!("{begun}\n").as_bytes())?)
+}
+
+/// Makes and holds the folder of a new run, in which another process may have begun one meanwhile.
+fn begin(folder: &Path) -> anyhow::Result<File> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make the run folder {}", folder.display()))?;
+    let lock = lock(folder)?;
+    if holds_run(folder)? {
+        let message = "was taken by another run meanwhile; choose another folder for `output`";
+        return Err(user(format!("{} {message}", folder.display())));
+    }
+    Ok(lock)
 }
 
 /// Holds the run folder until this process ends, however it ends: two at once would write into each other's checkpoints.
 fn lock(folder: &Path) -> anyhow::Result<File> {
-    let path = folder.join("checkpoints").join("lock");
-    let file = fs::create_dir_all(folder.join("checkpoints"))
+    let path = folder.join(CHECKPOINTS).join(LOCK);
+    // Not the folder above it: one that was removed meanwhile is not made again.
+    let made = fs::create_dir(folder.join(CHECKPOINTS)).or_else(|e| match e.kind() {
+        ErrorKind::AlreadyExists => Ok(()),
+        _ => Err(e),
+    });
+    let file = made
         .and_then(|()| File::options().append(true).create(true).open(&path))
         .with_context(|| format!("cannot write {}", path.display()))?;
     match file.try_lock() {

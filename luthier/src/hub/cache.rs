@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use model::checkpoint::write_whole;
 use serde::Deserialize;
 
 use super::ModelId;
@@ -44,7 +45,7 @@ impl Repo {
         }
         let path = self.root.join("refs").join(revision);
         create_parent(&path)?;
-        fs::write(&path, commit).with_context(|| format!("cannot write {}", path.display()))
+        Ok(write_whole(&path, commit.as_bytes())?)
     }
 
     /// The file that holds a blob's bytes.
@@ -66,12 +67,9 @@ impl Repo {
         Ok(file)
     }
 
-    /// Puts a blob into a snapshot under a file's name.
+    /// Puts a blob into a snapshot under a file's name. No other process may be doing so: its lock is held.
     pub(super) fn link(&self, commit: &str, name: &str, etag: &str) -> anyhow::Result<()> {
         let path = self.snapshot_folder(commit).join(name);
-        if path.exists() {
-            return Ok(());
-        }
         create_parent(&path)?;
         // A link that leads nowhere, left by an interrupted clean-up.
         if path.is_symlink() {

@@ -224,15 +224,19 @@ impl Client {
         file: &RemoteFile,
         moved: &mut dyn FnMut(u64),
     ) -> anyhow::Result<()> {
-        let blob = repo.blob(&file.etag);
-        if !blob.exists() {
-            let _lock = repo.lock(&file.etag)?;
-            // Another process may have been faster.
-            if !blob.exists() {
-                self.fetch_blob(id, commit, file, &blob, moved)?;
-            }
+        let (blob, name) = (repo.blob(&file.etag), repo.snapshot_folder(commit).join(&file.name));
+        if name.exists() {
+            return Ok(());
         }
-        repo.link(commit, &file.name, &file.etag)
+        let _lock = repo.lock(&file.etag)?;
+        // Another process may have been faster.
+        if !blob.exists() {
+            self.fetch_blob(id, commit, file, &blob, moved)?;
+        }
+        match name.exists() {
+            true => Ok(()),
+            false => repo.link(commit, &file.name, &file.etag),
+        }
     }
 
     /// Downloads a blob, going on from what an earlier attempt left, and checks it before it takes its name.

@@ -14,6 +14,7 @@ mod merge;
 mod paged;
 mod preview;
 mod quantize;
+mod races;
 mod resume;
 mod run_file;
 mod stops;

@@ -34,7 +34,7 @@ pub(crate) fn tiny_model_stored(folder: &Path, dtype: StoredDType) -> PathBuf {
     let model = folder.join("model");
     fs::create_dir_all(&model).unwrap();
     let base = Decoder::random(&config(), &Device::cpu(1), Precision::F32, None, 5);
-    base.write_model_files(&Adapter::zeros(Layout::default(), 0.0), &model, &model, dtype).unwrap();
+    base.write_model_files(&Adapter::zeros(Layout::default(), 0.0), &model, &model, &model, dtype).unwrap();
     write(&model.join("tokenizer.json"), &tokenizer());
     write(
         &model.join("tokenizer_config.json"),

@@ -2,8 +2,7 @@
 //! the folder computes what base and adapter compute together.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use compute::ops::matmul::{Factor, matmul};
 use compute::{DType, Matrix, Precision, random};
@@ -49,66 +48,6 @@ fn merged_config(config: &Config, adapter: &Adapter) -> Config {
     merged
 }
 
-/// A model folder that stands complete beside its place; dropped without being published, it leaves nothing.
-#[derive(Debug)]
-pub struct Staged {
-    folder: PathBuf,
-    output: PathBuf,
-}
-
-impl Staged {
-    /// An empty folder beside `output`.
-    ///
-    /// # Errors
-    /// If `output` is taken, or the folder cannot be made.
-    pub(crate) fn new(output: &Path) -> Result<Self> {
-        check_free(output)?;
-        // A link to an empty folder is followed: a folder cannot take a link's place.
-        let output = fs::canonicalize(output).unwrap_or_else(|_| output.to_owned());
-        let name = output.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let staged = Staged { folder: output.with_file_name(format!(".{name}.partial")), output };
-        let _ = fs::remove_dir_all(&staged.folder); // of a process that was killed
-        fs::create_dir_all(&staged.folder).map_err(|e| ModelError::write(&staged.folder, e))?;
-        Ok(staged)
-    }
-
-    /// Where the folder is until it is published.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// Gives the folder its name.
-    ///
-    /// # Errors
-    /// If the place has been taken meanwhile.
-    pub fn publish(self) -> Result<()> {
-        // An empty folder may stand there; one that is not stays, and the renaming fails.
-        let _ = fs::remove_dir(&self.output);
-        fs::rename(&self.folder, &self.output).map_err(|e| ModelError::write(&self.output, e))
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder); // once published, there is nothing under this name
-    }
-}
-
-/// Refuses a place for a new model folder where there is something already, other than an empty folder.
-///
-/// # Errors
-/// If the place is taken, or cannot be looked at.
-pub fn check_free(output: &Path) -> Result<()> {
-    match fs::read_dir(output).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::NotFound && output.symlink_metadata().is_err() => Ok(()),
-        Ok(false) => {
-            Err(ModelError::file(output, "is not empty; name a new folder, so that nothing is overwritten"))
-        }
-        Err(e) => Err(ModelError::write(output, e)),
-    }
-}
-
 impl Decoder {
     /// Writes one parameter as base and adapter have it together: the adapter's own copy, or `W0 + scale * B A` in
     /// `f32`, or the base's.
@@ -144,40 +83,17 @@ impl Decoder {
         }
     }
 
-    /// Writes base and adapter as one model, to be published at `output`, with weights stored as `dtype`, and what stands
-    /// beside the weights in the folder `base`, but the tokenizer's files of the folder `tokenizer`.
+    /// Writes base and adapter as one model into a folder that exists, with weights stored as `dtype`, and what stands beside
+    /// the weights in the folder `base`, but the tokenizer's files of the folder `tokenizer`. Each file is written aside and
+    /// renamed; config.json comes last.
     ///
     /// # Errors
-    /// If `output` is taken, or a file cannot be written; nothing is left then.
-    pub fn stage_merged(
-        &self,
-        adapter: &Adapter,
-        base: &Path,
-        tokenizer: &Path,
-        output: &Path,
-        dtype: StoredDType,
-    ) -> Result<Staged> {
-        let staged = Staged::new(output)?;
-        self.write_model(adapter, [base, tokenizer], &staged.folder, dtype)?;
-        Ok(staged)
-    }
-
-    /// The files of [`Decoder::stage_merged`], each written aside and renamed, into a folder that exists; config.json
-    /// comes last.
+    /// If a file cannot be written.
     pub fn write_model_files(
         &self,
         adapter: &Adapter,
         base: &Path,
-        folder: &Path,
-        dtype: StoredDType,
-    ) -> Result<()> {
-        self.write_model(adapter, [base, base], folder, dtype)
-    }
-
-    fn write_model(
-        &self,
-        adapter: &Adapter,
-        [base, tokenizer]: [&Path; 2],
+        tokenizer: &Path,
         folder: &Path,
         dtype: StoredDType,
     ) -> Result<()> {

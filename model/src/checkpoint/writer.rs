@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use compute::{DType, MatrixRef, bf16};
 use half::f16;
 use serde_json::{Map, Value, json};
+use tempfile::{Builder, NamedTempFile};
 
 use super::{BUFFER, INDEX, SINGLE, StoredDType};
 use crate::error::{ModelError, Result};
@@ -45,8 +45,7 @@ pub struct CheckpointWriter {
 }
 
 struct Shard {
-    file: File,
-    temporary: PathBuf,
+    file: NamedTempFile,
     target: PathBuf,
 }
 
@@ -96,10 +95,9 @@ impl CheckpointWriter {
         specs: Vec<TensorSpec>,
     ) -> Result<()> {
         let (header, starts) = header(metadata, &specs);
-        let temporary = temporary_path(&target);
-        let file = File::create(&temporary).map_err(|e| ModelError::write(&target, e))?;
+        let file = temporary(&target).map_err(|e| ModelError::write(&target, e))?;
         let shard = self.shards.len();
-        self.shards.push(Shard { file, temporary, target });
+        self.shards.push(Shard { file, target });
         let Shard { file, target, .. } = &mut self.shards[shard];
         file.write_all(&header).map_err(|e| ModelError::write(target, e))?;
         for (spec, start) in specs.into_iter().zip(starts) {
@@ -156,7 +154,7 @@ impl CheckpointWriter {
         let position = place.start + (start * dtype.size()) as u64;
         let Shard { file, target, .. } = &mut self.shards[place.shard];
         file.seek(SeekFrom::Start(position))
-            .and_then(|_| write(file, dtype))
+            .and_then(|_| write(file.as_file_mut(), dtype))
             .map_err(|e| ModelError::write(target, e))
     }
 
@@ -177,12 +175,12 @@ impl CheckpointWriter {
             assert_eq!(place.written, self.elements(name), "elements of {name:?} that were written");
         }
         for shard in &self.shards {
-            shard.file.sync_all().map_err(|e| ModelError::write(&shard.target, e))?;
+            shard.file.as_file().sync_all().map_err(|e| ModelError::write(&shard.target, e))?;
         }
         let mut named = Vec::new();
-        let result = self.shards.iter().try_for_each(|shard| {
-            fs::rename(&shard.temporary, &shard.target).map_err(|e| ModelError::write(&shard.target, e))?;
-            named.push(shard.target.clone());
+        let result = self.shards.into_iter().try_for_each(|Shard { file, target }| {
+            file.persist(&target).map_err(|e| ModelError::write(&target, e.error))?;
+            named.push(target);
             Ok(())
         });
         let result = result.and_then(|()| match &self.index {
@@ -194,14 +192,6 @@ impl CheckpointWriter {
             Err(_) => named.iter().for_each(|path| drop(fs::remove_file(path))), // a part of a model is of no use
         }
         result
-    }
-}
-
-impl Drop for CheckpointWriter {
-    fn drop(&mut self) {
-        for shard in &self.shards {
-            let _ = fs::remove_file(&shard.temporary); // nothing better to do while another error is on its way
-        }
     }
 }
 
@@ -292,33 +282,30 @@ fn encode<T, const N: usize>(
     chunks.iter_mut().zip(values).for_each(|(to, value)| *to = bytes(value));
 }
 
-/// A name in the same folder that no other writer uses.
-fn temporary_path(target: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let mut name = std::ffi::OsString::from(".");
-    name.push(target.file_name().expect("a file to write has a name"));
-    name.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-    target.with_file_name(name)
+/// A new file in the same folder, under a name that no other writer has; dropped, it is gone.
+fn temporary(target: &Path) -> io::Result<NamedTempFile> {
+    let name = target.file_name().expect("a file to write has a name").to_string_lossy();
+    // Made as any file is: a temporary one would be its owner's alone to read.
+    Builder::new()
+        .prefix(&format!(".{name}."))
+        .suffix(".tmp")
+        .make_in(folder_of(target), |path| File::create_new(path))
 }
 
 /// Writes a small file under a temporary name, waits for the disk, and renames it: the file is whole or not there.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = temporary_path(path);
     let write = || {
-        let mut file = File::create(&temporary)?;
+        let mut file = temporary(path)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error)
     };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&temporary); // the error that brought us here matters more
-        ModelError::write(path, e)
-    })?;
+    write().map_err(|e| ModelError::write(path, e))?;
     sync_folder(path);
     Ok(())
 }
 
-/// Removes what writers that were killed left in a folder. No other process may be writing there.
+/// Removes the files that writers which were killed left in a folder. No other process may be writing there.
 pub fn sweep(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -330,6 +317,14 @@ pub fn sweep(folder: &Path) {
 
 /// Asks the disk to keep the name of a file or folder too. Not every file system can; what it names is safe in any case.
 pub fn sync_folder(file: &Path) {
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let _ = File::open(folder).and_then(|f| f.sync_all());
+    sync(folder_of(file));
+}
+
+pub(super) fn sync(path: &Path) {
+    let _ = File::open(path).and_then(|f| f.sync_all());
+}
+
+/// The folder that a file or folder is in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

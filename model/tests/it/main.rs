@@ -11,5 +11,6 @@ mod parity;
 mod peft;
 mod quantized;
 mod shapes;
+mod staging;
 mod targets;
 mod whole_tensors;

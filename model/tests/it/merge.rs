@@ -7,13 +7,16 @@ use compute::{Device, Matrix, Precision};
 use model::adapter::merge::Difference;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::adapter::targets;
+use model::checkpoint::Staging;
 use model::{Adapter, Batch, Checkpoint, Decoder, Layout, StoredDType};
 
 use crate::common::{Tensors, all_logits, fixture, load, relative_difference, training_buffers};
 
 /// The folder of a base and an adapter merged and published, and what it loads as.
 fn merged(base: &Decoder, adapter: &Adapter, case: &str, dtype: StoredDType, to: &Path) -> Decoder {
-    base.stage_merged(adapter, &fixture(case), &fixture(case), to, dtype).unwrap().publish().unwrap();
+    let staging = Staging::folder(to).unwrap();
+    base.write_model_files(adapter, &fixture(case), &fixture(case), staging.path(), dtype).unwrap();
+    staging.publish().unwrap();
     Decoder::load(to, &Device::cpu(2), Precision::F32, None).unwrap()
 }
 
@@ -132,34 +135,6 @@ fn what_is_not_adapted_keeps_its_bytes_and_sixteen_bits_round_within_the_bound()
             _ => assert!(same.eq(merged.base_weight(embedding).dense().f32().iter().copied())),
         }
     }
-}
-
-#[test]
-fn a_folder_that_is_not_published_leaves_nothing_and_a_taken_place_is_refused() {
-    let base = load("llama2");
-    let (adapter, _) = Adapter::load(&fixture("llama2").join("adapter-regex"), &base.config, None).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let stage = |name: &str| {
-        base.stage_merged(&adapter, &fixture("llama2"), &fixture("llama2"), &folder.path().join(name), StoredDType::F32)
-    };
-    let entries = || fs::read_dir(folder.path()).unwrap().count();
-    let staged = stage("m").unwrap();
-    assert!(staged.folder().join("model.safetensors").is_file() && !folder.path().join("m").exists());
-    drop(staged);
-    assert_eq!(entries(), 0);
-
-    fs::create_dir(folder.path().join("taken")).unwrap();
-    fs::write(folder.path().join("taken/notes"), "mine").unwrap();
-    assert!(stage("taken").unwrap_err().to_string().contains("is not empty"));
-    fs::write(folder.path().join("file"), "mine").unwrap();
-    stage("file").unwrap_err();
-    // Taken while the weights were being written.
-    let staged = stage("late").unwrap();
-    fs::create_dir(folder.path().join("late")).unwrap();
-    fs::write(folder.path().join("late/notes"), "mine").unwrap();
-    staged.publish().unwrap_err();
-    assert_eq!(entries(), 3, "taken, file and late");
-    assert_eq!(fs::read_dir(folder.path().join("late")).unwrap().count(), 1);
 }
 
 #[test]

@@ -54,9 +54,11 @@ fn what_a_crash_leaves_does_not_disturb_the_next_start() {
     // As a crash in the middle of a checkpoint, of a deletion and of a line of metrics leaves it.
     let checkpoints = out.path().join("checkpoints");
     fs::remove_dir_all(checkpoints.join("step-000005")).unwrap();
-    fs::create_dir(checkpoints.join(".step-000006.partial")).unwrap();
-    fs::create_dir(checkpoints.join(".step-000002.removed")).unwrap();
-    fs::rename(checkpoints.join("step-000004"), checkpoints.join(".step-000004.replaced")).unwrap();
+    let hidden = |name: &str| checkpoints.join(format!(".{name}.AbCdEf.luthier-partial"));
+    for name in ["step-000006", "step-000002", "step-000004"] {
+        fs::create_dir_all(hidden(name).join("new")).unwrap();
+    }
+    fs::rename(checkpoints.join("step-000004"), hidden("step-000004").join("old")).unwrap();
     let mut lines = fs::read_to_string(out.path().join("metrics.jsonl")).unwrap();
     lines.push_str("{\"step\": 6, \"lo");
     fs::write(out.path().join("metrics.jsonl"), lines).unwrap();
