@@ -141,9 +141,10 @@ impl Turns<'_> {
     /// The whole text with other words in the turn's place, and where the words stand in it.
     fn probe(&self, turn: usize) -> Option<(String, Range<usize>)> {
         let (message, words) = self.chat.with_other_words(turn, self.text);
-        // Some templates write the calls of a turn and not its words.
-        self.probe_by(turn, message, &words)
-            .or_else(|| self.probe_by(turn, self.chat.with_other_calls(turn, &words)?, &words))
+        let calls = self.chat.with_other_arguments(turn, &words);
+        // Some templates write the calls of a turn and not its words, and a turn that only calls is best left silent.
+        let probes = if self.chat.is_silent(turn) { [calls, Some(message)] } else { [Some(message), calls] };
+        probes.into_iter().flatten().find_map(|message| self.probe_by(turn, message, &words))
     }
 
     fn probe_by(&self, turn: usize, message: Value, words: &str) -> Option<(String, Range<usize>)> {

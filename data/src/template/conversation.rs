@@ -121,13 +121,25 @@ impl Conversation {
         (python::message(&message), words)
     }
 
-    /// A message whose calls are of a function of another name; `None` if it has none.
-    pub(crate) fn with_other_calls(&self, message: usize, name: &str) -> Option<Value> {
+    /// A message whose calls have other words for arguments; `None` if it has no calls. (A function's name may come again in what
+    /// the tool answers.)
+    pub(crate) fn with_other_arguments(&self, message: usize, words: &str) -> Option<Value> {
         let mut message = self.messages[message].clone();
         for call in calls_mut(&mut message)? {
-            call.insert("name".into(), Json::from(name));
+            let arguments = serde_json::json!({ words: words });
+            let as_text = call.get("arguments").is_some_and(Json::is_string);
+            call.insert(
+                "arguments".into(),
+                if as_text { python::json(&arguments).into() } else { arguments },
+            );
         }
         Some(python::message(&message))
+    }
+
+    /// Whether a message says nothing but may call tools.
+    pub(crate) fn is_silent(&self, message: usize) -> bool {
+        let content = self.messages[message].get("content").and_then(Json::as_str);
+        content.is_none_or(|content| content.trim().is_empty())
     }
 }
 

@@ -114,7 +114,9 @@ impl Marker {
             let place = format!("messages[{i}].{}", place.map_or("", String::as_str));
             let word = self.word(Part::Thoughts, place, Some(i));
             for key in THOUGHTS {
-                message.get_mut(key).filter(|value| is_text(value)).map(|value| *value = word.clone());
+                if let Some(thoughts) = message.get_mut(key).filter(|value| is_text(value)) {
+                    *thoughts = word.clone();
+                }
             }
         }
         if let Some(content) = message.get("content").filter(|content| is_text(content)) {

@@ -108,6 +108,21 @@ fn a_template_gets_calls_in_the_form_that_it_takes() {
 }
 
 #[test]
+fn a_turn_that_only_calls_is_found_though_its_function_comes_again() {
+    // GPT-OSS names the function again in the header of what the tool answers.
+    let source = std::fs::read_to_string(fixture("templates/gptoss.jinja")).unwrap();
+    let shown = under_text(&source, CALL).unwrap();
+    assert!(
+        shown.contains(
+            "<|start|>assistant[ to=functions.get_weather<|channel|>commentary json<|message|>{\"city\": \"Oslo\"}<|call|>]\
+             <|start|>functions.get_weather to=assistant<|channel|>commentary<|message|>\"12\"<|end|>\
+             <|start|>assistant[<|channel|>final<|message|>12 degrees.<|return|>]"
+        ),
+        "{shown}"
+    );
+}
+
+#[test]
 fn calls_of_openais_older_form_and_of_sharegpt_are_calls() {
     let older = r#"{"messages": [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": null, "function_call": {"name": "get_weather", "arguments": "{\"city\": \"Oslo\"}"}}, {"role": "function", "name": "get_weather", "content": "12"}, {"role": "assistant", "content": "12 degrees."}]}"#;
     let sharegpt = r#"{"conversations": [{"from": "human", "value": "Weather?"}, {"from": "gpt", "value": null, "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}]}, {"from": "observation", "value": "12"}, {"from": "gpt", "value": "12 degrees."}]}"#;
