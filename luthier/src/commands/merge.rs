@@ -36,8 +36,7 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
             "logits of base and adapter are not finite: the weights of one of them are damaged or too large",
         ));
     }
-    let staged =
-        decoder.stage_merged(&adapter, &base.folder, &base.tokenizer_folder, &args.output, dtype)?;
+    let staged = decoder.stage_merged(&adapter, &base.folder, &base.tokenizer_folder, &args.output, dtype)?;
     // The merged model is read back in place of the base, not beside it.
     drop((decoder, adapter));
     let merged = match Decoder::load(staged.folder(), &device, Precision::F32, None) {

@@ -140,7 +140,13 @@ fn a_folder_that_is_not_published_leaves_nothing_and_a_taken_place_is_refused() 
     let (adapter, _) = Adapter::load(&fixture("llama2").join("adapter-regex"), &base.config, None).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let stage = |name: &str| {
-        base.stage_merged(&adapter, &fixture("llama2"), &fixture("llama2"), &folder.path().join(name), StoredDType::F32)
+        base.stage_merged(
+            &adapter,
+            &fixture("llama2"),
+            &fixture("llama2"),
+            &folder.path().join(name),
+            StoredDType::F32,
+        )
     };
     let entries = || fs::read_dir(folder.path()).unwrap().count();
     let staged = stage("m").unwrap();
