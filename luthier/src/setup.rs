@@ -29,7 +29,7 @@ use crate::run_file::{
 use crate::terminal::bytes;
 
 /// Memory of the products' panels and sums: shared ones, and each thread's own.
-const SHARED_PANELS: u64 = 12 << 20;
+const SHARED_PANELS: u64 = 13 << 20;
 const THREAD_PANELS: u64 = 5 << 18;
 /// What a process holds before it reads anything.
 const BARE_PROCESS: u64 = 8 << 20;

@@ -52,7 +52,8 @@ impl Decoder {
         let checkpoint = Checkpoint::open(folder)?;
         checkpoint.check(&config)?;
         let dtype = held_dtype(checkpoint.main_dtype(), precision);
-        let read = |p: &Parameter, to: MatrixMut<'_>| match adapter.and_then(|a| Some((a, a.replacement(p)?))) {
+        let read = |p: &Parameter, to: MatrixMut<'_>| match adapter.and_then(|a| Some((a, a.replacement(p)?)))
+        {
             Some((adapter, key)) => adapter.read_into(key, to),
             None => checkpoint.read_parameter(p, &config, to),
         };

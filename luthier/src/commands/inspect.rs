@@ -217,7 +217,9 @@ fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         (all, idle) if all == idle && whole.is_empty() && unnamed.is_empty() => {
             "none: every B is zero, so the adapter changes nothing".to_owned()
         }
-        (all, idle) if all == idle => "every B is zero: only what is held whole can change the model".to_owned(),
+        (all, idle) if all == idle => {
+            "every B is zero: only what is held whole can change the model".to_owned()
+        }
         (all, 0) => format!("all {all} updates change the model"),
         (all, idle) => format!("{idle} of {all} updates have a B of zeros and change nothing"),
     };

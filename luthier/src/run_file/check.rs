@@ -166,7 +166,7 @@ impl Settings {
         // Steps are computed in f32.
         let finite = |value: f64| (value as f32).is_finite();
         let positive = |value: f64| value as f32 > 0.0 && finite(value);
-        let above_0 = "must be a finite number above 0";
+        let above_0 = "must be above 0 and within the range of f32";
         self.require(positive(optimizer.learning_rate), "optimizer.learning_rate", above_0)?;
         let betas = optimizer.betas.iter().all(|beta| (0.0..1.0).contains(beta));
         self.require(betas, "optimizer.betas", "must both be 0 or more and below 1")?;
@@ -175,13 +175,13 @@ impl Settings {
         self.require(
             decay >= 0.0 && finite(decay),
             "optimizer.weight_decay",
-            "must be 0 or more, and finite",
+            "must be 0 or more and within the range of f32",
         )?;
         let norm = optimizer.max_grad_norm;
         self.require(
             norm >= 0.0 && finite(norm),
             "optimizer.max_grad_norm",
-            "must be 0 (no clipping) or more, and finite",
+            "must be 0 (no clipping) or more and within the range of f32",
         )?;
         self.require(positive(optimizer.lora_plus_ratio), "optimizer.lora_plus_ratio", above_0)
     }

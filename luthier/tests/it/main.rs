@@ -1,5 +1,6 @@
 //! The product as a user runs it, and the rules that hold between crates.
 
+mod adapters;
 mod bench;
 mod command_line;
 mod defaults;

@@ -57,7 +57,8 @@ pub(crate) fn tiny_adapter(folder: &Path, size: f32) -> PathBuf {
     for (i, value) in adapter.parameters.values_mut().iter_mut().enumerate() {
         *value = size * (2.0 * compute::random::uniform(9, i as u64) as f32 - 1.0);
     }
-    save_adapter(&path, &settings.settled(&resolution, &config()), &adapter.layout, &adapter.parameters).unwrap();
+    save_adapter(&path, &settings.settled(&resolution, &config()), &adapter.layout, &adapter.parameters)
+        .unwrap();
     path
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::parameters::{Adapter, Layout, Parameters};
 use super::folder::AdapterFolder;
+use super::parameters::{Adapter, Layout, Parameters};
 use super::peft::{AdapterTensor, PeftConfig, key_prefix, write_adapter};
 use super::targets::Resolution;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec};

@@ -75,8 +75,7 @@ impl AdapterTensors {
         let mut from = Matrix::zeros(to.cols(), to.rows(), compute::DType::F32);
         self.file.read_into(name, from.as_mut())?;
         let (rows, cols, values) = (to.rows(), to.cols(), from.as_ref().f32());
-        let transposed: Vec<f32> =
-            (0..rows * cols).map(|i| values[i % cols * rows + i / cols]).collect();
+        let transposed: Vec<f32> = (0..rows * cols).map(|i| values[i % cols * rows + i / cols]).collect();
         to.copy_from(compute::MatrixRef::from_f32(rows, cols, &transposed));
         Ok(())
     }
@@ -251,10 +250,13 @@ impl AdapterFolder {
             }
             self.base_tensors.push(tensor);
         }
-        let noted = self.base_tensors.iter().filter(|t| self.added_tokens == 0 || !is_vocabulary(t.parameter.module));
+        let noted =
+            self.base_tensors.iter().filter(|t| self.added_tokens == 0 || !is_vocabulary(t.parameter.module));
         let told = noted.map(|t| {
             let name = t.parameter.name();
-            format!("the adapter's file has {name} whole, which differs from the base's and is used in its place")
+            format!(
+                "the adapter's file has {name} whole, which differs from the base's and is used in its place"
+            )
         });
         let told: Vec<String> = told.collect();
         self.notes.extend(told);
@@ -326,7 +328,8 @@ impl AdapterFolder {
             return Err(self.tensors.error(key, problem));
         }
         if let Some((other, n)) = rows.iter().find(|&(_, &n)| n != new) {
-            let problem = format!("has {new} rows, but `{other}` has {n}; embedding and head have one vocabulary");
+            let problem =
+                format!("has {new} rows, but `{other}` has {n}; embedding and head have one vocabulary");
             return Err(self.tensors.error(key, problem));
         }
         self.added_tokens = new - base;
@@ -372,7 +375,9 @@ impl AdapterFolder {
         if file.same_values(key, file, &first)? {
             return Ok(true);
         }
-        let problem = format!("differs from `{first}`, and both stand for what was trained; the file must have one of them");
+        let problem = format!(
+            "differs from `{first}`, and both stand for what was trained; the file must have one of them"
+        );
         Err(self.tensors.error(key, problem))
     }
 

@@ -45,19 +45,28 @@ impl Settings {
         let fields = Fields { path, prefix: "", map };
         let kind = fields.text("fine_tune_type")?.unwrap_or_else(|| "lora".to_owned());
         if kind != "lora" || fields.flag_or("use_dora", false)? {
-            let (field, kind) = if kind == "lora" { ("use_dora", "true".to_owned()) } else { ("fine_tune_type", kind) };
-            let problem = format!("is {kind}; of mlx-lm's adapters only those of the type `lora` are supported");
+            let (field, kind) =
+                if kind == "lora" { ("use_dora", "true".to_owned()) } else { ("fine_tune_type", kind) };
+            let problem =
+                format!("is {kind}; of mlx-lm's adapters only those of the type `lora` are supported");
             return Err(fields.error(field, problem));
         }
         let section = "lora_parameters";
         let inner = match fields.present(section) {
             Some(Value::Object(inner)) => inner,
             Some(value) => return Err(fields.wrong(section, value, "an object with `rank` and `scale`")),
-            None => return Err(fields.error(section, "is missing; an adapter of mlx-lm has `rank` and `scale` there")),
+            None => {
+                return Err(
+                    fields.error(section, "is missing; an adapter of mlx-lm has `rank` and `scale` there")
+                );
+            }
         };
         let inner = Fields { path, prefix: section, map: inner };
         let needed = |field: &str| {
-            inner.present(field).map(|_| ()).ok_or_else(|| inner.error(field, "is missing; mlx-lm needs it to load an adapter"))
+            inner
+                .present(field)
+                .map(|_| ())
+                .ok_or_else(|| inner.error(field, "is missing; mlx-lm needs it to load an adapter"))
         };
         needed("rank")?;
         needed("scale")?;
@@ -87,7 +96,8 @@ impl Settings {
                 (Some(module), _) => (module, "lora_A"),
                 (_, Some(module)) => (module, "lora_B"),
                 _ => {
-                    let problem = format!("is no part of a LoRA adapter of mlx-lm, whose tensors end in {A} or {B}");
+                    let problem =
+                        format!("is no part of a LoRA adapter of mlx-lm, whose tensors end in {A} or {B}");
                     return Err(ModelError::tensor(&path, name, problem));
                 }
             };
@@ -111,19 +121,27 @@ impl Settings {
         let mut found = BTreeSet::new();
         for key in tensors.keys() {
             let path = key.strip_prefix(PREFIX).unwrap_or(key);
-            let Some(module) = path.rsplit_once(".lora_").and_then(|(path, _)| ModuleId::parse(path)) else { continue };
+            let Some(module) = path.rsplit_once(".lora_").and_then(|(path, _)| ModuleId::parse(path)) else {
+                continue;
+            };
             found.insert(module);
             let whole = self.keys.as_ref().is_some_and(|keys| keys.contains(&module.module_path()));
             let problem = match module.layer() {
                 Some(layer) if layer < first && !whole => {
                     format!("belongs to layer {layer}, but `num_layers` means the layers from {first} on")
                 }
-                _ if !whole && self.keys.as_ref().is_some_and(|keys| !keys.contains(within_layer(module).as_str())) => {
+                _ if !whole
+                    && self
+                        .keys
+                        .as_ref()
+                        .is_some_and(|keys| !keys.contains(within_layer(module).as_str())) =>
+                {
                     "belongs to no module that `lora_parameters.keys` names".to_owned()
                 }
                 _ => continue,
             };
-            return Err(tensors.error(key, format!("{problem}; {CONFIG_FILE} and {WEIGHTS_FILE} must be of one adapter")));
+            return Err(tensors
+                .error(key, format!("{problem}; {CONFIG_FILE} and {WEIGHTS_FILE} must be of one adapter")));
         }
         let mut called = model.modules().into_iter().map(|m| m.id).filter(|m| m.is_linear());
         let missing = called.find(|&module| {
@@ -134,7 +152,8 @@ impl Settings {
         match missing {
             None => Ok(()),
             Some(module) => {
-                let problem = format!("is missing, though `lora_parameters.keys` in {CONFIG_FILE} calls for it");
+                let problem =
+                    format!("is missing, though `lora_parameters.keys` in {CONFIG_FILE} calls for it");
                 Err(ModelError::tensor(tensors.path(), format!("{module}{A}"), problem))
             }
         }

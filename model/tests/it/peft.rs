@@ -55,7 +55,8 @@ fn settings_are_written_as_peft_writes_them_without_what_is_not_used() {
         let text = fs::read_to_string(fixture(case).join(adapter).join("adapter_config.json")).unwrap();
         let theirs: BTreeMap<String, Value> = serde_json::from_str(&text).unwrap();
         let config = PeftConfig::from_json(&text, Path::new(adapter)).unwrap();
-        let kept = |field: &str| PLAIN.contains(&field) || (adapter.ends_with("patterns") && USED.contains(&field));
+        let kept =
+            |field: &str| PLAIN.contains(&field) || (adapter.ends_with("patterns") && USED.contains(&field));
         const USED: [&str; 3] = ["alpha_pattern", "rank_pattern", "use_rslora"];
         let expected: BTreeMap<&String, &Value> = theirs.iter().filter(|(field, _)| kept(field)).collect();
         assert_eq!(config.to_json(), serde_json::to_string_pretty(&expected).unwrap(), "{case}/{adapter}");

@@ -25,8 +25,7 @@ fn open(folder: &Path, case: &str) -> Result<AdapterFolder, ModelError> {
 fn logits(folder: &Path, case: &str, ids: &[u32]) -> Vec<f32> {
     let files = open(folder, case).unwrap();
     let device = Device::cpu(2);
-    let decoder =
-        Decoder::load_for(&fixture(case), Some(&files), &device, Precision::F32, None).unwrap();
+    let decoder = Decoder::load_for(&fixture(case), Some(&files), &device, Precision::F32, None).unwrap();
     let adapter = files.read().unwrap();
     let mut batch = Batch::new();
     batch.push_unlabelled(ids);
@@ -62,12 +61,22 @@ fn what_equals_the_base_takes_nobodys_place() {
 #[test]
 fn training_on_is_refused_where_it_would_lose_a_tensor() {
     let refused = |name: &str, case| {
-        open(&fixture("whole-tensors").join(name), case).unwrap().require_unchanged_base().unwrap_err().to_string()
+        open(&fixture("whole-tensors").join(name), case)
+            .unwrap()
+            .require_unchanged_base()
+            .unwrap_err()
+            .to_string()
     };
     let told = refused("tied-embedding", "llama3");
-    assert!(told.contains("`base_model.model.lm_head.weight` differs from the base's and is not trained"), "{told}");
+    assert!(
+        told.contains("`base_model.model.lm_head.weight` differs from the base's and is not trained"),
+        "{told}"
+    );
     let told = refused("tied-resized", "llama3");
-    assert!(told.contains("has 3 rows more than the base's vocabulary of 101: tokens were added before"), "{told}");
+    assert!(
+        told.contains("has 3 rows more than the base's vocabulary of 101: tokens were added before"),
+        "{told}"
+    );
     open(&fixture("llama2").join("adapter-lm_head"), "llama2").unwrap().require_unchanged_base().unwrap();
 }
 
@@ -167,7 +176,8 @@ fn a_weight_in_four_bits_is_not_replaced() {
     assert!(told.contains("up_proj.weight` stands for a weight that the base has in four bits"), "{told}");
     let files = open(adapter_with("llama2", &[(key, &[56, 40], &[0.5])]).path(), "llama2").unwrap();
     let (device, format) = (Device::cpu(1), Some(Format::QLORA));
-    let told = Decoder::load_for(&fixture("llama2"), Some(&files), &device, Precision::F32, format).unwrap_err();
+    let told =
+        Decoder::load_for(&fixture("llama2"), Some(&files), &device, Precision::F32, format).unwrap_err();
     assert!(told.to_string().contains("which is to be quantized"), "{told}");
     // Embeddings are not in four bits.
     let shape = [config.vocab_size, config.hidden_size];
@@ -221,11 +231,16 @@ fn a_second_copy_of_what_is_trained_whole_must_be_equal() {
     let (from, folder) = (fixture("whole-tensors").join("resized-saved"), tempdir().unwrap());
     fs::copy(from.join("adapter_config.json"), folder.path().join("adapter_config.json")).unwrap();
     let changed = "base_model.model.lm_head.modules_to_save.weight";
-    rewrite(&from.join("adapter_model.safetensors"), &folder.path().join("adapter_model.safetensors"), |name, _| {
-        (name.to_owned(), name == changed)
-    });
+    rewrite(
+        &from.join("adapter_model.safetensors"),
+        &folder.path().join("adapter_model.safetensors"),
+        |name, _| (name.to_owned(), name == changed),
+    );
     let told = open(folder.path(), "llama2").unwrap_err().to_string();
-    assert!(told.contains("modules_to_save.weight` differs from `base_model.model.lm_head.weight`"), "{told}");
+    assert!(
+        told.contains("modules_to_save.weight` differs from `base_model.model.lm_head.weight`"),
+        "{told}"
+    );
 }
 
 /// Writes the tensors of a file as another one: each under the name that `change` gives, transposed (or else as it is) in the
@@ -284,7 +299,9 @@ fn an_adapter_of_mlx_lm_is_the_one_of_peft_with_the_same_numbers() {
     let keys: Vec<String> =
         parts.into_iter().chain(["gate_proj", "up_proj", "down_proj"].map(|p| format!("mlp.{p}"))).collect();
     let with_keys = json!({"lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": keys}});
-    for changes in [json!({}), json!({"num_layers": -1}), json!({"num_layers": null, "lora_layers": 16}), with_keys] {
+    for changes in
+        [json!({}), json!({"num_layers": -1}), json!({"num_layers": null, "lora_layers": 16}), with_keys]
+    {
         let (got, read) = Adapter::load(of_mlx(changes.clone()).path(), &config, None).unwrap();
         assert_eq!(read.resolution.targets, files.resolution.targets, "{changes}");
         assert_eq!(got.parameters.values(), expected.parameters.values(), "{changes}");
@@ -320,7 +337,8 @@ refused_of_mlx! {
 
 #[test]
 fn a_module_that_mlx_lm_names_must_be_there() {
-    let keys = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj"];
+    let keys =
+        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj"];
     let keys: Vec<&str> = keys.into_iter().chain(["mlp.up_proj", "mlp.down_proj", "lm_head"]).collect();
     let folder = of_mlx(json!({"lora_parameters": {"rank": 4, "scale": 1.0, "keys": keys}}));
     let told = open(folder.path(), "llama2").unwrap_err().to_string();
