@@ -84,7 +84,9 @@ impl Saving<'_> {
     pub(crate) fn write_result(&self, folder: &Path, decoder: &Decoder, adapter: &Adapter) -> Result<()> {
         match self {
             Saving::Adapter(config) => save_adapter(folder, config, &adapter.layout, &adapter.parameters)?,
-            Saving::Model { base, dtype } => decoder.write_model_files(adapter, base, base, folder, *dtype)?,
+            Saving::Model { base, dtype } => {
+                decoder.write_model_files(adapter, base, base, folder, *dtype)?
+            }
         }
         Ok(())
     }

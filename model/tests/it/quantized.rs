@@ -442,7 +442,8 @@ fn a_merged_model_computes_what_a_quantized_base_and_its_adapter_compute() {
             *value = compute::random::uniform(1, i as u64) as f32 - 0.5;
         }
         let output = tempfile::tempdir().unwrap();
-        base.write_model_files(&adapter, &fixture(case), &fixture(case), output.path(), StoredDType::F32).unwrap();
+        base.write_model_files(&adapter, &fixture(case), &fixture(case), output.path(), StoredDType::F32)
+            .unwrap();
         let merged = loaded(output.path(), None).unwrap();
         assert_eq!(merged.config.quantization, None);
         assert!(
