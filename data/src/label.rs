@@ -2,7 +2,7 @@
 //!
 //! A conversation is rendered to one text and tokenized as one text; labels follow from character offsets. The assistant's
 //! words are what the template's `{% generation %}` blocks rendered. Where a template has none, they are found by comparing
-//! renderings ([`turns`]): what message i adds to the text of the messages before it (generation prompt included) is what the
+//! renderings (`label/turns.rs`): what message i adds to the text of the messages before it (generation prompt included) is what the
 //! model is to say. That is the convention of TRL, and so everything the template writes after the assistant's words, the end-of-turn token and a
 //! line break behind it, carries loss as well; the header before them never does. A token that spans a border belongs to
 //! where it begins.
