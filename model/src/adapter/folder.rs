@@ -210,7 +210,7 @@ impl AdapterFolder {
         let file = &self.tensors.file;
         let mut kept: Vec<BaseTensor> = Vec::new();
         for tensor in std::mem::take(&mut self.base_tensors) {
-            if let Some(twin) = kept.iter().find(|kept| kept.parameter == tensor.parameter) {
+            if let Some(twin) = kept.iter_mut().find(|kept| kept.parameter == tensor.parameter) {
                 if !file.same_values(&tensor.key, file, &twin.key)? {
                     let problem = format!(
                         "differs from `{}`, and both stand for {}; the adapter's file must have one of them",
@@ -219,6 +219,7 @@ impl AdapterFolder {
                     );
                     return Err(self.tensors.error(&tensor.key, problem));
                 }
+                twin.usable |= tensor.usable;
                 continue;
             }
             kept.push(tensor);
@@ -309,7 +310,7 @@ impl AdapterFolder {
             let of_vocabulary = |path: &str| ModuleId::parse(path).is_some_and(is_vocabulary);
             let update = key.strip_prefix(PREFIX).and_then(|path| path.strip_suffix(".lora_B.weight"));
             let whole = Whole::parse(key).map(|whole| whole.path);
-            let named = whole.or(update).is_some_and(of_vocabulary);
+            let named = whole.is_some_and(of_vocabulary) || update.is_some_and(of_vocabulary);
             match self.tensors.shape(key).as_deref() {
                 Some(&[n, cols]) if named && (update.is_some() || cols == self.model.hidden_size) => {
                     rows.insert(key.to_owned(), n);

@@ -227,6 +227,37 @@ refused! {
 }
 
 #[test]
+fn an_update_of_a_resized_head_needs_the_heads_rows_too() {
+    let config = PeftConfig {
+        r: 2,
+        target_modules: Some(Selection::List(vec!["lm_head".into()])),
+        ..PeftConfig::default()
+    };
+    let values = [0.5; 104 * 2];
+    let tensor = |part: &str, shape: [usize; 2]| AdapterTensor {
+        key: format!("base_model.model.lm_head.{part}.weight"),
+        shape: shape.to_vec(),
+        values: MatrixRef::from_f32(1, shape[0] * shape[1], &values[..shape[0] * shape[1]]),
+    };
+    let folder = tempdir().unwrap();
+    write_adapter(folder.path(), &config, &[tensor("lora_A", [2, 40]), tensor("lora_B", [104, 2])]).unwrap();
+    let told = open(folder.path(), "llama2").unwrap_err().to_string();
+    assert!(
+        told.contains("holds embeddings of 104 tokens, 3 more than the base's vocabulary of 101"),
+        "{told}"
+    );
+}
+
+#[test]
+fn two_names_of_a_tied_weight_are_as_good_as_the_one_that_peft_knows() {
+    let extras: [Extra<'_>; 2] = [
+        ("model.embed_tokens.base_layer.weight", &[101, 40], &[0.5]),
+        ("lm_head.weight", &[101, 40], &[0.5]),
+    ];
+    assert_eq!(open(adapter_with("llama3", &extras).path(), "llama3").unwrap().base_tensors.len(), 1);
+}
+
+#[test]
 fn a_second_copy_of_what_is_trained_whole_must_be_equal() {
     let (from, folder) = (fixture("whole-tensors").join("resized-saved"), tempdir().unwrap());
     fs::copy(from.join("adapter_config.json"), folder.path().join("adapter_config.json")).unwrap();
