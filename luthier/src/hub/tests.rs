@@ -198,6 +198,21 @@ fn a_model_is_downloaded_once_into_the_layout_of_huggingface_hub() {
 }
 
 #[test]
+fn many_that_download_one_model_together_all_find_it_whole() {
+    for _ in 0..10 {
+        let (server, cache) = (tiny(), TempDir::new().unwrap());
+        thread::scope(|scope| {
+            let together: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| server.hub(&cache).model(&id()).unwrap())).collect();
+            for one in together {
+                let folder = one.join().unwrap();
+                assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), WEIGHTS);
+            }
+        });
+    }
+}
+
+#[test]
 fn a_connection_that_breaks_off_is_taken_up_where_it_broke() {
     let (server, cache) = (tiny(), TempDir::new().unwrap());
     server.change("model.safetensors", |answer| answer.breaks = Some((10, 3)));

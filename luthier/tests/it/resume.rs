@@ -253,7 +253,8 @@ fn without_a_checkpoint_a_run_starts_anew() {
     // As a run that was killed before its first checkpoint, at each of the moments at which it can be.
     for left in [
         &[][..],
-        &[".run.yaml.123-0.tmp"],
+        &[".run.yaml.AbCdEf.tmp"],
+        &["checkpoints/lock"],
         &["run.yaml"],
         &["run.yaml", "checkpoints"],
         &["run.yaml", "metrics.jsonl"],
@@ -264,6 +265,10 @@ fn without_a_checkpoint_a_run_starts_anew() {
         for name in left {
             match *name {
                 "checkpoints" => fs::create_dir(out.join(name)).unwrap(),
+                "checkpoints/lock" => {
+                    fs::create_dir(out.join("checkpoints")).unwrap();
+                    drop(fs::File::create(out.join(name)).unwrap());
+                }
                 "run.yaml" => drop(fs::copy(folder.path().join("whole/run.yaml"), out.join(name)).unwrap()),
                 _ => fs::write(out.join(name), "{\"step\": 1, \"lo").unwrap(),
             }
@@ -343,6 +348,29 @@ fn two_processes_do_not_train_into_one_folder() {
     assert!(first.try_wait().unwrap().is_none(), "the first goes on");
     first.kill().unwrap();
     first.wait().unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_whose_folder_is_taken_away_stops_and_touches_no_other() {
+    for replaced in [false, true] {
+        let folder = sound();
+        let long = ["training.epochs=100000"];
+        let mut child = train(folder.path(), "out", &long).stderr(Stdio::piped()).spawn().unwrap();
+        let (out, away) = (folder.path().join("out"), folder.path().join("away"));
+        until(&mut child, || lines(&out) > 0);
+        fs::rename(&out, &away).unwrap();
+        if replaced {
+            fs::create_dir_all(out.join("checkpoints")).unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        let words = "was removed or replaced while this run was writing there";
+        assert!(said.contains(words) || said.contains("cannot write out/"), "{said}");
+        assert_eq!(out.exists(), replaced, "{said}");
+        assert!(!replaced || fs::read_dir(out.join("checkpoints")).unwrap().next().is_none(), "{said}");
+    }
 }
 
 #[test]
