@@ -7,6 +7,8 @@
 //! line break behind it, carries loss as well; the header before them never does. A token that spans a border belongs to
 //! where it begins.
 
+mod marked;
+
 use std::ops::Range;
 
 use crate::error::named_enum;
@@ -14,6 +16,7 @@ use crate::format::{Chat, Item};
 use crate::template::{ChatTemplate, Rendered, TemplateError};
 use crate::tokenizer::{Encoded, Tokenizer};
 use crate::{DataError, IGNORE, Source};
+use marked::Marked;
 
 /// Which tokens carry loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +78,9 @@ impl Labeller<'_> {
             Item::Chat(chat) => self.chat(chat, at),
             Item::Completion { prompt, completion } => self.completion(&prompt, &completion),
             Item::Text(text) => self.text(&text, at),
+            Item::Unlearnt => {
+                Ok(Labelled { input_ids: Vec::new(), labels: Vec::new(), ending: Ending::Ended })
+            }
             Item::Tokenized { input_ids, labels } => {
                 let ending = match labels.iter().rposition(|&label| label != IGNORE) {
                     Some(last) => self.ending_of(input_ids[last]),
@@ -103,9 +109,16 @@ impl Labeller<'_> {
             if template.takes_input() || !chat.instruction { chat } else { chat.with_inputs_in_content() };
         let render_error = |error| DataError::Render { at: at.clone(), error };
         let (rendered, spans) = self.spans(template, &chat).map_err(render_error)?;
+        let marked =
+            Marked { template, chat: &chat, text: &rendered, end: self.end(), train_on: self.train_on, at };
+        let unlearnt = marked.ranges()?;
         let encoded = self.tokenizer.encode(&rendered, false)?;
-        let labels = labels(&encoded, |begin| spans.iter().any(|span| span.contains(&begin)));
-        let ending = spans.iter().fold(Ending::Ended, |ending, span| {
+        let within = |ranges: &[Range<usize>], begin| ranges.iter().any(|range| range.contains(&begin));
+        let labels = labels(&encoded, |begin| within(&spans, begin) && !within(&unlearnt, begin));
+        let is_learnt = |span: &&Range<usize>| {
+            !unlearnt.iter().any(|range| range.start <= span.start && span.end <= range.end)
+        };
+        let ending = spans.iter().filter(is_learnt).fold(Ending::Ended, |ending, span| {
             match (ending, self.ending_of_span(&rendered, &encoded, span)) {
                 (Ending::Open, _) | (_, Ending::Open) => Ending::Open,
                 (earlier, Ending::Ended) => earlier,
@@ -131,6 +144,7 @@ impl Labeller<'_> {
             TrainOn::Completion if chat.given > 0 => chat.assistant_turns(),
             TrainOn::Completion => chat.assistant_turns().into_iter().next_back().into_iter().collect(),
         };
+        let turns: Vec<usize> = turns.into_iter().filter(|&turn| chat.is_learnt(turn)).collect();
         let Some(&first) = turns.first() else { return Ok((text, Vec::new())) };
         if template.has_generation() {
             let all = self.train_on == TrainOn::Assistant && chat.given == 0;
@@ -159,8 +173,7 @@ impl Labeller<'_> {
             message: message.into(),
             instead,
         };
-        let end = self.tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
-        let end = end.map_or("", |(_, token)| token.as_str());
+        let end = self.end();
         let span = |(i, (prompt, said)): (usize, &(String, String))| {
             if !said.starts_with(prompt) {
                 let message =
@@ -179,6 +192,12 @@ impl Labeller<'_> {
             Ok(prompt.len().min(said.len())..said.len())
         };
         turns.iter().enumerate().map(span).collect()
+    }
+
+    /// The text of the end-of-text token.
+    fn end(&self) -> &str {
+        let end = self.tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
+        end.map_or("", |(_, token)| token.as_str())
     }
 
     fn completion(&self, prompt: &str, completion: &str) -> Result<Labelled, DataError> {
