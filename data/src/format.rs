@@ -1,9 +1,15 @@
 //! The formats in which people keep examples, told apart by their keys and turned into one of four kinds of [`Item`].
 
+mod marks;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
+
+pub use marks::{Learnt, Mark};
 
 use crate::error::{did_you_mean, named_enum, nearest};
 use crate::json;
@@ -58,6 +64,8 @@ pub enum Item {
     },
     /// A text to be learnt whole.
     Text(String),
+    /// A record that is marked as not to be learnt.
+    Unlearnt,
     /// Token ids, with labels as in transformers.
     Tokenized {
         /// T token ids.
@@ -78,6 +86,8 @@ pub struct Chat {
     pub given: usize,
     /// Whether the record is an instruction, which has a well-known form even without a chat template.
     pub instruction: bool,
+    /// What the record says of single messages' being learnt, by their index.
+    pub marks: BTreeMap<usize, Mark>,
 }
 
 /// Roles that messages may have.
@@ -139,6 +149,10 @@ impl Format {
     /// Understands a record. `self` must not be `Auto`.
     pub fn item(self, record: Map<String, Json>, at: &Source) -> Result<Item, DataError> {
         let mut fields = Fields { record, at };
+        fields.refuse_unheard(self)?;
+        if !fields.is_learnt(self)? {
+            return Ok(Item::Unlearnt);
+        }
         match self {
             Format::Auto => panic!("the format is found before records are understood"),
             Format::Messages => fields.messages(),
@@ -155,6 +169,65 @@ impl Format {
     }
 }
 
+/// Keys of a record that change what is to be learnt and cannot be honoured: (formats, keys, what is said where one has a value).
+const UNHEARD: &[(&[Format], &[&str], &str)] = {
+    use Format::{Alpaca, Completion, Messages, Sharegpt, Tokenized};
+    &[
+        (
+            &[Messages, Sharegpt, Alpaca, Completion, Tokenized],
+            &["images", "image", "videos", "video", "audios", "audio", "pixel_values"],
+            "only text can be trained on; leave out such records, or the key if the text stands for itself",
+        ),
+        (&[Messages], &["functions"], "this is OpenAI's older form, give them as \"tools\""),
+        (&[Messages, Sharegpt, Alpaca, Completion], &["kto_tag"], LIKED),
+        (
+            &[Tokenized],
+            &["seq_lengths", "seq_lens", "sequence_lengths", "cu_seqlens"],
+            "a row of several examples packed is not read; give each example a row of its own",
+        ),
+    ]
+};
+
+const LIKED: &str = "preference data (liked or not) is not supported yet; to train on the liked answers alone, keep only those, \
+                     without the key";
+
+/// Keys of a message that change what is to be learnt, and what is said where they have a value.
+const UNHEARD_IN_MESSAGE: &[(&str, &str)] = &[
+    ("refusal", "give the words of a refusal as \"content\""),
+    ("images", "only text can be trained on"),
+    ("videos", "only text can be trained on"),
+    ("audio", "only text can be trained on"),
+];
+
+/// Whether a value says nothing: null, or an empty text, list or object.
+fn is_void(value: &Json) -> bool {
+    match value {
+        Json::Null => true,
+        Json::String(text) => text.is_empty(),
+        Json::Array(items) => items.is_empty(),
+        Json::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+/// Messages with their marks.
+#[derive(Default)]
+struct Turns {
+    messages: Vec<Map<String, Json>>,
+    marks: BTreeMap<usize, Mark>,
+}
+
+impl Turns {
+    fn push(&mut self, message: Map<String, Json>, mark: Option<Mark>) {
+        self.marks.extend(mark.map(|mark| (self.messages.len(), mark)));
+        self.messages.push(message);
+    }
+
+    fn into_chat(self, tools: Option<Json>) -> Chat {
+        Chat { messages: self.messages, marks: self.marks, tools, ..Chat::default() }
+    }
+}
+
 /// A record's fields, with errors that say where it stands.
 struct Fields<'a> {
     record: Map<String, Json>,
@@ -164,6 +237,46 @@ struct Fields<'a> {
 impl Fields<'_> {
     fn error(&self, message: impl Into<String>) -> DataError {
         DataError::record(self.at, message)
+    }
+
+    /// Refuses what would else be left out without a word.
+    fn refuse_unheard(&self, format: Format) -> Result<(), DataError> {
+        for (_, keys, what) in UNHEARD.iter().filter(|(formats, ..)| formats.contains(&format)) {
+            if let Some(key) =
+                keys.iter().find(|key| self.record.get(**key).is_some_and(|value| !is_void(value)))
+            {
+                return Err(self.error(format!("{key:?}: {what}")));
+            }
+        }
+        // As a number or a name, a label is some class of the text.
+        let is_chat = matches!(format, Format::Messages | Format::Sharegpt | Format::Completion);
+        if is_chat && self.record.get("label").is_some_and(Json::is_boolean) {
+            return Err(self.error(format!("\"label\": {LIKED}")));
+        }
+        Ok(())
+    }
+
+    /// Whether the record as a whole is learnt. As a number, `loss` is taken for something that was measured.
+    fn is_learnt(&mut self, format: Format) -> Result<bool, DataError> {
+        if self.record.get("loss").is_some_and(Json::is_number) {
+            self.record.shift_remove("loss");
+        }
+        // Of a tokenized row it is a list, a value for each token.
+        let of_tokens = match format {
+            Format::Tokenized => self.take_list("loss_mask"),
+            _ => None,
+        };
+        let learnt = marks::take(&mut self.record, "").map_err(|error| {
+            self.error(format!(
+                "{error}; to see examples more or less often, keep them in a file of their own, with a weight in data.train"
+            ))
+        })?;
+        self.record.extend(of_tokens.map(|list| ("loss_mask".to_string(), list)));
+        Ok(learnt.is_none_or(|(_, learnt)| learnt))
+    }
+
+    fn take_list(&mut self, key: &str) -> Option<Json> {
+        self.record.get(key).is_some_and(Json::is_array).then(|| self.record.shift_remove(key))?
     }
 
     /// Takes the first of the keys that is there and not null.
@@ -225,25 +338,55 @@ impl Fields<'_> {
 
     fn messages(&mut self) -> Result<Item, DataError> {
         let messages = self.list(&["messages"])?;
-        let messages = self.message_list("messages", messages)?;
-        Ok(Item::Chat(Chat { messages, tools: self.tools()?, ..Chat::default() }))
+        let mut turns = self.system_turn()?;
+        self.message_list("messages", messages, &mut turns)?;
+        Ok(Item::Chat(turns.into_chat(self.tools()?)))
     }
 
-    fn message_list(&self, key: &str, items: Vec<Json>) -> Result<Vec<Map<String, Json>>, DataError> {
+    /// The record's own `system`, which stands before its messages.
+    fn system_turn(&mut self) -> Result<Turns, DataError> {
+        let mut turns = Turns::default();
+        let system = self.optional_text(&["system", "system_prompt"])?;
+        if !system.is_empty() {
+            turns.push(message("system", system), None);
+        }
+        Ok(turns)
+    }
+
+    fn message_list(&self, key: &str, items: Vec<Json>, turns: &mut Turns) -> Result<(), DataError> {
         if items.is_empty() {
             return Err(self.error(format!("{key:?} is empty")));
         }
-        items.into_iter().enumerate().map(|(i, item)| self.message(&format!("{key}[{i}]"), item)).collect()
+        for (i, item) in items.into_iter().enumerate() {
+            let (message, mark) = self.message(&format!("{key}[{i}]"), item)?;
+            turns.push(message, mark);
+        }
+        Ok(())
     }
 
-    /// Checks a message and makes a list of text parts one text.
-    fn message(&self, place: &str, item: Json) -> Result<Map<String, Json>, DataError> {
+    /// Checks a message, makes a list of text parts one text, and takes the marks off.
+    fn message(&self, place: &str, item: Json) -> Result<(Map<String, Json>, Option<Mark>), DataError> {
         let found = kind(&item);
         let Json::Object(mut message) = with_tool_calls(item) else {
             return Err(
-                self.error(format!("{place} must be an object with \"role\" and \"content\", not {}", found))
+                self.error(format!("{place} must be an object with \"role\" and \"content\", not {found}"))
             );
         };
+        let unheard = |(key, _): &&(&str, &str)| message.get(*key).is_some_and(|value| !is_void(value));
+        if let Some((key, what)) = UNHEARD_IN_MESSAGE.iter().find(unheard) {
+            return Err(self.error(format!("{place}.{key}: {what}")));
+        }
+        let not_learnt = self.check_message(place, &mut message)?;
+        let mark = marks::of_message(&mut message, place, not_learnt).map_err(|error| self.error(error))?;
+        Ok((message, mark))
+    }
+
+    /// Checks a message and makes a list of text parts one text, of which it returns the bytes that are marked as not learnt.
+    fn check_message(
+        &self,
+        place: &str,
+        message: &mut Map<String, Json>,
+    ) -> Result<Vec<Range<usize>>, DataError> {
         let role = match message.get("role") {
             Some(Json::String(role)) => role.as_str(),
             Some(other) => {
@@ -261,9 +404,9 @@ impl Fields<'_> {
                 self.error(format!("{place}.role: unknown role {role:?}{hint}; known: {}", ROLES.join(", ")))
             );
         }
-        let content = match message.get("content") {
-            Some(Json::String(_)) => return Ok(message),
-            None | Some(Json::Null) if has_calls(&message) => String::new(),
+        let (content, not_learnt) = match message.get("content") {
+            Some(Json::String(_)) => return Ok(Vec::new()),
+            None | Some(Json::Null) if has_calls(message) => (String::new(), Vec::new()),
             None | Some(Json::Null) => {
                 let slip = message.keys().find(|key| nearest(key, &["content"]).is_some());
                 let hint = slip.map(|key| format!("; did you mean it by {key:?}?")).unwrap_or_default();
@@ -277,11 +420,12 @@ impl Fields<'_> {
             }
         };
         message.insert("content".into(), Json::String(content));
-        Ok(message)
+        Ok(not_learnt)
     }
 
-    fn text_parts(&self, place: &str, parts: &[Json]) -> Result<String, DataError> {
-        let text = |(i, part): (usize, &Json)| match part {
+    /// The parts' text, and the bytes of it whose parts are marked as not learnt.
+    fn text_parts(&self, place: &str, parts: &[Json]) -> Result<(String, Vec<Range<usize>>), DataError> {
+        let text = |i: usize, part: &Json| match part {
             Json::String(text) => Ok(text.clone()),
             part => {
                 match (part.get("type").and_then(Json::as_str), part.get("text").and_then(Json::as_str)) {
@@ -295,7 +439,22 @@ impl Fields<'_> {
                 }
             }
         };
-        parts.iter().enumerate().map(text).collect()
+        let (mut content, mut not_learnt) = (String::new(), Vec::<Range<usize>>::new());
+        for (i, part) in parts.iter().enumerate() {
+            let begin = content.len();
+            content.push_str(&text(i, part)?);
+            let mark = match part.as_object() {
+                Some(part) => marks::take(&mut part.clone(), &format!("{place}.content[{i}].")),
+                None => Ok(None),
+            };
+            if mark.map_err(|error| self.error(error))?.is_some_and(|(_, learnt)| !learnt) {
+                match not_learnt.last_mut() {
+                    Some(last) if last.end == begin => last.end = content.len(),
+                    _ => not_learnt.push(begin..content.len()),
+                }
+            }
+        }
+        Ok((content, not_learnt))
     }
 
     /// `conversations` with LLaMA-Factory's tags. Some collections keep role and content under that key instead.
@@ -304,24 +463,19 @@ impl Fields<'_> {
         if turns.is_empty() {
             return Err(self.error("\"conversations\" is empty"));
         }
-        let mut messages = Vec::with_capacity(turns.len() + 1);
-        let system = self.optional_text(&["system", "system_prompt"])?;
-        if !system.is_empty() {
-            messages.push(message("system", system));
-        }
+        let mut chat = self.system_turn()?;
         for (i, turn) in turns.into_iter().enumerate() {
             let place = format!("conversations[{i}]");
             let tagged = turn.get("from").is_some() || turn.get("role").is_none();
-            messages.push(if tagged {
-                self.tagged_turn(&place, &turn)?
-            } else {
-                self.message(&place, turn)?
-            });
+            let turn = if tagged { self.untagged(&place, turn)? } else { turn };
+            let (message, mark) = self.message(&place, turn)?;
+            chat.push(message, mark);
         }
-        Ok(Item::Chat(Chat { messages, tools: self.tools()?, ..Chat::default() }))
+        Ok(Item::Chat(chat.into_chat(self.tools()?)))
     }
 
-    fn tagged_turn(&self, place: &str, turn: &Json) -> Result<Map<String, Json>, DataError> {
+    /// A turn with `role` and `content` in place of `from` and `value`; what else it has stays with it.
+    fn untagged(&self, place: &str, turn: Json) -> Result<Json, DataError> {
         const TAGS: &[&str] =
             &["human", "gpt", "system", "observation", "function_call", "user", "assistant", "tool"];
         let calls = turn.as_object().is_some_and(has_calls);
@@ -332,36 +486,33 @@ impl Fields<'_> {
             None => Err(self.error(format!("{place} has no {key:?}"))),
         };
         let (from, value) = (field("from")?, field("value")?);
-        // What else an assistant's turn may carry: its calls, and what it thought.
-        let said = |value: String| {
-            let mut message = message("assistant", value);
-            for key in ["tool_calls", "reasoning_content", "thinking", "reasoning"] {
-                message.extend(turn.get(key).map(|field| (key.to_string(), field.clone())));
+        let mut untagged = match from.as_str() {
+            "human" | "user" => message("user", value),
+            "gpt" | "assistant" | "chatgpt" | "bot" | "model" | "bard" | "bing" => {
+                message("assistant", value)
             }
-            message
-        };
-        match from.as_str() {
-            "human" | "user" => Ok(message("user", value)),
-            "gpt" | "assistant" | "chatgpt" | "bot" | "model" | "bard" | "bing" => Ok(said(value)),
-            "system" => Ok(message("system", value)),
-            "observation" | "tool" | "function_response" => Ok(message("tool", value)),
-            "function_call" => Ok(tool_call(value)),
+            "system" => message("system", value),
+            "observation" | "tool" | "function_response" => message("tool", value),
+            "function_call" => tool_call(value),
             _ => {
                 let hint = did_you_mean(&from, TAGS);
-                Err(self
-                    .error(format!("{place}.from: unknown tag {from:?}{hint}; known: {}", TAGS.join(", "))))
+                return Err(self
+                    .error(format!("{place}.from: unknown tag {from:?}{hint}; known: {}", TAGS.join(", "))));
+            }
+        };
+        if let Json::Object(turn) = turn {
+            for (key, value) in turn.into_iter().filter(|(key, _)| key != "from" && key != "value") {
+                untagged.entry(key).or_insert(value);
             }
         }
+        Ok(Json::Object(untagged))
     }
 
     /// A user's turn is the instruction and, a line below, the input; `history` holds earlier [user, assistant] pairs.
     fn alpaca(&mut self) -> Result<Item, DataError> {
         let (instruction, output) = (self.text(INSTRUCTION)?, self.text(OUTPUT)?);
-        let (input, system) = (self.optional_text(INPUT)?, self.optional_text(&["system"])?);
-        let mut messages = Vec::new();
-        if !system.is_empty() {
-            messages.push(message("system", system));
-        }
+        let input = self.optional_text(INPUT)?;
+        let Turns { mut messages, marks } = self.system_turn()?;
         for (i, pair) in self.history()?.iter().enumerate() {
             match pair.as_array().map(Vec::as_slice) {
                 Some([Json::String(user), Json::String(assistant)]) => {
@@ -381,7 +532,7 @@ impl Fields<'_> {
         }
         messages.push(user);
         messages.push(message("assistant", output));
-        Ok(Item::Chat(Chat { messages, tools: self.tools()?, given: 0, instruction: true }))
+        Ok(Item::Chat(Chat { messages, tools: self.tools()?, given: 0, instruction: true, marks }))
     }
 
     fn history(&mut self) -> Result<Vec<Json>, DataError> {
@@ -395,10 +546,19 @@ impl Fields<'_> {
     fn completion(&mut self) -> Result<Item, DataError> {
         if let Some(Json::Array(_)) = self.record.get("prompt") {
             let (prompt, completion) = (self.list(&["prompt"])?, self.list(&["completion"])?);
-            let mut messages = self.message_list("prompt", prompt)?;
-            let given = messages.len();
-            messages.extend(self.message_list("completion", completion)?);
-            return Ok(Item::Chat(Chat { messages, tools: self.tools()?, given, instruction: false }));
+            let mut turns = self.system_turn()?;
+            self.message_list("prompt", prompt, &mut turns)?;
+            let given = turns.messages.len();
+            self.message_list("completion", completion, &mut turns)?;
+            return Ok(Item::Chat(Chat { given, ..turns.into_chat(self.tools()?) }));
+        }
+        for key in ["system", "system_prompt", "tools"] {
+            if self.record.get(key).is_some_and(|value| !is_void(value)) {
+                return Err(self.error(format!(
+                    "{key:?} has no place beside two texts; write it into the prompt, or give prompt and completion as lists of \
+                     messages"
+                )));
+            }
         }
         Ok(Item::Completion { prompt: self.text(&["prompt"])?, completion: self.text(&["completion"])? })
     }
@@ -410,7 +570,7 @@ impl Fields<'_> {
             id.ok_or_else(|| self.error(format!("input_ids[{i}]: {value} is not a token id")))
         };
         let input_ids: Vec<u32> = ids.iter().enumerate().map(id).collect::<Result<_, _>>()?;
-        let labels = match self.take(&["labels"]) {
+        let mut labels = match self.take(&["labels"]) {
             None => input_ids.iter().map(|&id| id as i32).collect(),
             Some(Json::Array(labels)) => self.labels(&labels)?,
             Some(other) => return Err(self.error(format!("\"labels\" must be a list, not {}", kind(&other)))),
@@ -419,7 +579,86 @@ impl Fields<'_> {
             let (ids, labels) = (input_ids.len(), labels.len());
             return Err(self.error(format!("{ids} input_ids but {labels} labels; there must be as many")));
         }
-        Ok(Item::Tokenized { input_ids, labels })
+        for key in ["loss_mask", "loss_weights", "completion_mask", "assistant_masks"] {
+            let Some(learnt) = self.flags(key, input_ids.len(), "not learnt", "learnt")? else { continue };
+            labels
+                .iter_mut()
+                .zip(learnt)
+                .filter(|(_, learnt)| !learnt)
+                .for_each(|(label, _)| *label = IGNORE);
+        }
+        let seen = self.flags("attention_mask", input_ids.len(), "padding", "seen")?;
+        let seen = seen.unwrap_or_else(|| vec![true; input_ids.len()]);
+        self.check_positions(&seen)?;
+        if self
+            .flags("token_type_ids", input_ids.len(), "of the first kind", "of the second")?
+            .is_some_and(|kinds| kinds.contains(&true))
+        {
+            return Err(
+                self.error("\"token_type_ids\" has others than 0; no supported model knows kinds of tokens")
+            );
+        }
+        let kept = |i: &usize| seen[*i];
+        let ids = (0..seen.len()).filter(kept).map(|i| input_ids[i]).collect();
+        let labels = (0..seen.len()).filter(kept).map(|i| labels[i]).collect();
+        Ok(Item::Tokenized { input_ids: ids, labels })
+    }
+
+    /// A list of 0 and 1, as many as there are tokens.
+    fn flags(
+        &mut self,
+        key: &str,
+        tokens: usize,
+        zero: &str,
+        one: &str,
+    ) -> Result<Option<Vec<bool>>, DataError> {
+        let flags = match self.take(&[key]) {
+            None => return Ok(None),
+            Some(Json::Array(flags)) => flags,
+            Some(other) => return Err(self.error(format!("{key:?} must be a list, not {}", kind(&other)))),
+        };
+        if flags.len() != tokens {
+            let flags = flags.len();
+            return Err(self.error(format!("{tokens} input_ids but {flags} in {key}; there must be as many")));
+        }
+        let flag = |(i, value): (usize, &Json)| match (value.as_f64(), value.as_bool()) {
+            (Some(0.0), _) | (_, Some(false)) => Ok(false),
+            (Some(1.0), _) | (_, Some(true)) => Ok(true),
+            _ => Err(self.error(format!("{key}[{i}]: {value} is neither 0 ({zero}) nor 1 ({one})"))),
+        };
+        flags.iter().enumerate().map(flag).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Refuses positions that do not go up by one, as those of a row of several examples.
+    fn check_positions(&mut self, seen: &[bool]) -> Result<(), DataError> {
+        let positions = match self.take(&["position_ids"]) {
+            None => return Ok(()),
+            Some(Json::Array(positions)) => positions,
+            Some(other) => {
+                return Err(self.error(format!("\"position_ids\" must be a list, not {}", kind(&other))));
+            }
+        };
+        if positions.len() != seen.len() {
+            let (ids, positions) = (seen.len(), positions.len());
+            return Err(
+                self.error(format!("{ids} input_ids but {positions} position_ids; there must be as many"))
+            );
+        }
+        let mut expected = None;
+        for (i, position) in positions.iter().enumerate().filter(|(i, _)| seen[*i]) {
+            let Some(number) = position.as_u64() else {
+                return Err(self.error(format!("position_ids[{i}]: {position} is not a position")));
+            };
+            if expected.is_some_and(|expected| expected != number) {
+                return Err(self.error(format!(
+                    "position_ids[{i}] is {number} where the tokens before end at {}; give each example of a packed row a row of \
+                     its own, and no other positions than ascending ones",
+                    expected.unwrap_or_default() - 1
+                )));
+            }
+            expected = Some(number + 1);
+        }
+        Ok(())
     }
 
     fn labels(&self, labels: &[Json]) -> Result<Vec<i32>, DataError> {
@@ -499,10 +738,17 @@ impl Chat {
                 return Err(DataError::record(&at, error.message(0)));
             }
         };
-        match Format::Messages.item(record, &at)? {
+        let mut fields = Fields { record, at: &at };
+        fields.refuse_unheard(Format::Messages)?;
+        match fields.messages()? {
             Item::Chat(chat) => Ok(chat),
-            _ => unreachable!("the format messages is a conversation"),
+            _ => unreachable!("messages are a conversation"),
         }
+    }
+
+    /// Whether no mark says that a message is not learnt.
+    pub(crate) fn is_learnt(&self, turn: usize) -> bool {
+        self.marks.get(&turn).is_none_or(|mark| mark.learnt != Learnt::Nothing)
     }
 
     /// The indices of the assistant's messages that may be learnt from.

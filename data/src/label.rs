@@ -7,15 +7,18 @@
 //! line break behind it, carries loss as well; the header before them never does. A token that spans a border belongs to
 //! where it begins.
 
+mod marked;
 mod turns;
 
 use std::ops::Range;
 
 use crate::error::named_enum;
 use crate::format::{Chat, Item};
-use crate::template::{ChatTemplate, Conversation, Part, Rendered, TemplateError};
+use crate::template::{ChatTemplate, Conversation, Part, TemplateError};
 use crate::tokenizer::{Encoded, Tokenizer};
 use crate::{DataError, IGNORE, Source};
+use marked::Marked;
+use turns::Turns;
 
 /// Which tokens carry loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,12 @@ impl Labeller<'_> {
             Item::Chat(chat) => self.chat(chat, at),
             Item::Completion { prompt, completion } => self.completion(&prompt, &completion),
             Item::Text(text) => self.text(&text, at),
+            Item::Unlearnt => Ok(Labelled {
+                input_ids: Vec::new(),
+                labels: Vec::new(),
+                ending: Ending::Ended,
+                unwritten: Vec::new(),
+            }),
             Item::Tokenized { input_ids, labels } => {
                 let ending = match labels.iter().rposition(|&label| label != IGNORE) {
                     Some(last) => self.ending_of(input_ids[last]),
@@ -106,15 +115,29 @@ impl Labeller<'_> {
         let chat =
             if template.takes_input() || !chat.instruction { chat } else { chat.with_inputs_in_content() };
         let render_error = |error| DataError::Render { at: at.clone(), error };
-        let (turns, given) = (self.turns(&chat), chat.given);
-        let chat = template.conversation(&chat.messages, chat.tools.as_ref());
-        let unwritten = self.unwritten(template, &chat, &turns).map_err(render_error)?;
-        let rendered = template.render_whole(&chat, false).map_err(render_error)?;
+        let turns = self.turns(&chat);
+        let conversation = template.conversation(&chat.messages, chat.tools.as_ref());
+        let unwritten = self.unwritten(template, &conversation, &turns).map_err(render_error)?;
+        let rendered = template.render_whole(&conversation, false).map_err(render_error)?;
         let encoded = self.tokenizer.encode(&rendered.text, false)?;
-        let spans = self.spans(template, &chat, &turns, given, &rendered, &encoded).map_err(render_error)?;
-        let labels = labels(&encoded, |begin| spans.iter().any(|span| span.contains(&begin)));
-        let ending = spans.iter().fold(Ending::Ended, |ending, span| {
-            match (ending, self.ending_of_span(&rendered.text, &encoded, span)) {
+        let text = rendered.text.as_str();
+        let found = Turns { template, chat: &conversation, text, encoded: &encoded, end_of_text: self.end() };
+        let spans = self.spans(&found, &turns, chat.given, &rendered.generation).map_err(render_error)?;
+        let marked = Marked {
+            turns: &found,
+            generation: &rendered.generation,
+            record: &chat,
+            train_on: self.train_on,
+            at,
+        };
+        let unlearnt = marked.ranges()?;
+        let within = |ranges: &[Range<usize>], begin| ranges.iter().any(|range| range.contains(&begin));
+        let labels = labels(&encoded, |begin| within(&spans, begin) && !within(&unlearnt, begin));
+        let is_learnt = |span: &&Range<usize>| {
+            !unlearnt.iter().any(|range| range.start <= span.start && span.end <= range.end)
+        };
+        let ending = spans.iter().filter(is_learnt).fold(Ending::Ended, |ending, span| {
+            match (ending, self.ending_of_span(text, &encoded, span)) {
                 (Ending::Open, _) | (_, Ending::Open) => Ending::Open,
                 (earlier, Ending::Ended) => earlier,
                 (_, other) => other,
@@ -126,10 +149,11 @@ impl Labeller<'_> {
     /// The assistant's messages of which tokens carry loss.
     fn turns(&self, chat: &Chat) -> Vec<usize> {
         let turns = chat.assistant_turns();
-        match self.train_on {
+        let turns = match self.train_on {
             TrainOn::Completion if chat.given == 0 => turns.into_iter().next_back().into_iter().collect(),
             _ => turns,
-        }
+        };
+        turns.into_iter().filter(|&turn| chat.is_learnt(turn)).collect()
     }
 
     /// What the template leaves out and one can do without. Calls, tools, and the thoughts of the last turn that is learnt are not
@@ -158,18 +182,16 @@ impl Labeller<'_> {
     /// The byte ranges of the rendered conversation that carry loss.
     fn spans(
         &self,
-        template: &ChatTemplate,
-        chat: &Conversation,
-        turns: &[usize],
+        turns: &Turns<'_>,
+        learnt: &[usize],
         given: usize,
-        rendered: &Rendered,
-        encoded: &Encoded,
+        generation: &[Range<usize>],
     ) -> Result<Vec<Range<usize>>, TemplateError> {
-        let Rendered { text, generation } = rendered;
+        let Turns { template, chat, text, .. } = turns;
         if self.train_on == TrainOn::All {
             return Ok(std::iter::once(0..text.len()).collect());
         }
-        let Some(&first) = turns.first() else { return Ok(Vec::new()) };
+        let Some(&first) = learnt.first() else { return Ok(Vec::new()) };
         if template.has_generation() {
             let all = self.train_on == TrainOn::Assistant && given == 0;
             let earlier = if all || first == 0 {
@@ -179,9 +201,13 @@ impl Labeller<'_> {
             };
             return Ok(generation.iter().skip(earlier).cloned().collect());
         }
-        let end_of_text = self.tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
-        let end_of_text = end_of_text.map_or("", |(_, token)| token.as_str());
-        turns::Turns { template, chat, text, encoded, end_of_text }.find(turns)
+        turns.find(learnt)
+    }
+
+    /// The text of the end-of-text token.
+    fn end(&self) -> &str {
+        let end = self.tokenizer.special_tokens().iter().find(|(name, _)| name == "eos_token");
+        end.map_or("", |(_, token)| token.as_str())
     }
 
     fn completion(&self, prompt: &str, completion: &str) -> Result<Labelled, DataError> {

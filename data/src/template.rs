@@ -88,6 +88,18 @@ pub enum TemplateError {
         /// In how many more records something is left out.
         others: usize,
     },
+    /// What a record marks as not to be learnt cannot be found in what the template renders.
+    #[error(
+        "chat template {origin}: where the message of the mark {place} stands cannot be told from what it renders; use a template \
+         with {{% generation %}} blocks (data.chat_template: a file, or one of {})",
+        BUILTIN.join(", ")
+    )]
+    MarkNotFound {
+        /// Where the template came from.
+        origin: String,
+        /// The message and the mark.
+        place: String,
+    },
     /// `data.chat_template` names neither a built-in template nor a file.
     #[error("data.chat_template: {given:?} is neither a file nor a built-in template{did_you_mean}; built in are {}", BUILTIN.join(", "))]
     Unknown {

@@ -86,8 +86,12 @@ impl Turns<'_> {
         if turn + 1 == self.chat.len() {
             return Some(self.text.len());
         }
-        let said = self.render(self.chat.upto(turn + 1), false)?;
-        self.with_and_without_end(&said).find(|said| self.text.starts_with(said)).map(str::len)
+        self.beginning(&self.render(self.chat.upto(turn + 1), false)?)
+    }
+
+    /// How much of the whole text a rendering of its first messages is, if it begins it.
+    pub(super) fn beginning(&self, said: &str) -> Option<usize> {
+        self.with_and_without_end(said).find(|said| self.text.starts_with(said)).map(str::len)
     }
 
     fn with_and_without_end<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {

@@ -4,6 +4,7 @@ mod files;
 mod formats;
 mod labels;
 mod malformed;
+mod marks;
 mod order;
 mod support;
 mod templates;
