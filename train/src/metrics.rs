@@ -82,6 +82,11 @@ impl MetricsFile {
         line.push(b'\n');
         self.file.write_all(&line).map_err(|e| TrainError::write(&self.path, e))
     }
+
+    /// Waits for the disk: a checkpoint must not outlast the lines of its steps.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| TrainError::write(&self.path, e))
+    }
 }
 
 /// The most memory this process has held, in bytes; 0 where the system does not tell.

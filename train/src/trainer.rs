@@ -313,7 +313,7 @@ impl<'a> Trainer<'a> {
                     .save_every
                     .is_some_and(|n| self.state.step > 0 && self.state.step.is_multiple_of(n))
             {
-                self.save(observe)?;
+                self.save(&metrics, observe)?;
                 saved = true;
             }
             let mut stop = self.stop.load(Ordering::Relaxed);
@@ -327,14 +327,14 @@ impl<'a> Trainer<'a> {
             }
             if stop {
                 if !saved {
-                    self.save(observe)?;
+                    self.save(&metrics, observe)?;
                 }
                 observe(Event::Stopped(&self.checkpoints.path(self.state.step)));
                 return Ok(Outcome::Interrupted);
             }
         }
         if !saved {
-            self.save(observe)?;
+            self.save(&metrics, observe)?;
         }
         if let Some(best) = self.state.best.filter(|_| self.settings.early_stopping_patience.is_some()) {
             let (layout, parameters) = (&self.adapter.layout, &mut self.adapter.parameters);
@@ -351,8 +351,9 @@ impl<'a> Trainer<'a> {
         Ok(Outcome::Finished)
     }
 
-    fn save(&mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+    fn save(&mut self, metrics: &MetricsFile, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
         self.check_finite()?;
+        metrics.sync()?;
         let (layout, parameters) = (&self.adapter.layout, &self.adapter.parameters);
         let keep = self.settings.keep_checkpoints;
         let optimizer = &mut self.optimizer;

@@ -395,6 +395,7 @@ fn keys_that_change_what_is_taught_are_honoured_or_refused() {
     }
     assert!(load(&format!("{{{chat}, \"images\": [], \"functions\": null, \"label\": 3}}"), |_| {}).is_ok());
     for (more, message) in [
+        ("\"refusal\": \"No.\"", "messages[1].refusal: give the words"),
         ("\"images\": [\"a.png\"]", "messages[1].images: only text"),
     ] {
         let record = format!("{{{}}}", chat.replace("\"b\"", &format!("\"b\", {more}")));

@@ -156,8 +156,9 @@ impl Writer {
         }
     }
 
-    /// What is killed at any moment has published nothing or all, and the next start sweeps what it left and succeeds.
-    fn killed(&self, more: &[&str]) {
+    /// What is killed at any moment has published nothing or all, and the next start in that folder, into `next`, sweeps what
+    /// it left and succeeds.
+    fn killed(&self, next: &str, more: &[&str]) {
         let folder = folder();
         let path = folder.path();
         let begun = Instant::now();
@@ -170,15 +171,14 @@ impl Writer {
             sleep(whole.mul_f64(random.below(1000) as f64 / 1000.0));
             child.kill().unwrap();
             child.wait().unwrap();
-            let out = path.join("out");
-            let published = out.join("config.json").exists() || out.join("adapter_config.json").exists();
-            if published && !more.contains(&"--resume") {
+            let (out, next_out) = (path.join("out"), path.join(next));
+            if next_out != out && out.exists() {
                 assert!(self.tree(&out) == lone, "it is whole if it is there");
                 fs::remove_dir_all(&out).unwrap();
             }
-            self.succeed(path, 0, "out", more);
-            assert!(self.tree(&out) == lone);
-            fs::remove_dir_all(&out).unwrap();
+            self.succeed(path, 0, next, more);
+            assert!(self.tree(&next_out) == lone);
+            fs::remove_dir_all(&next_out).unwrap();
             assert_eq!(names(path), before, "nothing is left beside it");
         }
     }
@@ -210,15 +210,15 @@ fn of_two_runs_that_would_go_on_in_one_folder_one_trains() {
 
 #[test]
 fn a_merge_that_is_killed_leaves_nothing_that_lasts() {
-    MERGE.killed(&[]);
+    MERGE.killed("next", &[]);
 }
 
 #[test]
 fn a_quantization_that_is_killed_leaves_nothing_that_lasts() {
-    QUANTIZE.killed(&[]);
+    QUANTIZE.killed("next", &[]);
 }
 
 #[test]
 fn a_run_that_is_killed_leaves_nothing_that_lasts() {
-    TRAIN.killed(&["--resume"]);
+    TRAIN.killed("out", &["--resume"]);
 }

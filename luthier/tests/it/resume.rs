@@ -363,6 +363,13 @@ fn a_run_whose_folder_is_taken_away_stops_and_touches_no_other() {
         if replaced {
             fs::create_dir_all(out.join("checkpoints")).unwrap();
         }
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if begun.elapsed() > Duration::from_secs(30) {
+                child.kill().unwrap();
+            }
+            sleep(Duration::from_millis(5));
+        }
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{said}");

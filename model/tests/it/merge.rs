@@ -1,6 +1,5 @@
 //! Merged equals unmerged: what an adapter computes beside its base, the merged folder computes alone.
 
-use std::fs;
 use std::path::Path;
 
 use compute::{Device, Matrix, Precision};
