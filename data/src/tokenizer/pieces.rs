@@ -393,13 +393,13 @@ mod tests {
         for (name, settings, space) in kinds() {
             let tokenizer = learnt(&settings, space);
             let mut cut = 0;
-            for seed in 0..20 {
+            for seed in 0..12 {
                 let text = text(seed, 1000);
-                let (pieces, longest) = in_pieces(&tokenizer, &text, true, 20 + 3 * seed as usize).unwrap();
+                let (pieces, longest) = in_pieces(&tokenizer, &text, true, 20 + 60 * seed as usize).unwrap();
                 same(&tokenizer, &text, pieces, &format!("{name}, {seed}"));
                 cut += usize::from(longest < text.len() / 2);
             }
-            assert!(cut > 15, "{name}: only {cut} of 20 texts were cut");
+            assert!(cut > 8, "{name}: only {cut} of 12 texts were cut");
         }
     }
 
@@ -407,7 +407,7 @@ mod tests {
     fn a_text_without_spaces_is_cut_and_has_the_tokens_of_the_text_at_once() {
         for (name, settings, space) in kinds() {
             let tokenizer = learnt(&settings, space);
-            for (kind, text) in texts_without_spaces(9000) {
+            for (kind, text) in texts_without_spaces(6000) {
                 for piece in [50, 701] {
                     let (pieces, longest) = in_pieces(&tokenizer, &text, true, piece).unwrap();
                     same(&tokenizer, &text, pieces, &format!("{name}, {kind}"));
