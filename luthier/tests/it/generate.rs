@@ -134,7 +134,7 @@ fn messages_that_are_wrong_are_refused_with_their_place() {
         assert!(told.starts_with("exit code 2\nerror: m.json") && told.contains(words), "{text}: {told}");
     }
     let missing = failure(folder.path(), &["generate", "--model", "model", "--messages", "none.json"]);
-    assert!(missing.starts_with("exit code 2\nerror: cannot read none.json"), "{missing}");
+    assert!(missing.starts_with("exit code 2\nerror: none.json: No such file"), "{missing}");
 }
 
 #[test]
