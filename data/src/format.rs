@@ -179,6 +179,16 @@ const UNHEARD: &[(&[Format], &[&str], &str)] = {
             "only text can be trained on; leave out such records, or the key if the text stands for itself",
         ),
         (&[Messages], &["functions"], "this is OpenAI's older form, give them as \"tools\""),
+        (
+            &[Messages, Sharegpt, Completion],
+            &["documents"],
+            "documents beside messages are not read; write them into a message",
+        ),
+        (
+            &[Messages, Sharegpt, Completion],
+            &["chat_template_kwargs"],
+            "settings of the template are not read; write them into a template of your own, data.chat_template: a file",
+        ),
         (&[Messages, Sharegpt, Alpaca, Completion], &["kto_tag"], LIKED),
         (
             &[Tokenized],
@@ -408,7 +418,8 @@ impl Fields<'_> {
             Some(Json::String(_)) => return Ok(Vec::new()),
             None | Some(Json::Null) if has_calls(message) => (String::new(), Vec::new()),
             None | Some(Json::Null) => {
-                let slip = message.keys().find(|key| nearest(key, &["content"]).is_some());
+                let slip =
+                    message.keys().find(|key| *key != "content" && nearest(key, &["content"]).is_some());
                 let hint = slip.map(|key| format!("; did you mean it by {key:?}?")).unwrap_or_default();
                 return Err(self.error(format!("{place} has no \"content\"{hint}")));
             }

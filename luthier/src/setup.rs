@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use compute::ops::matmul;
 use compute::quant::{Code, Format};
 use compute::{Device, Precision};
 use data::{DataSpec, Dataset, OrderSpec, SourceSpec, Tokenizer};
@@ -28,9 +29,6 @@ use crate::run_file::{
 };
 use crate::terminal::bytes;
 
-/// Memory of the products' panels and sums: shared ones, and each thread's own.
-const SHARED_PANELS: u64 = 13 << 20;
-const THREAD_PANELS: u64 = 5 << 18;
 /// What a process holds before it reads anything.
 const BARE_PROCESS: u64 = 8 << 20;
 /// What a tokenizer holds for each token of its vocabulary, about.
@@ -561,8 +559,8 @@ impl Needs {
 
 /// Scratch of the products and of attention over sequences of so many tokens.
 fn scratch(config: &Config, precision: Precision, positions: usize, threads: usize) -> u64 {
-    let of_thread = THREAD_PANELS + model::attention_memory(config, precision, positions);
-    SHARED_PANELS.saturating_add((threads as u64).saturating_mul(of_thread))
+    let of_thread = matmul::THREAD_MEMORY + model::attention_memory(config, precision, positions);
+    matmul::SHARED_MEMORY.saturating_add((threads as u64).saturating_mul(of_thread))
 }
 
 /// The buffers that the loop allocates.

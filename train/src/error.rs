@@ -115,6 +115,6 @@ fn remaining(cause: &TrainError, checkpoint: Option<&Path>) -> String {
         }
         (Some(path), false) => format!("the last checkpoint, {}, is from before that", path.display()),
         (None, true) => "no checkpoint had been saved yet: --resume begins anew".to_owned(),
-        (None, false) => "no checkpoint had been saved yet".to_owned(),
+        (None, false) => "no checkpoint had been saved yet, so begin anew in another folder".to_owned(),
     }
 }

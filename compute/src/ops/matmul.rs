@@ -12,6 +12,12 @@ use crate::{Device, MatrixMut, MatrixRef, Precision};
 /// whatever stands beside it.
 pub const FEW_ROWS: usize = gemm::FEW_ROWS;
 
+/// Bytes of working memory that all products share, whose threads are one pool's.
+pub const SHARED_MEMORY: u64 = gemm::SHARED_MEMORY;
+
+/// Bytes of working memory that each thread has beside that, about.
+pub const THREAD_MEMORY: u64 = gemm::THREAD_MEMORY;
+
 /// A factor as it stands, or transposed.
 #[derive(Clone, Copy, Debug)]
 pub enum Factor<'a> {

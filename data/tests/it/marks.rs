@@ -389,6 +389,8 @@ fn keys_that_change_what_is_taught_are_honoured_or_refused() {
         ("\"functions\": [{}]", "\"functions\": this is OpenAI's older form"),
         ("\"images\": [\"a.png\"]", "\"images\": only text can be trained on"),
         ("\"kto_tag\": false", "\"kto_tag\": preference data"),
+        ("\"documents\": [{\"text\": \"x\"}]", "\"documents\": documents beside messages are not read"),
+        ("\"chat_template_kwargs\": {\"enable_thinking\": false}", "\"chat_template_kwargs\": settings"),
         ("\"label\": true", "\"label\": preference data"),
     ] {
         assert!(error(&format!("{{{chat}, {more}}}")).contains(message), "{more}");

@@ -190,7 +190,7 @@ fn begin(folder: &Path) -> anyhow::Result<File> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make the run folder {}", folder.display()))?;
     let lock = lock(folder)?;
     if holds_run(folder)? {
-        let message = "was taken by another run meanwhile; choose another folder for `output`";
+        let message = "was taken by another run meanwhile; wait for it and go on with it by --resume, or choose another folder";
         return Err(user(format!("{} {message}", folder.display())));
     }
     Ok(lock)

@@ -56,6 +56,23 @@ fn json_holds_ids_and_labels_as_transformers_has_them() {
 }
 
 #[test]
+fn what_the_data_mark_as_not_to_be_learnt_is_not() {
+    let folder = folder();
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let bad = json!({"role": "assistant", "content": "no", "weight": 0});
+    let chat =
+        json!({"messages": [turn("user", "hello"), bad, turn("user", "hello"), turn("assistant", "yes")]});
+    fs::write(folder.path().join("chat.jsonl"), format!("[{chat},\n{chat}]")).unwrap();
+    let (told, _) = preview(folder.path(), &["--model", "model", "--data", "chat.jsonl"]);
+    assert_eq!((told.matches('⟦').count(), told.matches("⟦yes<|im_end|>").count()), (2, 2), "{told}");
+
+    let half = chat.to_string().replace("\"weight\":0", "\"weight\":0.5");
+    fs::write(folder.path().join("chat.jsonl"), half).unwrap();
+    let told = failure(folder.path(), &["data", "preview", "--model", "model", "--data", "chat.jsonl"]);
+    assert!(told.starts_with("exit code 2\nerror: chat.jsonl:1: messages[1].weight is 0.5"), "{told}");
+}
+
+#[test]
 fn a_folder_with_a_tokenizer_alone_is_enough() {
     let folder = folder();
     fs::remove_file(folder.path().join("model/model.safetensors")).unwrap();

@@ -38,6 +38,7 @@ pub(crate) use kernel::peak_flops;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use pack512::join;
 pub(crate) use packed::{LeftLayout, PackedLeft, PackedRight, Packing, RightLayout};
+pub(crate) use scratch::{SHARED_MEMORY, THREAD_MEMORY};
 
 use super::Cpu;
 use crate::Precision;

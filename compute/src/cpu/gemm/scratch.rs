@@ -16,6 +16,11 @@ pub(super) const SHARED_A_BYTES: usize = 9 << 20;
 /// Sums of the rows of `a` that are packed for all tasks a part of `K` at a time.
 pub(super) const SHARED_SUMS: usize = 1 << 20;
 
+/// Bytes that the tasks of a product share, in the thread that began it.
+pub(crate) const SHARED_MEMORY: u64 = (SHARED_A_BYTES + 4 * SHARED_SUMS) as u64;
+/// Bytes that every thread has for its tasks, about.
+pub(crate) const THREAD_MEMORY: u64 = (A_BYTES + 2 * B_BYTES + 4 * SUMS).next_multiple_of(256 << 10) as u64;
+
 /// Memory that a kernel writes to by a pointer: handed out in parts, each of which is held against what there is.
 #[derive(Clone, Copy)]
 pub(super) struct Room {
