@@ -34,15 +34,29 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
                 }
             }
         }
-        let (a, b) = (a.cast::<f32>(), b.cast::<f32>());
-        for k in 0..groups {
-            let b: [__m256; VECTORS] = std::array::from_fn(|j| _mm256_loadu_ps(b.add((k * VECTORS + j) * 8)));
+        let step = |acc: &mut [[__m256; VECTORS]; ROWS], a: *const f32, b: *const f32| {
+            let b: [__m256; VECTORS] = std::array::from_fn(|j| _mm256_loadu_ps(b.add(8 * j)));
             for (i, acc) in acc.iter_mut().enumerate() {
-                let a = _mm256_set1_ps(*a.add((k / GROUPS * ROWS + i) * GROUPS + k % GROUPS));
+                let a = _mm256_set1_ps(*a.add(i * GROUPS));
                 for (acc, b) in acc.iter_mut().zip(b) {
                     *acc = _mm256_fmadd_ps(a, b, *acc);
                 }
             }
+        };
+        // Four groups in a turn: how fast a short loop runs depends on where in a cache line it begins.
+        let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
+        for _ in 0..groups / GROUPS {
+            for k in (0..GROUPS).step_by(4) {
+                let (a, b) = (a.add(k), b.add(k * VECTORS * 8));
+                step(&mut acc, a, b);
+                step(&mut acc, a.add(1), b.add(VECTORS * 8));
+                step(&mut acc, a.add(2), b.add(2 * VECTORS * 8));
+                step(&mut acc, a.add(3), b.add(3 * VECTORS * 8));
+            }
+            (a, b) = (a.add(ROWS * GROUPS), b.add(GROUPS * VECTORS * 8));
+        }
+        for k in 0..groups % GROUPS {
+            step(&mut acc, a.add(k), b.add(k * VECTORS * 8));
         }
         for (i, acc) in acc.iter().enumerate() {
             for (j, acc) in acc.iter().enumerate() {
