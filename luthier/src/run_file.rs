@@ -392,7 +392,27 @@ impl Override {
     /// A flag that stands for a key, such as `--model` for `model`; its value is taken as it is.
     pub(crate) fn flag(flag: &str, key: &str, value: &str) -> Self {
         let origin = Origin::Flag(format!("{flag} {value}").into());
-        let value = Node::new(Value::String(value.to_owned()), origin.clone());
+        Self::at(key, Node::new(Value::String(value.to_owned()), origin.clone()), origin)
+    }
+
+    /// A flag that stands for a key with a list of texts, such as `--data` given more than once.
+    pub(crate) fn list(flag: &str, key: &str, values: &[String]) -> Self {
+        let origin = Origin::Flag(
+            values.iter().map(|value| format!("{flag} {value}")).collect::<Vec<_>>().join(" ").into(),
+        );
+        let node = |value: &String| Node::new(Value::String(value.clone()), origin.clone());
+        let list = Value::List(values.iter().map(node).collect());
+        Self::at(key, Node::new(list, origin.clone()), origin)
+    }
+
+    /// A flag that stands for a key, such as `--rank` for `adapter.r`; its value is YAML, as that of `--set`.
+    pub(crate) fn parsed(flag: &str, key: &str, value: &str) -> anyhow::Result<Self> {
+        let origin = Origin::Flag(format!("{flag} {value}").into());
+        let node = yaml::parse_flag(value, &origin).map_err(|problem| problem.report(None))?;
+        Ok(Self::at(key, node, origin))
+    }
+
+    fn at(key: &str, value: Node, origin: Origin) -> Self {
         Self { path: key.split('.').map(str::to_owned).collect(), value, origin }
     }
 }

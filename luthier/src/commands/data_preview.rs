@@ -13,7 +13,7 @@ use crate::setup;
 use crate::terminal::{self, count};
 
 pub(super) fn run(args: cli::Preview, _global: &Global) -> anyhow::Result<ExitCode> {
-    let settings = args.settings()?;
+    let settings = args.run.settings()?;
     settings.validate(Purpose::Preview)?;
     let run = &settings.run;
     let folder = hub::resolve_model(run.model.as_deref().expect("validated"))?;

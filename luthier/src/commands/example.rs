@@ -56,7 +56,7 @@ pub(super) fn run(args: cli::Example, global: &Global) -> anyhow::Result<ExitCod
     let folder = &args.folder;
     unpack(folder)?;
     let training = training(&args);
-    let base = Base::open(training.model.as_deref().expect("given"))?;
+    let base = Base::open(training.run.model.as_deref().expect("given"))?;
     let questions = Question::read(&folder.join("eval.jsonl"), &base.tokenizer()?)?;
     let student = Student::new(&base, &training.settings()?, &global.device()?)?;
 
@@ -105,16 +105,15 @@ fn unpack(folder: &Path) -> anyhow::Result<()> {
 fn training(args: &cli::Example) -> cli::Train {
     let path = |name: &str| args.folder.join(name);
     let text = |name: &str| Some(path(name).display().to_string());
-    cli::Train {
+    let run = cli::RunArgs {
         run: Some(path("run.yaml")),
         model: text("model"),
-        data: text("train.jsonl"),
+        data: text("train.jsonl").into_iter().collect(),
         eval_data: text("eval.jsonl"),
-        output: text("run"),
         set: cli::Set { set: args.steps.map(|n| format!("training.max_steps={n}")).into_iter().collect() },
-        resume: true,
-        dry_run: false,
-    }
+        ..cli::RunArgs::default()
+    };
+    cli::Train { run, output: text("run"), resume: Some(None), ..cli::Train::default() }
 }
 
 /// A held-out example.

@@ -21,7 +21,7 @@ use crate::setup::{self, Base, Choice, Needs, Sizes, Trained};
 use crate::terminal::{self, Table, bytes, count};
 
 pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> {
-    let settings = args.settings()?;
+    let settings = args.run.settings()?;
     settings.validate(Purpose::Other)?;
     let (run, threads) = (&settings.run, global.threads());
     let check_frozen = |config: &Config, name: &str| {

@@ -39,7 +39,7 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     // A run that goes on is held before it is looked at. A new one is not: nothing is written before its input is seen.
     let held = if resumed && !args.dry_run { Some(lock(&folder)?) } else { None };
     if resumed {
-        go_on(&folder, args.resume, &mut settings.run)?;
+        go_on(&folder, args.resume.is_some(), &mut settings.run)?;
     }
     let begun = begun(&folder, resumed);
     let tokenizer = base.tokenizer()?;

@@ -1,0 +1,53 @@
+//! `plan` and `bench`.
+
+use clap::{ArgGroup, Args, Subcommand};
+
+use super::settings::resolve;
+use super::{RunArgs, Set};
+use crate::run_file::Settings;
+
+#[derive(Args, Debug)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// A known shape in place of a model, such as llama-3.1-8b
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub(crate) shape: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Training steps on random tokens
+    Train(BenchArgs),
+    /// Token by token generation
+    Generate(BenchArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("what").required(true).args(["model", "shape"]))]
+pub(crate) struct BenchArgs {
+    /// The base model: a folder or a hub id
+    #[arg(long, value_name = "M")]
+    pub(crate) model: Option<String>,
+    /// A known shape with random weights made in memory, such as llama-3.2-1b
+    #[arg(long, value_name = "NAME")]
+    pub(crate) shape: Option<String>,
+    #[command(flatten)]
+    pub(crate) set: Set,
+    /// Measured steps (bench train) or tokens (bench generate)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
+    pub(crate) steps: Option<u32>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl BenchArgs {
+    /// The default settings with the flags and `--set` laid over them.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        resolve(None, &[("--model", "model", &self.model)], &self.set)
+    }
+}

@@ -1,0 +1,112 @@
+//! `generate` and `chat`.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, ValueEnum};
+use compute::quant::Code;
+
+use crate::run_file::Precision;
+
+/// How the next token is chosen.
+#[derive(Args, Debug)]
+pub(crate) struct Sampling {
+    /// 0: always the likeliest token; higher: more varied
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature, allow_negative_numbers = true)]
+    pub(crate) temperature: f32,
+    /// Sample among the likeliest tokens that make up this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = parse_top_p, allow_negative_numbers = true)]
+    pub(crate) top_p: f32,
+    /// Sample among this many of the likeliest tokens; 0: all
+    #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true)]
+    pub(crate) top_k: usize,
+    /// The random numbers' seed
+    #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true)]
+    pub(crate) seed: u64,
+    /// Precision of activations and arithmetic
+    #[arg(long, value_name = "PRECISION", default_value = "bf16", value_enum)]
+    pub(crate) precision: Precision,
+    /// Hold the base in four bits, as an adapter knew it that was trained so: nf4 or fp4
+    #[arg(long, value_name = "TYPE", value_parser = parse_code)]
+    pub(crate) quantization: Option<Code>,
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    text.parse()
+        .ok()
+        .filter(|t: &f32| t.is_finite() && *t >= 0.0)
+        .ok_or("expected a number of 0 or more".into())
+}
+
+fn parse_top_p(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|p| *p > 0.0 && *p <= 1.0).ok_or("expected a number above 0, up to 1".into())
+}
+
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("input").required(true).args(["prompt", "messages"]))]
+pub(crate) struct Generate {
+    /// The base model: a folder or a hub id
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    /// An adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// Text to continue, as it is
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// A JSON file with a list of {role, content}, rendered by the model's chat template
+    #[arg(long, value_name = "FILE")]
+    pub(crate) messages: Option<PathBuf>,
+    /// A chat template in place of the model's own: a file or a built-in name, as data.chat_template in training
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "prompt")]
+    pub(crate) chat_template: Option<String>,
+    /// Stop after this many new tokens
+    #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true)]
+    pub(crate) max_tokens: usize,
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Chat {
+    /// The base model: a folder or a hub id
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    /// An adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    /// What the model is told before the conversation begins
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// A chat template in place of the model's own: a file or a built-in name, as data.chat_template in training
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(crate) chat_template: Option<String>,
+    /// The longest answer in tokens
+    #[arg(long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true)]
+    pub(crate) max_tokens: usize,
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+}
+
+pub(super) fn parse_code(text: &str) -> Result<Code, String> {
+    match text.parse() {
+        Ok(Code::Int4) => Err("int4 is not supported yet in this version; expected nf4 or fp4".into()),
+        Ok(code) => Ok(code),
+        Err(_) => Err("expected nf4 or fp4".into()),
+    }
+}
+
+impl ValueEnum for Precision {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Bf16, Self::F32]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(match self {
+            Self::Bf16 => "bf16".into(),
+            Self::F32 => "f32".into(),
+        })
+    }
+}

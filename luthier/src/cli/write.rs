@@ -1,0 +1,76 @@
+//! `merge`, `quantize` and `inspect`: what stands in a folder, and a new one.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use compute::quant::{BLOCK_SIZES, Code};
+use model::StoredDType;
+
+use super::speak::parse_code;
+
+#[derive(Args, Debug)]
+pub(crate) struct Merge {
+    /// The base model: a folder or a hub id
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    /// The adapter folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: PathBuf,
+    /// The model folder to write; must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// How the merged weights are stored: f32, f16 or bf16 [default: as the base's are]
+    #[arg(long, value_name = "TYPE", value_parser = parse_stored)]
+    pub(crate) dtype: Option<StoredDType>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Quantize {
+    /// The model: a folder or a hub id
+    #[arg(long, value_name = "M")]
+    pub(crate) model: String,
+    /// The model folder to write; must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// The sixteen values: nf4 or fp4
+    #[arg(long = "type", value_name = "TYPE", default_value = "nf4", value_parser = parse_code)]
+    pub(crate) code: Code,
+    /// Keep the blocks' scales in f32: 4.5 bits a weight in place of 4.127
+    #[arg(long)]
+    pub(crate) no_double_quant: bool,
+    /// Weights that share a scale
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_block_size, allow_negative_numbers = true)]
+    pub(crate) block_size: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn parse_block_size(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|n| BLOCK_SIZES.contains(n))
+        .ok_or_else(|| format!("expected one of {BLOCK_SIZES:?}"))
+}
+
+fn parse_stored(text: &str) -> Result<StoredDType, String> {
+    match text {
+        "f32" => Ok(StoredDType::F32),
+        "f16" => Ok(StoredDType::F16),
+        "bf16" => Ok(StoredDType::Bf16),
+        _ => Err("expected f32, f16 or bf16".into()),
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Inspect {
+    /// A model folder, a hub id, an adapter folder or a run folder
+    #[arg(value_name = "PATH")]
+    pub(crate) path: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
