@@ -142,6 +142,8 @@ pub struct Rendered {
 pub struct ChatTemplate {
     env: Environment<'static>,
     origin: String,
+    /// As it was given; of several, that of conversations without tools.
+    source: String,
     has_tool_template: bool,
     has_generation: bool,
     special: Vec<(String, Value)>,
@@ -208,6 +210,7 @@ impl ChatTemplate {
         Ok(ChatTemplate {
             env,
             origin: origin.into(),
+            source: default.clone(),
             has_tool_template,
             has_generation,
             special: Vec::new(),
@@ -236,6 +239,11 @@ impl ChatTemplate {
         &self.origin
     }
 
+    /// The template as it was given, in Jinja; of several by name, the one for conversations without tools.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether the template marks the assistant's words with `{% generation %}`.
     pub fn has_generation(&self) -> bool {
         self.has_generation
@@ -243,7 +251,7 @@ impl ChatTemplate {
 
     /// Whether the template places an instruction's `input` itself, as Alpaca's does.
     pub(crate) fn takes_input(&self) -> bool {
-        self.origin == "alpaca"
+        Some(self.source.as_str()) == builtin::source("alpaca")
     }
 
     /// Renders messages as `apply_chat_template(messages, tools, tokenize=False)` does.

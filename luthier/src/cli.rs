@@ -18,7 +18,7 @@ pub(crate) use data::*;
 pub(crate) use eval::*;
 pub(crate) use plan::*;
 pub(crate) use settings::{RunArgs, Set};
-pub(crate) use speak::{Chat, Generate, Sampling};
+pub(crate) use speak::{Chat, Generate, Held, Sampling};
 pub(crate) use train::*;
 pub(crate) use write::{Inspect, Merge, Quantize};
 

@@ -44,6 +44,32 @@ pub(crate) struct Excerpt {
     pub(crate) help: Option<String>,
 }
 
+/// An error and what to do about it, which only the caller knows.
+#[derive(Debug)]
+pub(crate) struct Advised {
+    error: Error,
+    advice: String,
+}
+
+impl Advised {
+    /// The error, followed by the advice.
+    pub(crate) fn new(error: impl Into<Error>, advice: impl Into<String>) -> Self {
+        Self { error: error.into(), advice: advice.into() }
+    }
+}
+
+impl Display for Advised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", chain(&self.error), self.advice)
+    }
+}
+
+impl std::error::Error for Advised {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(self.error.as_ref())
+    }
+}
+
 impl Display for UserError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

@@ -39,6 +39,16 @@ pub(crate) fn resolve_model(name: &str) -> anyhow::Result<PathBuf> {
     Hub::from_environment(|name| std::env::var(name).ok())?.model(&id)
 }
 
+/// The folder of an adapter.
+pub(crate) fn resolve_adapter(name: &str) -> anyhow::Result<PathBuf> {
+    Ok(PathBuf::from(name))
+}
+
+/// Whether a name is a hub id, `owner/name[@revision]`, rather than a folder here.
+pub(crate) fn is_id(name: &str) -> bool {
+    !Path::new(name).exists() && !looks_like_a_path(name) && ModelId::parse(name).is_ok()
+}
+
 fn looks_like_a_path(name: &str) -> bool {
     let first = name.split('/').next().unwrap_or_default();
     name.is_empty() || name.contains('\\') || ["", ".", "..", "~"].contains(&first) || !name.contains('/')

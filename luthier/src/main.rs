@@ -11,6 +11,7 @@ mod commands;
 mod error;
 mod hub;
 mod run_file;
+mod run_folder;
 mod setup;
 mod signal;
 mod terminal;

@@ -64,8 +64,9 @@ pub(crate) struct DataSection {
     pub(crate) train_on: TrainOn,
     /// None: the tokenizer's own; else a file or a built-in name.
     pub(crate) chat_template: Option<String>,
-    /// Tokens; what is longer is dealt with by `on_overflow`.
-    pub(crate) max_length: usize,
+    /// Tokens; what is longer is dealt with by `on_overflow`. None: 2048, or the model's context, or the longest example if that is
+    /// less.
+    pub(crate) max_length: Option<usize>,
     pub(crate) on_overflow: OnOverflow,
     /// Several examples in a row; attention never crosses an example's border.
     pub(crate) packing: bool,
@@ -81,7 +82,7 @@ impl Default for DataSection {
             format: Format::Auto,
             train_on: TrainOn::Assistant,
             chat_template: None,
-            max_length: 2048,
+            max_length: None,
             on_overflow: OnOverflow::Truncate,
             packing: true,
             shuffle: true,
@@ -149,7 +150,8 @@ pub(crate) struct OptimizerSection {
     /// The budget of the optimizer's state; the rest lies in a file. None: all is in memory, if it fits.
     pub(crate) memory: Option<ByteSize>,
     pub(crate) name: OptimizerName,
-    pub(crate) learning_rate: f64,
+    /// At its peak. None: 2e-4, and more for adapters of models narrower than 2048.
+    pub(crate) learning_rate: Option<f64>,
     pub(crate) betas: [f64; 2],
     pub(crate) eps: f64,
     /// Decoupled.
@@ -165,7 +167,7 @@ impl Default for OptimizerSection {
         Self {
             memory: None,
             name: OptimizerName::Adamw,
-            learning_rate: 2.0e-4,
+            learning_rate: None,
             betas: [0.9, 0.999],
             eps: 1.0e-8,
             weight_decay: 0.0,
@@ -194,7 +196,8 @@ impl Default for ScheduleSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct TrainingSection {
-    pub(crate) epochs: u64,
+    /// Passes over the examples. None: 1, or up to 3 where that would be fewer than about fifty steps.
+    pub(crate) epochs: Option<u64>,
     /// Optimizer steps; ends the run early if reached.
     pub(crate) max_steps: Option<u64>,
     /// Examples (packing: rows of `max_length`) in an optimizer step; none: as many as the examples are enough for.
@@ -222,7 +225,7 @@ pub(crate) struct TrainingSection {
 impl Default for TrainingSection {
     fn default() -> Self {
         Self {
-            epochs: 1,
+            epochs: None,
             max_steps: None,
             batch_size: None,
             micro_batch_tokens: MicroBatch::Auto,
@@ -346,17 +349,75 @@ impl RunFile {
     /// Takes over from the saved settings of a run that goes on what was left open and decides its result.
     pub(crate) fn adopt_settled(&mut self, saved: &Self) {
         self.schedule.warmup = self.schedule.warmup.or(saved.schedule.warmup);
+        self.optimizer.learning_rate = self.optimizer.learning_rate.or(saved.optimizer.learning_rate);
+        self.data.max_length = self.data.max_length.or(saved.data.max_length);
         let (training, saved) = (&mut self.training, &saved.training);
         training.batch_size = training.batch_size.or(saved.batch_size);
+        training.epochs = training.epochs.or(saved.epochs);
         if training.micro_batch_tokens == MicroBatch::Auto {
             training.micro_batch_tokens = saved.micro_batch_tokens;
         }
+    }
+
+    /// The value of a key of those that an adapter's user takes over, as YAML has it in a line.
+    pub(crate) fn value(&self, key: &str) -> String {
+        let text = |text: &Option<String>| text.clone().unwrap_or("null".into());
+        match key {
+            "data.chat_template" => text(&self.data.chat_template),
+            "data.max_length" => self.data.max_length.map_or("null".into(), |tokens| tokens.to_string()),
+            "data.train_on" => word(&self.data.train_on),
+            "quantization" => self.quantization.as_ref().map_or("null".into(), |q| word(&q.kind)),
+            other => panic!("{other} is not taken over"),
+        }
+    }
+
+    /// Takes one of those keys over from other settings.
+    pub(crate) fn take(&mut self, key: &str, from: &Self) {
+        match key {
+            "data.chat_template" => self.data.chat_template = from.data.chat_template.clone(),
+            "data.max_length" => self.data.max_length = from.data.max_length,
+            "data.train_on" => self.data.train_on = from.data.train_on,
+            "quantization" => self.quantization = from.quantization.clone(),
+            other => panic!("{other} is not taken over"),
+        }
+    }
+
+    /// Makes the paths that are relative to the current folder absolute. Names that are no paths stay: hub ids, built-in templates,
+    /// `-` for stdin.
+    pub(crate) fn make_paths_absolute(&mut self) {
+        let full = |path: &mut PathBuf| {
+            let here = path.exists() || path.to_string_lossy().contains(['*', '?', '[']);
+            if here && path.as_os_str() != "-" {
+                *path = std::path::absolute(&*path).unwrap_or(path.clone());
+            }
+        };
+        let full_text = |text: &mut String| {
+            let mut path = PathBuf::from(&*text);
+            full(&mut path);
+            *text = path.display().to_string();
+        };
+        let template = self.data.chat_template.iter_mut();
+        let file = template.filter(|name| !data::template::BUILTIN.contains(&name.as_str()));
+        self.model.iter_mut().chain(file).for_each(full_text);
+        match &mut self.data.train {
+            None => {}
+            Some(TrainData::One(path)) => full(path),
+            Some(TrainData::Many(sources)) => sources.iter_mut().for_each(|source| full(&mut source.path)),
+        }
+        self.data.eval.iter_mut().chain(&mut self.adapter.init_from).for_each(full);
+        self.output.iter_mut().for_each(full);
     }
 
     /// The file in full, in the order of this type; reading it gives the same settings.
     pub(crate) fn to_yaml(&self) -> anyhow::Result<String> {
         yaml::write(self).context("cannot write the settings as YAML")
     }
+}
+
+/// A word of a closed set as the run file spells it.
+fn word(value: &impl Serialize) -> String {
+    let value = serde_json::to_value(value).expect("a word");
+    value.as_str().expect("a word").to_owned()
 }
 
 /// A setting from the command line, which wins over the file.

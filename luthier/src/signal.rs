@@ -1,24 +1,38 @@
-//! Requests to stop. The first SIGINT or SIGTERM raises a flag that the training loop looks at between steps; a
-//! second one ends the process at once, with the shell's exit code for it (130, 143).
+//! Requests to stop. The first SIGINT, SIGTERM or SIGHUP raises a flag that the training loop looks at between steps; a
+//! second one ends the process at once, with the shell's exit code for it (130, 143, 129).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// From now on, SIGINT and SIGTERM ask the program to stop rather than end it.
+/// Those that ask for an end. SIGHUP comes when the terminal of a run is closed, unless `nohup` has made it ignored.
+fn signals() -> Vec<i32> {
+    let hangup = cfg!(target_os = "linux") && !is_ignored(SIGHUP);
+    [SIGINT, SIGTERM].into_iter().chain(hangup.then_some(SIGHUP)).collect()
+}
+
+/// Whether this process was started with a signal ignored, as Linux tells it.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
+/// From now on, these signals ask the program to stop rather than end it.
 ///
 /// Returns the flag that becomes true with the first of them. Call it when there is something to save: until then, a
 /// signal ends the process as usual.
 pub(crate) fn stop_on_request() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    for signal in signals() {
         // The order matters: the first of the two actions must see the flag as it was before this signal.
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
             .and_then(|_| flag::register(signal, Arc::clone(&stop)))
-            .context("cannot take over SIGINT and SIGTERM")?;
+            .context("cannot take over SIGINT, SIGTERM and SIGHUP")?;
     }
     Ok(stop)
 }

@@ -3,15 +3,19 @@
 //! A terminal gets a progress bar and colours; anything else gets plain lines now and then. `NO_COLOR` (any value that
 //! is not empty) and `TERM=dumb` turn colours off.
 
+mod progress;
+
 use std::fmt::{self, Display, Write as _};
 use std::io::{self, ErrorKind, IsTerminal, Write as _};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use unicode_width::UnicodeWidthChar;
+
+pub(crate) use progress::{Facts, Progress};
 
 /// Whoever read stdout has gone away (`| head`): nothing is left to do, and nobody is to blame.
 #[derive(Debug)]
@@ -57,121 +61,6 @@ pub(crate) fn stderr_colour() -> bool {
 fn colour_allowed() -> bool {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
-}
-
-/// Seconds between two plain lines when stderr is not a terminal.
-const PLAIN_EVERY: Duration = Duration::from_secs(5);
-
-/// What is counted.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Unit {
-    Items,
-    Bytes,
-}
-
-/// Progress on stderr: a bar on a terminal, else a line every few seconds.
-pub(crate) struct Progress {
-    what: String,
-    unit: Unit,
-    total: u64,
-    start: u64,
-    position: u64,
-    since: Instant,
-    bar: Option<ProgressBar>,
-    /// When the last plain line was printed, and at which position.
-    last: Option<(Instant, u64)>,
-}
-
-impl Progress {
-    /// Progress over `total` things (steps, examples), `done` of them already done by an earlier run.
-    pub(crate) fn items(what: &str, total: u64, done: u64) -> Self {
-        Self::new(what, Unit::Items, total, done)
-    }
-
-    /// Progress over `total` bytes, `done` of them already there.
-    pub(crate) fn bytes(what: &str, total: u64, done: u64) -> Self {
-        Self::new(what, Unit::Bytes, total, done)
-    }
-
-    fn new(what: &str, unit: Unit, total: u64, done: u64) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            bar.set_style(style(unit, stderr_colour()));
-            bar.set_prefix(what.to_owned());
-            bar.set_position(done);
-            bar.reset_eta();
-            bar
-        });
-        let since = Instant::now();
-        Self { what: what.to_owned(), unit, total, start: done, position: done, since, bar, last: None }
-    }
-
-    /// Moves to `position` (from 0 to the total) with some words, such as [`training_facts`].
-    pub(crate) fn set(&mut self, position: u64, facts: &str) {
-        self.position = position;
-        if let Some(bar) = &self.bar {
-            bar.set_message(facts.to_owned());
-            bar.set_position(position);
-        } else if self.last.is_none_or(|(when, _)| when.elapsed() >= PLAIN_EVERY) {
-            self.print_plain(facts);
-        }
-    }
-
-    /// Prints a line of its own, above the bar if there is one.
-    pub(crate) fn note(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
-        }
-    }
-
-    /// Ends the progress; the last state stays visible.
-    pub(crate) fn finish(mut self, facts: &str) {
-        if let Some(bar) = self.bar.take() {
-            bar.set_message(facts.to_owned());
-            bar.abandon();
-        } else if self.last.is_none_or(|(_, position)| position != self.position) {
-            self.print_plain(facts);
-        }
-    }
-
-    fn print_plain(&mut self, facts: &str) {
-        let amount = |n: u64| if self.unit == Unit::Bytes { bytes(n) } else { n.to_string() };
-        let mut line = format!("{} {}/{}", self.what, amount(self.position), amount(self.total));
-        if !facts.is_empty() {
-            write!(line, "  {facts}").expect("writing to a string");
-        }
-        if let Some(left) = self.time_left() {
-            write!(line, "  {} left", duration(left)).expect("writing to a string");
-        }
-        eprintln!("{line}");
-        self.last = Some((Instant::now(), self.position));
-    }
-
-    /// From the mean speed of this run; `None` at its start and at the end.
-    fn time_left(&self) -> Option<Duration> {
-        let done = self.position.saturating_sub(self.start);
-        let left = self.total.saturating_sub(self.position);
-        (done > 0 && left > 0).then(|| self.since.elapsed().mul_f64(left as f64 / done as f64))
-    }
-}
-
-fn style(unit: Unit, colour: bool) -> ProgressStyle {
-    let bar = if colour { "{bar:24.cyan/blue}" } else { "{bar:24}" };
-    let template = match unit {
-        Unit::Items => format!("{{prefix}} {bar} {{pos}}/{{len}}  {{msg}}  {{eta}} left"),
-        Unit::Bytes => {
-            format!(
-                "{{prefix}} {bar} {{binary_bytes}}/{{binary_total_bytes}}  {{binary_bytes_per_sec}}  {{eta}} left"
-            )
-        }
-    };
-    ProgressStyle::with_template(&template).expect("a valid template").progress_chars("━╸─")
-}
-
-/// The words beside the training bar. `loss` is the step's mean over trained tokens; memory in bytes.
-pub(crate) fn training_facts(loss: f64, tokens_per_second: f64, memory_bytes: u64) -> String {
-    format!("loss {loss:.4}  {} tokens/s  {}", count(tokens_per_second), bytes(memory_bytes))
 }
 
 /// A table with a header; columns of numbers stand to the right.
@@ -261,6 +150,26 @@ pub(crate) fn duration(time: Duration) -> String {
         60..3600 => format!("{minutes} min {:02} s", seconds % 60),
         3600..86400 => format!("{hours} h {:02} min", minutes % 60),
         _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+/// A path or name as a shell takes it: in quotes where it has other characters than usual ones.
+pub(crate) fn quoted(path: impl AsRef<Path>) -> String {
+    let text = path.as_ref().display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:,@%=".contains(c);
+    match !text.is_empty() && text.chars().all(plain) && !text.starts_with('-') {
+        true => text,
+        false if text.starts_with('-') => format!("'./{}'", text.replace('\'', "'\\''")),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
+/// A time for people where seconds matter only while there are few: `95 s`, `12 min`, `2 h 10 min`.
+pub(crate) fn rough(time: Duration) -> String {
+    match time.as_secs_f64().round() as u64 {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", (seconds + 30) / 60),
+        _ => duration(time),
     }
 }
 

@@ -18,9 +18,12 @@ use crate::config::{Config, read_small_file};
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Parameter};
 
+pub(crate) use companions::copy_companions;
+pub use companions::copy_tokenizer;
 pub use staging::{Staging, sweep_staged};
 pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, sweep, sync_folder, write_whole};
 
+mod companions;
 mod header;
 pub(crate) mod quantized;
 mod staging;

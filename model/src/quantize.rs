@@ -5,9 +5,9 @@ use std::path::Path;
 use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix};
 
-use crate::adapter::merge::copy_companions;
 use crate::checkpoint::{
-    Checkpoint, CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, quantized, write_whole,
+    Checkpoint, CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer,
+    quantized, write_whole,
 };
 use crate::config::Config;
 use crate::error::{ModelError, Result};
@@ -98,7 +98,8 @@ pub fn quantize_folder(
         observe(report.last().expect("just pushed"));
     }
     writer.finish()?;
-    copy_companions(folder, folder, to)?;
+    copy_tokenizer(folder, to, true)?;
+    copy_companions(folder, to)?;
     let json = config.quantized(format, main.torch_name()).to_json(main);
     write_whole(&to.join("config.json"), json.as_bytes())?;
     Ok(report)

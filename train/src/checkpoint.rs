@@ -20,9 +20,11 @@ const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Best {
-    pub(crate) step: u64,
-    pub(crate) eval_loss: f64,
+pub struct Best {
+    /// Steps done before it.
+    pub step: u64,
+    /// Its loss.
+    pub eval_loss: f64,
 }
 
 /// Where a run stands; with the trained tensors and the optimizer's moments, everything there is to know, since order

@@ -68,6 +68,15 @@ pub enum TrainError {
 pub type Result<T, E = TrainError> = std::result::Result<T, E>;
 
 impl TrainError {
+    /// Whether a run that goes on would meet this again, as it would the same numbers, but not the same full disk.
+    pub fn comes_again(&self) -> bool {
+        match self {
+            TrainError::NotFinite { .. } => true,
+            TrainError::Ended { cause, .. } => cause.comes_again(),
+            _ => false,
+        }
+    }
+
     pub(crate) fn read(path: &Path, source: io::Error) -> Self {
         TrainError::Read { path: path.to_owned(), source }
     }
@@ -106,15 +115,13 @@ fn space_hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// What is left of a run that ended so. Going on would meet the same numbers again, but not the same full disk.
+/// What is left of a run that ended so.
 fn remaining(cause: &TrainError, checkpoint: Option<&Path>) -> String {
-    let again = !matches!(cause, TrainError::NotFinite { .. });
-    match (checkpoint, again) {
-        (Some(path), true) => {
-            format!("the last checkpoint, {}, is intact: go on from it with --resume", path.display())
+    match checkpoint {
+        Some(path) if cause.comes_again() => {
+            format!("the last checkpoint, {}, is from before that", path.display())
         }
-        (Some(path), false) => format!("the last checkpoint, {}, is from before that", path.display()),
-        (None, true) => "no checkpoint had been saved yet: --resume begins anew".to_owned(),
-        (None, false) => "no checkpoint had been saved yet, so begin anew in another folder".to_owned(),
+        Some(path) => format!("the last checkpoint, {}, is intact", path.display()),
+        None => "no checkpoint had been saved yet".to_owned(),
     }
 }

@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod error;
+mod forecast;
 mod metrics;
 mod optimizer;
 mod plan;
@@ -12,10 +13,12 @@ mod schedule;
 mod sums;
 mod trainer;
 
+pub use checkpoint::Best;
 pub use error::{Result, TrainError};
-pub use metrics::{EvalMetrics, StepMetrics, peak_memory_bytes};
+pub use forecast::{Amount, Pace};
+pub use metrics::{EvalMetrics, History, StepMetrics, peak_memory_bytes};
 pub use optimizer::{OptimizerSettings, Rule};
 pub use plan::{Demand, StepPlan};
 pub use saving::Saving;
 pub use schedule::{Decay, Schedule};
-pub use trainer::{Event, Job, Outcome, Settings, Trainer, evaluate, memory_plan, train};
+pub use trainer::{Event, Job, Outcome, Saves, Settings, Trainer, evaluate, memory_plan, train};

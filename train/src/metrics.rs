@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: a line a step and a line an evaluation, each step once, whatever was interrupted.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,48 @@ pub struct EvalMetrics {
     pub eval_loss: f64,
     /// Their number.
     pub eval_tokens: u64,
+}
+
+/// All lines of a run so far.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// The steps, in order.
+    pub steps: Vec<StepMetrics>,
+    /// The evaluations, in order.
+    pub evaluations: Vec<EvalMetrics>,
+}
+
+impl History {
+    /// Reads a run folder's `metrics.jsonl`; nothing where there is none.
+    pub fn read(folder: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Line {
+            Step(StepMetrics),
+            Evaluation(EvalMetrics),
+        }
+        let path = folder.join("metrics.jsonl");
+        let mut history = History::default();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(history),
+            Err(e) => return Err(TrainError::read(&path, e)),
+        };
+        for line in BufReader::new(file).split(b'\n') {
+            match serde_json::from_slice(&line.map_err(|e| TrainError::read(&path, e))?) {
+                Ok(Line::Step(step)) => history.steps.push(step),
+                Ok(Line::Evaluation(evaluation)) => history.evaluations.push(evaluation),
+                // A line that a crash cut off.
+                Err(_) => break,
+            }
+        }
+        Ok(history)
+    }
+
+    /// Seconds that the steps took, without evaluations and saving.
+    pub fn seconds(&self) -> f64 {
+        self.steps.iter().map(|step| step.tokens as f64 / step.tokens_per_second).sum()
+    }
 }
 
 /// The file, open for appending.

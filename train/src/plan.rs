@@ -5,6 +5,8 @@ use compute::Precision;
 use data::{Dataset, Example, OrderSpec, Row};
 use model::{Checkpointing, Extent, Purpose};
 
+use crate::forecast::Amount;
+
 /// What the examples of a run ask of its buffers, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
@@ -78,6 +80,33 @@ impl<'a> StepPlan<'a> {
         self.epoch_ends.last().copied().unwrap_or(0)
     }
 
+    /// What a run of so many steps does, evaluated every so often on `eval`.
+    pub fn amount(&self, steps: u64, eval_every: Option<u64>, eval: &[Example]) -> Amount {
+        let tokens = |example: &Example| example.len() as u64;
+        let passed =
+            || self.dataset.examples.iter().zip(&self.visits).map(|(e, &visits)| (tokens(e), visits));
+        Amount {
+            steps,
+            tokens: passed().map(|(tokens, visits)| tokens * visits).sum(),
+            first_tokens: passed().map(|(tokens, visits)| tokens * visits.min(1)).sum(),
+            evaluations: if eval.is_empty() { 0 } else { 1 + self.evaluations(0, steps, eval_every, eval) },
+            eval_tokens: eval.iter().map(tokens).sum(),
+        }
+    }
+
+    /// Evaluations that are due after a later step than `step`, until the `last`: every so many steps, or after each epoch, and in
+    /// the end.
+    pub(crate) fn evaluations(&self, step: u64, last: u64, every: Option<u64>, eval: &[Example]) -> u64 {
+        if eval.is_empty() || step >= last {
+            return 0;
+        }
+        let between = match every {
+            Some(n) => (last - 1) / n - step / n,
+            None => self.epoch_ends.iter().filter(|&&end| end > step && end < last).count() as u64,
+        };
+        between + 1
+    }
+
     /// The tokens of each example that the run passes more than once, 0 of the others: those of training first, then the held-out
     /// ones, which are evaluated before the first step and after the last at least.
     pub fn repeated(&self, eval: &[Example]) -> Vec<usize> {
@@ -95,6 +124,11 @@ impl<'a> StepPlan<'a> {
         let (held_out, longest) = (tokens(eval), longest(train).max(longest(eval)).max(1));
         let step = self.batch_size.saturating_mul(row).min(tokens(train).max(held_out)).max(longest);
         Demand { longest, step, total: step.max(held_out) }
+    }
+
+    /// Whether an epoch ends with a step.
+    pub(crate) fn ends_epoch(&self, step: u64) -> bool {
+        self.epoch_ends.binary_search(&step).is_ok()
     }
 
     /// The examples of a step (from 1), in order.

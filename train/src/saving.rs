@@ -18,8 +18,10 @@ pub enum Saving<'a> {
     Adapter(&'a PeftConfig),
     /// A model folder: everything was trained.
     Model {
-        /// Where the tokenizer's files come from.
+        /// The base's folder, for what stands beside its weights.
         base: &'a Path,
+        /// Where the tokenizer's files come from.
+        tokenizer: &'a Path,
         /// How the result's weights are stored; checkpoints hold `f32`.
         dtype: StoredDType,
     },
@@ -84,8 +86,8 @@ impl Saving<'_> {
     pub(crate) fn write_result(&self, folder: &Path, decoder: &Decoder, adapter: &Adapter) -> Result<()> {
         match self {
             Saving::Adapter(config) => save_adapter(folder, config, &adapter.layout, &adapter.parameters)?,
-            Saving::Model { base, dtype } => {
-                decoder.write_model_files(adapter, base, base, folder, *dtype)?
+            Saving::Model { base, tokenizer, dtype } => {
+                decoder.write_model_files(adapter, base, tokenizer, folder, *dtype)?
             }
         }
         Ok(())

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use compute::ops::reduce;
 use compute::random;
@@ -22,11 +22,24 @@ use model::{
 
 use crate::checkpoint::{Best, Checkpoints, Damaged, Restored, State};
 use crate::error::{Result, TrainError};
+use crate::forecast::Pace;
 use crate::metrics::{EvalMetrics, MetricsFile, StepMetrics, peak_memory_bytes};
 use crate::optimizer::{Optimizer, OptimizerSettings};
 use crate::plan::StepPlan;
 use crate::saving::Saving;
 use crate::schedule::Schedule;
+
+/// Batches that are measured at most to tell a run's time.
+const REHEARSED: u64 = 16;
+
+/// When checkpoints are saved. It changes no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saves {
+    /// After so many steps.
+    EverySteps(u64),
+    /// At the first step's end after so much time.
+    Every(Duration),
+}
 
 /// All settings of the loop.
 #[derive(Clone, Debug)]
@@ -50,10 +63,10 @@ pub struct Settings {
     /// Bytes that may be in memory of what frozen layers give for examples that come again, the rest being in a file; `None`:
     /// it is computed again. It changes no result.
     pub frozen_activations: Option<u64>,
-    /// Steps between evaluations; `None`: only before the first step and after the last.
+    /// Steps between evaluations; `None`: one after each epoch. One stands before the first step and after the last at any rate.
     pub eval_every: Option<u64>,
-    /// Steps between checkpoints; `None`: only at the end.
-    pub save_every: Option<u64>,
+    /// When checkpoints are saved, beside the one at the end.
+    pub saves: Saves,
     /// Checkpoints to keep.
     pub keep_checkpoints: usize,
     /// Evaluations without improvement after which the run ends with the best tensors.
@@ -78,11 +91,22 @@ pub enum Event<'a> {
         step: u64,
         /// Steps of the whole run.
         steps: u64,
+        /// Evaluations that are still to come.
+        evaluations: u64,
     },
     /// A step is done.
     Step(&'a StepMetrics),
     /// An evaluation is done.
-    Evaluated(&'a EvalMetrics),
+    Evaluated {
+        /// Its line.
+        metrics: &'a EvalMetrics,
+        /// The best one so far, whose tensors are kept.
+        best: Best,
+        /// Evaluations since then.
+        since_best: u64,
+        /// How long it took.
+        time: Duration,
+    },
     /// A checkpoint stands.
     Saved(&'a Path),
     /// The run ends on request; this checkpoint has all of it.
@@ -96,6 +120,8 @@ pub enum Event<'a> {
     },
     /// The result is, to the byte, what the run began with.
     Unchanged,
+    /// Every B of the result is zero: the adapter changes nothing.
+    NoEffect,
 }
 
 /// How the loop ended.
@@ -297,8 +323,11 @@ impl<'a> Trainer<'a> {
         self.saving.remove_result(self.folder)?;
         let path = self.folder.join("metrics.jsonl");
         let mut metrics = MetricsFile::open(&path, self.state.step, self.state.evaluated)?;
-        observe(Event::Started { step: self.state.step, steps: self.last });
-        let mut saved = self.state.step > 0;
+        let step = self.state.step;
+        let now = u64::from(!self.state.evaluated && self.evaluation_is_due());
+        let evaluations = self.plan.evaluations(step, self.last, self.settings.eval_every, self.eval) + now;
+        observe(Event::Started { step, steps: self.last, evaluations });
+        let (mut saved, mut last_saved) = (self.state.step > 0, Instant::now());
         loop {
             if !self.state.evaluated {
                 self.evaluate_if_due(&mut metrics, observe)?;
@@ -307,14 +336,9 @@ impl<'a> Trainer<'a> {
             if self.done() {
                 break;
             }
-            if !saved
-                && self
-                    .settings
-                    .save_every
-                    .is_some_and(|n| self.state.step > 0 && self.state.step.is_multiple_of(n))
-            {
+            if !saved && self.state.step > 0 && self.save_is_due(last_saved) {
                 self.save(&metrics, observe)?;
-                saved = true;
+                (saved, last_saved) = (true, Instant::now());
             }
             let mut stop = self.stop.load(Ordering::Relaxed);
             if !stop {
@@ -345,10 +369,19 @@ impl<'a> Trainer<'a> {
         }
         if digest(self.adapter.parameters.values()) == self.initial {
             observe(Event::Unchanged);
+        } else if self.adapter.is_without_effect() {
+            observe(Event::NoEffect);
         }
         self.checkpoints.check_in_place()?;
         self.saving.write_result(self.folder, self.decoder, &self.adapter)?;
         Ok(Outcome::Finished)
+    }
+
+    fn save_is_due(&self, last: Instant) -> bool {
+        match self.settings.saves {
+            Saves::EverySteps(n) => self.state.step.is_multiple_of(n),
+            Saves::Every(time) => last.elapsed() >= time,
+        }
     }
 
     fn save(&mut self, metrics: &MetricsFile, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
@@ -415,13 +448,7 @@ impl<'a> Trainer<'a> {
         let mut sum = 0.0;
         for (i, batch) in micro_batches(&examples, self.buffers.extent().tokens).iter().enumerate() {
             let key = random::key(step_key, i as u64);
-            let run = Run { dropout_key: Some(key), ..self.decoder.run(Some(&self.adapter)) };
-            let mut losses = vec![0.0; batch.targets.len()];
-            let (buffers, gradients) = (&mut self.buffers, &mut self.gradients);
-            let added =
-                self.decoder.accumulate_gradients(&run, batch, scale, buffers, &mut losses, gradients);
-            added.map_err(TrainError::of_pages)?;
-            sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+            sum += self.add_gradients(batch, scale, key)?;
         }
         let loss = sum / trained.max(1) as f64;
         if !loss.is_finite() {
@@ -446,17 +473,15 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Evaluates before the first step, after the last, and every `eval_every` steps.
+    /// Evaluates before the first step, after the last, and every `eval_every` steps or after each epoch.
     fn evaluate_if_due(
         &mut self,
         metrics: &mut MetricsFile,
         observe: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let step = self.state.step;
-        let due = step == 0
-            || step >= self.last
-            || self.settings.eval_every.is_some_and(|n| step.is_multiple_of(n));
-        if due && !self.eval.is_empty() {
+        if self.evaluation_is_due() {
+            let begun = Instant::now();
             let run = self.decoder.run(Some(&self.adapter));
             // Held-out examples are numbered behind those of training.
             let (first, eval) = (self.examples.len(), self.eval);
@@ -465,28 +490,119 @@ impl<'a> Trainer<'a> {
             if !evaluation.eval_loss.is_finite() {
                 return Err(TrainError::not_finite(step, "the held-out loss", evaluation.eval_loss, step));
             }
+            let time = begun.elapsed();
             self.proven = Some(step);
             metrics.append(&evaluation)?;
-            observe(Event::Evaluated(&evaluation));
-            self.judge(&evaluation)?;
+            let best = self.judge(&evaluation)?;
+            let since_best = self.state.evaluations_without_improvement;
+            observe(Event::Evaluated { metrics: &evaluation, best, since_best, time });
         }
         self.state.evaluated = true;
         Ok(())
     }
 
-    /// Keeps the best tensors and counts evaluations without improvement, where early stopping is wanted.
-    fn judge(&mut self, evaluation: &EvalMetrics) -> Result<()> {
-        let Some(patience) = self.settings.early_stopping_patience else { return Ok(()) };
+    fn evaluation_is_due(&self) -> bool {
+        let step = self.state.step;
+        let due = step == 0
+            || step >= self.last
+            || match self.settings.eval_every {
+                Some(n) => step.is_multiple_of(n),
+                None => self.plan.ends_epoch(step),
+            };
+        due && !self.eval.is_empty()
+    }
+
+    /// Keeps the best tensors, counts evaluations without improvement, and stops early where that is wanted.
+    fn judge(&mut self, evaluation: &EvalMetrics) -> Result<Best> {
         let state = &mut self.state;
-        if state.best.is_none_or(|best| evaluation.eval_loss < best.eval_loss) {
-            state.best = Some(Best { step: evaluation.step, eval_loss: evaluation.eval_loss });
-            state.evaluations_without_improvement = 0;
-            self.check_values()?;
-            return self.checkpoints.save_best(&self.saving, &self.adapter.layout, &self.adapter.parameters);
+        if let Some(best) = state.best.filter(|best| evaluation.eval_loss >= best.eval_loss) {
+            state.evaluations_without_improvement += 1;
+            let patience = self.settings.early_stopping_patience;
+            state.stopped_early = patience.is_some_and(|most| state.evaluations_without_improvement >= most);
+            return Ok(best);
         }
-        state.evaluations_without_improvement += 1;
-        state.stopped_early = state.evaluations_without_improvement >= patience;
-        Ok(())
+        let best = Best { step: evaluation.step, eval_loss: evaluation.eval_loss };
+        (state.best, state.evaluations_without_improvement) = (Some(best), 0);
+        self.check_values()?;
+        self.checkpoints.save_best(&self.saving, &self.adapter.layout, &self.adapter.parameters)?;
+        Ok(best)
+    }
+
+    /// Measures how fast this run would go, for about so long: gradients of its first micro-batches, an update, and held-out
+    /// examples. What a second pass over the same examples takes is measured too, for frozen layers may have been kept by then.
+    /// The trainer is of no use afterwards.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn rehearse(mut self, time: Duration) -> Result<Pace> {
+        let most = self.buffers.extent().tokens;
+        let mut numbers = Vec::new();
+        let mut batches = Vec::new();
+        for step in 1..=self.last.min(REHEARSED) {
+            numbers.extend(self.plan.examples(step));
+            let examples: Vec<_> = numbers.iter().map(|&i| (i, &self.examples[i])).collect();
+            batches = micro_batches(&examples, most);
+            if batches.len() as u64 > REHEARSED {
+                break;
+            }
+        }
+        batches.truncate(REHEARSED as usize + 1);
+        // The first batch touches every page for the first time.
+        self.add_gradients(&batches[0], 1.0, 0)?;
+        let measured = &batches[1.min(batches.len() - 1)..];
+        let part = time / 3;
+        let gradients = |trainer: &mut Self, batch: &Batch| trainer.add_gradients(batch, 1.0, 0);
+        let first = self.measure(measured, part, gradients)?;
+        let again = self.measure(measured, part, gradients)?;
+        let begun = Instant::now();
+        let (device, parameters) = (&self.decoder.device, &mut self.adapter.parameters);
+        self.optimizer.step(device, 1, 0.0, parameters, &self.gradients)?;
+        let update = begun.elapsed().as_secs_f64();
+        let held_out: Vec<_> = (self.examples.len()..).zip(self.eval).collect();
+        let mut evaluate = [0.0; 2];
+        if !held_out.is_empty() {
+            let mut batches = micro_batches(&held_out, most);
+            batches.truncate(REHEARSED as usize);
+            for seconds in &mut evaluate {
+                *seconds = self.measure(&batches, part / 2, |trainer, batch| {
+                    losses(
+                        &trainer.decoder.run(Some(&trainer.adapter)),
+                        trainer.decoder,
+                        batch,
+                        &mut trainer.buffers,
+                    )
+                })?;
+            }
+        }
+        Ok(Pace { first, again, update, evaluate })
+    }
+
+    /// Seconds that a token takes, over as many of these batches as the time allows, one at least.
+    fn measure(
+        &mut self,
+        batches: &[Batch],
+        time: Duration,
+        work: impl Fn(&mut Self, &Batch) -> Result<f64>,
+    ) -> Result<f64> {
+        let (begun, mut tokens) = (Instant::now(), 0);
+        for batch in batches {
+            work(self, batch)?;
+            tokens += batch.tokens();
+            if begun.elapsed() >= time {
+                break;
+            }
+        }
+        Ok(begun.elapsed().as_secs_f64() / tokens as f64)
+    }
+
+    /// Adds the gradient of a batch and returns the sum of its losses.
+    fn add_gradients(&mut self, batch: &Batch, scale: f32, dropout_key: u64) -> Result<f64> {
+        let run = Run { dropout_key: Some(dropout_key), ..self.decoder.run(Some(&self.adapter)) };
+        let mut losses = vec![0.0; batch.targets.len()];
+        let (buffers, gradients) = (&mut self.buffers, &mut self.gradients);
+        let added = self.decoder.accumulate_gradients(&run, batch, scale, buffers, &mut losses, gradients);
+        added.map_err(TrainError::of_pages)?;
+        Ok(sum(&losses))
     }
 }
 
@@ -504,13 +620,22 @@ pub fn evaluate(
     let examples: Vec<(usize, &Example)> = (first..).zip(examples).collect();
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in micro_batches(&examples, buffers.extent().tokens) {
-        let mut losses = vec![0.0; batch.targets.len()];
-        decoder.forward_examples(run, &batch, buffers).map_err(TrainError::of_pages)?;
-        decoder.losses(run, &batch, buffers, &mut losses);
-        sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
-        tokens += losses.len() as u64;
+        sum += losses(run, decoder, &batch, buffers)?;
+        tokens += batch.targets.len() as u64;
     }
     Ok((sum, tokens))
+}
+
+/// The sum of a batch's losses.
+fn losses(run: &Run<'_>, decoder: &Decoder, batch: &Batch, buffers: &mut Activations) -> Result<f64> {
+    let mut losses = vec![0.0; batch.targets.len()];
+    decoder.forward_examples(run, batch, buffers).map_err(TrainError::of_pages)?;
+    decoder.losses(run, batch, buffers, &mut losses);
+    Ok(sum(&losses))
+}
+
+fn sum(losses: &[f32]) -> f64 {
+    losses.iter().map(|&loss| f64::from(loss)).sum()
 }
 
 /// Cuts numbered examples, in order, into batches of at most `most` tokens; an example longer than that stands alone.

@@ -1,7 +1,5 @@
 //! `eval`.
 
-use std::path::PathBuf;
-
 use clap::{Args, Subcommand};
 
 use super::Set;
@@ -17,12 +15,12 @@ pub(crate) enum Eval {
 
 #[derive(Args, Debug)]
 pub(crate) struct Perplexity {
-    /// The base model: a folder or a hub id
+    /// The base model: a folder or a hub id [default: the one the adapter was trained on]
     #[arg(long, value_name = "M")]
-    pub(crate) model: String,
-    /// An adapter folder
+    pub(crate) model: Option<String>,
+    /// An adapter: a run folder, an adapter folder or a hub id
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Option<String>,
     /// The examples
     #[arg(long, value_name = "FILE")]
     pub(crate) data: String,
@@ -45,7 +43,7 @@ impl Perplexity {
                 )));
             }
         }
-        let (model, data) = (Some(self.model.clone()), Some(self.data.clone()));
-        resolve(None, &[("--model", "model", &model), ("--data", "data.eval", &data)], &self.set)
+        let data = Some(self.data.clone());
+        resolve(None, &[("--model", "model", &self.model), ("--data", "data.eval", &data)], &self.set)
     }
 }

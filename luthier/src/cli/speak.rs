@@ -25,9 +25,20 @@ pub(crate) struct Sampling {
     /// Precision of activations and arithmetic
     #[arg(long, value_name = "PRECISION", default_value = "bf16", value_enum)]
     pub(crate) precision: Precision,
-    /// Hold the base in four bits, as an adapter knew it that was trained so: nf4 or fp4
-    #[arg(long, value_name = "TYPE", value_parser = parse_code)]
-    pub(crate) quantization: Option<Code>,
+    /// How the base is held: nf4, fp4 or none [default: as the adapter knew it in training, or none]
+    #[arg(long, value_name = "TYPE", value_parser = parse_held)]
+    pub(crate) quantization: Option<Held>,
+}
+
+/// The argument of `--quantization`: four bits a weight, or none of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held(pub(crate) Option<Code>);
+
+fn parse_held(text: &str) -> Result<Held, String> {
+    match text {
+        "none" => Ok(Held(None)),
+        _ => parse_code(text).map(|code| Held(Some(code))).map_err(|message| format!("{message}, or none")),
+    }
 }
 
 fn parse_temperature(text: &str) -> Result<f32, String> {
@@ -44,12 +55,12 @@ fn parse_top_p(text: &str) -> Result<f32, String> {
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("input").required(true).args(["prompt", "messages"]))]
 pub(crate) struct Generate {
-    /// The base model: a folder or a hub id
+    /// The base model: a folder or a hub id [default: the one the adapter was trained on]
     #[arg(long, value_name = "M")]
-    pub(crate) model: String,
-    /// An adapter folder
+    pub(crate) model: Option<String>,
+    /// An adapter: a run folder, an adapter folder or a hub id
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Option<String>,
     /// Text to continue, as it is
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
@@ -71,12 +82,12 @@ pub(crate) struct Generate {
 
 #[derive(Args, Debug)]
 pub(crate) struct Chat {
-    /// The base model: a folder or a hub id
+    /// The base model: a folder or a hub id [default: the one the adapter was trained on]
     #[arg(long, value_name = "M")]
-    pub(crate) model: String,
-    /// An adapter folder
+    pub(crate) model: Option<String>,
+    /// An adapter: a run folder, an adapter folder or a hub id
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
+    pub(crate) adapter: Option<String>,
     /// What the model is told before the conversation begins
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,

@@ -10,12 +10,12 @@ use super::speak::parse_code;
 
 #[derive(Args, Debug)]
 pub(crate) struct Merge {
-    /// The base model: a folder or a hub id
+    /// The base model: a folder or a hub id [default: the one the adapter was trained on]
     #[arg(long, value_name = "M")]
-    pub(crate) model: String,
-    /// The adapter folder
+    pub(crate) model: Option<String>,
+    /// The adapter: a run folder, an adapter folder or a hub id
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: PathBuf,
+    pub(crate) adapter: String,
     /// The model folder to write; must not exist or be empty
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,

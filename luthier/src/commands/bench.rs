@@ -80,7 +80,7 @@ fn settings(args: &BenchArgs) -> anyhow::Result<Settings> {
     let mut settings = args.settings()?;
     settings.validate(Purpose::Other)?;
     if !settings.is_set("data.max_length") {
-        settings.run.data.max_length = 512;
+        settings.run.data.max_length = Some(512);
     }
     if !settings.is_set("training.batch_size") {
         settings.run.training.batch_size = Some(1);
@@ -128,7 +128,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let settings = settings(args)?;
     let (run, subject) = (&settings.run, Subject::open(args)?);
     let steps = args.steps.unwrap_or(STEPS) as usize;
-    let (length, batch) = (run.data.max_length, setup::batch_size(run));
+    let (length, batch) = (setup::max_length(run, None), setup::batch_size(run));
     let trained = setup::trained(run, &subject.config, &subject.name)?;
     let beside = setup::resident_memory();
     let demand = Demand { longest: length, step: length * batch, total: length * batch };

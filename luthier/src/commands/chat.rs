@@ -28,12 +28,12 @@ Say something. The model remembers the conversation.
 const FIRST_CONTEXT: usize = 2048;
 
 pub(super) fn run(args: cli::Chat, global: &Global) -> anyhow::Result<ExitCode> {
-    let speaker = Speaker::open(&args.model, args.adapter.as_deref())?;
+    let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref())?;
     let template = speaker.template(args.chat_template.as_deref())?;
     let decoder = speaker.load(&args.sampling, global, FIRST_CONTEXT, None)?;
     let mut conversation = Conversation {
         stop: speaker.stops(Some(&template)),
-        generator: Generator::new(&decoder, speaker.adapter.as_ref(), FIRST_CONTEXT),
+        generator: Generator::new(&decoder, speaker.adapter(), FIRST_CONTEXT),
         speaker: &speaker,
         template,
         decoder: &decoder,
@@ -163,7 +163,7 @@ impl Conversation<'_> {
                 bytes(free)
             )));
         };
-        self.generator = Generator::new(self.decoder, self.speaker.adapter.as_ref(), context);
+        self.generator = Generator::new(self.decoder, self.speaker.adapter(), context);
         Ok(())
     }
 }

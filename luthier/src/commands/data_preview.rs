@@ -20,7 +20,7 @@ pub(super) fn run(args: cli::Preview, _global: &Global) -> anyhow::Result<ExitCo
     let tokenizer = Tokenizer::load(&folder)?;
     // The tokenizer alone is enough to look at data.
     let config = folder.join("config.json").exists().then(|| Config::load(&folder)).transpose()?;
-    let data = setup::training_examples(run, config.map(|c| c.vocab_size), &tokenizer, None)?;
+    let data = setup::training_examples(run, config.as_ref(), &tokenizer, None)?;
     let shown = &data.examples[..args.count.min(data.examples.len())];
     if args.json {
         let examples: Vec<_> =

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::{Purpose, RunFile};
-use crate::setup::{self, Base, Inference};
+use crate::setup::{self, Base, Inference, Subject};
 use crate::terminal::{self, Progress, count};
 
 /// Tokens in one pass, where no example is longer.
@@ -21,15 +21,17 @@ const SHORTEST: usize = 128;
 
 pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> {
     let cli::Eval::Perplexity(args) = args;
-    let settings = args.settings()?;
+    let mut settings = args.settings()?;
     settings.validate(Purpose::Other)?;
+    let subject = Subject::open(args.model.as_deref(), args.adapter.as_deref())?;
+    subject.lend(&mut settings);
     let run = &settings.run;
-    let (base, adapter) = Base::open_with(&args.model, args.adapter.as_deref())?;
+    let Subject { base, adapter, .. } = subject;
     let tokenizer = base.tokenizer()?;
     let path = run.data.eval.as_ref().expect("--data is required and stands here");
     let data = setup::dataset(run, path, &base.config, &tokenizer, None)?;
     let layout = adapter.as_ref().map(|a| a.layout.clone()).unwrap_or_default();
-    warn(&data, &base);
+    setup::warnings(&data.report, &base.config).iter().for_each(|warning| eprintln!("warning: {warning}"));
     let extent = extent(run, &data, &base, &layout, global.threads())?;
 
     let decoder = base.load(&global.device()?, extent.precision, setup::quantization(run))?;
@@ -80,17 +82,6 @@ impl std::fmt::Display for Perplexity {
         writeln!(f, "perplexity  {perplexity:.4}")?;
         writeln!(f, "tokens      {tokens} that carry loss, of {all_tokens} in {examples} examples")?;
         write!(f, "time        {seconds:.1} s, {speed} tokens/s")
-    }
-}
-
-fn warn(data: &Dataset, base: &Base) {
-    data.report.warnings().iter().for_each(|w| eprintln!("warning: {w}"));
-    let (longest, context) = (data.report.longest, base.config.max_position_embeddings);
-    if longest > context {
-        eprintln!(
-            "warning: the longest example has {longest} tokens, more than the {context} the model was made for; \
-             set data.max_length={context} to cut there."
-        );
     }
 }
 

@@ -19,9 +19,9 @@ use model::checkpoint::write_whole;
 use model::{Adapter, Decoder};
 use serde_json::{Map, Value};
 
-use super::train;
+use super::train::{self, Ended};
 use crate::cli::{self, Global};
-use crate::error::{fault, user};
+use crate::error::{STOPPED, fault, user};
 use crate::run_file::Settings;
 use crate::setup;
 use crate::setup::Base;
@@ -63,9 +63,9 @@ pub(super) fn run(args: cli::Example, global: &Global) -> anyhow::Result<ExitCod
     let before = student.answer(&questions, None, "asking the base model")?;
     let (begun, run) = (Instant::now(), folder.join("run"));
     let trained_before = run.join(CONFIG_FILE).exists();
-    let code = train::run(training, global)?;
-    if code != ExitCode::SUCCESS {
-        return Ok(code);
+    let summary = train::train(training, global)?.expect("it is no dry run");
+    if summary.ended() == Ended::Stopped {
+        return Ok(ExitCode::from(STOPPED));
     }
     let time = (!trained_before).then(|| begun.elapsed());
     let adapter = base.adapter(&run)?;

@@ -11,9 +11,9 @@ use model::memory::MemoryPlan;
 use model::{Adapter, Decoder};
 use serde_json::{Map, Value, json};
 
-use crate::cli::{self, Global};
+use crate::cli::{self, Global, Held};
 use crate::error::user;
-use crate::setup::{self, Base, Inference};
+use crate::setup::{self, Base, Inference, Subject};
 use crate::terminal;
 
 /// What `--max-tokens` could be where the memory is not enough.
@@ -22,7 +22,7 @@ const FEW_TOKENS: usize = 256;
 const LEAD: usize = 32;
 
 pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCode> {
-    let speaker = Speaker::open(&args.model, args.adapter.as_deref())?;
+    let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref())?;
     let (prompt, stop) = match &args.messages {
         None => {
             let text = args.prompt.as_deref().expect("one of the two is required");
@@ -40,7 +40,7 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
     let fewer = (FEW_TOKENS, context(FEW_TOKENS));
     let decoder = speaker.load(&args.sampling, global, context(args.max_tokens), Some(fewer))?;
     let context = context(args.max_tokens);
-    let mut generator = Generator::new(&decoder, speaker.adapter.as_ref(), context);
+    let mut generator = Generator::new(&decoder, speaker.adapter(), context);
     let request = Request { prompt: &prompt, max_tokens: args.max_tokens, stop: &stop, sampling };
     let (generation, text) = speaker.speak(&mut generator, request, &mut |piece| {
         if !args.json {
@@ -67,16 +67,19 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
 
 /// A model's words and what belongs to them; its weights come last, when all else is known to be right.
 pub(super) struct Speaker {
-    pub(super) base: Base,
+    pub(super) subject: Subject,
     pub(super) tokenizer: Tokenizer,
-    pub(super) adapter: Option<Adapter>,
 }
 
 impl Speaker {
-    pub(super) fn open(model: &str, adapter: Option<&Path>) -> anyhow::Result<Self> {
-        let (base, adapter) = Base::open_with(model, adapter)?;
-        let tokenizer = base.tokenizer()?;
-        Ok(Speaker { base, tokenizer, adapter })
+    pub(super) fn open(model: Option<&str>, adapter: Option<&str>) -> anyhow::Result<Self> {
+        let subject = Subject::open(model, adapter)?;
+        let tokenizer = subject.base.tokenizer()?;
+        Ok(Speaker { subject, tokenizer })
+    }
+
+    pub(super) fn adapter(&self) -> Option<&Adapter> {
+        self.subject.adapter.as_ref()
     }
 
     /// The base's weights, if they fit into what is free with all that sequences of `context` tokens need. `fewer`: another
@@ -88,9 +91,12 @@ impl Speaker {
         context: usize,
         fewer: Option<(usize, usize)>,
     ) -> anyhow::Result<Decoder> {
-        let quantization = sampling.quantization.map(|code| quant::Format { code, ..quant::Format::QLORA });
+        let held = sampling
+            .quantization
+            .map(|Held(code)| code.map(|code| quant::Format { code, ..quant::Format::QLORA }));
+        let quantization = self.subject.quantization(held);
         let precision = sampling.precision.engine();
-        let Base { config, stored, .. } = &self.base;
+        let Base { config, stored, .. } = &self.subject.base;
         let stored = stored.as_ref();
         let inference = Inference { config, stored, precision, quantization, threads: global.threads() };
         let need = |inference: Inference<'_>, context: usize| {
@@ -104,13 +110,13 @@ impl Speaker {
                 fewer.map(|(tokens, context)| (format!("--max-tokens {tokens}"), need(inference, context)));
             fewer.into_iter().chain(smaller).collect()
         })?;
-        self.base.load(&global.device()?, precision, quantization)
+        self.subject.base.load(&global.device()?, precision, quantization)
     }
 
     /// What a generator for sequences of `context` tokens allocates.
     pub(super) fn buffers(&self, precision: Precision, context: usize) -> MemoryPlan {
-        let layout = self.adapter.as_ref().map(|adapter| adapter.layout.clone()).unwrap_or_default();
-        Generator::memory_plan(&self.base.config, &layout, precision, context)
+        let layout = self.adapter().map(|adapter| adapter.layout.clone()).unwrap_or_default();
+        Generator::memory_plan(&self.subject.base.config, &layout, precision, context)
     }
 
     /// The template that was named, or the model's own.
@@ -119,7 +125,7 @@ impl Speaker {
             user(format!(
                 "{} has no chat template: continue plain text with `luthier generate --prompt`, or name a template \
                  with --chat-template (a file, or one of {})",
-                self.base.name,
+                self.subject.base.name,
                 data::template::BUILTIN.join(", ")
             ))
         })
@@ -139,7 +145,7 @@ impl Speaker {
     /// The tokens that end what the model says: those of the tokenizer's and the model's configuration, and the one with
     /// which the template ends a turn.
     pub(super) fn stops(&self, template: Option<&ChatTemplate>) -> Vec<u32> {
-        let configured = self.base.config.raw.get("eos_token_id");
+        let configured = self.subject.base.config.raw.get("eos_token_id");
         let ids = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
         let configured = configured.map(ids).unwrap_or_default();
         let configured = configured.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::cli::{self, Global};
 use crate::error::user;
-use crate::setup::Base;
+use crate::setup::{Base, Subject};
 use crate::terminal;
 
 /// Rounding that is more than this part of what the adapter does is worth a warning.
@@ -19,14 +19,14 @@ const WORTH_A_WARNING: f64 = 0.1;
 
 pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode> {
     let staging = Staging::folder(&args.output)?;
-    let (base, adapter) = Base::open_with(&args.model, Some(&args.adapter))?;
+    let Subject { base, adapter, .. } = Subject::open(args.model.as_deref(), Some(&args.adapter))?;
     let adapter = adapter.expect("an adapter was named");
     let device = global.device()?;
     let load = |base: &Base| base.load(&device, Precision::F32, None);
     // What the adapter's file has in place of the base's own weights is a part of what it does. Of two vocabularies only one
     // can be asked.
     let comparable = base.is_changed() && !base.is_resized();
-    let unchanged = comparable.then(|| load(&Base::open(&args.model)?)).transpose()?;
+    let unchanged = comparable.then(|| load(&Base::open(&base.name)?)).transpose()?;
     let unchanged = unchanged.map(|decoder| decoder.probe(None));
     let decoder = load(&base)?;
     let dtype = args.dtype.or(base.dtype()).expect("its weights were just read");

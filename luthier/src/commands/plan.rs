@@ -1,7 +1,7 @@
 //! `luthier plan`: counts parameters and memory before anything is loaded.
 //!
-//! The numbers are those that `train` allocates by, for examples as long as `data.max_length` allows; `train
-//! --dry-run` counts with the data itself.
+//! The numbers are those that `train` allocates by, for examples as long as `data.max_length` allows. With `--data` they are those of
+//! the examples themselves, and steps and time are told too.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -14,6 +14,7 @@ use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType, StoredWeig
 use serde_json::{Map, Value, json};
 use train::OptimizerSettings;
 
+use super::train::{Prepared, line_of_time};
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::{Method, Purpose, RunFile, Settings};
@@ -23,6 +24,9 @@ use crate::terminal::{self, Table, bytes, count};
 pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> {
     let settings = args.run.settings()?;
     settings.validate(Purpose::Other)?;
+    if !args.run.data.is_empty() {
+        return with_data(args, settings, global);
+    }
     let (run, threads) = (&settings.run, global.threads());
     let check_frozen = |config: &Config, name: &str| {
         let (trained, needs) = (setup::trained(run, config, name)?, Needs::expected(run, config, threads));
@@ -38,7 +42,8 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
             let (config, budget) = (Config::named(shape)?, run.memory.map(|m| m.0));
             check_frozen(&config, shape)?;
             Box::new(move |run| {
-                Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget, threads)
+                let needs = Needs::expected(run, &config, threads);
+                Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget, needs)
             })
         }
         (None, Some(model)) => {
@@ -50,7 +55,8 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
             check_frozen(&base.config, &base.name)?;
             let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
             Box::new(move |run| {
-                Outlook::of_model(run, &base.name, &base.config, base.stored.as_ref(), budget, threads)
+                let needs = Needs::expected(run, &base.config, threads);
+                Outlook::of_model(run, &base.name, &base.config, base.stored.as_ref(), budget, needs)
             })
         }
         (None, None) => {
@@ -71,6 +77,33 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
         }
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Plans a run whose examples are at hand, and measures its time.
+fn with_data(args: cli::Plan, settings: Settings, global: &Global) -> anyhow::Result<ExitCode> {
+    let Some(model) = settings.run.model.clone() else {
+        let message =
+            "--data: steps and time need a model, by --model or in the run file; a shape has no tokenizer";
+        return Err(user(message));
+    };
+    let prepared = Prepared::new(settings, Base::open(&model)?, None, global)?;
+    prepared.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let (run, base) = (&prepared.settings.run, &prepared.base);
+    let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
+    let outlook =
+        Outlook::of_model(run, &base.name, &base.config, base.stored.as_ref(), budget, prepared.needs)?;
+    let time = prepared.time(global)?;
+    if args.json {
+        let mut all = outlook.json(run);
+        all["run"] = prepared.json(time);
+        terminal::print_json(&all)?;
+    } else {
+        terminal::print_line(outlook.text(run))?;
+        terminal::print_line("")?;
+        prepared.lines_of_data().iter().try_for_each(terminal::print_line)?;
+        terminal::print_line(line_of_time(time))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What is known of the model at hand under these settings.
@@ -122,10 +155,9 @@ impl Outlook {
         config: &Config,
         stored: Option<&StoredWeights>,
         budget: Option<u64>,
-        threads: usize,
+        needs: Needs,
     ) -> anyhow::Result<Self> {
         let trained = setup::trained(run, config, name)?;
-        let needs = Needs::expected(run, config, threads);
         let plan = |sizes| setup::memory_plan(run, config, stored, &trained, needs, sizes);
         let choice = setup::choose(run, trained.layers(config), needs, budget, &plan);
         let mut shape = Shape::of(name, config);
@@ -220,7 +252,7 @@ impl Outlook {
             "optimizer_memory_bytes": self.choice.sizes.optimizer_memory,
             "activation_memory_bytes": self.choice.sizes.activation_memory(),
             "frozen_activation_memory_bytes": self.choice.sizes.frozen_memory,
-            "max_length": run.data.max_length,
+            "max_length": self.needs.demand.longest,
             "batch_size": setup::batch_size(run),
             "modules": module_rows(&self.shape, &self.updates).iter().map(ModuleRow::json).collect::<Vec<_>>(),
             "notes": self.notes,
@@ -251,7 +283,7 @@ impl Outlook {
             "{table}\n\na step of {}{} x {} tokens, {} in memory at once, checkpointing {}{}{}",
             if run.training.batch_size.is_none() { "at most " } else { "" },
             setup::batch_size(run),
-            run.data.max_length,
+            self.needs.demand.longest,
             sizes.micro_batch_tokens,
             checkpointing_name(sizes.checkpointing),
             sizes.computed_again_words(self.layers).map_or(String::new(), |words| format!(" ({words})")),

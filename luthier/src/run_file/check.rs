@@ -97,11 +97,15 @@ impl Settings {
             "must lie between 0 and 1, both excluded",
         )?;
         self.require(
-            data.max_length >= 2,
+            data.max_length.is_none_or(|tokens| tokens >= 2),
             "data.max_length",
             "must be 2 or more: the first token carries no loss",
         )?;
-        self.require(data.max_length <= MAX_TOKENS, "data.max_length", "must be at most 4294967296")
+        self.require(
+            data.max_length.is_none_or(|tokens| tokens <= MAX_TOKENS),
+            "data.max_length",
+            "must be at most 4294967296",
+        )
     }
 
     fn check_adapter(&self, adapter: &AdapterSection) -> anyhow::Result<()> {
@@ -167,7 +171,7 @@ impl Settings {
         let finite = |value: f64| (value as f32).is_finite();
         let positive = |value: f64| value as f32 > 0.0 && finite(value);
         let above_0 = "must be above 0 and within the range of f32";
-        self.require(positive(optimizer.learning_rate), "optimizer.learning_rate", above_0)?;
+        self.require(optimizer.learning_rate.is_none_or(positive), "optimizer.learning_rate", above_0)?;
         let betas = optimizer.betas.iter().all(|beta| (0.0..1.0).contains(beta));
         self.require(betas, "optimizer.betas", "must both be 0 or more and below 1")?;
         self.require(positive(optimizer.eps), "optimizer.eps", above_0)?;
@@ -188,8 +192,12 @@ impl Settings {
 
     fn check_training(&self, training: &TrainingSection) -> anyhow::Result<()> {
         let or_null = "must be 1 or more, or null";
-        self.require(training.epochs >= 1, "training.epochs", "must be 1 or more")?;
-        self.require(training.epochs <= MAX_EPOCHS, "training.epochs", "must be at most 1000000")?;
+        self.require(training.epochs != Some(0), "training.epochs", or_null)?;
+        self.require(
+            training.epochs.is_none_or(|n| n <= MAX_EPOCHS),
+            "training.epochs",
+            "must be at most 1000000",
+        )?;
         self.require(training.max_steps != Some(0), "training.max_steps", or_null)?;
         self.require(training.batch_size != Some(0), "training.batch_size", or_null)?;
         self.require(

@@ -1,7 +1,6 @@
 //! Merging: an adapter's update added to the base's weights, written as a model folder of its own, and the proof that
 //! the folder computes what base and adapter compute together.
 
-use std::fs;
 use std::path::Path;
 
 use compute::ops::matmul::{Factor, matmul};
@@ -11,27 +10,15 @@ use serde_json::Value;
 use super::parameters::{Adapter, Trained};
 use crate::activations::{Activations, Extent, Purpose};
 use crate::batch::Batch;
-use crate::checkpoint::{CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, write_whole};
+use crate::checkpoint::{
+    CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer, write_whole,
+};
 use crate::config::Config;
 use crate::decoder::Decoder;
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 use crate::linear::BaseWeight;
 use crate::memory::Allocator;
 use crate::names::{ModuleId, Parameter};
-
-/// Files that stand beside a model's weights and go with it unchanged: the tokenizer's.
-const TOKENIZER_FILES: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-];
-/// And the others.
-const COMPANIONS: [&str; 2] = ["generation_config.json", "LICENSE"];
 
 /// The configuration of the merged model. Where head and embeddings share a weight and an adapter changes only one of
 /// them (PEFT trains a copy of the one and leaves the other with the base's), they are no longer tied.
@@ -105,7 +92,8 @@ impl Decoder {
             self.write_parameter(adapter, parameter, &mut writer)?;
         }
         writer.finish()?;
-        copy_companions(base, tokenizer, folder)?;
+        copy_tokenizer(tokenizer, folder, true)?;
+        copy_companions(base, folder)?;
         write_whole(&folder.join("config.json"), config.to_json(dtype).as_bytes())
     }
 
@@ -173,28 +161,4 @@ impl Difference {
     pub fn is_rounding(self, dtype: StoredDType) -> bool {
         self.largest.is_finite() && self.relative <= Difference::bound(dtype)
     }
-}
-
-/// Copies what stands beside the weights of the model folder `base`, but the tokenizer's files of the folder `tokenizer`.
-pub(crate) fn copy_companions(base: &Path, tokenizer: &Path, folder: &Path) -> Result<()> {
-    let of_base = COMPANIONS.map(|name| (base, name));
-    for (from, name) in TOKENIZER_FILES.map(|name| (tokenizer, name)).into_iter().chain(of_base) {
-        copy_file(&from.join(name), &folder.join(name))?;
-    }
-    let templates = Path::new("additional_chat_templates");
-    for entry in fs::read_dir(tokenizer.join(templates)).into_iter().flatten().flatten() {
-        let to = folder.join(templates);
-        fs::create_dir_all(&to).map_err(|e| ModelError::write(&to, e))?;
-        copy_file(&entry.path(), &to.join(entry.file_name()))?;
-    }
-    Ok(())
-}
-
-/// Copies a file, if it is there.
-fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    if !from.is_file() {
-        return Ok(());
-    }
-    let bytes = fs::read(from).map_err(|e| ModelError::read(from, e))?;
-    write_whole(to, &bytes)
 }

@@ -226,6 +226,17 @@ pub struct Adapter {
 }
 
 impl Adapter {
+    /// Whether it is made of low-rank updates only and every B is zero, so that it changes nothing.
+    pub fn is_without_effect(&self) -> bool {
+        self.layout.modules.values().all(|trained| match trained {
+            Trained::Lora(lora) => {
+                let b = self.layout.tensors[lora.a + 1].range.clone();
+                self.parameters.values()[b].iter().all(|&value| value == 0.0)
+            }
+            Trained::Full(_) => false,
+        })
+    }
+
     /// An adapter of zeros.
     pub fn zeros(layout: Layout, dropout: f32) -> Self {
         let parameters = Parameters::zeros(&layout, Component::Adapter, &mut Allocator::real());

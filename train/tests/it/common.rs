@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use compute::{Device, Precision};
 use data::{Dataset, Example, OrderSpec, Source};
@@ -11,7 +12,9 @@ use model::adapter::peft::{PeftConfig, Selection};
 use model::adapter::targets;
 use model::{Adapter, Checkpointing, Config, Decoder, Layout};
 use serde_json::Value;
-use train::{Decay, Event, Job, OptimizerSettings, Outcome, Rule, Saving, Schedule, Settings, StepMetrics};
+use train::{
+    Decay, Event, Job, OptimizerSettings, Outcome, Rule, Saves, Saving, Schedule, Settings, StepMetrics,
+};
 
 /// A fixture's folder.
 pub(crate) fn fixture(run: &str) -> PathBuf {
@@ -57,7 +60,7 @@ pub(crate) fn settings() -> Settings {
         checkpointing: Checkpointing::None,
         frozen_activations: None,
         eval_every: None,
-        save_every: None,
+        saves: Saves::Every(Duration::MAX),
         keep_checkpoints: 2,
         early_stopping_patience: None,
         seed: 42,
@@ -202,7 +205,7 @@ pub(crate) fn try_run(
             told.steps.push(step.clone());
             stop.store(stop_after.is_some_and(|n| step.step >= n), Ordering::Relaxed);
         }
-        Event::Evaluated(e) => told.evaluations.push((e.step, e.eval_loss)),
+        Event::Evaluated { metrics, .. } => told.evaluations.push((metrics.step, metrics.eval_loss)),
         Event::StoppedEarly { step, .. } => told.stopped_early = Some(step),
         Event::Damaged { path, .. } => told.damaged.push(path.to_owned()),
         Event::Unchanged => told.unchanged = true,

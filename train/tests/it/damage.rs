@@ -5,7 +5,7 @@ use std::path::Path;
 
 use compute::Precision;
 use serde_json::Value;
-use train::{Outcome, Settings, TrainError};
+use train::{Outcome, Saves, Settings, TrainError};
 
 use crate::common::{
     Told, adapter_bytes, json, lora, random_examples, settings, tiny, try_run, without_hashes,
@@ -13,7 +13,7 @@ use crate::common::{
 
 /// Five steps and two checkpoints, the last of step 5.
 fn two_checkpoints() -> Settings {
-    Settings { save_every: Some(3), ..settings() }
+    Settings { saves: Saves::EverySteps(3), ..settings() }
 }
 
 fn go(settings: &Settings, folder: &Path) -> (train::Result<Outcome>, Told) {

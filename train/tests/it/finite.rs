@@ -6,7 +6,7 @@ use compute::Precision;
 use data::Example;
 use model::Adapter;
 use model::adapter::peft::PeftConfig;
-use train::{Outcome, Rule, Settings, TrainError};
+use train::{Outcome, Rule, Saves, Settings, TrainError};
 
 use crate::common::{Told, lora, random_examples, settings, tiny, try_run};
 
@@ -68,7 +68,7 @@ fn what_the_last_step_made_of_the_tensors_is_looked_at_before_it_is_saved() {
     for rate in [1e38, 1e300] {
         let settings = [
             Settings { max_steps: Some(1), ..with_rate(rate) },
-            Settings { save_every: Some(1), ..with_rate(rate) },
+            Settings { saves: Saves::EverySteps(1), ..with_rate(rate) },
         ];
         for settings in settings {
             let out = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use compute::Precision;
 use model::arena;
 use model::memory::Component;
 use model::{Checkpoint, Checkpointing, Decoder};
-use train::{Demand, Job, OptimizerSettings, Outcome, Rule, Saving, Settings};
+use train::{Demand, Job, OptimizerSettings, Outcome, Rule, Saves, Saving, Settings};
 
 use crate::common::{
     adapter_bytes, lora_of_rank, random_examples, run_adapter, settings, tiny, without_hashes,
@@ -29,7 +29,7 @@ fn with(rule: Rule, memory: Option<u64>) -> Settings {
         lora_plus_ratio: 4.0,
         ..settings().optimizer
     };
-    Settings { optimizer, save_every: Some(2), ..settings() }
+    Settings { optimizer, saves: Saves::EverySteps(2), ..settings() }
 }
 
 fn go(decoder: &Decoder, settings: &Settings, folder: &Path, stop_after: Option<u64>) -> (Outcome, Vec<f64>) {

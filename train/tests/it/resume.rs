@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use compute::Precision;
-use train::{Outcome, Settings};
+use train::{Outcome, Saves, Settings};
 
 use crate::common::{adapter_bytes, random_examples, run, settings, tiny};
 
 fn with_evaluation() -> Settings {
-    Settings { epochs: 2, batch_size: 5, eval_every: Some(3), save_every: Some(2), ..settings() }
+    Settings { epochs: 2, batch_size: 5, eval_every: Some(3), saves: Saves::EverySteps(2), ..settings() }
 }
 
 /// The steps and evaluations in a run's metrics, without the times.

@@ -1,0 +1,197 @@
+//! Tells on stderr what the loop does.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use train::{Event, StepMetrics};
+
+use crate::terminal::{Facts, Progress, rough};
+
+/// How much of the smoothed loss each step is.
+const SMOOTHING: f64 = 0.1;
+/// A run that is shorter is not worth a line about its time.
+const WORTH_TELLING: Duration = Duration::from_secs(10);
+/// What is measured before the time of a run is told.
+const MEASURED: Duration = Duration::from_secs(2);
+/// Evaluations without a better loss after which a person is warned.
+const RISING: u64 = 2;
+
+pub(super) struct Narrator {
+    quiet: bool,
+    /// The run folder.
+    folder: PathBuf,
+    begun: Instant,
+    steps: u64,
+    progress: Option<Progress>,
+    facts: Facts,
+    loss: Smoothed,
+    pace: Pace,
+    /// Evaluations that are still to come.
+    evaluations: u64,
+    told_time: bool,
+    told_rising: bool,
+    /// Whether the result is what the run began with, or changes nothing.
+    pub(super) unchanged: bool,
+    pub(super) without_effect: bool,
+    /// What a run that was stopped on request goes on from.
+    pub(super) stopped_at: Option<PathBuf>,
+}
+
+/// A mean of the last values, which the first ones do not bend (as Adam corrects its moments).
+#[derive(Default)]
+struct Smoothed {
+    sum: f64,
+    weight: f64,
+}
+
+impl Smoothed {
+    fn add(&mut self, value: f64) -> f64 {
+        self.sum += SMOOTHING * (value - self.sum);
+        self.weight += SMOOTHING * (1.0 - self.weight);
+        self.sum / self.weight
+    }
+}
+
+/// What steps and evaluations take, as far as this process has seen them.
+#[derive(Default)]
+struct Pace {
+    steps: u64,
+    step: Smoothed,
+    evaluation: Option<Duration>,
+}
+
+impl Pace {
+    fn add(&mut self, metrics: &StepMetrics) {
+        let seconds = metrics.tokens as f64 / metrics.tokens_per_second;
+        // The first step touches every page for the first time.
+        if self.steps < 2 {
+            self.step = Smoothed::default();
+        }
+        self.steps += 1;
+        self.step.add(seconds);
+    }
+
+    /// The time of so many steps and evaluations.
+    fn time(&self, steps: u64, evaluations: u64) -> Option<Duration> {
+        let step = (self.steps > 0).then(|| self.step.sum / self.step.weight)?;
+        let evaluations = self.evaluation.unwrap_or_default().mul_f64(evaluations as f64);
+        Some(Duration::from_secs_f64(step * steps as f64) + evaluations)
+    }
+}
+
+impl Narrator {
+    pub(super) fn new(folder: &Path, quiet: bool) -> Self {
+        Narrator {
+            quiet,
+            folder: folder.to_owned(),
+            begun: Instant::now(),
+            steps: 0,
+            progress: None,
+            facts: Facts::default(),
+            loss: Smoothed::default(),
+            pace: Pace::default(),
+            evaluations: 0,
+            told_time: false,
+            told_rising: false,
+            unchanged: false,
+            without_effect: false,
+            stopped_at: None,
+        }
+    }
+
+    pub(super) fn tell(&mut self, event: Event<'_>) {
+        match event {
+            Event::Damaged { path, why } => {
+                let path = path.display();
+                self.warn(&format!(
+                    "{path} is damaged ({why}); the run goes on from the checkpoint before it"
+                ));
+            }
+            Event::Started { step, steps, evaluations } => {
+                if step > 0 {
+                    self.note(&format!("going on after step {step}"));
+                }
+                (self.steps, self.evaluations, self.begun) = (steps, evaluations, Instant::now());
+                self.progress = (!self.quiet).then(|| Progress::steps("training", steps, step));
+            }
+            Event::Step(metrics) => self.step(metrics),
+            Event::Evaluated { metrics, best, since_best, time } => {
+                self.facts.held_out = Some(metrics.eval_loss);
+                self.pace.evaluation = Some(time);
+                self.evaluations = self.evaluations.saturating_sub(1);
+                self.note(&format!("step {}: held-out loss {:.4}", metrics.step, metrics.eval_loss));
+                if since_best >= RISING && best.step > 0 && !self.told_rising {
+                    self.told_rising = true;
+                    self.warn(&format!(
+                        "the held-out loss has risen since step {} (from {:.4} to {:.4}): the model begins to learn the examples \
+                         by heart; the best adapter is kept in {}",
+                        best.step,
+                        best.eval_loss,
+                        metrics.eval_loss,
+                        self.folder.join("checkpoints/best").display()
+                    ));
+                }
+            }
+            Event::Saved(path) => self.note(&format!("saved {}", path.display())),
+            Event::Stopped(path) => self.stopped_at = Some(path.to_owned()),
+            Event::StoppedEarly { step, eval_loss } => {
+                self.note(&format!(
+                    "stopped early: the best held-out loss was {eval_loss:.4} at step {step}"
+                ));
+            }
+            Event::Unchanged => self.unchanged = true,
+            Event::NoEffect => self.without_effect = true,
+        }
+    }
+
+    fn step(&mut self, metrics: &StepMetrics) {
+        self.pace.add(metrics);
+        let left = self.pace.time(self.steps - metrics.step, self.evaluations);
+        self.facts = Facts {
+            epoch: metrics.epoch,
+            loss: self.loss.add(metrics.loss),
+            held_out: self.facts.held_out,
+            learning_rate: metrics.learning_rate,
+            tokens_per_second: metrics.tokens_per_second,
+            memory_bytes: metrics.memory_bytes,
+            elapsed: self.begun.elapsed(),
+            left: left.filter(|_| metrics.step < self.steps),
+        };
+        if let Some(left) = left.filter(|_| !self.told_time && self.pace.steps > 1) {
+            let elapsed = self.begun.elapsed();
+            if elapsed >= MEASURED {
+                self.told_time = true;
+                if elapsed + left >= WORTH_TELLING {
+                    self.note(&format!("time     about {}, evaluations counted in", rough(elapsed + left)));
+                }
+            }
+        }
+        if let Some(progress) = &mut self.progress {
+            progress.set_step(metrics.step, &self.facts);
+        }
+    }
+
+    fn warn(&self, message: &str) {
+        let line = format!("warning: {message}");
+        match &self.progress {
+            Some(progress) => progress.note(&line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// A line of its own, above the progress if there is any.
+    fn note(&self, line: &str) {
+        match &self.progress {
+            Some(progress) => progress.note(line),
+            None if self.quiet => {}
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Ends the progress, however the run ended.
+    pub(super) fn finish(&mut self) {
+        if let Some(progress) = self.progress.take() {
+            progress.finish_steps(&self.facts);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! All that can be known of a run before its first step: data, steps, memory, time.
+
+use std::time::Duration;
+
+use data::{Dataset, Tokenizer};
+use model::memory::MemoryPlan;
+use serde_json::json;
+use train::{Amount, Job, StepPlan, Trainer};
+
+use super::{REHEARSAL, load, loop_settings, rates, saving};
+use crate::cli::Global;
+use crate::run_file::{RunFile, Settings};
+use crate::setup::{self, Base, ENOUGH_STEPS, Needs, Sizes, Trained};
+use crate::terminal::{self, bytes, count, rough};
+
+/// Columns of the first example that are shown.
+const SHOWN: usize = 1200;
+
+/// A run whose input has been read and whose open settings are settled.
+pub(in crate::commands) struct Prepared {
+    pub(in crate::commands) settings: Settings,
+    pub(in crate::commands) base: Base,
+    pub(super) tokenizer: Tokenizer,
+    pub(in crate::commands) train: Dataset,
+    pub(in crate::commands) eval: Option<Dataset>,
+    pub(super) trained: Trained,
+    pub(in crate::commands) needs: Needs,
+    pub(super) sizes: Sizes,
+    memory: MemoryPlan,
+    steps: u64,
+    /// Steps of an epoch.
+    epoch_steps: u64,
+    /// Settings that were left open and did not become what is usual: a word for each, and why.
+    settled: Vec<(&'static str, String)>,
+}
+
+impl Prepared {
+    /// Reads the examples, settles what was left open, and plans the memory. `begun`: the time that chat templates tell.
+    ///
+    /// # Errors
+    /// If something is wrong with the input, or it does not fit into the memory.
+    pub(in crate::commands) fn new(
+        mut settings: Settings,
+        base: Base,
+        begun: Option<i64>,
+        global: &Global,
+    ) -> anyhow::Result<Self> {
+        base.config.check_quantization(&base.folder, setup::quantization(&settings.run))?;
+        let tokenizer = base.tokenizer()?;
+        let mut settled = setup::settle_by_model(&mut settings.run, &base.config);
+        let (train, eval) = setup::datasets(&settings.run, &base.config, &tokenizer, begun)?;
+        settled.extend(setup::settle_by_data(&mut settings.run, &base.config, &train, eval.as_ref()));
+        let run = &settings.run;
+        let trained = setup::trained(run, &base.config, &base.name)?;
+        let plan = step_plan(run, &train);
+        let steps = match plan.steps().min(run.training.max_steps.unwrap_or(u64::MAX)) {
+            0 => {
+                let message = "has weights so small that these epochs visit no example";
+                return Err(settings.refuse("data.train", message));
+            }
+            steps => steps,
+        };
+        let held_out = eval.as_ref().map_or(&[][..], |eval| &eval.examples);
+        let repeated = Some(plan.repeated(held_out).iter().sum());
+        let beside = setup::resident_memory();
+        let needs = Needs { demand: plan.demand(held_out), repeated, beside, threads: global.threads() };
+        let epoch_steps = train.rows(&setup::order(run)).len().div_ceil(setup::batch_size(run)) as u64;
+        setup::check_frozen(&settings, &base.config, &trained.layout, needs.repeated)?;
+        let (sizes, memory) = setup::fit(run, &base.config, base.stored.as_ref(), &trained, needs)?;
+        Ok(Prepared {
+            settings,
+            base,
+            tokenizer,
+            train,
+            eval,
+            trained,
+            needs,
+            sizes,
+            memory,
+            steps,
+            epoch_steps,
+            settled,
+        })
+    }
+
+    /// What a person should know before the first step.
+    pub(in crate::commands) fn warnings(&self) -> Vec<String> {
+        let run = &self.settings.run;
+        let reports = [Some(&self.train), self.eval.as_ref()];
+        let of_data =
+            reports.into_iter().flatten().flat_map(|set| setup::warnings(&set.report, &self.base.config));
+        let mut warnings: Vec<String> = Vec::new();
+        for warning in of_data {
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+        }
+        warnings.extend(rates(run, self.steps).or_else(|| self.few_steps()));
+        warnings
+    }
+
+    /// That the run has few steps, and the settings that make more.
+    fn few_steps(&self) -> Option<String> {
+        let run = &self.settings.run;
+        if self.steps >= ENOUGH_STEPS {
+            return None;
+        }
+        let mut more = Vec::new();
+        if run.training.max_steps.is_some_and(|most| most <= self.steps) {
+            more.push("a larger training.max_steps".to_owned());
+        } else {
+            more.push(format!("training.epochs: {}", ENOUGH_STEPS.div_ceil(self.epoch_steps.max(1))));
+        }
+        if setup::batch_size(run) > 1 {
+            more.push("a smaller training.batch_size".to_owned());
+        } else if run.data.packing && self.train.examples.len() as u64 > self.epoch_steps {
+            more.push("data.packing: false".to_owned());
+        }
+        Some(format!(
+            "the run has only {} step{}, and few models learn much in less than {ENOUGH_STEPS}; more of them: {}",
+            self.steps,
+            if self.steps == 1 { "" } else { "s" },
+            more.join(", or ")
+        ))
+    }
+
+    /// Shows all of it on stderr.
+    pub(super) fn present(&self) {
+        let Prepared { base, trained, sizes, memory, .. } = self;
+        let (all, some) = (base.config.parameter_count(), trained.layout.len() as u64);
+        let family = base.config.family.model_type();
+        eprintln!("model    {}: {family}, {} parameters", base.name, count(all as f64));
+        let share = 100.0 * some as f64 / all as f64;
+        eprintln!("trained  {} parameters ({share:.2} %)", count(some as f64));
+        self.lines_of_data().iter().for_each(|line| eprintln!("{line}"));
+        eprintln!("memory   {} planned: {}", bytes(memory.total()), setup::parts(memory));
+        if let Some(again) = sizes.computed_again_words(trained.layers(&base.config)) {
+            eprintln!("backward {again}; it changes no result");
+        }
+        if let Some(paging) = sizes.paging() {
+            eprintln!("paging   {paging}");
+        }
+        if let Some(kept) = sizes.kept() {
+            eprintln!("kept     {kept}");
+        }
+        let first = &self.train.examples[0];
+        let runs = data::preview::runs(first, &self.tokenizer);
+        let segments = runs.iter().map(|(text, trained)| (text.as_str(), *trained));
+        let (shown, cut) = terminal::cut_segments(segments, SHOWN);
+        let shown = terminal::paint_segments(shown, terminal::stderr_colour());
+        let cut = if cut { " ..." } else { "" };
+        eprintln!("the first example, what is trained marked ({}):\n{shown}{cut}\n", first.source);
+    }
+
+    /// The examples, the steps they make, and what was settled by them.
+    pub(in crate::commands) fn lines_of_data(&self) -> Vec<String> {
+        let run = &self.settings.run;
+        let mut lines = Vec::new();
+        for (what, set) in [("data", Some(&self.train)), ("held out", self.eval.as_ref())] {
+            let Some(report) = set.map(|s| &s.report) else { continue };
+            let format =
+                report.files.first().map_or(String::new(), |file| format!(", format {}", file.format));
+            lines.push(format!(
+                "{what:8} {} examples, {} tokens, {} of them carry loss{format}",
+                report.examples,
+                count(report.tokens as f64),
+                count(report.trained_tokens as f64)
+            ));
+        }
+        let Amount { tokens, .. } = self.amount();
+        let epochs = setup::epochs(run);
+        lines.push(format!(
+            "steps    {} of {}, {} tokens in {epochs} epoch{}",
+            self.steps,
+            setup::rows_in_words(run, setup::batch_size(run)),
+            count(tokens as f64),
+            if epochs == 1 { "" } else { "s" }
+        ));
+        lines.extend(self.settled.iter().map(|(what, why)| format!("{what:8} {why}")));
+        lines
+    }
+
+    fn held_out(&self) -> &[data::Example] {
+        self.eval.as_ref().map_or(&[], |eval| &eval.examples)
+    }
+
+    /// Steps, tokens and evaluations of the run.
+    fn amount(&self) -> Amount {
+        let run = &self.settings.run;
+        step_plan(run, &self.train).amount(self.steps, run.training.eval_every, self.held_out())
+    }
+
+    /// How long the run takes, measured on its first micro-batches and some held-out examples. Loads the model.
+    pub(in crate::commands) fn time(&self, global: &Global) -> anyhow::Result<Duration> {
+        // What is not to be in memory lies in files, which are gone afterwards.
+        let folder = tempfile::tempdir()?;
+        let (decoder, adapter) = load(&self.settings, &self.base, &global.device()?, &self.trained)?;
+        let stop = Default::default();
+        let job = Job {
+            decoder: &decoder,
+            adapter,
+            saving: saving(&self.trained, &self.base, folder.path()),
+            train: &self.train,
+            eval: self.held_out(),
+            settings: loop_settings(&self.settings.run, self.sizes),
+            folder: folder.path(),
+            stop: &stop,
+        };
+        Ok(self.amount().time(Trainer::open(job)?.rehearse(REHEARSAL)?))
+    }
+
+    /// Measures and tells the time, and as JSON all of it in numbers.
+    pub(super) fn tell_time(&self, global: &Global, as_json: bool) -> anyhow::Result<()> {
+        let time = self.time(global)?;
+        eprintln!("{}", line_of_time(time));
+        if as_json {
+            terminal::print_json(&self.json(time))?;
+        }
+        Ok(())
+    }
+
+    /// What the run is, in numbers.
+    pub(in crate::commands) fn json(&self, time: Duration) -> serde_json::Value {
+        let Amount { steps, tokens, evaluations, .. } = self.amount();
+        let set = |set: &Dataset| {
+            json!({
+                "examples": set.report.examples,
+                "tokens": set.report.tokens,
+                "trained_tokens": set.report.trained_tokens,
+                "longest": set.report.longest,
+            })
+        };
+        let run = &self.settings.run;
+        json!({
+            "steps": steps,
+            "tokens": tokens,
+            "evaluations": evaluations,
+            "expected_seconds": time.as_secs_f64(),
+            "epochs": setup::epochs(run),
+            "batch_size": setup::batch_size(run),
+            "max_length": setup::max_length(run, None),
+            "learning_rate": setup::learning_rate(run),
+            "data": set(&self.train),
+            "held_out": self.eval.as_ref().map(set),
+            "trainable_parameters": self.trained.layout.len(),
+            "memory_bytes": self.memory.total(),
+            "warnings": self.warnings(),
+        })
+    }
+}
+
+/// The expected time in a line of those before a run.
+pub(in crate::commands) fn line_of_time(time: Duration) -> String {
+    format!("time     about {}, measured on a few batches, evaluations counted in", rough(time))
+}
+
+fn step_plan<'a>(run: &RunFile, train: &'a Dataset) -> StepPlan<'a> {
+    let order = setup::order(run);
+    StepPlan::new(train, order, setup::batch_size(run), setup::epochs(run), run.training.max_steps)
+}

@@ -1,0 +1,162 @@
+//! What came of a run, for people and as JSON.
+
+use std::fmt::{self, Display};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use train::History;
+
+use crate::run_file::{Method, RunFile};
+use crate::run_folder;
+use crate::terminal::{bytes, count, duration, quoted};
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ended {
+    Finished,
+    /// By an earlier process.
+    AlreadyFinished,
+    /// On request, after saving.
+    Stopped,
+}
+
+/// A series of losses: the first, the last, and the lowest with its step.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Losses {
+    first: f64,
+    last: f64,
+    last_step: u64,
+    best: f64,
+    best_step: u64,
+}
+
+impl Losses {
+    fn of(losses: impl Iterator<Item = (u64, f64)> + Clone) -> Option<Self> {
+        let (_, first) = losses.clone().next()?;
+        let (last_step, last) = losses.clone().last()?;
+        let (best_step, best) = losses.min_by(|a, b| a.1.total_cmp(&b.1))?;
+        Some(Losses { first, last, last_step, best, best_step })
+    }
+}
+
+/// All that is told in the end.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    outcome: Ended,
+    output: String,
+    steps: u64,
+    epochs: f64,
+    loss: Option<Losses>,
+    held_out_loss: Option<Losses>,
+    tokens: u64,
+    trained_tokens: u64,
+    /// Of all steps, by whichever process, without evaluations.
+    seconds: f64,
+    tokens_per_second: f64,
+    memory_bytes: u64,
+    /// The checkpoint that a stopped run goes on from.
+    checkpoint: Option<String>,
+    /// The folder of the best evaluation's tensors, where they are not the result.
+    best: Option<String>,
+    /// Whether the result does anything.
+    effect: bool,
+    /// What to type next.
+    next: Vec<String>,
+}
+
+impl Summary {
+    /// What a run folder's metrics tell. `effect`: whether the result does anything.
+    pub(super) fn of(
+        folder: &Path,
+        run: &RunFile,
+        history: &History,
+        outcome: Ended,
+        checkpoint: Option<&Path>,
+        effect: bool,
+        chats: bool,
+    ) -> Self {
+        let steps = &history.steps;
+        let held_out_loss = Losses::of(history.evaluations.iter().map(|e| (e.step, e.eval_loss)));
+        let best = folder.join("checkpoints/best");
+        let stops_at_best = run.training.early_stopping_patience.is_some();
+        let overfits = held_out_loss.is_some_and(|l| l.best_step > 0 && l.best_step < l.last_step);
+        let best = (overfits && !stops_at_best && best.is_dir()).then(|| best.display().to_string());
+        let (seconds, tokens) = (history.seconds(), steps.iter().map(|s| s.tokens).sum::<u64>());
+        Summary {
+            outcome,
+            output: folder.display().to_string(),
+            steps: steps.last().map_or(0, |step| step.step),
+            epochs: steps.last().map_or(0.0, |step| step.epoch),
+            loss: Losses::of(steps.iter().map(|s| (s.step, s.loss))),
+            held_out_loss,
+            tokens,
+            trained_tokens: steps.iter().map(|s| s.trained_tokens).sum(),
+            seconds,
+            tokens_per_second: tokens as f64 / seconds.max(1e-9),
+            memory_bytes: steps.iter().map(|s| s.memory_bytes).max().unwrap_or(0),
+            checkpoint: checkpoint.map(|path| path.display().to_string()),
+            best,
+            effect,
+            next: next(folder, run, outcome, chats),
+        }
+    }
+
+    /// How it ended.
+    pub(crate) fn ended(&self) -> Ended {
+        self.outcome
+    }
+}
+
+/// What a person types next.
+fn next(folder: &Path, run: &RunFile, outcome: Ended, chats: bool) -> Vec<String> {
+    if outcome == Ended::Stopped {
+        return vec![run_folder::resume_command(folder)];
+    }
+    let run_folder = quoted(folder);
+    let full = run.adapter.method == Method::Full;
+    let flag = if full { "--model" } else { "--adapter" };
+    let mut next = vec![match chats {
+        true => format!("luthier chat {flag} {run_folder}"),
+        false => format!("luthier generate {flag} {run_folder} --prompt TEXT"),
+    }];
+    if let Some(eval) = &run.data.eval {
+        next.push(format!("luthier eval perplexity {flag} {run_folder} --data {}", quoted(eval)));
+    }
+    if !full {
+        let mut merged = folder.as_os_str().to_owned();
+        merged.push("-merged");
+        next.push(format!("luthier merge --adapter {run_folder} --output {}", quoted(Path::new(&merged))));
+    }
+    next
+}
+
+impl Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = duration(Duration::from_secs_f64(self.seconds));
+        let (tokens, speed) = (count(self.tokens as f64), count(self.tokens_per_second));
+        writeln!(
+            f,
+            "steps     {} ({:.2} epochs), {tokens} tokens in {time} ({speed} tokens/s), {} at most",
+            self.steps,
+            self.epochs,
+            bytes(self.memory_bytes)
+        )?;
+        if let Some(Losses { first, last, best, best_step, .. }) = self.loss {
+            writeln!(f, "loss      {first:.4} first, {last:.4} last, {best:.4} best (step {best_step})")?;
+        }
+        if let Some(Losses { first, last, best, best_step, .. }) = self.held_out_loss {
+            writeln!(f, "held out  {first:.4} first, {last:.4} last, {best:.4} best (step {best_step})")?;
+        }
+        if let (Some(best), Some(losses)) = (&self.best, self.held_out_loss) {
+            writeln!(
+                f,
+                "The held-out loss has risen since step {}: {best} holds that step's adapter, {} the last one.",
+                losses.best_step, self.output
+            )?;
+        }
+        write!(f, "{}", if self.outcome == Ended::Stopped { "Go on with:" } else { "Try next:" })?;
+        self.next.iter().try_for_each(|command| write!(f, "\n  {command}"))
+    }
+}

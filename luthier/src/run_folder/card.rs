@@ -1,0 +1,73 @@
+//! The model card, `README.md`: what the Hugging Face hub shows, and what a person finds who opens the folder.
+
+use std::path::Path;
+
+use model::checkpoint::write_whole;
+use train::History;
+
+use crate::hub;
+use crate::run_file::{Method, RunFile, TrainData};
+use crate::setup;
+use crate::terminal::quoted;
+
+/// Writes the card of a finished run.
+pub(crate) fn write_card(folder: &Path, run: &RunFile, base: &str, history: &History) -> anyhow::Result<()> {
+    Ok(write_whole(&folder.join("README.md"), card(folder, run, base, history).as_bytes())?)
+}
+
+fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
+    let name = folder.file_name().map_or("adapter".into(), |name| name.to_string_lossy().into_owned());
+    let adapter = run.adapter.method != Method::Full;
+    // The hub links a model by its id; a path of this machine would be no link.
+    let known = hub::is_id(base);
+    let shown = if known { base.to_owned() } else { file_name(base) };
+    let mut card = String::from("---\n");
+    if known {
+        card += &format!("base_model: {base}\n");
+    }
+    card += if adapter { "library_name: peft\ntags:\n- lora\n- luthier\n" } else { "tags:\n- luthier\n" };
+    card += &format!("---\n\n# {name}\n\n");
+    card += &match adapter {
+        true => format!(
+            "A LoRA adapter of rank {} (alpha {}) for `{shown}`, trained with Luthier. PEFT loads this folder, and so does\n\
+             `luthier chat --model BASE --adapter {}`.\n\n",
+            run.adapter.r,
+            run.adapter.alpha,
+            quoted(&name)
+        ),
+        false => format!("All weights of `{shown}`, fine-tuned with Luthier.\n\n"),
+    };
+    let mut row = |key: &str, value: String| card += &format!("| {key} | {value} |\n");
+    row("setting", "value".into());
+    row("---", "---".into());
+    row("data", sources(run));
+    row("longest example", format!("{} tokens", setup::max_length(run, None)));
+    row("steps", format!("{} of {}", history.steps.len(), setup::rows_in_words(run, setup::batch_size(run))));
+    row("learning rate", format!("{:e}", setup::learning_rate(run)));
+    row(
+        "base held in",
+        run.quantization.as_ref().map_or("16 bits or more".into(), |_| "4 bits (NF4 or FP4)".into()),
+    );
+    if let Some(last) = history.steps.last() {
+        row("training loss, last step", format!("{:.4}", last.loss));
+    }
+    if let Some(last) = history.evaluations.last() {
+        row("held-out loss", format!("{:.4}", last.eval_loss));
+    }
+    card += "\nAll settings stand in `run.yaml`, the chat template in `chat_template.jinja` or `tokenizer_config.json`.\n";
+    card
+}
+
+/// The names of the files of examples, without the folders they lie in.
+fn sources(run: &RunFile) -> String {
+    let paths: Vec<String> = match &run.data.train {
+        None => Vec::new(),
+        Some(TrainData::One(path)) => vec![path.display().to_string()],
+        Some(TrainData::Many(sources)) => sources.iter().map(|s| s.path.display().to_string()).collect(),
+    };
+    paths.iter().map(|path| format!("`{}`", file_name(path))).collect::<Vec<_>>().join(", ")
+}
+
+fn file_name(path: &str) -> String {
+    Path::new(path).file_name().map_or(path.to_owned(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,229 @@
+//! A base model on disk, and an adapter with it.
+
+use std::path::{Path, PathBuf};
+
+use compute::quant::Format;
+use compute::{Device, Precision};
+use data::Tokenizer;
+use model::adapter::folder::AdapterFolder;
+use model::adapter::peft::CONFIG_FILE;
+use model::{Adapter, Checkpoint, Config, Decoder, StoredDType, StoredWeights};
+
+use crate::error::{Advised, user};
+use crate::hub;
+use crate::run_file::{RunFile, Settings};
+use crate::run_folder;
+
+/// What a command that uses a model works on: a base, perhaps an adapter, and what the adapter's run remembers.
+pub(crate) struct Subject {
+    pub(crate) base: Base,
+    pub(crate) adapter: Option<Adapter>,
+    /// The settings of the run that trained the adapter.
+    pub(crate) remembered: Option<RunFile>,
+}
+
+impl Subject {
+    /// Opens what `--model` and `--adapter` name. Without a model it is the one that the adapter was trained on, as its run folder or
+    /// its configuration says. Where the adapter's file has weights of the base itself they take their place. The tokenizer and its
+    /// chat template are those in the adapter's folder, if there are any. Notes go to stderr.
+    ///
+    /// # Errors
+    /// If neither names a model, or one does not fit the other.
+    pub(crate) fn open(model: Option<&str>, adapter: Option<&str>) -> anyhow::Result<Self> {
+        let Some(name) = adapter else {
+            let model = model.ok_or_else(|| {
+                user("no model is named: give one by --model, or the run folder of an adapter by --adapter")
+            })?;
+            return Ok(Subject { base: Base::open(model)?, adapter: None, remembered: None });
+        };
+        let folder = hub::resolve_adapter(name)?;
+        run_folder::require_adapter(&folder)?;
+        let run = run_folder::of_adapter(&folder);
+        let remembered = run.as_deref().and_then(run_folder::settings);
+        let trained_on = remembered.as_ref().and_then(|run| run.model.clone());
+        let trained_on = trained_on.or_else(|| named_in_config(&folder));
+        let mut base = match (model, &trained_on) {
+            (Some(model), _) => Base::open(model)?,
+            (None, Some(model)) => Base::open(model).map_err(|error| {
+                let advice = "name it by --model, if it lies elsewhere now";
+                Advised::new(
+                    error,
+                    format!("that is the model which {name} says it was trained on: {advice}"),
+                )
+            })?,
+            (None, None) => {
+                let message = "does not say which model it was trained on: name it by --model";
+                return Err(user(format!("{name} {message}")));
+            }
+        };
+        if let (Some(model), Some(other)) = (model, &trained_on)
+            && remembered.is_some()
+            && !same_model(model, other)
+        {
+            eprintln!("note: {name} was trained on {other}; --model {model} is used");
+        }
+        let adapter = base.take_over(&folder, run.as_deref())?;
+        Ok(Subject { base, adapter: Some(adapter), remembered })
+    }
+
+    /// Gives settings that were left open the values that the adapter was trained under, as far as they decide what an example is
+    /// and how the base is held. What is taken, and what differs, is told on stderr.
+    pub(crate) fn lend(&self, settings: &mut Settings) {
+        let Some(trained) = &self.remembered else { return };
+        let (mut taken, mut differing) = (Vec::new(), Vec::new());
+        for key in ["data.chat_template", "data.max_length", "data.train_on", "quantization"] {
+            if settings.run.value(key) == trained.value(key) {
+                continue;
+            }
+            let value = trained.value(key);
+            match settings.is_set(key) {
+                true => differing.push(format!("{key} was {value}")),
+                // A base that is stored in four bits is used as it is.
+                false if key == "quantization" && self.base.config.quantization.is_some() => {}
+                false => {
+                    settings.run.take(key, trained);
+                    taken.push(format!("{key} {value}"));
+                }
+            }
+        }
+        for (what, list) in [("as in training", taken), ("unlike in training", differing)] {
+            if !list.is_empty() {
+                eprintln!("note: {what}: {}", list.join(", "));
+            }
+        }
+    }
+
+    /// How the base is held: as a flag says (`Some(None)`: not quantized), else as the adapter knew it in training.
+    pub(crate) fn quantization(&self, flag: Option<Option<Format>>) -> Option<Format> {
+        let trained = self.remembered.as_ref().and_then(super::quantization);
+        // What is stored in four bits is used as it is.
+        let trained = trained.filter(|_| self.base.config.quantization.is_none());
+        let words =
+            |format: Option<Format>| format.map_or("none".to_owned(), |format| format.code.to_string());
+        match flag {
+            None => {
+                if let Some(format) = trained {
+                    eprintln!("note: the base is held in {}, as in training", words(Some(format)));
+                }
+                trained
+            }
+            Some(format) => {
+                if self.remembered.is_some() && format.map(|f| f.code) != trained.map(|f| f.code) {
+                    let (now, then) = (words(format), words(trained));
+                    eprintln!("note: the base is held in {now}; in training it was {then}");
+                }
+                format
+            }
+        }
+    }
+}
+
+/// The model that an adapter's own configuration names.
+fn named_in_config(folder: &Path) -> Option<String> {
+    let text = std::fs::read(folder.join(CONFIG_FILE)).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let name = config.get("base_model_name_or_path")?.as_str()?;
+    Some(name.to_owned()).filter(|name| !name.is_empty())
+}
+
+/// Whether two names are of one model: the same folder, or the same id.
+fn same_model(one: &str, other: &str) -> bool {
+    let place = |name: &str| Path::new(name).canonicalize().ok();
+    one == other || (place(one).is_some() && place(one) == place(other))
+}
+
+/// A base model's folder and what its files say, before its weights are read.
+pub(crate) struct Base {
+    /// What the user called it.
+    pub(crate) name: String,
+    pub(crate) folder: PathBuf,
+    pub(crate) config: Config,
+    /// How its weights are stored; none where the folder has no weights.
+    pub(crate) stored: Option<StoredWeights>,
+    /// Where its tokenizer is: with the model, or with an adapter that was trained after tokens were added.
+    pub(crate) tokenizer_folder: PathBuf,
+    /// The adapter whose file has some weights in place of the base's own, if one does.
+    changed_by: Option<AdapterFolder>,
+}
+
+impl Base {
+    /// Finds the model, downloading it if need be, and reads its configuration.
+    pub(crate) fn open(name: &str) -> anyhow::Result<Self> {
+        let folder = hub::resolve_model(name)?;
+        let config = Config::load(&folder)?;
+        let has_weights =
+            ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| folder.join(f).exists());
+        let stored = if has_weights { Checkpoint::open(&folder)?.weights(&config)? } else { None };
+        let tokenizer_folder = folder.clone();
+        Ok(Base { name: name.to_owned(), folder, config, stored, tokenizer_folder, changed_by: None })
+    }
+
+    /// Makes this the base that the adapter in `folder` means, and reads the adapter. `run`: the run folder that it belongs to.
+    fn take_over(&mut self, folder: &Path, run: Option<&Path>) -> anyhow::Result<Adapter> {
+        let files = self.adapter_folder(folder)?;
+        files.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        let has_tokenizer =
+            |folder: &&Path| ["tokenizer.json", "vocab.json"].iter().any(|name| folder.join(name).is_file());
+        match [Some(folder), run].into_iter().flatten().find(has_tokenizer) {
+            Some(folder) => self.tokenizer_folder = folder.to_owned(),
+            None if files.added_tokens > 0 => eprintln!(
+                "note: {} has no tokenizer.json, so the added tokens have no text; put the tokenizer there that the \
+                 adapter was trained with",
+                folder.display()
+            ),
+            None => {}
+        }
+        let adapter = files.read()?;
+        self.config = files.model.clone();
+        self.changed_by = (!files.base_tensors.is_empty()).then_some(files);
+        Ok(adapter)
+    }
+
+    /// Whether an adapter's file has weights in place of the base's own.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed_by.is_some()
+    }
+
+    /// Whether the adapter was trained over a vocabulary that had been made larger.
+    pub(crate) fn is_resized(&self) -> bool {
+        self.changed_by.as_ref().is_some_and(|files| files.added_tokens > 0)
+    }
+
+    /// The type of its weights in the files, or else in config.json.
+    pub(crate) fn dtype(&self) -> Option<StoredDType> {
+        self.stored.as_ref().map(|stored| stored.dtype).or(self.config.dtype)
+    }
+
+    /// Reads the weights, quantizing them on the way if that is asked for.
+    pub(crate) fn load(
+        &self,
+        device: &Device,
+        precision: Precision,
+        quantization: Option<Format>,
+    ) -> anyhow::Result<Decoder> {
+        let adapter = self.changed_by.as_ref();
+        Ok(Decoder::load_for(&self.folder, adapter, device, precision, quantization)?)
+    }
+
+    /// The tokenizer, which must not have tokens that the model does not know.
+    pub(crate) fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
+        Ok(Tokenizer::load(&self.tokenizer_folder)?)
+    }
+
+    /// An adapter folder checked against this model, and against its weights where it has such, too.
+    pub(crate) fn adapter_folder(&self, folder: &Path) -> anyhow::Result<AdapterFolder> {
+        let mut files = AdapterFolder::open(folder, &self.config, Some(&self.name))?;
+        if !files.base_tensors.is_empty() {
+            files.compare(&Checkpoint::open(&self.folder)?, &self.config)?;
+        }
+        Ok(files)
+    }
+
+    /// Reads an adapter that leaves this model as it is; notes go to stderr.
+    pub(crate) fn adapter(&self, folder: &Path) -> anyhow::Result<Adapter> {
+        let files = self.adapter_folder(folder)?;
+        files.require_unchanged_base()?;
+        files.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        Ok(files.read()?)
+    }
+}
