@@ -44,29 +44,57 @@ fn fifty_short_examples_are_learnt_under_the_defaults() {
     let said = train(folder.path(), "out", &[]);
     assert!(learnt(&folder.path().join("out")) && said.contains("the result is in out"), "{said}");
     assert!(!said.contains("warning: nothing"), "{said}");
-    assert!(said.contains("batch    1 row a step: an epoch has only 1 row;"), "{said}");
+    assert!(said.contains("batch    2 rows a step: 8 would make only 7 of an epoch's 50 rows"), "{said}");
+    assert!(said.contains("epochs   2: one would be only 25 steps"), "{said}");
     let saved = fs::read_to_string(folder.path().join("out/run.yaml")).unwrap();
-    assert!(saved.contains("\n  batch_size: 1\n") && saved.contains("\n  warmup: null\n"), "{saved}");
+    for settled in ["batch_size: 2", "epochs: 2", "max_length: 21", "warmup: null", "learning_rate: 0.002"] {
+        assert!(saved.contains(&format!("\n  {settled}\n")), "{settled}: {saved}");
+    }
 }
 
 #[test]
-fn the_batch_is_smaller_where_an_epoch_would_have_few_steps_and_that_is_told_before_the_first() {
-    for (examples, batch, steps) in [(10, 1, 10), (40, 2, 20), (100, 5, 20), (152, 7, 22), (153, 8, 20)] {
+fn batch_and_epochs_make_enough_steps_of_a_small_set_and_that_is_told_before_the_first() {
+    for (examples, batch, epochs, steps) in
+        [(10, 1, 3, 30), (40, 2, 3, 60), (100, 5, 3, 60), (152, 7, 3, 66), (153, 8, 3, 60), (400, 8, 1, 50)]
+    {
         let folder = folder(examples);
         let dry = ["train", "--dry-run", "--model", "model", "--data", "d.jsonl", "--output", "out"];
-        let (_, said) = succeed(folder.path(), &[&dry[..], &["--set", "data.packing=false"]].concat());
-        assert!(said.contains(&format!("steps    {steps} of {batch} examples")), "{examples}: {said}");
+        let dry = [&dry[..], &["--set", "data.packing=false"]].concat();
+        let (_, said) = succeed(folder.path(), &dry);
+        let words = format!("steps    {steps} of {batch} example{}, ", if batch == 1 { "" } else { "s" });
+        assert!(said.contains(&words), "{examples}: {said}");
         assert_eq!(said.contains("batch    "), batch < 8, "{examples}: {said}");
-        let (_, said) = succeed(
-            folder.path(),
-            &[&dry[..], &["--set", "data.packing=false", "--set", "training.batch_size=8"]].concat(),
-        );
+        assert_eq!(said.contains("epochs   "), epochs > 1, "{examples}: {said}");
+        assert_eq!(said.contains("warning: the run has only 30 steps"), steps == 30, "{examples}: {said}");
+        let (_, said) = succeed(folder.path(), &[&dry[..], &["--batch-size", "8", "--epochs", "1"]].concat());
         let steps = examples.div_ceil(8);
-        assert!(
-            said.contains(&format!("steps    {steps} of 8 examples")) && !said.contains("batch  "),
-            "{said}"
-        );
+        assert!(said.contains(&format!("steps    {steps} of 8 examples, ")), "{said}");
+        assert!(!said.contains("batch  ") && !said.contains("epochs  "), "{said}");
     }
+}
+
+#[test]
+fn few_steps_are_told_with_the_settings_that_make_more() {
+    let folder = folder(40);
+    let dry = ["train", "--dry-run", "--model", "model", "--data", "d.jsonl", "--output", "out"];
+    let (_, said) = succeed(folder.path(), &[&dry[..], &["--batch-size", "4", "--epochs", "1"]].concat());
+    let words = "warning: the run has only 10 steps, and few models learn much in less than 50; more of them: \
+                 training.epochs: 5, or a smaller training.batch_size";
+    assert!(said.contains(words), "{said}");
+}
+
+#[test]
+fn the_longest_example_is_the_longest_row_unless_the_model_allows_less() {
+    let folder = folder(3);
+    let record = json!({"prompt": "x".repeat(300), "completion": "y".repeat(300)});
+    write_lines(folder.path().join("long.jsonl"), &[record]);
+    let dry = ["train", "--dry-run", "--json", "--model", "model", "--output", "out", "--data"];
+    let longest = |file: &str| {
+        let (told, _) = succeed(folder.path(), &[&dry[..], &[file]].concat());
+        serde_json::from_str::<serde_json::Value>(&told).unwrap()["max_length"].clone()
+    };
+    assert_eq!(longest("d.jsonl"), 20);
+    assert_eq!(longest("long.jsonl"), crate::support::CONTEXT);
 }
 
 #[test]
@@ -88,7 +116,8 @@ fn what_was_chosen_stays_when_the_run_goes_on() {
 #[test]
 fn a_run_whose_rates_are_all_zero_warns_before_it_starts_and_at_its_end() {
     let folder = folder(50);
-    let said = train(folder.path(), "out", &["schedule.warmup=0.03", "training.batch_size=8"]);
+    let said =
+        train(folder.path(), "out", &["schedule.warmup=0.03", "training.batch_size=64", "training.epochs=1"]);
     let begins = "warning: nothing will be trained: the run has 1 step, and the learning rate is 0 in it";
     let ends = "warning: nothing was trained: every value of the result in out is what it was";
     let at = |words: &str| said.find(words).unwrap_or_else(|| panic!("{words}: {said}"));
@@ -102,7 +131,8 @@ fn a_run_whose_rates_are_all_zero_warns_before_it_starts_and_at_its_end() {
 #[test]
 fn a_warm_up_longer_than_the_run_is_told_with_both_numbers() {
     let folder = folder(40);
-    let settings = ["data.packing=false", "training.batch_size=4", "optimizer.learning_rate=1e-3"];
+    let settings =
+        ["data.packing=false", "training.batch_size=4", "training.epochs=1", "optimizer.learning_rate=1e-3"];
     let with = |warmup: &str, out: &str| train(folder.path(), out, &[&settings[..], &[warmup]].concat());
     let said = with("schedule.warmup=100", "long");
     let words = "warning: the warm-up of 100 steps (schedule.warmup) is not over when the run ends after 10: the learning \

@@ -16,11 +16,13 @@ mod paged;
 mod preview;
 mod quantize;
 mod races;
+mod remembers;
 mod resume;
 mod run_file;
 mod stops;
 mod support;
 mod tiny;
+mod told;
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -151,7 +151,7 @@ fn signal(child: &Child, name: &str) {
 #[cfg(unix)]
 #[test]
 fn a_request_to_stop_ends_the_step_saves_and_exits_with_75() {
-    for name in ["-INT", "-TERM"] {
+    for name in ["-INT", "-TERM", "-HUP"] {
         let folder = sound();
         let settings = ["training.epochs=300", "training.save_every=null"];
         let mut command = train(folder.path(), "out", &settings);
@@ -162,7 +162,7 @@ fn a_request_to_stop_ends_the_step_saves_and_exits_with_75() {
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(75), "{name}: {said}");
-        assert!(said.contains("go on with --resume"), "{said}");
+        assert!(said.contains("go on with --resume: luthier train --resume out\n"), "{said}");
         let step = format!("step-{:06}", lines(&out));
         assert!(out.join("checkpoints").join(&step).join("state.json").exists(), "{step}: {said}");
         assert!(!out.join("adapter_model.safetensors").exists(), "there is no result yet");

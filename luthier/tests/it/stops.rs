@@ -86,12 +86,16 @@ fn a_disk_that_is_full_before_the_first_checkpoint_promises_none_and_later_names
     let steps = |n: &'static str| [&large[..], &[n]].concat();
     let (output, said) = train(folder.path(), Some(64), &steps("training.max_steps=2"));
     assert!(!output.status.success() && said.contains("error: cannot write out/checkpoints/"), "{said}");
-    assert!(said.contains("no checkpoint had been saved yet: --resume begins anew"), "{said}");
+    assert!(
+        said.contains("no checkpoint had been saved yet; --resume begins anew: luthier train --resume out"),
+        "{said}"
+    );
     assert!(!said.contains("intact"), "{said}");
     assert!(train(folder.path(), None, &steps("training.max_steps=2")).0.status.success());
     let (output, said) = train(folder.path(), Some(64), &steps("training.max_steps=4"));
     assert!(!output.status.success(), "{said}");
-    let promise = "the last checkpoint, out/checkpoints/step-000002, is intact: go on from it with --resume";
+    let promise = "the last checkpoint, out/checkpoints/step-000002, is intact; go on from it with --resume: luthier train \
+                   --resume out";
     assert!(said.contains(promise), "{said}");
     let (output, said) = train(folder.path(), None, &steps("training.max_steps=4"));
     assert!(output.status.success() && said.contains("going on after step 2"), "{said}");

@@ -148,6 +148,8 @@ pub(crate) struct Told {
     pub(crate) stopped_early: Option<u64>,
     pub(crate) damaged: Vec<PathBuf>,
     pub(crate) unchanged: bool,
+    /// Checkpoints.
+    pub(crate) saved: usize,
 }
 
 /// Runs LoRA on a model, asking it to stop after `stop_after` steps.
@@ -209,7 +211,8 @@ pub(crate) fn try_run(
         Event::StoppedEarly { step, .. } => told.stopped_early = Some(step),
         Event::Damaged { path, .. } => told.damaged.push(path.to_owned()),
         Event::Unchanged => told.unchanged = true,
-        Event::Started { .. } | Event::Saved(_) | Event::Stopped(_) => {}
+        Event::Saved(_) => told.saved += 1,
+        Event::Started { .. } | Event::Stopped(_) | Event::NoEffect => {}
     });
     (outcome, told)
 }

@@ -3,6 +3,7 @@
 mod common;
 mod damage;
 mod finite;
+mod forecast;
 mod frozen;
 mod memory;
 mod optimizer;

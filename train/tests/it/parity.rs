@@ -27,7 +27,7 @@ fn check(name: &str) {
     };
     let layout = adapter.layout.clone();
     let saving = match full {
-        true => Saving::Model { base: &base, dtype: StoredDType::F32 },
+        true => Saving::Model { base: &base, tokenizer: &base, dtype: StoredDType::F32 },
         false => Saving::Adapter(&peft),
     };
     let out = tempfile::tempdir().unwrap();

@@ -67,7 +67,11 @@ fn what_a_crash_leaves_does_not_disturb_the_next_start() {
     assert_eq!(metrics(whole.path()), metrics(out.path()));
     let mut left: Vec<_> = fs::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, ["step-000008", "step-000010"], "two checkpoints are kept, and no debris");
+    assert_eq!(
+        left,
+        ["best", "step-000008", "step-000010"],
+        "the best and the last two are kept, and no debris"
+    );
 }
 
 #[test]
