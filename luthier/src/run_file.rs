@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use check::Purpose;
+pub(crate) use check::{MAX_EPOCHS, Purpose};
 pub(crate) use values::{
     ByteSize, MicroBatch, Offloading, Pattern, Quantization, QuantizationType, Source, TargetModules,
     TrainData,
@@ -196,7 +196,8 @@ impl Default for ScheduleSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct TrainingSection {
-    /// Passes over the examples. None: 1, or up to 3 where that would be fewer than about fifty steps.
+    /// Passes over the examples. None: as many as `max_steps` needs; else 1, or up to 3 where that would
+    /// be fewer than about fifty steps.
     pub(crate) epochs: Option<u64>,
     /// Optimizer steps; ends the run early if reached.
     pub(crate) max_steps: Option<u64>,
@@ -353,7 +354,10 @@ impl RunFile {
         self.data.max_length = self.data.max_length.or(saved.data.max_length);
         let (training, saved) = (&mut self.training, &saved.training);
         training.batch_size = training.batch_size.or(saved.batch_size);
-        training.epochs = training.epochs.or(saved.epochs);
+        // A number of steps says by itself how many epochs it needs, and may have grown.
+        if training.max_steps.is_none() {
+            training.epochs = training.epochs.or(saved.epochs);
+        }
         if training.micro_batch_tokens == MicroBatch::Auto {
             training.micro_batch_tokens = saved.micro_batch_tokens;
         }
@@ -573,7 +577,7 @@ pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
     let may_differ = |key: &str| match key {
         "output" | "memory" | "optimizer.memory" => true,
         "training.checkpointing" | "training.activation_offloading" | "training.frozen_activations" => true,
-        "training.epochs" => now.training.epochs >= saved.training.epochs,
+        "training.epochs" => now.training.epochs.is_none_or(|epochs| Some(epochs) >= saved.training.epochs),
         "training.max_steps" => match (saved.training.max_steps, now.training.max_steps) {
             (Some(saved), Some(now)) => now >= saved,
             (Some(_), None) => true,

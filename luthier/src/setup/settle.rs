@@ -4,7 +4,7 @@ use data::Dataset;
 use model::Config;
 
 use super::order;
-use crate::run_file::{Method, RunFile};
+use crate::run_file::{MAX_EPOCHS, Method, RunFile};
 
 /// What an open setting became, where that is not the usual: a word for it, and the value with its reason.
 pub(crate) type Settled = (&'static str, String);
@@ -102,10 +102,15 @@ fn settle_epochs(run: &mut RunFile, rows: usize) -> Option<Settled> {
         return None;
     }
     let steps = rows.div_ceil(batch_size(run)) as u64;
-    let wanted = run.training.max_steps.unwrap_or(u64::MAX).min(ENOUGH_STEPS);
-    let enough = |epochs: &u64| epochs * steps >= wanted;
-    let epochs = (1..=MOST_EPOCHS).find(enough).unwrap_or(MOST_EPOCHS);
+    let steps = steps.max(1);
+    let epochs = match run.training.max_steps {
+        Some(wanted) => wanted.div_ceil(steps).clamp(1, MAX_EPOCHS),
+        None => ENOUGH_STEPS.div_ceil(steps).clamp(1, MOST_EPOCHS),
+    };
     run.training.epochs = Some(epochs);
+    if run.training.max_steps.is_some() {
+        return None;
+    }
     let s = if steps == 1 { "" } else { "s" };
     (epochs > 1).then(|| ("epochs", format!("{epochs}: one would be only {steps} step{s}")))
 }

@@ -47,7 +47,7 @@ fn fifty_short_examples_are_learnt_under_the_defaults() {
     assert!(said.contains("batch    2 rows a step: 8 would make only 7 of an epoch's 50 rows"), "{said}");
     assert!(said.contains("epochs   2: one would be only 25 steps"), "{said}");
     let saved = fs::read_to_string(folder.path().join("out/run.yaml")).unwrap();
-    for settled in ["batch_size: 2", "epochs: 2", "max_length: 21", "warmup: null", "learning_rate: 0.002"] {
+    for settled in ["batch_size: 2", "epochs: 2", "max_length: 22", "warmup: null", "learning_rate: 0.002"] {
         assert!(saved.contains(&format!("\n  {settled}\n")), "{settled}: {saved}");
     }
 }
@@ -93,7 +93,7 @@ fn the_longest_example_is_the_longest_row_unless_the_model_allows_less() {
         let (told, _) = succeed(folder.path(), &[&dry[..], &[file]].concat());
         serde_json::from_str::<serde_json::Value>(&told).unwrap()["max_length"].clone()
     };
-    assert_eq!(longest("d.jsonl"), 20);
+    assert_eq!(longest("d.jsonl"), 22);
     assert_eq!(longest("long.jsonl"), crate::support::CONTEXT);
 }
 
