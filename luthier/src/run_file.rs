@@ -354,10 +354,7 @@ impl RunFile {
         self.data.max_length = self.data.max_length.or(saved.data.max_length);
         let (training, saved) = (&mut self.training, &saved.training);
         training.batch_size = training.batch_size.or(saved.batch_size);
-        // A number of steps says by itself how many epochs it needs, and may have grown.
-        if training.max_steps.is_none() {
-            training.epochs = training.epochs.or(saved.epochs);
-        }
+        training.epochs = training.epochs.or(saved.epochs);
         if training.micro_batch_tokens == MicroBatch::Auto {
             training.micro_batch_tokens = saved.micro_batch_tokens;
         }
@@ -577,7 +574,7 @@ pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
     let may_differ = |key: &str| match key {
         "output" | "memory" | "optimizer.memory" => true,
         "training.checkpointing" | "training.activation_offloading" | "training.frozen_activations" => true,
-        "training.epochs" => now.training.epochs.is_none_or(|epochs| Some(epochs) >= saved.training.epochs),
+        "training.epochs" => now.training.epochs >= saved.training.epochs,
         "training.max_steps" => match (saved.training.max_steps, now.training.max_steps) {
             (Some(saved), Some(now)) => now >= saved,
             (Some(_), None) => true,

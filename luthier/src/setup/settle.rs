@@ -40,9 +40,10 @@ pub(crate) fn batch_size(run: &RunFile) -> usize {
     run.training.batch_size.unwrap_or(USUAL_BATCH)
 }
 
-/// Passes over the examples, at least if that is still open.
+/// Passes over the examples: as many as `max_steps` needs if they are left open, else at least so many.
 pub(crate) fn epochs(run: &RunFile) -> u64 {
-    run.training.epochs.unwrap_or(1)
+    let open = if run.training.max_steps.is_some() { MAX_EPOCHS } else { 1 };
+    run.training.epochs.unwrap_or(open)
 }
 
 /// The learning rate at its peak.
@@ -98,19 +99,13 @@ fn settle_batch_size(run: &mut RunFile, rows: usize) -> Option<Settled> {
 }
 
 fn settle_epochs(run: &mut RunFile, rows: usize) -> Option<Settled> {
-    if run.training.epochs.is_some() {
+    // A number of steps says by itself how many epochs it needs, and may grow when the run goes on.
+    if run.training.epochs.is_some() || run.training.max_steps.is_some() {
         return None;
     }
     let steps = rows.div_ceil(batch_size(run)) as u64;
-    let steps = steps.max(1);
-    let epochs = match run.training.max_steps {
-        Some(wanted) => wanted.div_ceil(steps).clamp(1, MAX_EPOCHS),
-        None => ENOUGH_STEPS.div_ceil(steps).clamp(1, MOST_EPOCHS),
-    };
+    let epochs = ENOUGH_STEPS.div_ceil(steps.max(1)).clamp(1, MOST_EPOCHS);
     run.training.epochs = Some(epochs);
-    if run.training.max_steps.is_some() {
-        return None;
-    }
     let s = if steps == 1 { "" } else { "s" };
     (epochs > 1).then(|| ("epochs", format!("{epochs}: one would be only {steps} step{s}")))
 }
