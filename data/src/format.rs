@@ -1,5 +1,6 @@
 //! The formats in which people keep examples, told apart by their keys and turned into one of four kinds of [`Item`].
 
+mod found;
 mod marks;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
+pub(crate) use found::{Opened, open};
 pub use marks::{Learnt, Mark};
 
 use crate::error::{did_you_mean, named_enum, nearest};
@@ -325,7 +327,20 @@ impl Fields<'_> {
     fn list(&mut self, keys: &[&'static str]) -> Result<Vec<Json>, DataError> {
         match self.require(keys)? {
             Json::Array(items) => Ok(items),
+            Json::String(text) => self.list_of_text(keys[0], &text),
             other => Err(self.error(format!("{:?} must be a list, not {}", keys[0], kind(&other)))),
+        }
+    }
+
+    /// A list that is kept as JSON text, as the cell of a table.
+    fn list_of_text(&self, key: &str, text: &str) -> Result<Vec<Json>, DataError> {
+        match json::parse(text) {
+            Ok(Json::Array(items)) => Ok(items),
+            // Python's `str` of a list, which pandas writes into a csv.
+            Err(_) if text.trim_start().starts_with("[{'") => Err(self.error(format!(
+                "{key:?} is a list as Python prints it, not JSON; write it by json.dumps, or save the table as .parquet"
+            ))),
+            _ => Err(self.error(format!("{key:?} must be a list, not a string"))),
         }
     }
 
@@ -550,6 +565,8 @@ impl Fields<'_> {
         match self.take(&["history"]) {
             None => Ok(Vec::new()),
             Some(Json::Array(pairs)) => Ok(pairs),
+            Some(Json::String(text)) if text.trim().is_empty() => Ok(Vec::new()),
+            Some(Json::String(text)) => self.list_of_text("history", &text),
             Some(other) => Err(self.error(format!("\"history\" must be a list, not {}", kind(&other)))),
         }
     }
