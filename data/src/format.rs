@@ -95,8 +95,8 @@ pub struct Chat {
 /// Roles that messages may have.
 const ROLES: &[&str] = &["system", "user", "assistant", "tool", "developer"];
 
-/// Keys under which an alpaca record may keep its parts; Dolly and GSM8K use the later ones.
-const INSTRUCTION: &[&str] = &["instruction", "question", "query"];
+/// Keys under which an alpaca record may keep its parts; Dolly and GSM8K use the later ones. Without an instruction, the input is one.
+const INSTRUCTION: &[&str] = &["instruction", "question", "query", "prompt"];
 const INPUT: &[&str] = &["input", "context"];
 const OUTPUT: &[&str] = &["output", "response", "answer"];
 
@@ -114,7 +114,7 @@ pub fn detect(record: &Map<String, Json>, at: &Source) -> Result<Format, DataErr
         Ok(Format::Sharegpt)
     } else if has("prompt") && has("completion") {
         Ok(Format::Completion)
-    } else if has_one_of(INSTRUCTION) && has_one_of(OUTPUT) {
+    } else if (has_one_of(INSTRUCTION) || has("input")) && has_one_of(OUTPUT) {
         Ok(Format::Alpaca)
     } else if has("text") {
         Ok(Format::Text)
@@ -142,7 +142,8 @@ fn unknown_keys(record: &Map<String, Json>) -> String {
     let hint = slip.map(|(key, near)| format!(" Did you mean {near:?} by {key:?}?")).unwrap_or_default();
     format!(
         "no known format has only the keys [{}].{hint} Known are messages (messages), sharegpt (conversations), alpaca \
-         (instruction, output), completion (prompt, completion), text (text) and tokenized (input_ids, labels)",
+         (instruction, output; also question, query, prompt or input, and response or answer), completion (prompt, completion), text \
+         (text) and tokenized (input_ids, labels); rename the keys or columns",
         found.join(", ")
     )
 }
@@ -536,7 +537,9 @@ impl Fields<'_> {
 
     /// A user's turn is the instruction and, a line below, the input; `history` holds earlier [user, assistant] pairs.
     fn alpaca(&mut self) -> Result<Item, DataError> {
-        let (instruction, output) = (self.text(INSTRUCTION)?, self.text(OUTPUT)?);
+        let has_instruction = INSTRUCTION.iter().any(|key| self.record.contains_key(*key));
+        let keys = if has_instruction || !self.record.contains_key("input") { INSTRUCTION } else { &["input"] };
+        let (instruction, output) = (self.text(keys)?, self.text(OUTPUT)?);
         let input = self.optional_text(INPUT)?;
         let Turns { mut messages, marks } = self.system_turn()?;
         for (i, pair) in self.history()?.iter().enumerate() {

@@ -166,7 +166,7 @@ impl PlainEnd {
     }
 }
 
-/// The built-in templates that end a turn with a special token of the tokenizer and have no other markers in angle brackets than
+/// The built-in templates that end a turn with a special token of the tokenizer and have no other markers in brackets than
 /// tokens; where some have such markers, only these: the model may know them.
 pub fn fitting(tokenizer: &Tokenizer) -> Vec<&'static str> {
     let named: Vec<&str> = tokenizer.special_tokens().iter().map(|(_, token)| token.as_str()).collect();
@@ -186,12 +186,12 @@ pub fn fitting(tokenizer: &Tokenizer) -> Vec<&'static str> {
     fitting.into_iter().filter(|(_, own)| *own == some_have_own).map(|(name, _)| name).collect()
 }
 
-/// What stands in angle brackets without white space, such as `<|im_end|>`.
+/// What stands in brackets without white space, such as `<|im_end|>` and `[INST]`.
 fn markers(text: &str) -> impl Iterator<Item = &str> {
-    text.match_indices('<').filter_map(|(begin, _)| {
-        let end = begin + text[begin..].find('>')? + 1;
+    text.match_indices(['<', '[']).filter_map(|(begin, open)| {
+        let end = begin + text[begin..].find(if open == "<" { '>' } else { ']' })? + 1;
         let marker = &text[begin..end];
-        (!marker[1..].contains(|c: char| c == '<' || c.is_whitespace())).then_some(marker)
+        (!marker[1..].contains(|c: char| c == '<' || c == '[' || c.is_whitespace())).then_some(marker)
     })
 }
 

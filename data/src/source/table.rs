@@ -1,5 +1,6 @@
 //! Records of a table of text, `.csv` or `.tsv`: the first row names the columns, and every other is an object of strings.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Cursor, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,11 +50,11 @@ impl Rows {
 
     /// The next row's fields, and where it begins.
     fn fields(&mut self) -> Result<Option<(Source, Vec<String>)>, DataError> {
-        let begin = self.reader.position().line() as usize;
         let mut record = ByteRecord::new();
         self.reader.get_mut().left = MAX_RECORD_BYTES;
         let read = self.reader.read_byte_record(&mut record);
-        let line = record.position().map_or(begin, |position| position.line() as usize);
+        let watched = self.reader.get_mut();
+        let line = watched.begun.pop_front().unwrap_or(watched.line);
         let at = Source { file: self.file.clone(), line };
         match read {
             Ok(false) => return Ok(None),
@@ -80,8 +81,7 @@ impl Rows {
                 DataError::record(&at, format!("a row longer than {} MiB", MAX_RECORD_BYTES >> 20))
             }
             ErrorKind::Io(source) => DataError::Io { path: self.file.as_ref().clone(), source },
-            ErrorKind::UnequalLengths { pos, expected_len, len } => {
-                let line = pos.map_or(at.line, |position| position.line() as usize);
+            ErrorKind::UnequalLengths { expected_len, len, .. } => {
                 let message = format!(
                     "the row has {len} field{}, the first row names {expected_len} column{} ({}); a field that contains \
                      separators, quotation marks or line breaks must stand in quotation marks",
@@ -89,7 +89,7 @@ impl Rows {
                     if expected_len == 1 { "" } else { "s" },
                     self.columns.join(", ")
                 );
-                DataError::record(&Source { line, ..at }, message)
+                DataError::record(&at, message)
             }
             other => DataError::record(&at, format!("is no row of a table: {other:?}")),
         }
@@ -139,8 +139,9 @@ enum Field {
     AfterQuote,
 }
 
-/// A stream that ends where a row has taken more than its share, and knows whether the last field was closed: the reader of rows
-/// takes all that follows an open quotation mark for its field.
+/// A stream that ends where a row has taken more than its share, and knows two things that the reader of rows does not tell: the
+/// line on which a row begins (it counts those of blank lines and of `\r\n` late), and whether the last field was closed (it takes
+/// all that follows an open quotation mark for the field).
 struct Watched {
     inner: Bytes,
     separator: u8,
@@ -149,16 +150,35 @@ struct Watched {
     ended: bool,
     state: Field,
     line: usize,
+    /// Whether the next byte that ends no line begins a row.
+    between: bool,
+    /// The lines on which rows begin that were not handed out yet.
+    begun: VecDeque<usize>,
     /// The line on which the last field in quotation marks began.
     opened: usize,
 }
 
 impl Watched {
     fn new(inner: Bytes, separator: u8) -> Self {
-        Watched { inner, separator, left: 0, ended: false, state: Field::Begin, line: 1, opened: 1 }
+        Watched {
+            inner,
+            separator,
+            left: 0,
+            ended: false,
+            state: Field::Begin,
+            line: 1,
+            between: true,
+            begun: VecDeque::new(),
+            opened: 1,
+        }
     }
 
     fn watch(&mut self, byte: u8) {
+        let ends_line = matches!(byte, b'\n' | b'\r');
+        if self.between && !ends_line {
+            self.begun.push_back(self.line);
+            self.between = false;
+        }
         self.state = match (self.state, byte) {
             (Field::Begin, b'"') => {
                 self.opened = self.line;
@@ -167,7 +187,10 @@ impl Watched {
             (Field::Quoted, b'"') => Field::AfterQuote,
             (Field::Quoted, _) => Field::Quoted,
             (Field::AfterQuote, b'"') => Field::Quoted,
-            (_, b'\n' | b'\r') => Field::Begin,
+            _ if ends_line => {
+                self.between = true;
+                Field::Begin
+            }
             (_, byte) if byte == self.separator => Field::Begin,
             _ => Field::Plain,
         };

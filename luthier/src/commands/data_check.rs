@@ -112,14 +112,18 @@ fn summary(name: &str, set: &Summary) -> String {
         number(set.lost_tokens),
         share(set.lost_tokens, set.trained_tokens)
     ));
-    let longest: Vec<String> = set.longest.iter().map(|(at, tokens)| format!("{at} ({tokens})")).collect();
-    line(format!("longest: {}", longest.join(", ")));
+    line("longest:".to_owned());
+    set.longest.iter().for_each(|(at, tokens)| line(format!("    {at} ({tokens} tokens)")));
     text
 }
 
 fn finding(finding: &Finding) -> String {
     let Finding { count, what, places, advice, .. } = finding;
-    let more = if *count > places.len() { ", ..." } else { "" };
     let examples = if *count == 1 { "example" } else { "examples" };
-    format!("- {what}: {count} {examples}\n  {}{more}\n  -> {advice}\n", places.join(", "))
+    let mut text = format!("- {what}: {count} {examples}\n");
+    text.extend(places.iter().map(|place| format!("    {place}\n")));
+    if *count > places.len() {
+        text += &format!("    ... and {} more\n", count - places.len());
+    }
+    text + &format!("  -> {advice}\n")
 }
