@@ -5,10 +5,11 @@
 //! "not there" are the same: within objects such fields are left out, as the template would otherwise see them. A row has a value
 //! for every column, null or not.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
@@ -97,11 +98,25 @@ fn check(group: &RowGroupMetaData) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs the reader, which asserts what a damaged file does not hold, and says in words what went wrong.
+/// Runs the reader and says in words what went wrong. It asserts what a damaged file does not hold; such a panic is an error of the
+/// file, and its own message is not shown.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(read)) {
+    thread_local!(static READING: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !READING.get() {
+                others(panic);
+            }
+        }));
+    });
+    READING.set(true);
+    let result = catch_unwind(AssertUnwindSafe(read));
+    READING.set(false);
+    match result {
         Ok(result) => result.map_err(|error| damaged(&error)),
-        Err(_) => Err("the file is damaged: its columns do not fit together".into()),
+        Err(_) => Err("cannot be read as Parquet, is it damaged? (its parts contradict each other)".into()),
     }
 }
 
