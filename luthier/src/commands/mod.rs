@@ -2,6 +2,8 @@
 
 mod bench;
 mod chat;
+mod data_check;
+mod data_convert;
 mod data_preview;
 mod eval;
 mod example;
@@ -32,5 +34,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => plan::run(args, global),
         Command::Bench(args) => bench::run(args, global),
         Command::Data(Data::Preview(args)) => data_preview::run(args, global),
+        Command::Data(Data::Check(args)) => data_check::run(args, global),
+        Command::Data(Data::Convert(args)) => data_convert::run(args, global),
     }
 }

@@ -35,6 +35,8 @@ fn every_command_has_the_flags_that_scripts_rely_on() {
         ("bench train", "--model --shape --set --steps --json"),
         ("bench generate", "--model --shape --set --steps --json"),
         ("data preview", "--model --data --count --set --json"),
+        ("data check", "--model --data --eval-data --set --strict --json"),
+        ("data convert", "--data --output --to --set"),
     ] {
         let help = help(&command.split(' ').collect::<Vec<_>>());
         for flag in flags.split(' ').chain(["--device", "--threads"]) {

@@ -3,6 +3,7 @@
 mod adapters;
 mod bench;
 mod command_line;
+mod data;
 mod defaults;
 mod edges;
 mod eval;
