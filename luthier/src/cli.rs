@@ -5,6 +5,7 @@
 mod data;
 mod eval;
 mod plan;
+mod problem;
 mod settings;
 mod speak;
 mod train;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 pub(crate) use data::*;
 pub(crate) use eval::*;
 pub(crate) use plan::*;
+pub(crate) use problem::parse;
 pub(crate) use settings::{RunArgs, Set};
 pub(crate) use speak::{Chat, Generate, Sampling};
 pub(crate) use train::*;
