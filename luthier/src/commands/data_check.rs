@@ -28,13 +28,14 @@ pub(super) fn run(args: cli::Check, _global: &Global) -> anyhow::Result<ExitCode
     let tokenizer = Tokenizer::load(&folder)?;
     // The tokenizer alone is enough to look at data.
     let config = folder.join("config.json").exists().then(|| Config::load(&folder)).transpose()?;
-    let (train, eval) = uncut(run, config.map(|config| config.vocab_size), &tokenizer)?;
+    let (train, eval) = uncut(run, config.as_ref(), &tokenizer)?;
     let on_overflow = match run.data.on_overflow {
         run_file::OnOverflow::Truncate => OnOverflow::Truncate,
         run_file::OnOverflow::Drop => OnOverflow::Drop,
         run_file::OnOverflow::Error => OnOverflow::Error,
     };
-    let audit = Audit::new(&train, eval.as_ref(), run.data.max_length, on_overflow, &tokenizer)?;
+    let audit =
+        Audit::new(&train, eval.as_ref(), setup::max_length(run, config.as_ref()), on_overflow, &tokenizer)?;
     match args.json {
         true => terminal::print_json(&audit)?,
         false => terminal::print(&terminal::printable(&told(&audit)))?,
@@ -46,20 +47,20 @@ pub(super) fn run(args: cli::Check, _global: &Global) -> anyhow::Result<ExitCode
 /// The training examples and the held-out ones, as a run would have them but for the limit on lengths.
 fn uncut(
     run: &RunFile,
-    vocab_size: Option<usize>,
+    config: Option<&Config>,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<(Dataset, Option<Dataset>)> {
     let mut uncut = run.clone();
-    uncut.data.max_length = UNCUT;
+    uncut.data.max_length = Some(UNCUT);
     uncut.data.on_overflow = run_file::OnOverflow::Truncate;
-    let train = setup::training_examples(&uncut, vocab_size, tokenizer, None)?;
+    let train = setup::training_examples(&uncut, config, tokenizer, None)?;
     if let Some(fraction) = run.data.eval_fraction {
         let (train, eval) = train.split(fraction, run.training.seed)?;
         return Ok((train, Some(eval)));
     }
     let Some(path) = &run.data.eval else { return Ok((train, None)) };
     uncut.data.train = Some(TrainData::Many(vec![Source::new(path.clone())]));
-    Ok((train, Some(setup::training_examples(&uncut, vocab_size, tokenizer, None)?)))
+    Ok((train, Some(setup::training_examples(&uncut, config, tokenizer, None)?)))
 }
 
 /// The audit for a person.

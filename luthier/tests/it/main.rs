@@ -11,6 +11,8 @@ mod example;
 mod frozen;
 mod generate;
 mod hostile;
+mod import;
+mod init;
 mod init_from;
 mod merge;
 mod paged;
