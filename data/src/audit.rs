@@ -115,7 +115,9 @@ impl Audit {
         let sets: Vec<Set<'_>> = sets
             .into_iter()
             .flatten()
-            .map(|(data, of)| Ok(Set { data, of, prompts: prompts(data, tokenizer)?, unknown: tokenizer.unknown() }))
+            .map(|(data, of)| {
+                Ok(Set { data, of, prompts: prompts(data, tokenizer)?, unknown: tokenizer.unknown() })
+            })
             .collect::<Result<_, TokenizerError>>()?;
         let mut findings = Vec::new();
         if let [train, eval] = sets.as_slice() {
@@ -227,7 +229,6 @@ fn groups<'a, K: Ord>(keys: impl Iterator<Item = Option<K>> + 'a) -> Vec<Vec<usi
     groups
 }
 
-
 /// What is learnt of an example.
 fn answer(example: &Example) -> Vec<i32> {
     example.labels.iter().copied().filter(|&label| label != IGNORE).collect()
@@ -310,14 +311,17 @@ impl Set<'_> {
             OnOverflow::Error => "stop the run",
         };
         let end = match &report.plain_end {
-            None => "what is learnt does not end in an end token, so that the model does not learn to stop".to_string(),
+            None => "what is learnt does not end in an end token, so that the model does not learn to stop"
+                .to_string(),
             Some(end) => format!(
                 "a turn ends with `{}`, which is {} tokens of plain text to this tokenizer, so that the model does not stop by itself",
                 end.marker, end.tokens
             ),
         };
         let fitting = match report.plain_end.as_ref().map(|end| end.fitting.join(", ")) {
-            Some(names) if !names.is_empty() => format!("set data.chat_template to one whose markers are tokens: {names}"),
+            Some(names) if !names.is_empty() => {
+                format!("set data.chat_template to one whose markers are tokens: {names}")
+            }
             _ => "let texts end in the tokenizer's eos_token, or use a chat template that writes it".into(),
         };
         let (same, differing) = self.repeated();
@@ -338,7 +342,9 @@ impl Set<'_> {
             finding(
                 "unknown",
                 report.unknown.warning().is_some(),
-                unknown.unwrap_or_else(|| "some of the text that is learnt cannot be spelt by this tokenizer".into()),
+                unknown.unwrap_or_else(|| {
+                    "some of the text that is learnt cannot be spelt by this tokenizer".into()
+                }),
                 odd(Oddity::Unknown),
                 "use a model whose tokenizer knows these characters, or write them in others",
             ),

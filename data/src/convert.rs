@@ -69,7 +69,10 @@ pub fn convert<E: From<DataError>>(
 /// The record that says what an item says; none for one that is not learnt.
 fn object(item: Item, to: Target, at: &Source) -> Result<Option<Json>, DataError> {
     let no_roles = |what: &str| {
-        DataError::record(at, format!("is {what}, which has no roles; only conversations and completions become messages"))
+        DataError::record(
+            at,
+            format!("is {what}, which has no roles; only conversations and completions become messages"),
+        )
     };
     Ok(Some(match item {
         Item::Unlearnt => return Ok(None),
@@ -85,7 +88,8 @@ fn object(item: Item, to: Target, at: &Source) -> Result<Option<Json>, DataError
         Item::Text(text) => json!({ "text": text }),
         Item::Tokenized { .. } if to == Target::Messages => return Err(no_roles("a list of token ids")),
         Item::Tokenized { input_ids, labels } => {
-            let all = input_ids.iter().zip(&labels).all(|(&id, &label)| label != IGNORE && label == id as i32);
+            let all =
+                input_ids.iter().zip(&labels).all(|(&id, &label)| label != IGNORE && label == id as i32);
             match all {
                 true => json!({ "input_ids": input_ids }),
                 false => json!({ "input_ids": input_ids, "labels": labels }),
@@ -101,7 +105,8 @@ fn conversation(chat: Chat, to: Target) -> Json {
         .enumerate()
         .map(|(i, mut message)| {
             let is_context = i < given && to == Target::Messages;
-            let learnt = if is_context { Some(Learnt::Nothing) } else { marks.remove(&i).map(|mark| mark.learnt) };
+            let learnt =
+                if is_context { Some(Learnt::Nothing) } else { marks.remove(&i).map(|mark| mark.learnt) };
             // A user's turn before what is to be learnt is not learnt anyway.
             if !is_context || message.get("role").is_some_and(|role| role == "assistant") {
                 mark(&mut message, learnt);

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 use crate::error::named_enum;
 use crate::format::{self, Opened};
 use crate::label::{Ending, Labelled, Labeller};
+use crate::oddity::Oddity;
 use crate::order::{OrderSpec, Row, Shuffle, epoch_rows};
 use crate::source::{RawContent, RawRecord, files, shown};
-use crate::oddity::Oddity;
 use crate::template::{Part, PlainEnd};
 use crate::{
     ChatTemplate, DataError, Example, Format, IGNORE, Source, SourceSpec, TemplateError, Tokenizer, TrainOn,
@@ -284,7 +284,8 @@ impl Dataset {
         let has_eos = tokenizer.eos().is_some();
         let token = tokenizer.unknown().and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
         let unknown = Unknown { token, ..Unknown::default() };
-        let report = Report { max_length: spec.max_length, pad_is_eos, has_eos, unknown, ..Report::default() };
+        let report =
+            Report { max_length: spec.max_length, pad_is_eos, has_eos, unknown, ..Report::default() };
         Dataset { examples: Vec::new(), weights: Vec::new(), report }
     }
 

@@ -538,7 +538,8 @@ impl Fields<'_> {
     /// A user's turn is the instruction and, a line below, the input; `history` holds earlier [user, assistant] pairs.
     fn alpaca(&mut self) -> Result<Item, DataError> {
         let has_instruction = INSTRUCTION.iter().any(|key| self.record.contains_key(*key));
-        let keys = if has_instruction || !self.record.contains_key("input") { INSTRUCTION } else { &["input"] };
+        let keys =
+            if has_instruction || !self.record.contains_key("input") { INSTRUCTION } else { &["input"] };
         let (instruction, output) = (self.text(keys)?, self.text(OUTPUT)?);
         let input = self.optional_text(INPUT)?;
         let Turns { mut messages, marks } = self.system_turn()?;

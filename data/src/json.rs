@@ -67,7 +67,10 @@ pub(crate) fn write(value: &Json) -> String {
     let mut parts = text.split(&mark);
     let mut out = parts.next().unwrap_or_default().to_string();
     for part in parts {
-        match part.split_once('"').filter(|(digits, _)| big_integer(&format!("{INTEGER_MARK}{digits}")).is_some()) {
+        match part
+            .split_once('"')
+            .filter(|(digits, _)| big_integer(&format!("{INTEGER_MARK}{digits}")).is_some())
+        {
             Some((digits, rest)) => out.extend([digits, rest]),
             None => out.extend([&mark, part]),
         }
@@ -312,7 +315,8 @@ mod tests {
 
     #[test]
     fn what_was_read_is_written_with_all_its_digits() {
-        let text = r#"{"tools":[{"max":18446744073709551616,"min":-9223372036854775809,"name":"\"1\\"}],"n":1.5}"#;
+        let text =
+            r#"{"tools":[{"max":18446744073709551616,"min":-9223372036854775809,"name":"\"1\\"}],"n":1.5}"#;
         assert_eq!(write(&parse(text).unwrap()), text);
     }
 

@@ -43,8 +43,7 @@ fn of_chat(chat: &Chat) -> Vec<Oddity> {
     if chat.messages.iter().any(is_empty) {
         oddities.push(Oddity::Empty);
     }
-    let roles: Vec<&str> =
-        chat.messages.iter().filter_map(|message| message.get("role")?.as_str()).collect();
+    let roles: Vec<&str> = chat.messages.iter().filter_map(|message| message.get("role")?.as_str()).collect();
     if roles.last().is_some_and(|&role| role != "assistant") {
         oddities.push(Oddity::Unanswered);
     }
@@ -58,7 +57,8 @@ fn order(roles: &[&str]) -> Option<String> {
     let late = roles.iter().skip(1).position(|role| is_system(role));
     let late = late.filter(|&i| !is_system(roles[i])).map(|i| format!("a system message in place {}", i + 2));
     let twice = roles.windows(2).position(|pair| pair[0] == pair[1] && pair[0] != "tool");
-    let twice = twice.map(|i| format!("two messages of the {} in a row, in places {} and {}", roles[i], i + 1, i + 2));
+    let twice = twice
+        .map(|i| format!("two messages of the {} in a row, in places {} and {}", roles[i], i + 1, i + 2));
     let begun = roles.iter().find(|role| !is_system(role)).filter(|&&role| role != "user");
     begun.map(|role| format!("the {role} speaks first")).or(twice).or(late)
 }

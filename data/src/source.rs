@@ -188,7 +188,8 @@ fn document(reader: impl Read, file: Arc<PathBuf>) -> Result<RawRecord, DataErro
     let io = |source| DataError::Io { path: at.file.as_ref().clone(), source };
     reader.take(MAX_DOCUMENT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() > MAX_DOCUMENT_BYTES {
-        let message = format!("a document longer than {} MiB; split it into several files", MAX_DOCUMENT_BYTES >> 20);
+        let message =
+            format!("a document longer than {} MiB; split it into several files", MAX_DOCUMENT_BYTES >> 20);
         return Err(DataError::record(&at, message));
     }
     let text = RawContent::Document(universal_newlines(&utf8(bytes, &at)?).into_owned());

@@ -68,7 +68,9 @@ impl Read for Unpacked {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.inner.read(buffer).map_err(|error| {
             let message = match error.kind() {
-                io::ErrorKind::UnexpectedEof => format!("the {} data end too early; is the file cut off?", self.how),
+                io::ErrorKind::UnexpectedEof => {
+                    format!("the {} data end too early; is the file cut off?", self.how)
+                }
                 _ => format!("the {} data are damaged: {error}", self.how),
             };
             io::Error::new(error.kind(), message)

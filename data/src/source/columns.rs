@@ -127,7 +127,9 @@ fn damaged(error: &ParquetError) -> String {
     };
     if what.contains("Disabled feature") {
         let name = what.rsplit(' ').next().unwrap_or_default();
-        return format!("is compressed by {name}, which is not read; write it anew with snappy, gzip or zstd");
+        return format!(
+            "is compressed by {name}, which is not read; write it anew with snappy, gzip or zstd"
+        );
     }
     format!("cannot be read as Parquet, is it damaged or cut off? ({what})")
 }

@@ -67,15 +67,21 @@ impl Kind {
             }
             None => refuse(match ending.as_str() {
                 "xz" | "bz2" | "zip" | "7z" => {
-                    format!(".{ending} is compressed in a way that is not read; unpack it, or pack it as .gz or .zst")
+                    format!(
+                        ".{ending} is compressed in a way that is not read; unpack it, or pack it as .gz or .zst"
+                    )
                 }
                 "arrow" | "feather" => format!(".{ending} is not read; save it as .parquet"),
                 "xls" | "xlsx" | "ods" => format!(".{ending} is not read; save the sheet as .csv"),
                 _ => {
                     let names: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
                     match nearest(&ending, &names) {
-                        Some(near) => format!(".{ending} is not a supported kind of file, did you mean .{near}?"),
-                        None => format!(".{ending} is not a supported kind of file; supported are {}", endings()),
+                        Some(near) => {
+                            format!(".{ending} is not a supported kind of file, did you mean .{near}?")
+                        }
+                        None => {
+                            format!(".{ending} is not a supported kind of file; supported are {}", endings())
+                        }
                     }
                 }
             }),
@@ -158,7 +164,8 @@ fn matching(pattern: &str) -> Result<Vec<PathBuf>, String> {
 fn claim_stdin() -> Result<(), DataError> {
     static CLAIMED: AtomicBool = AtomicBool::new(false);
     if CLAIMED.swap(true, Ordering::Relaxed) {
-        let message = "standard input can be read only once, and it is asked for twice; give the other as a file";
+        let message =
+            "standard input can be read only once, and it is asked for twice; give the other as a file";
         return Err(DataError::Unsupported { path: STDIN.into(), message: message.into() });
     }
     Ok(())

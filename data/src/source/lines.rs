@@ -82,7 +82,9 @@ impl Iterator for Lines {
             match read.and_then(|count| Ok((count, line_of(bytes, &at)?))) {
                 Ok((0, _)) => return None,
                 Ok((_, line)) if line.trim().is_empty() => continue,
-                Ok((_, line)) => return Some(Ok(RawRecord { at, indent: 0, content: RawContent::Json(line) })),
+                Ok((_, line)) => {
+                    return Some(Ok(RawRecord { at, indent: 0, content: RawContent::Json(line) }));
+                }
                 Err(error) => {
                     self.reader = Box::new(io::empty());
                     return Some(Err(error));
@@ -267,7 +269,10 @@ impl Values {
             bytes.extend_from_slice(&buffer[..used]);
             self.reader.consume(used);
             if bytes.len() > MAX_RECORD_BYTES {
-                return Err(DataError::record(&at, format!("a value longer than {} MiB", MAX_RECORD_BYTES >> 20)));
+                return Err(DataError::record(
+                    &at,
+                    format!("a value longer than {} MiB", MAX_RECORD_BYTES >> 20),
+                ));
             }
             if ended {
                 break;

@@ -39,7 +39,8 @@ impl Rows {
             for (i, name) in names.iter().enumerate() {
                 // pandas writes the number of a row into a column without a name.
                 if !name.is_empty() && names[..i].contains(name) {
-                    let message = format!("two columns are named {name:?}; the first row must name each column once");
+                    let message =
+                        format!("two columns are named {name:?}; the first row must name each column once");
                     return Err(DataError::record(&at, message));
                 }
             }
@@ -67,7 +68,8 @@ impl Rows {
         }
         let text = |(i, field): (usize, &[u8])| {
             String::from_utf8(field.to_vec()).map_err(|_| {
-                let column = self.columns.get(i).map_or(String::new(), |name| format!(" in the column {name:?}"));
+                let column =
+                    self.columns.get(i).map_or(String::new(), |name| format!(" in the column {name:?}"));
                 DataError::record(&at, format!("not UTF-8{column}; save the file as UTF-8"))
             })
         };
@@ -107,7 +109,8 @@ impl Iterator for Rows {
         self.open = matches!(row, Some(Ok(_)));
         Some(row?.map(|(at, fields)| {
             let named = self.columns.iter().zip(fields).filter(|(name, _)| !name.is_empty());
-            let row: Map<String, Json> = named.map(|(name, text)| (name.clone(), Json::String(text))).collect();
+            let row: Map<String, Json> =
+                named.map(|(name, text)| (name.clone(), Json::String(text))).collect();
             RawRecord { at, indent: 0, content: RawContent::Row(row) }
         }))
     }

@@ -73,7 +73,10 @@ fn lengths_are_counted_in_tokens_and_the_limit_is_weighed() {
     assert_eq!((train.beyond, train.lost_tokens, train.fitting), (2, 3, [12, 12, 12]));
     assert_eq!(train.longest[..2], [("a.jsonl:10".to_string(), 12), ("a.jsonl:9".to_string(), 11)]);
     let beyond = found(&audit, "beyond_max_length");
-    assert!(beyond.serious && beyond.what.contains("they are cut off, and 4.6 % of the tokens"), "{beyond:?}");
+    assert!(
+        beyond.serious && beyond.what.contains("they are cut off, and 4.6 % of the tokens"),
+        "{beyond:?}"
+    );
     assert_eq!(beyond.places, ["a.jsonl:9 (11 tokens)", "a.jsonl:10 (12 tokens)"]);
 }
 
@@ -91,7 +94,11 @@ fn what_is_trained_on_and_held_out_is_the_first_finding() {
 
 #[test]
 fn prompts_with_several_answers_and_duplicates_are_told_apart() {
-    let audit = audit(&(asked("Why?", "a") + &asked("why ", "b") + &asked("Why?", "a") + &asked("No", "c")), None, 2048);
+    let audit = audit(
+        &(asked("Why?", "a") + &asked("why ", "b") + &asked("Why?", "a") + &asked("No", "c")),
+        None,
+        2048,
+    );
     assert_eq!(found(&audit, "differing_answers").places, ["a.jsonl:2 = a.jsonl:1"]);
     assert_eq!(found(&audit, "duplicate").places, ["a.jsonl:3 = a.jsonl:1"]);
     // Texts have no prompts.

@@ -21,7 +21,8 @@ fn zstd(content: &[u8]) -> Vec<u8> {
 fn loaded(files: &Files, name: &str, content: &[u8]) -> Result<Vec<(usize, Vec<u32>)>, String> {
     std::fs::write(files.path(name), content).unwrap();
     let dataset = Dataset::load(&DataSpec::file(files.path(name)), &tokenizer());
-    let dataset = dataset.map_err(|error| error.to_string().replace(&format!("{}/", files.folder().display()), ""))?;
+    let dataset =
+        dataset.map_err(|error| error.to_string().replace(&format!("{}/", files.folder().display()), ""))?;
     Ok(dataset.examples.into_iter().map(|example| (example.source.line, example.input_ids)).collect())
 }
 
@@ -37,7 +38,11 @@ fn a_packed_file_is_read_as_the_plain_one_of_its_inner_name() {
     ] {
         let plain = loaded(&files, name, content.as_bytes()).unwrap();
         for (ending, packed) in [("gz", gzip(content.as_bytes())), ("zst", zstd(content.as_bytes()))] {
-            assert_eq!(loaded(&files, &format!("{name}.{ending}"), &packed), Ok(plain.clone()), "{name}.{ending}");
+            assert_eq!(
+                loaded(&files, &format!("{name}.{ending}"), &packed),
+                Ok(plain.clone()),
+                "{name}.{ending}"
+            );
             // Browsers and servers pack and unpack without changing names.
             assert_eq!(loaded(&files, name, &packed), Ok(plain.clone()), "{name} packed by {ending}");
             let unpacked = loaded(&files, &format!("{name}.{ending}"), content.as_bytes());
@@ -67,7 +72,11 @@ fn a_packed_file_that_is_cut_off_or_damaged_says_so() {
         for end in [3, packed.len() / 2, packed.len() - 3] {
             let error = loaded(&files, name, &packed[..end]);
             if end > 4 {
-                assert_eq!(error, Err(format!("{name}: the {how} data end too early; is the file cut off?")), "{end}");
+                assert_eq!(
+                    error,
+                    Err(format!("{name}: the {how} data end too early; is the file cut off?")),
+                    "{end}"
+                );
             } else {
                 assert!(error.is_err());
             }
@@ -78,7 +87,10 @@ fn a_packed_file_that_is_cut_off_or_damaged_says_so() {
         let error = loaded(&files, name, &damaged).unwrap_err();
         assert!(error.contains(&format!("{name}: the {how} data ")), "{error}");
     }
-    assert_eq!(loaded(&files, "a.txt.gz", &gzip(&gzip(b"a"))), Err("a.txt.gz: is compressed twice; unpack it first".into()));
+    assert_eq!(
+        loaded(&files, "a.txt.gz", &gzip(&gzip(b"a"))),
+        Err("a.txt.gz: is compressed twice; unpack it first".into())
+    );
 }
 
 #[test]
@@ -98,18 +110,21 @@ fn what_unpacks_to_a_record_without_end_is_refused() {
         ("a.csv.gz", "text\n\"", "a.csv.gz:2: a row longer than 256 MiB"),
     ] {
         std::fs::write(files.path(name), bomb(head)).unwrap();
-        let error = source::records(&files.path(name)).map_or_else(Some, |mut records| records.find_map(Result::err));
+        let error =
+            source::records(&files.path(name)).map_or_else(Some, |mut records| records.find_map(Result::err));
         assert!(error.unwrap().to_string().ends_with(message), "{name}");
     }
 }
 
 #[test]
 fn a_pattern_means_the_files_that_fit_it_in_the_order_of_their_names() {
-    let files = Files::new(&[("b.jsonl", ""), ("a.jsonl", ""), ("c.csv", ""), (".d.jsonl", ""), ("[x].jsonl", "")]);
+    let files =
+        Files::new(&[("b.jsonl", ""), ("a.jsonl", ""), ("c.csv", ""), (".d.jsonl", ""), ("[x].jsonl", "")]);
     std::fs::create_dir(files.path("inner")).unwrap();
     std::fs::write(files.path("inner/e.jsonl.gz"), "").unwrap();
     let found = |pattern: &str| -> Vec<String> {
-        let names = |path: &std::path::PathBuf| path.strip_prefix(files.folder()).unwrap().display().to_string();
+        let names =
+            |path: &std::path::PathBuf| path.strip_prefix(files.folder()).unwrap().display().to_string();
         source::files(&files.path(pattern)).unwrap().iter().map(names).collect()
     };
     assert_eq!(found("*.jsonl"), ["[x].jsonl", "a.jsonl", "b.jsonl"]);
@@ -132,5 +147,8 @@ fn standard_input_is_read_once() {
     let claim = || source::files(&SourceSpec::new("-").path);
     assert_eq!(claim().unwrap(), [std::path::PathBuf::from("-")]);
     let error = claim().unwrap_err().to_string();
-    assert_eq!(error, "-: standard input can be read only once, and it is asked for twice; give the other as a file");
+    assert_eq!(
+        error,
+        "-: standard input can be read only once, and it is asked for twice; give the other as a file"
+    );
 }

@@ -65,9 +65,12 @@ fn conversations_become_messages_and_marks_stay() {
            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "weight": 0}"#,
     )]);
     let (lines, told) = converted(files.path("a.jsonl"), Target::Auto).unwrap();
-    assert_eq!(lines, [
-        r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","weight":0}],"tools":[{"name":"f","max":18446744073709551616}]}"#
-    ]);
+    assert_eq!(
+        lines,
+        [
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","weight":0}],"tools":[{"name":"f","max":18446744073709551616}]}"#
+        ]
+    );
     assert_eq!((told.records, told.left_out), (1, 1));
 }
 
@@ -75,7 +78,10 @@ fn conversations_become_messages_and_marks_stay() {
 fn completions_become_messages_where_that_is_asked_for_and_texts_do_not() {
     let files = Files::new(&[
         ("a.csv", "prompt,completion\na,b\n"),
-        ("b.json", r#"{"prompt": [{"role": "assistant", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}"#),
+        (
+            "b.json",
+            r#"{"prompt": [{"role": "assistant", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}"#,
+        ),
         ("c.txt", "a"),
     ]);
     let messages = |name: &str| -> Value {
@@ -90,5 +96,7 @@ fn completions_become_messages_where_that_is_asked_for_and_texts_do_not() {
         json!({"messages": [{"role": "assistant", "content": "a", "weight": 0}, {"role": "assistant", "content": "b"}]})
     );
     let error = converted(files.path("c.txt"), Target::Messages).unwrap_err().to_string();
-    assert!(error.ends_with("c.txt:1: is a text, which has no roles; only conversations and completions become messages"));
+    assert!(error.ends_with(
+        "c.txt:1: is a text, which has no roles; only conversations and completions become messages"
+    ));
 }

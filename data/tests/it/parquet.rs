@@ -35,7 +35,9 @@ fn without_nulls(value: Value, is_row: bool) -> Value {
 
 #[test]
 fn rows_are_those_that_pyarrow_reads_whatever_the_compression() {
-    for name in ["chats-none", "chats-snappy", "chats-gzip", "chats-zstd", "chats-v2", "tokenized", "types", "empty"] {
+    for name in
+        ["chats-none", "chats-snappy", "chats-gzip", "chats-zstd", "chats-v2", "tokenized", "types", "empty"]
+    {
         let found = rows(&fixture(&format!("parquet/{name}.parquet"))).unwrap();
         let expected: Vec<Value> = expected(name).into_iter().map(|row| without_nulls(row, true)).collect();
         assert_eq!(found, expected, "{name}");
@@ -72,7 +74,8 @@ fn an_error_names_the_row() {
 fn a_compression_that_is_not_read_is_named() {
     let error = rows(&fixture("parquet/chats-brotli.parquet")).unwrap_err();
     assert!(
-        error.ends_with("is compressed by brotli, which is not read; write it anew with snappy, gzip or zstd"),
+        error
+            .ends_with("is compressed by brotli, which is not read; write it anew with snappy, gzip or zstd"),
         "{error}"
     );
 }
@@ -84,7 +87,10 @@ fn a_file_that_is_cut_off_says_so() {
     for end in [0, 3, 4, 100, bytes.len() / 2, bytes.len() - 8, bytes.len() - 1] {
         std::fs::write(files.path("a.parquet"), &bytes[..end]).unwrap();
         let error = rows(&files.path("a.parquet")).unwrap_err();
-        assert!(error.contains("a.parquet: cannot be read as Parquet, is it damaged or cut off? ("), "{end}: {error}");
+        assert!(
+            error.contains("a.parquet: cannot be read as Parquet, is it damaged or cut off? ("),
+            "{end}: {error}"
+        );
     }
 }
 

@@ -68,10 +68,13 @@ fn a_table_is_trained_on_as_the_same_records_of_json_are() {
         assert_eq!(content(&table), content(&lines));
         assert_eq!(table.report.files[0].format, lines.report.files[0].format);
     };
-    same("instruction,input,output\nAdd,1 and 2,3\nHi,,Hello\n", &[
-        json!({"instruction": "Add", "input": "1 and 2", "output": "3"}),
-        json!({"instruction": "Hi", "input": "", "output": "Hello"}),
-    ]);
+    same(
+        "instruction,input,output\nAdd,1 and 2,3\nHi,,Hello\n",
+        &[
+            json!({"instruction": "Add", "input": "1 and 2", "output": "3"}),
+            json!({"instruction": "Hi", "input": "", "output": "Hello"}),
+        ],
+    );
     same("prompt,completion\na, b\n", &[json!({"prompt": "a", "completion": " b"})]);
     same("text\na\n", &[json!({"text": "a"})]);
     // A list in a cell is JSON.
@@ -79,10 +82,10 @@ fn a_table_is_trained_on_as_the_same_records_of_json_are() {
     let cell = messages.to_string().replace('"', "\"\"");
     same(&format!("id,messages\n1,\"{cell}\"\n"), &[json!({"id": "1", "messages": messages})]);
     // An empty cell is no mark.
-    same("prompt,completion,weight\na,b,\nc,d,0\n", &[
-        json!({"prompt": "a", "completion": "b"}),
-        json!({"prompt": "c", "completion": "d", "weight": 0}),
-    ]);
+    same(
+        "prompt,completion,weight\na,b,\nc,d,0\n",
+        &[json!({"prompt": "a", "completion": "b"}), json!({"prompt": "c", "completion": "d", "weight": 0})],
+    );
 }
 
 #[test]
@@ -103,15 +106,24 @@ fn what_is_wrong_with_a_row_is_told_with_its_line() {
             "prompt,completion\na,b\nc,\"d\ne,f\ng,h\n",
             "a.csv:3: the quotation mark that opens a field here is never closed".into(),
         ),
-        ("\"prompt,completion\na,b\n", "a.csv:1: the quotation mark that opens a field here is never closed".into()),
-        ("text,text\na,b\n", "a.csv:1: two columns are named \"text\"; the first row must name each column once".into()),
+        (
+            "\"prompt,completion\na,b\n",
+            "a.csv:1: the quotation mark that opens a field here is never closed".into(),
+        ),
+        (
+            "text,text\na,b\n",
+            "a.csv:1: two columns are named \"text\"; the first row must name each column once".into(),
+        ),
         ("prompt,completion\n", "nothing would be trained: there is no example in a.csv".into()),
         ("", "nothing would be trained: there is no example in a.csv".into()),
     ] {
         assert_eq!(error_of("a.csv", content, |_| {}), message, "{content:?}");
     }
     let error = error_of("a.csv", "mr,ref\na,b\n", |_| {});
-    assert!(error.starts_with("a.csv:2: no known format has only the keys [mr, ref]. Known are messages"), "{error}");
+    assert!(
+        error.starts_with("a.csv:2: no known format has only the keys [mr, ref]. Known are messages"),
+        "{error}"
+    );
     let python = "messages\n\"[{'role': 'user', 'content': 'a'}]\"\n";
     assert_eq!(
         error_of("a.csv", python, |_| {}),
@@ -125,5 +137,8 @@ fn a_cell_that_is_no_utf8_is_told_with_its_column() {
     std::fs::write(files.path("a.csv"), b"prompt,completion\na,b\nc,caf\xe9\n").unwrap();
     let records = source::records(&files.path("a.csv")).unwrap();
     let error = records.flat_map(Result::err).next().unwrap().to_string();
-    assert!(error.ends_with("a.csv:3: not UTF-8 in the column \"completion\"; save the file as UTF-8"), "{error}");
+    assert!(
+        error.ends_with("a.csv:3: not UTF-8 in the column \"completion\"; save the file as UTF-8"),
+        "{error}"
+    );
 }

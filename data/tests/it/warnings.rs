@@ -5,13 +5,15 @@ use serde_json::json;
 
 use crate::support::{Files, load, tokenizer};
 
-const CHAT: &str = r#"{"messages": [{"role": "user", "content": "say a"}, {"role": "assistant", "content": "a é b"}]}"#;
+const CHAT: &str =
+    r#"{"messages": [{"role": "user", "content": "say a"}, {"role": "assistant", "content": "a é b"}]}"#;
 
 /// A tokenizer of some letters, with `<unk>` for all others, an end token, and these markers.
 fn letters(markers: &[&str]) -> (Files, Tokenizer) {
     let letters: Vec<String> = (' '..='~').map(String::from).chain([String::from('\n')]).collect();
     let tokens = ["<unk>", "</s>"].into_iter().chain(markers.iter().copied()).map(String::from);
-    let vocab: serde_json::Map<_, _> = tokens.clone().chain(letters).zip(0..).map(|(t, i)| (t, json!(i))).collect();
+    let vocab: serde_json::Map<_, _> =
+        tokens.clone().chain(letters).zip(0..).map(|(t, i)| (t, json!(i))).collect();
     let added = tokens.zip(0..).map(|(content, id)| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
                "special": true})
@@ -42,10 +44,13 @@ fn warnings(markers: &[&str], template: &str) -> Vec<String> {
 #[test]
 fn learnt_text_that_the_vocabulary_cannot_spell_is_counted_with_samples() {
     let found = warnings(&[], "vicuna");
-    assert_eq!(found, [
-        "Of the tokens that carry loss, 14.3 % are <unk>: this tokenizer cannot spell some of the text, such as \"é\", and the model \
+    assert_eq!(
+        found,
+        [
+            "Of the tokens that carry loss, 14.3 % are <unk>: this tokenizer cannot spell some of the text, such as \"é\", and the model \
          would learn to write <unk> for it."
-    ]);
+        ]
+    );
     // In what is only read, it is no harm.
     let (files, tokenizer) = letters(&[]);
     std::fs::write(files.path("a.jsonl"), r#"{"prompt": "é", "completion": "a"}"#).unwrap();
@@ -58,7 +63,8 @@ fn a_marker_that_is_no_token_is_told_with_the_templates_that_fit() {
     let begins = "Ending in `<|im_end|>`, by which the chat template (chatml) ends a turn and which is no token of this tokenizer but 10 \
                   tokens of plain text, so that the model does not stop by itself ";
     let found = &warnings(&[], "chatml")[0];
-    let templates = "(built-in templates that end a turn with a token that it has: alpaca, vicuna): 1 example.";
+    let templates =
+        "(built-in templates that end a turn with a token that it has: alpaca, vicuna): 1 example.";
     assert_eq!(*found, format!("{begins}{templates}"));
     let found = &warnings(&["<start_of_turn>", "<end_of_turn>"], "chatml")[0];
     let templates = "(built-in templates that end a turn with a token that it has: gemma): 1 example.";

@@ -54,9 +54,12 @@ fn to_file(
     write: impl FnOnce(&mut BufWriter<&File>, &str) -> anyhow::Result<Converted>,
 ) -> anyhow::Result<Converted> {
     let shown = path.display().to_string();
-    let taken = || user(format!("{shown}: is there already; name a new file, so that nothing is overwritten"));
+    let taken =
+        || user(format!("{shown}: is there already; name a new file, so that nothing is overwritten"));
     let Some(name) = path.file_name().filter(|_| path.extension().is_some_and(|e| e == "jsonl")) else {
-        return Err(user(format!("{shown}: what is written are lines of JSON; name a file ending in .jsonl")));
+        return Err(user(format!(
+            "{shown}: what is written are lines of JSON; name a file ending in .jsonl"
+        )));
     };
     if path.symlink_metadata().is_ok() {
         return Err(taken());

@@ -79,7 +79,10 @@ fn a_table_is_converted_and_a_file_that_is_there_is_kept() {
     let told = failure(folder.path(), &[&convert[..], &["b.jsonl"]].concat());
     assert!(told.starts_with("exit code 2\nerror: b.jsonl: is there already; name a new file"), "{told}");
     let told = failure(folder.path(), &[&convert[..], &["b.csv"]].concat());
-    assert!(told.contains("b.csv: what is written are lines of JSON; name a file ending in .jsonl"), "{told}");
+    assert!(
+        told.contains("b.csv: what is written are lines of JSON; name a file ending in .jsonl"),
+        "{told}"
+    );
     let told = failure(folder.path(), &["data", "convert", "--output", "c.jsonl"]);
     assert!(told.contains("`data.train` is required"), "{told}");
 }
@@ -119,7 +122,8 @@ fn the_check_tells_numbers_and_findings_with_their_places() {
 #[test]
 fn a_parquet_file_that_is_damaged_is_an_error_without_a_panic() {
     let folder = folder();
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/fixtures/parquet/chats-none.parquet");
+    let fixture =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tests/fixtures/parquet/chats-none.parquet");
     let sound = fs::read(fixture).unwrap();
     let path = folder.path().join("a.parquet");
     let convert = ["data", "convert", "--data", "a.parquet", "--output", "-"];
