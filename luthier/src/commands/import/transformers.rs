@@ -143,8 +143,12 @@ pub(super) fn batch(t: &mut Translation<'_>, of_pass: &'static str, rows_default
     }
 }
 
-/// Passes over the examples, a whole number here, and the steps at which a run ends early.
+/// Passes over the examples, a whole number here, or the number of steps, which overrides it: epochs that are left open follow it.
 pub(super) fn length(t: &mut Translation<'_>, epochs: &'static str, default: u64) {
+    if let Some(steps) = t.number("max_steps").filter(|steps| *steps > 0.0) {
+        t.put("training.max_steps", steps as u64, &["max_steps"]);
+        return;
+    }
     match t.number(epochs) {
         None => t.default("training.epochs", default),
         Some(number) => {
@@ -157,10 +161,6 @@ pub(super) fn length(t: &mut Translation<'_>, epochs: &'static str, default: u64
                 );
             }
         }
-    }
-    if let Some(steps) = t.number("max_steps").filter(|steps| *steps > 0.0) {
-        t.put("training.max_steps", steps as u64, &["max_steps"]);
-        t.change("max_steps", "there it overrides the epochs; here the run ends with its epochs too: raise training.epochs if need be");
     }
 }
 
