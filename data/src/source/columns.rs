@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
@@ -16,6 +17,7 @@ use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::{ReaderIter, TreeBuilder};
 use parquet::record::{Field, Row};
+use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value as Json};
 
 use super::{RawContent, RawRecord};
@@ -25,6 +27,13 @@ use crate::{DataError, Source};
 const BATCH: usize = 64;
 /// Values that a column may have beyond one a row for each byte that is stored: more would be a file that is made to fill memory.
 const VALUES_PER_BYTE: u64 = 4096;
+
+/// Levels of nested columns that a file may have. The reader goes down them by recursion, in reading and in dropping.
+const MOST_LEVELS: usize = 64;
+/// The stack that a file of too many levels is found out on; what is not used of it takes no memory.
+const STACK: usize = 1 << 30;
+/// The largest description of columns and row groups that is read; its levels have room on that stack.
+const MOST_METADATA: u32 = 16 << 20;
 
 /// The rows of a file.
 pub(super) struct Rows {
@@ -41,7 +50,7 @@ pub(super) struct Rows {
 impl Rows {
     pub(super) fn open(path: &Path, file: Arc<PathBuf>) -> Result<Self, DataError> {
         let handle = File::open(path).map_err(|source| DataError::Io { path: path.into(), source })?;
-        let opened = guarded(|| SerializedFileReader::new(handle));
+        let opened = check_footer(&handle).and_then(|()| open_on_large_stack(handle));
         let reader = opened.map_err(|message| DataError::Unsupported { path: path.into(), message })?;
         Ok(Rows { reader, file, group: 0, rows: None, count: 0, open: true })
     }
@@ -80,6 +89,42 @@ impl Iterator for Rows {
             Err(message) => Err(DataError::record(&at, message)),
         })
     }
+}
+
+/// Refuses a file whose description of itself is larger than any real one.
+fn check_footer(mut file: &File) -> Result<(), String> {
+    let mut end = [0; 8];
+    let read =
+        file.seek(SeekFrom::End(-8)).and_then(|_| file.read_exact(&mut end)).and_then(|()| file.rewind());
+    // What is shorter is refused by the reader, in its words.
+    if read.is_err() {
+        return file.rewind().map_err(|error| error.to_string());
+    }
+    let length = u32::from_le_bytes(end[..4].try_into().expect("four bytes"));
+    match end[4..] == *b"PAR1" && length > MOST_METADATA {
+        true => Err(format!("claims {length} bytes of metadata; up to {MOST_METADATA} are read")),
+        false => Ok(()),
+    }
+}
+
+/// Opens a file where columns that are nested without end do no harm, and refuses it if they are.
+fn open_on_large_stack(file: File) -> Result<SerializedFileReader<File>, String> {
+    let open = move || {
+        let reader = guarded(|| SerializedFileReader::new(file))?;
+        let levels = levels(reader.metadata().file_metadata().schema());
+        match levels > MOST_LEVELS {
+            true => Err(format!("has columns nested {levels} levels deep; up to {MOST_LEVELS} are read")),
+            false => Ok(reader),
+        }
+    };
+    let thread = std::thread::Builder::new().stack_size(STACK).spawn(open);
+    let thread = thread.map_err(|error| format!("cannot be opened: no thread could be started ({error})"))?;
+    thread.join().expect("the reader's panics are caught")
+}
+
+fn levels(column: &Type) -> usize {
+    let below = if column.is_group() { column.get_fields() } else { &[] };
+    1 + below.iter().map(|field| levels(field)).max().unwrap_or(0)
 }
 
 /// What the file says of itself must be such that its rows have room.

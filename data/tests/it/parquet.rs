@@ -105,7 +105,42 @@ fn a_footer_that_lies_is_an_error() {
         lying[end - 8..end - 4].copy_from_slice(&length.to_le_bytes());
         std::fs::write(files.path("a.parquet"), &lying).unwrap();
         let error = rows(&files.path("a.parquet")).unwrap_err();
-        assert!(error.contains("is it damaged or cut off?"), "{length}: {error}");
+        let words = if length == u32::MAX {
+            "claims 4294967295 bytes of metadata"
+        } else {
+            "is it damaged or cut off?"
+        };
+        assert!(error.contains(words), "{length}: {error}");
+    }
+}
+
+/// A file without rows whose one column is nested in so many groups (Thrift's compact protocol, by hand).
+fn nested(levels: usize) -> Vec<u8> {
+    let mut footer = vec![0x15, 2, 0x19, 0xfc];
+    let mut count = levels + 2;
+    while count > 0x7f {
+        footer.push(count as u8 | 0x80);
+        count >>= 7;
+    }
+    footer.push(count as u8);
+    footer.extend([0x48, 1, b'r', 0x15, 2, 0]);
+    (0..levels).for_each(|_| footer.extend([0x35, 0, 0x18, 1, b'a', 0x15, 2, 0]));
+    footer.extend([0x15, 2, 0x25, 0, 0x18, 1, b'a', 0, 0x16, 0, 0x19, 0x0c, 0]);
+    let length = (footer.len() as u32).to_le_bytes();
+    [b"PAR1", &footer[..], &length, b"PAR1"].concat()
+}
+
+#[test]
+fn columns_nested_without_end_are_refused_and_exhaust_no_stack() {
+    let files = Files::new(&[]);
+    let read = |levels| {
+        std::fs::write(files.path("a.parquet"), nested(levels)).unwrap();
+        rows(&files.path("a.parquet"))
+    };
+    assert_eq!(read(20), Ok(vec![]));
+    for levels in [100, 20_000, 1_000_000] {
+        let error = read(levels).unwrap_err();
+        assert!(error.contains("levels deep; up to 64 are read"), "{levels}: {error}");
     }
 }
 
