@@ -1,6 +1,7 @@
 //! The formats in which people keep examples, told apart by their keys and turned into one of four kinds of [`Item`].
 
 mod marks;
+mod question;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json};
 
 pub use marks::{Learnt, Mark};
+pub use question::{Asked, Question};
 
 use crate::error::{did_you_mean, named_enum, nearest};
 use crate::json;
@@ -770,7 +772,7 @@ impl Chat {
 
     /// The same conversation with an instruction's `input` standing below the instruction, for templates that know no
     /// `input`.
-    pub(crate) fn with_inputs_in_content(mut self) -> Self {
+    pub fn with_inputs_in_content(mut self) -> Self {
         for message in &mut self.messages {
             if let Some(Json::String(input)) = message.shift_remove("input")
                 && let Some(Json::String(content)) = message.get_mut("content")

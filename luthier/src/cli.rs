@@ -3,6 +3,7 @@
 //! The names in this file are an interface that scripts rely on.
 
 mod data;
+mod download;
 mod eval;
 mod plan;
 mod settings;
@@ -15,6 +16,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use data::*;
+pub(crate) use download::Download;
 pub(crate) use eval::*;
 pub(crate) use plan::*;
 pub(crate) use settings::{RunArgs, Set};
@@ -127,6 +129,8 @@ pub(crate) enum Command {
     /// Look at training data as the model will see it
     #[command(subcommand)]
     Data(Data),
+    /// Bring a model, an adapter or a data set from the hub and print its folder
+    Download(Download),
     /// See a small model learn: everything needed is part of this program
     Example(Example),
 }

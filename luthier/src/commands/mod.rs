@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod data_preview;
+mod download;
 mod eval;
 mod example;
 mod generate;
@@ -31,6 +32,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(args, global),
         Command::Plan(args) => plan::run(args, global),
         Command::Bench(args) => bench::run(args, global),
+        Command::Download(args) => download::run(args),
         Command::Data(Data::Preview(args)) => data_preview::run(args, global),
     }
 }
