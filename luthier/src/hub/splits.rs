@@ -39,9 +39,7 @@ impl Part {
             Some((subset, split)) => (Some(subset), split),
             None => (None, text),
         };
-        let sound = |name: &str| {
-            (1..=96).contains(&name.len()) && name.chars().all(|c| c.is_alphanumeric() || "-_.+".contains(c))
-        };
+        let sound = super::is_id_part;
         let all_sound = subset.is_none_or(sound) && sound(split);
         all_sound.then(|| Part { subset: subset.map(str::to_owned), split: Some(split.to_owned()) })
     }
@@ -358,7 +356,7 @@ mod tests {
         let with_default = CARD.replace("config_name: main", "config_name: main\n  default: true");
         assert_eq!(found(all, Some(&with_default), "test").unwrap(), "main/test-1.parquet extra/a/b.parquet");
         let by_folder = "---\nconfigs:\n- config_name: a\n  data_dir: main\n---\n";
-        assert_eq!(found(all, Some(by_folder), "").unwrap(), "main/train-1.parquet");
+        assert_eq!(found(all, Some(by_folder), "").unwrap(), "main/train-1.parquet main/x/train-1.parquet");
     }
 
     #[test]

@@ -26,7 +26,7 @@ struct Answer {
     /// The connection breaks after this many bytes of the body, this many times.
     breaks: Option<(usize, usize)>,
     /// This status comes in its place, this many times, with the wish to wait a second.
-    refuses: Option<(u16, usize)>,
+    refuses: Option<(usize, usize)>,
     /// It stops in the middle and says no more, this many times.
     hangs: usize,
     knows_ranges: bool,
@@ -149,7 +149,7 @@ impl Server {
     }
 
     fn hub(&self, cache: &TempDir) -> Hub {
-        let patience = Duration::from_millis(500);
+        let patience = Duration::from_secs(2);
         let mut client = Client::with(&self.endpoint(), Some("secret".into()), None, patience);
         client.first_wait = Duration::from_millis(1);
         Hub { cache: cache.path().to_owned(), offline: false, client }

@@ -151,6 +151,9 @@ mod on_a_terminal {
 
     use super::*;
 
+    /// Pasting is asked to be marked, when a line begins.
+    const PROMPT: &str = "\u{1b}[?2004h";
+
     fn begin(folder: &Path, arguments: &[&str]) -> PtySession {
         let mut command = luthier(folder);
         command.args(["chat", "--model", "model", "--precision", "f32", "--max-tokens", "6"]).args(arguments);
@@ -179,12 +182,12 @@ mod on_a_terminal {
         let folder = folder();
         let history = folder.path().join("state/luthier/history");
         let mut session = begin(folder.path(), &[]);
-        press(&mut session, "hexx\x7f\x7fllo\r", "\n> ");
+        press(&mut session, "hexx\x7f\x7fllo\r", PROMPT);
         // A block that is pasted is one text; what begins with a space is not kept.
-        press(&mut session, "\x1b[200~two\rlines\x1b[201~\r", "\n> ");
-        press(&mut session, " secret\r", "\n> ");
+        press(&mut session, "\x1b[200~two\rlines\x1b[201~\r", PROMPT);
+        press(&mut session, " secret\r", PROMPT);
         press(&mut session, "/save kept.jsonl\r", "saved 6 messages");
-        session.exp_string("> ").unwrap();
+        session.exp_string(PROMPT).unwrap();
         press(&mut session, "half\x03", "Ctrl-C again");
         leave(&mut session, "\x03");
         let kept: Value =
@@ -206,7 +209,7 @@ mod on_a_terminal {
     fn nothing_is_kept_where_that_is_asked_for() {
         let folder = folder();
         let mut session = begin(folder.path(), &["--no-history"]);
-        press(&mut session, "hello\r", "\n> ");
+        press(&mut session, "hello\r", PROMPT);
         leave(&mut session, "\x04");
         assert!(!folder.path().join("state").exists());
     }
