@@ -2,6 +2,7 @@
 
 mod found;
 mod marks;
+mod question;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,6 +13,7 @@ use serde_json::{Map, Value as Json};
 
 pub(crate) use found::{Opened, open};
 pub use marks::{Learnt, Mark};
+pub use question::{Asked, Question};
 
 use crate::error::{did_you_mean, named_enum, nearest};
 use crate::json;
@@ -791,7 +793,7 @@ impl Chat {
 
     /// The same conversation with an instruction's `input` standing below the instruction, for templates that know no
     /// `input`.
-    pub(crate) fn with_inputs_in_content(mut self) -> Self {
+    pub fn with_inputs_in_content(mut self) -> Self {
         for message in &mut self.messages {
             if let Some(Json::String(input)) = message.shift_remove("input")
                 && let Some(Json::String(content)) = message.get_mut("content")

@@ -28,7 +28,7 @@ pub mod tokenizer;
 pub use dataset::{DataSpec, Dataset, OnOverflow, Report};
 pub use error::{DataError, UnknownName};
 pub use example::{Example, IGNORE, Source};
-pub use format::{Chat, Format};
+pub use format::{Asked, Chat, Format, Question};
 pub use label::TrainOn;
 pub use order::{OrderSpec, Row};
 pub use source::{SourceSpec, Sources};

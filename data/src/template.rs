@@ -19,6 +19,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
+use crate::format::Chat;
 use crate::source::universal_newlines;
 use crate::tokenizer::Tokenizer;
 
@@ -336,6 +337,17 @@ impl ChatTemplate {
         }
     }
 
+    /// The text that prompts for an answer to a record's conversation, an instruction's `input` where the template has it.
+    pub fn question(&self, chat: &Chat) -> Result<String, TemplateError> {
+        match chat.instruction && !self.takes_input() {
+            true => {
+                let chat = chat.clone().with_inputs_in_content();
+                self.prompt(&chat.messages, chat.tools.as_ref())
+            }
+            false => self.prompt(&chat.messages, chat.tools.as_ref()),
+        }
+    }
+
     /// Renders all of a conversation. Where a template cannot and there are tools, the error names templates that know tools.
     pub(crate) fn render_whole(&self, chat: &Conversation, prompt: bool) -> Result<Rendered, TemplateError> {
         self.render_values(chat.upto(chat.len()), chat.tools(), prompt).map_err(|error| match error {
@@ -359,6 +371,14 @@ impl ChatTemplate {
     pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
         let after = self.exchange()?.1;
         tokenizer.encode(&after, false).ok()?.ids.into_iter().find(|&id| tokenizer.is_special(id))
+    }
+
+    /// The text with which the template ends the assistant's turn, its first line: where it is no special token of the tokenizer
+    /// ([`Self::end_of_turn`] finds none), it is by this text that a turn is seen to have ended. `None` if the template writes
+    /// nothing there but space.
+    pub fn end_text(&self) -> Option<String> {
+        let after = self.exchange()?.1;
+        after.trim().lines().next().map(|line| line.trim().to_string())
     }
 
     /// How the template writes a question and an answer: the text before the answer's words, and the text behind them.

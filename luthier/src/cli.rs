@@ -3,6 +3,7 @@
 //! The names in this file are an interface that scripts rely on.
 
 mod data;
+mod download;
 mod eval;
 mod init;
 mod plan;
@@ -17,6 +18,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand};
 
 pub(crate) use data::*;
+pub(crate) use download::Download;
 pub(crate) use eval::*;
 pub(crate) use init::*;
 pub(crate) use plan::*;
@@ -131,6 +133,8 @@ pub(crate) enum Command {
     /// Look at training data as the model will see it
     #[command(subcommand)]
     Data(Data),
+    /// Bring a model, an adapter or a data set from the hub and print its folder
+    Download(Download),
     /// See a small model learn: everything needed is part of this program
     Example(Example),
     /// Write a run file with comments, for the model and the data at hand

@@ -23,6 +23,7 @@ pub(crate) use memory::*;
 pub(crate) use settle::*;
 
 use crate::cli;
+use crate::hub;
 use crate::run_file::{self, AdapterSection, Method, Pattern, RunFile, Source, TargetModules};
 
 impl run_file::Precision {
@@ -51,13 +52,15 @@ fn data_spec(
     time: Option<i64>,
 ) -> anyhow::Result<DataSpec> {
     let section = &run.data;
-    let source = |source: Source| -> anyhow::Result<SourceSpec> {
-        let mut spec = SourceSpec::new(source.path);
-        spec.format = source.format.map(format);
-        spec.weight = source.weight;
-        Ok(spec)
-    };
-    let sources = sources.into_iter().map(source).collect::<anyhow::Result<_>>()?;
+    let mut specs = Vec::new();
+    for source in sources {
+        for path in hub::resolve_data(&source.path)? {
+            let mut spec = SourceSpec::new(path);
+            spec.format = source.format.map(format);
+            spec.weight = source.weight;
+            specs.push(spec);
+        }
+    }
     Ok(DataSpec {
         format: format(section.format),
         train_on: match section.train_on {
@@ -74,7 +77,7 @@ fn data_spec(
         },
         vocab_size: config.map(|config| config.vocab_size),
         unix_time: time,
-        ..DataSpec::new(sources)
+        ..DataSpec::new(specs)
     })
 }
 

@@ -53,7 +53,7 @@ fn parse_top_p(text: &str) -> Result<f32, String> {
 }
 
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("input").required(true).args(["prompt", "messages"]))]
+#[command(group = ArgGroup::new("input").required(true).args(["prompt", "messages", "data"]))]
 pub(crate) struct Generate {
     /// The base model: a folder or a hub id [default: the one the adapter was trained on]
     #[arg(long, value_name = "M")]
@@ -67,6 +67,12 @@ pub(crate) struct Generate {
     /// A JSON file with a list of {role, content}, rendered by the model's chat template
     #[arg(long, value_name = "FILE")]
     pub(crate) messages: Option<PathBuf>,
+    /// Records to answer one after the other: conversations, instructions or prompts, in a file, a folder or a hub data set
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    /// With --data: where a line of JSON for each answer goes; -: to stdout
+    #[arg(long, value_name = "FILE", requires = "data", default_value = "-")]
+    pub(crate) output: String,
     /// A chat template in place of the model's own: a file or a built-in name, as data.chat_template in training
     #[arg(long, value_name = "TEMPLATE", conflicts_with = "prompt")]
     pub(crate) chat_template: Option<String>,
@@ -75,7 +81,7 @@ pub(crate) struct Generate {
     pub(crate) max_tokens: usize,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
-    /// Print one JSON object
+    /// Print one JSON object; with --data, a summary
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -97,6 +103,9 @@ pub(crate) struct Chat {
     /// The longest answer in tokens
     #[arg(long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
+    /// Keep nothing of what is typed for the next time
+    #[arg(long)]
+    pub(crate) no_history: bool,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
 }

@@ -1,28 +1,37 @@
 //! `luthier chat`: a conversation in the terminal, or one read from a pipe line by line.
 
-use std::io::{self, IsTerminal};
+mod lines;
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use data::ChatTemplate;
-use infer::{Finish, Generator, InferError, Request, Sampling};
+use infer::{Generator, InferError, Sampling};
 use model::Decoder;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
-use super::generate::{Speaker, show};
+use super::generate::{Ask, Ended, Speaker, Stops, show};
 use crate::cli::{self, Global};
 use crate::error::{UserError, user};
 use crate::setup;
 use crate::terminal::{self, bytes};
+use lines::Lines;
 
 const HELP: &str = "\
-Say something. The model remembers the conversation.
-/reset  begin anew      /exit or Ctrl-D  leave
-/help   this help       Ctrl-C           end an answer, or leave";
+Say something. The model remembers the conversation. A line that ends in \\ goes on in the next one.
+/system TEXT  tell the model what it is; without TEXT, show it; -: nothing
+/regenerate   another answer to the last question
+/save FILE    append the conversation to a file of examples, as a line of messages
+/reset        begin anew
+/help         this help
+/exit         leave, as Ctrl-D and Ctrl-C twice do; Ctrl-C once ends an answer or clears the line";
 
 /// Tokens that the first cache has room for; it doubles when a conversation outgrows it.
 const FIRST_CONTEXT: usize = 2048;
@@ -32,7 +41,7 @@ pub(super) fn run(args: cli::Chat, global: &Global) -> anyhow::Result<ExitCode> 
     let template = speaker.template(args.chat_template.as_deref())?;
     let decoder = speaker.load(&args.sampling, global, FIRST_CONTEXT, None)?;
     let mut conversation = Conversation {
-        stop: speaker.stops(Some(&template)),
+        stops: speaker.stops(Some(&template)),
         generator: Generator::new(&decoder, speaker.adapter(), FIRST_CONTEXT),
         speaker: &speaker,
         template,
@@ -41,44 +50,28 @@ pub(super) fn run(args: cli::Chat, global: &Global) -> anyhow::Result<ExitCode> 
         messages: Vec::new(),
         max_tokens: args.max_tokens,
         sampling: args.sampling.engine(),
+        attempt: 0,
         interrupt: Interrupt::install()?,
     };
-    let interactive = io::stdin().is_terminal();
+    let mut lines = Lines::open(!args.no_history)?;
+    let interactive = lines.is_interactive();
     if interactive {
         eprintln!("{HELP}");
     }
-    while let Some(line) = read_line(interactive)? {
-        match line.trim() {
-            "" => {}
-            "/exit" | "/quit" => break,
-            "/reset" | "/clear" => conversation.messages.clear(),
-            "/help" => eprintln!("{HELP}"),
-            command if command.starts_with('/') && !command.contains(char::is_whitespace) => {
-                eprintln!("no such command: {command}; /help lists them");
-            }
-            said => match conversation.answer(said) {
-                Err(error) if interactive && (error.is::<InferError>() || error.is::<UserError>()) => {
-                    eprintln!("{error:#}");
-                }
-                result => result?,
-            },
+    while let Some(said) = lines.next()? {
+        match conversation.hear(said.trim()) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) if interactive && may_go_on(&error) => eprintln!("{error:#}"),
+            Err(error) => return Err(error),
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The next line; none at the end.
-fn read_line(interactive: bool) -> anyhow::Result<Option<String>> {
-    if interactive {
-        eprint!("\n> ");
-    }
-    let mut line = String::new();
-    match io::stdin().read_line(&mut line) {
-        Ok(0) => Ok(None),
-        Ok(_) => Ok(Some(line)),
-        Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(user("stdin: this line is not UTF-8 text")),
-        Err(e) => Err(e).context("cannot read stdin"),
-    }
+/// Whether an error ends only what was asked for, where a person can ask for something else.
+fn may_go_on(error: &anyhow::Error) -> bool {
+    error.is::<InferError>() || error.is::<UserError>()
 }
 
 fn message(role: &str, content: impl Into<String>) -> Map<String, Value> {
@@ -91,7 +84,7 @@ fn message(role: &str, content: impl Into<String>) -> Map<String, Value> {
 struct Conversation<'a> {
     speaker: &'a Speaker,
     template: ChatTemplate,
-    stop: Vec<u32>,
+    stops: Stops,
     decoder: &'a Decoder,
     /// Keeps the keys and values of the conversation so far.
     generator: Generator<'a>,
@@ -99,47 +92,125 @@ struct Conversation<'a> {
     messages: Vec<Map<String, Value>>,
     max_tokens: usize,
     sampling: Sampling,
+    /// How often the last question was answered before.
+    attempt: u64,
     interrupt: Interrupt,
 }
 
 impl Conversation<'_> {
+    /// Does what was said: a command, or an answer. False: to leave.
+    fn hear(&mut self, said: &str) -> anyhow::Result<bool> {
+        let (word, rest) = said.split_once(char::is_whitespace).unwrap_or((said, ""));
+        match (word, rest.trim()) {
+            ("", _) => {}
+            ("/exit" | "/quit", "") => return Ok(false),
+            ("/help", "") => eprintln!("{HELP}"),
+            ("/reset" | "/clear", "") => self.messages.clear(),
+            ("/system", text) => self.set_system(text),
+            ("/save", file) => self.save(file)?,
+            ("/regenerate", "") => self.regenerate()?,
+            (command, "") if command.starts_with('/') => {
+                eprintln!("no such command: {command}; /help lists them");
+            }
+            _ => self.answer(said)?,
+        }
+        Ok(true)
+    }
+
+    fn set_system(&mut self, text: &str) {
+        match text {
+            "" => match self.system.as_ref().and_then(|message| message.get("content")?.as_str()) {
+                Some(text) => eprintln!("{}", terminal::printable(text)),
+                None => eprintln!("the model is told nothing before the conversation"),
+            },
+            "-" => self.system = None,
+            text => self.system = Some(message("system", text)),
+        }
+    }
+
+    /// All that the model is told.
+    fn all_messages(&self) -> Vec<Map<String, Value>> {
+        self.system.iter().chain(&self.messages).cloned().collect()
+    }
+
+    /// Appends the conversation to a file of examples.
+    fn save(&self, file: &str) -> anyhow::Result<()> {
+        match (file, self.messages.len()) {
+            ("", _) => return Err(user("/save needs a file, such as /save chats.jsonl")),
+            (_, 0) => return Err(user("there is nothing to save yet")),
+            _ => {}
+        }
+        let line = json!({"messages": self.all_messages()});
+        append_line(Path::new(file), &line).map_err(|error| user(format!("cannot write {file}: {error}")))?;
+        eprintln!("saved {} messages to {file}", self.all_messages().len());
+        Ok(())
+    }
+
     /// Says the model's answer and remembers both; what could not be answered is forgotten.
     fn answer(&mut self, said: &str) -> anyhow::Result<()> {
+        self.attempt = 0;
         self.messages.push(message("user", said));
         let answer = self.speak().inspect_err(|_| drop(self.messages.pop()))?;
         self.messages.push(message("assistant", answer));
         Ok(())
     }
 
+    /// Says another answer to the last question, which takes the first one's place.
+    fn regenerate(&mut self) -> anyhow::Result<()> {
+        if self.sampling.temperature == 0.0 && !self.messages.is_empty() {
+            let advice = "start with --temperature 0.7 or so for another";
+            return Err(user(format!("the answer would be the same: the temperature is 0; {advice}")));
+        }
+        let Some(before) = self.messages.pop() else {
+            return Err(user("there is no answer yet"));
+        };
+        self.attempt += 1;
+        let answer = match self.speak() {
+            Ok(answer) => message("assistant", answer),
+            Err(error) => {
+                self.messages.push(before);
+                return Err(error);
+            }
+        };
+        self.messages.push(answer);
+        Ok(())
+    }
+
     fn speak(&mut self) -> anyhow::Result<String> {
-        let messages: Vec<_> = self.system.iter().chain(&self.messages).cloned().collect();
-        let prompt = self.speaker.render(&self.template, &messages, None)?;
+        let prompt = self.speaker.render(&self.template, &self.all_messages(), None)?;
         self.make_room(prompt.len().saturating_add(self.max_tokens))?;
         // Each answer draws its own random numbers.
-        let seed = self.sampling.seed.wrapping_add(self.messages.len() as u64);
-        let request = Request {
+        let turn = self.messages.len() as u64;
+        let seed = self.sampling.seed.wrapping_add(turn).wrapping_add(self.attempt << 32);
+        let ask = Ask {
             prompt: &prompt,
             max_tokens: self.max_tokens,
-            stop: &self.stop,
+            stops: &self.stops,
             sampling: Sampling { seed, ..self.sampling },
         };
         self.interrupt.arm();
-        let result = self.speaker.speak(&mut self.generator, request, &mut |piece| {
+        let result = self.speaker.speak(&mut self.generator, ask, &mut |piece| {
             show(piece)?;
             Ok(!self.interrupt.came())
         });
         self.interrupt.disarm();
-        let (generation, text) = result.map_err(|error| match error.downcast_ref() {
+        let spoken = result.map_err(|error| match error.downcast_ref() {
             Some(InferError::PromptTooLong { .. }) => {
                 error.context("the conversation has outgrown the model's context; /reset begins anew")
             }
             _ => error,
         })?;
         terminal::print("\n")?;
-        if generation.finish == Finish::Length {
-            eprintln!("(cut off after {} tokens)", generation.tokens.len());
+        match spoken.ended {
+            Ended::Stop => {}
+            Ended::MaxTokens => eprintln!("(cut off by --max-tokens {})", self.max_tokens),
+            Ended::Context => eprintln!(
+                "(cut off: the model's context of {} tokens is full; /reset begins anew)",
+                self.generator.context()
+            ),
+            Ended::Cancelled => eprintln!("(stopped)"),
         }
-        Ok(text)
+        Ok(spoken.text)
     }
 
     /// Makes the cache larger if the model has a longer context and this many tokens need it: twice as large, or just as large if
@@ -166,6 +237,19 @@ impl Conversation<'_> {
         self.generator = Generator::new(self.decoder, self.speaker.adapter(), context);
         Ok(())
     }
+}
+
+/// Appends one line, in one piece, to a file whose last line may lack its end.
+fn append_line(path: &Path, line: &Value) -> std::io::Result<()> {
+    let mut file = File::options().read(true).append(true).create(true).open(path)?;
+    let mut last = [b'\n'];
+    if file.seek(SeekFrom::End(0))? > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    let begin = if last == [b'\n'] { "" } else { "\n" };
+    file.write_all(format!("{begin}{line}\n").as_bytes())?;
+    file.sync_all()
 }
 
 /// Ctrl-C ends an answer while there is one, and the program while there is none.

@@ -1,4 +1,7 @@
-//! `luthier generate`: continues a prompt or answers a conversation.
+//! `luthier generate`: continues a prompt, answers a conversation, or does so for every record of a file.
+
+mod many;
+mod until;
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -6,7 +9,7 @@ use std::process::ExitCode;
 
 use compute::{Precision, quant};
 use data::{Chat, ChatTemplate, Tokenizer};
-use infer::{Finish, Generation, Generator, Request};
+use infer::{Finish, Generation, Generator, Request, Sampling};
 use model::memory::MemoryPlan;
 use model::{Adapter, Decoder};
 use serde_json::{Map, Value, json};
@@ -15,6 +18,7 @@ use crate::cli::{self, Global, Held};
 use crate::error::user;
 use crate::setup::{self, Base, Inference, Subject};
 use crate::terminal;
+use until::Until;
 
 /// What `--max-tokens` could be where the memory is not enough.
 const FEW_TOKENS: usize = 256;
@@ -22,10 +26,13 @@ const FEW_TOKENS: usize = 256;
 const LEAD: usize = 32;
 
 pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCode> {
+    if args.data.is_some() {
+        return many::run(args, global);
+    }
     let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref())?;
-    let (prompt, stop) = match &args.messages {
+    let (prompt, stops) = match &args.messages {
         None => {
-            let text = args.prompt.as_deref().expect("one of the two is required");
+            let text = args.prompt.as_deref().expect("one of the three is required");
             (speaker.tokenizer.encode(text, true)?.ids, speaker.stops(None))
         }
         Some(path) => {
@@ -35,14 +42,11 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
             (prompt, speaker.stops(Some(&template)))
         }
     };
+    let decoder = speaker.load_for(&args, global, prompt.len())?;
+    let mut generator = Generator::new(&decoder, speaker.adapter(), context(prompt.len(), args.max_tokens));
     let sampling = args.sampling.engine();
-    let context = |max_tokens: usize| prompt.len().saturating_add(max_tokens.max(1) - 1);
-    let fewer = (FEW_TOKENS, context(FEW_TOKENS));
-    let decoder = speaker.load(&args.sampling, global, context(args.max_tokens), Some(fewer))?;
-    let context = context(args.max_tokens);
-    let mut generator = Generator::new(&decoder, speaker.adapter(), context);
-    let request = Request { prompt: &prompt, max_tokens: args.max_tokens, stop: &stop, sampling };
-    let (generation, text) = speaker.speak(&mut generator, request, &mut |piece| {
+    let ask = Ask { prompt: &prompt, max_tokens: args.max_tokens, stops: &stops, sampling };
+    let spoken = speaker.speak(&mut generator, ask, &mut |piece| {
         if !args.json {
             show(piece)?;
         }
@@ -50,19 +54,79 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
     })?;
     match args.json {
         true => terminal::print_json(&json!({
-            "text": text,
-            "token_ids": generation.tokens,
+            "text": spoken.text,
+            "token_ids": spoken.tokens(),
             "prompt_tokens": prompt.len(),
-            "finish_reason": finish_reason(&generation),
-            "tokens_per_second": generation.tokens_per_second(),
-            "prompt_seconds": generation.prompt_time.as_secs_f64(),
+            "finish_reason": spoken.ended.reason(),
+            "tokens_per_second": spoken.generation.tokens_per_second(),
+            "prompt_seconds": spoken.generation.prompt_time.as_secs_f64(),
         }))?,
         false => {
             terminal::print("\n")?;
-            tell(&generation, &prompt, &decoder, args.max_tokens);
+            tell(&spoken, &prompt, &decoder);
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tokens of the longest sequence that a prompt and its answer make: the last token needs no room.
+fn context(prompt: usize, max_tokens: usize) -> usize {
+    prompt.saturating_add(max_tokens.max(1) - 1)
+}
+
+/// What is to be said: to which prompt, how much, until what.
+pub(super) struct Ask<'a> {
+    pub(super) prompt: &'a [u32],
+    pub(super) max_tokens: usize,
+    pub(super) stops: &'a Stops,
+    pub(super) sampling: Sampling,
+}
+
+/// What ends the model's words, none of it said.
+pub(super) struct Stops {
+    tokens: Vec<u32>,
+    /// A template's end of turn that is no token of the tokenizer.
+    text: Option<String>,
+}
+
+/// What was said.
+pub(super) struct Spoken {
+    pub(super) text: String,
+    pub(super) ended: Ended,
+    pub(super) generation: Generation,
+    /// The first of the generated tokens: those of the text.
+    said: usize,
+}
+
+impl Spoken {
+    /// The tokens of the text.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.generation.tokens[..self.said]
+    }
+}
+
+/// Why it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// By itself.
+    Stop,
+    /// At the most tokens that were asked for.
+    MaxTokens,
+    /// At the end of the model's context.
+    Context,
+    /// The listener asked for it.
+    Cancelled,
+}
+
+impl Ended {
+    /// As `finish_reason` says it.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Ended::Stop => "stop",
+            Ended::MaxTokens | Ended::Context => "length",
+            Ended::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// A model's words and what belongs to them; its weights come last, when all else is known to be right.
@@ -113,6 +177,12 @@ impl Speaker {
         self.subject.base.load(&global.device()?, precision, quantization)
     }
 
+    /// The same for one answer of `generate` to a prompt of so many tokens.
+    fn load_for(&self, args: &cli::Generate, global: &Global, prompt: usize) -> anyhow::Result<Decoder> {
+        let fewer = (FEW_TOKENS, context(prompt, FEW_TOKENS));
+        self.load(&args.sampling, global, context(prompt, args.max_tokens), Some(fewer))
+    }
+
     /// What a generator for sequences of `context` tokens allocates.
     pub(super) fn buffers(&self, precision: Precision, context: usize) -> MemoryPlan {
         let layout = self.adapter().map(|adapter| adapter.layout.clone()).unwrap_or_default();
@@ -142,41 +212,64 @@ impl Speaker {
         Ok(self.tokenizer.encode(&prompt, false)?.ids)
     }
 
-    /// The tokens that end what the model says: those of the tokenizer's and the model's configuration, and the one with
-    /// which the template ends a turn.
-    pub(super) fn stops(&self, template: Option<&ChatTemplate>) -> Vec<u32> {
+    /// What ends the model's words: the end tokens of the tokenizer's and the model's configuration, and that with which the
+    /// template ends a turn, a token or a text.
+    pub(super) fn stops(&self, template: Option<&ChatTemplate>) -> Stops {
         let configured = self.subject.base.config.raw.get("eos_token_id");
         let ids = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
         let configured = configured.map(ids).unwrap_or_default();
         let configured = configured.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
         let turn = template.and_then(|template| template.end_of_turn(&self.tokenizer));
-        self.tokenizer.ends().iter().copied().chain(configured).chain(turn).collect()
+        Stops {
+            text: template.filter(|_| turn.is_none()).and_then(ChatTemplate::end_text),
+            tokens: self.tokenizer.ends().iter().copied().chain(configured).chain(turn).collect(),
+        }
     }
 
     /// Generates, giving each piece of text to `say` as soon as its characters are whole, until `say` returns false.
     pub(super) fn speak(
         &self,
         generator: &mut Generator<'_>,
-        request: Request<'_>,
+        ask: Ask<'_>,
         say: &mut dyn FnMut(&str) -> anyhow::Result<bool>,
-    ) -> anyhow::Result<(Generation, String)> {
+    ) -> anyhow::Result<Spoken> {
+        let Ask { prompt, max_tokens, stops, sampling } = ask;
         let mut stream = self.tokenizer.stream(true);
-        for &id in &request.prompt[request.prompt.len().saturating_sub(LEAD)..] {
+        for &id in &prompt[prompt.len().saturating_sub(LEAD)..] {
             stream.push(&self.tokenizer, id);
         }
+        let mut until = Until::new(stops.text.as_deref());
         let (mut text, mut said) = (String::new(), Ok(true));
+        // How much text there is after each token, with what is held back.
+        let (mut length, mut lengths) = (0, Vec::new());
+        let request = Request { prompt, max_tokens, stop: &stops.tokens, sampling };
         let generation = generator.generate(request, &mut |id| {
             let piece = stream.push(&self.tokenizer, id);
+            length += piece.len();
+            lengths.push(length);
+            let piece = until.push(&piece);
             text.push_str(&piece);
             said = if piece.is_empty() { Ok(true) } else { say(&piece) };
-            matches!(said, Ok(true))
+            matches!(said, Ok(true)) && !until.has_ended()
         })?;
         said?;
-        let rest = stream.finish(&self.tokenizer);
+        let ended = match generation.finish {
+            _ if until.has_ended() => Ended::Stop,
+            Finish::Stop => Ended::Stop,
+            Finish::Length if generation.tokens.len() >= max_tokens => Ended::MaxTokens,
+            Finish::Length => Ended::Context,
+            Finish::Cancelled => Ended::Cancelled,
+        };
+        let said = match until.has_ended() {
+            true => lengths.iter().take_while(|length| **length <= text.len()).count(),
+            false => generation.tokens.len(),
+        };
+        let rest = until.finish(&stream.finish(&self.tokenizer));
         if !rest.is_empty() {
             say(&rest)?;
         }
-        Ok((generation, text + &rest))
+        text.push_str(&rest);
+        Ok(Spoken { text, ended, generation, said })
     }
 }
 
@@ -188,26 +281,18 @@ pub(super) fn show(piece: &str) -> anyhow::Result<()> {
     }
 }
 
-fn finish_reason(generation: &Generation) -> &'static str {
-    match generation.finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-        Finish::Cancelled => "cancelled",
-    }
-}
-
 /// What came of it, on stderr.
-fn tell(generation: &Generation, prompt: &[u32], decoder: &Decoder, max_tokens: usize) {
-    let new = generation.tokens.len();
-    let why = match generation.finish {
-        Finish::Stop => "ended by itself",
-        Finish::Length if new == max_tokens => "reached --max-tokens",
-        _ => "the model's context is full",
+fn tell(spoken: &Spoken, prompt: &[u32], decoder: &Decoder) {
+    let why = match spoken.ended {
+        Ended::Stop => "ended by itself",
+        Ended::MaxTokens => "reached --max-tokens",
+        Ended::Context | Ended::Cancelled => "the model's context is full",
     };
     eprintln!(
-        "{} prompt tokens, {new} new ({why}), {:.1} tokens/s, {}",
+        "{} prompt tokens, {} new ({why}), {:.1} tokens/s, {}",
         prompt.len(),
-        generation.tokens_per_second(),
+        spoken.tokens().len(),
+        spoken.generation.tokens_per_second(),
         match decoder.precision {
             compute::Precision::Bf16 => "bf16",
             compute::Precision::F32 => "f32",

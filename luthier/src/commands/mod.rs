@@ -6,6 +6,7 @@ mod completions;
 mod data_check;
 mod data_convert;
 mod data_preview;
+mod download;
 mod eval;
 mod example;
 mod generate;
@@ -37,6 +38,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(args, global),
         Command::Plan(args) => plan::run(args, global),
         Command::Bench(args) => bench::run(args, global),
+        Command::Download(args) => download::run(args),
         Command::Data(Data::Preview(args)) => data_preview::run(args, global),
         Command::Data(Data::Check(args)) => data_check::run(args, global),
         Command::Data(Data::Convert(args)) => data_convert::run(args, global),

@@ -1,4 +1,4 @@
-//! The layout of `huggingface_hub`'s cache: refs, blobs and snapshots of one model.
+//! The layout of `huggingface_hub`'s cache: refs, blobs and snapshots of one repository.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,23 +8,23 @@ use anyhow::Context;
 use model::checkpoint::write_whole;
 use serde::Deserialize;
 
-use super::ModelId;
+use super::RepoId;
 use crate::error::user;
 
-/// A model's folder in the cache.
+/// A repository's folder in the cache.
 pub(super) struct Repo {
     root: PathBuf,
     locks: PathBuf,
 }
 
 impl Repo {
-    pub(super) fn new(cache: &Path, id: &ModelId) -> Self {
-        let folder = format!("models--{}--{}", id.owner, id.name);
+    pub(super) fn new(cache: &Path, id: &RepoId) -> Self {
+        let folder = format!("{}--{}--{}", id.kind.plural(), id.owner, id.name);
         Self { root: cache.join(&folder), locks: cache.join(".locks").join(folder) }
     }
 
     /// The folder of a revision, if it is known here; it may be incomplete.
-    pub(super) fn snapshot(&self, id: &ModelId) -> Option<PathBuf> {
+    pub(super) fn snapshot(&self, id: &RepoId) -> Option<PathBuf> {
         let commit = match is_commit(&id.revision) {
             true => id.revision.clone(),
             false => fs::read_to_string(self.root.join("refs").join(&id.revision)).ok()?.trim().to_owned(),
@@ -46,6 +46,28 @@ impl Repo {
         let path = self.root.join("refs").join(revision);
         create_parent(&path)?;
         Ok(write_whole(&path, commit.as_bytes())?)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Notes what files a commit has. This program's own, in a hidden folder: without it, what is missing could not be told from
+    /// what never was, and the hub would have to be asked each time.
+    pub(super) fn write_names(&self, commit: &str, names: &[String]) -> anyhow::Result<()> {
+        let path = self.names_path(commit);
+        create_parent(&path)?;
+        Ok(write_whole(&path, names.join("\n").as_bytes())?)
+    }
+
+    /// The names of a commit's files, if they were noted.
+    pub(super) fn names(&self, commit: &str) -> Option<Vec<String>> {
+        let names = fs::read_to_string(self.names_path(commit)).ok()?;
+        Some(names.lines().filter(|name| is_inside(name)).map(str::to_owned).collect())
+    }
+
+    fn names_path(&self, commit: &str) -> PathBuf {
+        self.root.join(".luthier").join(commit)
     }
 
     /// The file that holds a blob's bytes.
@@ -116,6 +138,34 @@ pub(super) fn has_model(folder: &Path) -> bool {
         Err(_) => folder.join("model.safetensors").exists(),
     };
     weights && folder.join("config.json").exists()
+}
+
+/// The files that may hold an adapter's weights: PEFT's, and mlx-lm's.
+pub(super) const ADAPTER_WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapters.safetensors"];
+
+/// Whether a folder holds an adapter.
+pub(super) fn has_adapter(folder: &Path) -> bool {
+    let weights = ADAPTER_WEIGHTS.iter().any(|name| folder.join(name).exists());
+    weights && folder.join("adapter_config.json").exists()
+}
+
+/// The names of all files below a folder, sorted.
+pub(super) fn files_below(folder: &Path) -> Vec<String> {
+    fn visit(folder: &Path, prefix: &str, names: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else {
+                continue;
+            };
+            match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                true => visit(&entry.path(), &format!("{name}/"), names),
+                false => names.push(name),
+            }
+        }
+    }
+    let mut names = Vec::new();
+    visit(folder, "", &mut names);
+    names.sort();
+    names
 }
 
 /// The files named by an index, each once, in the order of their names; refuses names that leave the folder.

@@ -26,9 +26,10 @@ fn every_command_has_the_flags_that_scripts_rely_on() {
         ("eval perplexity", "--model --adapter --data --set --json"),
         (
             "generate",
-            "--model --adapter --prompt --messages --max-tokens --temperature --top-p --top-k --seed --json",
+            "--model --adapter --prompt --messages --data --output --max-tokens --temperature --top-p --top-k --seed --json",
         ),
         ("chat", "--model --adapter"),
+        ("download", "--dataset"),
         ("merge", "--model --adapter --output"),
         ("quantize", "--model --output --type --no-double-quant --block-size --json"),
         ("inspect", "--json"),

@@ -1,7 +1,9 @@
 //! The product as a user runs it, and the rules that hold between crates.
 
 mod adapters;
+mod answers;
 mod bench;
+mod chat;
 mod command_line;
 mod data;
 mod defaults;
