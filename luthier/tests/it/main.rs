@@ -9,6 +9,7 @@ mod eval;
 mod example;
 mod frozen;
 mod generate;
+mod guide;
 mod hostile;
 mod init_from;
 mod merge;
