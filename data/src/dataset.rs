@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::error::named_enum;
+use crate::format::{self, Opened};
 use crate::label::{Ending, Labelled, Labeller};
+use crate::oddity::Oddity;
 use crate::order::{OrderSpec, Row, Shuffle, epoch_rows};
-use crate::source::{RawRecord, RawText, files, records};
-use crate::template::Part;
+use crate::source::{RawContent, RawRecord, files, shown};
+use crate::template::{Part, PlainEnd};
 use crate::{
     ChatTemplate, DataError, Example, Format, IGNORE, Source, SourceSpec, TemplateError, Tokenizer, TrainOn,
 };
 
-/// Records that are looked at to find a file's format.
-const LOOKED_AT: usize = 64;
 /// Records that are tokenized in parallel before the next are read.
 const CHUNK: usize = 1024;
 
@@ -109,6 +109,53 @@ pub struct Report {
     pub pad_is_eos: Option<String>,
     /// Whether the tokenizer has an end-of-text token.
     pub has_eos: bool,
+    /// The end-of-turn marker of the chat template if it is plain text to the tokenizer.
+    pub plain_end: Option<PlainEnd>,
+    /// What of the text that is learnt the vocabulary cannot spell.
+    pub unknown: Unknown,
+    /// What is odd about single records, in their order.
+    #[serde(skip)]
+    pub oddities: Vec<(Source, Oddity)>,
+}
+
+/// Learnt text that the vocabulary cannot spell.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Unknown {
+    /// The token that stands for it.
+    pub token: String,
+    /// How often it is learnt.
+    pub count: usize,
+    /// Among how many learnt tokens.
+    pub of: usize,
+    /// Some of the text.
+    pub samples: Vec<String>,
+}
+
+/// Of the learnt tokens, how many may stand for unknown text before that is worth a word.
+const UNKNOWN_SHARE: f64 = 0.001;
+/// Samples of unknown text that are kept.
+const SAMPLES: usize = 5;
+
+impl Unknown {
+    /// The share of the learnt tokens.
+    pub fn share(&self) -> f64 {
+        self.count as f64 / self.of.max(1) as f64
+    }
+
+    /// What a person should know, if the share is worth a word.
+    pub fn warning(&self) -> Option<String> {
+        (self.share() >= UNKNOWN_SHARE).then(|| {
+            let samples: Vec<String> = self.samples.iter().map(|text| format!("{text:?}")).collect();
+            let such = if samples.is_empty() { String::new() } else { format!(", such as {}", samples.join(", ")) };
+            format!(
+                "Of the tokens that carry loss, {:.1} % are {}: this tokenizer cannot spell some of the text{such}, and the model would \
+                 learn to write {} for it.",
+                100.0 * self.share(),
+                self.token,
+                self.token
+            )
+        })
+    }
 }
 
 /// A file that was read.
@@ -141,7 +188,10 @@ impl Report {
             ),
             (
                 self.missing_end,
-                format!("Without an end-of-turn token at the end{why}, so that the model does not learn to stop"),
+                self.plain_end.as_ref().map_or_else(
+                    || format!("Without an end-of-turn token at the end{why}, so that the model does not learn to stop"),
+                    PlainEnd::describe,
+                ),
             ),
         ];
         let counted = counted.into_iter().filter(|(count, _)| *count > 0);
@@ -154,6 +204,7 @@ impl Report {
                 examples(*count)
             ));
         }
+        warnings.extend(self.unknown.warning());
         for (what, count) in &self.unwritten {
             warnings.push(format!("The chat template does not write {what}: {}.", examples(*count)));
         }
@@ -209,6 +260,10 @@ impl Dataset {
         }
         let mut dataset = loading.dataset;
         dataset.count();
+        dataset.report.unknown.of = dataset.report.trained_tokens;
+        if dataset.report.missing_end > 0 {
+            dataset.report.plain_end = template.as_ref().and_then(|template| template.plain_end(tokenizer));
+        }
         if dataset.examples.is_empty() {
             return Err(DataError::NothingTrained(dataset.why_empty(spec)));
         }
@@ -227,7 +282,10 @@ impl Dataset {
         let pad_is_eos =
             tokenizer.pad().filter(|&pad| tokenizer.is_end(pad)).and_then(|pad| tokenizer.id_to_token(pad));
         let has_eos = tokenizer.eos().is_some();
-        let report = Report { max_length: spec.max_length, pad_is_eos, has_eos, ..Report::default() };
+        let token = tokenizer.unknown().and_then(|id| tokenizer.id_to_token(id)).unwrap_or_default();
+        let unknown = Unknown { token, ..Unknown::default() };
+        let report =
+            Report { max_length: spec.max_length, pad_is_eos, has_eos, unknown, ..Report::default() };
         Dataset { examples: Vec::new(), weights: Vec::new(), report }
     }
 
@@ -343,6 +401,9 @@ struct Loading<'a> {
 
 /// What one record became.
 struct Outcome {
+    at: Source,
+    oddities: Vec<Oddity>,
+    unknown: Option<String>,
     examples: Vec<Example>,
     fate: Fate,
     double_bos: bool,
@@ -360,13 +421,8 @@ enum Fate {
 
 impl Loading<'_> {
     fn file(&mut self, path: &Path, source: &SourceSpec) -> Result<(), DataError> {
-        let mut records = records(path)?;
-        let first: Vec<RawRecord> = records.by_ref().take(LOOKED_AT).collect::<Result<_, _>>()?;
-        let named = source.format.unwrap_or(self.spec.format);
-        let found = named == Format::Auto;
-        let format = if found { find_format(&first)? } else { named };
-        check_document(path, &first, format)?;
-        let mut records = first.into_iter().map(Ok).chain(records);
+        let Opened { mut records, format, found } =
+            format::open(path, source.format.unwrap_or(self.spec.format))?;
         let mut count = 0;
         loop {
             let chunk: Vec<RawRecord> = records.by_ref().take(CHUNK).collect::<Result<_, _>>()?;
@@ -386,18 +442,19 @@ impl Loading<'_> {
                 }
             }
         }
-        self.dataset.report.files.push(FileReport { path: path.into(), format, found, records: count });
+        self.dataset.report.files.push(FileReport { path: shown(path), format, found, records: count });
         Ok(())
     }
 
     fn record(&self, record: &RawRecord, format: Format) -> Result<Outcome, DataError> {
         let at = &record.at;
         let item = format.item(record.parse()?, at)?;
+        let oddities = Oddity::of(&item);
         let labelled = self.labeller.label(item, at)?;
         self.check_vocabulary(&labelled, at)?;
         let bos = self.labeller.tokenizer.bos();
         let double_bos = matches!(labelled.input_ids[..], [a, b, ..] if Some(a) == bos && a == b);
-        let is_document = matches!(record.text, RawText::Document(_));
+        let is_document = matches!(record.content, RawContent::Document(_));
         let (used, fate) = self.fit(labelled.input_ids.len(), is_document, at)?;
         let ending = if fate == Fate::Truncated { Ending::Ended } else { labelled.ending };
         let ids = labelled.input_ids[..used].chunks(self.spec.max_length);
@@ -408,7 +465,9 @@ impl Loading<'_> {
             source: at.clone(),
         };
         let unwritten = labelled.unwritten.into_iter().collect();
-        Ok(Outcome { examples: ids.zip(labels).map(piece).collect(), fate, double_bos, ending, unwritten })
+        let examples = ids.zip(labels).map(piece).collect();
+        let (at, unknown) = (at.clone(), labelled.unknown);
+        Ok(Outcome { at, oddities, unknown, examples, fate, double_bos, ending, unwritten })
     }
 
     fn check_vocabulary(&self, labelled: &Labelled, at: &Source) -> Result<(), DataError> {
@@ -453,13 +512,27 @@ impl Loading<'_> {
         if outcome.fate == Fate::Dropped {
             return;
         }
+        let note = |oddity| (outcome.at.clone(), oddity);
+        report.oddities.extend(outcome.oddities.into_iter().map(note));
         let before = examples.len();
         // The last piece of a document may be a single token, which has nothing to be predicted from.
         examples.extend(outcome.examples.into_iter().filter(|example| example.trained_tokens() > 0));
         weights.resize(examples.len(), weight);
         if examples.len() == before {
             report.without_trained_token += 1;
+            report.oddities.push(note(Oddity::NothingLearnt));
             return;
+        }
+        if let Some(id) = self.labeller.tokenizer.unknown() {
+            let learnt = examples[before..].iter().flat_map(|example| example.labels.iter().skip(1));
+            report.unknown.count += learnt.filter(|&&label| label == id as i32).count();
+        }
+        if let Some(text) = outcome.unknown {
+            let text: String = text.chars().take(20).collect();
+            if report.unknown.samples.len() < SAMPLES && !report.unknown.samples.contains(&text) {
+                report.unknown.samples.push(text);
+            }
+            report.oddities.push(note(Oddity::Unknown));
         }
         report.double_bos += usize::from(outcome.double_bos);
         for part in &outcome.unwritten {
@@ -467,40 +540,15 @@ impl Loading<'_> {
         }
         match outcome.ending {
             Ending::Ended => {}
-            Ending::Open => report.missing_end += 1,
+            Ending::Open => {
+                report.missing_end += 1;
+                report.oddities.push(note(Oddity::NoEnd));
+            }
             Ending::Other(id) => {
+                report.oddities.push(note(Oddity::OtherEnd));
                 let token = self.labeller.tokenizer.id_to_token(id).unwrap_or_else(|| id.to_string());
                 *report.other_end.entry(token).or_default() += 1;
             }
         }
     }
-}
-
-/// The one format of the records that were looked at.
-fn find_format(first: &[RawRecord]) -> Result<Format, DataError> {
-    let mut found: Option<(Format, &Source)> = None;
-    for record in first {
-        let format = crate::format::detect(&record.parse()?, &record.at)?;
-        match found {
-            None => found = Some((format, &record.at)),
-            Some((earlier, _)) if earlier == format => {}
-            Some((earlier, at)) => {
-                let message = format!(
-                    "looks like format {format}, but line {} like {earlier}; a file has one format (name it with data.format)",
-                    at.line
-                );
-                return Err(DataError::record(&record.at, message));
-            }
-        }
-    }
-    Ok(found.map_or(Format::Text, |(format, _)| format))
-}
-
-fn check_document(path: &Path, first: &[RawRecord], format: Format) -> Result<(), DataError> {
-    let is_document = first.iter().any(|record| matches!(record.text, RawText::Document(_)));
-    if is_document && format != Format::Text {
-        let message = format!("a .txt file is plain text, not {format}; data.format must be auto or text");
-        return Err(DataError::Unsupported { path: path.into(), message });
-    }
-    Ok(())
 }

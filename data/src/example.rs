@@ -4,21 +4,38 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::source::Kind;
+
 /// The label of a token that carries no loss, as in transformers.
 pub const IGNORE: i32 = -100;
 
-/// Where a record stands: a file, and the line (from 1) on which the record begins.
+/// Where a record stands: a file, and the line (from 1) on which the record begins; in a Parquet file, which has no lines, the row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The file, as the user named it.
     pub file: Arc<PathBuf>,
-    /// The line on which the record begins, from 1.
+    /// The line on which the record begins, or its row, from 1.
     pub line: usize,
+}
+
+impl Source {
+    /// The place within the file, in words.
+    pub fn place(&self) -> String {
+        let unit = if self.is_row() { "row" } else { "line" };
+        format!("{unit} {}", self.line)
+    }
+
+    fn is_row(&self) -> bool {
+        matches!(Kind::of(&self.file), Ok(Kind::Parquet))
+    }
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        match self.is_row() {
+            true => write!(f, "{}, row {}", self.file.display(), self.line),
+            false => write!(f, "{}:{}", self.file.display(), self.line),
+        }
     }
 }
 

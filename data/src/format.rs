@@ -1,5 +1,6 @@
 //! The formats in which people keep examples, told apart by their keys and turned into one of four kinds of [`Item`].
 
+mod found;
 mod marks;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
+pub(crate) use found::{Opened, open};
 pub use marks::{Learnt, Mark};
 
 use crate::error::{did_you_mean, named_enum, nearest};
@@ -93,8 +95,8 @@ pub struct Chat {
 /// Roles that messages may have.
 const ROLES: &[&str] = &["system", "user", "assistant", "tool", "developer"];
 
-/// Keys under which an alpaca record may keep its parts; Dolly and GSM8K use the later ones.
-const INSTRUCTION: &[&str] = &["instruction", "question", "query"];
+/// Keys under which an alpaca record may keep its parts; Dolly and GSM8K use the later ones. Without an instruction, the input is one.
+const INSTRUCTION: &[&str] = &["instruction", "question", "query", "prompt"];
 const INPUT: &[&str] = &["input", "context"];
 const OUTPUT: &[&str] = &["output", "response", "answer"];
 
@@ -112,7 +114,7 @@ pub fn detect(record: &Map<String, Json>, at: &Source) -> Result<Format, DataErr
         Ok(Format::Sharegpt)
     } else if has("prompt") && has("completion") {
         Ok(Format::Completion)
-    } else if has_one_of(INSTRUCTION) && has_one_of(OUTPUT) {
+    } else if (has_one_of(INSTRUCTION) || has("input")) && has_one_of(OUTPUT) {
         Ok(Format::Alpaca)
     } else if has("text") {
         Ok(Format::Text)
@@ -140,7 +142,8 @@ fn unknown_keys(record: &Map<String, Json>) -> String {
     let hint = slip.map(|(key, near)| format!(" Did you mean {near:?} by {key:?}?")).unwrap_or_default();
     format!(
         "no known format has only the keys [{}].{hint} Known are messages (messages), sharegpt (conversations), alpaca \
-         (instruction, output), completion (prompt, completion), text (text) and tokenized (input_ids, labels)",
+         (instruction, output; also question, query, prompt or input, and response or answer), completion (prompt, completion), text \
+         (text) and tokenized (input_ids, labels); rename the keys or columns",
         found.join(", ")
     )
 }
@@ -325,7 +328,20 @@ impl Fields<'_> {
     fn list(&mut self, keys: &[&'static str]) -> Result<Vec<Json>, DataError> {
         match self.require(keys)? {
             Json::Array(items) => Ok(items),
+            Json::String(text) => self.list_of_text(keys[0], &text),
             other => Err(self.error(format!("{:?} must be a list, not {}", keys[0], kind(&other)))),
+        }
+    }
+
+    /// A list that is kept as JSON text, as the cell of a table.
+    fn list_of_text(&self, key: &str, text: &str) -> Result<Vec<Json>, DataError> {
+        match json::parse(text) {
+            Ok(Json::Array(items)) => Ok(items),
+            // Python's `str` of a list, which pandas writes into a csv.
+            Err(_) if text.trim_start().starts_with("[{'") => Err(self.error(format!(
+                "{key:?} is a list as Python prints it, not JSON; write it by json.dumps, or save the table as .parquet"
+            ))),
+            _ => Err(self.error(format!("{key:?} must be a list, not a string"))),
         }
     }
 
@@ -521,7 +537,10 @@ impl Fields<'_> {
 
     /// A user's turn is the instruction and, a line below, the input; `history` holds earlier [user, assistant] pairs.
     fn alpaca(&mut self) -> Result<Item, DataError> {
-        let (instruction, output) = (self.text(INSTRUCTION)?, self.text(OUTPUT)?);
+        let has_instruction = INSTRUCTION.iter().any(|key| self.record.contains_key(*key));
+        let keys =
+            if has_instruction || !self.record.contains_key("input") { INSTRUCTION } else { &["input"] };
+        let (instruction, output) = (self.text(keys)?, self.text(OUTPUT)?);
         let input = self.optional_text(INPUT)?;
         let Turns { mut messages, marks } = self.system_turn()?;
         for (i, pair) in self.history()?.iter().enumerate() {
@@ -550,6 +569,8 @@ impl Fields<'_> {
         match self.take(&["history"]) {
             None => Ok(Vec::new()),
             Some(Json::Array(pairs)) => Ok(pairs),
+            Some(Json::String(text)) if text.trim().is_empty() => Ok(Vec::new()),
+            Some(Json::String(text)) => self.list_of_text("history", &text),
             Some(other) => Err(self.error(format!("\"history\" must be a list, not {}", kind(&other)))),
         }
     }

@@ -61,6 +61,23 @@ pub(crate) fn parse_tools(text: &str) -> Result<Json, JsonError> {
     read(text, true)
 }
 
+/// A value as JSON in one line, its integers beyond 64 bits with their digits.
+pub(crate) fn write(value: &Json) -> String {
+    let (text, mark) = (value.to_string(), format!("\"{INTEGER_MARK}"));
+    let mut parts = text.split(&mark);
+    let mut out = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        match part
+            .split_once('"')
+            .filter(|(digits, _)| big_integer(&format!("{INTEGER_MARK}{digits}")).is_some())
+        {
+            Some((digits, rest)) => out.extend([digits, rest]),
+            None => out.extend([&mark, part]),
+        }
+    }
+    out
+}
+
 fn read(text: &str, in_tools: bool) -> Result<Json, JsonError> {
     let refused = match serde_json::from_str(text) {
         Ok(value) if !has_long_number(text.as_bytes()) => return Ok(value),
@@ -294,6 +311,13 @@ mod tests {
         assert_eq!(value["text"], "18446744073709551616");
         assert_eq!(big_integer(value["tools"][0]["max"].as_str().unwrap()), Some("18446744073709551616"));
         assert_eq!(parse_tools("[18446744073709551616]").unwrap()[0], "\u{FDD2}18446744073709551616");
+    }
+
+    #[test]
+    fn what_was_read_is_written_with_all_its_digits() {
+        let text =
+            r#"{"tools":[{"max":18446744073709551616,"min":-9223372036854775809,"name":"\"1\\"}],"n":1.5}"#;
+        assert_eq!(write(&parse(text).unwrap()), text);
     }
 
     #[test]

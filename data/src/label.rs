@@ -62,6 +62,8 @@ pub struct Labelled {
     pub ending: Ending,
     /// What the chat template leaves out of the conversation, and one can do without.
     pub unwritten: Vec<Part>,
+    /// Learnt text that the vocabulary cannot spell, the first of it.
+    pub unknown: Option<String>,
 }
 
 /// How an example's trained parts end, which is how the model learns to stop.
@@ -87,13 +89,14 @@ impl Labeller<'_> {
                 labels: Vec::new(),
                 ending: Ending::Ended,
                 unwritten: Vec::new(),
+                unknown: None,
             }),
             Item::Tokenized { input_ids, labels } => {
                 let ending = match labels.iter().rposition(|&label| label != IGNORE) {
                     Some(last) => self.ending_of(input_ids[last]),
                     None => Ending::Ended,
                 };
-                Ok(Labelled { input_ids, labels, ending, unwritten: Vec::new() })
+                Ok(Labelled { input_ids, labels, ending, unwritten: Vec::new(), unknown: None })
             }
         }
     }
@@ -143,7 +146,7 @@ impl Labeller<'_> {
                 (_, other) => other,
             }
         });
-        Ok(Labelled { input_ids: encoded.ids, labels, ending, unwritten })
+        Ok(self.labelled(text, encoded, labels, ending, unwritten))
     }
 
     /// The assistant's messages of which tokens carry loss.
@@ -211,11 +214,12 @@ impl Labeller<'_> {
     }
 
     fn completion(&self, prompt: &str, completion: &str) -> Result<Labelled, DataError> {
-        let mut encoded = self.tokenizer.encode(&format!("{prompt}{completion}"), true)?;
-        let ending = self.append_end(&mut encoded, prompt.len() + completion.len());
+        let text = format!("{prompt}{completion}");
+        let mut encoded = self.tokenizer.encode(&text, true)?;
+        let ending = self.append_end(&mut encoded, text.len());
         let start = if self.train_on == TrainOn::All { 0 } else { prompt.len() };
         let labels = labels(&encoded, |begin| begin >= start);
-        Ok(Labelled { input_ids: encoded.ids, labels, ending, unwritten: Vec::new() })
+        Ok(self.labelled(&text, encoded, labels, ending, Vec::new()))
     }
 
     fn text(&self, text: &str, at: &Source) -> Result<Labelled, DataError> {
@@ -226,7 +230,23 @@ impl Labeller<'_> {
         let mut encoded = self.tokenizer.encode(text, true)?;
         let ending = self.append_end(&mut encoded, text.len());
         let labels = encoded.ids.iter().map(|&id| id as i32).collect();
-        Ok(Labelled { input_ids: encoded.ids, labels, ending, unwritten: Vec::new() })
+        Ok(self.labelled(text, encoded, labels, ending, Vec::new()))
+    }
+
+    fn labelled(
+        &self,
+        text: &str,
+        encoded: Encoded,
+        labels: Vec<i32>,
+        ending: Ending,
+        unwritten: Vec<Part>,
+    ) -> Labelled {
+        let unknown = self.tokenizer.unknown().and_then(|unknown| {
+            let place = labels.iter().position(|&label| label == unknown as i32)?;
+            let end = encoded.begins[place..].iter().find(|&&begin| begin > encoded.begins[place]);
+            text.get(encoded.begins[place]..end.map_or(text.len(), |&end| end)).map(String::from)
+        });
+        Labelled { input_ids: encoded.ids, labels, ending, unwritten, unknown }
     }
 
     /// Appends the end-of-text token unless the text already ends in it.

@@ -4,18 +4,21 @@
 //! [`source`] reads records from files and says where each stands, [`format`](mod@format) finds what kind of record it
 //! is and turns it into an [`Item`](format::Item), [`template`] renders conversations as the model's chat
 //! template says, [`tokenizer`] turns text into ids, [`label`] decides which of them carry loss, [`dataset`]
-//! does all that in parallel and reports what it noticed, and [`order`] shuffles and packs examples into
-//! rows. [`preview`] shows the result to a person.
+//! does all that in parallel and reports what it noticed (also of single records: [`oddity`]), and [`order`] shuffles and packs
+//! examples into rows. [`preview`] shows the result to a person, [`audit`] examines it, and [`convert`] writes records anew.
 //!
 //! This crate knows nothing of devices or models. Its results depend on its inputs and the seed only,
 //! never on the number of threads.
 
+pub mod audit;
+pub mod convert;
 pub mod dataset;
 pub mod error;
 pub mod example;
 pub mod format;
 mod json;
 pub mod label;
+pub mod oddity;
 pub mod order;
 pub mod preview;
 pub mod source;
@@ -29,5 +32,5 @@ pub use format::{Chat, Format};
 pub use label::TrainOn;
 pub use order::{OrderSpec, Row};
 pub use source::{SourceSpec, Sources};
-pub use template::{ChatTemplate, Rendered, TemplateError};
+pub use template::{ChatTemplate, PlainEnd, Rendered, TemplateError};
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};

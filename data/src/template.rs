@@ -138,6 +138,63 @@ pub struct Rendered {
     pub generation: Vec<Range<usize>>,
 }
 
+/// A chat template's marker for the end of a turn that is plain text to a tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PlainEnd {
+    /// Where the template came from.
+    pub template: String,
+    /// The marker.
+    pub marker: String,
+    /// The number of tokens that it becomes.
+    pub tokens: usize,
+    /// Built-in templates whose markers are tokens.
+    pub fitting: Vec<String>,
+}
+
+impl PlainEnd {
+    /// What that means, and what to do.
+    pub(crate) fn describe(&self) -> String {
+        let PlainEnd { template, marker, tokens, fitting } = self;
+        let instead = match fitting.as_slice() {
+            [] => "no built-in template ends a turn with a token that it has, so the marker is learnt as the text it is".to_string(),
+            names => format!("built-in templates that end a turn with a token that it has: {}", names.join(", ")),
+        };
+        format!(
+            "Ending in `{marker}`, by which the chat template ({template}) ends a turn and which is no token of this tokenizer but \
+             {tokens} tokens of plain text, so that the model does not stop by itself ({instead})"
+        )
+    }
+}
+
+/// The built-in templates that end a turn with a special token of the tokenizer and have no other markers in brackets than
+/// tokens; where some have such markers, only these: the model may know them.
+pub fn fitting(tokenizer: &Tokenizer) -> Vec<&'static str> {
+    let named: Vec<&str> = tokenizer.special_tokens().iter().map(|(_, token)| token.as_str()).collect();
+    let mut fitting: Vec<(&str, bool)> = Vec::new();
+    for &name in BUILTIN {
+        let template = ChatTemplate::builtin(name).expect("it is built in").with_special_tokens(tokenizer);
+        let Some((before, after)) = template.exchange() else { continue };
+        let text = before + &after;
+        let own: Vec<&str> = markers(&text).filter(|marker| !named.contains(marker)).collect();
+        if template.end_of_turn(tokenizer).is_some()
+            && own.iter().all(|marker| tokenizer.token_to_id(marker).is_some())
+        {
+            fitting.push((name, !own.is_empty()));
+        }
+    }
+    let some_have_own = fitting.iter().any(|(_, own)| *own);
+    fitting.into_iter().filter(|(_, own)| *own == some_have_own).map(|(name, _)| name).collect()
+}
+
+/// What stands in brackets without white space, such as `<|im_end|>` and `[INST]`.
+fn markers(text: &str) -> impl Iterator<Item = &str> {
+    text.match_indices(['<', '[']).filter_map(|(begin, open)| {
+        let end = begin + text[begin..].find(if open == "<" { '>' } else { ']' })? + 1;
+        let marker = &text[begin..end];
+        (!marker[1..].contains(|c: char| c == '<' || c == '[' || c.is_whitespace())).then_some(marker)
+    })
+}
+
 /// A compiled chat template.
 pub struct ChatTemplate {
     env: Environment<'static>,
@@ -300,6 +357,12 @@ impl ChatTemplate {
     /// The special token with which the template ends the assistant's turn, such as `<|im_end|>`: generation stops there as well
     /// as at the tokenizer's end tokens, for base models under a chat template. `None` if there is no such token.
     pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let after = self.exchange()?.1;
+        tokenizer.encode(&after, false).ok()?.ids.into_iter().find(|&id| tokenizer.is_special(id))
+    }
+
+    /// How the template writes a question and an answer: the text before the answer's words, and the text behind them.
+    fn exchange(&self) -> Option<(String, String)> {
         const SAID: &str = "Yes.";
         let message = |role: &str, content: &str| {
             [("role", role), ("content", content)].map(|(key, value)| (key.to_string(), Json::from(value)))
@@ -307,8 +370,21 @@ impl ChatTemplate {
         let chat =
             [message("user", "Ready?"), message("assistant", SAID)].map(|pairs| pairs.into_iter().collect());
         let text = self.render(&chat, None, false).ok()?.text;
-        let after = &text[text.rfind(SAID)? + SAID.len()..];
-        tokenizer.encode(after, false).ok()?.ids.into_iter().find(|&id| tokenizer.is_special(id))
+        let (before, after) = text.rsplit_once(SAID)?;
+        Some((before.to_string(), after.to_string()))
+    }
+
+    /// The marker at which the template ends the assistant's turn, if that is several tokens of this tokenizer rather than one.
+    pub(crate) fn plain_end(&self, tokenizer: &Tokenizer) -> Option<PlainEnd> {
+        if self.end_of_turn(tokenizer).is_some() {
+            return None;
+        }
+        let marker = self.exchange()?.1.trim().to_string();
+        let tokens = tokenizer.encode(&marker, false).ok()?.ids.len();
+        (tokens > 1).then(|| {
+            let fitting = fitting(tokenizer).into_iter().map(String::from).collect();
+            PlainEnd { template: self.origin.clone(), marker, tokens, fitting }
+        })
     }
 
     /// The conversation in the form that the template takes best, to be rendered in parts.

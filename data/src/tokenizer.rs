@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
-use tokenizers::{AddedToken, PostProcessorWrapper};
+use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper};
 
 /// A tokenizer folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,7 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
+    unknown: Option<u32>,
     /// Sorted: `eos` and whatever generation_config.json (or config.json) adds to it.
     ends: Vec<u32>,
     /// Ids of tokens flagged special.
@@ -99,6 +100,7 @@ impl Tokenizer {
         let eos = named("eos_token").or_else(|| token_ids(model.get("eos_token_id")).first().copied());
         let bos = named("bos_token");
         let pad = named("pad_token");
+        let unknown = unknown(&inner);
         let mut ends = token_ids(generation.as_ref().unwrap_or(&model).get("eos_token_id"));
         ends.extend(eos);
         ends.sort_unstable();
@@ -110,7 +112,7 @@ impl Tokenizer {
             .map(|(id, _)| id)
             .collect();
         let templates = chat_templates(folder, &config)?;
-        Ok(Tokenizer { inner, special, bos, eos, pad, ends, special_ids, templates })
+        Ok(Tokenizer { inner, special, bos, eos, pad, unknown, ends, special_ids, templates })
     }
 
     /// Token ids of a text, with where each begins. `add_special`: whether the tokenizer's own special tokens (BOS
@@ -159,6 +161,12 @@ impl Tokenizer {
     /// The padding token.
     pub fn pad(&self) -> Option<u32> {
         self.pad
+    }
+
+    /// The token that stands for text which the vocabulary cannot spell; `None` if it can spell everything, or where the same token
+    /// ends texts.
+    pub fn unknown(&self) -> Option<u32> {
+        self.unknown.filter(|&id| !self.is_end(id))
     }
 
     /// All tokens at which generation stops, ascending: `eos_token` and those of generation_config.json.
@@ -240,6 +248,18 @@ fn failed(error: &(dyn std::error::Error + Send + Sync)) -> TokenizerError {
 
 fn broken(path: &Path, message: impl ToString) -> TokenizerError {
     TokenizerError::Broken { path: path.into(), message: message.to_string() }
+}
+
+/// What the tokenizer's model writes for what it does not know. `unk_token` of tokenizer_config.json has no say in that: GPT-2's is the
+/// end of text, and never stands for anything else.
+fn unknown(inner: &tokenizers::Tokenizer) -> Option<u32> {
+    match inner.get_model() {
+        ModelWrapper::BPE(model) => inner.token_to_id(model.unk_token.as_ref()?),
+        ModelWrapper::WordPiece(model) => inner.token_to_id(&model.unk_token),
+        ModelWrapper::WordLevel(model) => inner.token_to_id(&model.unk_token),
+        // It keeps the place to itself; by convention that is this token's.
+        ModelWrapper::Unigram(_) => inner.token_to_id("<unk>"),
+    }
 }
 
 fn load_inner(folder: &Path, config: &Map<String, Json>) -> Result<tokenizers::Tokenizer, TokenizerError> {

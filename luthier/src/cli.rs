@@ -4,7 +4,9 @@
 
 mod data;
 mod eval;
+mod init;
 mod plan;
+mod problem;
 mod settings;
 mod speak;
 mod train;
@@ -16,7 +18,9 @@ use clap::{Args, Parser, Subcommand};
 
 pub(crate) use data::*;
 pub(crate) use eval::*;
+pub(crate) use init::*;
 pub(crate) use plan::*;
+pub(crate) use problem::parse;
 pub(crate) use settings::{RunArgs, Set};
 pub(crate) use speak::{Chat, Generate, Held, Sampling};
 pub(crate) use train::*;
@@ -129,6 +133,16 @@ pub(crate) enum Command {
     Data(Data),
     /// See a small model learn: everything needed is part of this program
     Example(Example),
+    /// Write a run file with comments, for the model and the data at hand
+    Init(Init),
+    /// Turn a configuration of Axolotl, LLaMA-Factory, TRL or PEFT into a run file
+    Import(Import),
+    /// Print the JSON schema of the run file, for editors
+    Schema(Schema),
+    /// Print the completions of a shell
+    Completions(Completions),
+    /// Print the manual page, or write those of all commands
+    Man(Man),
 }
 
 #[cfg(test)]

@@ -19,10 +19,11 @@ mod terminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = match cli::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     match catch_unwind(AssertUnwindSafe(|| commands::run(cli))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => error::report(&error),

@@ -4,9 +4,15 @@
 //! that tree, and the tree is decoded into [`RunFile`] (`decode`). So each complaint, from a misspelt key to a rank of
 //! 0 (`check`), points at the line or the flag that caused it. The resolved file is written in full into the run
 //! folder, and [`check_resume`] compares it with the settings of a run that goes on.
+//!
+//! The sentences above the keys here are what a person reads of them: in the JSON schema (`schema`), in the comments of a new run
+//! file (`commented`) and in the guide.
 
 mod check;
+mod commented;
 mod decode;
+mod foreign;
+mod schema;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -16,9 +22,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use check::Purpose;
+pub(crate) use check::{MAX_EPOCHS, Purpose};
+pub(crate) use commented::{Entry, Line, commented, keys, yaml_value};
+pub(crate) use foreign::{Foreign, Setting};
+pub(crate) use schema::schema;
 pub(crate) use values::{
     ByteSize, MicroBatch, Offloading, Pattern, Quantization, QuantizationType, Source, TargetModules,
     TrainData,
@@ -31,45 +41,54 @@ use yaml::{Key, Node, Origin, Value};
 /// A run file larger than this is none.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The settings of a run. The names and defaults are those of `RUN.yaml`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// The settings of a fine-tuning run. Every key may be left out; `model`, `data.train` and `output` must be given here or as flags.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RunFile {
-    /// The base model: a folder or a hub id.
+    /// Required. The base model: a folder in the Hugging Face layout, or a hub id, owner/name[@revision].
     pub(crate) model: Option<String>,
-    /// The budget that automatic settings fit into and that holds; none: what is free.
+    /// The memory that the run must fit into, such as 12GiB; null: what is free.
     pub(crate) memory: Option<ByteSize>,
-    /// Activations and arithmetic; adapters, gradients and optimizer are always f32.
+    /// Activations and products; adapters, gradients, optimizer and losses are always f32.
     pub(crate) precision: Precision,
-    /// How the frozen base is stored.
+    /// Holds the frozen base in four bits (QLoRA): nf4, fp4, or {type: nf4, double_quant: true, block_size: 64}; null: as it is
+    /// stored.
     pub(crate) quantization: Option<Quantization>,
     pub(crate) data: DataSection,
     pub(crate) adapter: AdapterSection,
     pub(crate) optimizer: OptimizerSection,
     pub(crate) schedule: ScheduleSection,
     pub(crate) training: TrainingSection,
-    /// The run folder.
+    /// Required. The run folder, which the result is written to.
     pub(crate) output: Option<PathBuf>,
 }
 
 /// Where examples come from and which of their tokens are trained on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DataSection {
+    /// Required. The examples to train on: a file, a folder, or a list of files or {path, format, weight}.
     pub(crate) train: Option<TrainData>,
+    /// Held-out examples that the loss is measured on: a file; excludes eval_fraction.
     pub(crate) eval: Option<PathBuf>,
-    /// The part of the training examples held out for evaluation, if `eval` is not given; in (0, 1).
+    /// The part of the training examples that is held out instead, between 0 and 1, such as 0.05.
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub(crate) eval_fraction: Option<f64>,
+    /// How the files hold examples; auto: found by looking at the first ones.
     pub(crate) format: Format,
+    /// Which tokens carry loss: all turns of the assistant, the last one (a completion), or all tokens.
     pub(crate) train_on: TrainOn,
-    /// None: the tokenizer's own; else a file or a built-in name.
+    /// How a conversation becomes text: a built-in name such as chatml, or a file; null: the tokenizer's own template.
     pub(crate) chat_template: Option<String>,
-    /// Tokens; what is longer is dealt with by `on_overflow`. None: 2048, or the model's context, or the longest example if that is
+    /// Tokens of the longest example, and of a packed row; null: 2048, or the model's context, or the longest example if that is
     /// less.
+    #[schemars(range(min = 2, max = 4_294_967_296_u64))]
     pub(crate) max_length: Option<usize>,
+    /// What becomes of longer examples; they are counted either way.
     pub(crate) on_overflow: OnOverflow,
-    /// Several examples in a row; attention never crosses an example's border.
+    /// Fills rows of max_length with several examples; attention never crosses an example's border.
     pub(crate) packing: bool,
+    /// Visits the examples in another order in every epoch.
     pub(crate) shuffle: bool,
 }
 
@@ -103,25 +122,33 @@ impl DataSection {
 }
 
 /// What is trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct AdapterSection {
+    /// What is trained: an adapter (the result is an adapter folder), or all weights (a model folder).
     pub(crate) method: Method,
+    /// The rank of the adapter: more can learn more, and takes more memory.
+    #[schemars(range(min = 1, max = 65_536))]
     pub(crate) r: usize,
+    /// The adapter's update is scaled by alpha / r.
+    #[schemars(extend("exclusiveMinimum" = 0), range(max = 1e9))]
     pub(crate) alpha: f64,
-    /// Of the adapter's input, in [0, 1).
+    /// The part of the adapter's input that is dropped at random, which works against overfitting.
+    #[schemars(range(min = 0, max = 0.99))]
     pub(crate) dropout: f64,
+    /// The layers that get an adapter: all-linear, a list of names such as [q_proj, v_proj], or a regular expression, as in PEFT.
     pub(crate) target_modules: TargetModules,
-    /// Scale by alpha / sqrt(r) in place of alpha / r.
+    /// Scales by alpha / sqrt(r) in place of alpha / r.
     pub(crate) rslora: bool,
+    /// How an adapter begins; gaussian with method: full begins from random weights where the model folder has none.
     pub(crate) init: Init,
-    /// An adapter folder to go on training from.
+    /// An adapter folder to go on training from; its own configuration gives rank, alpha and targets.
     pub(crate) init_from: Option<PathBuf>,
-    /// Other ranks for modules whose name matches, the first match first.
+    /// Other ranks for modules whose name matches a pattern, such as {q_proj: 8}; the first match counts.
     pub(crate) rank_pattern: Pattern<usize>,
-    /// Other alphas for modules whose name matches, the first match first.
+    /// Other alphas for modules whose name matches a pattern; the first match counts.
     pub(crate) alpha_pattern: Pattern<f64>,
-    /// Modules trained in full and saved with the adapter.
+    /// Modules that are trained whole and saved with the adapter, such as lm_head.
     pub(crate) modules_to_save: Vec<String>,
 }
 
@@ -144,21 +171,30 @@ impl Default for AdapterSection {
 }
 
 /// How gradients become steps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct OptimizerSection {
-    /// The budget of the optimizer's state; the rest lies in a file. None: all is in memory, if it fits.
+    /// The memory for the optimizer's state, such as 64MiB, the rest lies in a file; null: all of it, or what fits.
     pub(crate) memory: Option<ByteSize>,
+    /// The update rule; _8bit: moments in eight bits, as in bitsandbytes.
     pub(crate) name: OptimizerName,
-    /// At its peak. None: 2e-4, and more for adapters of models narrower than 2048.
+    /// The learning rate at its peak, for all weights (method: full) some ten times less; null: 2e-4, and more for adapters of
+    /// models narrower than 2048.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub(crate) learning_rate: Option<f64>,
+    /// How long the moments of AdamW and Lion remember.
     pub(crate) betas: [f64; 2],
+    /// What AdamW adds to the denominator.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub(crate) eps: f64,
-    /// Decoupled.
+    /// Decoupled, on all trained tensors.
+    #[schemars(range(min = 0))]
     pub(crate) weight_decay: f64,
-    /// 0: no clipping.
+    /// Longer gradients are scaled down to this norm; 0: no clipping.
+    #[schemars(range(min = 0))]
     pub(crate) max_grad_norm: f64,
-    /// The learning rate of B over that of A.
+    /// The learning rate of B over that of A (LoRA+).
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub(crate) lora_plus_ratio: f64,
 }
 
@@ -178,11 +214,13 @@ impl Default for OptimizerSection {
 }
 
 /// How the learning rate moves over the steps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ScheduleSection {
+    /// The learning rate after the warm-up, as transformers' schedules.
     pub(crate) name: ScheduleName,
-    /// A fraction of the steps, or a number of steps if 1 or more; none: 0.03, and nothing in a run of fewer than ten steps.
+    /// A fraction of the steps, or a number of steps if 1 or more; null: 0.03, and none in a run of fewer than ten steps.
+    #[schemars(range(min = 0))]
     pub(crate) warmup: Option<f64>,
 }
 
@@ -193,32 +231,42 @@ impl Default for ScheduleSection {
 }
 
 /// How long, in which portions, and what is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct TrainingSection {
-    /// Passes over the examples. None: 1, or up to 3 where that would be fewer than about fifty steps.
+    /// Passes over the examples; null: as many as max_steps needs, or 1, up to 3 where that would be fewer than about fifty steps.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub(crate) epochs: Option<u64>,
-    /// Optimizer steps; ends the run early if reached.
+    /// Optimizer steps; ends the run early if reached, and is then the schedule's length.
+    #[schemars(range(min = 1))]
     pub(crate) max_steps: Option<u64>,
-    /// Examples (packing: rows of `max_length`) in an optimizer step; none: as many as the examples are enough for.
+    /// Rows of max_length (packing) or examples in an optimizer step; null: 8, fewer where an epoch would have fewer than twenty
+    /// steps.
+    #[schemars(range(min = 1, max = 4_294_967_296_u64))]
     pub(crate) batch_size: Option<usize>,
-    /// Tokens in memory at once.
+    /// Tokens in memory at once; auto: what fits. It changes no result but by rounding.
     pub(crate) micro_batch_tokens: MicroBatch,
+    /// Keeps activations, or computes them again in the backward pass (gradient checkpointing); auto: as the memory asks for.
     pub(crate) checkpointing: Checkpointing,
-    /// Whether the layers' inputs that `checkpointing: block` keeps lie in a file.
+    /// Keeps layers' inputs partly in a file: auto, true, false, or a size such as 512MiB that stays in memory.
     pub(crate) activation_offloading: Offloading,
-    /// How they are stored; none: as all activations.
+    /// How layers' inputs are stored until the backward pass; null: as all activations.
     pub(crate) activation_precision: Option<ActivationPrecision>,
-    /// Whether what layers below everything that is trained give is kept for examples that come again, and how much of it in
-    /// memory.
+    /// Keeps what frozen layers give for the next epoch: auto, true, false, or a size such as 512MiB that stays in memory.
     pub(crate) frozen_activations: Offloading,
-    /// Steps between evaluations.
+    /// Steps between evaluations; null: one after each epoch. One also stands before the first step and after the last.
+    #[schemars(range(min = 1))]
     pub(crate) eval_every: Option<u64>,
-    /// Steps between checkpoints.
+    /// Steps between checkpoints; null: about every ten minutes. One also stands at the end.
+    #[schemars(range(min = 1))]
     pub(crate) save_every: Option<u64>,
+    /// How many checkpoints are kept, beside the best evaluation's tensors.
+    #[schemars(range(min = 1))]
     pub(crate) keep_checkpoints: usize,
-    /// Evaluations without a better loss after which the run ends.
+    /// Ends the run after so many evaluations without a better loss; the result is then the best one's.
+    #[schemars(range(min = 1))]
     pub(crate) early_stopping_patience: Option<u64>,
+    /// Of all that is random: the same seed and settings give the same bytes.
     pub(crate) seed: u64,
 }
 
@@ -243,105 +291,142 @@ impl Default for TrainingSection {
 }
 
 /// Precision of activations and arithmetic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Precision {
+    /// 16 bits.
     #[default]
     Bf16,
+    /// 32 bits.
     F32,
 }
 
 /// How layers' inputs are stored where that is not as all activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ActivationPrecision {
+    /// 16 bits.
     Bf16,
 }
 
 /// How a file holds examples.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Format {
+    /// Found by looking at the first records.
     #[default]
     Auto,
+    /// {"messages": [{"role", "content"}]}
     Messages,
+    /// {"conversations": [{"from", "value"}]}
     Sharegpt,
+    /// {"instruction", "input", "output"}
     Alpaca,
+    /// {"prompt", "completion"}
     Completion,
+    /// {"text"}, or a text file.
     Text,
+    #[schemars(skip)] // not supported yet
     Preference,
+    /// {"input_ids", "labels"}
     Tokenized,
 }
 
 /// Which tokens carry loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum TrainOn {
+    /// Every turn of the assistant; of a completion, the completion.
     Assistant,
+    /// The last turn of the assistant; of a completion, the completion.
     Completion,
+    /// Every token.
     All,
 }
 
 /// What becomes of an example longer than `max_length`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum OnOverflow {
+    /// Cut off.
     Truncate,
+    /// Left out.
     Drop,
+    /// Refused.
     Error,
 }
 
 /// What is trained on the base.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Method {
+    /// A low-rank adapter.
     Lora,
+    #[schemars(skip)] // not supported yet
     Dora,
+    #[schemars(skip)] // not supported yet
     Qalora,
     /// All weights.
     Full,
 }
 
 /// How an adapter's matrices begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Init {
+    /// As PEFT: A uniform, B zero.
     Default,
+    /// A from a normal distribution, B zero.
     Gaussian,
+    #[schemars(skip)] // not supported yet
     Pissa,
+    #[schemars(skip)] // not supported yet
     Loftq,
+    #[schemars(skip)] // not supported yet
     Orthogonal,
 }
 
 /// The optimizer's rule and how its state is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum OptimizerName {
+    /// AdamW, moments in f32.
     Adamw,
+    /// AdamW, moments in eight bits.
     #[serde(rename = "adamw_8bit")]
     Adamw8bit,
+    /// The same as adamw.
     PagedAdamw,
+    /// The same as adamw_8bit.
     #[serde(rename = "paged_adamw_8bit")]
     PagedAdamw8bit,
+    /// Lion.
     Lion,
+    /// Gradient descent without momentum.
     Sgd,
 }
 
 /// The learning rate after the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ScheduleName {
+    /// Falls to 0 in a straight line.
     Linear,
+    /// Falls to 0 along half a cosine.
     Cosine,
+    /// Stays.
     Constant,
 }
 
 /// Whether the backward pass computes activations again in place of keeping them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Checkpointing {
+    /// As the memory asks for.
     Auto,
+    /// All activations are kept.
     None,
+    /// Each layer is computed again.
     Block,
 }
 
@@ -500,7 +585,7 @@ impl Settings {
     /// Unknown keys, wrong types and values outside a closed set are refused here; ranges, required keys and what this
     /// version does not support are the concern of [`Settings::validate`].
     pub(crate) fn resolve(file: Option<&Path>, overrides: Vec<Override>) -> anyhow::Result<Self> {
-        let file = file.map(FileText::read).transpose()?;
+        let file = file.map(|path| FileText::read(path, "run file")).transpose()?;
         let report = |problem: Problem| problem.report(file.as_ref());
         let mut tree = match &file {
             Some(file) => yaml::parse(&file.text).map_err(report)?,
@@ -525,16 +610,17 @@ impl Settings {
 }
 
 impl FileText {
-    fn read(path: &Path) -> anyhow::Result<Self> {
+    /// `what` it should be, for messages.
+    fn read(path: &Path, what: &str) -> anyhow::Result<Self> {
         let name = path.display().to_string();
-        let size = std::fs::metadata(path).with_context(|| format!("cannot read the run file {name}"))?;
+        let size = std::fs::metadata(path).with_context(|| format!("cannot read the {what} {name}"))?;
         if size.is_dir() {
-            return Err(user(format!("{name} is a folder; a run file such as RUN.yaml is expected")));
+            return Err(user(format!("{name} is a folder; a {what} such as RUN.yaml is expected")));
         }
         if size.len() > MAX_FILE_BYTES {
-            return Err(user(format!("{name} has {} bytes; that is no run file", size.len())));
+            return Err(user(format!("{name} has {} bytes; that is no {what}", size.len())));
         }
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read the run file {name}"))?;
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read the {what} {name}"))?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let offset = error.utf8_error().valid_up_to();
             user(format!("{name} is not UTF-8 text: byte {offset} is no character"))

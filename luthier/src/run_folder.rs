@@ -22,7 +22,7 @@ use model::adapter::peft::CONFIG_FILE;
 use model::checkpoint::write_whole;
 use serde_json::Value;
 
-pub(crate) use card::write_card;
+pub(crate) use card::{has_card, write_card};
 
 use crate::error::user;
 use crate::run_file::{self, RunFile, Settings};

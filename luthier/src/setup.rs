@@ -78,7 +78,7 @@ fn data_spec(
     })
 }
 
-fn format(format: run_file::Format) -> data::Format {
+pub(crate) fn format(format: run_file::Format) -> data::Format {
     match format {
         run_file::Format::Auto => data::Format::Auto,
         run_file::Format::Messages => data::Format::Messages,

@@ -64,6 +64,8 @@ pub(crate) struct Restored {
 #[derive(Debug)]
 pub(crate) struct Checkpoints {
     folder: PathBuf,
+    /// Steps whose checkpoints were found damaged: they stand in for no other.
+    damaged: Vec<u64>,
     /// The folder itself, whatever becomes of its name.
     #[cfg(unix)]
     opened: fs::File,
@@ -76,6 +78,7 @@ impl Checkpoints {
         sweep(&folder);
         sweep_staged(&folder);
         Ok(Checkpoints {
+            damaged: Vec::new(),
             #[cfg(unix)]
             opened: fs::File::open(&folder).map_err(|e| TrainError::read(&folder, e))?,
             folder,
@@ -121,14 +124,14 @@ impl Checkpoints {
     /// # Errors
     /// If all are damaged, one was written by a later version, or what is not to be in memory cannot be written.
     pub(crate) fn restore(
-        &self,
+        &mut self,
         saving: &Saving<'_>,
         layout: &Layout,
         parameters: &mut Parameters,
         optimizer: &mut Optimizer,
     ) -> Result<Option<Restored>> {
         let mut damaged = Vec::new();
-        for &step in self.steps().iter().rev() {
+        for step in self.steps().into_iter().rev() {
             let path = self.path(step);
             let restored = self.check(step, saving).and_then(|state| {
                 let trained = saving.read_trained(&path, layout, parameters);
@@ -149,6 +152,7 @@ impl Checkpoints {
                     Err(other) => return Err(other),
                 },
             };
+            self.damaged.push(step);
             damaged.push(Damaged { path, why });
         }
         if damaged.is_empty() {
@@ -187,8 +191,8 @@ impl Checkpoints {
         TrainError::Ended { cause: Box::new(cause), checkpoint }
     }
 
-    /// Writes a checkpoint, then removes all but the newest `keep` up to it. Later ones, which were found damaged, are replaced
-    /// when their turn comes.
+    /// Writes a checkpoint, then removes all but the newest `keep` up to it. Those that were found damaged are not counted, and stay
+    /// for a person to look at unless this one takes their place.
     pub(crate) fn save(
         &self,
         state: &State,
@@ -207,7 +211,7 @@ impl Checkpoints {
             Ok(write_whole(&to.join(STATE_FILE), &json)?)
         })?;
         let mut steps = self.steps();
-        steps.retain(|&step| step <= state.step);
+        steps.retain(|step| *step <= state.step && (*step == state.step || !self.damaged.contains(step)));
         for &old in &steps[..steps.len().saturating_sub(keep.max(1))] {
             remove(&self.path(old));
         }

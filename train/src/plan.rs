@@ -126,6 +126,11 @@ impl<'a> StepPlan<'a> {
         Demand { longest, step, total: step.max(held_out) }
     }
 
+    /// Epochs that the run begins.
+    pub fn epochs(&self) -> u64 {
+        self.epoch_ends.len() as u64
+    }
+
     /// Whether an epoch ends with a step.
     pub(crate) fn ends_epoch(&self, step: u64) -> bool {
         self.epoch_ends.binary_search(&step).is_ok()

@@ -42,7 +42,9 @@ pub(super) fn take(
 ) -> Result<Option<(&'static str, bool)>, String> {
     let mut found: Option<(&str, bool)> = None;
     for key in KEYS {
-        let Some(value) = object.shift_remove(key).filter(|value| !value.is_null()) else { continue };
+        // An empty text is a cell of a table without a value.
+        let says = |value: &Json| !value.is_null() && value.as_str() != Some("");
+        let Some(value) = object.shift_remove(key).filter(says) else { continue };
         let learnt = is_learnt(&value).ok_or_else(|| {
             let shown =
                 if value.is_object() || value.is_array() { kind(&value).into() } else { value.to_string() };

@@ -1,12 +1,18 @@
 //! The crate from the outside: files in, token ids with labels out.
 
+mod audit;
+mod compressed;
+mod convert;
 mod files;
 mod formats;
 mod labels;
 mod malformed;
 mod marks;
 mod order;
+mod parquet;
 mod support;
+mod tables;
 mod templates;
 mod tokenizers;
 mod tools;
+mod warnings;

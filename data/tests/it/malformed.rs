@@ -198,7 +198,18 @@ fn a_run_in_which_nothing_would_be_trained_does_not_start() {
 
 #[test]
 fn files_of_another_kind_are_refused_with_advice() {
-    assert!(error_of("a.csv", "a,b", |_| {}).contains("convert it to .jsonl"));
+    for (name, advice) in [
+        ("a.jsonl.xz", ".xz is compressed in a way that is not read; unpack it, or pack it as .gz or .zst"),
+        ("a.parquet.gz", "a Parquet file is compressed within and read from its end; unpack it first"),
+        ("a.gz", "what is compressed is unknown; name it in front of the ending, as in .jsonl.gz"),
+        ("a.arrow", ".arrow is not read; save it as .parquet"),
+        ("a.xlsx", ".xlsx is not read; save the sheet as .csv"),
+        ("a", "without an ending its kind is unknown; name it with one of jsonl,"),
+        ("a.jsnl.gz", ".jsnl is not a supported kind of file, did you mean .jsonl?"),
+    ] {
+        let text = error_of(name, "", |_| {});
+        assert!(text.contains(advice), "{text}");
+    }
     assert!(error_of("a.jsonnl", "", |_| {}).contains("did you mean .jsonl?"));
     let missing = Dataset::load(&DataSpec::file("no/such/file.jsonl"), &tokenizer()).unwrap_err().to_string();
     assert!(missing.contains("no/such/file.jsonl"), "{missing}");
@@ -223,8 +234,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn no_file_makes_a_panic(text in r#"[\[\]{},:"\\a1\n é🎻-]{0,40}"#, bytes in prop::collection::vec(any::<u8>(), 0..40)) {
-        for name in ["a.json", "a.jsonl", "a.txt"] {
+    fn no_file_makes_a_panic(text in r#"[\[\]{},;:"\\a1\r\n\t é🎻-]{0,40}"#, bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+        for name in ["a.json", "a.jsonl", "a.txt", "a.csv", "a.tsv", "a.parquet"] {
             let files = Files::new(&[]);
             for content in [text.as_bytes(), &bytes] {
                 std::fs::write(files.path(name), content).unwrap();

@@ -52,7 +52,7 @@ pub(crate) struct Shortcuts {
     /// The memory to fit into, such as 48GB (`memory`)
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     memory: Option<String>,
-    /// How the base is held: nf4 or fp4 (`quantization`)
+    /// How the base is held: nf4, fp4 or none (`quantization`)
     #[arg(long, value_name = "TYPE")]
     quantization: Option<String>,
 }
@@ -90,6 +90,10 @@ impl RunArgs {
 
 impl Shortcuts {
     fn overrides(&self) -> anyhow::Result<Vec<Override>> {
+        let quantization = self.quantization.as_ref().map(|held| match held.as_str() {
+            "none" => "null".to_owned(),
+            _ => held.clone(),
+        });
         let numbers = [
             ("--lr", "optimizer.learning_rate", &self.lr),
             ("--epochs", "training.epochs", &self.epochs),
@@ -97,7 +101,7 @@ impl Shortcuts {
             ("--rank", "adapter.r", &self.rank),
             ("--max-length", "data.max_length", &self.max_length),
             ("--memory", "memory", &self.memory),
-            ("--quantization", "quantization", &self.quantization),
+            ("--quantization", "quantization", &quantization),
         ];
         let given = numbers.iter().filter_map(|(flag, key, value)| Some((flag, key, value.as_ref()?)));
         let mut overrides: Vec<_> =

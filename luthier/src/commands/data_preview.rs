@@ -32,6 +32,11 @@ pub(super) fn run(args: cli::Preview, _global: &Global) -> anyhow::Result<ExitCo
         }
     }
     summarize(&data);
+    let warnings = match &config {
+        Some(config) => setup::warnings(&data.report, config),
+        None => data.report.warnings(),
+    };
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -44,7 +49,7 @@ fn painted(example: &Example, tokenizer: &Tokenizer) -> String {
     format!("--- {}: {tokens} tokens, {trained} carry loss\n{text}\n", example.source)
 }
 
-/// All examples in numbers, and what was noticed, on stderr.
+/// All examples in numbers, on stderr.
 fn summarize(data: &Dataset) {
     let report = &data.report;
     for file in &report.files {
@@ -58,5 +63,4 @@ fn summarize(data: &Dataset) {
         count(report.trained_tokens as f64),
         report.longest
     );
-    report.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
 }

@@ -18,6 +18,7 @@ use crate::cli::{self, Global};
 use crate::error::user;
 use crate::hub;
 use crate::run_file::{AdapterSection, Method, RunFile, Settings};
+use crate::run_folder;
 use crate::terminal::{self, count};
 
 /// One of these is where a model's weights are.
@@ -324,8 +325,7 @@ fn of_run(folder: &Path) -> anyhow::Result<Map<String, Value>> {
             facts.insert("adapter".into(), Value::Object(of_adapter(folder)?));
         }
         (false, _) => {
-            let command = format!("luthier train {} --resume", folder.join("run.yaml").display());
-            facts.insert("to_go_on".into(), json!(command));
+            facts.insert("to_go_on".into(), json!(run_folder::resume_command(folder)));
         }
     }
     Ok(facts)

@@ -1,11 +1,14 @@
 //! `luthier merge`: writes a model with an adapter added into its weights, and proves that it computes the same.
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use compute::Precision;
+use data::ChatTemplate;
 use model::adapter::merge::Difference;
-use model::checkpoint::Staging;
+use model::checkpoint::{Staging, write_whole};
 use model::{Decoder, ModelError, StoredDType};
 use serde_json::json;
 
@@ -38,6 +41,7 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
         ));
     }
     decoder.write_model_files(&adapter, &base.folder, &base.tokenizer_folder, staging.path(), dtype)?;
+    let ends = stop_at_end_of_turn(&base, staging.path())?;
     // The merged model is read back in place of the base, not beside it.
     drop((decoder, adapter));
     let merged = match Decoder::load(staging.path(), &device, Precision::F32, None) {
@@ -62,8 +66,31 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
         true => terminal::print_json(&result.json())?,
         false => terminal::print_line(format!("{}\n{result}", args.output.display()))?,
     }
+    if let Some(token) = ends {
+        eprintln!("note: generation_config.json ends answers at {token}, as the chat template does");
+    }
     result.warn();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Adds the token with which the chat template ends a turn to those at which generation ends, if it is not among them: other
+/// programs know no more than generation_config.json, and answers would not end there. Returns the token that was added.
+fn stop_at_end_of_turn(base: &Base, merged: &Path) -> anyhow::Result<Option<String>> {
+    let tokenizer = base.tokenizer()?;
+    let template = ChatTemplate::resolve(None, &tokenizer)?;
+    let Some(end) = template.and_then(|template| template.end_of_turn(&tokenizer)) else { return Ok(None) };
+    if tokenizer.is_end(end) {
+        return Ok(None);
+    }
+    let path = merged.join("generation_config.json");
+    let mut config: serde_json::Map<String, serde_json::Value> = match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).context("generation_config.json of the base")?,
+        Err(_) => serde_json::Map::new(), // the base has none
+    };
+    let ends: Vec<u32> = tokenizer.ends().iter().copied().chain([end]).collect();
+    config.insert("eos_token_id".to_owned(), json!(ends));
+    write_whole(&path, serde_json::to_string_pretty(&config).expect("numbers and text").as_bytes())?;
+    Ok(tokenizer.id_to_token(end))
 }
 
 fn name(dtype: StoredDType) -> &'static str {

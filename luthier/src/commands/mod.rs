@@ -2,14 +2,20 @@
 
 mod bench;
 mod chat;
+mod completions;
+mod data_check;
+mod data_convert;
 mod data_preview;
 mod eval;
 mod example;
 mod generate;
+mod import;
+mod init;
 mod inspect;
 mod merge;
 mod plan;
 mod quantize;
+mod schema;
 mod train;
 
 use std::process::ExitCode;
@@ -32,5 +38,12 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(args) => plan::run(args, global),
         Command::Bench(args) => bench::run(args, global),
         Command::Data(Data::Preview(args)) => data_preview::run(args, global),
+        Command::Data(Data::Check(args)) => data_check::run(args, global),
+        Command::Data(Data::Convert(args)) => data_convert::run(args, global),
+        Command::Init(args) => init::run(args, global),
+        Command::Import(args) => import::run(args, global),
+        Command::Schema(args) => schema::run(args, global),
+        Command::Completions(args) => completions::run(args, global),
+        Command::Man(args) => completions::man(args, global),
     }
 }

@@ -91,7 +91,6 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
             lock
         }
     };
-    run_folder::write_tokenizer(&base.tokenizer_folder, template.as_deref(), &folder)?;
     let job = Job {
         decoder: &decoder,
         adapter,
@@ -107,8 +106,11 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     if resumed && trainer.step_done() == 0 && !args.quiet {
         eprintln!("no step of this run was saved: it begins anew");
     }
-    if resumed && !trainer.finished() {
-        run_folder::claim(&folder, run, begun)?;
+    if !trainer.finished() {
+        if resumed {
+            run_folder::claim(&folder, run, begun)?;
+        }
+        run_folder::write_tokenizer(&base.tokenizer_folder, template.as_deref(), &folder)?;
     }
     let mut narrator = Narrator::new(&folder, args.quiet);
     let outcome = trainer.run(&mut |event| narrator.tell(event));
@@ -148,7 +150,7 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
             Ended::Stopped
         }
     };
-    if ended != Ended::Stopped {
+    if ended == Ended::Finished || (ended == Ended::AlreadyFinished && !run_folder::has_card(&folder)) {
         run_folder::write_card(&folder, run, &base.name, &history)?;
     }
     let chats = match &template {

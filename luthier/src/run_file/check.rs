@@ -21,7 +21,7 @@ pub(crate) enum Purpose {
 }
 
 /// The steps of every epoch are known before the first, so there is an end to them.
-const MAX_EPOCHS: u64 = 1_000_000;
+pub(crate) const MAX_EPOCHS: u64 = 1_000_000;
 /// Lengths and sizes beyond this are slips of the pen, and would overflow the account of memory.
 const MAX_TOKENS: usize = 1 << 32;
 const NOT_YET: &str = "is not supported yet in this version";

@@ -15,7 +15,7 @@ data:
   format: auto
   train_on: assistant
   chat_template: null
-  max_length: 2048
+  max_length: null
   on_overflow: truncate
   packing: true
   shuffle: true
@@ -34,7 +34,7 @@ adapter:
 optimizer:
   memory: null
   name: adamw
-  learning_rate: 2.0e-4
+  learning_rate: null
   betas: [0.9, 0.999]
   eps: 1.0e-8
   weight_decay: 0.0
@@ -44,7 +44,7 @@ schedule:
   name: linear
   warmup: null
 training:
-  epochs: 1
+  epochs: null
   max_steps: null
   batch_size: null
   micro_batch_tokens: auto

@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -103,10 +104,12 @@ impl Quantization {
 }
 
 /// The table of sixteen values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, DeriveSerialize, DeriveDeserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, DeriveSerialize, DeriveDeserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum QuantizationType {
+    /// Quantiles of a normal distribution, as weights are.
     Nf4,
+    /// Floating-point numbers of four bits.
     Fp4,
 }
 

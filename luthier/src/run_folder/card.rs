@@ -10,9 +10,16 @@ use crate::run_file::{Method, RunFile, TrainData};
 use crate::setup;
 use crate::terminal::quoted;
 
+const CARD: &str = "README.md";
+
+/// Whether there is a card. A run that was killed after its result has none.
+pub(crate) fn has_card(folder: &Path) -> bool {
+    folder.join(CARD).exists()
+}
+
 /// Writes the card of a finished run.
 pub(crate) fn write_card(folder: &Path, run: &RunFile, base: &str, history: &History) -> anyhow::Result<()> {
-    Ok(write_whole(&folder.join("README.md"), card(folder, run, base, history).as_bytes())?)
+    Ok(write_whole(&folder.join(CARD), card(folder, run, base, history).as_bytes())?)
 }
 
 fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {

@@ -71,8 +71,11 @@ impl Subject {
     pub(crate) fn lend(&self, settings: &mut Settings) {
         let Some(trained) = &self.remembered else { return };
         let (mut taken, mut differing) = (Vec::new(), Vec::new());
+        // As a run folder has them.
+        let mut here = settings.run.clone();
+        here.make_paths_absolute();
         for key in ["data.chat_template", "data.max_length", "data.train_on", "quantization"] {
-            if settings.run.value(key) == trained.value(key) {
+            if here.value(key) == trained.value(key) {
                 continue;
             }
             let value = trained.value(key);

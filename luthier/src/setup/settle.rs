@@ -4,7 +4,7 @@ use data::Dataset;
 use model::Config;
 
 use super::order;
-use crate::run_file::{Method, RunFile};
+use crate::run_file::{MAX_EPOCHS, Method, RunFile};
 
 /// What an open setting became, where that is not the usual: a word for it, and the value with its reason.
 pub(crate) type Settled = (&'static str, String);
@@ -40,9 +40,10 @@ pub(crate) fn batch_size(run: &RunFile) -> usize {
     run.training.batch_size.unwrap_or(USUAL_BATCH)
 }
 
-/// Passes over the examples, at least if that is still open.
+/// Passes over the examples: as many as `max_steps` needs if they are left open, else at least so many.
 pub(crate) fn epochs(run: &RunFile) -> u64 {
-    run.training.epochs.unwrap_or(1)
+    let open = if run.training.max_steps.is_some() { MAX_EPOCHS } else { 1 };
+    run.training.epochs.unwrap_or(open)
 }
 
 /// The learning rate at its peak.
@@ -98,13 +99,12 @@ fn settle_batch_size(run: &mut RunFile, rows: usize) -> Option<Settled> {
 }
 
 fn settle_epochs(run: &mut RunFile, rows: usize) -> Option<Settled> {
-    if run.training.epochs.is_some() {
+    // A number of steps says by itself how many epochs it needs, and may grow when the run goes on.
+    if run.training.epochs.is_some() || run.training.max_steps.is_some() {
         return None;
     }
     let steps = rows.div_ceil(batch_size(run)) as u64;
-    let wanted = run.training.max_steps.unwrap_or(u64::MAX).min(ENOUGH_STEPS);
-    let enough = |epochs: &u64| epochs * steps >= wanted;
-    let epochs = (1..=MOST_EPOCHS).find(enough).unwrap_or(MOST_EPOCHS);
+    let epochs = ENOUGH_STEPS.div_ceil(steps.max(1)).clamp(1, MOST_EPOCHS);
     run.training.epochs = Some(epochs);
     let s = if steps == 1 { "" } else { "s" };
     (epochs > 1).then(|| ("epochs", format!("{epochs}: one would be only {steps} step{s}")))

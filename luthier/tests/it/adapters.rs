@@ -214,9 +214,6 @@ fn a_run_of_all_weights_is_told_as_a_run_whose_result_is_a_model() {
     // What a run that was stopped leaves.
     fs::remove_file(folder.path().join("run/config.json")).unwrap();
     let told = inspect();
-    assert_eq!(
-        (&told["finished"], &told["to_go_on"]),
-        (&json!(false), &json!("luthier train run/run.yaml --resume"))
-    );
+    assert_eq!((&told["finished"], &told["to_go_on"]), (&json!(false), &json!("luthier train --resume run")));
     assert_eq!(told.get("result"), None);
 }

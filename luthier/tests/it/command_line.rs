@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use tempfile::tempdir;
 
+use crate::support::{names, succeed};
 use crate::{failure, luthier, run};
 
 fn help(arguments: &[&str]) -> String {
@@ -35,6 +36,11 @@ fn every_command_has_the_flags_that_scripts_rely_on() {
         ("bench train", "--model --shape --set --steps --json"),
         ("bench generate", "--model --shape --set --steps --json"),
         ("data preview", "--model --data --count --set --json"),
+        ("data check", "--model --data --eval-data --set --strict --json"),
+        ("data convert", "--data --output --to --set"),
+        ("init", "--model --data --output"),
+        ("import", "--output --from"),
+        ("man", "--output"),
     ] {
         let help = help(&command.split(' ').collect::<Vec<_>>());
         for flag in flags.split(' ').chain(["--device", "--threads"]) {
@@ -107,4 +113,107 @@ fn a_reader_that_goes_away_is_no_failure() {
     let mut stderr = String::new();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn what_is_mistyped_is_told_in_a_line_with_what_was_meant() {
+    let folder = tempdir().unwrap();
+    for (arguments, told) in [
+        (
+            &["train", "--epoch", "3"][..],
+            "`luthier train` has no flag `--epoch`; did you mean `--epochs`? see `luthier train --help`",
+        ),
+        (&["train", "--fly"], "`luthier train` has no flag `--fly`; see `luthier train --help`"),
+        (&["train", "-x"], "`luthier train` has no flag `-x`; see `luthier train --help`"),
+        (&["trian"], "`luthier` has no command `trian`; did you mean `train`? see `luthier --help`"),
+        (
+            &["eval", "perplexty"],
+            "`luthier eval` has no command `perplexty`; did you mean `perplexity`? see `luthier eval --help`",
+        ),
+        (
+            &["merge", "--model", "m"],
+            "`luthier merge` needs `--adapter <DIR>` and `--output <DIR>`; see `luthier merge --help`",
+        ),
+        (
+            &["bench", "train"],
+            "`luthier bench train` needs `--model <M>` or `--shape <NAME>`; see `luthier bench train --help`",
+        ),
+        (&["inspect"], "`luthier inspect` needs `PATH`; see `luthier inspect --help`"),
+        (&["inspect", "a", "b"], "`luthier inspect` does not expect `b`; see `luthier inspect --help`"),
+        (&["train", "--output"], "`--output <DIR>` needs a value; see `luthier train --help`"),
+        (
+            &["completions", "fsh"],
+            "`SHELL` cannot be `fsh`: expected `bash`, `elvish`, `fish`, `powershell` or `zsh`; did you mean `fish`? see `luthier \
+             completions --help`",
+        ),
+        (
+            &["generate", "--model", "m", "--prompt", "p", "--temperature", "warm"],
+            "`--temperature <T>` cannot be `warm`: expected a number of 0 or more; see `luthier generate --help`",
+        ),
+        (
+            &["plan", "--model", "m", "--shape", "tiny"],
+            "`--model <M>` and `--shape <NAME>` exclude each other; see `luthier plan --help`",
+        ),
+        (
+            &["chat", "--model", "a", "--model", "b"],
+            "`--model <M>` may be given once only; see `luthier chat --help`",
+        ),
+        (
+            &["--device", "tpu", "inspect", "m"],
+            "`--device <DEVICE>` cannot be `tpu`: expected auto, cpu, cuda or cuda:N; see `luthier inspect --help`",
+        ),
+    ] {
+        assert_eq!(
+            failure(folder.path(), arguments),
+            format!("exit code 2\nerror: {told}\n"),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn help_and_version_are_results() {
+    let folder = tempdir().unwrap();
+    for arguments in [&["--help"][..], &["train", "-h"], &["help", "eval", "perplexity"], &["--version"]] {
+        let (told, said) = succeed(folder.path(), arguments);
+        assert!(told.contains("luthier") && said.is_empty(), "{arguments:?}: {told}{said}");
+    }
+}
+
+#[test]
+fn shells_are_told_the_commands_and_their_flags() {
+    let folder = tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let (script, _) = succeed(folder.path(), &["completions", shell]);
+        assert!(script.contains("perplexity") && script.contains("chat-template"), "{shell}");
+    }
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let folder = tempdir().unwrap();
+    let (page, _) = succeed(folder.path(), &["man"]);
+    assert!(page.contains(".TH luthier 1") && page.contains("luthier\\-train(1)"), "{page}");
+    succeed(folder.path(), &["man", "--output", "man/man1"]);
+    let pages = names(&folder.path().join("man/man1"));
+    for page in [
+        "luthier.1",
+        "luthier-train.1",
+        "luthier-eval-perplexity.1",
+        "luthier-bench-train.1",
+        "luthier-import.1",
+    ] {
+        assert!(pages.iter().any(|name| name == page), "{page}: {pages:?}");
+    }
+    let told = failure(folder.path(), &["man", "--output", "man/man1/luthier.1"]);
+    assert!(told.starts_with("exit code 2\nerror: cannot write manual pages"), "{told}");
+}
+
+#[test]
+fn the_schema_of_the_run_file_is_one_json_object() {
+    let folder = tempdir().unwrap();
+    let (told, said) = succeed(folder.path(), &["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(schema["properties"]["adapter"]["properties"]["r"]["default"], 16);
+    assert_eq!((schema["additionalProperties"].as_bool(), said.as_str()), (Some(false), ""));
 }

@@ -89,7 +89,8 @@ fn data_settings_count_and_their_warnings_are_told() {
     assert!(tokens(&all) > tokens(&assistant));
     // Longer than the model's context of 256.
     fs::write(folder.path().join("long.txt"), "hello there ".repeat(100)).unwrap();
-    let output = run(folder.path(), &["eval", "perplexity", "--model", "model", "--data", "long.txt"]);
+    let long = ["eval", "perplexity", "--model", "model", "--data", "long.txt"];
+    let output = run(folder.path(), &[&long[..], &["--set", "data.max_length=2048"]].concat());
     assert!(String::from_utf8_lossy(&output.stderr).contains("more than the 256 the model was made for"));
 }
 

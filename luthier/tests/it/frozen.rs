@@ -111,7 +111,7 @@ fn auto_keeps_it_where_it_is_of_use_and_has_room_and_changes_no_other_size() {
         assert!(result(folder, &out) == result(folder, "plain"));
     }
     // In one epoch nothing comes again but the held-out examples, and below the lowest layer there is nothing to keep.
-    told(&train(folder, "once", &[]));
+    told(&train(folder, "once", &["training.epochs=1"]));
     told(&train(folder, "held-out", &["data.eval_fraction=0.5"]));
     told(&train(folder, "all", &[&two[..], &["adapter.target_modules=all-linear"]].concat()));
     assert_eq!(["once", "all"].map(|out| settled(folder, out, key)), ["false", "false"]);

@@ -3,6 +3,7 @@
 mod adapters;
 mod bench;
 mod command_line;
+mod data;
 mod defaults;
 mod edges;
 mod eval;
@@ -11,6 +12,8 @@ mod frozen;
 mod generate;
 mod guide;
 mod hostile;
+mod import;
+mod init;
 mod init_from;
 mod merge;
 mod paged;

@@ -82,8 +82,18 @@ const TRAIN: Writer = Writer {
         "holds a run already",
         "cannot go on with other settings", // the other began it, and is done
     ],
-    files: &["adapter_config.json", "adapter_model.safetensors", "checkpoints", "metrics.jsonl", "run.yaml"],
-    clocks: &["metrics.jsonl", "begun"],
+    files: &[
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoints",
+        "metrics.jsonl",
+        "run.yaml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+    // The card is named after the folder.
+    clocks: &["metrics.jsonl", "begun", "README.md"],
 };
 
 impl Writer {
@@ -111,7 +121,7 @@ impl Writer {
                     open.push(path);
                 } else if !self.clocks.contains(&name.as_str()) {
                     let text = fs::read(&path).unwrap();
-                    let own = format!("output: {}\n", folder.file_name().unwrap().display());
+                    let own = format!("output: {}\n", folder.display());
                     let text = match name.as_str() {
                         "run.yaml" => String::from_utf8(text).unwrap().replace(&own, "").into_bytes(),
                         _ => text,

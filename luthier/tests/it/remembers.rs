@@ -109,7 +109,7 @@ fn the_adapter_alone_is_a_whole_command_from_any_folder() {
         (&short["token_ids"], &short["prompt_tokens"]),
         (&whole["token_ids"], &whole["prompt_tokens"])
     );
-    let own = ["--chat-template", "chatml"];
+    let own = ["--chat-template", "zephyr"];
     let (other, _) = json_of(elsewhere.path(), &[&answer[..], &own].concat());
     assert_ne!(short["prompt_tokens"], other["prompt_tokens"], "a flag wins");
 }

@@ -86,15 +86,10 @@ impl Prepared {
     /// What a person should know before the first step.
     pub(in crate::commands) fn warnings(&self) -> Vec<String> {
         let run = &self.settings.run;
-        let reports = [Some(&self.train), self.eval.as_ref()];
-        let of_data =
-            reports.into_iter().flatten().flat_map(|set| setup::warnings(&set.report, &self.base.config));
-        let mut warnings: Vec<String> = Vec::new();
-        for warning in of_data {
-            if !warnings.contains(&warning) {
-                warnings.push(warning);
-            }
-        }
+        let mut warnings = setup::warnings(&self.train.report, &self.base.config);
+        let of_held_out = self.eval.iter().flat_map(|eval| setup::warnings(&eval.report, &self.base.config));
+        let held_out: Vec<String> = of_held_out.filter(|warning| !warnings.contains(warning)).collect();
+        warnings.extend(held_out.into_iter().map(|warning| format!("held out: {warning}")));
         warnings.extend(rates(run, self.steps).or_else(|| self.few_steps()));
         warnings
     }
@@ -168,7 +163,7 @@ impl Prepared {
             ));
         }
         let Amount { tokens, .. } = self.amount();
-        let epochs = setup::epochs(run);
+        let epochs = self.epochs();
         lines.push(format!(
             "steps    {} of {}, {} tokens in {epochs} epoch{}",
             self.steps,
@@ -182,6 +177,11 @@ impl Prepared {
 
     fn held_out(&self) -> &[data::Example] {
         self.eval.as_ref().map_or(&[], |eval| &eval.examples)
+    }
+
+    /// Epochs that the run begins.
+    fn epochs(&self) -> u64 {
+        step_plan(&self.settings.run, &self.train).epochs()
     }
 
     /// Steps, tokens and evaluations of the run.
@@ -236,7 +236,7 @@ impl Prepared {
             "tokens": tokens,
             "evaluations": evaluations,
             "expected_seconds": time.as_secs_f64(),
-            "epochs": setup::epochs(run),
+            "epochs": self.epochs(),
             "batch_size": setup::batch_size(run),
             "max_length": setup::max_length(run, None),
             "learning_rate": setup::learning_rate(run),
