@@ -182,7 +182,9 @@ fn stand_ins() -> TempDir {
 /// Whether a page's text is what was printed: apart from spaces, from numbers that are measured, and from what `...`
 /// stands for.
 fn agree(shown: &str, printed: &str) -> bool {
-    let (shown, printed) = (without_measures(shown), without_measures(printed));
+    // A line of `...` stands for no line, too.
+    let shown = without_measures(shown).replace("\n...\n", "...\n");
+    let printed = without_measures(printed);
     let pieces: Vec<&str> = shown.split("...").collect();
     let [first, others @ ..] = pieces.as_slice() else { unreachable!("split gives one piece at least") };
     let Some(mut rest) = printed.strip_prefix(first) else { return false };
@@ -234,6 +236,7 @@ fn measured_numbers_may_differ_and_nothing_else_may() {
         ("steps 60 of 3 rows, 8.02 K tokens in 59 s", "steps  60 of 3 rows, 7 K tokens in 1 min 2 s\n"),
         ("loss 1.7e-3\n...\nthe end", "loss 0.4\nmore\nand more\nthe end"),
         ("best (step ...)", "best (step 46)"),
+        ("one\n...\ntwo", "one\ntwo"),
         ("32.5 MiB at 1.17 K tokens/s, 9 %", "1 GiB at 700 tokens/s, 9.5 %"),
     ] {
         assert!(agree(shown, printed), "{shown}: {printed}");
@@ -311,6 +314,36 @@ fn every_setting_that_the_guide_names_is_one() {
             for found in named.captures_iter(text).map(|found| found.unwrap()[1].to_owned()) {
                 assert!(keys.contains(&found), "{}:{line}: there is no setting {found}", page.name);
             }
+        }
+    }
+}
+
+/// The anchors that a page has: those of its headings, as GitHub makes them, and its own.
+fn anchors(page: &Page) -> BTreeSet<String> {
+    let headings = page.text.lines().filter(|line| line.starts_with('#')).map(|line| {
+        let kept = line.trim_start_matches('#').trim().chars();
+        let kept = kept.filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+        kept.collect::<String>().to_lowercase().replace(' ', "-")
+    });
+    let own = page.text.split("<a id=\"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()));
+    headings.chain(own).collect()
+}
+
+#[test]
+fn every_link_between_pages_leads_somewhere() {
+    let link = Regex::new(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)").unwrap();
+    for page in pages() {
+        for found in link.captures_iter(&page.text).map(Result::unwrap) {
+            let path = match &found[1] {
+                "" => page.name.clone(),
+                web if web.starts_with("http") => continue,
+                file => Path::new(&page.name).with_file_name(file).to_str().unwrap().to_owned(),
+            };
+            assert!(root().join(&path).exists(), "{}: {}: there is no {path}", page.name, &found[0]);
+            let Some(anchor) = found.get(2) else { continue };
+            let there = Page { text: fs::read_to_string(root().join(&path)).unwrap(), name: path };
+            let named = anchors(&there).contains(anchor.as_str());
+            assert!(named, "{}: {}: there is no such heading", page.name, &found[0]);
         }
     }
 }
