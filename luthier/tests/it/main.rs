@@ -12,6 +12,7 @@ mod eval;
 mod example;
 mod frozen;
 mod generate;
+mod guide;
 mod hostile;
 mod import;
 mod init;

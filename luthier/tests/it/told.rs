@@ -113,10 +113,10 @@ fn a_held_out_loss_that_rises_is_told_while_it_does_and_in_the_end_and_the_best_
     let settings = ["--lr", "3e-2", "--epochs", "12", "--set", "training.eval_every=5"];
     let (told, said) = succeed(folder.path(), &[&TRAIN[..], &settings].concat());
     let steps = lines(&folder.path().join("out/metrics.jsonl"));
-    let held_out =
-        steps.iter().filter_map(|line| Some((line["eval_loss"].as_f64()?, line["step"].as_u64()?)));
-    let (_, best) = held_out.clone().min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
-    let (_, last) = held_out.last().unwrap();
+    let held_out = |line: &Value| Some((line["eval_loss"].as_f64()?, line["step"].as_u64()?));
+    let held_out: Vec<(f64, u64)> = steps.iter().filter_map(held_out).collect();
+    let best = held_out.iter().min_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1;
+    let last = held_out.last().unwrap().1;
     assert!(best > 0 && best + 10 <= last, "the rate is high enough to overfit: {best} of {last}");
     assert!(said.contains("warning: the held-out loss has risen since step "), "{said}");
     assert!(
