@@ -8,7 +8,7 @@ use crate::{Source, TemplateError, TokenizerError};
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A file or folder could not be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", where_to_look(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -84,6 +84,14 @@ pub enum DataError {
         /// What is wrong with it, and what to do.
         message: String,
     },
+}
+
+/// What to do about a file that is not there.
+fn where_to_look(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "; check its name, and the folder that it is looked for from",
+        _ => "",
+    }
 }
 
 impl DataError {

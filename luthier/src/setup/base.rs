@@ -163,7 +163,8 @@ impl Base {
 
     /// Makes this the base that the adapter in `folder` means, and reads the adapter. `run`: the run folder that it belongs to.
     fn take_over(&mut self, folder: &Path, run: Option<&Path>) -> anyhow::Result<Adapter> {
-        let files = self.adapter_folder(folder)?;
+        // A run folder says itself what the adapter was trained on.
+        let files = self.check_adapter(folder, run.is_none().then_some(&*self.name))?;
         files.notes.iter().for_each(|note| eprintln!("note: {note}"));
         let has_tokenizer =
             |folder: &&Path| ["tokenizer.json", "vocab.json"].iter().any(|name| folder.join(name).is_file());
@@ -215,7 +216,12 @@ impl Base {
 
     /// An adapter folder checked against this model, and against its weights where it has such, too.
     pub(crate) fn adapter_folder(&self, folder: &Path) -> anyhow::Result<AdapterFolder> {
-        let mut files = AdapterFolder::open(folder, &self.config, Some(&self.name))?;
+        self.check_adapter(folder, Some(&self.name))
+    }
+
+    /// The same, with a note if its own configuration names another base than `name`.
+    fn check_adapter(&self, folder: &Path, name: Option<&str>) -> anyhow::Result<AdapterFolder> {
+        let mut files = AdapterFolder::open(folder, &self.config, name)?;
         if !files.base_tensors.is_empty() {
             files.compare(&Checkpoint::open(&self.folder)?, &self.config)?;
         }

@@ -50,7 +50,7 @@ fn every_record_gets_the_answer_that_it_gets_alone() {
     assert_eq!(said, "", "the answers are in the file");
     assert!(told.contains("6 of 7 records answered into answers.jsonl"), "{told}");
     assert!(
-        told.contains("1 prompts are longer than the model's context of 256 tokens")
+        told.contains("prompts longer than the model's context of 256 tokens, which have no answer: 1 (")
             && told.contains("asked.jsonl:5"),
         "{told}"
     );

@@ -255,11 +255,11 @@ impl Tally {
         );
         if self.at_max_tokens > 0 {
             let max_tokens = args.max_tokens;
-            eprintln!("note: {} answers were cut off by --max-tokens {max_tokens}", self.at_max_tokens);
+            eprintln!("note: answers cut off by --max-tokens {max_tokens}: {}", self.at_max_tokens);
         }
         if self.at_context > 0 {
             eprintln!(
-                "note: {} answers end where the model's context of {longest} tokens does",
+                "note: answers that end where the model's context of {longest} tokens does: {}",
                 self.at_context
             );
         }
@@ -267,7 +267,7 @@ impl Tally {
             let more = self.too_long.len().saturating_sub(TOLD);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             eprintln!(
-                "warning: {} prompts are longer than the model's context of {longest} tokens and have no answer: {}{more}",
+                "warning: prompts longer than the model's context of {longest} tokens, which have no answer: {} ({}{more})",
                 self.too_long.len(),
                 self.too_long[..self.too_long.len().min(TOLD)].join(", ")
             );

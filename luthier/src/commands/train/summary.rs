@@ -134,22 +134,25 @@ fn next(folder: &Path, run: &RunFile, outcome: Ended, chats: bool) -> Vec<String
 
 impl Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = duration(Duration::from_secs_f64(self.seconds));
-        let (tokens, speed) = (count(self.tokens as f64), count(self.tokens_per_second));
-        writeln!(
-            f,
-            "steps     {} ({:.2} epochs), {tokens} tokens in {time} ({speed} tokens/s), {} at most",
-            self.steps,
-            self.epochs,
-            bytes(self.memory_bytes)
-        )?;
-        if let Some(Losses { first, last, best, best_step, .. }) = self.loss {
-            writeln!(f, "loss      {first:.4} first, {last:.4} last, {best:.4} best (step {best_step})")?;
+        let Summary { loss, held_out_loss, best, .. } = self;
+        match self.steps {
+            0 => writeln!(f, "steps     none yet")?,
+            steps => writeln!(
+                f,
+                "steps     {steps} ({:.2} epochs), {} tokens in {} ({} tokens/s), {} at most",
+                self.epochs,
+                count(self.tokens as f64),
+                duration(Duration::from_secs_f64(self.seconds)),
+                count(self.tokens_per_second),
+                bytes(self.memory_bytes)
+            )?,
         }
-        if let Some(Losses { first, last, best, best_step, .. }) = self.held_out_loss {
-            writeln!(f, "held out  {first:.4} first, {last:.4} last, {best:.4} best (step {best_step})")?;
+        for (what, losses) in [("loss    ", loss), ("held out", held_out_loss)] {
+            if let Some(Losses { first, last, best, best_step, .. }) = losses {
+                writeln!(f, "{what}  {first:.4} first, {last:.4} last, {best:.4} best (step {best_step})")?;
+            }
         }
-        if let (Some(best), Some(losses)) = (&self.best, self.held_out_loss) {
+        if let (Some(best), Some(losses)) = (best, held_out_loss) {
             writeln!(
                 f,
                 "The held-out loss has risen since step {}: {best} holds that step's adapter, {} the last one.",
