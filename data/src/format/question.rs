@@ -36,8 +36,8 @@ impl Question {
         let known = ["messages", "conversations", "conversation", "text", "input_ids"];
         // The answer is not asked for: one that is missing is as good as an empty one.
         let mut answered = true;
-        if !has(&fields, &known) {
-            if has(&fields, &["prompt"]) && !has(&fields, &["completion"]) {
+        if !has(&fields, &known) && !has(&fields, &["completion"]) && !has(&fields, OUTPUT) {
+            if has(&fields, &["prompt"]) {
                 let is_list = fields.record["prompt"].is_array();
                 if is_list {
                     let messages = fields.record.shift_remove("prompt").expect("just seen");
@@ -46,7 +46,7 @@ impl Question {
                     answered = false;
                     fields.record.insert("completion".into(), Json::from(""));
                 }
-            } else if has(&fields, INSTRUCTION) && !has(&fields, OUTPUT) {
+            } else if has(&fields, INSTRUCTION) {
                 answered = false;
                 fields.record.insert(OUTPUT[0].into(), Json::from(""));
             }

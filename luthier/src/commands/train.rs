@@ -48,14 +48,14 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
 
 /// Trains as the arguments say, telling about it on stderr. Nothing comes of a dry run but what it prints.
 pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<Summary>> {
-    let mut settings = args.settings()?;
-    settings.validate(Purpose::Train)?;
-    let folder = settings.run.output.clone().expect("validated");
-    if let Some(Some(named)) =
-        args.resume.as_ref().filter(|named| named.as_ref().is_some_and(|path| !path.is_file()))
+    if let Some(Some(named)) = &args.resume
+        && !named.is_file()
     {
         run_folder::require_run(named)?;
     }
+    let mut settings = args.settings()?;
+    settings.validate(Purpose::Train)?;
+    let folder = settings.run.output.clone().expect("validated");
     let resumed = run_folder::holds_run(&folder)?;
     // A run that goes on is held before it is looked at. A new one is not: nothing is written before its input is seen.
     let held = if resumed && !args.dry_run { Some(run_folder::lock(&folder)?) } else { None };
