@@ -195,7 +195,7 @@ fn histogram(sorted: &[usize]) -> Vec<Bin> {
     }
 }
 
-/// The text before each example's first learnt token, in small letters without what is neither letter nor digit. A text that is
+/// The text before each example's first learnt token, in small letters and with one space for any number of them. A text that is
 /// learnt whole has none.
 fn prompts(data: &Dataset, tokenizer: &Tokenizer) -> Result<Vec<Option<String>>, TokenizerError> {
     let is_text = |example: &Example| {
@@ -209,8 +209,7 @@ fn prompts(data: &Dataset, tokenizer: &Tokenizer) -> Result<Vec<Option<String>>,
             return Ok(None);
         }
         let text = tokenizer.decode(ids, true)?;
-        let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-        let text = words.map(str::to_lowercase).collect::<Vec<_>>().join(" ");
+        let text = text.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>().join(" ");
         Ok((!is_text(example) && !text.is_empty()).then_some(text))
     };
     data.examples.iter().map(prompt).collect()

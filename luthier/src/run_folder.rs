@@ -229,6 +229,9 @@ pub(crate) fn require_adapter(folder: &Path) -> anyhow::Result<()> {
             "{shown}: there is no {CONFIG_FILE} in it; its last checkpoint is {}: name that",
             last.display()
         ))),
+        None if ours && folder.join("config.json").is_file() => Err(user(format!(
+            "{shown} is a model of its own, all of its weights were trained: name it by --model"
+        ))),
         None if ours => Err(user(format!(
             "{shown}: this run has no result and no checkpoint yet; finish it by `{}`",
             resume_command(folder)

@@ -44,14 +44,8 @@ impl cli::Sampling {
     }
 }
 
-/// What to load as examples: `sources` under the settings of the `data` section.
-fn data_spec(
-    run: &RunFile,
-    sources: Vec<Source>,
-    config: Option<&Config>,
-    time: Option<i64>,
-) -> anyhow::Result<DataSpec> {
-    let section = &run.data;
+/// The files of sources, those of a hub data set among them, with their formats and weights.
+pub(crate) fn source_specs(sources: Vec<Source>) -> anyhow::Result<Vec<SourceSpec>> {
     let mut specs = Vec::new();
     for source in sources {
         for path in hub::resolve_data(&source.path)? {
@@ -61,6 +55,18 @@ fn data_spec(
             specs.push(spec);
         }
     }
+    Ok(specs)
+}
+
+/// What to load as examples: `sources` under the settings of the `data` section.
+fn data_spec(
+    run: &RunFile,
+    sources: Vec<Source>,
+    config: Option<&Config>,
+    time: Option<i64>,
+) -> anyhow::Result<DataSpec> {
+    let section = &run.data;
+    let specs = source_specs(sources)?;
     Ok(DataSpec {
         format: format(section.format),
         train_on: match section.train_on {

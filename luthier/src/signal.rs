@@ -1,20 +1,25 @@
-//! Requests to stop. The first SIGINT, SIGTERM or SIGHUP raises a flag that the training loop looks at between steps; a
+//! Requests to stop. The first SIGINT, SIGTERM or (on Linux) SIGHUP raises a flag that the training loop looks at between steps; a
 //! second one ends the process at once, with the shell's exit code for it (130, 143, 129).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 /// Those that ask for an end. SIGHUP comes when the terminal of a run is closed, unless `nohup` has made it ignored.
 fn signals() -> Vec<i32> {
-    let hangup = cfg!(target_os = "linux") && !is_ignored(SIGHUP);
-    [SIGINT, SIGTERM].into_iter().chain(hangup.then_some(SIGHUP)).collect()
+    let mut signals = vec![SIGINT, SIGTERM];
+    #[cfg(target_os = "linux")]
+    if !is_ignored(signal_hook::consts::SIGHUP) {
+        signals.push(signal_hook::consts::SIGHUP);
+    }
+    signals
 }
 
-/// Whether this process was started with a signal ignored, as Linux tells it.
+/// Whether this process was started with a signal ignored. Other systems do not tell without `unsafe`.
+#[cfg(target_os = "linux")]
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

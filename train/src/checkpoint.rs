@@ -194,7 +194,7 @@ impl Checkpoints {
     /// Writes a checkpoint, then removes all but the newest `keep` up to it. Those that were found damaged are not counted, and stay
     /// for a person to look at unless this one takes their place.
     pub(crate) fn save(
-        &self,
+        &mut self,
         state: &State,
         saving: &Saving<'_>,
         layout: &Layout,
@@ -210,8 +210,9 @@ impl Checkpoints {
             let json = serde_json::to_vec_pretty(&state).expect("plain numbers");
             Ok(write_whole(&to.join(STATE_FILE), &json)?)
         })?;
+        self.damaged.retain(|step| *step != state.step);
         let mut steps = self.steps();
-        steps.retain(|step| *step <= state.step && (*step == state.step || !self.damaged.contains(step)));
+        steps.retain(|step| *step <= state.step && !self.damaged.contains(step));
         for &old in &steps[..steps.len().saturating_sub(keep.max(1))] {
             remove(&self.path(old));
         }

@@ -536,15 +536,12 @@ impl<'a> Trainer<'a> {
     /// As [`Trainer::step`].
     pub fn rehearse(mut self, time: Duration) -> Result<Pace> {
         let most = self.buffers.extent().tokens;
-        let mut numbers = Vec::new();
+        // Cut as steps are: the last one of a step may be small.
         let mut batches = Vec::new();
         for step in 1..=self.last.min(REHEARSED) {
-            numbers.extend(self.plan.examples(step));
+            let numbers = self.plan.examples(step);
             let examples: Vec<_> = numbers.iter().map(|&i| (i, &self.examples[i])).collect();
-            batches = micro_batches(&examples, most);
-            if batches.len() as u64 > REHEARSED {
-                break;
-            }
+            batches.extend(micro_batches(&examples, most));
         }
         batches.truncate(REHEARSED as usize + 1);
         // The first batch touches every page for the first time.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use data::ChatTemplate;
+use data::{ChatTemplate, TemplateError};
 use infer::{Generator, InferError, Sampling};
 use model::Decoder;
 use serde_json::{Map, Value, json};
@@ -51,6 +51,7 @@ pub(super) fn run(args: cli::Chat, global: &Global) -> anyhow::Result<ExitCode> 
         max_tokens: args.max_tokens,
         sampling: args.sampling.engine(),
         attempt: 0,
+        may_differ: false,
         interrupt: Interrupt::install()?,
     };
     let mut lines = Lines::open(!args.no_history)?;
@@ -71,7 +72,7 @@ pub(super) fn run(args: cli::Chat, global: &Global) -> anyhow::Result<ExitCode> 
 
 /// Whether an error ends only what was asked for, where a person can ask for something else.
 fn may_go_on(error: &anyhow::Error) -> bool {
-    error.is::<InferError>() || error.is::<UserError>()
+    error.is::<InferError>() || error.is::<UserError>() || error.is::<TemplateError>()
 }
 
 fn message(role: &str, content: impl Into<String>) -> Map<String, Value> {
@@ -94,6 +95,8 @@ struct Conversation<'a> {
     sampling: Sampling,
     /// How often the last question was answered before.
     attempt: u64,
+    /// Whether another answer may differ even at temperature 0: the last one was stopped, or the system prompt is another.
+    may_differ: bool,
     interrupt: Interrupt,
 }
 
@@ -126,6 +129,7 @@ impl Conversation<'_> {
             "-" => self.system = None,
             text => self.system = Some(message("system", text)),
         }
+        self.may_differ |= !text.is_empty();
     }
 
     /// All that the model is told.
@@ -157,7 +161,7 @@ impl Conversation<'_> {
 
     /// Says another answer to the last question, which takes the first one's place.
     fn regenerate(&mut self) -> anyhow::Result<()> {
-        if self.sampling.temperature == 0.0 && !self.messages.is_empty() {
+        if self.sampling.temperature == 0.0 && !self.messages.is_empty() && !self.may_differ {
             let advice = "start with --temperature 0.7 or so for another";
             return Err(user(format!("the answer would be the same: the temperature is 0; {advice}")));
         }
@@ -210,6 +214,7 @@ impl Conversation<'_> {
             ),
             Ended::Cancelled => eprintln!("(stopped)"),
         }
+        self.may_differ = spoken.ended == Ended::Cancelled;
         Ok(spoken.text)
     }
 
@@ -261,7 +266,9 @@ struct Interrupt {
 impl Interrupt {
     fn install() -> anyhow::Result<Self> {
         let interrupt = Interrupt { idle: Arc::new(AtomicBool::new(true)), came: Arc::default() };
+        // A second one ends the program, for a long prompt is read to its end before anything is said.
         flag::register_conditional_default(SIGINT, Arc::clone(&interrupt.idle))
+            .and_then(|_| flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&interrupt.came)))
             .and_then(|_| flag::register(SIGINT, Arc::clone(&interrupt.came)))
             .context("cannot take over SIGINT")?;
         Ok(interrupt)

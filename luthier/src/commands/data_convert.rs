@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Error};
-use data::SourceSpec;
 use data::convert::{Converted, convert};
 use tempfile::Builder;
 
@@ -20,15 +19,7 @@ pub(super) fn run(args: cli::Convert, _global: &Global) -> anyhow::Result<ExitCo
     let settings = args.settings()?;
     settings.validate(Purpose::Other)?;
     let data = &settings.run.data;
-    let sources: Vec<SourceSpec> = data
-        .sources()
-        .into_iter()
-        .map(|source| {
-            let mut spec = SourceSpec::new(source.path);
-            spec.format = source.format.map(setup::format);
-            spec
-        })
-        .collect();
+    let sources = setup::source_specs(data.sources())?;
     if sources.is_empty() {
         let message = "is required: a file of examples, by --data or in the run file";
         return Err(settings.refuse("data.train", message));

@@ -226,7 +226,7 @@ impl Speaker {
         }
     }
 
-    /// Generates, giving each piece of text to `say` as soon as its characters are whole, until `say` returns false.
+    /// Generates, giving each piece of text to `say` as soon as its characters are whole (and an empty one until then), until `say` returns false.
     pub(super) fn speak(
         &self,
         generator: &mut Generator<'_>,
@@ -249,7 +249,8 @@ impl Speaker {
             lengths.push(length);
             let piece = until.push(&piece);
             text.push_str(&piece);
-            said = if piece.is_empty() { Ok(true) } else { say(&piece) };
+            // Also where there is nothing to show yet: whoever listens may want an end.
+            said = say(&piece);
             matches!(said, Ok(true)) && !until.has_ended()
         })?;
         said?;

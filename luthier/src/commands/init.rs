@@ -130,7 +130,13 @@ impl Proposal {
             self.run.data.eval_fraction = Some(0.05);
             self.note("data.eval_fraction", "so that you see when the run begins to learn by heart".into());
         }
-        let (train, eval) = setup::datasets(&self.run, &base.config, tokenizer, None)?;
+        let (train, eval) = match self.run.data.eval_fraction {
+            Some(fraction) => {
+                let (train, eval) = data.split(fraction, self.run.training.seed)?;
+                (train, Some(eval))
+            }
+            None => (data, None),
+        };
         let settled = setup::settle_by_data(&mut self.run, &base.config, &train, eval.as_ref());
         self.settled(settled);
         let (epochs, batch) = (setup::epochs(&self.run), setup::batch_size(&self.run));

@@ -81,7 +81,8 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
 
 /// Plans a run whose examples are at hand, and measures its time.
 fn with_data(args: cli::Plan, settings: Settings, global: &Global) -> anyhow::Result<ExitCode> {
-    let Some(model) = settings.run.model.clone() else {
+    let model = settings.run.model.clone().filter(|_| args.shape.is_none());
+    let Some(model) = model else {
         let message =
             "--data: steps and time need a model, by --model or in the run file; a shape has no tokenizer";
         return Err(user(message));

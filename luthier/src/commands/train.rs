@@ -157,7 +157,8 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         Some(_) => true,
         None => ChatTemplate::resolve(None, &tokenizer)?.is_some(),
     };
-    let effect = !narrator.unchanged && !narrator.without_effect;
+    // Known to the process that ended the run.
+    let effect = (outcome == Outcome::Finished).then_some(!narrator.unchanged && !narrator.without_effect);
     let checkpoint = narrator.stopped_at.as_deref();
     Ok(Some(Summary::of(&folder, run, &history, ended, checkpoint, effect, chats)))
 }

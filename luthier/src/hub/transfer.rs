@@ -179,7 +179,11 @@ impl Transfer<'_> {
                 Task::Fetch(segment) => self.bring(segment),
             };
             if let Err(error) = result {
-                self.board().failed.get_or_insert(error);
+                let mut board = self.board();
+                board.failed.get_or_insert(error);
+                // Another thread may wait for one of them: two files of one content have one lock.
+                board.slots.iter_mut().for_each(|slot| slot.lock = None);
+                drop(board);
                 self.changed.notify_all();
             }
         }
@@ -231,6 +235,9 @@ impl Transfer<'_> {
         let RemoteFile { name, etag, bytes } = &self.files[file];
         let path = self.repo.snapshot_folder(self.commit).join(name);
         let lock = self.repo.lock(etag)?;
+        if self.has_failed() {
+            return Ok(());
+        }
         let blob = self.repo.blob(etag);
         // Another process may have been faster.
         if blob.exists() {

@@ -30,7 +30,7 @@ fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
     let shown = if known { base.to_owned() } else { file_name(base) };
     let mut card = String::from("---\n");
     if known {
-        card += &format!("base_model: {base}\n");
+        card += &format!("base_model: {}\n", base.split('@').next().unwrap_or(base));
     }
     card += if adapter { "library_name: peft\ntags:\n- lora\n- luthier\n" } else { "tags:\n- luthier\n" };
     card += &format!("---\n\n# {name}\n\n");
@@ -51,15 +51,20 @@ fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
     row("longest example", format!("{} tokens", setup::max_length(run, None)));
     row("steps", format!("{} of {}", history.steps.len(), setup::rows_in_words(run, setup::batch_size(run))));
     row("learning rate", format!("{:e}", setup::learning_rate(run)));
-    row(
-        "base held in",
-        run.quantization.as_ref().map_or("16 bits or more".into(), |_| "4 bits (NF4 or FP4)".into()),
-    );
+    if let Some(quantization) = &run.quantization {
+        row("base quantized to", format!("{:?}", quantization.kind).to_lowercase());
+    }
     if let Some(last) = history.steps.last() {
         row("training loss, last step", format!("{:.4}", last.loss));
     }
-    if let Some(last) = history.evaluations.last() {
-        row("held-out loss", format!("{:.4}", last.eval_loss));
+    // A run that may stop early ends with the best evaluation's tensors.
+    let evaluations = history.evaluations.iter();
+    let of_result = match run.training.early_stopping_patience {
+        Some(_) => evaluations.min_by(|a, b| a.eval_loss.total_cmp(&b.eval_loss)),
+        None => evaluations.last(),
+    };
+    if let Some(evaluation) = of_result {
+        row("held-out loss", format!("{:.4} (step {})", evaluation.eval_loss, evaluation.step));
     }
     card += "\nAll settings stand in `run.yaml`, the chat template in `chat_template.jinja` or `tokenizer_config.json`.\n";
     card

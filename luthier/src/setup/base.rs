@@ -79,7 +79,12 @@ impl Subject {
                 continue;
             }
             let value = trained.value(key);
+            // The copy in the adapter's folder is the one that it was trained with, and stands in for the tokenizer's own.
+            let has_copy = || self.base.tokenizer_folder.join("chat_template.jinja").is_file();
             match settings.is_set(key) {
+                false if key == "data.chat_template" && has_copy() => {
+                    taken.push("its chat template".to_owned());
+                }
                 true => differing.push(format!("{key} was {value}")),
                 // A base that is stored in four bits is used as it is.
                 false if key == "quantization" && self.base.config.quantization.is_some() => {}

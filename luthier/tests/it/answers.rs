@@ -125,8 +125,8 @@ fn what_cannot_be_asked_or_written_is_refused_before_anything_is_answered() {
     }
     write_lines(path.join("d.jsonl"), &records()[..1]);
     for (output, words) in [
-        ("d.jsonl", "the records are read from this file"),
-        ("model", "is no file"),
+        ("d.jsonl", "d.jsonl is there already; name a new file"),
+        ("model", "model is there already"),
         ("none/out.jsonl", "cannot write none/out.jsonl"),
     ] {
         let told = asked("d.jsonl", output);

@@ -56,8 +56,8 @@ fn without_a_number_of_steps_a_run_is_evaluated_after_each_epoch() {
 #[test]
 fn the_best_evaluation_is_kept_as_an_adapter_and_the_result_is_the_last() {
     let constant = train::Schedule { decay: train::Decay::Constant, warmup: Some(0.0) };
-    let mut settings =
-        Settings { epochs: 3, batch_size: 5, eval_every: Some(1), schedule: constant, ..settings() };
+    let usual = Settings { epochs: 3, batch_size: 5, ..settings() };
+    let mut settings = Settings { max_steps: Some(10), eval_every: Some(1), schedule: constant, ..usual };
     settings.optimizer.learning_rate = 0.02;
     let out = tempfile::tempdir().unwrap();
     let told = go(&settings, out.path());
@@ -102,5 +102,4 @@ fn a_rehearsal_measures_every_part() {
     let pace = Trainer::open(job).unwrap().rehearse(Duration::from_millis(50)).unwrap();
     let parts = [pace.first, pace.again, pace.update, pace.evaluate[0], pace.evaluate[1]];
     assert!(parts.iter().all(|seconds| *seconds > 0.0 && *seconds < 1.0), "{pace:?}");
-    assert!(pace.evaluate[1] < pace.first, "there is no backward pass: {pace:?}");
 }

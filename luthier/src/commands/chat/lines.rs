@@ -201,7 +201,7 @@ fn history_file() -> Option<PathBuf> {
     Some(state.join("luthier").join("history"))
 }
 
-/// Makes the file's folder, its owner's alone, and sees that the file can be written.
+/// Makes the file's folder, its owner's alone.
 fn prepare(path: &Path) -> io::Result<()> {
     let folder = path.parent().expect("a file in a folder");
     let mut builder = DirBuilder::new();

@@ -1,7 +1,7 @@
 //! `luthier generate --data`: an answer to every record of a file, as a line of another.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use data::{Asked, ChatTemplate, Question};
-use infer::Generator;
+use infer::{Generator, Sampling};
 use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
 use super::{Ask, Ended, Speaker, Stops, context};
 use crate::cli::{self, Global};
-use crate::error::{STOPPED, user};
+use crate::error::{Advised, STOPPED, user};
 use crate::hub;
 use crate::signal;
 use crate::terminal::{self, Progress, duration};
@@ -37,7 +37,7 @@ struct Record {
 pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCode> {
     let data = args.data.as_deref().expect("the command was asked for data");
     let files = files(data)?;
-    let mut output = Output::open(&args.output, &files)?;
+    let mut output = Output::open(&args.output)?;
     if args.json && output.is_stdout() {
         return Err(user("--json prints a summary: name a file for the answers by --output"));
     }
@@ -65,9 +65,11 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
     let stop = signal::stop_on_request()?;
     let stopped = || stop.load(Ordering::Relaxed);
 
+    let sampling = args.sampling.engine();
     let mut told = Tally::default();
     let mut progress = Progress::items("answering", records.len() as u64, 0);
-    for record in &records {
+    let mut failed = None;
+    for (number, record) in (0..).zip(&records) {
         let line = match record.prompt.len() <= longest {
             true => {
                 let stops: &Stops = &stops[usize::from(record.is_chat)];
@@ -75,11 +77,17 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
                     prompt: &record.prompt,
                     max_tokens: args.max_tokens,
                     stops,
-                    sampling: args.sampling.engine(),
+                    // Each answer draws its own random numbers.
+                    sampling: Sampling { seed: sampling.seed.wrapping_add(number), ..sampling },
                 };
-                let spoken = speaker
-                    .speak(&mut generator, ask, &mut |_| Ok(!stopped()))
-                    .with_context(|| record.source.clone())?;
+                let spoken = speaker.speak(&mut generator, ask, &mut |_| Ok(!stopped()));
+                let spoken = match spoken.with_context(|| record.source.clone()) {
+                    Ok(spoken) => spoken,
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                };
                 if spoken.ended == Ended::Cancelled {
                     break;
                 }
@@ -91,7 +99,10 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
                 record.line(None, "prompt_too_long", 0)
             }
         };
-        output.write(&line)?;
+        if let Err(error) = output.write(&line) {
+            failed = Some(error);
+            break;
+        }
         told.records += 1;
         progress.set(told.records, &format!("{:.1} tokens/s", told.tokens_per_second()));
         if stopped() {
@@ -102,7 +113,11 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
     progress.finish("");
     if done < all {
         let kept = output.keep_partial()?;
-        eprintln!("stopped after {done} of {all} records{kept}");
+        let words = format!("stopped after {done} of {all} records{kept}");
+        if let Some(error) = failed {
+            return Err(Advised::new(error, words).into());
+        }
+        eprintln!("{words}");
         return Ok(ExitCode::from(STOPPED));
     }
     output.publish()?;
@@ -296,21 +311,13 @@ enum Output {
 }
 
 impl Output {
-    /// `files`: what is read, none of which may be written over.
-    fn open(name: &str, files: &[PathBuf]) -> anyhow::Result<Self> {
+    fn open(name: &str) -> anyhow::Result<Self> {
         if name == "-" {
             return Ok(Output::Stdout);
         }
         let path = PathBuf::from(name);
-        if path.exists() && !path.is_file() {
-            let message = "is no file; name a file for the answers, or - for stdout";
-            return Err(user(format!("--output {name}: {message}")));
-        }
-        let place = |path: &Path| path.canonicalize().ok();
-        if place(&path).is_some() && files.iter().any(|file| place(file) == place(&path)) {
-            return Err(user(format!(
-                "--output {name}: the records are read from this file; name another one"
-            )));
+        if path.symlink_metadata().is_ok() {
+            return Err(taken(name));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -359,6 +366,15 @@ impl Output {
 fn publish(hidden: NamedTempFile, path: &Path) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     hidden.as_file().sync_all().with_context(cannot)?;
-    hidden.persist(path).map_err(|error| error.error).with_context(cannot)?;
-    Ok(())
+    match hidden.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
+            Err(taken(&path.display().to_string()))
+        }
+        Err(error) => Err(error.error).with_context(cannot),
+    }
+}
+
+fn taken(name: &str) -> anyhow::Error {
+    user(format!("{name} is there already; name a new file, so that nothing is overwritten"))
 }

@@ -251,6 +251,8 @@ fn data(t: &mut Translation<'_>) {
             t.put("data.train", path, &["pretraining_dataset"]);
             t.put("data.format", "text", &["pretraining_dataset"]);
             t.change("pretraining_dataset", "the texts are read whole before the run begins, not streamed");
+        } else {
+            t.lose("pretraining_dataset", "one set of texts is taken over; list the others in data.train");
         }
     }
     let held_out = items(t.get("test_datasets"));

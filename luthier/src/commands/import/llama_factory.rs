@@ -153,8 +153,12 @@ fn data(t: &mut Translation<'_>) -> anyhow::Result<()> {
     let pretraining = t.text("stage") == Some("pt");
     let sources = sources(t, "dataset", pretraining)?;
     transformers::put_sources(t, "dataset", &sources);
-    if let Some((path, _)) = self::sources(t, "eval_dataset", pretraining)?.first() {
+    let held_out = self::sources(t, "eval_dataset", pretraining)?;
+    if let Some((path, _)) = held_out.first() {
         t.put("data.eval", path.as_str(), &["eval_dataset"]);
+        if held_out.len() > 1 {
+            t.lose("eval_dataset", "there is one set of held-out examples; put the files together");
+        }
     }
     if let Some(name) = t.text("template") {
         match TEMPLATES.iter().find(|(theirs, _)| *theirs == name) {

@@ -191,7 +191,10 @@ impl Narrator {
     /// Ends the progress, however the run ended.
     pub(super) fn finish(&mut self) {
         if let Some(progress) = self.progress.take() {
-            progress.finish_steps(&self.facts);
+            match self.pace.steps {
+                0 => progress.finish(""),
+                _ => progress.finish_steps(&self.facts),
+            }
         }
     }
 }

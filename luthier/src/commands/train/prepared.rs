@@ -1,5 +1,6 @@
 //! All that can be known of a run before its first step: data, steps, memory, time.
 
+use std::path::Path;
 use std::time::Duration;
 
 use data::{Dataset, Tokenizer};
@@ -193,7 +194,10 @@ impl Prepared {
     /// How long the run takes, measured on its first micro-batches and some held-out examples. Loads the model.
     pub(in crate::commands) fn time(&self, global: &Global) -> anyhow::Result<Duration> {
         // What is not to be in memory lies in files, which are gone afterwards.
-        let folder = tempfile::tempdir()?;
+        let folder = match self.settings.run.output.as_deref().and_then(existing_above) {
+            Some(above) => tempfile::tempdir_in(above),
+            None => tempfile::tempdir(),
+        }?;
         let (decoder, adapter) = load(&self.settings, &self.base, &global.device()?, &self.trained)?;
         let stop = Default::default();
         let job = Job {
@@ -249,9 +253,18 @@ impl Prepared {
     }
 }
 
+/// The nearest folder above a path that is there: it lies on the disk that the run will use.
+fn existing_above(path: &Path) -> Option<&Path> {
+    let above = path.ancestors().skip(1).find(|folder| folder.is_dir() || folder.as_os_str().is_empty())?;
+    Some(if above.as_os_str().is_empty() { Path::new(".") } else { above })
+}
+
 /// The expected time in a line of those before a run.
 pub(in crate::commands) fn line_of_time(time: Duration) -> String {
-    format!("time     about {}, measured on a few batches, evaluations counted in", rough(time))
+    format!(
+        "time     about {} for the whole run, measured on a few batches, evaluations counted in",
+        rough(time)
+    )
 }
 
 fn step_plan<'a>(run: &RunFile, train: &'a Dataset) -> StepPlan<'a> {

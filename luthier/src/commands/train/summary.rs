@@ -60,8 +60,8 @@ pub(crate) struct Summary {
     checkpoint: Option<String>,
     /// The folder of the best evaluation's tensors, where they are not the result.
     best: Option<String>,
-    /// Whether the result does anything.
-    effect: bool,
+    /// Whether the result does anything; null where this process did not end the run.
+    effect: Option<bool>,
     /// What to type next.
     next: Vec<String>,
 }
@@ -74,7 +74,7 @@ impl Summary {
         history: &History,
         outcome: Ended,
         checkpoint: Option<&Path>,
-        effect: bool,
+        effect: Option<bool>,
         chats: bool,
     ) -> Self {
         let steps = &history.steps;
