@@ -109,8 +109,9 @@ impl Labeller<'_> {
                 return Err(DataError::Setting {
                     key: "data.chat_template",
                     message: format!(
-                        "{at} is a conversation, but the tokenizer has no chat template; name a built-in one ({}) or a file",
-                        crate::template::BUILTIN.join(", ")
+                        "{at} is a conversation, but the tokenizer has no chat template; name a built-in one or a file, such as \
+                         --chat-template {}",
+                        template_hint(self.tokenizer)
                     ),
                 });
             }
@@ -284,4 +285,13 @@ fn labels(encoded: &Encoded, trained: impl Fn(usize) -> bool) -> Vec<i32> {
         if i >= encoded.added_front && trained(begin) { id as i32 } else { IGNORE }
     };
     encoded.ids.iter().zip(&encoded.begins).enumerate().map(label).collect()
+}
+
+/// A built-in template for a tokenizer that has none, with the others that fit it.
+fn template_hint(tokenizer: &Tokenizer) -> String {
+    match crate::template::fitting(tokenizer).as_slice() {
+        [] => format!("vicuna, which has no markers (built in are {})", crate::template::BUILTIN.join(", ")),
+        [one] => format!("{one}, which fits this tokenizer"),
+        [first, others @ ..] => format!("{first} (these fit this tokenizer, too: {})", others.join(", ")),
+    }
 }

@@ -52,6 +52,7 @@ pub(crate) fn resolve_adapter(name: &str) -> anyhow::Result<PathBuf> {
     let path = PathBuf::from(name);
     match RepoId::parse(Kind::Adapter, name) {
         Ok(id) if !path.exists() && !looks_like_a_path(name) => Hub::open()?.adapter(&id),
+        _ if !path.exists() => Err(user(format!("no such folder: {name}"))),
         _ => Ok(path),
     }
 }

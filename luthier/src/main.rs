@@ -6,6 +6,22 @@
 //!
 //! This crate is glue: it computes nothing itself, and it is the only one that uses `anyhow`.
 
+/// As std's, but for a stderr that nobody reads any more (a closed terminal, `2>&1 | head`): the work goes on without a word.
+macro_rules! eprintln {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
+/// The same without a line's end.
+macro_rules! eprint {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = write!(std::io::stderr(), $($words)*);
+    }};
+}
+
 mod cli;
 mod commands;
 mod error;

@@ -683,9 +683,15 @@ pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
         .collect()
 }
 
+/// The keys that name files and folders.
+const PLACES: [&str; 5] = ["model", "data.train", "data.eval", "data.chat_template", "adapter.init_from"];
+
 /// Refuses to go on with a run under other settings than it began with, naming each of them with both values.
 pub(crate) fn check_resume(saved: &RunFile, now: &RunFile) -> anyhow::Result<()> {
-    let differences = differences(saved, now);
+    let mut differences = differences(saved, now);
+    // What was moved is named anew; that the training data are the same is seen by their tokens.
+    let moved = |d: &Difference| PLACES.contains(&&*d.key) && !Path::new(d.saved.trim_matches('"')).exists();
+    differences.retain(|difference| !moved(difference));
     if differences.is_empty() {
         return Ok(());
     }

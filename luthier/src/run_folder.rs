@@ -28,7 +28,8 @@ use crate::error::user;
 use crate::run_file::{self, RunFile, Settings};
 use crate::terminal::quoted;
 
-const SETTINGS: &str = "run.yaml";
+/// The resolved settings of a run.
+pub(crate) const SETTINGS: &str = "run.yaml";
 const CHECKPOINTS: &str = "checkpoints";
 const LOCK: &str = "lock";
 const TEMPLATE: &str = "chat_template.jinja";

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::RunArgs;
+use crate::error::user;
 use crate::run_file::{Override, Settings};
+use crate::run_folder::SETTINGS as RUN_FILE;
 
 #[derive(Args, Debug, Default)]
 pub(crate) struct Train {
@@ -46,7 +48,19 @@ impl Train {
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         let mut overrides = self.run.overrides()?;
         overrides.extend(self.output.as_ref().map(|folder| Override::flag("--output", "output", folder)));
-        let Some(Some(path)) = &self.resume else {
+        let output = self.output.as_ref().map(PathBuf::from).filter(|folder| folder.join(RUN_FILE).is_file());
+        let alone = self.run.run.is_none() && self.run.model.is_none();
+        let path = match &self.resume {
+            None => None,
+            Some(Some(path)) => Some(path.clone()),
+            // `--resume --output RUN` names the run as well.
+            Some(None) if alone && output.is_some() => output,
+            Some(None) if alone => {
+                return Err(user("--resume: which run? name its folder: luthier train --resume RUN"));
+            }
+            Some(None) => None,
+        };
+        let Some(path) = &path else {
             return Settings::resolve(self.run.run.as_deref(), overrides);
         };
         if path.is_file() && self.run.run.is_none() {
@@ -56,7 +70,7 @@ impl Train {
         if self.output.is_none() {
             overrides.push(Override::flag("--resume", "output", &path.display().to_string()));
         }
-        let saved = path.join("run.yaml");
+        let saved = path.join(RUN_FILE);
         Settings::resolve(Some(self.run.run.as_deref().unwrap_or(&saved)), overrides)
     }
 }

@@ -220,15 +220,14 @@ fn report(
     table.row([label, share(answers[0]), share(answers[1])]);
     let trained = count(adapter.layout.len() as f64);
     let when = time.map_or("by an earlier call".to_owned(), |time| format!("in {}", duration(time)));
-    let (model, run, merged) = (folder.join("model"), folder.join("run"), folder.join("merged"));
-    let [model, run, merged] = [model.display(), run.display(), merged.display()];
+    let [run, merged] = ["run", "merged"].map(|name| terminal::quoted(folder.join(name)));
     write!(
         text,
         "{table}\n\n\
          The adapter's {trained} parameters were trained {when}; the model was not changed. Try next:\n  \
-         luthier chat --model {model} --adapter {run}\n  \
+         luthier chat --adapter {run}\n  \
          luthier inspect {run}\n  \
-         luthier merge --model {model} --adapter {run} --output {merged}"
+         luthier merge --adapter {run} --output {merged}"
     )
     .expect("writing to a string");
     text

@@ -80,7 +80,7 @@ pub(super) fn run(args: cli::Import, _global: &Global) -> anyhow::Result<ExitCod
     write_new(&args.output, &text)?;
     translation.report();
     if args.output.as_os_str() != "-" {
-        let output = args.output.display();
+        let output = crate::terminal::quoted(&args.output);
         eprintln!("wrote {output}; look at it, then check it with `luthier train {output} --dry-run`");
     }
     Ok(ExitCode::SUCCESS)

@@ -57,7 +57,7 @@ pub(super) fn run(args: cli::Init, global: &Global) -> anyhow::Result<ExitCode> 
     write_new(&args.output, &text)?;
     proposal.found.iter().for_each(|line| eprintln!("{line}"));
     if args.output != Path::new("-") {
-        let output = args.output.display();
+        let output = terminal::quoted(&args.output);
         eprintln!("wrote {output}; look at it, then check it with `luthier train {output} --dry-run`");
     }
     Ok(ExitCode::SUCCESS)

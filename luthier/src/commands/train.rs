@@ -29,6 +29,8 @@ use narrator::Narrator;
 
 /// Between two checkpoints, where `training.save_every` says nothing: what a crash costs at most.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
+/// A loss that ends so many times higher than it began is no chance of the last examples.
+const WORTH_A_WARNING: f64 = 1.1;
 /// How long `--dry-run` and `plan` measure to tell a run's time; a slow model takes a few batches longer.
 const REHEARSAL: Duration = Duration::from_secs(4);
 
@@ -38,7 +40,7 @@ pub(super) fn run(args: cli::Train, global: &Global) -> anyhow::Result<ExitCode>
     match json {
         true => terminal::print_json(&summary)?,
         false if summary.ended() == Ended::AlreadyFinished => {}
-        false => terminal::print_line(&summary)?,
+        false => terminal::print_line(summary.to_string().trim_end())?,
     }
     Ok(match summary.ended() {
         Ended::Stopped => ExitCode::from(STOPPED),
@@ -59,7 +61,13 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     let resumed = run_folder::holds_run(&folder)?;
     // A run that goes on is held before it is looked at. A new one is not: nothing is written before its input is seen.
     let held = if resumed && !args.dry_run { Some(run_folder::lock(&folder)?) } else { None };
-    let base = Base::open(settings.run.model.as_deref().expect("validated"))?;
+    let base =
+        Base::open(settings.run.model.as_deref().expect("validated")).map_err(|error| match resumed {
+            true => {
+                Advised::new(error, "if the model was moved since the run began, name it by --model").into()
+            }
+            false => error,
+        })?;
     adopt_initial_adapter(&mut settings, &base)?;
     if resumed {
         run_folder::go_on(&folder, args.resume.is_some(), &mut settings.run)?;
@@ -117,6 +125,9 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     narrator.finish();
     let outcome = outcome.map_err(|error| advised(error, &folder))?;
     let history = History::read(&folder)?;
+    if let Some(warning) = risen(&history).filter(|_| outcome == Outcome::Finished) {
+        eprintln!("warning: {warning}");
+    }
     let shown = folder.display();
     let ended = match outcome {
         Outcome::Finished if narrator.unchanged => {
@@ -161,6 +172,22 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     let effect = (outcome == Outcome::Finished).then_some(!narrator.unchanged && !narrator.without_effect);
     let checkpoint = narrator.stopped_at.as_deref();
     Ok(Some(Summary::of(&folder, run, &history, ended, checkpoint, effect, chats)))
+}
+
+/// That the loss of a run is higher in the end than it was at first, beyond what single steps differ by.
+fn risen(history: &History) -> Option<String> {
+    let losses: Vec<f64> = history.steps.iter().map(|step| step.loss).collect();
+    let part = losses.len().div_ceil(10).max(1);
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    if losses.len() < 2 {
+        return None;
+    }
+    let (first, last) = (mean(&losses[..part]), mean(&losses[losses.len() - part..]));
+    (last > WORTH_A_WARNING * first).then(|| {
+        format!(
+            "the loss has risen from {first:.4} to {last:.4}: the run diverged; train again with a lower --lr"
+        )
+    })
 }
 
 /// How the result is written.

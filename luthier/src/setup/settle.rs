@@ -94,7 +94,8 @@ fn settle_batch_size(run: &mut RunFile, rows: usize) -> Option<Settled> {
     (batch != USUAL_BATCH).then(|| {
         let (some, all) = (rows_in_words(run, batch), rows_in_words(run, rows));
         let made = rows.div_ceil(USUAL_BATCH);
-        ("batch", format!("{some} a step: {USUAL_BATCH} would make only {made} of an epoch's {all}"))
+        let s = if made == 1 { "" } else { "s" };
+        ("batch", format!("{some} a step: {USUAL_BATCH} would make only {made} step{s} of an epoch's {all}"))
     })
 }
 

@@ -44,7 +44,10 @@ fn fifty_short_examples_are_learnt_under_the_defaults() {
     let said = train(folder.path(), "out", &[]);
     assert!(learnt(&folder.path().join("out")) && said.contains("the result is in out"), "{said}");
     assert!(!said.contains("warning: nothing"), "{said}");
-    assert!(said.contains("batch    2 rows a step: 8 would make only 7 of an epoch's 50 rows"), "{said}");
+    assert!(
+        said.contains("batch    2 rows a step: 8 would make only 7 steps of an epoch's 50 rows"),
+        "{said}"
+    );
     assert!(said.contains("epochs   2: one would be only 25 steps"), "{said}");
     let saved = fs::read_to_string(folder.path().join("out/run.yaml")).unwrap();
     for settled in ["batch_size: 2", "epochs: 2", "max_length: 24", "warmup: null", "learning_rate: 0.002"] {
@@ -78,7 +81,7 @@ fn few_steps_are_told_with_the_settings_that_make_more() {
     let folder = folder(40);
     let dry = ["train", "--dry-run", "--model", "model", "--data", "d.jsonl", "--output", "out"];
     let (_, said) = succeed(folder.path(), &[&dry[..], &["--batch-size", "4", "--epochs", "1"]].concat());
-    let words = "warning: the run has only 10 steps, and few models learn much in less than 50; more of them: \
+    let words = "warning: the run has only 10 steps, and few models learn much in fewer than 50; more of them: \
                  training.epochs: 5, or a smaller training.batch_size";
     assert!(said.contains(words), "{said}");
 }

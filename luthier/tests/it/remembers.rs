@@ -65,7 +65,7 @@ fn the_adapter_alone_is_a_whole_command_from_any_folder() {
     let (run_folder, data) = (folder.path().join("run"), folder.path().join("d.jsonl"));
     let short = ["eval", "perplexity", "--json", "--adapter", text(&run_folder), "--data", text(&data)];
     let (remembered, said) = json_of(elsewhere.path(), &short);
-    assert!(said.contains("note: as in training: data.chat_template "), "{said}");
+    assert!(said.contains("note: as in training: its chat template, "), "{said}");
     assert!(said.contains("data.max_length 40, quantization nf4"), "{said}");
     let whole = [
         "eval",
@@ -213,4 +213,28 @@ fn a_run_goes_on_from_any_folder_with_nothing_but_its_own() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(2) && said.contains(words), "{words}: {said}");
     }
+}
+
+#[test]
+fn a_run_whose_files_were_moved_goes_on_with_their_new_names_and_the_same_data() {
+    let folder = folder();
+    train(folder.path());
+    let to = |name: &str| folder.path().join(name);
+    fs::rename(to("model"), to("model2")).unwrap();
+    fs::rename(to("d.jsonl"), to("d2.jsonl")).unwrap();
+    let more = ["train", "--resume", "run", "--set", "training.max_steps=5"];
+    let told = |arguments: &[&str]| {
+        let output = run(folder.path(), arguments);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = told(&more);
+    assert!(code == Some(2) && said.contains("name it by --model"), "{said}");
+    write_lines(
+        to("other.jsonl"),
+        &[json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})],
+    );
+    let (code, said) = told(&[&more[..], &["--model", "model2", "--data", "other.jsonl"]].concat());
+    assert!(code == Some(2) && said.contains("was saved while training on other data"), "{said}");
+    let (code, said) = told(&[&more[..], &["--model", "model2", "--data", "d2.jsonl"]].concat());
+    assert!(code == Some(0) && said.contains("going on after step 4"), "{said}");
 }

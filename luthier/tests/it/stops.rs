@@ -133,3 +133,18 @@ fn what_was_killed_before_its_first_checkpoint_says_that_it_begins_anew() {
         "{said}"
     );
 }
+
+#[cfg(unix)]
+#[test]
+fn a_run_goes_on_when_nobody_reads_what_it_tells() {
+    let folder = folder();
+    let mut child = luthier(folder.path())
+        .args(["train", "--model", "m", "--data", "d.jsonl", "--output", "out", "--max-length", "32"])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(folder.path().join("out/adapter_config.json").exists());
+}

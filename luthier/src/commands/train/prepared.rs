@@ -113,7 +113,7 @@ impl Prepared {
             more.push("data.packing: false".to_owned());
         }
         Some(format!(
-            "the run has only {} step{}, and few models learn much in less than {ENOUGH_STEPS}; more of them: {}",
+            "the run has only {} step{}, and few models learn much in fewer than {ENOUGH_STEPS}; more of them: {}",
             self.steps,
             if self.steps == 1 { "" } else { "s" },
             more.join(", or ")

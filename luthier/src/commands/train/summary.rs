@@ -159,7 +159,11 @@ impl Display for Summary {
                 losses.best_step, self.output
             )?;
         }
-        write!(f, "{}", if self.outcome == Ended::Stopped { "Go on with:" } else { "Try next:" })?;
-        self.next.iter().try_for_each(|command| write!(f, "\n  {command}"))
+        // What goes on with a run that was stopped is told where that is told.
+        if self.outcome != Ended::Stopped {
+            write!(f, "Try next:")?;
+            self.next.iter().try_for_each(|command| write!(f, "\n  {command}"))?;
+        }
+        Ok(())
     }
 }
