@@ -336,7 +336,11 @@ pub(super) fn may_pass(status: StatusCode) -> bool {
 
 fn may_pass_error(error: &ureq::Error) -> bool {
     use ureq::Error::*;
-    matches!(error, Io(_) | Timeout(_) | ConnectionFailed | Protocol(_))
+    match error {
+        // A name that leads nowhere: this machine has no network, or the address is misspelt. std has no kind for it.
+        Io(error) => !error.to_string().contains("failed to lookup address"),
+        other => matches!(other, Timeout(_) | ConnectionFailed | Protocol(_)),
+    }
 }
 
 /// Escapes what has a meaning in an address; `/` stays if it separates a path's parts.
