@@ -195,7 +195,7 @@ fn histogram(sorted: &[usize]) -> Vec<Bin> {
     }
 }
 
-/// The text before each example's first learnt token, in small letters and with one space for any number of them. A text that is
+/// The text before each example's first learnt token, in small letters, with one space for any number of them, and without the marks that end sentences. A text that is
 /// learnt whole has none.
 fn prompts(data: &Dataset, tokenizer: &Tokenizer) -> Result<Vec<Option<String>>, TokenizerError> {
     let is_text = |example: &Example| {
@@ -209,7 +209,9 @@ fn prompts(data: &Dataset, tokenizer: &Tokenizer) -> Result<Vec<Option<String>>,
             return Ok(None);
         }
         let text = tokenizer.decode(ids, true)?;
-        let text = text.split_whitespace().map(str::to_lowercase).collect::<Vec<_>>().join(" ");
+        let words =
+            text.split_whitespace().map(|word| word.trim_end_matches(['.', ',', '?', '!']).to_lowercase());
+        let text = words.collect::<Vec<_>>().join(" ");
         Ok((!is_text(example) && !text.is_empty()).then_some(text))
     };
     data.examples.iter().map(prompt).collect()
