@@ -245,7 +245,8 @@ fn by_names(names: &[String], prefix: &str) -> Vec<(String, Vec<String>)> {
     let of_kind = |kind: &str| data.iter().filter(|name| ending(name) == Some(kind)).count();
     let Some(kind) = ENDINGS.into_iter().rev().max_by_key(|kind| of_kind(kind)) else { return Vec::new() };
     data.retain(|name| ending(name) == Some(kind));
-    let ways: [&dyn Fn(&str) -> Option<String>; 4] = [
+    type SplitOf = dyn Fn(&str) -> Option<String>;
+    let ways: [&SplitOf; 4] = [
         &|name| shard_of(name),
         &|name| word(name.rsplit_once('/')?.0),
         &|name| word(name.rsplit('/').next()?),
