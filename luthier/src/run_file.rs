@@ -45,7 +45,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RunFile {
-    /// Required. The base model: a folder in the Hugging Face layout, or a hub id, owner/name[@revision].
+    /// Required. The base model: a folder in the Hugging Face layout, or a hub id, owner/name or owner/name@revision.
     pub(crate) model: Option<String>,
     /// The memory that the run must fit into, such as 12GiB; null: what is free.
     pub(crate) memory: Option<ByteSize>,
