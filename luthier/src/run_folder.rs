@@ -95,6 +95,11 @@ pub(crate) fn resume_command(folder: &Path) -> String {
     format!("luthier train --resume {}", quoted(folder))
 }
 
+/// Where the best evaluation's tensors are kept.
+pub(crate) fn best(folder: &Path) -> PathBuf {
+    folder.join(CHECKPOINTS).join("best")
+}
+
 /// Seconds since 1970 at which the run first began: templates may print the date, and a resumed run must print the same.
 pub(crate) fn begun(folder: &Path, resumed: bool) -> i64 {
     let saved = fs::read_to_string(begun_path(folder)).ok().filter(|_| resumed);

@@ -76,17 +76,30 @@ fn data_spec(
         },
         chat_template: section.chat_template.clone(),
         max_length: max_length(run, config),
-        on_overflow: match section.on_overflow {
-            run_file::OnOverflow::Truncate => data::OnOverflow::Truncate,
-            run_file::OnOverflow::Drop => data::OnOverflow::Drop,
-            run_file::OnOverflow::Error => data::OnOverflow::Error,
-        },
+        on_overflow: on_overflow(section.on_overflow),
         vocab_size: config.map(|config| config.vocab_size),
         unix_time: time,
         ..DataSpec::new(specs)
     })
 }
 
+/// What becomes of long examples, as the data room calls it.
+pub(crate) fn on_overflow(what: run_file::OnOverflow) -> data::OnOverflow {
+    match what {
+        run_file::OnOverflow::Truncate => data::OnOverflow::Truncate,
+        run_file::OnOverflow::Drop => data::OnOverflow::Drop,
+        run_file::OnOverflow::Error => data::OnOverflow::Error,
+    }
+}
+
+/// The tokenizer of a model, which is enough to look at data, and its configuration if there is one.
+pub(crate) fn tokenizer_of(model: &str) -> anyhow::Result<(Tokenizer, Option<Config>)> {
+    let folder = hub::resolve_model(model)?;
+    let config = folder.join("config.json").exists().then(|| Config::load(&folder)).transpose()?;
+    Ok((Tokenizer::load(&folder)?, config))
+}
+
+/// A format of records, as the data room calls it.
 pub(crate) fn format(format: run_file::Format) -> data::Format {
     match format {
         run_file::Format::Auto => data::Format::Auto,
@@ -103,11 +116,11 @@ pub(crate) fn format(format: run_file::Format) -> data::Format {
 /// The training examples and the held-out ones, if any are named.
 pub(crate) fn datasets(
     run: &RunFile,
-    config: &Config,
+    config: Option<&Config>,
     tokenizer: &Tokenizer,
     time: Option<i64>,
 ) -> anyhow::Result<(Dataset, Option<Dataset>)> {
-    let train = training_examples(run, Some(config), tokenizer, time)?;
+    let train = training_examples(run, config, tokenizer, time)?;
     if let Some(fraction) = run.data.eval_fraction {
         let (train, eval) = train.split(fraction, run.training.seed)?;
         return Ok((train, Some(eval)));
@@ -130,12 +143,12 @@ pub(crate) fn training_examples(
 pub(crate) fn dataset(
     run: &RunFile,
     path: &Path,
-    config: &Config,
+    config: Option<&Config>,
     tokenizer: &Tokenizer,
     time: Option<i64>,
 ) -> anyhow::Result<Dataset> {
     let source = Source { format: Some(run.data.format), ..Source::new(path.to_owned()) };
-    let spec = data_spec(run, vec![source], Some(config), time)?;
+    let spec = data_spec(run, vec![source], config, time)?;
     Ok(Dataset::load(&spec, tokenizer)?)
 }
 

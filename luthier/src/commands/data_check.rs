@@ -4,12 +4,9 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use data::audit::{Audit, Finding, Summary};
-use data::{Dataset, OnOverflow, Tokenizer};
-use model::Config;
 
 use crate::cli::{self, Global};
-use crate::hub;
-use crate::run_file::{self, Purpose, RunFile, Source, TrainData};
+use crate::run_file::{self, Purpose};
 use crate::setup;
 use crate::terminal::{self, count};
 
@@ -24,43 +21,21 @@ pub(super) fn run(args: cli::Check, _global: &Global) -> anyhow::Result<ExitCode
     let settings = args.run.settings()?;
     settings.validate(Purpose::Preview)?;
     let run = &settings.run;
-    let folder = hub::resolve_model(run.model.as_deref().expect("validated"))?;
-    let tokenizer = Tokenizer::load(&folder)?;
-    // The tokenizer alone is enough to look at data.
-    let config = folder.join("config.json").exists().then(|| Config::load(&folder)).transpose()?;
-    let (train, eval) = uncut(run, config.as_ref(), &tokenizer)?;
-    let on_overflow = match run.data.on_overflow {
-        run_file::OnOverflow::Truncate => OnOverflow::Truncate,
-        run_file::OnOverflow::Drop => OnOverflow::Drop,
-        run_file::OnOverflow::Error => OnOverflow::Error,
-    };
-    let audit =
-        Audit::new(&train, eval.as_ref(), setup::max_length(run, config.as_ref()), on_overflow, &tokenizer)?;
+    let (tokenizer, config) = setup::tokenizer_of(run.model.as_deref().expect("validated"))?;
+    // As a run would have them but for the limit on lengths.
+    let mut uncut = run.clone();
+    uncut.data.max_length = Some(UNCUT);
+    uncut.data.on_overflow = run_file::OnOverflow::Truncate;
+    let (train, eval) = setup::datasets(&uncut, config.as_ref(), &tokenizer, None)?;
+    let (max_length, on_overflow) =
+        (setup::max_length(run, config.as_ref()), setup::on_overflow(run.data.on_overflow));
+    let audit = Audit::new(&train, eval.as_ref(), max_length, on_overflow, &tokenizer)?;
     match args.json {
         true => terminal::print_json(&audit)?,
         false => terminal::print(&terminal::printable(&told(&audit)))?,
     }
     let serious = audit.findings.iter().any(|finding| finding.serious);
     Ok(if args.strict && serious { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
-}
-
-/// The training examples and the held-out ones, as a run would have them but for the limit on lengths.
-fn uncut(
-    run: &RunFile,
-    config: Option<&Config>,
-    tokenizer: &Tokenizer,
-) -> anyhow::Result<(Dataset, Option<Dataset>)> {
-    let mut uncut = run.clone();
-    uncut.data.max_length = Some(UNCUT);
-    uncut.data.on_overflow = run_file::OnOverflow::Truncate;
-    let train = setup::training_examples(&uncut, config, tokenizer, None)?;
-    if let Some(fraction) = run.data.eval_fraction {
-        let (train, eval) = train.split(fraction, run.training.seed)?;
-        return Ok((train, Some(eval)));
-    }
-    let Some(path) = &run.data.eval else { return Ok((train, None)) };
-    uncut.data.train = Some(TrainData::Many(vec![Source::new(path.clone())]));
-    Ok((train, Some(setup::training_examples(&uncut, config, tokenizer, None)?)))
 }
 
 /// The audit for a person.

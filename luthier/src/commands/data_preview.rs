@@ -3,11 +3,9 @@
 use std::process::ExitCode;
 
 use data::{Dataset, Example, Tokenizer, preview};
-use model::Config;
 use serde_json::json;
 
 use crate::cli::{self, Global};
-use crate::hub;
 use crate::run_file::Purpose;
 use crate::setup;
 use crate::terminal::{self, count};
@@ -16,10 +14,7 @@ pub(super) fn run(args: cli::Preview, _global: &Global) -> anyhow::Result<ExitCo
     let settings = args.run.settings()?;
     settings.validate(Purpose::Preview)?;
     let run = &settings.run;
-    let folder = hub::resolve_model(run.model.as_deref().expect("validated"))?;
-    let tokenizer = Tokenizer::load(&folder)?;
-    // The tokenizer alone is enough to look at data.
-    let config = folder.join("config.json").exists().then(|| Config::load(&folder)).transpose()?;
+    let (tokenizer, config) = setup::tokenizer_of(run.model.as_deref().expect("validated"))?;
     let data = setup::training_examples(run, config.as_ref(), &tokenizer, None)?;
     let shown = &data.examples[..args.count.min(data.examples.len())];
     if args.json {

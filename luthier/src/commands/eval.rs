@@ -29,7 +29,7 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     let Subject { base, adapter, .. } = subject;
     let tokenizer = base.tokenizer()?;
     let path = run.data.eval.as_ref().expect("--data is required and stands here");
-    let data = setup::dataset(run, path, &base.config, &tokenizer, None)?;
+    let data = setup::dataset(run, path, Some(&base.config), &tokenizer, None)?;
     let layout = adapter.as_ref().map(|a| a.layout.clone()).unwrap_or_default();
     setup::warnings(&data.report, &base.config).iter().for_each(|warning| eprintln!("warning: {warning}"));
     let extent = extent(run, &data, &base, &layout, global.threads())?;

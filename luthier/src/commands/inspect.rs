@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use compute::ops::rope::RopeScaling;
 use compute::quant::Format;
 use data::{ChatTemplate, Tokenizer};
@@ -13,13 +12,14 @@ use model::adapter::folder::AdapterFiles;
 use model::adapter::peft::{self, CONFIG_FILE, Selection, Update};
 use model::{Checkpoint, Config};
 use serde_json::{Map, Value, json};
+use train::History;
 
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::hub;
 use crate::run_file::{AdapterSection, Method, RunFile, Settings};
 use crate::run_folder;
-use crate::terminal::{self, count};
+use crate::terminal;
 
 /// One of these is where a model's weights are.
 const WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
@@ -33,7 +33,7 @@ pub(super) fn run(args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCo
         let message = "is a file; name the folder of a model, an adapter or a run";
         return Err(user(format!("{} {message}", args.path)));
     }
-    let facts = if path.join("run.yaml").is_file() {
+    let facts = if path.join(run_folder::SETTINGS).is_file() {
         of_run(path)?
     } else if path.join(CONFIG_FILE).is_file() {
         of_adapter(path)?
@@ -282,16 +282,10 @@ fn arithmetic(updates: &[Update]) -> Map<String, Value> {
 }
 
 fn of_run(folder: &Path) -> anyhow::Result<Map<String, Value>> {
-    let run = Settings::resolve(Some(&folder.join("run.yaml")), Vec::new())?.run;
-    let path = folder.join("metrics.jsonl");
-    let text = if path.exists() {
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?
-    } else {
-        String::new()
-    };
-    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let steps: Vec<&Value> = lines.iter().filter(|l| l.get("loss").is_some()).collect();
-    let evaluations: Vec<f64> = lines.iter().filter_map(|l| l["eval_loss"].as_f64()).collect();
+    let run = Settings::resolve(Some(&folder.join(run_folder::SETTINGS)), Vec::new())?.run;
+    let history = History::read(folder)?;
+    let (first, last) = (history.steps.first(), history.steps.last());
+    let held_out: Vec<f64> = history.evaluations.iter().map(|evaluation| evaluation.eval_loss).collect();
     let checkpoints = fs::read_dir(folder.join("checkpoints")).into_iter().flatten().flatten();
     let mut checkpoints: Vec<String> = checkpoints
         .map(|e| e.file_name().to_string_lossy().into_owned())
@@ -300,20 +294,18 @@ fn of_run(folder: &Path) -> anyhow::Result<Map<String, Value>> {
     checkpoints.sort();
     let full = run.adapter.method == Method::Full;
     let finished = folder.join(if full { "config.json" } else { CONFIG_FILE }).is_file();
-    let of = |step: Option<&&Value>, key: &str| step.map(|s| s[key].clone());
-    let tokens: u64 = steps.iter().filter_map(|s| s["tokens"].as_u64()).sum();
     let mut facts = object(json!({
         "kind": "run",
         "model": run.model,
         "trains": trains(&run.adapter),
         "finished": finished,
-        "steps": steps.len(),
-        "epochs": of(steps.last(), "epoch"),
-        "tokens": count(tokens as f64),
-        "first_loss": of(steps.first(), "loss"),
-        "last_loss": of(steps.last(), "loss"),
-        "held_out_losses": evaluations,
-        "tokens_per_second": of(steps.last(), "tokens_per_second"),
+        "steps": history.steps.len(),
+        "epochs": last.map(|step| step.epoch),
+        "tokens": history.steps.iter().map(|step| step.tokens).sum::<u64>(),
+        "first_loss": first.map(|step| step.loss),
+        "last_loss": last.map(|step| step.loss),
+        "held_out_losses": held_out,
+        "tokens_per_second": last.map(|step| step.tokens_per_second),
         "checkpoints": checkpoints,
         "settings": settings(&run),
     }));

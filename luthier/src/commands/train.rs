@@ -179,10 +179,9 @@ fn risen(history: &History) -> Option<String> {
     let losses: Vec<f64> = history.steps.iter().map(|step| step.loss).collect();
     let part = losses.len().div_ceil(10).max(1);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    if losses.len() < 2 {
-        return None;
-    }
-    let (first, last) = (mean(&losses[..part]), mean(&losses[losses.len() - part..]));
+    // The first step alone: a rate that is far too high ruins the second.
+    let first = *losses.first()?;
+    let last = mean(&losses[losses.len() - part..]);
     (last > WORTH_A_WARNING * first).then(|| {
         format!(
             "the loss has risen from {first:.4} to {last:.4}: the run diverged; train again with a lower --lr"

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use train::{Event, StepMetrics};
 
+use crate::run_folder;
 use crate::terminal::{Facts, Progress, rough};
 
 /// How much of the smoothed loss each step is.
@@ -128,7 +129,7 @@ impl Narrator {
                         best.step,
                         best.eval_loss,
                         metrics.eval_loss,
-                        self.folder.join("checkpoints/best").display()
+                        run_folder::best(&self.folder).display()
                     ));
                 }
             }

@@ -49,7 +49,7 @@ impl Prepared {
         base.config.check_quantization(&base.folder, setup::quantization(&settings.run))?;
         let tokenizer = base.tokenizer()?;
         let mut settled = setup::settle_by_model(&mut settings.run, &base.config);
-        let (train, eval) = setup::datasets(&settings.run, &base.config, &tokenizer, begun)?;
+        let (train, eval) = setup::datasets(&settings.run, Some(&base.config), &tokenizer, begun)?;
         settled.extend(setup::settle_by_data(&mut settings.run, &base.config, &train, eval.as_ref()));
         let run = &settings.run;
         let trained = setup::trained(run, &base.config, &base.name)?;

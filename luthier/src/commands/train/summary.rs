@@ -79,7 +79,7 @@ impl Summary {
     ) -> Self {
         let steps = &history.steps;
         let held_out_loss = Losses::of(history.evaluations.iter().map(|e| (e.step, e.eval_loss)));
-        let best = folder.join("checkpoints/best");
+        let best = run_folder::best(folder);
         let stops_at_best = run.training.early_stopping_patience.is_some();
         let overfits = held_out_loss.is_some_and(|l| l.best_step > 0 && l.best_step < l.last_step);
         let best = (overfits && !stops_at_best && best.is_dir()).then(|| best.display().to_string());
