@@ -1,14 +1,14 @@
 //! Memory and arithmetic on a device.
 //!
-//! A [`Matrix`] is the only tensor: row-major, `f32` or `bf16`, rows are tokens (activations) or output features
-//! (weights). Operations live in [`ops`], one file each, with the formula, the shapes, a forward and a backward;
-//! they write into matrices their callers own and never allocate results. A [`Device`] is matched inside each
-//! operation.
+//! A [`Matrix`] is the only tensor: row-major, `f32` or `bf16`, rows are tokens (activations) or output
+//! features (weights). Operations live in [`ops`], one file each, with the formula, the shapes, a forward and
+//! a backward; they write into matrices their callers own and never allocate results. A [`Device`] is matched
+//! inside each operation.
 //!
 //! This crate knows nothing of files, models, adapters, text or JSON. It is the only one with `unsafe`.
 //!
-//! Letters for shapes, everywhere: `T` tokens, `C` model width, `H`/`K` query/key heads, `D` head size, `F` inner
-//! width, `V` vocabulary, `R` rank, `L` layers.
+//! Letters for shapes, everywhere: `T` tokens, `C` model width, `H`/`K` query/key heads, `D` head size, `F`
+//! inner width, `V` vocabulary, `R` rank, `L` layers.
 
 mod cpu;
 mod device;

@@ -35,8 +35,8 @@ impl fmt::Display for DType {
     }
 }
 
-/// The precision of a run: how activations are stored and how products multiply. Sums, softmax, loss, adapters,
-/// their gradients and the optimizer are `f32` in either.
+/// The precision of a run: how activations are stored and how products multiply. Sums, softmax, loss,
+/// adapters, their gradients and the optimizer are `f32` in either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// `f32` activations, `f32` products.
@@ -76,8 +76,8 @@ impl Matrix {
         Matrix { rows, cols, dtype, bytes: Bytes::zeroed(size_bytes(rows, cols, dtype)) }
     }
 
-    /// A matrix whose elements are written before they are read. They are zero too, but where `LUTHIER_GUARD` asks to find
-    /// who reads them earlier: NaN there.
+    /// A matrix whose elements are written before they are read. They are zero too, but where `LUTHIER_GUARD`
+    /// asks to find who reads them earlier: NaN there.
     ///
     /// # Panics
     /// As [`Matrix::zeros`].
@@ -230,7 +230,8 @@ impl<'a> MatrixRef<'a> {
         MatrixRef { rows, cols, data: self.data }
     }
 
-    /// The first `rows * cols` elements as a matrix: a buffer planned for the largest use, used for a smaller one.
+    /// The first `rows * cols` elements as a matrix: a buffer planned for the largest use, used for a smaller
+    /// one.
     pub fn prefix(self, rows: usize, cols: usize) -> MatrixRef<'a> {
         let data = match self.data {
             Slice::F32(s) => Slice::F32(&s[..rows * cols]),
@@ -295,7 +296,8 @@ impl<'a> MatrixMut<'a> {
         MatrixMut { rows, cols, data: SliceMut::F32(values) }
     }
 
-    /// Mutable 32-bit words seen as a matrix `[rows, cols]` of this element type, which may end before they do.
+    /// Mutable 32-bit words seen as a matrix `[rows, cols]` of this element type, which may end before they
+    /// do.
     pub fn from_words(rows: usize, cols: usize, dtype: DType, words: &'a mut [f32]) -> Self {
         let data = match dtype {
             DType::F32 => SliceMut::F32(&mut words[..rows * cols]),

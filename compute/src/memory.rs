@@ -1,9 +1,11 @@
-//! Where this crate's memory comes from: bytes that begin with a cache line, or, to find faults, bytes under guard.
+//! Where this crate's memory comes from: bytes that begin with a cache line, or, to find faults, bytes under
+//! guard.
 //!
-//! `LUTHIER_GUARD=1` puts every allocation between pages that may not be touched, so that it ends, to the byte, where the
-//! second one begins: what reads or writes beyond it ends the process there and then. What lies before its first byte is
-//! looked at when it is given back, and memory that need not be zero is filled with NaN, so that whoever reads before
-//! writing is found by the result. The test suites run in it; results are the same bytes.
+//! `LUTHIER_GUARD=1` puts every allocation between pages that may not be touched, so that it ends, to the
+//! byte, where the second one begins: what reads or writes beyond it ends the process there and then. What
+//! lies before its first byte is looked at when it is given back, and memory that need not be zero is filled
+//! with NaN, so that whoever reads before writing is found by the result. The test suites run in it; results
+//! are the same bytes.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -178,7 +180,8 @@ mod guard {
         *ON
     }
 
-    /// Pages around which nothing may be touched, of which some bytes are used: up to the end of the last one.
+    /// Pages around which nothing may be touched, of which some bytes are used: up to the end of the last
+    /// one.
     pub(super) struct Pages {
         first: NonNull<u8>,
         slack: usize,

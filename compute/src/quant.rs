@@ -1,12 +1,13 @@
-//! Weights in four bits: sixteen values, scaled by the largest magnitude of each block (QLoRA, Dettmers et al. 2023,
-//! arXiv:2305.14314; the bytes are those of bitsandbytes).
+//! Weights in four bits: sixteen values, scaled by the largest magnitude of each block (QLoRA, Dettmers et
+//! al. 2023, arXiv:2305.14314; the bytes are those of bitsandbytes).
 //!
-//! A matrix is quantized as it lies in memory, row after row, in blocks that know nothing of rows: element `i` belongs to
-//! block `i / block_size`, and stands in the high half of byte `i / 2` if `i` is even, in the low half if it is odd.
-//! `value = table[code] * absmax[block]`, the product in `f32`, rounded once to the type that is asked for.
+//! A matrix is quantized as it lies in memory, row after row, in blocks that know nothing of rows: element
+//! `i` belongs to block `i / block_size`, and stands in the high half of byte `i / 2` if `i` is even, in the
+//! low half if it is odd. `value = table[code] * absmax[block]`, the product in `f32`, rounded once to the
+//! type that is asked for.
 //!
-//! With double quantization the scales themselves are rounded to eight bits: their mean is taken off, and what is left
-//! is rounded to [`dynamic_map::signed`] in blocks of [`SCALES_BLOCK`].
+//! With double quantization the scales themselves are rounded to eight bits: their mean is taken off, and
+//! what is left is rounded to [`dynamic_map::signed`] in blocks of [`SCALES_BLOCK`].
 
 pub mod dynamic_map;
 mod torch_sum;
@@ -195,8 +196,8 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// A matrix of codes and scales that come from elsewhere; its codes, zero at first, are filled by the caller
-    /// through [`Quantized::codes_mut`].
+    /// A matrix of codes and scales that come from elsewhere; its codes, zero at first, are filled by the
+    /// caller through [`Quantized::codes_mut`].
     ///
     /// # Panics
     /// If there is not one scale for each block, or the block size is not one of [`BLOCK_SIZES`].

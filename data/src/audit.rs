@@ -1,4 +1,5 @@
-//! A data set examined: its lengths, what a limit on them costs, and what its author may not have meant, the worst first.
+//! A data set examined: its lengths, what a limit on them costs, and what its author may not have meant, the
+//! worst first.
 
 use std::collections::BTreeMap;
 
@@ -98,7 +99,8 @@ struct Set<'a> {
     of: &'static str,
     /// The normalized text before the first learnt token, for examples that have such.
     prompts: Vec<Option<String>>,
-    /// The token that stands for what cannot be spelt: texts that have it may differ where their tokens do not.
+    /// The token that stands for what cannot be spelt: texts that have it may differ where their tokens do
+    /// not.
     unknown: Option<u32>,
 }
 
@@ -171,7 +173,8 @@ impl Summary {
     }
 }
 
-/// Whether an example loses something to the limit. The document of a text file is cut into pieces, of which none is lost.
+/// Whether an example loses something to the limit. The document of a text file is cut into pieces, of which
+/// none is lost.
 fn is_beyond(example: &Example, max_length: usize) -> bool {
     example.len() > max_length && Kind::of(&example.source.file).ok() != Some(Kind::Document)
 }
@@ -195,8 +198,8 @@ fn histogram(sorted: &[usize]) -> Vec<Bin> {
     }
 }
 
-/// The text before each example's first learnt token, in small letters, with one space for any number of them, and without the marks that end sentences. A text that is
-/// learnt whole has none.
+/// The text before each example's first learnt token, in small letters, with one space for any number of
+/// them, and without the marks that end sentences. A text that is learnt whole has none.
 fn prompts(data: &Dataset, tokenizer: &Tokenizer) -> Result<Vec<Option<String>>, TokenizerError> {
     let is_text = |example: &Example| {
         let file = data.report.files.iter().find(|file| file.path == *example.source.file);
@@ -411,7 +414,8 @@ impl Set<'_> {
         findings.into_iter().filter(|finding| finding.count > 0).collect()
     }
 
-    /// Examples that come again, and examples whose prompt comes again with another answer, each with what it repeats.
+    /// Examples that come again, and examples whose prompt comes again with another answer, each with what it
+    /// repeats.
     fn repeated(&self) -> (Vec<String>, Vec<String>) {
         let examples = &self.data.examples;
         let pair = |i: usize, first: usize| format!("{} = {}", examples[i].source, examples[first].source);

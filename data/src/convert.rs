@@ -1,8 +1,8 @@
 //! Records written anew, as lines of JSON in one of our formats: what a file of any kind says, and no more.
 //!
-//! A conversation becomes `messages`, whatever it was, with its tools and with the marks of what is not learnt; two texts, a text
-//! and token ids stay what they are. What else a record has (`id`, `source` ...) is not taken over. A record that is marked as not
-//! to be learnt is left out.
+//! A conversation becomes `messages`, whatever it was, with its tools and with the marks of what is not
+//! learnt; two texts, a text and token ids stay what they are. What else a record has (`id`, `source` ...) is
+//! not taken over. A record that is marked as not to be learnt is left out.
 
 use serde_json::{Map, Value as Json, json};
 

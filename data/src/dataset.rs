@@ -1,4 +1,5 @@
-//! A data set: every example of some files, tokenized and labelled in parallel, with a report of what was noticed.
+//! A data set: every example of some files, tokenized and labelled in parallel, with a report of what was
+//! noticed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -49,7 +50,8 @@ pub struct DataSpec {
     pub on_overflow: OnOverflow,
     /// The rows of the model's embedding: a token id beyond is an error.
     pub vocab_size: Option<usize>,
-    /// The time that a template may print, in seconds since 1970; `None`: now. A resumed run passes its first start.
+    /// The time that a template may print, in seconds since 1970; `None`: now. A resumed run passes its first
+    /// start.
     pub unix_time: Option<i64>,
 }
 
@@ -99,11 +101,13 @@ pub struct Report {
     pub without_trained_token: usize,
     /// Examples that begin with two beginning-of-text tokens.
     pub double_bos: usize,
-    /// Examples with a trained part that does not end in an end token, so that the model does not learn to stop there.
+    /// Examples with a trained part that does not end in an end token, so that the model does not learn to
+    /// stop there.
     pub missing_end: usize,
     /// Examples whose trained parts end in a special token at which the model does not stop, by token.
     pub other_end: BTreeMap<String, usize>,
-    /// Examples of which the chat template leaves something out that the assistant's turns do not need, by what that is.
+    /// Examples of which the chat template leaves something out that the assistant's turns do not need, by
+    /// what that is.
     pub unwritten: BTreeMap<String, usize>,
     /// The end-of-text token if it is the padding token as well.
     pub pad_is_eos: Option<String>,
@@ -312,7 +316,8 @@ impl Dataset {
         )
     }
 
-    /// The rows that an epoch visits, in order: indices into `examples`. Weights count here; a weight of 2 is two visits.
+    /// The rows that an epoch visits, in order: indices into `examples`. Weights count here; a weight of 2 is
+    /// two visits.
     pub fn rows(&self, spec: &OrderSpec) -> Vec<Row> {
         let visits = self.visits(spec);
         let lengths: Vec<usize> = visits.iter().map(|&i| self.examples[i].len()).collect();
@@ -323,8 +328,8 @@ impl Dataset {
         rows
     }
 
-    /// The examples that an epoch visits, in the order of the files. Over n epochs an example of weight w is visited
-    /// floor(n w) or ceil(n w) times.
+    /// The examples that an epoch visits, in the order of the files. Over n epochs an example of weight w is
+    /// visited floor(n w) or ceil(n w) times.
     fn visits(&self, spec: &OrderSpec) -> Vec<usize> {
         let times = |(i, &weight): (usize, &f64)| {
             let offset = Shuffle::new(spec.seed, "weights", i as u64).fraction();

@@ -1,4 +1,5 @@
-//! What can go wrong between a data file and token ids, told so that its cause can be found: file, line, field, and what to do.
+//! What can go wrong between a data file and token ids, told so that its cause can be found: file, line,
+//! field, and what to do.
 
 use std::path::PathBuf;
 

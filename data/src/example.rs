@@ -9,7 +9,8 @@ use crate::source::Kind;
 /// The label of a token that carries no loss, as in transformers.
 pub const IGNORE: i32 = -100;
 
-/// Where a record stands: a file, and the line (from 1) on which the record begins; in a Parquet file, which has no lines, the row.
+/// Where a record stands: a file, and the line (from 1) on which the record begins; in a Parquet file, which
+/// has no lines, the row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The file, as the user named it.
@@ -62,7 +63,8 @@ impl Example {
         self.input_ids.is_empty()
     }
 
-    /// The number of tokens that carry loss after the shift: the first token has nothing to be predicted from.
+    /// The number of tokens that carry loss after the shift: the first token has nothing to be predicted
+    /// from.
     pub fn trained_tokens(&self) -> usize {
         self.labels.iter().skip(1).filter(|&&label| label != IGNORE).count()
     }

@@ -1,4 +1,5 @@
-//! The formats in which people keep examples, told apart by their keys and turned into one of four kinds of [`Item`].
+//! The formats in which people keep examples, told apart by their keys and turned into one of four kinds of
+//! [`Item`].
 
 mod found;
 mod marks;
@@ -97,7 +98,8 @@ pub struct Chat {
 /// Roles that messages may have.
 const ROLES: &[&str] = &["system", "user", "assistant", "tool", "developer"];
 
-/// Keys under which an alpaca record may keep its parts; Dolly and GSM8K use the later ones. Without an instruction, the input is one.
+/// Keys under which an alpaca record may keep its parts; Dolly and GSM8K use the later ones. Without an
+/// instruction, the input is one.
 const INSTRUCTION: &[&str] = &["instruction", "question", "query", "prompt"];
 const INPUT: &[&str] = &["input", "context"];
 const OUTPUT: &[&str] = &["output", "response", "answer"];
@@ -174,7 +176,8 @@ impl Format {
     }
 }
 
-/// Keys of a record that change what is to be learnt and cannot be honoured: (formats, keys, what is said where one has a value).
+/// Keys of a record that change what is to be learnt and cannot be honoured: (formats, keys, what is said
+/// where one has a value).
 const UNHEARD: &[(&[Format], &[&str], &str)] = {
     use Format::{Alpaca, Completion, Messages, Sharegpt, Tokenized};
     &[
@@ -409,7 +412,8 @@ impl Fields<'_> {
         Ok((message, mark))
     }
 
-    /// Checks a message and makes a list of text parts one text, of which it returns the bytes that are marked as not learnt.
+    /// Checks a message and makes a list of text parts one text, of which it returns the bytes that are
+    /// marked as not learnt.
     fn check_message(
         &self,
         place: &str,
@@ -486,7 +490,8 @@ impl Fields<'_> {
         Ok((content, not_learnt))
     }
 
-    /// `conversations` with LLaMA-Factory's tags. Some collections keep role and content under that key instead.
+    /// `conversations` with LLaMA-Factory's tags. Some collections keep role and content under that key
+    /// instead.
     fn sharegpt(&mut self) -> Result<Item, DataError> {
         let turns = self.list(&["conversations", "conversation"])?;
         if turns.is_empty() {
@@ -537,7 +542,8 @@ impl Fields<'_> {
         Ok(Json::Object(untagged))
     }
 
-    /// A user's turn is the instruction and, a line below, the input; `history` holds earlier [user, assistant] pairs.
+    /// A user's turn is the instruction and, a line below, the input; `history` holds earlier [user,
+    /// assistant] pairs.
     fn alpaca(&mut self) -> Result<Item, DataError> {
         let has_instruction = INSTRUCTION.iter().any(|key| self.record.contains_key(*key));
         let keys =
@@ -716,7 +722,8 @@ fn has_calls(message: &Map<String, Json>) -> bool {
     message.get("tool_calls").and_then(Json::as_array).is_some_and(|calls| !calls.is_empty())
 }
 
-/// A message in whose place OpenAI's older form is read too: `function_call` is one call, the role `function` a tool's.
+/// A message in whose place OpenAI's older form is read too: `function_call` is one call, the role `function`
+/// a tool's.
 fn with_tool_calls(mut message: Json) -> Json {
     if let Some(object) = message.as_object_mut() {
         if let Some(call @ Json::Object(_)) = object.get("function_call") {
@@ -731,8 +738,8 @@ fn with_tool_calls(mut message: Json) -> Json {
     message
 }
 
-/// An assistant's turn that calls functions: JSON of one call or a list, `{"name", "arguments"}`. What is no such JSON stays
-/// the text it is.
+/// An assistant's turn that calls functions: JSON of one call or a list, `{"name", "arguments"}`. What is no
+/// such JSON stays the text it is.
 fn tool_call(value: String) -> Map<String, Json> {
     let calls = match json::parse_tools(&value) {
         Ok(Json::Array(calls)) => calls,
@@ -750,7 +757,8 @@ fn tool_call(value: String) -> Map<String, Json> {
 }
 
 impl Chat {
-    /// Reads a conversation to be answered: a JSON file with a list of messages, or an object with `messages` and `tools`.
+    /// Reads a conversation to be answered: a JSON file with a list of messages, or an object with `messages`
+    /// and `tools`.
     pub fn read(path: &Path) -> Result<Self, DataError> {
         let at = Source { file: Arc::new(path.to_path_buf()), line: 1 };
         let text =
@@ -791,8 +799,8 @@ impl Chat {
         (self.given..self.messages.len()).filter(is_assistant).collect()
     }
 
-    /// The same conversation with an instruction's `input` standing below the instruction, for templates that know no
-    /// `input`.
+    /// The same conversation with an instruction's `input` standing below the instruction, for templates that
+    /// know no `input`.
     pub fn with_inputs_in_content(mut self) -> Self {
         for message in &mut self.messages {
             if let Some(Json::String(input)) = message.shift_remove("input")

@@ -1,7 +1,8 @@
-//! JSON as people's files have it: what Python's `json.dumps` writes beyond the standard is read, and what is wrong is told in
-//! words.
+//! JSON as people's files have it: what Python's `json.dumps` writes beyond the standard is read, and what is
+//! wrong is told in words.
 //!
-//! serde_json parses. Only a text that it refuses, or in which an integer may have more than 64 bits, is looked at here:
+//! serde_json parses. Only a text that it refuses, or in which an integer may have more than 64 bits, is
+//! looked at here:
 //!
 //! - `NaN`, `Infinity` and `-Infinity`, which Python writes where a table has no value, are null.
 //! - An integer beyond 64 bits in a description or a call of tools keeps its digits: it becomes a text of a mark and the
@@ -13,7 +14,8 @@ use serde_json::Value as Json;
 /// Keys below which numbers are part of what is taught.
 const TOOL_KEYS: &[&str] = &["tools", "tool_calls", "arguments"];
 
-/// Stands before the digits of an integer beyond 64 bits: a noncharacter, which no text may be interchanged with.
+/// Stands before the digits of an integer beyond 64 bits: a noncharacter, which no text may be interchanged
+/// with.
 const INTEGER_MARK: char = '\u{FDD2}';
 
 /// Where a text is no JSON, and why.

@@ -1,11 +1,12 @@
 //! Which tokens carry loss: from an understood record to token ids with labels.
 //!
-//! A conversation is rendered to one text and tokenized as one text; labels follow from character offsets. The assistant's
-//! words are what the template's `{% generation %}` blocks rendered. Where a template has none, they are found by comparing
-//! renderings (`label/turns.rs`): what message i adds to the text of the messages before it (generation prompt included) is what the
-//! model is to say. That is the convention of TRL, and so everything the template writes after the assistant's words, the end-of-turn token and a
-//! line break behind it, carries loss as well; the header before them never does. A token that spans a border belongs to
-//! where it begins.
+//! A conversation is rendered to one text and tokenized as one text; labels follow from character offsets.
+//! The assistant's words are what the template's `{% generation %}` blocks rendered. Where a template has
+//! none, they are found by comparing renderings (`label/turns.rs`): what message i adds to the text of the
+//! messages before it (generation prompt included) is what the model is to say. That is the convention of
+//! TRL, and so everything the template writes after the assistant's words, the end-of-turn token and a line
+//! break behind it, carries loss as well; the header before them never does. A token that spans a border
+//! belongs to where it begins.
 
 mod marked;
 mod turns;
@@ -160,8 +161,8 @@ impl Labeller<'_> {
         turns.into_iter().filter(|&turn| chat.is_learnt(turn)).collect()
     }
 
-    /// What the template leaves out and one can do without. Calls, tools, and the thoughts of the last turn that is learnt are not
-    /// among that: without them another thing would be learnt than the record says.
+    /// What the template leaves out and one can do without. Calls, tools, and the thoughts of the last turn
+    /// that is learnt are not among that: without them another thing would be learnt than the record says.
     fn unwritten(
         &self,
         template: &ChatTemplate,

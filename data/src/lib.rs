@@ -1,11 +1,12 @@
 //! From a line of a file to token ids with labels.
 //!
-//! The way of a training token through this crate, one direction, one file per step:
-//! [`source`] reads records from files and says where each stands, [`format`](mod@format) finds what kind of record it
-//! is and turns it into an [`Item`](format::Item), [`template`] renders conversations as the model's chat
-//! template says, [`tokenizer`] turns text into ids, [`label`] decides which of them carry loss, [`dataset`]
-//! does all that in parallel and reports what it noticed (also of single records: [`oddity`]), and [`order`] shuffles and packs
-//! examples into rows. [`preview`] shows the result to a person, [`audit`] examines it, and [`convert`] writes records anew.
+//! The way of a training token through this crate, one direction, one file per step: [`source`] reads records
+//! from files and says where each stands, [`format`](mod@format) finds what kind of record it is and turns it
+//! into an [`Item`](format::Item), [`template`] renders conversations as the model's chat template says,
+//! [`tokenizer`] turns text into ids, [`label`] decides which of them carry loss, [`dataset`] does all that
+//! in parallel and reports what it noticed (also of single records: [`oddity`]), and [`order`] shuffles and
+//! packs examples into rows. [`preview`] shows the result to a person, [`audit`] examines it, and [`convert`]
+//! writes records anew.
 //!
 //! This crate knows nothing of devices or models. Its results depend on its inputs and the seed only,
 //! never on the number of threads.

@@ -1,8 +1,10 @@
-//! Where records come from: files, folders, patterns and weighted lists of them, read as records that say where they stand.
+//! Where records come from: files, folders, patterns and weighted lists of them, read as records that say
+//! where they stand.
 //!
-//! One way: a path becomes files (`source/files.rs`), a file its bytes, unpacked (`source/bytes.rs`), and these become records: of JSON
-//! (`source/lines.rs`), of a table with separators (`source/table.rs`), or one document. Only Parquet, whose columns are
-//! compressed one by one, is read from the file itself (`source/columns.rs`). Everything is streamed but a document.
+//! One way: a path becomes files (`source/files.rs`), a file its bytes, unpacked (`source/bytes.rs`), and
+//! these become records: of JSON (`source/lines.rs`), of a table with separators (`source/table.rs`), or one
+//! document. Only Parquet, whose columns are compressed one by one, is read from the file itself
+//! (`source/columns.rs`). Everything is streamed but a document.
 
 mod bytes;
 mod columns;
@@ -33,7 +35,8 @@ const MAX_DOCUMENT_BYTES: usize = 1 << 30;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceSpec {
-    /// A file, a folder or a pattern, whose files are read in the order of their names, or `-`, standard input.
+    /// A file, a folder or a pattern, whose files are read in the order of their names, or `-`, standard
+    /// input.
     pub path: PathBuf,
     /// The format of its records; `None`: `data.format`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,8 +1,9 @@
 //! Chat templates, rendered as transformers' `apply_chat_template` renders them.
 //!
-//! A template is Jinja with trimmed blocks, a few functions (`raise_exception`, `strftime_now`, `tojson` in Python's
-//! spacing) and one tag of its own: `{% generation %} ... {% endgeneration %}` around what the assistant says. Templates come
-//! from strangers, so rendering has a budget of work and of depth; a template that exceeds it is an error.
+//! A template is Jinja with trimmed blocks, a few functions (`raise_exception`, `strftime_now`, `tojson` in
+//! Python's spacing) and one tag of its own: `{% generation %} ... {% endgeneration %}` around what the
+//! assistant says. Templates come from strangers, so rendering has a budget of work and of depth; a template
+//! that exceeds it is an error.
 
 mod builtin;
 mod conversation;
@@ -167,8 +168,8 @@ impl PlainEnd {
     }
 }
 
-/// The built-in templates that end a turn with a special token of the tokenizer and have no other markers in brackets than
-/// tokens; where some have such markers, only these: the model may know them.
+/// The built-in templates that end a turn with a special token of the tokenizer and have no other markers in
+/// brackets than tokens; where some have such markers, only these: the model may know them.
 pub fn fitting(tokenizer: &Tokenizer) -> Vec<&'static str> {
     let named: Vec<&str> = tokenizer.special_tokens().iter().map(|(_, token)| token.as_str()).collect();
     let mut fitting: Vec<(&str, bool)> = Vec::new();
@@ -219,8 +220,8 @@ impl ChatTemplate {
         Some(Self::compile(source, name).expect("built-in templates are valid"))
     }
 
-    /// The template that `data.chat_template` asks for: a built-in name, else a file. `None`: the tokenizer's own, if it
-    /// has one. The tokenizer's special tokens become the template's variables.
+    /// The template that `data.chat_template` asks for: a built-in name, else a file. `None`: the tokenizer's
+    /// own, if it has one. The tokenizer's special tokens become the template's variables.
     pub fn resolve(setting: Option<&str>, tokenizer: &Tokenizer) -> Result<Option<Self>, TemplateError> {
         let template = match setting {
             Some(given) => match Self::builtin(given) {
@@ -244,7 +245,8 @@ impl ChatTemplate {
         }
     }
 
-    /// Compiles the one named `default` (or the first) and, for conversations with tools, the one named `tool_use`.
+    /// Compiles the one named `default` (or the first) and, for conversations with tools, the one named
+    /// `tool_use`.
     fn compile_named(sources: &[(String, String)], origin: &str) -> Result<Self, TemplateError> {
         let find = |name: &str| sources.iter().find(|(n, _)| n == name).map(|(_, source)| source);
         let default = find("default").unwrap_or(&sources[0].1);
@@ -285,8 +287,8 @@ impl ChatTemplate {
         self
     }
 
-    /// Fixes the time that `strftime_now` tells, in seconds since 1970 (UTC), so that a run resumed on another day renders
-    /// the same text. Without this it is the time of rendering.
+    /// Fixes the time that `strftime_now` tells, in seconds since 1970 (UTC), so that a run resumed on
+    /// another day renders the same text. Without this it is the time of rendering.
     pub fn at_time(mut self, unix_seconds: i64) -> Self {
         self.env.add_function("strftime_now", move |format: &str| python::strftime(format, unix_seconds));
         self
@@ -323,8 +325,8 @@ impl ChatTemplate {
         self.render_values(chat.upto(chat.len()), chat.tools(), add_generation_prompt)
     }
 
-    /// The text that prompts for an answer to the messages. Calls of tools may be given as OpenAI has them or as transformers has
-    /// them. A template that writes no tools does not silently do without.
+    /// The text that prompts for an answer to the messages. Calls of tools may be given as OpenAI has them or
+    /// as transformers has them. A template that writes no tools does not silently do without.
     pub fn prompt(
         &self,
         messages: &[Map<String, Json>],
@@ -337,7 +339,8 @@ impl ChatTemplate {
         }
     }
 
-    /// The text that prompts for an answer to a record's conversation, an instruction's `input` where the template has it.
+    /// The text that prompts for an answer to a record's conversation, an instruction's `input` where the
+    /// template has it.
     pub fn question(&self, chat: &Chat) -> Result<String, TemplateError> {
         match chat.instruction && !self.takes_input() {
             true => {
@@ -348,7 +351,8 @@ impl ChatTemplate {
         }
     }
 
-    /// Renders all of a conversation. Where a template cannot and there are tools, the error names templates that know tools.
+    /// Renders all of a conversation. Where a template cannot and there are tools, the error names templates
+    /// that know tools.
     pub(crate) fn render_whole(&self, chat: &Conversation, prompt: bool) -> Result<Rendered, TemplateError> {
         self.render_values(chat.upto(chat.len()), chat.tools(), prompt).map_err(|error| match error {
             TemplateError::Render { origin, message } if chat.has_tools() => {
@@ -366,22 +370,24 @@ impl ChatTemplate {
         TemplateError::Unwritten { origin: self.origin.clone(), part, place, others: 0 }
     }
 
-    /// The special token with which the template ends the assistant's turn, such as `<|im_end|>`: generation stops there as well
-    /// as at the tokenizer's end tokens, for base models under a chat template. `None` if there is no such token.
+    /// The special token with which the template ends the assistant's turn, such as `<|im_end|>`: generation
+    /// stops there as well as at the tokenizer's end tokens, for base models under a chat template. `None` if
+    /// there is no such token.
     pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
         let after = self.exchange()?.1;
         tokenizer.encode(&after, false).ok()?.ids.into_iter().find(|&id| tokenizer.is_special(id))
     }
 
-    /// The text with which the template ends the assistant's turn, its first line: where it is no special token of the tokenizer
-    /// ([`Self::end_of_turn`] finds none), it is by this text that a turn is seen to have ended. `None` if the template writes
-    /// nothing there but space.
+    /// The text with which the template ends the assistant's turn, its first line: where it is no special
+    /// token of the tokenizer ([`Self::end_of_turn`] finds none), it is by this text that a turn is seen to
+    /// have ended. `None` if the template writes nothing there but space.
     pub fn end_text(&self) -> Option<String> {
         let after = self.exchange()?.1;
         after.trim().lines().next().map(|line| line.trim().to_string())
     }
 
-    /// How the template writes a question and an answer: the text before the answer's words, and the text behind them.
+    /// How the template writes a question and an answer: the text before the answer's words, and the text
+    /// behind them.
     fn exchange(&self) -> Option<(String, String)> {
         const SAID: &str = "Yes.";
         let message = |role: &str, content: &str| {
@@ -394,7 +400,8 @@ impl ChatTemplate {
         Some((before.to_string(), after.to_string()))
     }
 
-    /// The marker at which the template ends the assistant's turn, if that is several tokens of this tokenizer rather than one.
+    /// The marker at which the template ends the assistant's turn, if that is several tokens of this
+    /// tokenizer rather than one.
     pub(crate) fn plain_end(&self, tokenizer: &Tokenizer) -> Option<PlainEnd> {
         if self.end_of_turn(tokenizer).is_some() {
             return None;
@@ -470,7 +477,8 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-/// The environment in which transformers renders templates (utils/chat_template_utils.py, `_compile_jinja_template`).
+/// The environment in which transformers renders templates (utils/chat_template_utils.py,
+/// `_compile_jinja_template`).
 fn environment() -> Environment<'static> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

@@ -1,8 +1,10 @@
-//! A model folder's tokenizer: text to ids and back, special tokens, and the chat templates that came with it.
+//! A model folder's tokenizer: text to ids and back, special tokens, and the chat templates that came with
+//! it.
 //!
-//! The folder's `tokenizer.json` decides what is added to a text (its post-processor), as in transformers, where
-//! `add_bos_token` and `add_eos_token` of `tokenizer_config.json` have no say once a `tokenizer.json` exists. A folder
-//! in the older layout (`vocab.json` and `merges.txt`) is read as the `tokenizer.json` it would be converted to.
+//! The folder's `tokenizer.json` decides what is added to a text (its post-processor), as in transformers,
+//! where `add_bos_token` and `add_eos_token` of `tokenizer_config.json` have no say once a `tokenizer.json`
+//! exists. A folder in the older layout (`vocab.json` and `merges.txt`) is read as the `tokenizer.json` it
+//! would be converted to.
 
 mod legacy;
 mod pieces;
@@ -75,8 +77,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a model folder. Only `tokenizer.json` (or `vocab.json` with `merges.txt`) must exist;
-    /// what else is there must be readable.
+    /// Loads the tokenizer of a model folder. Only `tokenizer.json` (or `vocab.json` with `merges.txt`) must
+    /// exist; what else is there must be readable.
     pub fn load(folder: &Path) -> Result<Self, TokenizerError> {
         let config = read_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let special_map = read_object(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
@@ -115,8 +117,8 @@ impl Tokenizer {
         Ok(Tokenizer { inner, special, bos, eos, pad, unknown, ends, special_ids, templates })
     }
 
-    /// Token ids of a text, with where each begins. `add_special`: whether the tokenizer's own special tokens (BOS
-    /// and the like) are added, as they are for raw text and are not for a rendered chat.
+    /// Token ids of a text, with where each begins. `add_special`: whether the tokenizer's own special tokens
+    /// (BOS and the like) are added, as they are for raw text and are not for a rendered chat.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoded, TokenizerError> {
         pieces::encode(&self.inner, text, add_special)
     }
@@ -163,8 +165,8 @@ impl Tokenizer {
         self.pad
     }
 
-    /// The token that stands for text which the vocabulary cannot spell; `None` if it can spell everything, or where the same token
-    /// ends texts.
+    /// The token that stands for text which the vocabulary cannot spell; `None` if it can spell everything,
+    /// or where the same token ends texts.
     pub fn unknown(&self) -> Option<u32> {
         self.unknown.filter(|&id| !self.is_end(id))
     }
@@ -201,8 +203,8 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// Decodes tokens that arrive one by one, and gives out text only once it is whole: a character of several bytes may
-/// be spread over several tokens.
+/// Decodes tokens that arrive one by one, and gives out text only once it is whole: a character of several
+/// bytes may be spread over several tokens.
 #[derive(Clone, Debug)]
 pub struct TextStream {
     skip_special: bool,
@@ -250,8 +252,8 @@ fn broken(path: &Path, message: impl ToString) -> TokenizerError {
     TokenizerError::Broken { path: path.into(), message: message.to_string() }
 }
 
-/// What the tokenizer's model writes for what it does not know. `unk_token` of tokenizer_config.json has no say in that: GPT-2's is the
-/// end of text, and never stands for anything else.
+/// What the tokenizer's model writes for what it does not know. `unk_token` of tokenizer_config.json has no
+/// say in that: GPT-2's is the end of text, and never stands for anything else.
 fn unknown(inner: &tokenizers::Tokenizer) -> Option<u32> {
     match inner.get_model() {
         ModelWrapper::BPE(model) => inner.token_to_id(model.unk_token.as_ref()?),
@@ -281,8 +283,9 @@ fn load_inner(folder: &Path, config: &Map<String, Json>) -> Result<tokenizers::T
     Ok(inner)
 }
 
-/// Makes a token's offset say where the token begins, its leading space included. With `trim_offsets` a byte-level
-/// tokenizer says where the word begins, and a token that begins in the prompt would look like the answer's.
+/// Makes a token's offset say where the token begins, its leading space included. With `trim_offsets` a
+/// byte-level tokenizer says where the word begins, and a token that begins in the prompt would look like the
+/// answer's.
 fn keep_spaces_in_offsets(processor: PostProcessorWrapper) -> PostProcessorWrapper {
     match processor {
         PostProcessorWrapper::ByteLevel(level) => level.trim_offsets(false).into(),
@@ -296,8 +299,9 @@ fn keep_spaces_in_offsets(processor: PostProcessorWrapper) -> PostProcessorWrapp
     }
 }
 
-/// Has special tokens looked for in the text as it stands. Some older files have them looked for after normalization, where a
-/// normalizer that prepends a space hides them: an end token that a template writes would fall into ordinary pieces.
+/// Has special tokens looked for in the text as it stands. Some older files have them looked for after
+/// normalization, where a normalizer that prepends a space hides them: an end token that a template writes
+/// would fall into ordinary pieces.
 fn find_special_tokens_in_raw_text(inner: &mut tokenizers::Tokenizer) -> Result<(), TokenizerError> {
     let mut tokens: Vec<(u32, AddedToken)> = inner
         .get_added_tokens_decoder()
@@ -349,8 +353,8 @@ fn add_configured_tokens(
     Ok(())
 }
 
-/// `*_token` entries of tokenizer_config.json, then those only special_tokens_map.json has. An entry is a string or an
-/// object with `content`.
+/// `*_token` entries of tokenizer_config.json, then those only special_tokens_map.json has. An entry is a
+/// string or an object with `content`.
 fn special_tokens(config: &Map<String, Json>, map: &Map<String, Json>) -> Vec<(String, String)> {
     const NAMES: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];

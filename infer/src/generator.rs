@@ -108,8 +108,8 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    /// Room for sequences of `context` tokens, at most what the model was made for: the last token of a sequence needs
-    /// no room of its own.
+    /// Room for sequences of `context` tokens, at most what the model was made for: the last token of a
+    /// sequence needs no room of its own.
     pub fn new(decoder: &'a Decoder, adapter: Option<&'a Adapter>, context: usize) -> Self {
         let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
         let mut allocator = Allocator::real();
@@ -129,8 +129,8 @@ impl<'a> Generator<'a> {
         self.cache.rows()
     }
 
-    /// Continues a prompt, telling each new token as it comes; the listener returns false to end. What the prompt has
-    /// in common with the last sequence is not computed again.
+    /// Continues a prompt, telling each new token as it comes; the listener returns false to end. What the
+    /// prompt has in common with the last sequence is not computed again.
     ///
     /// # Errors
     /// If the prompt is empty, too long, or not of this model's vocabulary, or the logits are not finite.

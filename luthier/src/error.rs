@@ -1,8 +1,9 @@
 //! How a failure reads, and which exit code it gets.
 //!
-//! By the rule of this workspace, errors that are *returned* are about the user's input (libraries have typed ones),
-//! and our own mistakes are assertions, which panic. So an error that reaches `main` counts as the user's, exit code
-//! 2, unless its chain holds a [`Fault`] or an error of the machine (a full disk), exit code 1, as after a panic.
+//! By the rule of this workspace, errors that are *returned* are about the user's input (libraries have typed
+//! ones), and our own mistakes are assertions, which panic. So an error that reaches `main` counts as the
+//! user's, exit code 2, unless its chain holds a [`Fault`] or an error of the machine (a full disk), exit
+//! code 1, as after a panic.
 
 use std::fmt::{self, Display, Write as _};
 use std::io;

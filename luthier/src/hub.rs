@@ -1,12 +1,12 @@
-//! Finds models, adapters and data sets: a path as it is, or a hub id in the cache that `huggingface_hub` keeps, downloaded if
-//! missing.
+//! Finds models, adapters and data sets: a path as it is, or a hub id in the cache that `huggingface_hub`
+//! keeps, downloaded if missing.
 //!
-//! The cache is shared with Python: `models--owner--name/{refs,blobs,snapshots}`, a snapshot being a folder of relative
-//! links to blobs, a blob being named by its etag (see `cache`). What is complete there is used without asking the
-//! hub again; a newer commit is fetched by naming it as the revision, or by removing the folder from the cache.
-//! `download` speaks HTTP, `transfer` brings files over several connections; a download that broke off goes on where it stopped.
-//! `splits` says which files of a data set are a split. What the hub answers is not trusted: names, hashes and sizes are checked
-//! before they become paths.
+//! The cache is shared with Python: `models--owner--name/{refs,blobs,snapshots}`, a snapshot being a folder
+//! of relative links to blobs, a blob being named by its etag (see `cache`). What is complete there is used
+//! without asking the hub again; a newer commit is fetched by naming it as the revision, or by removing the
+//! folder from the cache. `download` speaks HTTP, `transfer` brings files over several connections; a
+//! download that broke off goes on where it stopped. `splits` says which files of a data set are a split.
+//! What the hub answers is not trusted: names, hashes and sizes are checked before they become paths.
 
 mod cache;
 mod download;
@@ -27,7 +27,8 @@ use splits::Part;
 
 /// The folder of a model that is named by a folder or by a hub id, `owner/name[@revision]`.
 ///
-/// Downloads the model if it is not in the cache yet, which takes as long as it takes, with progress on stderr.
+/// Downloads the model if it is not in the cache yet, which takes as long as it takes, with progress on
+/// stderr.
 pub(crate) fn resolve_model(name: &str) -> anyhow::Result<PathBuf> {
     let path = Path::new(name);
     if path.is_dir() {
@@ -46,8 +47,8 @@ pub(crate) fn resolve_model(name: &str) -> anyhow::Result<PathBuf> {
     Hub::open()?.model(&id)
 }
 
-/// The folder of an adapter, named by a folder or by a hub id, `owner/name[@revision]`. A name that can be no id is a folder's,
-/// whether or not there is one: whoever reads it says what is missing.
+/// The folder of an adapter, named by a folder or by a hub id, `owner/name[@revision]`. A name that can be no
+/// id is a folder's, whether or not there is one: whoever reads it says what is missing.
 pub(crate) fn resolve_adapter(name: &str) -> anyhow::Result<PathBuf> {
     let path = PathBuf::from(name);
     match RepoId::parse(Kind::Adapter, name) {
@@ -66,7 +67,8 @@ pub(crate) fn resolve_data(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
 }
 
-/// Downloads a model, or an adapter where the repository holds one, and returns its folder; one that is here is left alone.
+/// Downloads a model, or an adapter where the repository holds one, and returns its folder; one that is here
+/// is left alone.
 pub(crate) fn download(name: &str) -> anyhow::Result<PathBuf> {
     let id = RepoId::parse(Kind::Model, name);
     match id {
@@ -75,7 +77,8 @@ pub(crate) fn download(name: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// Downloads a data set's split, `owner/name[@revision][:split]`, and returns the folder that its files are in.
+/// Downloads a data set's split, `owner/name[@revision][:split]`, and returns the folder that its files are
+/// in.
 pub(crate) fn download_dataset(name: &str) -> anyhow::Result<PathBuf> {
     let parsed = DatasetName::parse(name).ok_or_else(|| {
         user(format!("`{name}` names no data set on the hub: expected owner/name[@revision][:split]"))
@@ -164,8 +167,8 @@ struct DatasetName {
 }
 
 impl DatasetName {
-    /// Parses `owner/name[@revision][:split]`, where the split may be one of a subset, `subset/split`. None: it is a path, as what
-    /// ends like a file of examples is.
+    /// Parses `owner/name[@revision][:split]`, where the split may be one of a subset, `subset/split`. None:
+    /// it is a path, as what ends like a file of examples is.
     fn parse(text: &str) -> Option<Self> {
         let (repo, part) = match text.split_once(':') {
             Some((repo, part)) => (repo, Part::parse(part)?),
@@ -202,8 +205,8 @@ struct Hub {
 }
 
 impl Hub {
-    /// Reads the variables that `huggingface_hub` reads: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`,
-    /// `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`.
+    /// Reads the variables that `huggingface_hub` reads: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`,
+    /// `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`.
     fn from_environment(variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
         let user_home = set("HOME").or_else(|| set("USERPROFILE"));
@@ -323,7 +326,8 @@ impl Hub {
         let here = repo.snapshot(id);
         let commit = here.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
         if let (Some(folder), Some(commit)) = (&here, commit) {
-            // Without a list of its own, which only this program keeps, what Python fetched is all there is to go by.
+            // Without a list of its own, which only this program keeps, what Python fetched is all there is
+            // to go by.
             let names = repo.names(commit).or_else(|| self.offline.then(|| cache::files_below(folder)));
             if let Some(names) = names
                 && let Some(files) = present(folder, &self.split(id, part, folder, &names)?)

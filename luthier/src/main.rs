@@ -1,12 +1,14 @@
 //! The command line of Luthier: the table of contents.
 //!
-//! `cli` says what can be typed, `run_file` what a run's settings mean, `commands` has one file per command, and
-//! `error` decides how a failure reads and which exit code it gets. `hub` finds and downloads models, `terminal` and
-//! `signal` speak with the person and the system. Results go to stdout, progress and logs to stderr.
+//! `cli` says what can be typed, `run_file` what a run's settings mean, `commands` has one file per command,
+//! and `error` decides how a failure reads and which exit code it gets. `hub` finds and downloads models,
+//! `terminal` and `signal` speak with the person and the system. Results go to stdout, progress and logs to
+//! stderr.
 //!
 //! This crate is glue: it computes nothing itself, and it is the only one that uses `anyhow`.
 
-/// As std's, but for a stderr that nobody reads any more (a closed terminal, `2>&1 | head`): the work goes on without a word.
+/// As std's, but for a stderr that nobody reads any more (a closed terminal, `2>&1 | head`): the work goes on
+/// without a word.
 macro_rules! eprintln {
     ($($words:tt)*) => {{
         use std::io::Write as _;

@@ -72,8 +72,8 @@ pub(crate) fn require_run(folder: &Path) -> anyhow::Result<()> {
     Err(user(message))
 }
 
-/// A run that goes on takes the settings on which its result depends, if they are left open, from its saved ones and must
-/// agree with the rest of them.
+/// A run that goes on takes the settings on which its result depends, if they are left open, from its saved
+/// ones and must agree with the rest of them.
 pub(crate) fn go_on(folder: &Path, resume: bool, run: &mut RunFile) -> anyhow::Result<()> {
     if !resume {
         return Err(user(format!(
@@ -100,7 +100,8 @@ pub(crate) fn best(folder: &Path) -> PathBuf {
     folder.join(CHECKPOINTS).join("best")
 }
 
-/// Seconds since 1970 at which the run first began: templates may print the date, and a resumed run must print the same.
+/// Seconds since 1970 at which the run first began: templates may print the date, and a resumed run must
+/// print the same.
 pub(crate) fn begun(folder: &Path, resumed: bool) -> i64 {
     let saved = fs::read_to_string(begun_path(folder)).ok().filter(|_| resumed);
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
@@ -111,8 +112,8 @@ fn begun_path(folder: &Path) -> PathBuf {
     folder.join(CHECKPOINTS).join("begun")
 }
 
-/// Writes the resolved settings into the run folder; they come first, since they make the folder a run's. Paths are in full: the
-/// run can be gone on with, and its adapter used, from any folder.
+/// Writes the resolved settings into the run folder; they come first, since they make the folder a run's.
+/// Paths are in full: the run can be gone on with, and its adapter used, from any folder.
 pub(crate) fn claim(folder: &Path, run: &RunFile, begun: i64) -> anyhow::Result<()> {
     let mut saved = run.clone();
     saved.make_paths_absolute();
@@ -131,7 +132,8 @@ pub(crate) fn begin(folder: &Path) -> anyhow::Result<File> {
     Ok(lock)
 }
 
-/// Holds the run folder until this process ends, however it ends: two at once would write into each other's checkpoints.
+/// Holds the run folder until this process ends, however it ends: two at once would write into each other's
+/// checkpoints.
 pub(crate) fn lock(folder: &Path) -> anyhow::Result<File> {
     let path = folder.join(CHECKPOINTS).join(LOCK);
     // Not the folder above it: one that was removed meanwhile is not made again.
@@ -171,8 +173,9 @@ fn has_instructions(train: &Dataset) -> bool {
     train.report.files.iter().any(|file| file.format == Format::Alpaca)
 }
 
-/// Copies the tokenizer from `from` into a folder, with this chat template in place of its own if one is given: as
-/// `chat_template.jinja`, which transformers reads first, and in `tokenizer_config.json`, which older versions read.
+/// Copies the tokenizer from `from` into a folder, with this chat template in place of its own if one is
+/// given: as `chat_template.jinja`, which transformers reads first, and in `tokenizer_config.json`, which
+/// older versions read.
 pub(crate) fn write_tokenizer(from: &Path, template: Option<&str>, folder: &Path) -> anyhow::Result<()> {
     let Some(template) = template else {
         return Ok(model::checkpoint::copy_tokenizer(from, folder, true)?);
@@ -215,8 +218,8 @@ pub(crate) fn settings(folder: &Path) -> Option<RunFile> {
     }
 }
 
-/// Refuses a folder without an adapter in it that has checkpoints of one, as an unfinished run or a folder of a Trainer has: the
-/// message names the last of them.
+/// Refuses a folder without an adapter in it that has checkpoints of one, as an unfinished run or a folder of
+/// a Trainer has: the message names the last of them.
 pub(crate) fn require_adapter(folder: &Path) -> anyhow::Result<()> {
     if folder.join(CONFIG_FILE).exists() {
         return Ok(());

@@ -152,7 +152,8 @@ pub(crate) fn dataset(
     Ok(Dataset::load(&spec, tokenizer)?)
 }
 
-/// What was noticed in examples, and what of them the model was not made for. Every command that reads examples says the same.
+/// What was noticed in examples, and what of them the model was not made for. Every command that reads
+/// examples says the same.
 pub(crate) fn warnings(report: &data::Report, config: &Config) -> Vec<String> {
     let (longest, context) = (report.longest, config.max_position_embeddings);
     let beyond = (longest > context).then(|| {
@@ -258,8 +259,9 @@ pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
 pub(crate) const ADOPTED: [&str; 7] =
     ["r", "alpha", "rslora", "target_modules", "rank_pattern", "alpha_pattern", "modules_to_save"];
 
-/// The adapter section with those keys as the folder has them. Targets that the folder narrows down by settings that a run
-/// file does not have (`exclude_modules`, `layers_to_transform`) become the names that they come to.
+/// The adapter section with those keys as the folder has them. Targets that the folder narrows down by
+/// settings that a run file does not have (`exclude_modules`, `layers_to_transform`) become the names that
+/// they come to.
 pub(crate) fn adopt(section: &AdapterSection, files: &AdapterFolder) -> AdapterSection {
     let folder = &files.config;
     let narrowed = folder.exclude_modules.is_some() || folder.layers_to_transform.is_some();

@@ -1,5 +1,6 @@
-//! Requests to stop. The first SIGINT, SIGTERM or (on Linux) SIGHUP raises a flag that the training loop looks at between steps; a
-//! second one ends the process at once, with the shell's exit code for it (130, 143, 129).
+//! Requests to stop. The first SIGINT, SIGTERM or (on Linux) SIGHUP raises a flag that the training loop
+//! looks at between steps; a second one ends the process at once, with the shell's exit code for it (130,
+//! 143, 129).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -8,7 +9,8 @@ use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// Those that ask for an end. SIGHUP comes when the terminal of a run is closed, unless `nohup` has made it ignored.
+/// Those that ask for an end. SIGHUP comes when the terminal of a run is closed, unless `nohup` has made it
+/// ignored.
 fn signals() -> Vec<i32> {
     let mut signals = vec![SIGINT, SIGTERM];
     #[cfg(target_os = "linux")]
@@ -29,8 +31,8 @@ fn is_ignored(signal: i32) -> bool {
 
 /// From now on, these signals ask the program to stop rather than end it.
 ///
-/// Returns the flag that becomes true with the first of them. Call it when there is something to save: until then, a
-/// signal ends the process as usual.
+/// Returns the flag that becomes true with the first of them. Call it when there is something to save: until
+/// then, a signal ends the process as usual.
 pub(crate) fn stop_on_request() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in signals() {

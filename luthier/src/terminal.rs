@@ -1,7 +1,7 @@
 //! What the person sees: results on stdout; progress, colours and notes on stderr.
 //!
-//! A terminal gets a progress bar and colours; anything else gets plain lines now and then. `NO_COLOR` (any value that
-//! is not empty) and `TERM=dumb` turn colours off.
+//! A terminal gets a progress bar and colours; anything else gets plain lines now and then. `NO_COLOR` (any
+//! value that is not empty) and `TERM=dumb` turn colours off.
 
 mod progress;
 
@@ -175,9 +175,9 @@ pub(crate) fn rough(time: Duration) -> String {
 
 /// An example's text with its trained parts painted, or within `⟦ ⟧` where there is no colour.
 ///
-/// `segments` are neighbouring pieces of text and whether they are trained on; neighbours of one kind are joined.
-/// Control characters other than line ends and tabs are shown escaped: the text comes from files that may hold
-/// anything, and a terminal obeys it.
+/// `segments` are neighbouring pieces of text and whether they are trained on; neighbours of one kind are
+/// joined. Control characters other than line ends and tabs are shown escaped: the text comes from files that
+/// may hold anything, and a terminal obeys it.
 pub(crate) fn paint_segments<'a>(
     segments: impl IntoIterator<Item = (&'a str, bool)>,
     colour: bool,
@@ -202,8 +202,9 @@ pub(crate) fn paint_segments<'a>(
     painted
 }
 
-/// The beginning of neighbouring pieces of text, at most so many columns wide as [`paint_segments`] shows them, and whether that
-/// is less than all. Cut before it is painted: in the middle of what is painted, the colour would not end.
+/// The beginning of neighbouring pieces of text, at most so many columns wide as [`paint_segments`] shows
+/// them, and whether that is less than all. Cut before it is painted: in the middle of what is painted, the
+/// colour would not end.
 pub(crate) fn cut_segments<'a>(
     segments: impl IntoIterator<Item = (&'a str, bool)>,
     mut columns: usize,
@@ -220,7 +221,8 @@ pub(crate) fn cut_segments<'a>(
     (kept, false)
 }
 
-/// The longest beginning of a text that is at most so many columns wide as [`printable`] shows it, and its width.
+/// The longest beginning of a text that is at most so many columns wide as [`printable`] shows it, and its
+/// width.
 pub(crate) fn cut(text: &str, columns: usize) -> (&str, usize) {
     let mut width = 0;
     for (start, c) in text.char_indices() {

@@ -1,9 +1,10 @@
 //! Where something large lives: in memory, or under a budget partly in a file.
 //!
-//! It is cut into pages. The first pages stay in memory; the others pass one after another through a frame that they
-//! share, each written back to the file before the next comes. For a sequence that goes round and round, as an optimizer
-//! over its state, or there and back, as the two passes over the layers, no other choice of what stays reads and writes
-//! less by more than a frame. So what is held is fixed from the beginning, and is within the budget at every moment.
+//! It is cut into pages. The first pages stay in memory; the others pass one after another through a frame
+//! that they share, each written back to the file before the next comes. For a sequence that goes round and
+//! round, as an optimizer over its state, or there and back, as the two passes over the layers, no other
+//! choice of what stays reads and writes less by more than a frame. So what is held is fixed from the
+//! beginning, and is within the budget at every moment.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -47,8 +48,8 @@ struct Page {
 }
 
 impl Arena {
-    /// Pages in runs of so many equal ones of so many words, of which as much stays in memory as the budget allows. When only
-    /// planning, they are counted and not made.
+    /// Pages in runs of so many equal ones of so many words, of which as much stays in memory as the budget
+    /// allows. When only planning, they are counted and not made.
     pub fn new(
         runs: &[(usize, usize)],
         budget: Option<u64>,
@@ -84,9 +85,9 @@ impl Arena {
         Arena { pages, resident, shared, held: None, file: None }
     }
 
-    /// Makes the file `path`, if there are pages for it. It has no name from the beginning on, so that nothing is left of it
-    /// whatever ends the run; a path that [`sweep`](crate::checkpoint::sweep) knows is removed by the next start where an
-    /// open file cannot lose its name.
+    /// Makes the file `path`, if there are pages for it. It has no name from the beginning on, so that
+    /// nothing is left of it whatever ends the run; a path that [`sweep`](crate::checkpoint::sweep) knows is
+    /// removed by the next start where an open file cannot lose its name.
     ///
     /// # Errors
     /// If the file cannot be made.

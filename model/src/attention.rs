@@ -1,5 +1,5 @@
-//! The attention half of a block: norm, projections with their adapters, rotary embedding, attention, projection onto
-//! the residual stream.
+//! The attention half of a block: norm, projections with their adapters, rotary embedding, attention,
+//! projection onto the residual stream.
 
 use compute::ops::attention::{self, Attention as Heads};
 use compute::ops::rms_norm;
@@ -86,8 +86,8 @@ pub fn attention_memory(config: &Config, precision: Precision, tokens: usize) ->
 }
 
 impl Attention {
-    /// `y [T, C] = x + attention(norm(x))`. With a cache, keys and values go there and the batch's segments name
-    /// cache rows.
+    /// `y [T, C] = x + attention(norm(x))`. With a cache, keys and values go there and the batch's segments
+    /// name cache rows.
     pub(crate) fn forward(
         &self,
         pass: Pass<'_>,
@@ -152,7 +152,8 @@ impl Attention {
         self.o.forward(run, id(Part::O), y.top_mut(t), true, attended.top(t), scratch);
     }
 
-    /// Turns the gradient of the output in `work.dx` into that of the input, and adds the trained tensors' gradients.
+    /// Turns the gradient of the output in `work.dx` into that of the input, and adds the trained tensors'
+    /// gradients.
     pub(crate) fn backward(
         &self,
         pass: Pass<'_>,
@@ -188,7 +189,8 @@ impl Attention {
         );
         rope::backward(device, dq.top_mut(t), rope, &batch.positions);
         rope::backward(device, dk.top_mut(t), rope, &batch.positions);
-        // The gradient of attention's result is spent: its buffer takes that of the queries before their norm.
+        // The gradient of attention's result is spent: its buffer takes that of the queries before their
+        // norm.
         let (dq, dk) = match raw {
             None => (&*dq, &*dk),
             Some(raw) => {

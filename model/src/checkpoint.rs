@@ -1,9 +1,9 @@
-//! Weights in files: safetensors read without trust and without holding a file in memory, and written whole or not at
-//! all.
+//! Weights in files: safetensors read without trust and without holding a file in memory, and written whole
+//! or not at all.
 //!
-//! The format is eight bytes of header length, a JSON header that gives each tensor its type, shape and byte range,
-//! and the bytes (<https://huggingface.co/docs/safetensors>). Everything the header says is checked against the file
-//! before any of it is used.
+//! The format is eight bytes of header length, a JSON header that gives each tensor its type, shape and byte
+//! range, and the bytes (<https://huggingface.co/docs/safetensors>). Everything the header says is checked
+//! against the file before any of it is used.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -160,8 +160,8 @@ pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 impl Checkpoint {
-    /// Opens a model folder's `model.safetensors`, or the shards its `model.safetensors.index.json` names, and checks
-    /// every header.
+    /// Opens a model folder's `model.safetensors`, or the shards its `model.safetensors.index.json` names,
+    /// and checks every header.
     pub fn open(folder: &Path) -> Result<Checkpoint> {
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         if single.is_file() {
@@ -254,12 +254,12 @@ impl Checkpoint {
         Ok(Some(weights))
     }
 
-    /// Reads a tensor into a matrix of the same size (one dimension is a single row), converted to the matrix's type.
-    /// Nothing is held beyond the matrix but a buffer of 256 KiB.
+    /// Reads a tensor into a matrix of the same size (one dimension is a single row), converted to the
+    /// matrix's type. Nothing is held beyond the matrix but a buffer of 256 KiB.
     ///
     /// # Errors
-    /// If the tensor is missing, has another shape, has a value that is NaN or infinite (also one that becomes
-    /// infinite in the matrix's type), or the file cannot be read.
+    /// If the tensor is missing, has another shape, has a value that is NaN or infinite (also one that
+    /// becomes infinite in the matrix's type), or the file cannot be read.
     pub fn read_into(&self, name: &str, to: MatrixMut<'_>) -> Result<()> {
         let info = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let (path, file) = &self.files[info.file];
@@ -283,13 +283,15 @@ impl Checkpoint {
     /// Reads the elements of a tensor from `start` on, as [`Checkpoint::read_into`] does.
     ///
     /// # Errors
-    /// If the tensor is missing or ends before, has a value that is NaN or infinite, or the file cannot be read.
+    /// If the tensor is missing or ends before, has a value that is NaN or infinite, or the file cannot be
+    /// read.
     pub fn read_part(&self, name: &str, start: usize, to: &mut [f32]) -> Result<()> {
         let (path, file, part) = self.part(name, start, to.len())?;
         Source { file, path, name, info: &part }.convert(to)
     }
 
-    /// Whether a tensor has the values of one of another file, as far as the narrower of their two types can tell.
+    /// Whether a tensor has the values of one of another file, as far as the narrower of their two types can
+    /// tell.
     ///
     /// # Errors
     /// As [`Checkpoint::read_into`].
@@ -386,8 +388,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Reads a parameter of `config` into its matrix, as [`Checkpoint::read_into`]; a tied embedding under whichever
-    /// name it has.
+    /// Reads a parameter of `config` into its matrix, as [`Checkpoint::read_into`]; a tied embedding under
+    /// whichever name it has.
     pub fn read_parameter(&self, parameter: &Parameter, config: &Config, to: MatrixMut<'_>) -> Result<()> {
         self.read_into(&self.stored_name(parameter, config)?, to)
     }
@@ -567,7 +569,8 @@ impl Source<'_> {
 /// An element of a matrix.
 trait Element: Copy {
     fn from_f32(value: f32) -> Self;
-    /// Without a rounding that would change nothing: most files are of this type, and are read as fast as they come.
+    /// Without a rounding that would change nothing: most files are of this type, and are read as fast as
+    /// they come.
     fn from_bf16(value: bf16) -> Self;
     fn finite(self) -> bool;
     fn to_f32(self) -> f32;

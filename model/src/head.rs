@@ -1,5 +1,5 @@
-//! The output head: final norm, projection onto the vocabulary and cross entropy, in chunks of the rows that carry
-//! loss. Logits exist for one chunk at a time; rows without loss are never projected.
+//! The output head: final norm, projection onto the vocabulary and cross entropy, in chunks of the rows that
+//! carry loss. Logits exist for one chunk at a time; rows without loss are never projected.
 
 use compute::ops::{cross_entropy, rms_norm};
 use compute::{Buffer, DType, Matrix, MatrixMut, MatrixRef, Precision};
@@ -12,7 +12,8 @@ use crate::memory::{Allocator, Component};
 use crate::names::ModuleId;
 use crate::run::{Run, gradient_of};
 
-/// Logits held at once: enough rows to make the projection efficient, few enough to stay small beside the model.
+/// Logits held at once: enough rows to make the projection efficient, few enough to stay small beside the
+/// model.
 const LOGITS_PER_CHUNK: usize = 1 << 25;
 const ROWS_PER_CHUNK: std::ops::RangeInclusive<usize> = 64..=1024;
 
@@ -74,7 +75,8 @@ pub(crate) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Logits of these rows of the residual stream; at most [`Workspace::rows`] of them. `f32`, `[rows.len(), V]`.
+    /// Logits of these rows of the residual stream; at most [`Workspace::rows`] of them. `f32`, `[rows.len(),
+    /// V]`.
     pub(crate) fn logits<'w>(
         &self,
         run: &Run<'_>,
@@ -115,8 +117,8 @@ impl Head<'_> {
         }
     }
 
-    /// The loss of every target; `dx [T, C]`, the gradient of `scale` times their sum with respect to the residual
-    /// stream, and the gradients of what is trained on the head.
+    /// The loss of every target; `dx [T, C]`, the gradient of `scale` times their sum with respect to the
+    /// residual stream, and the gradients of what is trained on the head.
     pub(crate) fn losses_and_gradients(
         &self,
         run: &Run<'_>,
@@ -142,7 +144,8 @@ impl Head<'_> {
             self.projection.backward(run, ModuleId::Head, dn, false, dy, input, gradients, linear);
             let norm = run.weight(ModuleId::FinalNorm, self.norm);
             let dnorm = gradient_of(run, ModuleId::FinalNorm, gradients);
-            // The chunk's normalized rows are spent: their buffer takes the gradient of the rows before the norm.
+            // The chunk's normalized rows are spent: their buffer takes the gradient of the rows before the
+            // norm.
             rms_norm::backward(
                 run.device,
                 normed.top_mut(n),

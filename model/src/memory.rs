@@ -36,7 +36,8 @@ impl Component {
         Component::Cache,
     ];
 
-    /// Whether its buffers are read before they are written: trained tensors that begin at zero, sums, moments.
+    /// Whether its buffers are read before they are written: trained tensors that begin at zero, sums,
+    /// moments.
     fn begins_at_zero(self) -> bool {
         matches!(self, Component::Adapter | Component::Gradients | Component::Optimizer)
     }

@@ -1,4 +1,5 @@
-//! The MLP half of a block: norm, gate and up projections, gated activation, down projection onto the residual stream.
+//! The MLP half of a block: norm, gate and up projections, gated activation, down projection onto the
+//! residual stream.
 
 use compute::ops::{gated, rms_norm};
 use compute::{Buffer, Matrix, Precision};
@@ -95,8 +96,8 @@ impl Mlp {
         }
     }
 
-    /// Turns the gradient of the output in `work.dx` into that of the input, and adds the trained tensors' gradients.
-    /// What was saved of gate and up is replaced by their gradients.
+    /// Turns the gradient of the output in `work.dx` into that of the input, and adds the trained tensors'
+    /// gradients. What was saved of gate and up is replaced by their gradients.
     pub(crate) fn backward(
         &self,
         pass: Pass<'_>,

@@ -1,7 +1,7 @@
 //! Our parts of a model and the names checkpoints give them: the only table of such strings.
 //!
-//! Every supported family (Llama, Mistral, Qwen2, Qwen3) names its parts alike. A family that does not would get its
-//! own row here and nowhere else.
+//! Every supported family (Llama, Mistral, Qwen2, Qwen3) names its parts alike. A family that does not would
+//! get its own row here and nowhere else.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -133,7 +133,8 @@ impl ModuleId {
         self.module_path() + ".bias"
     }
 
-    /// The module of a path; `None` if no module with parameters has it. The layer is not checked against a model.
+    /// The module of a path; `None` if no module with parameters has it. The layer is not checked against a
+    /// model.
     pub fn parse(path: &str) -> Option<ModuleId> {
         match path {
             EMBEDDING => return Some(ModuleId::Embedding),
@@ -244,8 +245,8 @@ impl Parameter {
         if self.bias { self.module.bias_name() } else { self.module.weight_name() }
     }
 
-    /// Whether quantization is for it: the weights of the blocks' linear layers, which are nearly all of a model. Embeddings,
-    /// head, norms and biases stay as they are, as with bitsandbytes.
+    /// Whether quantization is for it: the weights of the blocks' linear layers, which are nearly all of a
+    /// model. Embeddings, head, norms and biases stay as they are, as with bitsandbytes.
     pub fn is_quantizable(&self) -> bool {
         !self.bias && matches!(self.module, ModuleId::Linear { .. })
     }
@@ -261,8 +262,8 @@ impl Parameter {
 }
 
 impl Config {
-    /// Every module with parameters, in the order of [`ModuleId`]. A tied head shares the embedding's weight and is
-    /// not listed.
+    /// Every module with parameters, in the order of [`ModuleId`]. A tied head shares the embedding's weight
+    /// and is not listed.
     pub fn modules(&self) -> Vec<Module> {
         let mut modules = vec![self.module(ModuleId::Embedding)];
         for layer in 0..self.layers {

@@ -37,8 +37,8 @@ impl QuantizedWeight {
     }
 }
 
-/// Writes the model of `folder` with its blocks' linear layers in four bits into the folder `to`, which exists; config.json
-/// comes last. In memory is one tensor at a time.
+/// Writes the model of `folder` with its blocks' linear layers in four bits into the folder `to`, which
+/// exists; config.json comes last. In memory is one tensor at a time.
 ///
 /// # Errors
 /// If the folder is no supported model or quantized already, or a file cannot be read or written.

@@ -19,13 +19,13 @@ use crate::mlp::Mlp;
 use crate::names::{ModuleId, NormPart, Parameter, Part};
 
 impl Decoder {
-    /// Loads the model of a Hugging Face folder. Weights keep 16 bits where the file has bf16 (products widen them
-    /// exactly) and otherwise take the run's precision. With a quantization the blocks' linear layers are quantized as
-    /// they come; layers that the folder has in four bits stay as they are.
+    /// Loads the model of a Hugging Face folder. Weights keep 16 bits where the file has bf16 (products widen
+    /// them exactly) and otherwise take the run's precision. With a quantization the blocks' linear layers
+    /// are quantized as they come; layers that the folder has in four bits stay as they are.
     ///
     /// # Errors
-    /// If config.json or the weights are not those of a model that is supported, in every detail, or if the folder is
-    /// quantized in another way than is asked for.
+    /// If config.json or the weights are not those of a model that is supported, in every detail, or if the
+    /// folder is quantized in another way than is asked for.
     pub fn load(
         folder: &Path,
         device: &Device,
@@ -35,8 +35,8 @@ impl Decoder {
         Decoder::load_for(folder, None, device, precision, quantization)
     }
 
-    /// As [`Decoder::load`], the base of an adapter: with as many tokens as the adapter has rows for, and with the weights
-    /// that the adapter's file has in place of the base's own.
+    /// As [`Decoder::load`], the base of an adapter: with as many tokens as the adapter has rows for, and
+    /// with the weights that the adapter's file has in place of the base's own.
     ///
     /// # Errors
     /// As [`Decoder::load`]; also if such a weight is one that is to be quantized.
@@ -66,8 +66,8 @@ impl Decoder {
         build(config, device, precision, dtype, quantization, &stored, &read)
     }
 
-    /// A model with random weights: matrices normal with the configuration's `initializer_range`, norms one, biases
-    /// zero.
+    /// A model with random weights: matrices normal with the configuration's `initializer_range`, norms one,
+    /// biases zero.
     pub fn random(
         config: &Config,
         device: &Device,
@@ -84,8 +84,8 @@ impl Decoder {
             .expect("random numbers cannot fail")
     }
 
-    /// The memory that a base takes: stored as `stored` in its files, if it has any, held for `precision`, its linear layers
-    /// quantized if so asked and config.json does not say that they are.
+    /// The memory that a base takes: stored as `stored` in its files, if it has any, held for `precision`,
+    /// its linear layers quantized if so asked and config.json does not say that they are.
     pub fn base_memory(
         config: &Config,
         stored: Option<&StoredWeights>,
@@ -96,7 +96,8 @@ impl Decoder {
         let dtype = held_dtype(stored.map(|stored| stored.dtype), precision);
         let quantization = match config.quantization {
             None => quantization,
-            // Without the files it is not known which layers are quantized, and in which blocks: as usual, then.
+            // Without the files it is not known which layers are quantized, and in which blocks: as usual,
+            // then.
             Some(usual) => stored.is_none().then_some(usual),
         };
         for parameter in config.parameters() {

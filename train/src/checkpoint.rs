@@ -1,4 +1,5 @@
-//! Checkpoints: all that a bit-exact resume needs, in a folder that appears whole or not at all, with a hash of every file.
+//! Checkpoints: all that a bit-exact resume needs, in a folder that appears whole or not at all, with a hash
+//! of every file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,8 +28,8 @@ pub struct Best {
     pub eval_loss: f64,
 }
 
-/// Where a run stands; with the trained tensors and the optimizer's moments, everything there is to know, since order
-/// and random numbers are functions of the step.
+/// Where a run stands; with the trained tensors and the optimizer's moments, everything there is to know,
+/// since order and random numbers are functions of the step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct State {
     pub(crate) version: u32,
@@ -44,7 +45,8 @@ pub(crate) struct State {
     pub(crate) data: u64,
 }
 
-/// A checkpoint that cannot be gone on from, and what is wrong with it. A person takes it away, not this program.
+/// A checkpoint that cannot be gone on from, and what is wrong with it. A person takes it away, not this
+/// program.
 #[derive(Debug)]
 pub(crate) struct Damaged {
     pub(crate) path: PathBuf,
@@ -72,7 +74,8 @@ pub(crate) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Opens `folder`, sweeping out what an interrupted write or deletion left. No other process may be at work in it.
+    /// Opens `folder`, sweeping out what an interrupted write or deletion left. No other process may be at
+    /// work in it.
     pub(crate) fn open(folder: PathBuf) -> Result<Self> {
         fs::create_dir_all(&folder).map_err(|e| TrainError::write(&folder, e))?;
         sweep(&folder);
@@ -85,7 +88,8 @@ impl Checkpoints {
         })
     }
 
-    /// Refuses to go on where the run folder was taken away: what stands under its name now may be another run's.
+    /// Refuses to go on where the run folder was taken away: what stands under its name now may be another
+    /// run's.
     pub(crate) fn check_in_place(&self) -> Result<()> {
         #[cfg(unix)]
         {
@@ -119,10 +123,12 @@ impl Checkpoints {
         self.folder.join("best")
     }
 
-    /// Restores the tensors and moments of the newest checkpoint that is whole; none if there is no checkpoint at all.
+    /// Restores the tensors and moments of the newest checkpoint that is whole; none if there is no
+    /// checkpoint at all.
     ///
     /// # Errors
-    /// If all are damaged, one was written by a later version, or what is not to be in memory cannot be written.
+    /// If all are damaged, one was written by a later version, or what is not to be in memory cannot be
+    /// written.
     pub(crate) fn restore(
         &mut self,
         saving: &Saving<'_>,
@@ -167,7 +173,8 @@ impl Checkpoints {
         Err(TrainError::Checkpoint { path: self.folder.clone(), problem })
     }
 
-    /// The state of a checkpoint whose files are those that were written, as far as hashes tell; else what is wrong.
+    /// The state of a checkpoint whose files are those that were written, as far as hashes tell; else what is
+    /// wrong.
     fn check(&self, step: u64, saving: &Saving<'_>) -> Result<State, String> {
         let path = self.path(step);
         let hashed = path.join(sums::FILE).exists();
@@ -191,8 +198,8 @@ impl Checkpoints {
         TrainError::Ended { cause: Box::new(cause), checkpoint }
     }
 
-    /// Writes a checkpoint, then removes all but the newest `keep` up to it. Those that were found damaged are not counted, and stay
-    /// for a person to look at unless this one takes their place.
+    /// Writes a checkpoint, then removes all but the newest `keep` up to it. Those that were found damaged
+    /// are not counted, and stay for a person to look at unless this one takes their place.
     pub(crate) fn save(
         &mut self,
         state: &State,

@@ -68,8 +68,8 @@ pub enum TrainError {
 pub type Result<T, E = TrainError> = std::result::Result<T, E>;
 
 impl TrainError {
-    /// Whether a run that goes on would meet this again, as it would the same numbers or the same damaged file, but not the
-    /// same full disk.
+    /// Whether a run that goes on would meet this again, as it would the same numbers or the same damaged
+    /// file, but not the same full disk.
     pub fn comes_again(&self) -> bool {
         match self {
             TrainError::NotFinite { .. } | TrainError::Checkpoint { .. } => true,

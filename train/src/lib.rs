@@ -1,6 +1,7 @@
 //! The optimizer's loop, resumable: examples in, trained tensors, metrics and checkpoints out.
 //!
-//! Knows nothing of HTTP, queues or terminals: it tells what happens through [`Event`]s and is stopped by a flag.
+//! Knows nothing of HTTP, queues or terminals: it tells what happens through [`Event`]s and is stopped by a
+//! flag.
 
 mod checkpoint;
 mod error;

@@ -98,8 +98,8 @@ struct AnyLine {
 }
 
 impl MetricsFile {
-    /// Opens the file of a run that has done `step` steps, without the lines of later ones: they will come again.
-    /// `evaluated` tells whether the evaluation after that step is done.
+    /// Opens the file of a run that has done `step` steps, without the lines of later ones: they will come
+    /// again. `evaluated` tells whether the evaluation after that step is done.
     pub(crate) fn open(path: &Path, step: u64, evaluated: bool) -> Result<Self> {
         let mut kept = Vec::new();
         if let Ok(file) = File::open(path) {

@@ -13,7 +13,8 @@ use model::{Checkpoint, Layout, ModelError, Parameters, StoredDType};
 
 use crate::error::{Result, TrainError};
 
-/// Tensors of fewer elements keep their moments in `f32` also where others have them in eight bits, as in bitsandbytes.
+/// Tensors of fewer elements keep their moments in `f32` also where others have them in eight bits, as in
+/// bitsandbytes.
 const SMALLEST_8BIT: usize = 4096;
 /// What stands before the names of the first and second moments in a checkpoint.
 const MOMENTS: [&str; 2] = ["m.", "v."];
@@ -33,8 +34,8 @@ pub enum Rule {
         /// Added to the root of the second moment.
         eps: f64,
     },
-    /// The same with moments in eight bits (Dettmers et al. 2022), as bitsandbytes' `AdamW8bit`; tensors of fewer than
-    /// 4096 elements keep them in `f32`.
+    /// The same with moments in eight bits (Dettmers et al. 2022), as bitsandbytes' `AdamW8bit`; tensors of
+    /// fewer than 4096 elements keep them in `f32`.
     AdamW8bit {
         /// Decay of the first and second moment.
         betas: [f64; 2],
@@ -65,8 +66,8 @@ impl Rule {
         matches!(self, Rule::AdamW8bit { .. }) && elements >= SMALLEST_8BIT
     }
 
-    /// Words of 32 bits that the state of so many parameters takes: the moments one after the other; in eight bits the
-    /// scales of both, then the codes of both.
+    /// Words of 32 bits that the state of so many parameters takes: the moments one after the other; in eight
+    /// bits the scales of both, then the codes of both.
     fn words(self, parameters: usize, eight_bit: bool) -> usize {
         if eight_bit {
             2 * parameters.div_ceil(BLOCK) + (2 * parameters).div_ceil(4)
@@ -95,8 +96,8 @@ pub struct OptimizerSettings {
     pub max_grad_norm: f64,
     /// Learning rate of B over that of A (Hayou et al. 2024, LoRA+).
     pub lora_plus_ratio: f64,
-    /// Bytes of the moments that may be in memory at once, [`arena::SMALLEST`] at least; the others lie in a file in the
-    /// run folder. `None`: all are in memory. It changes no result.
+    /// Bytes of the moments that may be in memory at once, [`arena::SMALLEST`] at least; the others lie in a
+    /// file in the run folder. `None`: all are in memory. It changes no result.
     pub memory: Option<u64>,
 }
 
@@ -178,11 +179,13 @@ impl Optimizer {
         self.arena.open(&folder.join(PAGES)).map_err(TrainError::of_pages)
     }
 
-    /// Clips and applies the gradients of step `step` (from 1) with this learning rate. Returns the norm before clipping.
+    /// Clips and applies the gradients of step `step` (from 1) with this learning rate. Returns the norm
+    /// before clipping.
     ///
     /// # Errors
-    /// If the norm, or the square of a clipped element, is not a finite number: nothing is changed then. If a page cannot be
-    /// written or read; a part of the parameters is then updated. In both cases the run can only end.
+    /// If the norm, or the square of a clipped element, is not a finite number: nothing is changed then. If a
+    /// page cannot be written or read; a part of the parameters is then updated. In both cases the run can
+    /// only end.
     pub(crate) fn step(
         &mut self,
         device: &Device,

@@ -1,5 +1,5 @@
-//! Which examples each optimizer step sees: a function of the settings and the seed, so a resumed run needs no more
-//! than its step.
+//! Which examples each optimizer step sees: a function of the settings and the seed, so a resumed run needs
+//! no more than its step.
 
 use compute::Precision;
 use data::{Dataset, Example, OrderSpec, Row};
@@ -19,7 +19,8 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// The buffers for so many tokens in memory at once. An example is never cut, so a longer one has room too.
+    /// The buffers for so many tokens in memory at once. An example is never cut, so a longer one has room
+    /// too.
     pub fn extent(
         self,
         micro_batch_tokens: usize,
@@ -94,8 +95,8 @@ impl<'a> StepPlan<'a> {
         }
     }
 
-    /// Evaluations that are due after a later step than `step`, until the `last`: every so many steps, or after each epoch, and in
-    /// the end.
+    /// Evaluations that are due after a later step than `step`, until the `last`: every so many steps, or
+    /// after each epoch, and in the end.
     pub(crate) fn evaluations(&self, step: u64, last: u64, every: Option<u64>, eval: &[Example]) -> u64 {
         if eval.is_empty() || step >= last {
             return 0;
@@ -107,15 +108,16 @@ impl<'a> StepPlan<'a> {
         between + 1
     }
 
-    /// The tokens of each example that the run passes more than once, 0 of the others: those of training first, then the held-out
-    /// ones, which are evaluated before the first step and after the last at least.
+    /// The tokens of each example that the run passes more than once, 0 of the others: those of training
+    /// first, then the held-out ones, which are evaluated before the first step and after the last at least.
     pub fn repeated(&self, eval: &[Example]) -> Vec<usize> {
         let train = self.dataset.examples.iter().zip(&self.visits);
         let train = train.map(|(example, &visits)| if visits > 1 { example.len() } else { 0 });
         train.chain(eval.iter().map(Example::len)).collect()
     }
 
-    /// What the run asks of its buffers if it is evaluated on `eval`. It is the same for more epochs or steps.
+    /// What the run asks of its buffers if it is evaluated on `eval`. It is the same for more epochs or
+    /// steps.
     pub fn demand(&self, eval: &[Example]) -> Demand {
         let longest = |examples: &[Example]| examples.iter().map(Example::len).max().unwrap_or(0);
         let tokens = |examples: &[Example]| examples.iter().map(Example::len).sum::<usize>();

@@ -15,7 +15,8 @@ pub enum Decay {
 
 /// The part of the steps that is warm-up where nobody says otherwise.
 const USUAL_WARMUP: f64 = 0.03;
-/// In a run of fewer steps than this there is none then: its first step, whose rate is 0, would be much of it.
+/// In a run of fewer steps than this there is none then: its first step, whose rate is 0, would be much of
+/// it.
 const FEWEST_WARMED_UP: u64 = 10;
 
 /// A schedule: warm-up from zero, then decay.
@@ -23,8 +24,8 @@ const FEWEST_WARMED_UP: u64 = 10;
 pub struct Schedule {
     /// What follows the warm-up.
     pub decay: Decay,
-    /// A fraction of all steps, or a number of steps if 1 or more. `None`: 0.03, and no warm-up in a run of fewer than ten
-    /// steps.
+    /// A fraction of all steps, or a number of steps if 1 or more. `None`: 0.03, and no warm-up in a run of
+    /// fewer than ten steps.
     pub warmup: Option<f64>,
 }
 
@@ -38,9 +39,9 @@ impl Schedule {
         }
     }
 
-    /// What the base rate is multiplied with at `step` (from 1) of `steps`. As in transformers, the first step has
-    /// the factor for step 0, so under a warm-up its rate is 0 (`optimization.py`, `get_linear_schedule_with_warmup`,
-    /// `get_cosine_schedule_with_warmup`).
+    /// What the base rate is multiplied with at `step` (from 1) of `steps`. As in transformers, the first
+    /// step has the factor for step 0, so under a warm-up its rate is 0 (`optimization.py`,
+    /// `get_linear_schedule_with_warmup`, `get_cosine_schedule_with_warmup`).
     pub fn factor(&self, step: u64, steps: u64) -> f64 {
         let (n, warmup) = (step - 1, self.warmup_steps(steps));
         if n < warmup {
@@ -54,7 +55,8 @@ impl Schedule {
         }
     }
 
-    /// The largest factor in the first `done` steps of a run of `steps`: that of the step behind the warm-up, or the last one.
+    /// The largest factor in the first `done` steps of a run of `steps`: that of the step behind the warm-up,
+    /// or the last one.
     pub fn peak(&self, done: u64, steps: u64) -> f64 {
         self.factor(done.min(self.warmup_steps(steps).saturating_add(1)), steps)
     }

@@ -1,4 +1,5 @@
-//! `SHA256SUMS`: a hash of every other file of a checkpoint, by which a turned byte is noticed. `sha256sum -c` reads it too.
+//! `SHA256SUMS`: a hash of every other file of a checkpoint, by which a turned byte is noticed. `sha256sum
+//! -c` reads it too.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -32,7 +33,8 @@ pub(crate) fn write(folder: &Path) -> Result<()> {
     Ok(write_whole(&folder.join(FILE), lines.as_bytes())?)
 }
 
-/// Whether the files of a folder, `needed` ones among them, are those whose hashes were written; if not, what is wrong.
+/// Whether the files of a folder, `needed` ones among them, are those whose hashes were written; if not, what
+/// is wrong.
 pub(crate) fn verify(folder: &Path, needed: &[&str]) -> Result<(), String> {
     let text = fs::read_to_string(folder.join(FILE)).map_err(|e| format!("{FILE}: {e}"))?;
     let mut listed = Vec::new();

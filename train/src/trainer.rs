@@ -1,9 +1,9 @@
 //! The optimizer's loop.
 //!
-//! A step is: the examples that the plan names, in micro-batches that fit the memory; the sum of token losses over the
-//! whole step divided by its trained tokens, whatever the micro-batches; clip; update; a line of metrics. Nothing that
-//! a step does depends on anything but the state at its beginning, so a run that is stopped anywhere and resumed
-//! writes the bytes of one that was not.
+//! A step is: the examples that the plan names, in micro-batches that fit the memory; the sum of token losses
+//! over the whole step divided by its trained tokens, whatever the micro-batches; clip; update; a line of
+//! metrics. Nothing that a step does depends on anything but the state at its beginning, so a run that is
+//! stopped anywhere and resumed writes the bytes of one that was not.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,10 +60,11 @@ pub struct Settings {
     pub micro_batch_tokens: usize,
     /// What the forward pass keeps.
     pub checkpointing: Checkpointing,
-    /// Bytes that may be in memory of what frozen layers give for examples that come again, the rest being in a file; `None`:
-    /// it is computed again. It changes no result.
+    /// Bytes that may be in memory of what frozen layers give for examples that come again, the rest being in
+    /// a file; `None`: it is computed again. It changes no result.
     pub frozen_activations: Option<u64>,
-    /// Steps between evaluations; `None`: one after each epoch. One stands before the first step and after the last at any rate.
+    /// Steps between evaluations; `None`: one after each epoch. One stands before the first step and after
+    /// the last at any rate.
     pub eval_every: Option<u64>,
     /// When checkpoints are saved, beside the one at the end.
     pub saves: Saves,
@@ -156,8 +157,8 @@ pub struct Job<'a> {
     pub stop: &'a AtomicBool,
 }
 
-/// The memory of trained tensors, gradients, moments and activations, without the base. `frozen`: what is kept of what frozen
-/// layers give.
+/// The memory of trained tensors, gradients, moments and activations, without the base. `frozen`: what is
+/// kept of what frozen layers give.
 pub fn memory_plan(
     config: &Config,
     layout: &Layout,
@@ -212,11 +213,12 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Takes up a job where its last checkpoint that is whole left it. No other process may be at work in its folder.
+    /// Takes up a job where its last checkpoint that is whole left it. No other process may be at work in its
+    /// folder.
     ///
     /// # Errors
-    /// If there are checkpoints and none is whole, or the last is of other data, or there is no room for what is not to be in
-    /// memory.
+    /// If there are checkpoints and none is whole, or the last is of other data, or there is no room for what
+    /// is not to be in memory.
     pub fn open(job: Job<'a>) -> Result<Self> {
         sweep(job.folder);
         let checkpoints = Checkpoints::open(job.folder.join("checkpoints"))?;
@@ -271,7 +273,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Makes the files for what is not to be in memory, and goes back to the last checkpoint that is whole, if there are any.
+    /// Makes the files for what is not to be in memory, and goes back to the last checkpoint that is whole,
+    /// if there are any.
     fn restore(&mut self) -> Result<()> {
         self.optimizer.open(self.folder)?;
         self.buffers.open(self.folder).map_err(TrainError::of_pages)?;
@@ -309,8 +312,8 @@ impl<'a> Trainer<'a> {
     /// Runs to the end, or until it is asked to stop.
     ///
     /// # Errors
-    /// If a number is no longer finite, or a file cannot be written or read; the error tells what there is to go on from. There is
-    /// no result then.
+    /// If a number is no longer finite, or a file cannot be written or read; the error tells what there is to
+    /// go on from. There is no result then.
     pub fn run(mut self, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
         self.run_on(observe).map_err(|e| self.checkpoints.ended(e, &self.saving))
     }
@@ -395,8 +398,8 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Makes sure that what is about to be saved is of use: all trained values are finite, and so is a loss that they give, for an
-    /// update may be too large to compute with before it is too large to be a number.
+    /// Makes sure that what is about to be saved is of use: all trained values are finite, and so is a loss
+    /// that they give, for an update may be too large to compute with before it is too large to be a number.
     fn check_finite(&mut self) -> Result<()> {
         self.check_values()?;
         let step = self.state.step;
@@ -430,11 +433,12 @@ impl<'a> Trainer<'a> {
         Err(TrainError::not_finite(step, what, value, step))
     }
 
-    /// One optimizer step: gradients of its examples, clipping, update. [`Trainer::run`] does this and all that
-    /// belongs around it.
+    /// One optimizer step: gradients of its examples, clipping, update. [`Trainer::run`] does this and all
+    /// that belongs around it.
     ///
     /// # Errors
-    /// If the loss or the gradient is no longer a finite number, or what is not in memory cannot be written or read.
+    /// If the loss or the gradient is no longer a finite number, or what is not in memory cannot be written
+    /// or read.
     pub fn step(&mut self) -> Result<StepMetrics> {
         let begun = Instant::now();
         let step = self.state.step + 1;
@@ -528,9 +532,9 @@ impl<'a> Trainer<'a> {
         Ok(best)
     }
 
-    /// Measures how fast this run would go, for about so long: gradients of its first micro-batches, an update, and held-out
-    /// examples. What a second pass over the same examples takes is measured too, for frozen layers may have been kept by then.
-    /// The trainer is of no use afterwards.
+    /// Measures how fast this run would go, for about so long: gradients of its first micro-batches, an
+    /// update, and held-out examples. What a second pass over the same examples takes is measured too, for
+    /// frozen layers may have been kept by then. The trainer is of no use afterwards.
     ///
     /// # Errors
     /// As [`Trainer::step`].
@@ -603,8 +607,8 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The sum of the losses of all trained tokens of these examples, the first of which has this number in the run, and their number.
-/// Keeps no logits.
+/// The sum of the losses of all trained tokens of these examples, the first of which has this number in the
+/// run, and their number. Keeps no logits.
 ///
 /// # Errors
 /// If the buffers keep what frozen layers give, and it cannot be written or read.
@@ -635,7 +639,8 @@ fn sum(losses: &[f32]) -> f64 {
     losses.iter().map(|&loss| f64::from(loss)).sum()
 }
 
-/// Cuts numbered examples, in order, into batches of at most `most` tokens; an example longer than that stands alone.
+/// Cuts numbered examples, in order, into batches of at most `most` tokens; an example longer than that
+/// stands alone.
 fn micro_batches(examples: &[(usize, &Example)], most: usize) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();
     for &(number, example) in examples {

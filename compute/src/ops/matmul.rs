@@ -1,15 +1,15 @@
 //! The general matrix product, of which linear layers, low-rank products and weight gradients are made.
 //!
-//! `c[M, N] = alpha * op(a)[M, K] * op(b)[K, N] (+ c)`, sums in `f32`, factors rounded to `bf16` first where the
-//! precision is `bf16` and the processor multiplies them.
+//! `c[M, N] = alpha * op(a)[M, K] * op(b)[K, N] (+ c)`, sums in `f32`, factors rounded to `bf16` first where
+//! the precision is `bf16` and the processor multiplies them.
 
 use crate::cpu::gemm::{self, FourBit, Operand, OperandMut, Right};
 use crate::profile::{Key, Work};
 use crate::quant::Quantized;
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
-/// Products of at most so many rows may sum in another order than those of more, of which each row is the same to the byte
-/// whatever stands beside it.
+/// Products of at most so many rows may sum in another order than those of more, of which each row is the
+/// same to the byte whatever stands beside it.
 pub const FEW_ROWS: usize = gemm::FEW_ROWS;
 
 /// Bytes of working memory that all products share, whose threads are one pool's.
@@ -79,8 +79,8 @@ impl<'a> Factor<'a> {
     }
 }
 
-/// `c = alpha * op(a) * op(b)`, or `c += ...` if `accumulate`. Any mix of element types; the order of summation does
-/// not depend on the number of threads.
+/// `c = alpha * op(a) * op(b)`, or `c += ...` if `accumulate`. Any mix of element types; the order of
+/// summation does not depend on the number of threads.
 ///
 /// # Panics
 /// If the shapes do not agree, or the left factor stands in four bits.
@@ -96,8 +96,8 @@ pub fn matmul(
     run(device, precision, alpha, (a, b), None, accumulate, c);
 }
 
-/// A low-rank update of a product by `a [M, K]`: with `s [M, R] = scale * a * first`, which is overwritten, it adds
-/// `s * second`. Without `first`, `s` is read as it is.
+/// A low-rank update of a product by `a [M, K]`: with `s [M, R] = scale * a * first`, which is overwritten,
+/// it adds `s * second`. Without `first`, `s` is read as it is.
 #[derive(Debug)]
 pub struct Update<'a> {
     /// `[K, R]`
@@ -110,8 +110,8 @@ pub struct Update<'a> {
     pub second: Factor<'a>,
 }
 
-/// `c = a * b + s * second`, or `c += ...`: the product of a frozen weight and its low-rank update, in one pass over `a` and one
-/// over `c`, rounded once. As [`matmul`] otherwise.
+/// `c = a * b + s * second`, or `c += ...`: the product of a frozen weight and its low-rank update, in one
+/// pass over `a` and one over `c`, rounded once. As [`matmul`] otherwise.
 ///
 /// # Panics
 /// As [`matmul`].

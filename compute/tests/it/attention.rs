@@ -85,9 +85,9 @@ impl Problem {
         ((t * heads + h) * head_dim, (j * kv_heads + h / (heads / kv_heads)) * head_dim)
     }
 
-    /// The formulas of the operation's page, one by one; and for each element the sum of the squares of what is added up
-    /// to it and was rounded on its way. Roundings are independent, so together they err as the root of that: an
-    /// element is small where large terms cancel, its error is not.
+    /// The formulas of the operation's page, one by one; and for each element the sum of the squares of what
+    /// is added up to it and was rounded on its way. Roundings are independent, so together they err as the
+    /// root of that: an element is small where large terms cancel, its error is not.
     fn definition(&self) -> (Results, Results) {
         let (d, scale) = (self.attention.head_dim, f64::from(self.attention.scale));
         let (t, wide) = (self.q.len() / (self.attention.heads * d), self.q.len());
@@ -162,7 +162,8 @@ impl Problem {
         Results { out, lse, dq, dk, dv }
     }
 
-    /// Fails where an element is further from the definition than so many roundings may move it, on any device.
+    /// Fails where an element is further from the definition than so many roundings may move it, on any
+    /// device.
     fn check(&self, precision: Precision, tolerance: f64) {
         let (want, squares) = self.definition();
         for device in devices() {
@@ -216,9 +217,11 @@ fn normal(state: &mut u64) -> f32 {
     (0..12).map(|_| uniform()).sum::<f32>() - 6.0
 }
 
-/// `f32` rounds by 2^-25 at most on average; scores are sums of some hundred such terms before `exp` takes them.
+/// `f32` rounds by 2^-25 at most on average; scores are sums of some hundred such terms before `exp` takes
+/// them.
 const F32: f64 = 5e-5;
-/// Roundings to 8 bits err by at most 2^-9 each: six times as much as all of them, added as independent errors are.
+/// Roundings to 8 bits err by at most 2^-9 each: six times as much as all of them, added as independent
+/// errors are.
 const BF16: f64 = 6.0 / 512.0;
 
 #[test]

@@ -11,8 +11,8 @@ pub(crate) fn cpus(threads: usize) -> Vec<Cpu> {
 /// Both element types.
 pub(crate) const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
 
-/// Shapes `[rows, cols]` on either side of a vector's width and of a cache line, one large enough for several threads,
-/// and a few drawn at random.
+/// Shapes `[rows, cols]` on either side of a vector's width and of a cache line, one large enough for several
+/// threads, and a few drawn at random.
 pub(crate) fn shapes() -> Vec<(usize, usize)> {
     let mut shapes = vec![(1, 1), (1, 64), (3, 5), (2, 31), (4, 33), (7, 129), (150, 1031)];
     let draw = |i, bound| 1 + random::below(SHAPES, i, bound) as usize;

@@ -1,7 +1,8 @@
 //! Every kernel against every other one and the definition, at the widths of real models.
 //!
-//! Factors are small whole numbers, so that every sum is exact in `f32` and every factor in `bf16`: whatever the order of
-//! summation, results have to be the same to the bit, and what a kernel reads or writes in the wrong place shows.
+//! Factors are small whole numbers, so that every sum is exact in `f32` and every factor in `bf16`: whatever
+//! the order of summation, results have to be the same to the bit, and what a kernel reads or writes in the
+//! wrong place shows.
 //!
 //! Random products run for some seconds; `LUTHIER_COMPARE_SECONDS` says for how many.
 

@@ -185,8 +185,8 @@ fn large_products_of_several_blocks_agree_with_their_definition() {
     }
 }
 
-/// Such as the gradient of a head's input, whose depth is the vocabulary: packed a part of the depth at a time, where
-/// a product of fewer columns is not.
+/// Such as the gradient of a head's input, whose depth is the vocabulary: packed a part of the depth at a
+/// time, where a product of fewer columns is not.
 #[test]
 fn a_column_of_a_very_deep_product_is_the_same_whatever_stands_beside_it() {
     for (dtype, precision, depth) in

@@ -1,5 +1,5 @@
-//! Weights in four bits: every element goes to the nearest of the sixteen values, and a product with such a weight is
-//! that with its values, to the byte.
+//! Weights in four bits: every element goes to the nearest of the sixteen values, and a product with such a
+//! weight is that with its values, to the byte.
 
 use compute::ops::matmul::{Factor, matmul};
 use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, Scales};
@@ -40,8 +40,8 @@ fn every_element_goes_to_the_nearest_of_the_sixteen_values() {
     }
 }
 
-/// What lies close to a midpoint of two values shows which way an element was scaled: bitsandbytes multiplies by the
-/// inverse of the largest magnitude, but divides by it in a last block that is short.
+/// What lies close to a midpoint of two values shows which way an element was scaled: bitsandbytes multiplies
+/// by the inverse of the largest magnitude, but divides by it in a last block that is short.
 #[test]
 fn a_short_block_divides_where_a_whole_one_multiplies() {
     let device = Device::cpu(1);
@@ -168,12 +168,14 @@ fn a_product_is_that_with_the_values_on_every_instruction_set() {
                     let k = if transposed { inner } else { out };
                     let x = matrix(rows, k, precision.dtype(), 6);
                     let [got, want] = products(&cpu, precision, x.as_ref(), &q, transposed);
-                    // Few rows are multiplied in parts, and with AVX-512 by values that are not rounded to bf16.
+                    // Few rows are multiplied in parts, and with AVX-512 by values that are not rounded to
+                    // bf16.
                     let many = rows > 4 || !transposed;
                     let tolerance = match precision {
                         _ if many => 0.0,
                         Precision::F32 => 2e-5,
-                        // Roundings of 2^-9 to either side, of which the square root adds up, and that of the result.
+                        // Roundings of 2^-9 to either side, of which the square root adds up, and that of the
+                        // result.
                         Precision::Bf16 => 1.0 / 128.0,
                     };
                     for (got, want) in got.iter().zip(&want) {

@@ -1,7 +1,9 @@
-//! Marks of what is not to be learnt, as people's records carry them: on a record, a message or a part of one.
+//! Marks of what is not to be learnt, as people's records carry them: on a record, a message or a part of
+//! one.
 //!
-//! `weight` is OpenAI's and Mistral's, `train` and `training` are Axolotl's, `loss` is LLaMA-Factory's; `train_detail` or
-//! `training_detail` marks parts of a message's content, as Axolotl has it. A mark is no part of what a template renders.
+//! `weight` is OpenAI's and Mistral's, `train` and `training` are Axolotl's, `loss` is LLaMA-Factory's;
+//! `train_detail` or `training_detail` marks parts of a message's content, as Axolotl has it. A mark is no
+//! part of what a template renders.
 
 use std::ops::Range;
 
@@ -111,8 +113,8 @@ fn content(message: &Map<String, Json>) -> &str {
     message.get("content").and_then(Json::as_str).unwrap_or_default()
 }
 
-/// The bytes of the content that no entry of the list marks as learnt. An entry has `begin_offset` and `end_offset`, its first
-/// and last character, and `train`.
+/// The bytes of the content that no entry of the list marks as learnt. An entry has `begin_offset` and
+/// `end_offset`, its first and last character, and `train`.
 fn outside(list: &Json, content: &str) -> Result<Vec<Range<usize>>, String> {
     const SHAPE: &str = "must be a list of {\"begin_offset\", \"end_offset\", \"train\"}";
     let list = list.as_array().ok_or_else(|| format!(" {SHAPE}"))?;

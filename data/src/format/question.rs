@@ -10,7 +10,8 @@ use crate::{DataError, Source};
 pub struct Question {
     /// What is asked.
     pub asked: Asked,
-    /// The answer that the record gives, if it gives one: the words of the assistant's last turn, or of the completion.
+    /// The answer that the record gives, if it gives one: the words of the assistant's last turn, or of the
+    /// completion.
     pub reference: Option<String>,
 }
 
@@ -24,8 +25,9 @@ pub enum Asked {
 }
 
 impl Question {
-    /// Understands a record of any format that [`Format::item`] knows, and those that lack the answer: `prompt` alone (a text, or
-    /// messages), an instruction alone. A text (`{"text"}`, a document) is one to be continued.
+    /// Understands a record of any format that [`Format::item`] knows, and those that lack the answer:
+    /// `prompt` alone (a text, or messages), an instruction alone. A text (`{"text"}`, a document) is one to
+    /// be continued.
     ///
     /// # Errors
     /// If the record has none of these forms, or asks nothing.

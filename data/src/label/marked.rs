@@ -58,8 +58,8 @@ impl Marked<'_> {
         Ok(ranges)
     }
 
-    /// Where a message stands: the generation blocks that it filled; where there are none, an assistant's turn, or all that
-    /// another's message added to the text of those before it.
+    /// Where a message stands: the generation blocks that it filled; where there are none, an assistant's
+    /// turn, or all that another's message added to the text of those before it.
     fn extent(&self, turn: usize, mark: &Mark) -> Result<Vec<Range<usize>>, DataError> {
         let role = |i: usize| self.record.messages[i].get("role").and_then(|role| role.as_str());
         let is_assistant = role(turn) == Some("assistant");
@@ -126,8 +126,8 @@ impl Marked<'_> {
     }
 }
 
-/// Where a content stands within the ranges: how many bytes its beginning lost, as templates trim it, and where the rest begins.
-/// Nothing unless it begins the ranges or stands there once.
+/// Where a content stands within the ranges: how many bytes its beginning lost, as templates trim it, and
+/// where the rest begins. Nothing unless it begins the ranges or stands there once.
 fn find(text: &str, ranges: &[Range<usize>], content: &str) -> Option<(usize, usize)> {
     let trimmed = content.trim();
     [(0, content), (content.len() - content.trim_start().len(), trimmed)].into_iter().find_map(

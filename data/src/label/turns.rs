@@ -1,11 +1,11 @@
 //! Where a template that does not mark them writes the assistant's turns: found by comparing renderings.
 //!
-//! A turn begins where the model begins to write: where the rendering of the messages before it, generation prompt included,
-//! ends. It ends where the rendering of the messages up to it ends. Both must begin the whole text. One more rendering of the
-//! whole, with other words in the turn's place, tells the template's text from the author's. By it a prompt is understood that
-//! says more than a finished turn shows (it may open a thought): the turn begins behind what the two share of the template's
-//! text, and never within the author's words. And by it the result is checked: all that changes with the words lies within
-//! the turn.
+//! A turn begins where the model begins to write: where the rendering of the messages before it, generation
+//! prompt included, ends. It ends where the rendering of the messages up to it ends. Both must begin the
+//! whole text. One more rendering of the whole, with other words in the turn's place, tells the template's
+//! text from the author's. By it a prompt is understood that says more than a finished turn shows (it may
+//! open a thought): the turn begins behind what the two share of the template's text, and never within the
+//! author's words. And by it the result is checked: all that changes with the words lies within the turn.
 
 use std::ops::Range;
 
@@ -24,7 +24,8 @@ pub(super) struct Turns<'a> {
     pub(super) text: &'a str,
     /// The tokens of `text`.
     pub(super) encoded: &'a Encoded,
-    /// The end-of-text token, which some templates write behind every text that is no prompt (Phi 3); empty if there is none.
+    /// The end-of-text token, which some templates write behind every text that is no prompt (Phi 3); empty
+    /// if there is none.
     pub(super) end_of_text: &'a str,
 }
 
@@ -119,8 +120,8 @@ impl Turns<'_> {
         }
     }
 
-    /// The same where what comes before the turn cannot be rendered: by the header that the turn has behind a question. With it,
-    /// whether the header is all that a prompt shows.
+    /// The same where what comes before the turn cannot be rendered: by the header that the turn has behind a
+    /// question. With it, whether the header is all that a prompt shows.
     fn start_by_header(&self, turn: usize, before: &str) -> Option<(usize, bool)> {
         let question = Conversation::question();
         let prompt = self.render(&question, true)?;
@@ -146,7 +147,8 @@ impl Turns<'_> {
     fn probe(&self, turn: usize) -> Option<(String, Range<usize>)> {
         let (message, words) = self.chat.with_other_words(turn, self.text);
         let calls = self.chat.with_other_arguments(turn, &words);
-        // Some templates write the calls of a turn and not its words, and a turn that only calls is best left silent.
+        // Some templates write the calls of a turn and not its words, and a turn that only calls is best left
+        // silent.
         let probes = if self.chat.is_silent(turn) { [calls, Some(message)] } else { [Some(message), calls] };
         probes.into_iter().flatten().find_map(|message| self.probe_by(turn, message, &words))
     }
@@ -164,8 +166,8 @@ impl Turns<'_> {
         rendered.ok().map(|rendered| rendered.text)
     }
 
-    /// The front of the token that a place within the template's text may cut in two: `<|a|>` and `<|b|>` have letters in common,
-    /// but as tokens nothing.
+    /// The front of the token that a place within the template's text may cut in two: `<|a|>` and `<|b|>`
+    /// have letters in common, but as tokens nothing.
     fn front_of_token(&self, place: usize) -> usize {
         let after = self.encoded.begins.partition_point(|&begin| begin <= place);
         after.checked_sub(1).map_or(place, |token| self.encoded.begins[token])

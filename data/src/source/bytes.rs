@@ -18,8 +18,8 @@ const GZIP: &[u8] = b"\x1f\x8b";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Opens a file, or standard input, as text. Whether it is compressed is seen, whatever its name says: browsers and servers unpack
-/// and pack as they like.
+/// Opens a file, or standard input, as text. Whether it is compressed is seen, whatever its name says:
+/// browsers and servers unpack and pack as they like.
 pub(super) fn open(path: &Path) -> Result<Bytes, DataError> {
     let io = |source| DataError::Io { path: shown(path), source };
     let raw: Bytes = match is_stdin(path) {

@@ -1,9 +1,9 @@
-//! Records of a Parquet file: each row an object, read a few rows at a time, so that of a large file only a page of each column is
-//! in memory.
+//! Records of a Parquet file: each row an object, read a few rows at a time, so that of a large file only a
+//! page of each column is in memory.
 //!
-//! A nested column (`messages`) is a list of objects. Such a file has a place for every field in every object, so that "null" and
-//! "not there" are the same: within objects such fields are left out, as the template would otherwise see them. A row has a value
-//! for every column, null or not.
+//! A nested column (`messages`) is a list of objects. Such a file has a place for every field in every
+//! object, so that "null" and "not there" are the same: within objects such fields are left out, as the
+//! template would otherwise see them. A row has a value for every column, null or not.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -25,10 +25,12 @@ use crate::{DataError, Source};
 
 /// Values of each column that are decoded at once.
 const BATCH: usize = 64;
-/// Values that a column may have beyond one a row for each byte that is stored: more would be a file that is made to fill memory.
+/// Values that a column may have beyond one a row for each byte that is stored: more would be a file that is
+/// made to fill memory.
 const VALUES_PER_BYTE: u64 = 4096;
 
-/// Levels of nested columns that a file may have. The reader goes down them by recursion, in reading and in dropping.
+/// Levels of nested columns that a file may have. The reader goes down them by recursion, in reading and in
+/// dropping.
 const MOST_LEVELS: usize = 64;
 /// The stack that a file of too many levels is found out on; what is not used of it takes no memory.
 const STACK: usize = 1 << 30;
@@ -143,8 +145,8 @@ fn check(group: &RowGroupMetaData) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs the reader and says in words what went wrong. It asserts what a damaged file does not hold; such a panic is an error of the
-/// file, and its own message is not shown.
+/// Runs the reader and says in words what went wrong. It asserts what a damaged file does not hold; such a
+/// panic is an error of the file, and its own message is not shown.
 fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
     thread_local!(static READING: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();

@@ -109,8 +109,8 @@ pub fn shown(path: &Path) -> PathBuf {
     if is_stdin(path) { "<stdin>".into() } else { path.into() }
 }
 
-/// The files behind a path: itself; a folder's supported files (not those in folders below); or those that a pattern with
-/// `*`, `?`, `[...]` or `**` fits. Sorted by name.
+/// The files behind a path: itself; a folder's supported files (not those in folders below); or those that a
+/// pattern with `*`, `?`, `[...]` or `**` fits. Sorted by name.
 pub fn files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     if is_stdin(path) {
         claim_stdin()?;

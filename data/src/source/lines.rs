@@ -1,5 +1,6 @@
-//! Records of JSON: an object on each line; or a list of objects, or objects that lie over several lines, cut into its elements
-//! without understanding them, so that whoever parses one finds what is wrong inside it and names its line.
+//! Records of JSON: an object on each line; or a list of objects, or objects that lie over several lines, cut
+//! into its elements without understanding them, so that whoever parses one finds what is wrong inside it and
+//! names its line.
 
 use std::io::{self, BufRead, Cursor, Read};
 use std::path::PathBuf;
@@ -49,8 +50,8 @@ fn first_byte(reader: &mut Bytes, line: &mut usize, indent: &mut usize) -> io::R
     }
 }
 
-/// Whether a first line is not one object: it goes on after an object, or does not end what it begins. (A line that ends within a
-/// string is broken, for no string goes over lines.)
+/// Whether a first line is not one object: it goes on after an object, or does not end what it begins. (A
+/// line that ends within a string is broken, for no string goes over lines.)
 fn lies_over_lines(line: &str) -> bool {
     match serde_json::from_str::<serde::de::IgnoredAny>(line) {
         Ok(_) => false,
@@ -104,7 +105,8 @@ fn read_line(reader: &mut impl BufRead, at: &Source, bytes: &mut Vec<u8>) -> Res
     Ok(count)
 }
 
-/// A line's text without its end, and without a byte order mark, which also begins the second of two files put together.
+/// A line's text without its end, and without a byte order mark, which also begins the second of two files
+/// put together.
 fn line_of(bytes: Vec<u8>, at: &Source) -> Result<String, DataError> {
     let line = utf8(bytes, at)?;
     Ok(line.trim_end_matches(['\n', '\r']).trim_start_matches('\u{feff}').to_string())

@@ -1,4 +1,5 @@
-//! Records of a table of text, `.csv` or `.tsv`: the first row names the columns, and every other is an object of strings.
+//! Records of a table of text, `.csv` or `.tsv`: the first row names the columns, and every other is an
+//! object of strings.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Cursor, Read};
@@ -142,9 +143,9 @@ enum Field {
     AfterQuote,
 }
 
-/// A stream that ends where a row has taken more than its share, and knows two things that the reader of rows does not tell: the
-/// line on which a row begins (it counts those of blank lines and of `\r\n` late), and whether the last field was closed (it takes
-/// all that follows an open quotation mark for the field).
+/// A stream that ends where a row has taken more than its share, and knows two things that the reader of rows
+/// does not tell: the line on which a row begins (it counts those of blank lines and of `\r\n` late), and
+/// whether the last field was closed (it takes all that follows an open quotation mark for the field).
 struct Watched {
     inner: Bytes,
     separator: u8,

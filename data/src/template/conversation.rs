@@ -67,8 +67,9 @@ impl Conversation {
         self.tools.is_some() || self.messages.iter().any(of_tools)
     }
 
-    /// The forms in which the same conversation may be given, this one first: the arguments of calls as an object or as JSON text, a
-    /// call's missing words as nothing said or as none. Templates take one or the other.
+    /// The forms in which the same conversation may be given, this one first: the arguments of calls as an
+    /// object or as JSON text, a call's missing words as nothing said or as none. Templates take one or the
+    /// other.
     pub(super) fn forms(self) -> Vec<Self> {
         let with = |change: &dyn Fn(&mut Map<String, Json>)| {
             let mut messages = self.messages.clone();
@@ -121,8 +122,8 @@ impl Conversation {
         (python::message(&message), words)
     }
 
-    /// A message whose calls have other words for arguments; `None` if it has no calls. (A function's name may come again in what
-    /// the tool answers.)
+    /// A message whose calls have other words for arguments; `None` if it has no calls. (A function's name
+    /// may come again in what the tool answers.)
     pub(crate) fn with_other_arguments(&self, message: usize, words: &str) -> Option<Value> {
         let mut message = self.messages[message].clone();
         for call in calls_mut(&mut message)? {

@@ -1,16 +1,16 @@
 //! The `{% generation %}` tag, which the template engine does not know.
 //!
-//! Before compiling, the tag is rewritten into a filter block in a scope of its own, which has the same rules of scope and white
-//! space as transformers' own extension. (That one is a call block, but minijinja's call blocks cannot assign to an outer
-//! namespace.) The filter puts marks around what the block renders; after rendering they are taken out again and their places
-//! are the spans.
+//! Before compiling, the tag is rewritten into a filter block in a scope of its own, which has the same rules
+//! of scope and white space as transformers' own extension. (That one is a call block, but minijinja's call
+//! blocks cannot assign to an outer namespace.) The filter puts marks around what the block renders; after
+//! rendering they are taken out again and their places are the spans.
 
 use minijinja::Environment;
 
 use super::{Rendered, percent};
 
-/// Marks around a block: noncharacters, which no text may be interchanged with, and [`super::python::message`] drops
-/// them from messages, so that no text can forge a mark.
+/// Marks around a block: noncharacters, which no text may be interchanged with, and
+/// [`super::python::message`] drops them from messages, so that no text can forge a mark.
 const OPEN: char = '\u{FDD0}';
 const CLOSE: char = '\u{FDD1}';
 
@@ -26,7 +26,8 @@ pub(super) fn install(env: &mut Environment<'static>) {
 
 /// The template with its generation tags as filter blocks, and whether there were any.
 ///
-/// Comments, expressions and raw blocks are passed over, so a comment that tells of `{% generation %}` is no tag.
+/// Comments, expressions and raw blocks are passed over, so a comment that tells of `{% generation %}` is no
+/// tag.
 pub(super) fn rewrite(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len() + 64);
     let mut found = false;

@@ -1,7 +1,7 @@
 //! Python's `%`, which formats a text as well as it divides numbers; the template engine only divides.
 //!
-//! Before compiling, `a % b` is rewritten into `a|__percent(b)`: a filter binds as tightly as `%` does, unless a product stands before it.
-//! There `%` can only divide, and is left as it is.
+//! Before compiling, `a % b` is rewritten into `a|__percent(b)`: a filter binds as tightly as `%` does,
+//! unless a product stands before it. There `%` can only divide, and is left as it is.
 
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::Tuple;
@@ -125,7 +125,8 @@ fn close(level: &mut Level, out: &mut String) {
     }
 }
 
-/// The length of the token that begins a text: white space, a word or number, a text in quotes, `**`, or one character.
+/// The length of the token that begins a text: white space, a word or number, a text in quotes, `**`, or one
+/// character.
 fn token(text: &str) -> usize {
     let first = text.chars().next().expect("there is text");
     let run = |is: fn(char) -> bool| text.find(|c| !is(c)).unwrap_or(text.len());

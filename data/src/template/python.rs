@@ -141,8 +141,9 @@ impl Object for BigInteger {
     }
 }
 
-/// A message as the template sees it: keys without a value are left out (but for `content`, of which templates ask whether it
-/// is none), and reasoning is found under each of its usual names, as in transformers (`_alias_reasoning_fields`).
+/// A message as the template sees it: keys without a value are left out (but for `content`, of which
+/// templates ask whether it is none), and reasoning is found under each of its usual names, as in
+/// transformers (`_alias_reasoning_fields`).
 pub(super) fn message(message: &Map<String, Json>) -> Value {
     let set = |key: &str| message.get(key).filter(|value| !value.is_null());
     let reasoning = THOUGHTS.into_iter().find_map(set);

@@ -1,4 +1,5 @@
-//! Methods of Python's strings and lists, and filters of Jinja's, that the template engine lacks or has otherwise.
+//! Methods of Python's strings and lists, and filters of Jinja's, that the template engine lacks or has
+//! otherwise.
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
@@ -33,7 +34,8 @@ pub(super) fn install(env: &mut Environment<'static>) {
     env.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 
-/// Python's methods that minijinja-contrib lacks or has without their later arguments, then those that it has.
+/// Python's methods that minijinja-contrib lacks or has without their later arguments, then those that it
+/// has.
 fn method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str()
         && let Some(result) = string_method(state, text, method, args)?
@@ -207,7 +209,8 @@ fn truncate(text: &str, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Err
     Ok(format!("{cut}{end}"))
 }
 
-/// A text with `/` kept and spaces as `%20`, or the pairs of a mapping or a list as a query with spaces as `+`.
+/// A text with `/` kept and spaces as `%20`, or the pairs of a mapping or a list as a query with spaces as
+/// `+`.
 fn urlencode(value: &Value) -> Result<String, Error> {
     if value.as_str().is_some() || matches!(value.kind(), ValueKind::Number | ValueKind::Bool) {
         return Ok(quote(&python::text(value), "/", "%20"));

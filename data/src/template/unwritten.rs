@@ -1,7 +1,7 @@
 //! What of a conversation a template leaves out.
 //!
-//! Found by rendering the conversation with a word of ours in the place of each part: a part whose word does not come out is one
-//! that the template does not write.
+//! Found by rendering the conversation with a word of ours in the place of each part: a part whose word does
+//! not come out is one that the template does not write.
 
 use serde_json::{Map, Value as Json, json};
 
@@ -188,8 +188,8 @@ pub(super) struct Fit {
 }
 
 impl ChatTemplate {
-    /// What the template does not write of a conversation. Nothing is known, and so nothing told, if it cannot render the words
-    /// that are put in the parts' places.
+    /// What the template does not write of a conversation. Nothing is known, and so nothing told, if it
+    /// cannot render the words that are put in the parts' places.
     pub(crate) fn unwritten(&self, chat: &Conversation) -> Vec<Unwritten> {
         if chat.is_plain() { Vec::new() } else { self.fit(chat).unwritten }
     }

@@ -1,4 +1,5 @@
-//! Packed files, patterns and folders: the same records as from plain files, and no more memory than for these.
+//! Packed files, patterns and folders: the same records as from plain files, and no more memory than for
+//! these.
 
 use std::io::Write;
 

@@ -191,7 +191,8 @@ fn a_turn_that_other_text_depends_on_is_refused() {
 
 #[test]
 fn a_token_across_the_border_belongs_to_where_it_begins() {
-    // " violin" is one token: it begins with the space, which is the prompt's in the first and the answer's in the second.
+    // " violin" is one token: it begins with the space, which is the prompt's in the first and the answer's
+    // in the second.
     assert_eq!(shown(r#"{"prompt": "a ", "completion": "violin"}"#, |_| {}), "<s>a violin[</s>]");
     assert_eq!(shown(r#"{"prompt": "a", "completion": " violin"}"#, |_| {}), "<s>a[ violin</s>]");
     assert_eq!(shown(r#"{"prompt": "", "completion": "a violin"}"#, |_| {}), "<s>[a violin</s>]");

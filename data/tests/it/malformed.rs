@@ -1,4 +1,5 @@
-//! Malformed files: each error names the file, the line, what is wrong, and the nearest right name where there is one.
+//! Malformed files: each error names the file, the line, what is wrong, and the nearest right name where
+//! there is one.
 
 use data::{DataError, DataSpec, Dataset, Format, TrainOn};
 

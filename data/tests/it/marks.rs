@@ -205,7 +205,8 @@ fn parts_of_a_turn_are_learnt_as_axolotl_marks_them() {
             }
         }
     }
-    // What no entry names is not learnt; a turn of which nothing is named is not learnt at all, nor is its end.
+    // What no entry names is not learnt; a turn of which nothing is named is not learnt at all, nor is its
+    // end.
     let one = r#", "train_detail": [{"begin_offset": 1, "end_offset": 1, "train": true}]"#;
     let (text, _) = under(&chat(one, "").replace("wrong", "1 2 3"), "plain", TrainOn::Assistant).unwrap();
     assert!(

@@ -1,4 +1,5 @@
-//! Parquet files: what pyarrow wrote is read as pyarrow reads it, and no damaged file makes a panic or fills the memory.
+//! Parquet files: what pyarrow wrote is read as pyarrow reads it, and no damaged file makes a panic or fills
+//! the memory.
 
 use data::{DataSpec, Dataset, Format, source};
 use proptest::prelude::*;

@@ -1,4 +1,5 @@
-//! Tools and thoughts: what of them a template writes, in which form it takes them, and what is said if it does not.
+//! Tools and thoughts: what of them a template writes, in which form it takes them, and what is said if it
+//! does not.
 
 use data::{Chat, ChatTemplate, DataSpec, TrainOn};
 
@@ -91,7 +92,8 @@ fn built_in_templates_write_calls_as_their_models_have_them() {
 
 #[test]
 fn a_template_gets_calls_in_the_form_that_it_takes() {
-    // Qwen 2.5's own puts JSON text within quotes, GLM's asks for the arguments' items, DeepSeek's appends a text.
+    // Qwen 2.5's own puts JSON text within quotes, GLM's asks for the arguments' items, DeepSeek's appends a
+    // text.
     for (template, written) in [
         ("qwen2_5", r#""arguments": {"city": "Oslo"}}"#),
         ("glm4moe", "<arg_key>city</arg_key>⏎\n<arg_value>Oslo</arg_value>"),

@@ -1,7 +1,8 @@
 //! `luthier bench`: measures speed and memory, on a model's own weights or on random ones of a known shape.
 //!
-//! Training steps are the real loop's, one row of `data.max_length` random tokens each (512 unless set), every token
-//! with loss. What counts as useful work is what the arithmetic needs, not what is computed again.
+//! Training steps are the real loop's, one row of `data.max_length` random tokens each (512 unless set),
+//! every token with loss. What counts as useful work is what the arithmetic needs, not what is computed
+//! again.
 
 mod roofline;
 
@@ -97,9 +98,9 @@ fn random_tokens(config: &Config, number: u64, len: usize) -> Vec<u32> {
     (0..len as u64).map(token).collect()
 }
 
-/// Floating-point operations of a training step for each token of a row of `length`: for every linear weight 4 where it
-/// is frozen (forward, and the gradient of the input) and 6 where it is trained, and causal attention forward and
-/// backward, which needs half the square of its scores, less with a window.
+/// Floating-point operations of a training step for each token of a row of `length`: for every linear weight
+/// 4 where it is frozen (forward, and the gradient of the input) and 6 where it is trained, and causal
+/// attention forward and backward, which needs half the square of its scores, less with a window.
 fn training_flops(config: &Config, trained: &Layout, length: usize) -> f64 {
     let of_module = |m: Module| {
         let weight = m.rows * m.cols;
@@ -385,8 +386,8 @@ impl Generating {
     }
 }
 
-/// What one token reads and multiplies with, as bytes and as a number: all weights but an embedding that is not the head
-/// too, of which it reads one row.
+/// What one token reads and multiplies with, as bytes and as a number: all weights but an embedding that is
+/// not the head too, of which it reads one row.
 fn weights_of_a_token(config: &Config, decoder: &Decoder) -> (u64, u64) {
     let read =
         config.modules().into_iter().filter(|m| m.id != ModuleId::Embedding || config.tie_word_embeddings);

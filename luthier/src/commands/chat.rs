@@ -95,7 +95,8 @@ struct Conversation<'a> {
     sampling: Sampling,
     /// How often the last question was answered before.
     attempt: u64,
-    /// Whether another answer may differ even at temperature 0: the last one was stopped, or the system prompt is another.
+    /// Whether another answer may differ even at temperature 0: the last one was stopped, or the system
+    /// prompt is another.
     may_differ: bool,
     interrupt: Interrupt,
 }
@@ -218,8 +219,8 @@ impl Conversation<'_> {
         Ok(spoken.text)
     }
 
-    /// Makes the cache larger if the model has a longer context and this many tokens need it: twice as large, or just as large if
-    /// there is no memory for more.
+    /// Makes the cache larger if the model has a longer context and this many tokens need it: twice as large,
+    /// or just as large if there is no memory for more.
     fn make_room(&mut self, tokens: usize) -> anyhow::Result<()> {
         let longest = self.decoder.config.max_position_embeddings;
         if tokens <= self.generator.context() || self.generator.context() == longest {

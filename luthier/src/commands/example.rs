@@ -1,8 +1,8 @@
 //! `luthier example`: a model learns something before your eyes, with nothing but this binary.
 //!
-//! A small base model, examples and a run file are part of the program (the repository's folder `example/`, whose README says how
-//! they were made). They are written to a folder, the base answers the held-out questions, `luthier train` runs as it would
-//! for anybody, and the adapted model answers again.
+//! A small base model, examples and a run file are part of the program (the repository's folder `example/`,
+//! whose README says how they were made). They are written to a folder, the base answers the held-out
+//! questions, `luthier train` runs as it would for anybody, and the adapted model answers again.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -79,7 +79,8 @@ pub(super) fn run(args: cli::Example, global: &Global) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the embedded files. What is there already must be the same: a folder of somebody else's is not touched.
+/// Writes the embedded files. What is there already must be the same: a folder of somebody else's is not
+/// touched.
 fn unpack(folder: &Path) -> anyhow::Result<()> {
     let missing: Vec<(PathBuf, &[u8])> = FILES
         .iter()
@@ -101,7 +102,8 @@ fn unpack(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What would be typed to train: the example's run file, with the paths as seen from here. An interrupted run goes on.
+/// What would be typed to train: the example's run file, with the paths as seen from here. An interrupted run
+/// goes on.
 fn training(args: &cli::Example) -> cli::Train {
     let path = |name: &str| args.folder.join(name);
     let text = |name: &str| Some(path(name).display().to_string());

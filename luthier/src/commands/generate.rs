@@ -146,8 +146,8 @@ impl Speaker {
         self.subject.adapter.as_ref()
     }
 
-    /// The base's weights, if they fit into what is free with all that sequences of `context` tokens need. `fewer`: another
-    /// `--max-tokens`, and the context that it makes.
+    /// The base's weights, if they fit into what is free with all that sequences of `context` tokens need.
+    /// `fewer`: another `--max-tokens`, and the context that it makes.
     pub(super) fn load(
         &self,
         sampling: &cli::Sampling,
@@ -212,8 +212,8 @@ impl Speaker {
         Ok(self.tokenizer.encode(&prompt, false)?.ids)
     }
 
-    /// What ends the model's words: the end tokens of the tokenizer's and the model's configuration, and that with which the
-    /// template ends a turn, a token or a text.
+    /// What ends the model's words: the end tokens of the tokenizer's and the model's configuration, and that
+    /// with which the template ends a turn, a token or a text.
     pub(super) fn stops(&self, template: Option<&ChatTemplate>) -> Stops {
         let configured = self.subject.base.config.raw.get("eos_token_id");
         let ids = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
@@ -226,7 +226,8 @@ impl Speaker {
         }
     }
 
-    /// Generates, giving each piece of text to `say` as soon as its characters are whole (and an empty one until then), until `say` returns false.
+    /// Generates, giving each piece of text to `say` as soon as its characters are whole (and an empty one
+    /// until then), until `say` returns false.
     pub(super) fn speak(
         &self,
         generator: &mut Generator<'_>,

@@ -1,7 +1,9 @@
-//! `luthier import`: turns another program's configuration into a run file and says what it cannot carry over.
+//! `luthier import`: turns another program's configuration into a run file and says what it cannot carry
+//! over.
 //!
-//! Each dialect has a file with its tables: what each of its keys means here. `translation` applies them; `transformers` has what the
-//! programs share, since all of them hand their settings on to transformers' Trainer and to PEFT.
+//! Each dialect has a file with its tables: what each of its keys means here. `translation` applies them;
+//! `transformers` has what the programs share, since all of them hand their settings on to transformers'
+//! Trainer and to PEFT.
 
 mod axolotl;
 mod llama_factory;

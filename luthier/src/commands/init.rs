@@ -16,7 +16,8 @@ use crate::run_file::{Entry, Line, Override, Purpose, Quantization, RunFile, Set
 use crate::setup::{self, Base, Needs};
 use crate::terminal::{self, bytes, count};
 
-/// The keys that a beginner may want; the others are shown as comments unless they are away from their defaults.
+/// The keys that a beginner may want; the others are shown as comments unless they are away from their
+/// defaults.
 const BASIC: [&str; 22] = [
     "model",
     "quantization",

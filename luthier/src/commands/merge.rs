@@ -1,4 +1,5 @@
-//! `luthier merge`: writes a model with an adapter added into its weights, and proves that it computes the same.
+//! `luthier merge`: writes a model with an adapter added into its weights, and proves that it computes the
+//! same.
 
 use std::fs;
 use std::path::Path;
@@ -26,8 +27,8 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let adapter = adapter.expect("an adapter was named");
     let device = global.device()?;
     let load = |base: &Base| base.load(&device, Precision::F32, None);
-    // What the adapter's file has in place of the base's own weights is a part of what it does. Of two vocabularies only one
-    // can be asked.
+    // What the adapter's file has in place of the base's own weights is a part of what it does. Of two
+    // vocabularies only one can be asked.
     let comparable = base.is_changed() && !base.is_resized();
     let unchanged = comparable.then(|| load(&Base::open(&base.name)?)).transpose()?;
     let unchanged = unchanged.map(|decoder| decoder.probe(None));
@@ -73,8 +74,9 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// Adds the token with which the chat template ends a turn to those at which generation ends, if it is not among them: other
-/// programs know no more than generation_config.json, and answers would not end there. Returns the token that was added.
+/// Adds the token with which the chat template ends a turn to those at which generation ends, if it is not
+/// among them: other programs know no more than generation_config.json, and answers would not end there.
+/// Returns the token that was added.
 fn stop_at_end_of_turn(base: &Base, merged: &Path) -> anyhow::Result<Option<String>> {
     let tokenizer = base.tokenizer()?;
     let template = ChatTemplate::resolve(None, &tokenizer)?;

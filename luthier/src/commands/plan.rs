@@ -1,7 +1,7 @@
 //! `luthier plan`: counts parameters and memory before anything is loaded.
 //!
-//! The numbers are those that `train` allocates by, for examples as long as `data.max_length` allows. With `--data` they are those of
-//! the examples themselves, and steps and time are told too.
+//! The numbers are those that `train` allocates by, for examples as long as `data.max_length` allows. With
+//! `--data` they are those of the examples themselves, and steps and time are told too.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;

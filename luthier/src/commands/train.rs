@@ -1,6 +1,7 @@
 //! `luthier train`: fine-tunes a model as a run file says.
 //!
-//! In order: settings, model files, data, what is trained, memory ([`Prepared`]), a look at all of it, then the loop.
+//! In order: settings, model files, data, what is trained, memory ([`Prepared`]), a look at all of it, then
+//! the loop.
 
 mod narrator;
 mod prepared;
@@ -59,7 +60,8 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     settings.validate(Purpose::Train)?;
     let folder = settings.run.output.clone().expect("validated");
     let resumed = run_folder::holds_run(&folder)?;
-    // A run that goes on is held before it is looked at. A new one is not: nothing is written before its input is seen.
+    // A run that goes on is held before it is looked at. A new one is not: nothing is written before its
+    // input is seen.
     let held = if resumed && !args.dry_run { Some(run_folder::lock(&folder)?) } else { None };
     let base =
         Base::open(settings.run.model.as_deref().expect("validated")).map_err(|error| match resumed {
@@ -215,8 +217,8 @@ fn advised(error: TrainError, folder: &Path) -> anyhow::Error {
     Advised::new(error, advice).into()
 }
 
-/// With `adapter.init_from`, that folder's configuration counts: it is taken over, and a setting that says otherwise is
-/// refused.
+/// With `adapter.init_from`, that folder's configuration counts: it is taken over, and a setting that says
+/// otherwise is refused.
 fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result<()> {
     let Some(folder) = settings.run.adapter.init_from.clone() else { return Ok(()) };
     if settings.run.adapter.method == Method::Full {

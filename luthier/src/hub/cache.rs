@@ -52,8 +52,8 @@ impl Repo {
         &self.root
     }
 
-    /// Notes what files a commit has. This program's own, in a hidden folder: without it, what is missing could not be told from
-    /// what never was, and the hub would have to be asked each time.
+    /// Notes what files a commit has. This program's own, in a hidden folder: without it, what is missing
+    /// could not be told from what never was, and the hub would have to be asked each time.
     pub(super) fn write_names(&self, commit: &str, names: &[String]) -> anyhow::Result<()> {
         let path = self.names_path(commit);
         create_parent(&path)?;

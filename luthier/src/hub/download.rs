@@ -1,8 +1,9 @@
 //! Asks the hub what a repository holds and for files of it, again where an answer may come yet.
 //!
-//! HTTP is `ureq`: blocking, as all of this program is, and a fifth of what `reqwest` pulls in. TLS is `rustls` on
-//! `ring`, which needs no more than the C compiler that Rust links with. The system's certificates count, so that
-//! `SSL_CERT_FILE` and a company's own authority work; `HTTPS_PROXY` and `NO_PROXY` are honoured.
+//! HTTP is `ureq`: blocking, as all of this program is, and a fifth of what `reqwest` pulls in. TLS is
+//! `rustls` on `ring`, which needs no more than the C compiler that Rust links with. The system's
+//! certificates count, so that `SSL_CERT_FILE` and a company's own authority work; `HTTPS_PROXY` and
+//! `NO_PROXY` are honoured.
 
 use std::ops::Range;
 use std::path::Path;
@@ -122,8 +123,8 @@ impl Client {
         Self::with(endpoint, token, ureq::Proxy::try_from_env(), Duration::from_secs(60))
     }
 
-    /// `proxy`: as `HTTPS_PROXY` and its like say; none in tests, which talk to this machine. `patience`: with a hub that says
-    /// nothing.
+    /// `proxy`: as `HTTPS_PROXY` and its like say; none in tests, which talk to this machine. `patience`:
+    /// with a hub that says nothing.
     pub(super) fn with(
         endpoint: &str,
         token: Option<String>,
@@ -253,7 +254,8 @@ impl Client {
         Err(user(format!("{id}: {} does not say what {name} is (no etag or size)", self.endpoint)))
     }
 
-    /// Repeats a request that failed for a reason that may pass; turns what remains into an error for the user.
+    /// Repeats a request that failed for a reason that may pass; turns what remains into an error for the
+    /// user.
     fn patiently(
         &self,
         id: &RepoId,
@@ -337,7 +339,8 @@ pub(super) fn may_pass(status: StatusCode) -> bool {
 fn may_pass_error(error: &ureq::Error) -> bool {
     use ureq::Error::*;
     match error {
-        // A name that leads nowhere: this machine has no network, or the address is misspelt. std has no kind for it.
+        // A name that leads nowhere: this machine has no network, or the address is misspelt. std has no kind
+        // for it.
         Io(error) => !error.to_string().contains("failed to lookup address"),
         other => matches!(other, Timeout(_) | ConnectionFailed | Protocol(_)),
     }

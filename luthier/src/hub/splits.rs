@@ -1,8 +1,10 @@
-//! Which files of a data set's repository are a split: by the head of its card, else by their names, as `datasets` finds them.
+//! Which files of a data set's repository are a split: by the head of its card, else by their names, as
+//! `datasets` finds them.
 //!
-//! The card (README.md) may begin with YAML whose `configs` name subsets, and for each subset the patterns of its splits' files.
-//! Without it, a split is what folders or files are called: `data/train-00000-of-00002.parquet`, `test/a.jsonl`,
-//! `my-validation.csv`; and a repository that says nothing of splits is all `train`.
+//! The card (README.md) may begin with YAML whose `configs` name subsets, and for each subset the patterns of
+//! its splits' files. Without it, a split is what folders or files are called:
+//! `data/train-00000-of-00002.parquet`, `test/a.jsonl`, `my-validation.csv`; and a repository that says
+//! nothing of splits is all `train`.
 
 use glob::{MatchOptions, Pattern};
 use serde::Deserialize;
@@ -25,7 +27,8 @@ const WORDS: [(&str, &[&str]); 3] = [
     ("test", &["test", "testing", "eval", "evaluation"]),
 ];
 
-/// What is behind the colon of `owner/name:subset/split`: a split, a subset and its split, or one word that is either.
+/// What is behind the colon of `owner/name:subset/split`: a split, a subset and its split, or one word that
+/// is either.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Part {
     subset: Option<String>,
@@ -236,8 +239,8 @@ fn add_matches(pattern: &str, names: &[String], found: &mut Vec<String>) -> Resu
     Ok(())
 }
 
-/// Splits by what files below a folder (`prefix`, with its `/`) and their folders are called. Of several kinds of file only the
-/// one that most of them are is taken: a repository may hold the same examples twice.
+/// Splits by what files below a folder (`prefix`, with its `/`) and their folders are called. Of several
+/// kinds of file only the one that most of them are is taken: a repository may hold the same examples twice.
 fn by_names(names: &[String], prefix: &str) -> Vec<(String, Vec<String>)> {
     let mut data: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix(prefix)).collect();
     data.retain(|name| is_data(name));

@@ -509,7 +509,8 @@ fn segments_that_break_off_are_taken_up_and_a_broken_off_file_by_the_next_run() 
 #[test]
 fn what_is_on_disk_of_a_broken_off_file_is_its_beginning() {
     let (server, cache) = (with_long(), TempDir::new().unwrap());
-    // One segment never comes: those before it are kept, those behind it are not, for nobody could tell what lies between.
+    // One segment never comes: those before it are kept, those behind it are not, for nobody could tell what
+    // lies between.
     server.change("model.safetensors", |answer| answer.hangs = 1);
     let mut hub = in_segments(&server, &cache);
     hub.client.first_wait = Duration::ZERO;

@@ -1,12 +1,15 @@
-//! Brings files into the cache over several connections: whole small files side by side, large ones in segments.
+//! Brings files into the cache over several connections: whole small files side by side, large ones in
+//! segments.
 //!
-//! What is on disk of a file is always its beginning, as `<etag>.incomplete`, which is what `huggingface_hub` leaves and takes up
-//! as well. Segments that come before those in front of them wait in memory, of which a file takes no more than a few segments. So
-//! the hash runs along, nothing is written twice, and a download that breaks off loses only what waits.
+//! What is on disk of a file is always its beginning, as `<etag>.incomplete`, which is what `huggingface_hub`
+//! leaves and takes up as well. Segments that come before those in front of them wait in memory, of which a
+//! file takes no more than a few segments. So the hash runs along, nothing is written twice, and a download
+//! that breaks off loses only what waits.
 //!
-//! Threads meet at a board with a slot for each file. One opens a file and asks for its first segment; where the server keeps to the
-//! range the others take segments of it too, where it does not this one reads the whole file. Whoever has the bytes that come
-//! next, and finds the file in its slot, takes it out and writes, without holding the board.
+//! Threads meet at a board with a slot for each file. One opens a file and asks for its first segment; where
+//! the server keeps to the range the others take segments of it too, where it does not this one reads the
+//! whole file. Whoever has the bytes that come next, and finds the file in its slot, takes it out and writes,
+//! without holding the board.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -326,7 +329,8 @@ impl Transfer<'_> {
         Ok(Ok(()))
     }
 
-    /// The server keeps to ranges: if this is what the file's first request found, other threads may take segments of it.
+    /// The server keeps to ranges: if this is what the file's first request found, other threads may take
+    /// segments of it.
     fn let_others_in(&self, segment: &mut Segment) {
         if std::mem::take(&mut segment.first) {
             self.board().slots[segment.file].stage = Stage::Segments;
@@ -334,7 +338,8 @@ impl Transfer<'_> {
         }
     }
 
-    /// Throws away what there is of a file of which no other thread has a segment, and makes this segment all of it.
+    /// Throws away what there is of a file of which no other thread has a segment, and makes this segment all
+    /// of it.
     fn begin_anew(&self, segment: &mut Segment) -> anyhow::Result<()> {
         let mut board = self.board();
         let slot = &mut board.slots[segment.file];
@@ -349,7 +354,8 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Writes what came of a segment if that is what comes next in its file. At the segment's end (`last`), what is not goes ahead.
+    /// Writes what came of a segment if that is what comes next in its file. At the segment's end (`last`),
+    /// what is not goes ahead.
     fn pass_on(&self, segment: &mut Segment, last: bool) -> anyhow::Result<()> {
         if segment.bytes.is_empty() {
             return Ok(());
@@ -451,7 +457,8 @@ struct Partial {
 }
 
 impl Partial {
-    /// Opens what an earlier attempt left, or a new file. What is longer than the whole file cannot be a beginning.
+    /// Opens what an earlier attempt left, or a new file. What is longer than the whole file cannot be a
+    /// beginning.
     fn open(blob: &Path, whole: u64) -> anyhow::Result<Self> {
         cache::create_parent(blob)?;
         let path = incomplete(blob);

@@ -1,4 +1,5 @@
-//! The model card, `README.md`: what the Hugging Face hub shows, and what a person finds who opens the folder.
+//! The model card, `README.md`: what the Hugging Face hub shows, and what a person finds who opens the
+//! folder.
 
 use std::path::Path;
 

@@ -14,7 +14,8 @@ use crate::hub;
 use crate::run_file::{RunFile, Settings};
 use crate::run_folder;
 
-/// What a command that uses a model works on: a base, perhaps an adapter, and what the adapter's run remembers.
+/// What a command that uses a model works on: a base, perhaps an adapter, and what the adapter's run
+/// remembers.
 pub(crate) struct Subject {
     pub(crate) base: Base,
     pub(crate) adapter: Option<Adapter>,
@@ -23,9 +24,10 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// Opens what `--model` and `--adapter` name. Without a model it is the one that the adapter was trained on, as its run folder or
-    /// its configuration says. Where the adapter's file has weights of the base itself they take their place. The tokenizer and its
-    /// chat template are those in the adapter's folder, if there are any. Notes go to stderr.
+    /// Opens what `--model` and `--adapter` name. Without a model it is the one that the adapter was trained
+    /// on, as its run folder or its configuration says. Where the adapter's file has weights of the base
+    /// itself they take their place. The tokenizer and its chat template are those in the adapter's folder,
+    /// if there are any. Notes go to stderr.
     ///
     /// # Errors
     /// If neither names a model, or one does not fit the other.
@@ -66,8 +68,9 @@ impl Subject {
         Ok(Subject { base, adapter: Some(adapter), remembered })
     }
 
-    /// Gives settings that were left open the values that the adapter was trained under, as far as they decide what an example is
-    /// and how the base is held. What is taken, and what differs, is told on stderr.
+    /// Gives settings that were left open the values that the adapter was trained under, as far as they
+    /// decide what an example is and how the base is held. What is taken, and what differs, is told on
+    /// stderr.
     pub(crate) fn lend(&self, settings: &mut Settings) {
         let Some(trained) = &self.remembered else { return };
         let (mut taken, mut differing) = (Vec::new(), Vec::new());
@@ -79,7 +82,8 @@ impl Subject {
                 continue;
             }
             let value = trained.value(key);
-            // The copy in the adapter's folder is the one that it was trained with, and stands in for the tokenizer's own.
+            // The copy in the adapter's folder is the one that it was trained with, and stands in for the
+            // tokenizer's own.
             let has_copy = || self.base.tokenizer_folder.join("chat_template.jinja").is_file();
             match settings.is_set(key) {
                 false if key == "data.chat_template" && has_copy() => {
@@ -101,7 +105,8 @@ impl Subject {
         }
     }
 
-    /// How the base is held: as a flag says (`Some(None)`: not quantized), else as the adapter knew it in training.
+    /// How the base is held: as a flag says (`Some(None)`: not quantized), else as the adapter knew it in
+    /// training.
     pub(crate) fn quantization(&self, flag: Option<Option<Format>>) -> Option<Format> {
         let trained = self.remembered.as_ref().and_then(super::quantization);
         // What is stored in four bits is used as it is.
@@ -166,7 +171,8 @@ impl Base {
         Ok(Base { name: name.to_owned(), folder, config, stored, tokenizer_folder, changed_by: None })
     }
 
-    /// Makes this the base that the adapter in `folder` means, and reads the adapter. `run`: the run folder that it belongs to.
+    /// Makes this the base that the adapter in `folder` means, and reads the adapter. `run`: the run folder
+    /// that it belongs to.
     fn take_over(&mut self, folder: &Path, run: Option<&Path>) -> anyhow::Result<Adapter> {
         // A run folder says itself what the adapter was trained on.
         let files = self.check_adapter(folder, run.is_none().then_some(&*self.name))?;

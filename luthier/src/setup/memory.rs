@@ -1,4 +1,5 @@
-//! What a run or a base that is used needs of the memory, and the settings that were left open so that it fits.
+//! What a run or a base that is used needs of the memory, and the settings that were left open so that it
+//! fits.
 
 use compute::Precision;
 use compute::ops::matmul;
@@ -29,7 +30,8 @@ pub(crate) struct Sizes {
     pub(crate) checkpointing: Checkpointing,
     /// Bytes of the optimizer's state that may be in memory, the rest being in a file. None: all of it.
     pub(crate) optimizer_memory: Option<u64>,
-    /// Bytes that may be in memory of what frozen layers give, the rest being in a file. None: it is not kept.
+    /// Bytes that may be in memory of what frozen layers give, the rest being in a file. None: it is not
+    /// kept.
     pub(crate) frozen_memory: Option<u64>,
 }
 
@@ -112,7 +114,8 @@ impl Sizes {
 pub(crate) struct Needs {
     /// Tokens of the examples.
     pub(crate) demand: Demand,
-    /// Tokens of the examples that come again. None: nobody has seen the data yet, there may be any number of them.
+    /// Tokens of the examples that come again. None: nobody has seen the data yet, there may be any number of
+    /// them.
     pub(crate) repeated: Option<usize>,
     /// Bytes that the process holds beside the buffers of the plan: code, tokenizer, examples.
     pub(crate) beside: u64,
@@ -121,7 +124,8 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
-    /// For data that nobody has seen yet: every example as long as it may be, and a tokenizer of the usual size.
+    /// For data that nobody has seen yet: every example as long as it may be, and a tokenizer of the usual
+    /// size.
     pub(crate) fn expected(run: &RunFile, config: &Config, threads: usize) -> Self {
         let longest = max_length(run, Some(config));
         let step = longest.saturating_mul(batch_size(run));
@@ -180,9 +184,9 @@ pub(crate) struct Choice {
     pub(crate) fits: bool,
 }
 
-/// Settles `micro_batch_tokens` and `checkpointing` where they are `auto`: the fastest that fits into the budget, in
-/// bytes, or the smallest; if that is too large, the optimizer's state is paged and then the layers' inputs, as far as their
-/// settings leave it open. Without a budget everything fits.
+/// Settles `micro_batch_tokens` and `checkpointing` where they are `auto`: the fastest that fits into the
+/// budget, in bytes, or the smallest; if that is too large, the optimizer's state is paged and then the
+/// layers' inputs, as far as their settings leave it open. Without a budget everything fits.
 pub(crate) fn choose(
     run: &RunFile,
     layers: usize,
@@ -254,7 +258,8 @@ impl Choice {
         Choice { sizes, plan, fits }
     }
 
-    /// The same with all that frozen layers give in memory, if that is left open, is known to be of use, and has room.
+    /// The same with all that frozen layers give in memory, if that is left open, is known to be of use, and
+    /// has room.
     fn or_keeping_frozen(
         self,
         run: &RunFile,
@@ -275,7 +280,8 @@ impl Choice {
         }
     }
 
-    /// The same with something paged, of which as much stays in memory as there is room for, if that lowers the need.
+    /// The same with something paged, of which as much stays in memory as there is room for, if that lowers
+    /// the need.
     fn or_paged(
         self,
         budget: u64,
@@ -300,7 +306,8 @@ impl Choice {
     }
 }
 
-/// Refuses to keep what frozen layers give where that is asked for and there is nothing to keep, or it would never be used.
+/// Refuses to keep what frozen layers give where that is asked for and there is nothing to keep, or it would
+/// never be used.
 pub(crate) fn check_frozen(
     settings: &Settings,
     config: &Config,
@@ -352,7 +359,8 @@ pub(crate) fn fit(
     Ok((sizes, plan))
 }
 
-/// Why nothing fits, with the smallest need, and what it would be under other settings, as `smallest` counts it.
+/// Why nothing fits, with the smallest need, and what it would be under other settings, as `smallest` counts
+/// it.
 pub(crate) fn does_not_fit(
     run: &RunFile,
     plan: &MemoryPlan,
@@ -421,8 +429,8 @@ pub(crate) struct Inference<'a> {
 }
 
 impl Inference<'_> {
-    /// The whole memory with these buffers, for sequences of so many tokens. What the process holds by now, such as an adapter, is
-    /// part of it; the base's weights are not read yet.
+    /// The whole memory with these buffers, for sequences of so many tokens. What the process holds by now,
+    /// such as an adapter, is part of it; the base's weights are not read yet.
     pub(crate) fn plan(self, buffers: &MemoryPlan, positions: usize) -> MemoryPlan {
         let Inference { config, stored, precision, quantization, threads } = self;
         let mut plan = Decoder::base_memory(config, stored, precision, quantization);
@@ -431,8 +439,8 @@ impl Inference<'_> {
         plan
     }
 
-    /// The same with four bits for each weight, if it has more of them, and with 16 bits for each activation: what a person may
-    /// choose, with what is to be written for it.
+    /// The same with four bits for each weight, if it has more of them, and with 16 bits for each activation:
+    /// what a person may choose, with what is to be written for it.
     pub(crate) fn smaller(self, quantization: &str, precision: &str) -> Vec<(String, Self)> {
         let mut smaller = Vec::new();
         if self.quantization.is_none() && self.config.quantization.is_none() {
@@ -445,7 +453,8 @@ impl Inference<'_> {
     }
 }
 
-/// Refuses what does not fit into `memory`, or what is free. `others`: what else could be done, in words, and its plan.
+/// Refuses what does not fit into `memory`, or what is free. `others`: what else could be done, in words, and
+/// its plan.
 pub(crate) fn check_memory(
     what: &str,
     plan: &MemoryPlan,

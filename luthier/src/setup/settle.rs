@@ -1,4 +1,5 @@
-//! Settings that were left open and decide the result, settled by the model and the data before the first step.
+//! Settings that were left open and decide the result, settled by the model and the data before the first
+//! step.
 
 use data::Dataset;
 use model::Config;
@@ -19,12 +20,13 @@ const FEWEST_STEPS: usize = 20;
 pub(crate) const ENOUGH_STEPS: u64 = 50;
 /// Passes over a small set that are made without being asked for. More of them are learnt by heart.
 const MOST_EPOCHS: u64 = 3;
-/// The learning rate of models of [`USUAL_WIDTH`] and more, as QLoRA's for 7B and 13B (Dettmers et al. 2023, table 9).
+/// The learning rate of models of [`USUAL_WIDTH`] and more, as QLoRA's for 7B and 13B (Dettmers et al. 2023,
+/// table 9).
 const USUAL_RATE: f64 = 2.0e-4;
 /// The width C below which models take higher rates.
 const USUAL_WIDTH: f64 = 2048.0;
-/// How the best rate of LoRA falls with the width: (1 / C)^0.781, as measured on Llama models (Schulman et al. 2025, "LoRA
-/// Without Regret"; `get_lora_lr` of tinker-cookbook).
+/// How the best rate of LoRA falls with the width: (1 / C)^0.781, as measured on Llama models (Schulman et
+/// al. 2025, "LoRA Without Regret"; `get_lora_lr` of tinker-cookbook).
 const RATE_EXPONENT: f64 = 0.781;
 /// No model takes more than so many times the usual rate.
 const MOST_RATES: f64 = 10.0;

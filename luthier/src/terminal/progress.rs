@@ -57,8 +57,8 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// The facts in the order in which they are shown, those that need more columns than there are left out: the least important
-    /// first.
+    /// The facts in the order in which they are shown, those that need more columns than there are left out:
+    /// the least important first.
     fn line(&self, columns: usize) -> String {
         let held_out = self.held_out.map(|loss| format!("held-out {loss:.3}"));
         let left = self.left.map(|time| format!("{} left", rough(time)));

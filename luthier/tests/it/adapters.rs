@@ -16,8 +16,8 @@ use crate::support::{succeed, tiny_adapter, tiny_model, write, write_lines};
 const EMBEDDING: &str = "base_model.model.model.embed_tokens.weight";
 const HEAD: &str = "base_model.model.lm_head.weight";
 
-/// A tiny model, an adapter whose file has these tensors too, all of one value but the rows that the model has of the embedding, and
-/// text to evaluate on.
+/// A tiny model, an adapter whose file has these tensors too, all of one value but the rows that the model
+/// has of the embedding, and text to evaluate on.
 fn folder(extras: &[(&str, usize, f32)]) -> TempDir {
     let folder = tempdir().unwrap();
     tiny_model(folder.path());

@@ -1,4 +1,5 @@
-//! What frozen layers give, kept for examples that come again: when that is chosen, what is told, and that the result is the same.
+//! What frozen layers give, kept for examples that come again: when that is chosen, what is told, and that
+//! the result is the same.
 
 use std::fs;
 use std::path::Path;
@@ -110,7 +111,8 @@ fn auto_keeps_it_where_it_is_of_use_and_has_room_and_changes_no_other_size() {
         }
         assert!(result(folder, &out) == result(folder, "plain"));
     }
-    // In one epoch nothing comes again but the held-out examples, and below the lowest layer there is nothing to keep.
+    // In one epoch nothing comes again but the held-out examples, and below the lowest layer there is nothing
+    // to keep.
     told(&train(folder, "once", &["training.epochs=1"]));
     told(&train(folder, "held-out", &["data.eval_fraction=0.5"]));
     told(&train(folder, "all", &[&two[..], &["adapter.target_modules=all-linear"]].concat()));

@@ -241,7 +241,8 @@ fn a_conversation_that_outgrows_the_context_says_so() {
     assert!(output.status.code() == Some(2) && told.contains("/reset begins anew"), "{told}");
 }
 
-/// Makes the model say that it was made for texts so long that no machine has the memory for their keys and values.
+/// Makes the model say that it was made for texts so long that no machine has the memory for their keys and
+/// values.
 fn with_a_huge_context(folder: &Path) {
     let path = folder.join("model/config.json");
     let config = fs::read_to_string(&path).unwrap();

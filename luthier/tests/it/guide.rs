@@ -157,8 +157,8 @@ fn run(command: &str, home: &Path) -> (String, Option<i32>) {
     (printed, output.status.code())
 }
 
-/// A folder with what the pages take for granted: the example's model under the names of models that people have, sixty
-/// chats, twenty held-out ones, and a run file.
+/// A folder with what the pages take for granted: the example's model under the names of models that people
+/// have, sixty chats, twenty held-out ones, and a run file.
 fn stand_ins() -> TempDir {
     let folder = tempdir().unwrap();
     let example = root().join("example");
@@ -179,8 +179,8 @@ fn stand_ins() -> TempDir {
     folder
 }
 
-/// Whether a page's text is what was printed: apart from spaces, from numbers that are measured, and from what `...`
-/// stands for.
+/// Whether a page's text is what was printed: apart from spaces, from numbers that are measured, and from
+/// what `...` stands for.
 fn agree(shown: &str, printed: &str) -> bool {
     // A line of `...` stands for no line, too.
     let shown = without_measures(shown).replace("\n...\n", "...\n");

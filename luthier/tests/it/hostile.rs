@@ -1,4 +1,5 @@
-//! What a user reads when an input is broken: exit code 2, a message that names the place, and nothing written.
+//! What a user reads when an input is broken: exit code 2, a message that names the place, and nothing
+//! written.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The optimizer's state, layers' inputs and what frozen layers give in a file: when that is chosen, that the result is the same, and what happens
-//! when the disk is full.
+//! The optimizer's state, layers' inputs and what frozen layers give in a file: when that is chosen, that the
+//! result is the same, and what happens when the disk is full.
 
 use std::fs;
 use std::path::Path;

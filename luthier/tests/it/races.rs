@@ -1,5 +1,6 @@
-//! Two processes that write to one place at the same time, and processes that are killed: what is there in the end is whole
-//! and one's alone. `LUTHIER_RACES` is the number of pairs and of kills, for each kind; a few without it.
+//! Two processes that write to one place at the same time, and processes that are killed: what is there in
+//! the end is whole and one's alone. `LUTHIER_RACES` is the number of pairs and of kills, for each kind; a
+//! few without it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -110,7 +111,8 @@ impl Writer {
         assert!(done.status.success(), "{}", said(&done));
     }
 
-    /// Every file below a folder, but for what clocks say and where the run was told to write; nothing in it is hidden.
+    /// Every file below a folder, but for what clocks say and where the run was told to write; nothing in it
+    /// is hidden.
     fn tree(&self, folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let (mut found, mut open) = (Vec::new(), vec![folder.to_owned()]);
         while let Some(next) = open.pop() {
@@ -134,7 +136,8 @@ impl Writer {
         found
     }
 
-    /// Of two that write different things to one place exactly one succeeds, and what is there is what that one says.
+    /// Of two that write different things to one place exactly one succeeds, and what is there is what that
+    /// one says.
     fn race(&self, more: &[&str]) {
         let folder = folder();
         let path = folder.path();
@@ -166,8 +169,8 @@ impl Writer {
         }
     }
 
-    /// What is killed at any moment has published nothing or all, and the next start in that folder, into `next`, sweeps what
-    /// it left and succeeds.
+    /// What is killed at any moment has published nothing or all, and the next start in that folder, into
+    /// `next`, sweeps what it left and succeeds.
     fn killed(&self, next: &str, more: &[&str]) {
         let folder = folder();
         let path = folder.path();

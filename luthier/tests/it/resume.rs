@@ -21,7 +21,8 @@ fn sound() -> TempDir {
     folder
 }
 
-/// `train` into `out` with these settings: two epochs of packed and shuffled rows, a checkpoint every third step.
+/// `train` into `out` with these settings: two epochs of packed and shuffled rows, a checkpoint every third
+/// step.
 fn train(folder: &Path, out: &str, settings: &[&str]) -> Command {
     let mut command = luthier(folder);
     command.args(["train", "--model", "m", "--data", "d.jsonl", "--output", out]);

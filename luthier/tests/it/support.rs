@@ -1,5 +1,5 @@
-//! What the tests of commands share: a tiny model with a tokenizer and a chat template, made here, since they may not
-//! download one, and what a command told and left.
+//! What the tests of commands share: a tiny model with a tokenizer and a chat template, made here, since they
+//! may not download one, and what a command told and left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -120,8 +120,8 @@ fn tokenizer() -> Value {
     })
 }
 
-/// The letter that stands for a byte in byte-level vocabularies: itself if it can be seen, else one from 256 on in
-/// order (GPT-2's `bytes_to_unicode`).
+/// The letter that stands for a byte in byte-level vocabularies: itself if it can be seen, else one from 256
+/// on in order (GPT-2's `bytes_to_unicode`).
 fn byte_letter(byte: u8) -> char {
     let seen = |b: &u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     match seen(&byte) {

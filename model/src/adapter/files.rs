@@ -43,8 +43,8 @@ impl Adapter {
     /// [`AdapterFolder::base_tensors`].
     ///
     /// # Errors
-    /// If its settings are not supported, or its tensors are not exactly those that the settings call for on this
-    /// model.
+    /// If its settings are not supported, or its tensors are not exactly those that the settings call for on
+    /// this model.
     pub fn load(folder: &Path, config: &Config, base: Option<&str>) -> Result<(Adapter, AdapterFolder)> {
         let files = AdapterFolder::open(folder, config, base)?;
         Ok((files.read()?, files))
@@ -66,7 +66,8 @@ pub fn save_adapter(
     write_adapter(folder, config, &tensors.collect::<Vec<_>>())
 }
 
-/// Writes flat buffers of one layout as a safetensors file, every tensor as `f32` under its name behind the buffer's.
+/// Writes flat buffers of one layout as a safetensors file, every tensor as `f32` under its name behind the
+/// buffer's.
 pub fn write_parameters(path: &Path, layout: &Layout, buffers: &[(&str, &Parameters)]) -> Result<()> {
     let tensors = || buffers.iter().flat_map(|b| layout.tensors().iter().enumerate().map(move |t| (b, t)));
     let specs = tensors().map(|((prefix, _), (i, tensor))| TensorSpec {

@@ -1,9 +1,10 @@
 //! An adapter's folder: its settings and tensors, whoever wrote them, and how they fit a model.
 //!
-//! PEFT loads what a file holds into the model by name: besides the low-rank updates and the modules that the settings
-//! name, any weight of the base that stands in the file takes the base's place. It writes such weights itself (embedding and
-//! head where one of them is targeted or the vocabulary was resized), mostly equal to the base's. Here they are found by
-//! [`AdapterFolder::open`], told from the base's own by [`AdapterFolder::compare`], and used by [`Decoder::load_for`].
+//! PEFT loads what a file holds into the model by name: besides the low-rank updates and the modules that the
+//! settings name, any weight of the base that stands in the file takes the base's place. It writes such
+//! weights itself (embedding and head where one of them is targeted or the vocabulary was resized), mostly
+//! equal to the base's. Here they are found by [`AdapterFolder::open`], told from the base's own by
+//! [`AdapterFolder::compare`], and used by [`Decoder::load_for`].
 //!
 //! [`Decoder::load_for`]: crate::Decoder::load_for
 
@@ -139,9 +140,11 @@ pub struct AdapterFolder {
     pub resolution: Resolution,
     /// What is worth telling the user.
     pub notes: Vec<String>,
-    /// The model as the adapter means it: the base's configuration, with as many tokens as the adapter has rows for.
+    /// The model as the adapter means it: the base's configuration, with as many tokens as the adapter has
+    /// rows for.
     pub model: Config,
-    /// What the file has of the base itself; after [`AdapterFolder::compare`] only what differs, and takes its place.
+    /// What the file has of the base itself; after [`AdapterFolder::compare`] only what differs, and takes
+    /// its place.
     pub base_tensors: Vec<BaseTensor>,
     /// Tokens that were added to the base's vocabulary before the adapter was trained.
     pub added_tokens: usize,
@@ -149,8 +152,8 @@ pub struct AdapterFolder {
 }
 
 impl AdapterFolder {
-    /// Opens an adapter folder for a model. `base` is what the user calls the model, if known: a base of another name is
-    /// a note, tensors of another shape are an error.
+    /// Opens an adapter folder for a model. `base` is what the user calls the model, if known: a base of
+    /// another name is a note, tensors of another shape are an error.
     pub fn open(folder: &Path, model: &Config, base: Option<&str>) -> Result<AdapterFolder> {
         let AdapterFiles { config, tensors, mlx } = AdapterFiles::open(folder)?;
         if let Some(settings) = mlx {
@@ -205,7 +208,8 @@ impl AdapterFolder {
     /// Leaves of [`AdapterFolder::base_tensors`] those that are not the base's own, rounded or not.
     ///
     /// # Errors
-    /// If one that differs cannot take the base's place, or two that stand for the same differ from each other.
+    /// If one that differs cannot take the base's place, or two that stand for the same differ from each
+    /// other.
     pub fn compare(&mut self, base: &Checkpoint, config: &Config) -> Result<()> {
         let file = &self.tensors.file;
         let mut kept: Vec<BaseTensor> = Vec::new();
@@ -291,7 +295,8 @@ impl AdapterFolder {
         }
     }
 
-    /// Refuses to quantize a weight that the adapter's file has in place of the base's: PEFT would not load it either.
+    /// Refuses to quantize a weight that the adapter's file has in place of the base's: PEFT would not load
+    /// it either.
     pub(crate) fn check_quantizable(&self) -> Result<()> {
         match self.base_tensors.iter().find(|t| t.parameter.is_quantizable()) {
             None => Ok(()),
@@ -366,7 +371,8 @@ impl AdapterFolder {
         if self.added_tokens > 0 { self.check_rows() } else { Ok(()) }
     }
 
-    /// Whether this is a second copy of what is trained whole: PEFT writes one where it saves embeddings by another road, too.
+    /// Whether this is a second copy of what is trained whole: PEFT writes one where it saves embeddings by
+    /// another road, too.
     fn is_copy(&self, key: &str, expected: &BTreeMap<String, (Vec<usize>, String)>) -> Result<bool> {
         let first = key.replace(".modules_to_save.", ".").replace(".default.", ".");
         if first == key || !expected.contains_key(&first) {
@@ -520,8 +526,8 @@ impl AdapterFolder {
 /// A key of the whole weight or bias of a module.
 struct Whole<'a> {
     path: &'a str,
-    /// What PEFT puts between the path and `weight`: nothing, `base_layer` beside a low-rank update, `original_module` beside
-    /// what is trained whole.
+    /// What PEFT puts between the path and `weight`: nothing, `base_layer` beside a low-rank update,
+    /// `original_module` beside what is trained whole.
     place: &'a str,
     bias: bool,
 }

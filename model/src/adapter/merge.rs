@@ -1,5 +1,5 @@
-//! Merging: an adapter's update added to the base's weights, written as a model folder of its own, and the proof that
-//! the folder computes what base and adapter compute together.
+//! Merging: an adapter's update added to the base's weights, written as a model folder of its own, and the
+//! proof that the folder computes what base and adapter compute together.
 
 use std::path::Path;
 
@@ -20,8 +20,9 @@ use crate::linear::BaseWeight;
 use crate::memory::Allocator;
 use crate::names::{ModuleId, Parameter};
 
-/// The configuration of the merged model. Where head and embeddings share a weight and an adapter changes only one of
-/// them (PEFT trains a copy of the one and leaves the other with the base's), they are no longer tied.
+/// The configuration of the merged model. Where head and embeddings share a weight and an adapter changes
+/// only one of them (PEFT trains a copy of the one and leaves the other with the base's), they are no longer
+/// tied.
 fn merged_config(config: &Config, adapter: &Adapter) -> Config {
     let mut merged = config.clone();
     // What was quantized is merged as values.
@@ -36,8 +37,8 @@ fn merged_config(config: &Config, adapter: &Adapter) -> Config {
 }
 
 impl Decoder {
-    /// Writes one parameter as base and adapter have it together: the adapter's own copy, or `W0 + scale * B A` in
-    /// `f32`, or the base's.
+    /// Writes one parameter as base and adapter have it together: the adapter's own copy, or `W0 + scale * B
+    /// A` in `f32`, or the base's.
     fn write_parameter(
         &self,
         adapter: &Adapter,
@@ -70,9 +71,9 @@ impl Decoder {
         }
     }
 
-    /// Writes base and adapter as one model into a folder that exists, with weights stored as `dtype`, and what stands beside
-    /// the weights in the folder `base`, but the tokenizer's files of the folder `tokenizer`. Each file is written aside and
-    /// renamed; config.json comes last.
+    /// Writes base and adapter as one model into a folder that exists, with weights stored as `dtype`, and
+    /// what stands beside the weights in the folder `base`, but the tokenizer's files of the folder
+    /// `tokenizer`. Each file is written aside and renamed; config.json comes last.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -97,8 +98,8 @@ impl Decoder {
         write_whole(&folder.join("config.json"), config.to_json(dtype).as_bytes())
     }
 
-    /// Logits in `f32`, `[rows, V]`, of token sequences that are drawn from the vocabulary by a fixed seed: the same
-    /// for any two models of one vocabulary.
+    /// Logits in `f32`, `[rows, V]`, of token sequences that are drawn from the vocabulary by a fixed seed:
+    /// the same for any two models of one vocabulary.
     pub fn probe(&self, adapter: Option<&Adapter>) -> Matrix {
         const SEQUENCES: usize = 4;
         const TOKENS: usize = 16;
@@ -147,7 +148,8 @@ impl Difference {
         Difference { largest, relative: (squares / norm.max(f64::MIN_POSITIVE)).sqrt() }
     }
 
-    /// What rounding the merged weights to `dtype` may cost in relative error; more is a defect, not rounding.
+    /// What rounding the merged weights to `dtype` may cost in relative error; more is a defect, not
+    /// rounding.
     pub fn bound(dtype: StoredDType) -> f64 {
         match dtype {
             StoredDType::F32 => 1e-4,

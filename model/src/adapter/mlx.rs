@@ -1,9 +1,10 @@
 //! Adapter folders of mlx-lm: `adapter_config.json` beside `adapters.safetensors`, in PEFT's words.
 //!
-//! There `y += scale * (x A) B` with A `[in, R]` and B `[R, out]` (mlx_lm/tuner/lora.py): PEFT's matrices transposed, and
-//! `scale` is the factor itself, whatever `alpha` older files have beside it. Which layers are meant is said by their number,
-//! counted from the last (`num_layers`, once `lora_layers`), and by `keys` within a layer; without keys it depends on
-//! mlx-lm's version, so the file's tensors decide. mlx-lm drops what it has no place for; here that is an error.
+//! There `y += scale * (x A) B` with A `[in, R]` and B `[R, out]` (mlx_lm/tuner/lora.py): PEFT's matrices
+//! transposed, and `scale` is the factor itself, whatever `alpha` older files have beside it. Which layers
+//! are meant is said by their number, counted from the last (`num_layers`, once `lora_layers`), and by `keys`
+//! within a layer; without keys it depends on mlx-lm's version, so the file's tensors decide. mlx-lm drops
+//! what it has no place for; here that is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! What is trained: a flat buffer of `f32` tensors, kept apart from the frozen base.
 //!
-//! One buffer holds every trained tensor, and its gradients and the optimizer's moments are buffers of the same
-//! layout. Clipping, optimizer steps and checkpoints are then loops over one slice, whatever the method.
+//! One buffer holds every trained tensor, and its gradients and the optimizer's moments are buffers of the
+//! same layout. Clipping, optimizer steps and checkpoints are then loops over one slice, whatever the method.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -65,7 +65,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Every weight of a model, under the names that its checkpoint gives them; a tied head shares the embedding's.
+    /// Every weight of a model, under the names that its checkpoint gives them; a tied head shares the
+    /// embedding's.
     pub fn full(config: &Config) -> Self {
         let mut layout = Layout::default();
         for Module { id, rows, cols, bias } in config.modules() {
@@ -129,8 +130,8 @@ impl Layout {
         self.modules.iter().map(|(&m, &t)| (m, t))
     }
 
-    /// The lowest layer whose output a trained module touches: below it no gradient is needed. None: only what comes behind
-    /// the layers is trained, if anything.
+    /// The lowest layer whose output a trained module touches: below it no gradient is needed. None: only
+    /// what comes behind the layers is trained, if anything.
     pub fn lowest_layer(&self) -> Option<usize> {
         let layer_of = |module: ModuleId| match module {
             ModuleId::Embedding => Some(0),
@@ -139,7 +140,8 @@ impl Layout {
         self.modules().filter_map(|(module, _)| layer_of(module)).min()
     }
 
-    /// How many of a model's layers lie below everything that is trained: what comes out of them is a function of the tokens alone.
+    /// How many of a model's layers lie below everything that is trained: what comes out of them is a
+    /// function of the tokens alone.
     pub fn frozen_layers(&self, layers: usize) -> usize {
         self.lowest_layer().map_or(layers, |lowest| lowest.min(layers))
     }

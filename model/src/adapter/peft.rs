@@ -1,8 +1,8 @@
 //! Adapter folders as PEFT reads and writes them: `adapter_config.json` beside `adapter_model.safetensors`.
 //!
-//! PEFT drops unknown settings (before 0.14 it stops at them) and missing tensors with a warning. Here both are errors: an
-//! adapter that is applied differently from how it was trained gives wrong answers and says nothing. What is written here is
-//! what every version from 0.5 to 0.21 reads alike.
+//! PEFT drops unknown settings (before 0.14 it stops at them) and missing tensors with a warning. Here both
+//! are errors: an adapter that is applied differently from how it was trained gives wrong answers and says
+//! nothing. What is written here is what every version from 0.5 to 0.21 reads alike.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -121,8 +121,8 @@ pub fn key_prefix(module: ModuleId) -> String {
     format!("{PREFIX}{module}")
 }
 
-/// Settings that change what an adapter computes and are not supported, with the value that PEFT gives them when they
-/// are not used, and what they are.
+/// Settings that change what an adapter computes and are not supported, with the value that PEFT gives them
+/// when they are not used, and what they are.
 fn unsupported() -> [(&'static str, Value, &'static str); 15] {
     let off = || Value::Bool(false);
     [
@@ -193,9 +193,10 @@ fn parse_settings(text: &str, path: &Path) -> Result<Map<String, Value>> {
 }
 
 impl PeftConfig {
-    /// The same adapter in words that no version of PEFT takes differently: targets as a list of names, as PEFT resolves
-    /// `all-linear` when it saves, and patterns spelt out as one entry a module. PEFT sorts patterns when it saves them, so of
-    /// two that match, another one may decide once they are read back; whole names match one module each.
+    /// The same adapter in words that no version of PEFT takes differently: targets as a list of names, as
+    /// PEFT resolves `all-linear` when it saves, and patterns spelt out as one entry a module. PEFT sorts
+    /// patterns when it saves them, so of two that match, another one may decide once they are read back;
+    /// whole names match one module each.
     pub fn settled(mut self, resolution: &Resolution, model: &Config) -> PeftConfig {
         let name = |target: &targets::Target| target.module.module_path();
         let targets = &resolution.targets;
@@ -245,11 +246,12 @@ impl PeftConfig {
         })
     }
 
-    /// The text of `adapter_config.json` as PEFT writes it, keys sorted, two spaces: what every version knows, and of the rest
-    /// only what is not PEFT's default, since versions before 0.14 stop at a field that is new to them.
+    /// The text of `adapter_config.json` as PEFT writes it, keys sorted, two spaces: what every version
+    /// knows, and of the rest only what is not PEFT's default, since versions before 0.14 stop at a field
+    /// that is new to them.
     ///
-    /// PEFT also sorts the patterns, which can change which of two fits first; here they keep their order, which PEFT
-    /// keeps when it reads them.
+    /// PEFT also sorts the patterns, which can change which of two fits first; here they keep their order,
+    /// which PEFT keeps when it reads them.
     pub fn to_json(&self) -> String {
         let always = [
             ("base_model_name_or_path", json!(self.base_model_name_or_path)),
@@ -477,8 +479,8 @@ pub struct Update {
 /// The low-rank updates of an adapter's file, in the order of the file's names.
 ///
 /// # Errors
-/// The file is checked as far as can be without a model: each A (R x inner) has its B (outer x R), of a rank that `config`
-/// names, and what else is there is a weight or a bias of a module.
+/// The file is checked as far as can be without a model: each A (R x inner) has its B (outer x R), of a rank
+/// that `config` names, and what else is there is a weight or a bias of a module.
 pub fn updates(config: &PeftConfig, tensors: &AdapterTensors) -> Result<Vec<Update>> {
     let wrong = |key: &str, problem: String| tensors.error(key, problem);
     let matrix = |key: &str| -> Result<(usize, usize)> {

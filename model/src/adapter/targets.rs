@@ -1,7 +1,7 @@
 //! Which modules an adapter is trained on: PEFT's rules of matching names, applied to a model.
 //!
-//! The rules are those of `check_target_module_exists`, `get_pattern_key` and `_set_trainable` in PEFT 0.21. What PEFT
-//! lets pass in silence (a name, expression or pattern that matches nothing) is an error here.
+//! The rules are those of `check_target_module_exists`, `get_pattern_key` and `_set_trainable` in PEFT 0.21.
+//! What PEFT lets pass in silence (a name, expression or pattern that matches nothing) is an error here.
 
 use std::collections::BTreeSet;
 
@@ -54,16 +54,16 @@ pub const ALL_LINEAR: &str = "all-linear";
 /// Applies an adapter's settings to a model.
 ///
 /// # Errors
-/// If a name, an expression or a pattern matches nothing or something that is not a linear layer, or an expression is
-/// not valid.
+/// If a name, an expression or a pattern matches nothing or something that is not a linear layer, or an
+/// expression is not valid.
 pub fn resolve(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
     let resolution = resolve_as_peft(settings, model)?;
     refuse(&resolution.unused)?;
     Ok(resolution)
 }
 
-/// As [`resolve`], but names and patterns without effect are only listed: a folder that PEFT wrote is judged by its
-/// tensors.
+/// As [`resolve`], but names and patterns without effect are only listed: a folder that PEFT wrote is judged
+/// by its tensors.
 pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
     let modules = module_tree(model);
     let (saved, mut unused) = saved_modules(settings, &modules)?;
@@ -90,8 +90,8 @@ pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resoluti
     Ok(Resolution { targets, saved, unused })
 }
 
-/// Names that select exactly these layers, by the rule for lists that all versions of PEFT share: the ends of their paths, or
-/// where other modules of the model end so, too, the whole paths.
+/// Names that select exactly these layers, by the rule for lists that all versions of PEFT share: the ends of
+/// their paths, or where other modules of the model end so, too, the whole paths.
 pub fn names(resolution: &Resolution, model: &Config) -> Vec<String> {
     let targets: BTreeSet<String> = resolution.targets.iter().map(|t| t.module.module_path()).collect();
     let end = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
@@ -109,8 +109,8 @@ pub fn names(resolution: &Resolution, model: &Config) -> Vec<String> {
     resolution.targets.iter().map(|t| t.module.module_path()).collect()
 }
 
-/// The modules of a shape that would be trained, as indices into [`Shape::modules`], each with its rank. Used where
-/// there is only a shape and no model.
+/// The modules of a shape that would be trained, as indices into [`Shape::modules`], each with its rank. Used
+/// where there is only a shape and no model.
 pub fn resolve_shape(settings: &PeftConfig, shape: &Shape) -> Result<Vec<(usize, usize)>> {
     let node = |m: &crate::shapes::ModuleShape| {
         let kind = match m.kind {
@@ -133,8 +133,8 @@ pub fn resolve_shape(settings: &PeftConfig, shape: &Shape) -> Result<Vec<(usize,
     Ok(targets)
 }
 
-/// What multiplies `B A` on the module of this path, whose rank is known from its tensors. Used where there is only an
-/// adapter's folder and no model.
+/// What multiplies `B A` on the module of this path, whose rank is known from its tensors. Used where there
+/// is only an adapter's folder and no model.
 pub fn scale_at(settings: &PeftConfig, path: &str, rank: usize) -> Result<f32> {
     let alpha = Patterns::new("alpha_pattern", &settings.alpha_pattern)?.get(path)?;
     Ok(scaling(rank, alpha.unwrap_or(settings.lora_alpha), settings.use_rslora))
@@ -452,8 +452,8 @@ impl<'a, T: Copy> Patterns<'a, T> {
     }
 }
 
-/// The modules trained whole, and the entries that match nothing. PEFT matches the bare end of the path here, without
-/// asking for a dot: `norm` means every norm.
+/// The modules trained whole, and the entries that match nothing. PEFT matches the bare end of the path here,
+/// without asking for a dot: `norm` means every norm.
 fn saved_modules(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<ModuleId>, Vec<Unused>)> {
     let field = "modules_to_save";
     let mut saved = BTreeSet::new();
@@ -492,8 +492,8 @@ fn holds(path: &str, entry: &str) -> bool {
     !entry.is_empty() && format!(".{path}.").contains(&format!(".{entry}."))
 }
 
-/// The few places where Rust's expressions mean something else than Python's: within a class, `[`, `&` and `~` are
-/// plain characters in Python and operators in Rust.
+/// The few places where Rust's expressions mean something else than Python's: within a class, `[`, `&` and
+/// `~` are plain characters in Python and operators in Rust.
 fn translated(python: &str) -> String {
     let mut out = String::with_capacity(python.len());
     let mut class_length = None; // characters since the class was opened, to know a leading `]`

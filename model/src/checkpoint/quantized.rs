@@ -1,5 +1,6 @@
-//! Weights in four bits as bitsandbytes stores them: beside the packed codes a handful of tensors, and a JSON object in the
-//! bytes of one of them (bitsandbytes `functional.QuantState.as_dict`, `utils.pack_dict_to_tensor`).
+//! Weights in four bits as bitsandbytes stores them: beside the packed codes a handful of tensors, and a JSON
+//! object in the bytes of one of them (bitsandbytes `functional.QuantState.as_dict`,
+//! `utils.pack_dict_to_tensor`).
 
 use std::path::Path;
 
@@ -127,7 +128,8 @@ impl Checkpoint {
                 state.shape, parameter.rows, parameter.cols
             )));
         }
-        // The type that was quantized, to which bitsandbytes rounds values on request; here the arithmetic says.
+        // The type that was quantized, to which bitsandbytes rounds values on request; here the arithmetic
+        // says.
         if !TYPES.iter().any(|dtype| dtype.torch_name() == state.dtype) {
             return Err(wrong(format!(
                 "says dtype {:?}; supported are float32, bfloat16, float16",
@@ -177,7 +179,8 @@ impl Checkpoint {
     /// Reads a weight that is stored in four bits; `None` if it is not.
     ///
     /// # Errors
-    /// If what stands beside its codes is missing, misshapen or contradicts the parameter, or the file cannot be read.
+    /// If what stands beside its codes is missing, misshapen or contradicts the parameter, or the file cannot
+    /// be read.
     pub fn read_quantized(&self, parameter: &Parameter) -> Result<Option<Quantized>> {
         let Some(state) = self.state(parameter)? else { return Ok(None) };
         let name = parameter.name();

@@ -1,8 +1,10 @@
-//! Publishing: what takes time to write is filled under a hidden name beside its place, and gets its name when it is whole.
+//! Publishing: what takes time to write is filled under a hidden name beside its place, and gets its name
+//! when it is whole.
 //!
-//! The hidden folder belongs to one process, which holds a lock on a file in it. What nobody holds is of a process that was
-//! killed, and is swept by the next one that writes beside it. A process number would not tell: numbers come again, and
-//! containers that share a folder have equal ones. Where the file system has no locks, nothing is swept.
+//! The hidden folder belongs to one process, which holds a lock on a file in it. What nobody holds is of a
+//! process that was killed, and is swept by the next one that writes beside it. A process number would not
+//! tell: numbers come again, and containers that share a folder have equal ones. Where the file system has no
+//! locks, nothing is swept.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -13,19 +15,23 @@ use tempfile::{Builder, TempDir, TempPath};
 use super::writer::{folder_of, sync, sync_folder};
 use crate::error::{ModelError, Result};
 
-/// Ends the names of hidden folders. They are deleted with all that is in them, so no other program may use such names.
+/// Ends the names of hidden folders. They are deleted with all that is in them, so no other program may use
+/// such names.
 const SUFFIX: &str = ".luthier-partial";
-/// What is in a hidden folder: the file that its owner holds, what is being filled, what that is about to replace.
+/// What is in a hidden folder: the file that its owner holds, what is being filled, what that is about to
+/// replace.
 const LOCK: &str = "lock";
 const NEW: &str = "new";
 const OLD: &str = "old";
 /// Folders to make before giving up: one that is swept between being made and being held is no good.
 const ATTEMPTS: usize = 16;
 
-/// A file or folder that is being filled and appears whole or not at all. Dropped before it is published, it leaves nothing.
+/// A file or folder that is being filled and appears whole or not at all. Dropped before it is published, it
+/// leaves nothing.
 #[derive(Debug)]
 pub struct Staging {
-    // In the order in which they go: the folder is removed while it is held, then those that were made for it.
+    // In the order in which they go: the folder is removed while it is held, then those that were made for
+    // it.
     _hidden: TempDir,
     _lock: File,
     _parents: Parents,
@@ -62,7 +68,8 @@ impl Staging {
         let make = || fs::create_dir(&staging.content).map_err(|e| ModelError::write(output, e));
         make()?;
         if let Some(metadata) = there {
-            // That the empty folder can be replaced is tried now rather than after all the work. Its permissions stay.
+            // That the empty folder can be replaced is tried now rather than after all the work. Its
+            // permissions stay.
             let allow = || fs::set_permissions(&staging.content, metadata.permissions());
             allow().and_then(|()| fs::rename(&staging.content, &staging.target)).map_err(|e| {
                 match e.kind() {
@@ -95,8 +102,8 @@ impl Staging {
         }
     }
 
-    /// An empty folder that takes the place of what is at `path`, in a folder that exists and that no other process writes
-    /// in.
+    /// An empty folder that takes the place of what is at `path`, in a folder that exists and that no other
+    /// process writes in.
     ///
     /// # Errors
     /// If no folder can be made there.
@@ -147,8 +154,8 @@ impl Staging {
         &self.content
     }
 
-    /// Gives what was filled its name. Its files are on the disk already, as [`write_whole`](super::write_whole) and
-    /// [`CheckpointWriter`](super::CheckpointWriter) leave them.
+    /// Gives what was filled its name. Its files are on the disk already, as
+    /// [`write_whole`](super::write_whole) and [`CheckpointWriter`](super::CheckpointWriter) leave them.
     ///
     /// # Errors
     /// If the place has been taken meanwhile; what is there stays.
@@ -244,8 +251,8 @@ fn hold(hidden: &Path) -> io::Result<Option<File>> {
     Ok((!swept).then_some(lock))
 }
 
-/// Removes the hidden folders that processes which were killed left in a folder, and puts back what one of them was about to
-/// replace. Returns the names of what living processes are writing there.
+/// Removes the hidden folders that processes which were killed left in a folder, and puts back what one of
+/// them was about to replace. Returns the names of what living processes are writing there.
 pub fn sweep_staged(folder: &Path) -> Vec<String> {
     let mut live = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

@@ -35,8 +35,8 @@ pub const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes safetensors files whose tensors come one at a time, in any order.
 ///
-/// The files stand under temporary names until [`CheckpointWriter::finish`] has seen every tensor and the disk has
-/// taken every byte; a writer that is dropped before leaves nothing.
+/// The files stand under temporary names until [`CheckpointWriter::finish`] has seen every tensor and the
+/// disk has taken every byte; a writer that is dropped before leaves nothing.
 pub struct CheckpointWriter {
     shards: Vec<Shard>,
     /// Which shard, and where in it, each tensor belongs.
@@ -65,8 +65,8 @@ impl CheckpointWriter {
         Ok(writer)
     }
 
-    /// A model's weights in `folder`: `model.safetensors`, or shards of at most `shard_bytes` with an index where that
-    /// is not enough (a tensor larger than a shard has one of its own). Usually [`SHARD_BYTES`].
+    /// A model's weights in `folder`: `model.safetensors`, or shards of at most `shard_bytes` with an index
+    /// where that is not enough (a tensor larger than a shard has one of its own). Usually [`SHARD_BYTES`].
     pub fn model(folder: &Path, specs: Vec<TensorSpec>, shard_bytes: u64) -> Result<Self> {
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let total: u64 = specs.iter().map(TensorSpec::size_bytes).sum();
@@ -213,8 +213,9 @@ fn cut(specs: Vec<TensorSpec>, limit: u64) -> Vec<Vec<TensorSpec>> {
     groups
 }
 
-/// The bytes before the data, and each tensor's first byte in the file. Tensors of wider elements come first, so that
-/// every tensor is aligned to its elements; the header ends on a multiple of eight for the same reason.
+/// The bytes before the data, and each tensor's first byte in the file. Tensors of wider elements come first,
+/// so that every tensor is aligned to its elements; the header ends on a multiple of eight for the same
+/// reason.
 fn header(metadata: &BTreeMap<String, String>, specs: &[TensorSpec]) -> (Vec<u8>, Vec<u64>) {
     let mut order: Vec<usize> = (0..specs.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(specs[i].dtype.size()));
@@ -292,7 +293,8 @@ fn temporary(target: &Path) -> io::Result<NamedTempFile> {
         .make_in(folder_of(target), |path| File::create_new(path))
 }
 
-/// Writes a small file under a temporary name, waits for the disk, and renames it: the file is whole or not there.
+/// Writes a small file under a temporary name, waits for the disk, and renames it: the file is whole or not
+/// there.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = temporary(path)?;
@@ -315,7 +317,8 @@ pub fn sweep(folder: &Path) {
     }
 }
 
-/// Asks the disk to keep the name of a file or folder too. Not every file system can; what it names is safe in any case.
+/// Asks the disk to keep the name of a file or folder too. Not every file system can; what it names is safe
+/// in any case.
 pub fn sync_folder(file: &Path) {
     sync(folder_of(file));
 }

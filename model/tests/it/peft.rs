@@ -87,7 +87,8 @@ fn targets_are_written_as_names_that_select_the_same_layers() {
         if let Some(names) = names {
             assert_eq!(list, names);
         }
-        // Older versions look for targets among the modules trained whole, too: names must select no other there either.
+        // Older versions look for targets among the modules trained whole, too: names must select no other
+        // there either.
         let alone = PeftConfig { modules_to_save: vec![], ..settled.clone() };
         assert_eq!(targets::resolve(&alone, &model).unwrap().targets, resolution.targets, "{list:?}");
     }

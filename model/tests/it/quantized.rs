@@ -1,4 +1,5 @@
-//! Folders in four bits: what is written loads as what was meant, and what is broken is refused with its reason.
+//! Folders in four bits: what is written loads as what was meant, and what is broken is refused with its
+//! reason.
 
 use std::collections::BTreeMap;
 use std::fs;

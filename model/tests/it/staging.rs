@@ -1,4 +1,5 @@
-//! What is staged appears whole or not at all, whoever else is at work beside it and whatever was killed there.
+//! What is staged appears whole or not at all, whoever else is at work beside it and whatever was killed
+//! there.
 
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Adapters whose files hold weights of the base itself, or more rows than its vocabulary, and adapters of mlx-lm.
+//! Adapters whose files hold weights of the base itself, or more rows than its vocabulary, and adapters of
+//! mlx-lm.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -141,7 +142,8 @@ fn a_base_tensor_under_a_name_that_peft_would_drop_is_let_pass_only_if_it_is_the
 
 #[test]
 fn a_rounded_copy_of_the_bases_weight_is_the_bases() {
-    // The base is stored in bf16: a copy in f32 has its values, and one that differs by less than bf16 can say is rounded to it.
+    // The base is stored in bf16: a copy in f32 has its values, and one that differs by less than bf16 can
+    // say is rounded to it.
     let values = base_values("llama3", "model.embed_tokens.weight");
     let nearly: Vec<f32> = values.iter().map(|v| v * 1.0001).collect();
     for copy in [&values, &nearly] {
@@ -274,8 +276,8 @@ fn a_second_copy_of_what_is_trained_whole_must_be_equal() {
     );
 }
 
-/// Writes the tensors of a file as another one: each under the name that `change` gives, transposed (or else as it is) in the
-/// files of mlx-lm; where it also says so, every value is moved.
+/// Writes the tensors of a file as another one: each under the name that `change` gives, transposed (or else
+/// as it is) in the files of mlx-lm; where it also says so, every value is moved.
 fn rewrite(from: &Path, to: &Path, change: impl Fn(&str, &[usize]) -> (String, bool)) {
     let file = Checkpoint::open_file(from).unwrap();
     let transposes = to.ends_with("adapters.safetensors");
@@ -305,7 +307,8 @@ fn rewrite(from: &Path, to: &Path, change: impl Fn(&str, &[usize]) -> (String, b
     writer.finish().unwrap();
 }
 
-/// PEFT's adapter of `llama3` (every linear layer, r 4, alpha 8) as mlx-lm would have written it, with these settings changed.
+/// PEFT's adapter of `llama3` (every linear layer, r 4, alpha 8) as mlx-lm would have written it, with these
+/// settings changed.
 fn of_mlx(changes: Value) -> TempDir {
     let folder = tempdir().unwrap();
     let from = fixture("llama3").join("adapter/adapter_model.safetensors");

@@ -1,4 +1,5 @@
-//! A checkpoint whose files are not those that were written is noticed, and the one before it is gone on from.
+//! A checkpoint whose files are not those that were written is noticed, and the one before it is gone on
+//! from.
 
 use std::fs;
 use std::path::Path;

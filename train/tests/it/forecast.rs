@@ -1,4 +1,5 @@
-//! What a run will do is known before it, what is kept of it, and how long it takes is measured without a trace.
+//! What a run will do is known before it, what is kept of it, and how long it takes is measured without a
+//! trace.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;

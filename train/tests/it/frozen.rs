@@ -1,4 +1,5 @@
-//! What frozen layers give for examples that come again is kept: it changes no byte, and these layers are not run again.
+//! What frozen layers give for examples that come again is kept: it changes no byte, and these layers are not
+//! run again.
 
 use std::fs;
 use std::path::Path;
@@ -44,7 +45,8 @@ fn usual() -> Settings {
     settings
 }
 
-/// A line of metrics as far as it is no time: the step, its loss and gradient norm, the loss of an evaluation.
+/// A line of metrics as far as it is no time: the step, its loss and gradient norm, the loss of an
+/// evaluation.
 type Line = (u64, Option<f64>, Option<f64>, Option<f64>);
 
 fn metrics(folder: &Path) -> Vec<Line> {
@@ -108,8 +110,8 @@ fn long_examples() -> Vec<Example> {
     random_examples(40).into_iter().filter(|example| example.len() > 8).take(12).collect()
 }
 
-/// How often attention runs forward in a run. Without held-out examples, a loss is looked at before the result is saved: one
-/// example more.
+/// How often attention runs forward in a run. Without held-out examples, a loss is looked at before the
+/// result is saved: one example more.
 fn attentions(upper: Upper, settings: Settings, eval: &[Example]) -> u64 {
     let (decoder, out) = (tiny(2, Precision::F32), tempfile::tempdir().unwrap());
     decoder.device.profile().start();

@@ -1,4 +1,5 @@
-//! Moments in eight bits and moments in a file: what changes no byte, what changes little, and what is refused.
+//! Moments in eight bits and moments in a file: what changes no byte, what changes little, and what is
+//! refused.
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,7 @@
 use train::{Decay, Schedule};
 
-/// Values of transformers' `get_scheduler` for ten steps, the first three of them warm-up (0.25 of ten, rounded up).
+/// Values of transformers' `get_scheduler` for ten steps, the first three of them warm-up (0.25 of ten,
+/// rounded up).
 #[test]
 fn factors_are_those_of_transformers() {
     let third = 1.0 / 3.0;

@@ -37,8 +37,8 @@ pub(super) struct Gradients<'a> {
 }
 
 impl Call<'_> {
-    /// Leaves `Σ_j exp(s_j - max) v_j` of every row in `scratch.sums`, its `max` and `Σ_j exp(s_j - max)` beside it. Each group's
-    /// rows begin with a tile of the products, [`Call::rows_of`] says where.
+    /// Leaves `Σ_j exp(s_j - max) v_j` of every row in `scratch.sums`, its `max` and `Σ_j exp(s_j - max)`
+    /// beside it. Each group's rows begin with a tile of the products, [`Call::rows_of`] says where.
     pub(super) fn attend(&self, block: &Block<'_>, scratch: &mut Scratch) {
         let Block { segment, groups, tokens } = block;
         for (i, group) in groups.clone().enumerate() {
@@ -127,7 +127,8 @@ impl Call<'_> {
     }
 
     /// # Safety
-    /// Nobody else touches what the sweep writes meanwhile: `dq` of its tokens, `dk` and `dv` of its keys, in its group.
+    /// Nobody else touches what the sweep writes meanwhile: `dq` of its tokens, `dk` and `dv` of its keys, in
+    /// its group.
     pub(super) unsafe fn sweep(
         &self,
         sweep: &Sweep<'_>,
@@ -173,7 +174,8 @@ impl Call<'_> {
         }
     }
 
-    /// Loads what a block of tokens contributes to the backward pass: `q`, `dout`, `lse`, `δ`; clears its `dq`.
+    /// Loads what a block of tokens contributes to the backward pass: `q`, `dout`, `lse`, `δ`; clears its
+    /// `dq`.
     fn load_backward(
         &self,
         kept: &Kept<'_>,
@@ -206,8 +208,8 @@ impl Call<'_> {
         scratch.sums.top_mut(rows).clear();
     }
 
-    /// Leaves a tile's probabilities in `scratch.p_columns` and the gradients of its scores in `scratch.p` and
-    /// `scratch.ds_columns`.
+    /// Leaves a tile's probabilities in `scratch.p_columns` and the gradients of its scores in `scratch.p`
+    /// and `scratch.ds_columns`.
     fn score_gradients(
         &self,
         segment: &Segment,
@@ -268,8 +270,8 @@ impl Call<'_> {
         Operand { data, rows, cols, row_stride, col_stride: 1 }
     }
 
-    /// Asks for these keys of some groups and their values: they stand in short runs far apart, which no processor
-    /// guesses, and with few queries there is no work to hide the wait for them.
+    /// Asks for these keys of some groups and their values: they stand in short runs far apart, which no
+    /// processor guesses, and with few queries there is no work to hide the wait for them.
     fn prefetch(&self, segment: &Segment, groups: &Range<usize>, keys: Range<usize>) {
         let bytes = self.spec.head_dim * self.q.dtype().size();
         for m in [self.k, self.v] {
@@ -287,8 +289,8 @@ impl Call<'_> {
     }
 }
 
-/// From one row of a sweep's `dk` or `dv` to its next: not a power of two, or the rows of a tile would compete for the same
-/// places in the first-level cache.
+/// From one row of a sweep's `dk` or `dv` to its next: not a power of two, or the rows of a tile would
+/// compete for the same places in the first-level cache.
 fn columns(keys: &Range<usize>) -> usize {
     keys.len().next_multiple_of(LANES) + LANES / 2
 }
@@ -356,8 +358,8 @@ impl Call<'_> {
     }
 }
 
-/// A thread's working memory: the parts of one tile, and the sums that a task keeps. Its size depends on the kind of
-/// attention alone.
+/// A thread's working memory: the parts of one tile, and the sums that a task keeps. Its size depends on the
+/// kind of attention alone.
 pub(super) struct Scratch {
     made_for: MadeFor,
     /// `[rows, D]` each, as the activations: what is to be packed, and `out`.

@@ -49,7 +49,8 @@ pub(super) struct Product<'a> {
 }
 
 // SAFETY: the operands are shared slices. `c` and an update's `s` come from exclusive borrows that live as long as the
-// product. Tasks write different blocks of them (`Grid::block`, strips of rows), and `s` is read only where it was written.
+// product. Tasks write different blocks of them (`Grid::block`, strips of rows), and `s` is read only where
+// it was written.
 unsafe impl Sync for Product<'_> {}
 
 /// A low-rank update: `s second` is added to the product, where `s = scale * a first`.
@@ -83,12 +84,14 @@ impl<'a> Update<'a> {
     }
 }
 
-/// Some rows of `a` over some blocks of `K`, packed for all tasks: one block of `K` after the other, in each all rows.
+/// Some rows of `a` over some blocks of `K`, packed for all tasks: one block of `K` after the other, in each
+/// all rows.
 struct PackedA {
     room: Room,
     rows: Range<usize>,
     k_blocks: Range<usize>,
-    /// Where `K` is too long to be packed at once: the sums of these rows and all columns, block by block of `c`.
+    /// Where `K` is too long to be packed at once: the sums of these rows and all columns, block by block of
+    /// `c`.
     sums: Option<Room>,
 }
 
@@ -125,7 +128,8 @@ impl<'a> Product<'a> {
         let (cols, c) = (c.cols, c.target("c"));
         let product = Product { kernel, alpha, a, b, update, accumulate, c };
         match b {
-            // Packed rows of `a` would have to be turned, for one narrow panel: the other way round they are the panels.
+            // Packed rows of `a` would have to be turned, for one narrow panel: the other way round they are
+            // the panels.
             Right::Dense(b) if cols <= kernel.lanes && a.col_stride != 1 && update.is_none() => {
                 let c = Target { row_stride: c.col_stride, col_stride: c.row_stride, ..c };
                 Some(Product { a: b.transposed(), b: a.transposed().into(), c, ..product })
@@ -183,8 +187,8 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Whether `s` can be made from the rows of `a` as they are packed for the product itself: in rows as long, by blocks
-    /// whose sums have room.
+    /// Whether `s` can be made from the rows of `a` as they are packed for the product itself: in rows as
+    /// long, by blocks whose sums have room.
     fn packed_serves_s(&self) -> bool {
         self.product_of_s().is_some_and(|product| {
             let (whole, of_s) = (self.layout(), product.layout());
@@ -193,8 +197,8 @@ impl<'a> Product<'a> {
         })
     }
 
-    /// Packs some rows of `a`, then computes these rows of `c`, or goes on with their sums. A strip of rows whose `s` is to be
-    /// made is multiplied by the update's first factor as soon as it is packed.
+    /// Packs some rows of `a`, then computes these rows of `c`, or goes on with their sums. A strip of rows
+    /// whose `s` is to be made is multiplied by the update's first factor as soon as it is packed.
     fn run_packed(&self, team: &Team<'_>, a: &PackedA, makes_s: bool) {
         let layout = self.layout();
         let strips: Vec<_> = chunks(a.rows.clone(), layout.strip_rows()).collect();
@@ -225,7 +229,8 @@ impl<'a> Product<'a> {
     /// Packs some rows of the left factor over a block of `K`.
     ///
     /// # Safety
-    /// Nobody else touches `to` meanwhile; if it is a block of an update, these rows of `s` are written and not written any more.
+    /// Nobody else touches `to` meanwhile; if it is a block of an update, these rows of `s` are written and
+    /// not written any more.
     unsafe fn pack_a(&self, layout: &Layout, k_block: usize, rows: Range<usize>, to: Room) {
         let padded = layout.whole_tiles(rows.len());
         let to = to.part(0, layout.packed_bytes(rows.len())).start();
@@ -298,7 +303,8 @@ impl<'a> Product<'a> {
         let groups = right.rows().div_ceil(kernel.group());
         let (is_only, is_last) = (layout.k_blocks() == 1, k_block + 1 == layout.k_blocks());
         let (rows, row_bytes) = (layout.whole_tiles(block.rows.len()), layout.row_bytes());
-        // Sums that are written out at once need not be kept: all tiles share a place in the first-level cache.
+        // Sums that are written out at once need not be kept: all tiles share a place in the first-level
+        // cache.
         let (first, kept) = if is_only { (0, kernel.rows) } else { (cols.start - block.cols.start, rows) };
         let sums = sums.sums(kept * first, kept * width);
         let a = a.part(0, layout.packed_bytes(block.rows.len())).start::<u8>();
@@ -351,7 +357,8 @@ impl PackedA {
         self.room.part(first, layout.packed_bytes(rows.len()))
     }
 
-    /// Where the sums of a block of these rows are kept from one part of `K` to the next, if there are several.
+    /// Where the sums of a block of these rows are kept from one part of `K` to the next, if there are
+    /// several.
     fn sums_of(&self, layout: &Layout, block: &Block) -> Option<Room> {
         // The columns before this block's have all rows, its own columns the rows before it.
         let before_columns = layout.sums(self.rows.len(), block.cols.start);
@@ -445,8 +452,8 @@ impl OperandMut<'_> {
     }
 }
 
-/// Asks for the cache lines of a part of `b` a few at a time, while something else is multiplied: weights are read from
-/// memory in short runs, which no processor guesses by itself.
+/// Asks for the cache lines of a part of `b` a few at a time, while something else is multiplied: weights are
+/// read from memory in short runs, which no processor guesses by itself.
 pub(super) struct Prefetch {
     start: *const u8,
     runs: usize,

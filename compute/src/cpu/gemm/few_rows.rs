@@ -1,5 +1,5 @@
-//! Products of few rows by weights as they lie in memory, as when text is generated: each weight is used once or a
-//! few times, so nothing is packed but the few rows, and the time is that of reading the weights.
+//! Products of few rows by weights as they lie in memory, as when text is generated: each weight is used once
+//! or a few times, so nothing is packed but the few rows, and the time is that of reading the weights.
 
 use std::ops::Range;
 
@@ -17,21 +17,24 @@ pub(super) const COLS: usize = 4;
 /// Columns whose sums are made before any is written: each call and each store is for many of them.
 pub(super) const WIDTH: usize = 64;
 const _: () = assert!(WIDTH.is_multiple_of(COLS));
-/// Below this `K` a horizontal sum for each element costs more than packing; that of an adapter of the usual rank does not.
-/// An update's own depth does not matter: it goes where the frozen weight's product goes.
+/// Below this `K` a horizontal sum for each element costs more than packing; that of an adapter of the usual
+/// rank does not. An update's own depth does not matter: it goes where the frozen weight's product goes.
 const MIN_DEPTH: usize = 8;
-/// Weights of a product that one thread has read before another one comes to its help: an adapter's first factor, say, of rank
-/// 16 and width 2048.
+/// Weights of a product that one thread has read before another one comes to its help: an adapter's first
+/// factor, say, of rank 16 and width 2048.
 const ALONE: usize = 16 * 2048;
 
-/// Elements of a row of a weight in four bits that become values at once: [`COLS`] rows of them stay in cache.
+/// Elements of a row of a weight in four bits that become values at once: [`COLS`] rows of them stay in
+/// cache.
 pub(super) const FOUR_BIT_DEPTH: usize = 1024;
 const _: () = assert!(FOUR_BIT_DEPTH.is_multiple_of(Kernel::DEPTH_STEP));
-/// Sums of the few rows and a task's columns at a time, twice: those of a part of the depth stand behind those so far.
+/// Sums of the few rows and a task's columns at a time, twice: those of a part of the depth stand behind
+/// those so far.
 const SUMS: usize = 2 * ROWS * WIDTH;
 
-/// Writes `sums[rows, WIDTH]`: the first `rows <= ROWS` of the packed tile `x` by `w[k, cols <= WIDTH]`, which lies contiguous
-/// along `k`. Sums of the columns behind the last one, to a multiple of [`COLS`], may be anything.
+/// Writes `sums[rows, WIDTH]`: the first `rows <= ROWS` of the packed tile `x` by `w[k, cols <= WIDTH]`,
+/// which lies contiguous along `k`. Sums of the columns behind the last one, to a multiple of [`COLS`], may
+/// be anything.
 pub(super) type Dots = unsafe fn(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut f32);
 
 /// Whether a product goes this way, its update included.
@@ -53,7 +56,8 @@ fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
     product.b.cols().div_ceil(parts).next_multiple_of(COLS)
 }
 
-/// Computes the product, whose update's `s` is there: the rows are packed once, for all tasks, then columns are handed out.
+/// Computes the product, whose update's `s` is there: the rows are packed once, for all tasks, then columns
+/// are handed out.
 pub(super) fn run(product: &Product<'_>, team: &Team<'_>) {
     let layout = product.layout();
     scratch::with_shared(|room, _| {

@@ -1,4 +1,5 @@
-//! A right factor in four bits: becomes values in cache, a few runs at a time, and is then a factor as any other.
+//! A right factor in four bits: becomes values in cache, a few runs at a time, and is then a factor as any
+//! other.
 
 use std::ops::Range;
 
@@ -16,11 +17,11 @@ pub(super) type Dequantize = unsafe fn(from: &Quantized, first: usize, len: usiz
 pub(super) struct FewRows {
     /// Whether it can be done with this weight, its depth whole.
     pub(super) applies: fn(&FourBit<'_>) -> bool,
-    /// Brings rows, contiguous along `k`, into the type and the order of `dots`: at most `4 * k` bytes each, `k` rounded up to
-    /// [`FewRows::DEPTH_STEP`].
+    /// Brings rows, contiguous along `k`, into the type and the order of `dots`: at most `4 * k` bytes each,
+    /// `k` rounded up to [`FewRows::DEPTH_STEP`].
     pub(super) pack: unsafe fn(a: Operand<'_>, to: *mut u8),
-    /// Writes sums as [`super::few_rows::Dots`]: packed rows by the columns `w.cols <= WIDTH` of a transposed weight. `scales` is
-    /// memory to work with, as much as a panel takes up.
+    /// Writes sums as [`super::few_rows::Dots`]: packed rows by the columns `w.cols <= WIDTH` of a transposed
+    /// weight. `scales` is memory to work with, as much as a panel takes up.
     pub(super) dots: unsafe fn(rows: usize, x: *const u8, w: FourBit<'_>, scales: Room, sums: *mut f32),
 }
 

@@ -1,5 +1,6 @@
-//! Few rows by weights in four bits with AVX2: the sixteen values of a table are four tables of a byte each, one shuffle looks up 32 codes
-//! in one of them, and unpacking puts the bytes together again. Nothing is rounded on the way.
+//! Few rows by weights in four bits with AVX2: the sixteen values of a table are four tables of a byte each,
+//! one shuffle looks up 32 codes in one of them, and unpacking puts the bytes together again. Nothing is
+//! rounded on the way.
 
 use std::arch::x86_64::*;
 
@@ -20,8 +21,8 @@ pub(super) fn has_dots(w: &FourBit<'_>) -> bool {
     granule(w) == STEP && granules_fit(w)
 }
 
-/// [`super::four_bit::FewRows::pack`]: in each step the even elements before the odd ones, and in the order in which unpacking,
-/// which keeps to the halves of a vector, brings values forth.
+/// [`super::four_bit::FewRows::pack`]: in each step the even elements before the odd ones, and in the order
+/// in which unpacking, which keeps to the halves of a vector, brings values forth.
 ///
 /// # Safety
 /// See [`super::four_bit::FewRows::pack`].

@@ -1,5 +1,5 @@
-//! Codes of four bits into values with AVX-512: the sixteen values of a block are one register, and looking up is a
-//! permutation. For few rows the values go from there into sums, without a stop in memory.
+//! Codes of four bits into values with AVX-512: the sixteen values of a block are one register, and looking
+//! up is a permutation. For few rows the values go from there into sums, without a stop in memory.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -80,8 +80,8 @@ fn values_of(from: &Quantized, table: __m512, block: usize) -> __m512 {
     _mm512_mul_ps(table, _mm512_set1_ps(from.scales().of(block)))
 }
 
-/// Calls what `of_block` makes of each block on [`STEP`] codes after another, as sixteen lanes with a byte of two codes in
-/// each; what is left over, and runs that begin inside a byte, go element by element.
+/// Calls what `of_block` makes of each block on [`STEP`] codes after another, as sixteen lanes with a byte of
+/// two codes in each; what is left over, and runs that begin inside a byte, go element by element.
 ///
 /// # Safety
 /// `to` has room for `len` elements. Inlined into a function with the features.
@@ -125,7 +125,8 @@ const VECTOR: usize = 64;
 /// Elements of a step of few rows: a vector of codes, eight of them in each lane.
 const CODES: usize = FewRows::DEPTH_STEP;
 const _: () = assert!(CODES == 2 * VECTOR);
-/// What a lane's codes are, taken from the lowest bits on: the low half of a byte is the later one of its two.
+/// What a lane's codes are, taken from the lowest bits on: the low half of a byte is the later one of its
+/// two.
 const IN_LANE: [usize; 8] = [1, 0, 3, 2, 5, 4, 7, 6];
 /// Whether few rows can be multiplied by this weight from its codes.
 pub(super) fn has_dots(w: &FourBit<'_>) -> bool {
@@ -179,8 +180,8 @@ pub(super) unsafe fn pack_f32(a: Operand<'_>, to: *mut u8) {
     unsafe { pack(a, to.cast(), arrange) }
 }
 
-/// Rows one after the other, in steps of [`CODES`] that `arrange` brings into the order in which shifts bring codes down; zeros
-/// follow the last element.
+/// Rows one after the other, in steps of [`CODES`] that `arrange` brings into the order in which shifts bring
+/// codes down; zeros follow the last element.
 ///
 /// # Safety
 /// `a` lies contiguous along `k`, and `to` has room. Inlined into a function with the features.
@@ -200,8 +201,8 @@ unsafe fn pack<X: Element>(a: Operand<'_>, to: *mut X, arrange: impl Fn(&[X; COD
     }
 }
 
-/// [`super::four_bit::FewRows::dots`] over pairs of `bf16`. The sixteen values are rounded to `bf16` before they are scaled,
-/// and sums of blocks are scaled in `f32`.
+/// [`super::four_bit::FewRows::dots`] over pairs of `bf16`. The sixteen values are rounded to `bf16` before
+/// they are scaled, and sums of blocks are scaled in `f32`.
 ///
 /// # Safety
 /// See [`super::four_bit::FewRows::dots`]; the processor has AVX-512 F, BW, DQ, VL and BF16.
@@ -315,8 +316,8 @@ unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
     }
 }
 
-/// Writes the scales of some columns, one column after the other, and zeros behind them: a step that ends with the depth reads
-/// scales of elements that there are not.
+/// Writes the scales of some columns, one column after the other, and zeros behind them: a step that ends
+/// with the depth reads scales of elements that there are not.
 ///
 /// # Safety
 /// `to` has room for them and [`READ`] more; inlined into a function with the features.
@@ -389,8 +390,8 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
     }
 }
 
-/// The map of rounded scales cut into the bytes of its values, each in a table that two permutations look 64 codes up in: one
-/// scale after the other takes as long as all the rest of a step.
+/// The map of rounded scales cut into the bytes of its values, each in a table that two permutations look 64
+/// codes up in: one scale after the other takes as long as all the rest of a step.
 #[repr(align(64))]
 struct Planes([[u8; 256]; 4]);
 
@@ -476,8 +477,8 @@ unsafe fn spread(scales: *const f32, lanes: __m512i) -> __m512 {
     unsafe { _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(scales)), lanes) }
 }
 
-/// Adds the products of a step. Values come from the table as it is, and their sum is scaled: what depends on the block is one
-/// multiplication behind everything else.
+/// Adds the products of a step. Values come from the table as it is, and their sum is scaled: what depends on
+/// the block is one multiplication behind everything else.
 ///
 /// # Safety
 /// `x` holds the step of `COUNT` rows; inlined into a function with the features.
@@ -503,6 +504,6 @@ unsafe fn step<const COUNT: usize, const PARTS: usize>(
     }
 }
 
-/// Bytes between what is multiplied and what is asked for, into the second level of cache: two columns and more, which are
-/// in no stream that a processor would find.
+/// Bytes between what is multiplied and what is asked for, into the second level of cache: two columns and
+/// more, which are in no stream that a processor would find.
 const AHEAD: usize = 8192;

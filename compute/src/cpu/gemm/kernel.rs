@@ -1,4 +1,5 @@
-//! What a kernel is: the table that block products work from, one for each instruction set and packed element.
+//! What a kernel is: the table that block products work from, one for each instruction set and packed
+//! element.
 
 use std::time::Instant;
 
@@ -11,20 +12,21 @@ use crate::{DType, Precision, bf16};
 /// Bytes of a chunk: what packed `a` holds of one row before it goes on to the next row of the tile.
 pub(super) const CHUNK: usize = 64;
 
-/// Multiplies a tile: `sums[rows, width] = a * b`, or `+=` if `add`, over `groups` packed groups of `k`. `a` is a
-/// packed tile: chunk after chunk along `k`, in each one chunk of every row. `b` holds for each group `width`
-/// columns; rows of `sums` are `stride` apart.
+/// Multiplies a tile: `sums[rows, width] = a * b`, or `+=` if `add`, over `groups` packed groups of `k`. `a`
+/// is a packed tile: chunk after chunk along `k`, in each one chunk of every row. `b` holds for each group
+/// `width` columns; rows of `sums` are `stride` apart.
 pub(super) type Tile =
     unsafe fn(groups: usize, a: *const u8, b: *const u8, sums: *mut f32, stride: usize, add: bool);
 
-/// Packs `a[m, k]` as `rows` / [`Kernel::rows`] tiles, `tile_bytes` apart, with zeros beyond `m` and in the last chunk
-/// beyond `k`.
+/// Packs `a[m, k]` as `rows` / [`Kernel::rows`] tiles, `tile_bytes` apart, with zeros beyond `m` and in the
+/// last chunk beyond `k`.
 pub(super) type PackA = unsafe fn(a: Operand<'_>, rows: usize, tile_bytes: usize, to: *mut u8);
 
 /// Packs `b[k, n]` as a panel: for each group of `k` (zeros from `k` on) `width` columns (zeros from `n` on).
 pub(super) type PackB = unsafe fn(b: Operand<'_>, width: usize, to: *mut u8);
 
-/// Writes `rows` x `cols` of a tile of `width` columns to `c`, whose columns are side by side: `alpha * sums`, or `c + alpha * sums` if `accumulate`.
+/// Writes `rows` x `cols` of a tile of `width` columns to `c`, whose columns are side by side: `alpha *
+/// sums`, or `c + alpha * sums` if `accumulate`.
 pub(super) type Store = unsafe fn(
     sums: *const f32,
     width: usize,
@@ -35,7 +37,8 @@ pub(super) type Store = unsafe fn(
     c: Target,
 );
 
-/// Where a tile goes: its first element, and the elements between rows and between columns, one of which is 1.
+/// Where a tile goes: its first element, and the elements between rows and between columns, one of which is
+/// 1.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
     pub(super) start: TargetStart,

@@ -1,7 +1,9 @@
-//! How a product is cut, and how its parts lie in scratch: the arithmetic of rows, bytes and sums, all of it and nothing else.
+//! How a product is cut, and how its parts lie in scratch: the arithmetic of rows, bytes and sums, all of it
+//! and nothing else.
 //!
-//! Packed rows are whole tiles and columns of sums whole vectors, so that a part takes up more than its shape says. What
-//! fits is decided here, by what is taken up; [`super::scratch::Room`] holds every use against the memory that there is.
+//! Packed rows are whole tiles and columns of sums whole vectors, so that a part takes up more than its shape
+//! says. What fits is decided here, by what is taken up; [`super::scratch::Room`] holds every use against the
+//! memory that there is.
 
 use std::ops::Range;
 
@@ -10,7 +12,8 @@ use super::four_bit::FewRows;
 use super::kernel::Kernel;
 use super::scratch::{B_BYTES, SHARED_A_BYTES, SHARED_SUMS, SUMS};
 
-/// Where `a` is packed for all tasks: at most this many rows in a block, for which a panel of `b` is packed once ...
+/// Where `a` is packed for all tasks: at most this many rows in a block, for which a panel of `b` is packed
+/// once ...
 const SHARED_ROWS: usize = 512;
 /// ... and this many columns: the block's sums stay in the second-level cache.
 const SHARED_COLS: usize = 128;
@@ -65,7 +68,8 @@ pub(super) struct Shared {
     pub(super) k_blocks: usize,
 }
 
-/// A product's sizes: `a [rows, depth]`, `b [depth, cols]`, and an update of some rank, or of rank 0 if there is none.
+/// A product's sizes: `a [rows, depth]`, `b [depth, cols]`, and an update of some rank, or of rank 0 if there
+/// is none.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
     kernel: &'static Kernel,
@@ -158,8 +162,8 @@ impl Layout {
         self.whole_tiles(MIN_ROWS)
     }
 
-    /// How much of `a` is packed for all tasks at once, if it is: as many rows as there is room for, or where `K` is too long
-    /// for a block's rows, these and a part of `K`.
+    /// How much of `a` is packed for all tasks at once, if it is: as many rows as there is room for, or where
+    /// `K` is too long for a block's rows, these and a part of `K`.
     pub(super) fn shared(&self) -> Option<Shared> {
         if self.cols <= SHARED_COLS {
             return None;
@@ -180,8 +184,8 @@ impl Layout {
         Some(Shared { rows, k_blocks: (SHARED_A_BYTES / self.packed_bytes(rows)).min(k_blocks) })
     }
 
-    /// Rows of the parts, whole tiles and at most so many in each, that all rows are cut into: each part packs `b` anew, which
-    /// is a waste for a few rows that are left over.
+    /// Rows of the parts, whole tiles and at most so many in each, that all rows are cut into: each part
+    /// packs `b` anew, which is a waste for a few rows that are left over.
     fn equal_parts(&self, most: usize) -> usize {
         self.whole_tiles(self.rows.div_ceil(self.rows.div_ceil(most)))
     }

@@ -1,12 +1,14 @@
 //! Matrix products: packed panels, register-tiled kernels chosen at run time.
 //!
-//! `c` is cut into blocks ([`layout`]), one task each ([`block`]); a block's sums run over blocks of `K` in one fixed order, so
-//! that neither the number of threads nor the cutting changes a byte. Factors stay in memory as they are, row-major
-//! or transposed, and are copied block by block into the form that the kernels read ([`pack`], [`pack512`]): `a` as
-//! short rows along `k`, `b` as panels of columns. Kernels ([`avx512`], [`avx2`], [`portable`]) multiply full tiles
-//! only; ragged edges are zeros in packing and are cut off when a tile is written out. Products of few rows read the
-//! weights where they lie ([`few_rows`]). Small products inside a task have their factors packed by whoever owns them ([`packed`]). Weights in four bits become values a panel at a time, in the first-level cache
-//! ([`four_bit`]), and go the same ways from there; for few rows, vector kernels multiply their codes and scales as they are.
+//! `c` is cut into blocks ([`layout`]), one task each ([`block`]); a block's sums run over blocks of `K` in
+//! one fixed order, so that neither the number of threads nor the cutting changes a byte. Factors stay in
+//! memory as they are, row-major or transposed, and are copied block by block into the form that the kernels
+//! read ([`pack`], [`pack512`]): `a` as short rows along `k`, `b` as panels of columns. Kernels ([`avx512`],
+//! [`avx2`], [`portable`]) multiply full tiles only; ragged edges are zeros in packing and are cut off when a
+//! tile is written out. Products of few rows read the weights where they lie ([`few_rows`]). Small products
+//! inside a task have their factors packed by whoever owns them ([`packed`]). Weights in four bits become
+//! values a panel at a time, in the first-level cache ([`four_bit`]), and go the same ways from there; for
+//! few rows, vector kernels multiply their codes and scales as they are.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -46,8 +48,8 @@ use crate::matrix::{Slice, SliceMut};
 use block::{Product, Team};
 use kernel::Kernel;
 
-/// A factor of a product: logically `[rows, cols]`, element `(i, j)` at `data[i * row_stride + j * col_stride]`, one
-/// of the strides 1.
+/// A factor of a product: logically `[rows, cols]`, element `(i, j)` at `data[i * row_stride + j *
+/// col_stride]`, one of the strides 1.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand<'a> {
     pub(crate) data: Slice<'a>,
@@ -78,7 +80,8 @@ pub(crate) struct OperandMut<'a> {
     pub(crate) row_stride: usize,
 }
 
-/// A low-rank update of a product by `a`: `s = scale * a * first`, unless `s` is given, and then `s * second`.
+/// A low-rank update of a product by `a`: `s = scale * a * first`, unless `s` is given, and then `s *
+/// second`.
 pub(crate) struct Update<'a> {
     pub(crate) first: Option<Right<'a>>,
     pub(crate) scale: f32,
@@ -86,8 +89,8 @@ pub(crate) struct Update<'a> {
     pub(crate) second: Right<'a>,
 }
 
-/// `c = alpha * a * b` or, accumulating, `c += alpha * a * b`, on all threads; with an update, `alpha * (a * b + s * second)`, of
-/// which the parts are not rounded.
+/// `c = alpha * a * b` or, accumulating, `c += alpha * a * b`, on all threads; with an update, `alpha * (a *
+/// b + s * second)`, of which the parts are not rounded.
 ///
 /// # Panics
 /// If shapes do not agree, or data is shorter than its shape and strides say.

@@ -24,7 +24,8 @@ pub(super) fn granules_fit(w: &FourBit<'_>) -> bool {
     w.rows.is_multiple_of(granule(w)) && w.rows / granule(w) <= SCALES
 }
 
-/// What scales are that were rounded themselves, as long as they share an `absmax`: `map[code] * absmax + offset`.
+/// What scales are that were rounded themselves, as long as they share an `absmax`: `map[code] * absmax +
+/// offset`.
 pub(super) struct Rounded<'a> {
     pub(super) map: &'a [f32; 256],
     pub(super) absmax: f32,

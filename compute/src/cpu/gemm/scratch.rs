@@ -1,4 +1,5 @@
-//! Working memory for products, of fixed sizes, allocated by a thread when it first needs it and kept until it ends.
+//! Working memory for products, of fixed sizes, allocated by a thread when it first needs it and kept until
+//! it ends.
 
 use std::cell::RefCell;
 
@@ -10,8 +11,8 @@ pub(super) const A_BYTES: usize = 512 << 10;
 pub(super) const B_BYTES: usize = 32 << 10;
 /// Sums (`f32`) of a block of `c`, kept between blocks of `K`.
 pub(super) const SUMS: usize = 128 << 10;
-/// Bytes of `a` that are packed once for all tasks: 512 rows of `f32` and what makes whole tiles of them, 4096 deep and with an
-/// update of the usual rank.
+/// Bytes of `a` that are packed once for all tasks: 512 rows of `f32` and what makes whole tiles of them,
+/// 4096 deep and with an update of the usual rank.
 pub(super) const SHARED_A_BYTES: usize = 9 << 20;
 /// Sums of the rows of `a` that are packed for all tasks a part of `K` at a time.
 pub(super) const SHARED_SUMS: usize = 1 << 20;
@@ -21,7 +22,8 @@ pub(crate) const SHARED_MEMORY: u64 = (SHARED_A_BYTES + 4 * SHARED_SUMS) as u64;
 /// Bytes that every thread has for its tasks, about.
 pub(crate) const THREAD_MEMORY: u64 = (A_BYTES + 2 * B_BYTES + 4 * SUMS).next_multiple_of(256 << 10) as u64;
 
-/// Memory that a kernel writes to by a pointer: handed out in parts, each of which is held against what there is.
+/// Memory that a kernel writes to by a pointer: handed out in parts, each of which is held against what there
+/// is.
 #[derive(Clone, Copy)]
 pub(super) struct Room {
     start: *mut u8,

@@ -1,4 +1,5 @@
-//! What a person types: edited and remembered on a terminal, line by line from a pipe. A line that ends in `\` goes on.
+//! What a person types: edited and remembered on a terminal, line by line from a pipe. A line that ends in
+//! `\` goes on.
 
 use std::cell::RefCell;
 use std::fs::DirBuilder;
@@ -39,7 +40,8 @@ pub(super) struct Edited {
 }
 
 impl Lines {
-    /// Reads stdin, with line editing if it is a terminal that can. `keep`: what is typed is kept in a file for the next time.
+    /// Reads stdin, with line editing if it is a terminal that can. `keep`: what is typed is kept in a file
+    /// for the next time.
     pub(super) fn open(keep: bool) -> anyhow::Result<Self> {
         let is_terminal = io::stdin().is_terminal();
         let is_simple = std::env::var("TERM").is_ok_and(|term| SIMPLE_TERMINALS.contains(&term.as_str()));
@@ -117,7 +119,8 @@ impl Edited {
     }
 }
 
-/// A line that ends in `\` is not the last. Where it was typed so is noted: a text that is pasted may have such lines of its own.
+/// A line that ends in `\` is not the last. Where it was typed so is noted: a text that is pasted may have
+/// such lines of its own.
 #[derive(Default)]
 struct Continuation {
     /// What had been typed each time that there was more to come, its `\` with it.

@@ -148,7 +148,8 @@ fn questions(files: &[PathBuf]) -> anyhow::Result<Vec<(String, Question)>> {
     Ok(questions)
 }
 
-/// The template for the conversations, if there are any. Instructions have Alpaca's where the model has none, as in training.
+/// The template for the conversations, if there are any. Instructions have Alpaca's where the model has none,
+/// as in training.
 fn template(
     speaker: &Speaker,
     named: Option<&str>,

@@ -1,7 +1,7 @@
 //! A text that ends before a mark.
 
-/// Lets a text through up to a mark, which comes in pieces like the text: what may be the mark's beginning is held back until it
-/// is known not to be.
+/// Lets a text through up to a mark, which comes in pieces like the text: what may be the mark's beginning is
+/// held back until it is known not to be.
 pub(super) struct Until<'a> {
     mark: Option<&'a str>,
     held: String,

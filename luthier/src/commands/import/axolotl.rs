@@ -1,4 +1,5 @@
-//! Axolotl's configuration. Its keys and defaults are those of `src/axolotl/utils/schemas` in axolotl-ai-cloud/axolotl.
+//! Axolotl's configuration. Its keys and defaults are those of `src/axolotl/utils/schemas` in
+//! axolotl-ai-cloud/axolotl.
 
 use serde_json::{Map, Value};
 

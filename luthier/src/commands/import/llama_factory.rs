@@ -1,4 +1,5 @@
-//! LLaMA-Factory's configuration. Its keys and defaults are those of `src/llamafactory/hparams` in hiyouga/LLaMA-Factory.
+//! LLaMA-Factory's configuration. Its keys and defaults are those of `src/llamafactory/hparams` in
+//! hiyouga/LLaMA-Factory.
 
 use std::path::{Path, PathBuf};
 

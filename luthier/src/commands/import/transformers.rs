@@ -143,7 +143,8 @@ pub(super) fn batch(t: &mut Translation<'_>, of_pass: &'static str, rows_default
     }
 }
 
-/// Passes over the examples, a whole number here, or the number of steps, which overrides it: epochs that are left open follow it.
+/// Passes over the examples, a whole number here, or the number of steps, which overrides it: epochs that are
+/// left open follow it.
 pub(super) fn length(t: &mut Translation<'_>, epochs: &'static str, default: u64) {
     if let Some(steps) = t.number("max_steps").filter(|steps| *steps > 0.0) {
         t.put("training.max_steps", steps as u64, &["max_steps"]);
@@ -245,7 +246,8 @@ pub(super) fn warmup(t: &mut Translation<'_>, schedule: &str, none: Option<f64>)
     }
 }
 
-/// What is held out, and when it is looked at. `size` holds out a part, or a number, of the examples; what is in `data.eval` stays.
+/// What is held out, and when it is looked at. `size` holds out a part, or a number, of the examples; what is
+/// in `data.eval` stays.
 pub(super) fn evaluation(t: &mut Translation<'_>, size: Option<&'static str>) {
     if let Some(key) = size
         && let Some(part) = t.number(key).filter(|part| *part > 0.0)

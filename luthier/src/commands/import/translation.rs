@@ -66,7 +66,8 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// Takes each key as the first row says that names it. One in no row is told: nothing is dropped in silence.
+    /// Takes each key as the first row says that names it. One in no row is told: nothing is dropped in
+    /// silence.
     pub(super) fn apply(&mut self, tables: &[&Table]) -> anyhow::Result<()> {
         for setting in &self.file.settings {
             let Setting { key, value, .. } = setting;

@@ -1,5 +1,6 @@
-//! TRL's configuration for `trl sft` (`SFTConfig`, `ModelConfig`, `ScriptArguments`), training arguments that transformers saved, and
-//! PEFT's `adapter_config.json`. Keys and defaults are those of `trl/trainer` and `trl/scripts` in huggingface/trl.
+//! TRL's configuration for `trl sft` (`SFTConfig`, `ModelConfig`, `ScriptArguments`), training arguments that
+//! transformers saved, and PEFT's `adapter_config.json`. Keys and defaults are those of `trl/trainer` and
+//! `trl/scripts` in huggingface/trl.
 
 use serde_json::{Value, json};
 

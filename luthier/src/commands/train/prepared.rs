@@ -36,7 +36,8 @@ pub(in crate::commands) struct Prepared {
 }
 
 impl Prepared {
-    /// Reads the examples, settles what was left open, and plans the memory. `begun`: the time that chat templates tell.
+    /// Reads the examples, settles what was left open, and plans the memory. `begun`: the time that chat
+    /// templates tell.
     ///
     /// # Errors
     /// If something is wrong with the input, or it does not fit into the memory.
@@ -191,7 +192,8 @@ impl Prepared {
         step_plan(run, &self.train).amount(self.steps, run.training.eval_every, self.held_out())
     }
 
-    /// How long the run takes, measured on its first micro-batches and some held-out examples. Loads the model.
+    /// How long the run takes, measured on its first micro-batches and some held-out examples. Loads the
+    /// model.
     pub(in crate::commands) fn time(&self, global: &Global) -> anyhow::Result<Duration> {
         // What is not to be in memory lies in files, which are gone afterwards.
         let folder = match self.settings.run.output.as_deref().and_then(existing_above) {
