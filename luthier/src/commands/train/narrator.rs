@@ -16,6 +16,8 @@ const WORTH_TELLING: Duration = Duration::from_secs(10);
 const MEASURED: Duration = Duration::from_secs(2);
 /// Evaluations without a better loss after which a person is warned.
 const RISING: u64 = 2;
+/// A loss that is higher than the best one by less is level.
+const RISEN: f64 = 1.001;
 
 pub(super) struct Narrator {
     quiet: bool,
@@ -121,7 +123,8 @@ impl Narrator {
                 self.pace.evaluation = Some(time);
                 self.evaluations = self.evaluations.saturating_sub(1);
                 self.note(&format!("step {}: held-out loss {:.4}", metrics.step, metrics.eval_loss));
-                if since_best >= RISING && best.step > 0 && !self.told_rising {
+                let risen = metrics.eval_loss > RISEN * best.eval_loss;
+                if risen && since_best >= RISING && best.step > 0 && !self.told_rising {
                     self.told_rising = true;
                     self.warn(&format!(
                         "the held-out loss has risen since step {} (from {:.4} to {:.4}): the model begins to learn the examples \
