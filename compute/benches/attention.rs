@@ -76,8 +76,14 @@ impl Problem {
         lengths: &[(usize, usize)],
         precision: Precision,
     ) -> Self {
-        let attention =
-            Attention { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), window: None };
+        let attention = Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            window: None,
+            cap: None,
+        };
         let (mut t, mut s) = (0, 0);
         let segments = lengths.iter().map(|&(queries, keys)| {
             (t, s) = (t + queries, s + keys);

@@ -8,7 +8,8 @@ use std::hint::black_box;
 use compute::ops::adamw_8bit::{self, Moments8};
 use compute::ops::gated::Activation;
 use compute::ops::optimizer::{self, AdamW, Lion, Sgd};
-use compute::ops::rope::{RopeScaling, RopeTable};
+use compute::ops::rms_norm::Offset;
+use compute::ops::rope::{RopeScaling, RopeTable, Rotation};
 use compute::ops::{bias, cross_entropy, dropout, embedding, gated, noise, reduce, residual, rms_norm, rope};
 use compute::quant::{Code, Format, Quantized};
 use compute::{DType, Device, Matrix, random};
@@ -43,12 +44,14 @@ fn rows(c: &mut Criterion) {
         let (weight, mut dweight) = (matrix(1, C, dtype), Matrix::zeros(1, C, DType::F32));
         let mut rstd = vec![1.0; T];
         let positions: Vec<u32> = (0..T as u32).collect();
-        let table = RopeTable::new(D, 500_000.0, &RopeScaling::None, T);
+        let scaling = RopeScaling::None;
+        let rotation = Rotation { dims: D, theta: 500_000.0, scaling, interleaved: false };
+        let table = RopeTable::new(D, &rotation, T);
         measure(c, group, "residual", 3 * size, || residual::add(device, y.as_mut(), x.as_ref()));
         measure(c, group, "bias", 2 * size, || bias::add(device, y.as_mut(), weight.as_ref()));
         measure(c, group, "bias_backward", size, || bias::backward(device, dweight.as_mut(), dy.as_ref()));
         measure(c, group, "rms_norm", 2 * size, || {
-            rms_norm::forward(device, y.as_mut(), x.as_ref(), weight.as_ref(), 1e-5, &mut rstd);
+            rms_norm::forward(device, y.as_mut(), x.as_ref(), weight.as_ref(), Offset::None, 1e-5, &mut rstd);
         });
         measure(c, group, "rms_norm_backward", 4 * size, || {
             rms_norm::backward(
@@ -58,13 +61,15 @@ fn rows(c: &mut Criterion) {
                 dy.as_ref(),
                 x.as_ref(),
                 weight.as_ref(),
+                Offset::None,
                 &rstd,
                 None,
             );
         });
         measure(c, group, "rms_norm_backward_weight", 6 * size, || {
             let dw = Some(dweight.as_mut());
-            rms_norm::backward(device, y.as_mut(), true, dy.as_ref(), x.as_ref(), weight.as_ref(), &rstd, dw);
+            let (dy, x, weight) = (dy.as_ref(), x.as_ref(), weight.as_ref());
+            rms_norm::backward(device, y.as_mut(), true, dy, x, weight, Offset::None, &rstd, dw);
         });
         measure(c, group, "rope", 2 * size, || rope::forward(device, y.as_mut(), &table, &positions));
         measure(c, group, "dropout", 2 * size, || {

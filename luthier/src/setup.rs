@@ -272,7 +272,7 @@ pub(crate) fn adopt(section: &AdapterSection, files: &AdapterFolder) -> AdapterS
         }
         Some(Selection::Expression(expression)) => TargetModules::Regex(expression.clone()),
         Some(Selection::List(names)) => TargetModules::Names(names.clone()),
-        None => TargetModules::Names(targets::DEFAULT_TARGETS.map(str::to_owned).to_vec()),
+        None => TargetModules::Names(targets::default_targets(&files.model)),
     };
     AdapterSection {
         r: folder.r,

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use compute::ops::rope::RopeTable;
 use compute::{Matrix, Precision};
 
 use crate::adapter::parameters::Layout;
@@ -14,6 +13,7 @@ use crate::frozen::FrozenActivations;
 use crate::head;
 use crate::inputs::Inputs;
 use crate::memory::{Allocator, Component};
+use crate::positions::Positions;
 
 /// What the forward pass keeps of each layer for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub struct Activations {
     pub(crate) saved: block::Saved,
     pub(crate) work: block::Workspace,
     pub(crate) head: head::Workspace,
-    pub(crate) rope: RopeTable,
+    pub(crate) positions: Positions,
 }
 
 impl Activations {
@@ -116,10 +116,8 @@ impl Activations {
         let saved = block::Saved::new(config, Kept { attention, mlp }, tokens, precision, allocator);
         let work = block::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
         let head = head::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
-        let rope_bytes = RopeTable::size_bytes(config.head_dim, positions) as u64;
-        let positions = if allocator.count(Component::Workspace, rope_bytes) { positions } else { 0 };
-        let rope = RopeTable::new(config.head_dim, config.rope_theta, &config.rope_scaling, positions);
-        Activations { extent, stream, inputs, frozen: None, saved, work, head, rope }
+        let positions = Positions::new(config, tokens, positions, allocator);
+        Activations { extent, stream, inputs, frozen: None, saved, work, head, positions }
     }
 
     /// The same, and what frozen layers give is kept for examples that come again. It must be laid out for the adapter of these
@@ -137,10 +135,11 @@ impl Activations {
         self.frozen.as_mut().map_or(Ok(()), |frozen| frozen.open(folder))
     }
 
-    /// Makes sure that there is room for a batch.
-    pub(crate) fn check(&self, batch: &Batch) {
+    /// Takes up a batch, for which there must be room.
+    pub(crate) fn set(&mut self, batch: &Batch, cached: bool) {
         let (t, most) = (batch.tokens(), self.extent.tokens);
         assert!(t <= most, "{t} tokens in buffers for {most}");
+        self.positions.set(batch, cached);
     }
 
     /// Layers whose result is kept from one pass over an example to the next.

@@ -1,51 +1,75 @@
-//! The attention half of a block: norm, projections with their adapters, rotary embedding, attention,
+//! The attention half of a block: norm, projections with their adapters, norms of queries and keys, rotary embedding, attention,
 //! projection onto the residual stream.
 
 use compute::ops::attention::{self, Attention as Heads};
-use compute::ops::rms_norm;
-use compute::ops::rope;
-use compute::{Buffer, DType, Matrix, Precision};
+use compute::ops::{columns, position_scale, rope};
+use compute::{DType, Matrix, MatrixRef, Precision};
 
 use crate::adapter::parameters::Parameters;
 use crate::block::{Pass, Workspace};
 use crate::cache::LayerCache;
-use crate::config::Config;
+use crate::config::{Config, FusedQkv, QkNorm, Span};
+use crate::exit;
 use crate::linear::Linear;
 use crate::memory::{Allocator, Component};
 use crate::names::{ModuleId, NormPart, Part};
-use crate::run::gradient_of;
+use crate::norm::{self, Norm};
 
 /// Frozen weights.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    /// Norm of the block's input `[1, C]`.
-    pub(crate) norm: Matrix,
-    /// Query projection `[H * D, C]`.
-    pub(crate) q: Linear,
-    /// Key projection `[K * D, C]`.
-    pub(crate) k: Linear,
-    /// Value projection `[K * D, C]`.
-    pub(crate) v: Linear,
+    /// Norm of the block's input.
+    pub(crate) norm: Option<Norm>,
+    pub(crate) qkv: Qkv,
     /// Output projection `[C, H * D]`.
     pub(crate) o: Linear,
-    /// Norm of each query head `[1, D]` (Qwen3).
-    pub(crate) q_norm: Option<Matrix>,
-    /// Norm of each key head `[1, D]` (Qwen3).
-    pub(crate) k_norm: Option<Matrix>,
+    /// Norms of queries and of keys.
+    pub(crate) qk_norms: Option<[Norm; 2]>,
+    /// Norm of the result.
+    pub(crate) norm_behind: Option<Norm>,
+}
+
+/// The projections of queries `[H * D, C]`, keys and values `[K * D, C]`.
+#[derive(Debug)]
+pub(crate) enum Qkv {
+    /// A layer each.
+    Apart(Box<[Linear; 3]>),
+    /// One layer for all, `[(H + 2 K) * D, C]`.
+    Fused(Linear),
 }
 
 /// What the backward pass needs of the forward pass.
 #[derive(Debug)]
 pub(crate) struct Saved {
-    rstd: Buffer<f32>,
-    /// Queries and keys before their norms; present where the family has these.
+    norm: norm::Saved,
+    /// Queries and keys before their norms, where they have norms.
     raw: Option<[Matrix; 2]>,
-    raw_rstd: [Buffer<f32>; 2],
+    raw_norms: [norm::Saved; 2],
     q: Matrix,
     k: Matrix,
     v: Matrix,
     attended: Matrix,
     lse: Matrix,
+    exit: exit::Saved,
+}
+
+/// Buffers that every layer uses in turn; gradients only in training.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    /// What a fused projection gives, and in the backward pass its gradient `[T, (H + 2 K) * D]`.
+    fused: Matrix,
+    gradients: Gradients,
+}
+
+/// Gradients of what attention reads and writes.
+#[derive(Debug)]
+struct Gradients {
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    attended: Matrix,
+    /// Of the keys before their norm.
+    k_raw: Matrix,
 }
 
 impl Saved {
@@ -55,17 +79,46 @@ impl Saved {
         precision: Precision,
         allocator: &mut Allocator,
     ) -> Self {
-        let dtype = precision.dtype();
-        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let mut keep = |cols| allocator.matrix(Component::Activations, tokens, cols, dtype);
-        let raw = config.qk_norm.then(|| [keep(q), keep(kv)]);
+        let component = Component::Activations;
+        let (q, kv) = (config.q_width(), config.kv_width());
+        let mut keep = |cols| allocator.matrix(component, tokens, cols, precision.dtype());
+        let raw = config.qk_norm.map(|_| [keep(q), keep(kv)]);
         let (q, k, v, attended) = (keep(q), keep(kv), keep(kv), keep(q));
-        let normed = if config.qk_norm { tokens } else { 0 };
-        let mut vector = |len| allocator.vector(Component::Activations, len);
-        let raw_rstd = [vector(normed * config.heads), vector(normed * config.kv_heads)];
-        let rstd = vector(tokens);
-        let lse = allocator.matrix(Component::Activations, tokens, config.heads, DType::F32);
-        Saved { rstd, raw, raw_rstd, q, k, v, attended, lse }
+        let raw_rows = |heads: usize| match config.qk_norm {
+            None => 0,
+            Some(QkNorm { span: Span::Head, .. }) => tokens * heads,
+            Some(QkNorm { span: Span::Width, .. }) => tokens,
+        };
+        let mut of_norm = |rows| norm::Saved::new(config, rows, component, allocator);
+        let raw_norms = [of_norm(raw_rows(config.heads)), of_norm(raw_rows(config.kv_heads))];
+        let norm = of_norm(if config.norms.before { tokens } else { 0 });
+        let lse = allocator.matrix(component, tokens, config.heads, DType::F32);
+        let exit = exit::Saved::new(config, tokens, precision, allocator);
+        Saved { norm, raw, raw_norms, q, k, v, attended, lse, exit }
+    }
+}
+
+impl Scratch {
+    pub(crate) fn new(
+        config: &Config,
+        tokens: usize,
+        training: bool,
+        precision: Precision,
+        allocator: &mut Allocator,
+    ) -> Self {
+        let (q, kv) = (config.q_width(), config.kv_width());
+        let back = if training { tokens } else { 0 };
+        let mut buffer = |rows, cols| allocator.matrix(Component::Workspace, rows, cols, precision.dtype());
+        Scratch {
+            fused: buffer(if config.fused_qkv.is_some() { tokens } else { 0 }, q + 2 * kv),
+            gradients: Gradients {
+                q: buffer(back, q),
+                k: buffer(back, kv),
+                v: buffer(back, kv),
+                attended: buffer(back, q),
+                k_raw: buffer(if config.qk_norm.is_some() { back } else { 0 }, kv),
+            },
+        }
     }
 }
 
@@ -75,8 +128,12 @@ fn heads(config: &Config, layer: usize) -> Heads {
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        scale: (config.head_dim as f32).powf(-0.5),
-        window: config.windows[layer],
+        scale: match config.attention_scale_by_layer {
+            true => config.attention_scale / (layer + 1) as f32,
+            false => config.attention_scale,
+        },
+        window: config.blocks[layer].window,
+        cap: config.attention_cap,
     }
 }
 
@@ -85,7 +142,29 @@ pub fn attention_memory(config: &Config, precision: Precision, tokens: usize) ->
     heads(config, 0).thread_memory(precision, tokens)
 }
 
+/// Which columns of a fused projection's result are queries, keys and values: as a matrix of rows of `row` columns (all of a
+/// token's, or those of one head), the first and the number of columns of each.
+fn parts_of(config: &Config, order: FusedQkv) -> (usize, [(usize, usize); 3]) {
+    let (q, kv, d) = (config.q_width(), config.kv_width(), config.head_dim);
+    match order {
+        FusedQkv::Blocks => (q + 2 * kv, [(0, q), (q, kv), (q + kv, kv)]),
+        FusedQkv::ByHead => (3 * d, [(0, d), (d, d), (2 * d, d)]),
+    }
+}
+
 impl Attention {
+    /// A linear layer by its name.
+    pub(crate) fn linear(&self, part: Part) -> Option<&Linear> {
+        match (part, &self.qkv) {
+            (Part::O, _) => Some(&self.o),
+            (Part::Qkv, Qkv::Fused(linear)) => Some(linear),
+            (Part::Q, Qkv::Apart(linears)) => Some(&linears[0]),
+            (Part::K, Qkv::Apart(linears)) => Some(&linears[1]),
+            (Part::V, Qkv::Apart(linears)) => Some(&linears[2]),
+            _ => None,
+        }
+    }
+
     /// `y [T, C] = x + attention(norm(x))`. With a cache, keys and values go there and the batch's segments
     /// name cache rows.
     pub(crate) fn forward(
@@ -98,46 +177,43 @@ impl Attention {
         saved: &mut Saved,
         work: &mut Workspace,
     ) {
-        let Pass { run, config, rope, batch } = pass;
+        let Pass { run, config, batch, .. } = pass;
         let t = batch.tokens();
-        let (device, id) = (run.device, |part| ModuleId::Linear { layer, part });
-        let norm_id = |part| ModuleId::Norm { layer, part };
-        let Saved { rstd, raw, raw_rstd, q, k, v, attended, lse } = saved;
-        let scratch = &mut work.linear;
+        let id = |part| ModuleId::Linear { layer, part };
+        let Workspace { normed, linear: scratch, attention: own, exit, .. } = work;
 
-        let norm = run.weight(norm_id(NormPart::Attention), &self.norm);
-        rms_norm::forward(
-            device,
-            work.normed.top_mut(t),
-            x.top(t),
-            norm,
-            config.rms_norm_eps,
-            &mut rstd[..t],
-        );
-        let normed = work.normed.top(t);
-        let (q_to, k_to) = match raw {
-            Some([q, k]) => (q, k),
-            None => (&mut *q, &mut *k),
-        };
-        self.q.forward(run, id(Part::Q), q_to.top_mut(t), false, normed, scratch);
-        self.k.forward(run, id(Part::K), k_to.top_mut(t), false, normed, scratch);
-        self.v.forward(run, id(Part::V), v.top_mut(t), false, normed, scratch);
-        if let Some(raw) = raw {
-            let norms =
-                [(&self.q_norm, NormPart::Q, config.heads), (&self.k_norm, NormPart::K, config.kv_heads)];
-            for (((norm, part, heads), raw), (to, rstd)) in
-                norms.into_iter().zip(raw).zip([&mut *q, &mut *k].into_iter().zip(raw_rstd))
-            {
-                let rows = t * heads;
-                let norm =
-                    run.weight(norm_id(part), norm.as_ref().expect("the family has a norm for each head"));
-                let to = to.top_mut(t).reshape(rows, config.head_dim);
-                let from = raw.top(t).reshape(rows, config.head_dim);
-                rms_norm::forward(device, to, from, norm, config.rms_norm_eps, &mut rstd[..rows]);
+        let input = match &self.norm {
+            None => x.top(t),
+            Some(norm) => {
+                let id = ModuleId::Norm { layer, part: NormPart::Attention };
+                norm.forward(run, config, id, normed.top_mut(t), x.top(t), &mut saved.norm);
+                normed.top(t)
             }
+        };
+        let [q_to, k_to] = match &mut saved.raw {
+            Some([q, k]) => [q, k],
+            None => [&mut saved.q, &mut saved.k],
+        };
+        match (&self.qkv, config.fused_qkv) {
+            (Qkv::Fused(qkv), Some(order)) => {
+                qkv.forward(run, id(Part::Qkv), own.fused.top_mut(t), false, input, scratch);
+                let (row, columns) = parts_of(config, order);
+                let rows = t * own.fused.cols() / row;
+                let fused = own.fused.top(t).reshape(rows, row);
+                for (to, (start, width)) in [q_to, k_to, &mut saved.v].into_iter().zip(columns) {
+                    columns::take(run.device, to.top_mut(t).reshape(rows, width), fused, start);
+                }
+            }
+            (Qkv::Apart(linears), _) => {
+                let parts = [Part::Q, Part::K, Part::V];
+                for ((linear, part), to) in linears.iter().zip(parts).zip([q_to, k_to, &mut saved.v]) {
+                    linear.forward(run, id(part), to.top_mut(t), false, input, scratch);
+                }
+            }
+            (Qkv::Fused(_), None) => unreachable!("the configuration says how a fused projection is ordered"),
         }
-        rope::forward(device, q.top_mut(t), rope, &batch.positions);
-        rope::forward(device, k.top_mut(t), rope, &batch.positions);
+        self.place(pass, layer, saved);
+        let Saved { q, k, v, attended, lse, .. } = saved;
         let (keys, values) = match cache {
             Some(cache) => {
                 cache.append(&batch.segments, k, v);
@@ -147,9 +223,96 @@ impl Attention {
         };
         let (out, lse) = (attended.top_mut(t), lse.top_mut(t));
         let heads = heads(config, layer);
-        attention::forward(device, run.precision, &heads, &batch.segments, q.top(t), keys, values, out, lse);
-        y.top_mut(t).copy_from(x.top(t));
-        self.o.forward(run, id(Part::O), y.top_mut(t), true, attended.top(t), scratch);
+        let (device, precision) = (run.device, run.precision);
+        attention::forward(device, precision, &heads, &batch.segments, q.top(t), keys, values, out, lse);
+        if exit::is_direct(config) {
+            y.top_mut(t).copy_from(x.top(t));
+            self.o.forward(run, id(Part::O), y.top_mut(t), true, attended.top(t), scratch);
+        } else {
+            let branch = saved.exit.branch(config, exit).top_mut(t);
+            self.o.forward(run, id(Part::O), branch, false, attended.top(t), scratch);
+            let behind = ModuleId::Norm { layer, part: NormPart::AfterAttention };
+            exit::forward(pass, self.norm_behind.as_ref(), behind, y, x, &mut saved.exit, exit);
+        }
+    }
+
+    /// Norms of queries and keys, and their positions, in the family's order.
+    fn place(&self, pass: Pass<'_>, layer: usize, saved: &mut Saved) {
+        let Pass { run, config, batch, .. } = pass;
+        let (t, table) = (batch.tokens(), config.blocks[layer].rope.map(|rope| &pass.positions.tables[rope]));
+        let turn = |x: &mut Matrix| {
+            if let Some(table) = table {
+                rope::forward(run.device, x.top_mut(t), table, &pass.positions.rows);
+            }
+        };
+        let Saved { raw, raw_norms, q, k, .. } = saved;
+        match (&self.qk_norms, raw, config.qk_norm) {
+            (Some(norms), Some(raw), Some(QkNorm { span, behind_rope })) => {
+                if behind_rope {
+                    raw.iter_mut().for_each(turn);
+                }
+                let ends = raw.iter().zip([&mut *q, &mut *k]);
+                for ((norm, part), ((from, to), saved)) in
+                    norms.iter().zip([NormPart::Q, NormPart::K]).zip(ends.zip(raw_norms))
+                {
+                    let (rows, cols) = rows_of(config, span, t, to.cols());
+                    let (to, from) = (to.top_mut(t).reshape(rows, cols), from.top(t).reshape(rows, cols));
+                    norm.forward(run, config, ModuleId::Norm { layer, part }, to, from, saved);
+                }
+                if !behind_rope {
+                    [q, k].into_iter().for_each(turn);
+                }
+            }
+            _ => [q, k].into_iter().for_each(turn),
+        }
+        if let Some(growth) = &pass.positions.growth {
+            position_scale::apply(run.device, saved.q.top_mut(t), growth, &batch.positions);
+        }
+    }
+
+    /// Takes the gradients of placed queries and keys back to those of what the projections gave, and says where these stand.
+    fn displace<'a>(
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        saved: &Saved,
+        own: &'a mut Gradients,
+        gradients: &mut Parameters,
+    ) -> [&'a Matrix; 3] {
+        let Pass { run, config, batch, .. } = pass;
+        let (t, table) = (batch.tokens(), config.blocks[layer].rope.map(|rope| &pass.positions.tables[rope]));
+        let turn_back = |dx: &mut Matrix| {
+            if let Some(table) = table {
+                rope::backward(run.device, dx.top_mut(t), table, &pass.positions.rows);
+            }
+        };
+        let Gradients { q: dq, k: dk, v: dv, attended: dattended, k_raw: dk_raw } = own;
+        if let Some(growth) = &pass.positions.growth {
+            position_scale::apply(run.device, dq.top_mut(t), growth, &batch.positions);
+        }
+        let (Some(norms), Some(raw), Some(QkNorm { span, behind_rope })) =
+            (&self.qk_norms, &saved.raw, config.qk_norm)
+        else {
+            [&mut *dq, &mut *dk].into_iter().for_each(turn_back);
+            return [dq, dk, dv];
+        };
+        if !behind_rope {
+            [&mut *dq, &mut *dk].into_iter().for_each(turn_back);
+        }
+        // The gradient of attention's result is spent: its buffer takes that of the queries before their norm.
+        let ends = [(&*dq, &mut *dattended), (&*dk, &mut *dk_raw)];
+        for (((norm, part), (raw, saved)), (from, to)) in
+            norms.iter().zip([NormPart::Q, NormPart::K]).zip(raw.iter().zip(&saved.raw_norms)).zip(ends)
+        {
+            let (rows, cols) = rows_of(config, span, t, from.cols());
+            let id = ModuleId::Norm { layer, part };
+            let (to, from) = (to.top_mut(t).reshape(rows, cols), from.top(t).reshape(rows, cols));
+            norm.backward(run, config, id, to, false, from, raw.top(t).reshape(rows, cols), saved, gradients);
+        }
+        if behind_rope {
+            [&mut *dattended, &mut *dk_raw].into_iter().for_each(turn_back);
+        }
+        [dattended, dk_raw, dv]
     }
 
     /// Turns the gradient of the output in `work.dx` into that of the input, and adds the trained tensors'
@@ -163,71 +326,81 @@ impl Attention {
         gradients: &mut Parameters,
         work: &mut Workspace,
     ) {
-        let Pass { run, config, rope, batch } = pass;
+        let Pass { run, config, batch, .. } = pass;
         let t = batch.tokens();
         let (device, id) = (run.device, |part| ModuleId::Linear { layer, part });
-        let norm_id = |part| ModuleId::Norm { layer, part };
-        let Saved { rstd, raw, raw_rstd, q, k, v, attended, lse } = saved;
-        let Workspace { normed, dx, dnormed, dq, dk, dv, dattended, dk_raw, linear: scratch, .. } = work;
+        let Workspace { normed, dx, dnormed, dparallel, linear: scratch, attention: own, exit, .. } = work;
 
-        let dy = Some(dattended.top_mut(t));
-        self.o.backward(run, id(Part::O), dy, false, dx.top(t), attended.top(t), gradients, scratch);
+        let behind = ModuleId::Norm { layer, part: NormPart::AfterAttention };
+        // With a parallel residual `dx` has the MLP's share of the input's gradient already.
+        let dy = if config.parallel_residual { &*dparallel } else { &*dx };
+        let dbranch =
+            exit::backward(pass, self.norm_behind.as_ref(), behind, dy, &saved.exit, exit, gradients);
+        let Scratch { fused, gradients: own } = own;
+        let dattended = Some(own.attended.top_mut(t));
+        let attended = saved.attended.top(t);
+        self.o.backward(run, id(Part::O), dattended, false, dbranch.top(t), attended, gradients, scratch);
         attention::backward(
             device,
             run.precision,
             &heads(config, layer),
             &batch.segments,
-            q.top(t),
-            k.top(t),
-            v.top(t),
-            attended.top(t),
-            lse.top(t),
-            dattended.top(t),
-            dq.top_mut(t),
-            dk.top_mut(t),
-            dv.top_mut(t),
+            saved.q.top(t),
+            saved.k.top(t),
+            saved.v.top(t),
+            attended,
+            saved.lse.top(t),
+            own.attended.top(t),
+            own.q.top_mut(t),
+            own.k.top_mut(t),
+            own.v.top_mut(t),
         );
-        rope::backward(device, dq.top_mut(t), rope, &batch.positions);
-        rope::backward(device, dk.top_mut(t), rope, &batch.positions);
-        // The gradient of attention's result is spent: its buffer takes that of the queries before their
-        // norm.
-        let (dq, dk) = match raw {
-            None => (&*dq, &*dk),
-            Some(raw) => {
-                let norms =
-                    [(&self.q_norm, NormPart::Q, config.heads), (&self.k_norm, NormPart::K, config.kv_heads)];
-                let ends = [(&*dq, &mut *dattended), (&*dk, &mut *dk_raw)];
-                for ((((norm, part, heads), raw), rstd), (from, to)) in
-                    norms.into_iter().zip(raw).zip(raw_rstd).zip(ends)
-                {
-                    let rows = t * heads;
-                    let norm = run
-                        .weight(norm_id(part), norm.as_ref().expect("the family has a norm for each head"));
-                    rms_norm::backward(
-                        device,
-                        to.top_mut(t).reshape(rows, config.head_dim),
-                        false,
-                        from.top(t).reshape(rows, config.head_dim),
-                        raw.top(t).reshape(rows, config.head_dim),
-                        norm,
-                        &rstd[..rows],
-                        gradient_of(run, norm_id(part), gradients),
-                    );
-                }
-                (&*dattended, &*dk_raw)
+        let parts = self.displace(pass, layer, saved, own, gradients);
+        // The norm's result was not kept: making it again costs one pass over x.
+        let norm_id = ModuleId::Norm { layer, part: NormPart::Attention };
+        let input = match &self.norm {
+            None => x.top(t),
+            Some(norm) => {
+                norm.forward(run, config, norm_id, normed.top_mut(t), x.top(t), &mut saved.norm);
+                normed.top(t)
             }
         };
-        let norm = run.weight(norm_id(NormPart::Attention), &self.norm);
-        // The norm's result was not kept: making it again costs one pass over x.
-        rms_norm::forward(device, normed.top_mut(t), x.top(t), norm, config.rms_norm_eps, &mut rstd[..t]);
-        let input = normed.top(t);
-        for (linear, part, accumulate, dy) in
-            [(&self.q, Part::Q, false, dq), (&self.k, Part::K, true, dk), (&self.v, Part::V, true, &*dv)]
-        {
-            let dn = Some(dnormed.top_mut(t));
-            linear.backward(run, id(part), dn, accumulate, dy.top(t), input, gradients, scratch);
+        let mut to_input = |linear: &Linear, part, dy: MatrixRef<'_>, accumulate| {
+            // Without a norm the gradient goes straight to the residual stream.
+            let (to, accumulate) = match &self.norm {
+                None => (dx.top_mut(t), true),
+                Some(_) => (dnormed.top_mut(t), accumulate),
+            };
+            linear.backward(run, id(part), Some(to), accumulate, dy, input, gradients, scratch);
+        };
+        match (&self.qkv, config.fused_qkv) {
+            (Qkv::Fused(qkv), Some(order)) => {
+                let (row, columns) = parts_of(config, order);
+                let rows = t * fused.cols() / row;
+                for (from, (start, width)) in parts.into_iter().zip(columns) {
+                    let (to, from) = (fused.top_mut(t).reshape(rows, row), from.top(t).reshape(rows, width));
+                    columns::put(device, to, from, start);
+                }
+                to_input(qkv, Part::Qkv, fused.top(t), false);
+            }
+            (Qkv::Apart(linears), _) => {
+                for (n, (linear, part)) in linears.iter().zip([Part::Q, Part::K, Part::V]).enumerate() {
+                    to_input(linear, part, parts[n].top(t), n > 0);
+                }
+            }
+            (Qkv::Fused(_), None) => unreachable!("the configuration says how a fused projection is ordered"),
         }
-        let dnorm = gradient_of(run, norm_id(NormPart::Attention), gradients);
-        rms_norm::backward(device, dx.top_mut(t), true, dnormed.top(t), x.top(t), norm, &rstd[..t], dnorm);
+        if let Some(norm) = &self.norm {
+            let (dx, dy) = (dx.top_mut(t), dnormed.top(t));
+            norm.backward(run, config, norm_id, dx, true, dy, x.top(t), &saved.norm, gradients);
+        }
+    }
+}
+
+/// Queries or keys of so many tokens and columns as a matrix whose rows the norm runs over.
+fn rows_of(config: &Config, span: Span, tokens: usize, cols: usize) -> (usize, usize) {
+    match span {
+        Span::Head => (tokens * cols / config.head_dim, config.head_dim),
+        Span::Width => (tokens, cols),
     }
 }

@@ -1,17 +1,18 @@
-//! One layer of the decoder: attention, then the MLP, each added onto the residual stream.
+//! One layer of the decoder: attention and the MLP, each added onto the residual stream, the MLP reading what attention made of it or,
+//! with a parallel residual, the layer's own input.
 
-use compute::ops::rope::RopeTable;
 use compute::{Matrix, Precision};
 
 use crate::adapter::parameters::{Layout, Parameters};
 use crate::attention::{self, Attention};
 use crate::batch::Batch;
 use crate::cache::LayerCache;
-use crate::config::Config;
-use crate::linear;
+use crate::config::{self, BlockConfig, Config};
 use crate::memory::{Allocator, Component};
 use crate::mlp::{self, Mlp};
+use crate::positions::Positions;
 use crate::run::Run;
+use crate::{exit, experts, linear};
 
 /// Frozen weights of a layer.
 #[derive(Debug)]
@@ -87,17 +88,19 @@ impl<T> LastLayers<T> {
 pub(crate) struct Workspace {
     /// A norm's result `[T, C]`.
     pub(crate) normed: Matrix,
-    /// The gated product `[T, F]`.
+    /// What gate and up give where they are one layer, and in the backward pass its gradient `[T, 2 F]`.
+    pub(crate) fused: Matrix,
+    /// What stands before the last layer of an MLP `[T, F]`.
     pub(crate) hidden: Matrix,
     /// Gradient of the residual stream `[T, C]`; from here on only in training.
     pub(crate) dx: Matrix,
     pub(crate) dnormed: Matrix,
     pub(crate) dhidden: Matrix,
-    pub(crate) dq: Matrix,
-    pub(crate) dk: Matrix,
-    pub(crate) dv: Matrix,
-    pub(crate) dattended: Matrix,
-    pub(crate) dk_raw: Matrix,
+    /// Gradient of the output of a block whose halves read the same input `[T, C]`.
+    pub(crate) dparallel: Matrix,
+    pub(crate) attention: attention::Scratch,
+    pub(crate) experts: experts::Scratch,
+    pub(crate) exit: exit::Scratch,
     pub(crate) linear: linear::Scratch,
 }
 
@@ -111,23 +114,30 @@ impl Workspace {
         precision: Precision,
         allocator: &mut Allocator,
     ) -> Self {
-        let (c, f) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let (c, q) = (config.hidden_size, config.q_width());
+        let has_experts = |block: &BlockConfig| block.mlp == config::Mlp::Experts;
+        let inner = if config.blocks.iter().all(has_experts) { 0 } else { config.intermediate_size };
         let dropout = if training { dropout } else { 0.0 };
-        let linear = linear::Scratch::new(layout, dropout, tokens, c.max(f).max(q), precision, allocator);
+        let of_experts = config.experts.map_or(0, |experts| experts.inner);
+        let widest = c.max(inner).max(q).max(of_experts);
+        let linear = linear::Scratch::new(layout, dropout, tokens, widest, precision, allocator);
+        let attention = attention::Scratch::new(config, tokens, training, precision, allocator);
+        let experts = experts::Scratch::new(config, tokens, training, precision, allocator);
+        let exit = exit::Scratch::new(config, tokens, training, precision, allocator);
         let mut buffer = |rows, cols| allocator.matrix(Component::Workspace, rows, cols, precision.dtype());
         let back = if training { tokens } else { 0 };
+        let before = |rows| if config.norms.before { rows } else { 0 };
         Workspace {
-            normed: buffer(tokens, c),
-            hidden: buffer(tokens, f),
+            normed: buffer(before(tokens), c),
+            fused: buffer(if config.fused_gate_up { tokens } else { 0 }, 2 * inner),
+            hidden: buffer(tokens, inner),
             dx: buffer(back, c),
-            dnormed: buffer(back, c),
-            dhidden: buffer(back, f),
-            dq: buffer(back, q),
-            dk: buffer(back, kv),
-            dv: buffer(back, kv),
-            dattended: buffer(back, q),
-            dk_raw: buffer(if config.qk_norm { back } else { 0 }, kv),
+            dnormed: buffer(before(back), c),
+            dhidden: buffer(back, inner),
+            dparallel: buffer(if config.parallel_residual { back } else { 0 }, c),
+            attention,
+            experts,
+            exit,
             linear,
         }
     }
@@ -138,13 +148,13 @@ impl Workspace {
 pub(crate) struct Pass<'a> {
     pub(crate) run: &'a Run<'a>,
     pub(crate) config: &'a Config,
-    pub(crate) rope: &'a RopeTable,
+    pub(crate) positions: &'a Positions,
     pub(crate) batch: &'a Batch,
 }
 
 impl Block {
-    /// The first half: from the layer's input to `saved.middle`.
-    pub(crate) fn forward_attention(
+    /// All that the backward pass relies on, from the layer's input: `saved.middle`, and the first layers of the MLP.
+    pub(crate) fn forward_first(
         &self,
         pass: Pass<'_>,
         layer: usize,
@@ -155,10 +165,12 @@ impl Block {
     ) {
         let (attention, middle) = (saved.attention.of(layer), saved.middle.of(layer));
         self.attention.forward(pass, layer, cache, x, middle, attention, work);
+        let input = if pass.config.parallel_residual { x } else { middle };
+        self.mlp.forward_first(pass, layer, input, saved.mlp.of(layer), work);
     }
 
-    /// The second half: from `saved.middle` to the layer's output.
-    pub(crate) fn forward_mlp(
+    /// The rest: the layer's output, which may stand where its input stood.
+    pub(crate) fn forward_last(
         &self,
         pass: Pass<'_>,
         layer: usize,
@@ -166,7 +178,7 @@ impl Block {
         saved: &mut Saved,
         work: &mut Workspace,
     ) {
-        self.mlp.forward(pass, layer, saved.middle.of(layer), y, saved.mlp.of(layer), work);
+        self.mlp.forward_last(pass, layer, saved.middle.of(layer), y, saved.mlp.of(layer), work);
     }
 
     /// Makes again what [`Block::backward`] needs and is not kept, from the layer's input.
@@ -179,10 +191,12 @@ impl Block {
         work: &mut Workspace,
     ) {
         if !saved.attention.keeps(layer) {
-            self.forward_attention(pass, layer, None, x, saved, work);
+            let (attention, middle) = (saved.attention.of(layer), saved.middle.of(layer));
+            self.attention.forward(pass, layer, None, x, middle, attention, work);
         }
         if !saved.mlp.keeps(layer) {
-            self.mlp.forward_gates(pass, layer, saved.middle.of(layer), saved.mlp.of(layer), work);
+            let input = if pass.config.parallel_residual { x } else { &*saved.middle.of(layer) };
+            self.mlp.forward_first(pass, layer, input, saved.mlp.of(layer), work);
         }
     }
 
@@ -196,7 +210,14 @@ impl Block {
         gradients: &mut Parameters,
         work: &mut Workspace,
     ) {
-        self.mlp.backward(pass, layer, saved.middle.of(layer), saved.mlp.of(layer), gradients, work);
+        let t = pass.batch.tokens();
+        let input = if pass.config.parallel_residual {
+            work.dparallel.top_mut(t).copy_from(work.dx.top(t));
+            x
+        } else {
+            &*saved.middle.of(layer)
+        };
+        self.mlp.backward(pass, layer, input, saved.mlp.of(layer), gradients, work);
         self.attention.backward(pass, layer, x, saved.attention.of(layer), gradients, work);
     }
 }

@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use compute::{DType, MatrixMut};
+use compute::{DType, Matrix, MatrixMut, MatrixRef};
 use half::{bf16, f16};
 use serde::Deserialize;
 
@@ -21,81 +21,16 @@ use crate::names::{ModuleId, Parameter};
 pub(crate) use companions::copy_companions;
 pub use companions::copy_tokenizer;
 pub use staging::{Staging, sweep_staged};
+use stored::Element;
+pub use stored::StoredDType;
 pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, sweep, sync_folder, write_whole};
 
 mod companions;
 mod header;
 pub(crate) mod quantized;
 mod staging;
+mod stored;
 mod writer;
-
-/// How a tensor's elements are stored in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StoredDType {
-    /// IEEE single precision.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-    /// Bytes: codes of quantized weights, never weights themselves.
-    U8,
-}
-
-impl StoredDType {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        match self {
-            StoredDType::F32 => 4,
-            StoredDType::Bf16 | StoredDType::F16 => 2,
-            StoredDType::U8 => 1,
-        }
-    }
-
-    /// The name in a safetensors header.
-    pub fn name(self) -> &'static str {
-        match self {
-            StoredDType::F32 => "F32",
-            StoredDType::Bf16 => "BF16",
-            StoredDType::F16 => "F16",
-            StoredDType::U8 => "U8",
-        }
-    }
-
-    /// The name in a config.json.
-    pub fn torch_name(self) -> &'static str {
-        match self {
-            StoredDType::F32 => "float32",
-            StoredDType::Bf16 => "bfloat16",
-            StoredDType::F16 => "float16",
-            StoredDType::U8 => "uint8",
-        }
-    }
-
-    /// The type in which a matrix holds these values: F16 needs `f32` to lose nothing.
-    pub fn matrix_dtype(self) -> DType {
-        match self {
-            StoredDType::Bf16 => DType::Bf16,
-            StoredDType::F32 | StoredDType::F16 => DType::F32,
-            StoredDType::U8 => panic!("bytes are no weights"),
-        }
-    }
-
-    fn parse(name: &str) -> Option<StoredDType> {
-        [StoredDType::F32, StoredDType::Bf16, StoredDType::F16, StoredDType::U8]
-            .into_iter()
-            .find(|d| d.name() == name)
-    }
-}
-
-impl From<DType> for StoredDType {
-    fn from(dtype: DType) -> Self {
-        match dtype {
-            DType::F32 => StoredDType::F32,
-            DType::Bf16 => StoredDType::Bf16,
-        }
-    }
-}
 
 /// What a file says about a tensor, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,11 +85,15 @@ pub struct Checkpoint {
 const MAX_INDEX: u64 = 256 << 20;
 /// Bytes read and converted at a time.
 const BUFFER: usize = 256 << 10;
-/// Why a tensor of U8 that no state says how to read is refused.
-const BYTES_ARE_NO_WEIGHTS: &str =
-    "is stored as U8 where weights are needed; supported are F32, BF16 and F16";
 /// Buffers some old checkpoints carry that are computed here.
-const COMPUTED_BUFFERS: [&str; 2] = ["rotary_emb.inv_freq", "self_attn.masked_bias"];
+const COMPUTED_BUFFERS: [&str; 6] = [
+    ".rotary_emb.inv_freq",
+    ".self_attn.masked_bias",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+];
 
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -347,17 +286,19 @@ impl Checkpoint {
     /// A tied head may stand in the file too if it equals the embedding, or instead of it.
     pub fn check(&self, config: &Config) -> Result<()> {
         let parameters = config.parameters();
+        let mut known: BTreeMap<String, Parameter> = BTreeMap::new();
         let mut any_quantized = false;
         for parameter in &parameters {
             let name = self.stored_name(parameter, config)?;
+            known.insert(name.clone(), *parameter);
             let info = &self.tensors[&name];
             if self.quantized_code(&name).is_some() {
                 self.check_quantized(parameter, config)?;
                 any_quantized = true;
             } else if info.shape != parameter.file_shape() {
                 return Err(self.misshapen(&name, info, parameter, config));
-            } else if info.dtype == StoredDType::U8 {
-                return Err(ModelError::tensor(&self.files[info.file].0, name, BYTES_ARE_NO_WEIGHTS));
+            } else if !info.dtype.is_weight() {
+                return Err(ModelError::tensor(&self.files[info.file].0, name, not_weights(info.dtype)));
             }
         }
         if config.quantization.is_some() && !any_quantized {
@@ -365,10 +306,12 @@ impl Checkpoint {
                            config.json must be of one model";
             return Err(ModelError::file(&self.path, problem));
         }
-        let known: BTreeMap<String, &Parameter> = parameters.iter().map(|p| (p.name(), p)).collect();
-        let (embedding, head) = (ModuleId::Embedding.weight_name(), ModuleId::Head.weight_name());
+        let embedding = self.stored_name(&config.parameter(ModuleId::Embedding, false), config)?;
+        let tied_head = self.name_of(&config.parameter(ModuleId::Head, false));
+        let tied_head = tied_head.filter(|_| config.tie_word_embeddings);
         for (name, info) in &self.tensors {
-            if known.contains_key(name) || COMPUTED_BUFFERS.iter().any(|b| name.ends_with(b)) {
+            let computed = COMPUTED_BUFFERS.iter().any(|buffer| name.ends_with(buffer));
+            if known.contains_key(name) || computed || config.names.is_foreign(name) {
                 continue;
             }
             let beside = quantized::weight_of(name);
@@ -377,10 +320,8 @@ impl Checkpoint {
             {
                 continue;
             }
-            if config.tie_word_embeddings && *name == head {
-                if self.tensors.contains_key(&embedding) {
-                    self.check_tied(&embedding, &head)?;
-                }
+            if tied_head.as_deref() == Some(name) {
+                self.check_tied(&embedding, name)?;
                 continue;
             }
             return Err(self.unknown(name, info, &known, config));
@@ -391,7 +332,14 @@ impl Checkpoint {
     /// Reads a parameter of `config` into its matrix, as [`Checkpoint::read_into`]; a tied embedding under
     /// whichever name it has.
     pub fn read_parameter(&self, parameter: &Parameter, config: &Config, to: MatrixMut<'_>) -> Result<()> {
-        self.read_into(&self.stored_name(parameter, config)?, to)
+        let name = self.stored_name(parameter, config)?;
+        if !parameter.transposed {
+            return self.read_into(&name, to);
+        }
+        let mut turned = Matrix::unset(parameter.cols, parameter.rows, to.dtype());
+        self.read_into(&name, turned.as_mut())?;
+        transpose(turned.as_ref(), to);
+        Ok(())
     }
 
     /// What the file says of a parameter.
@@ -401,22 +349,65 @@ impl Checkpoint {
 
     /// Under which name a parameter stands in the file.
     pub(crate) fn stored_name(&self, parameter: &Parameter, config: &Config) -> Result<String> {
-        let name = parameter.name();
-        if self.tensors.contains_key(&name) {
+        if let Some(name) = self.name_of(parameter) {
             return Ok(name);
         }
         if config.tie_word_embeddings && parameter.module == ModuleId::Embedding {
-            let head = ModuleId::Head.weight_name();
-            if self.tensors.contains_key(&head) {
+            if let Some(head) = self.name_of(&config.parameter(ModuleId::Head, false)) {
                 return Ok(head);
             }
         }
+        let name = parameter.name();
         if parameter.module == ModuleId::Head {
             let problem = "is missing; if the model's head shares the embedding's weight, config.json must say \
                            \"tie_word_embeddings\": true";
             return Err(ModelError::tensor(&self.path, name, problem));
         }
         Err(self.missing(&name))
+    }
+
+    /// What this file calls a parameter, or would, by what it calls the embedding.
+    pub(crate) fn spelling(&self, parameter: &Parameter) -> String {
+        let embedding = Parameter { module: ModuleId::Embedding, bias: false, ..*parameter };
+        let place = embedding.names().position(|name| self.tensors.contains_key(&name)).unwrap_or(0);
+        let usual = || parameter.names().nth(place).unwrap_or_else(|| parameter.name());
+        self.name_of(parameter).unwrap_or_else(usual)
+    }
+
+    /// The tensors of other parts of a model than that for texts.
+    pub(crate) fn foreign(&self, config: &Config) -> Vec<TensorSpec> {
+        let others = self.tensors.iter().filter(|(name, _)| config.names.is_foreign(name));
+        let spec = |(name, info): (&String, &TensorInfo)| TensorSpec {
+            name: name.clone(),
+            shape: info.shape.clone(),
+            dtype: info.dtype,
+        };
+        others.map(spec).collect()
+    }
+
+    /// Copies them, byte for byte.
+    pub(crate) fn copy_foreign(&self, config: &Config, to: &mut CheckpointWriter) -> Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        for TensorSpec { name, dtype, .. } in self.foreign(config) {
+            let elements = self.tensors[&name].element_count();
+            let step = BUFFER / dtype.size();
+            for start in (0..elements).step_by(step) {
+                let bytes = &mut buffer[..step.min(elements - start) * dtype.size()];
+                self.read_bytes(&name, start, bytes)?;
+                to.write_bytes(&name, start, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a parameter is here, under any of its names.
+    pub(crate) fn has(&self, parameter: &Parameter) -> bool {
+        self.name_of(parameter).is_some()
+    }
+
+    /// The name of a parameter in this file, if it has it.
+    fn name_of(&self, parameter: &Parameter) -> Option<String> {
+        parameter.names().find(|name| self.tensors.contains_key(name))
     }
 
     fn missing(&self, name: &str) -> ModelError {
@@ -442,11 +433,11 @@ impl Checkpoint {
         &self,
         name: &str,
         info: &TensorInfo,
-        known: &BTreeMap<String, &Parameter>,
+        known: &BTreeMap<String, Parameter>,
         config: &Config,
     ) -> ModelError {
         let beyond =
-            name.rsplit_once('.').and_then(|(path, _)| ModuleId::parse(path)).and_then(ModuleId::layer);
+            name.rsplit_once('.').and_then(|(path, _)| config.names.parse(path)).and_then(ModuleId::layer);
         let problem = match beyond {
             Some(layer) if layer >= config.layers => {
                 format!("belongs to layer {layer}, but config.json says num_hidden_layers {}", config.layers)
@@ -495,6 +486,27 @@ impl Checkpoint {
     }
 }
 
+/// Why a tensor of this type, which no state says how to read, is refused.
+fn not_weights(dtype: StoredDType) -> String {
+    format!("is stored as {} where weights are needed; supported are F32, BF16 and F16", dtype.name())
+}
+
+/// `to [N, M]` from `from [M, N]` of the same type.
+pub(crate) fn transpose(from: MatrixRef<'_>, to: MatrixMut<'_>) {
+    fn turn<T: Copy>(from: &[T], to: &mut [T], rows: usize) {
+        let cols = to.len() / rows.max(1);
+        for (r, to) in to.chunks_exact_mut(cols.max(1)).enumerate() {
+            to.iter_mut().enumerate().for_each(|(c, to)| *to = from[c * rows + r]);
+        }
+    }
+    let rows = to.rows();
+    assert_eq!((from.rows(), from.cols(), from.dtype()), (to.cols(), rows, to.dtype()), "a transpose");
+    match to.dtype() {
+        DType::F32 => turn(from.f32(), to.f32(), rows),
+        DType::Bf16 => turn(from.bf16(), to.bf16(), rows),
+    }
+}
+
 /// The fields of config.json that fix a parameter's shape, with their values.
 fn shape_fields(parameter: &Parameter, config: &Config) -> String {
     use crate::names::{NormPart, Part};
@@ -505,12 +517,17 @@ fn shape_fields(parameter: &Parameter, config: &Config) -> String {
     let head_dim = ("head_dim", config.head_dim);
     let fields: &[(&str, usize)] = match parameter.module {
         ModuleId::Embedding | ModuleId::Head => &[vocabulary, hidden],
-        ModuleId::FinalNorm => &[hidden],
-        ModuleId::Norm { part: NormPart::Attention | NormPart::Mlp, .. } => &[hidden],
-        ModuleId::Norm { part: NormPart::Q | NormPart::K, .. } => &[head_dim],
+        ModuleId::Positions => &[("max_position_embeddings", config.max_position_embeddings), hidden],
+        ModuleId::Norm { part: NormPart::Q | NormPart::K, .. } => &[heads, kv_heads, head_dim],
+        ModuleId::Norm { .. } | ModuleId::FinalNorm => &[hidden],
+        ModuleId::Expert { .. } => {
+            &[hidden, ("the experts' inner width", parameter.rows.min(parameter.cols))]
+        }
         ModuleId::Linear { part: Part::Q | Part::O, .. } => &[hidden, heads, head_dim],
         ModuleId::Linear { part: Part::K | Part::V, .. } => &[hidden, kv_heads, head_dim],
-        ModuleId::Linear { part: Part::Gate | Part::Up | Part::Down, .. } => &[hidden, inner],
+        ModuleId::Linear { part: Part::Qkv, .. } => &[hidden, heads, kv_heads, head_dim],
+        ModuleId::Linear { part: Part::Router, .. } => &[("the number of experts", parameter.rows), hidden],
+        ModuleId::Linear { part: Part::Gate | Part::Up | Part::GateUp | Part::Down, .. } => &[hidden, inner],
     };
     let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name} {value}")).collect();
     fields.join(", ")
@@ -531,7 +548,7 @@ impl Source<'_> {
             StoredDType::F32 => self.stream(to, |b: [u8; 4]| T::from_f32(f32::from_le_bytes(b))),
             StoredDType::Bf16 => self.stream(to, |b: [u8; 2]| T::from_bf16(bf16::from_le_bytes(b))),
             StoredDType::F16 => self.stream(to, |b: [u8; 2]| T::from_f32(f16::from_le_bytes(b).to_f32())),
-            StoredDType::U8 => Err(ModelError::tensor(self.path, self.name, BYTES_ARE_NO_WEIGHTS)),
+            other => Err(ModelError::tensor(self.path, self.name, not_weights(other))),
         }
     }
 
@@ -563,46 +580,6 @@ impl Source<'_> {
         };
         let problem = format!("has the value {value} at {index}; weights must be finite");
         ModelError::tensor(self.path, self.name, problem)
-    }
-}
-
-/// An element of a matrix.
-trait Element: Copy {
-    fn from_f32(value: f32) -> Self;
-    /// Without a rounding that would change nothing: most files are of this type, and are read as fast as
-    /// they come.
-    fn from_bf16(value: bf16) -> Self;
-    fn finite(self) -> bool;
-    fn to_f32(self) -> f32;
-}
-
-impl Element for f32 {
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-    fn from_bf16(value: bf16) -> Self {
-        value.to_f32()
-    }
-    fn finite(self) -> bool {
-        self.is_finite()
-    }
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
-
-impl Element for bf16 {
-    fn from_f32(value: f32) -> Self {
-        bf16::from_f32(value)
-    }
-    fn from_bf16(value: bf16) -> Self {
-        value
-    }
-    fn finite(self) -> bool {
-        self.is_finite()
-    }
-    fn to_f32(self) -> f32 {
-        bf16::to_f32(self)
     }
 }
 

@@ -1,138 +1,139 @@
 //! A model's shape and constants, from `config.json`: a family is a row of fields, not a file of code.
 //!
-//! Defaults for absent fields are those of transformers' configuration classes (`LlamaConfig`, `MistralConfig`,
-//! `Qwen2Config`, `Qwen3Config`), and both ways of writing the rotary embedding are read: `rope_theta` with
-//! `rope_scaling`, and the `rope_parameters` of transformers 5. Whatever would change the model's arithmetic and is
-//! not known here is refused by name.
+//! Defaults for absent fields are those of transformers' configuration classes ([`family`]), and both ways of writing the rotary
+//! embedding are read ([`rotary`]). Whatever would change the model's arithmetic and is not known here is refused by name. Of a model
+//! with several kinds of input, such as images, the part for texts is read.
 
+mod family;
+mod fields;
 mod quantization;
+mod rotary;
 
-use std::fs;
 use std::path::Path;
 
 use compute::ops::gated::Activation;
-use compute::ops::rope::RopeScaling;
+use compute::ops::rope::Rotation;
 use compute::quant::Format;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::StoredDType;
-use crate::error::{ModelError, Result, nearest, quoted};
+use crate::checkpoint::{Checkpoint, StoredDType};
+use crate::error::{ModelError, Result, quoted};
+use crate::names::{ModuleId, Names};
+pub use family::Family;
+use family::{Biases as BiasRule, Fused, Residual, Rotary, Row, WRAPPERS, Windows, Wrapper};
+pub(crate) use fields::{Fields, read_small_file, short};
 
-/// A supported family of models.
+/// What kind of norm stands in a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// Llama 2, 3, 3.1, 3.2 and what shares their shape.
-    Llama,
-    /// Mistral: Llama with a sliding window in some releases.
-    Mistral,
-    /// Qwen2 and Qwen2.5: biases on queries, keys and values.
-    Qwen2,
-    /// Qwen3: norms over each query and key head.
-    Qwen3,
+pub enum NormKind {
+    /// RMS norm.
+    Rms,
+    /// RMS norm by one plus the weight.
+    RmsPlusOne,
+    /// Layer norm, with a bias.
+    Layer,
 }
 
-/// What a family's configuration class takes where config.json is silent, and what it fixes.
-struct Defaults {
-    /// `None`: as many as query heads.
-    kv_heads: Option<usize>,
-    /// `None`: width over heads.
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
-    bos: Option<u32>,
-    eos: Option<u32>,
-    biases: Biases,
-    qk_norm: bool,
-    windows: Windows,
+/// Where norms stand in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Norms {
+    /// Before attention and before the MLP.
+    pub before: bool,
+    /// Behind each, before its result joins the residual stream.
+    pub behind: bool,
 }
 
-/// Which linear layers of a family have biases.
-enum Biases {
-    None,
-    /// Always on queries, keys and values.
-    Qkv,
-    /// By the field `attention_bias`, on all four of attention.
-    AttentionField,
-    /// By the fields `attention_bias` and `mlp_bias`.
-    AttentionAndMlpFields,
+/// Over what a norm of queries or keys runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// Each head.
+    Head,
+    /// All heads together.
+    Width,
 }
 
-/// How a family says which layers see a sliding window.
-enum Windows {
-    None,
-    /// `sliding_window`, all layers; the default where the field is absent.
-    AllLayers(usize),
-    /// `use_sliding_window`, `sliding_window` and `max_window_layers` or `layer_types`.
-    UpperLayers,
+/// Norms of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QkNorm {
+    /// Over what.
+    pub span: Span,
+    /// Whether behind the rotary embedding rather than before it.
+    pub behind_rope: bool,
 }
 
-impl Family {
-    /// All families.
-    pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+/// How a token knows where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positions {
+    /// Queries and keys are turned ([`BlockConfig::rope`]).
+    Rotary,
+    /// A learned vector for each position is added to the token's.
+    Learned,
+}
 
-    /// `model_type` in config.json.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Family::Llama => "llama",
-            Family::Mistral => "mistral",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-        }
-    }
+/// Queries at position `p` are multiplied by `1 + beta ln(1 + floor(p / original))` (Ministral 3, as Llama 4).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryGrowth {
+    /// How fast.
+    pub beta: f64,
+    /// Positions that each step spans.
+    pub original: usize,
+}
 
-    /// The class transformers names in `architectures`.
-    pub fn architecture(self) -> &'static str {
-        match self {
-            Family::Llama => "LlamaForCausalLM",
-            Family::Mistral => "MistralForCausalLM",
-            Family::Qwen2 => "Qwen2ForCausalLM",
-            Family::Qwen3 => "Qwen3ForCausalLM",
-        }
-    }
+/// The order of a fused projection's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FusedQkv {
+    /// All queries, all keys, all values.
+    Blocks,
+    /// Query, key and value of each head; as many key heads as query heads.
+    ByHead,
+}
 
-    fn defaults(self) -> Defaults {
-        match self {
-            Family::Llama => Defaults {
-                kv_heads: None,
-                head_dim: None,
-                max_position_embeddings: 2048,
-                bos: Some(1),
-                eos: Some(2),
-                biases: Biases::AttentionAndMlpFields,
-                qk_norm: false,
-                windows: Windows::None,
-            },
-            Family::Mistral => Defaults {
-                kv_heads: Some(8),
-                head_dim: None,
-                max_position_embeddings: 131_072,
-                bos: Some(1),
-                eos: Some(2),
-                biases: Biases::None,
-                qk_norm: false,
-                windows: Windows::AllLayers(4096),
-            },
-            Family::Qwen2 => Defaults {
-                kv_heads: Some(32),
-                head_dim: None,
-                max_position_embeddings: 32_768,
-                bos: None,
-                eos: None,
-                biases: Biases::Qkv,
-                qk_norm: false,
-                windows: Windows::UpperLayers,
-            },
-            Family::Qwen3 => Defaults {
-                kv_heads: Some(32),
-                head_dim: Some(128),
-                max_position_embeddings: 32_768,
-                bos: None,
-                eos: None,
-                biases: Biases::AttentionField,
-                qk_norm: true,
-                windows: Windows::UpperLayers,
-            },
-        }
-    }
+/// Which linear layers have biases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// Queries, keys and values.
+    pub qkv: bool,
+    /// The attention's output.
+    pub output: bool,
+    /// The MLP's layers.
+    pub mlp: bool,
+    /// The head.
+    pub head: bool,
+}
+
+/// What the MLP half of a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mlp {
+    /// `down(act(gate(x)) * up(x))`.
+    Gated,
+    /// `down(act(up(x)))`.
+    Plain,
+    /// A weighted sum of a few gated MLPs out of many, chosen for each token.
+    Experts,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// `E`, experts of a layer.
+    pub count: usize,
+    /// Experts that a token goes to.
+    pub per_token: usize,
+    /// Inner width of an expert.
+    pub inner: usize,
+    /// Whether the weights of a token's experts are made to sum to one.
+    pub normalized: bool,
+}
+
+/// What differs from block to block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockConfig {
+    /// How many tokens a token sees, itself included (`Some(w)`: positions `p - w + 1 ..= p`), or all before it.
+    pub window: Option<usize>,
+    /// Which of [`Config::ropes`] turns its queries and keys, if any.
+    pub rope: Option<usize>,
+    /// What its MLP half is.
+    pub mlp: Mlp,
 }
 
 /// A decoder's shape and constants.
@@ -140,6 +141,8 @@ impl Family {
 pub struct Config {
     /// Where the defaults came from; the arithmetic follows the other fields.
     pub family: Family,
+    /// What checkpoints call its parts.
+    pub names: Names,
     /// `V`, tokens known.
     pub vocab_size: usize,
     /// `C`, the model's width.
@@ -152,31 +155,56 @@ pub struct Config {
     pub heads: usize,
     /// `K`, key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// `D`, the size of a head; even.
+    /// `D`, the size of a head.
     pub head_dim: usize,
-    /// Added to the mean square in every RMS norm.
-    pub rms_norm_eps: f32,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// How the rotary frequencies are stretched for long contexts.
-    pub rope_scaling: RopeScaling,
+    /// What differs from block to block, one for each.
+    pub blocks: Vec<BlockConfig>,
+    /// What kind of norm stands before, behind and at the end.
+    pub norm: NormKind,
+    /// Added to the mean square, or the variance, in every norm.
+    pub norm_eps: f32,
+    /// Where norms stand in a block.
+    pub norms: Norms,
+    /// Whether both halves of a block read its input, rather than the MLP what attention made.
+    pub parallel_residual: bool,
+    /// Norms of queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// How a token knows where it stands.
+    pub positions: Positions,
+    /// The rotary embeddings that blocks choose from.
+    pub ropes: Vec<Rotation>,
+    /// Whether queries grow with their position.
+    pub query_growth: Option<QueryGrowth>,
     /// Longest context the model was made for, in tokens.
     pub max_position_embeddings: usize,
-    /// Biases on queries, keys and values.
-    pub qkv_bias: bool,
-    /// A bias on the attention's output.
-    pub output_bias: bool,
-    /// Biases on the MLP's three layers.
-    pub mlp_bias: bool,
-    /// Norms over each query and key head.
-    pub qk_norm: bool,
+    /// Factor on attention's scores.
+    pub attention_scale: f32,
+    /// Whether that factor is divided by the block's number, from 1.
+    pub attention_scale_by_layer: bool,
+    /// Attention's scores are `cap tanh(score / cap)`.
+    pub attention_cap: Option<f32>,
+    /// Factor on embeddings, rounded to the type of activations.
+    pub embedding_scale: f32,
+    /// Factor on what each half adds to the residual stream.
+    pub residual_scale: f32,
+    /// Factor on logits, before their cap.
+    pub logits_scale: f32,
+    /// Logits are `cap tanh(logit / cap)`.
+    pub logits_cap: Option<f32>,
+    /// Whether queries, keys and values are one layer, and how.
+    pub fused_qkv: Option<FusedQkv>,
+    /// Whether gate and up are one layer, gate first.
+    pub fused_gate_up: bool,
+    /// Which linear layers have biases.
+    pub biases: Biases,
+    /// Whether files store the blocks' linear layers as `[in, out]`.
+    pub transposed: bool,
+    /// The MLP's activation.
+    pub activation: Activation,
+    /// The experts of the layers that have them.
+    pub experts: Option<Experts>,
     /// The head is the embedding's weight.
     pub tie_word_embeddings: bool,
-    /// For each layer: how many tokens a token sees, itself included (`Some(w)`: positions `p - w + 1 ..= p`), or all
-    /// before it.
-    pub windows: Vec<Option<usize>>,
-    /// The gate's activation.
-    pub activation: Activation,
     /// Standard deviation of freshly made weights.
     pub initializer_range: f32,
     /// Beginning of text.
@@ -201,8 +229,8 @@ mod bounds {
     pub(super) const LAYERS: usize = 1 << 12;
     pub(super) const HEADS: usize = 1 << 14;
     pub(super) const HEAD: usize = 1 << 14;
+    pub(super) const EXPERTS: usize = 1 << 12;
     pub(super) const POSITIONS: usize = 1 << 32;
-    pub(super) const TOKEN: usize = u32::MAX as usize;
     /// Bytes of config.json.
     pub(super) const FILE: u64 = 16 << 20;
 }
@@ -211,7 +239,15 @@ impl Config {
     /// Reads `config.json` of a model folder.
     pub fn load(folder: &Path) -> Result<Config> {
         let path = folder.join("config.json");
-        Config::from_json(&read_small_file(&path, bounds::FILE)?, &path)
+        let mut config = Config::from_json(&read_small_file(&path, bounds::FILE)?, &path)?;
+        // Wrappers that do not say whether the head is tied are tied only where the file has no head: so transformers 5 takes them.
+        let silent = !config.raw.contains_key(TIED) && config.names.root != config.names.table.root;
+        if silent
+            && Checkpoint::open(folder).is_ok_and(|files| files.has(&config.parameter(ModuleId::Head, false)))
+        {
+            config.tie_word_embeddings = false;
+        }
+        Ok(config)
     }
 
     /// Reads the text of a `config.json`; `path` is only named in errors.
@@ -224,48 +260,21 @@ impl Config {
 
     /// As [`Config::from_json`], of an object already parsed.
     pub fn from_map(raw: Map<String, Value>, path: &Path) -> Result<Config> {
-        let fields = Fields { path, prefix: "", map: &raw };
-        let family = family(&fields)?;
-        refuse_unsupported(&fields)?;
-        let defaults = family.defaults();
-
-        let hidden_size = fields.size("hidden_size", bounds::WIDTH)?;
-        let layers = fields.size("num_hidden_layers", bounds::LAYERS)?;
-        let heads = fields.size("num_attention_heads", bounds::HEADS)?;
-        let (qkv_bias, output_bias, mlp_bias) = biases(&fields, &defaults)?;
-        let max_position_embeddings =
-            fields.size_or("max_position_embeddings", bounds::POSITIONS, defaults.max_position_embeddings)?;
-        let (rope_theta, rope_scaling) = rope(&fields, max_position_embeddings)?;
-        let config = Config {
-            family,
-            vocab_size: fields.size("vocab_size", bounds::VOCABULARY)?,
-            hidden_size,
-            intermediate_size: fields.size("intermediate_size", bounds::INNER)?,
-            layers,
-            heads,
-            kv_heads: kv_heads(&fields, &defaults, heads)?,
-            head_dim: head_dim(&fields, &defaults, hidden_size, heads)?,
-            rms_norm_eps: fields.float_or("rms_norm_eps", 1e-6, 0.0..=1.0)? as f32,
-            rope_theta,
-            rope_scaling,
-            max_position_embeddings,
-            qkv_bias,
-            output_bias,
-            mlp_bias,
-            qk_norm: defaults.qk_norm,
-            tie_word_embeddings: fields.flag_or("tie_word_embeddings", false)?,
-            windows: windows(&fields, &defaults, layers)?,
-            activation: activation(&fields)?,
-            initializer_range: fields.float_or("initializer_range", 0.02, 0.0..=1.0)? as f32,
-            bos: fields.token("bos_token_id", defaults.bos)?.first().copied(),
-            eos: fields.token("eos_token_id", defaults.eos)?,
-            pad: fields.token("pad_token_id", None)?.first().copied(),
-            dtype: dtype(&fields)?,
-            quantization: fields
-                .present("quantization_config")
-                .map(|v| quantization::parse(v, &fields))
-                .transpose()?,
-            raw: Map::new(),
+        let outer = Fields::new(path, "", &raw);
+        let config = match wrapper(&outer)? {
+            None => {
+                let family = family(&outer, &Family::ALL, None)?;
+                read(Fields::new(path, "", &raw), family, None, &outer)?
+            }
+            Some(wrapper) => {
+                let inner = match outer.present(TEXT) {
+                    Some(Value::Object(map)) => Fields::new(path, TEXT, map),
+                    Some(value) => return Err(outer.wrong(TEXT, value, "an object")),
+                    None => return Err(outer.missing(TEXT)),
+                };
+                let family = family(&inner, wrapper.inside, Some(wrapper.inside[0]))?;
+                read(inner, family, Some(wrapper), &outer)?
+            }
         };
         Ok(Config { raw, ..config })
     }
@@ -288,26 +297,160 @@ impl Config {
         raw.insert(field.to_owned(), Value::from(dtype.torch_name()));
         serde_json::to_string_pretty(&Value::Object(raw)).expect("a JSON object serializes") + "\n"
     }
+
+    /// Says in the file, too, that the head has a weight of its own.
+    pub(crate) fn untie(&mut self) {
+        self.tie_word_embeddings = false;
+        self.raw.insert(TIED.to_owned(), Value::Bool(false));
+        if let Some(Value::Object(inner)) = self.raw.get_mut(TEXT) {
+            inner.insert(TIED.to_owned(), Value::Bool(false));
+        }
+    }
 }
 
-fn family(fields: &Fields) -> Result<Family> {
-    let supported = || quoted(Family::ALL.map(Family::model_type));
-    let Some(name) = fields.text("model_type")? else {
-        return Err(
-            fields.error("model_type", format!("is missing; it names the model's family: {}", supported()))
-        );
+/// GPT-2's field that divides attention's factor by the block's number.
+const BY_LAYER: &str = "scale_attn_by_inverse_layer_idx";
+/// The field that says whether the head is the embedding's weight.
+const TIED: &str = "tie_word_embeddings";
+/// Where a model of several kinds of input describes its part for texts.
+const TEXT: &str = "text_config";
+
+/// All fields of a model of this family. `outer` is the whole file, which is `fields` but for a model inside a wrapper.
+fn read(
+    fields: Fields<'_>,
+    family: Family,
+    wrapper: Option<&'static Wrapper>,
+    outer: &Fields<'_>,
+) -> Result<Config> {
+    let row = family.row();
+    let fields = &fields.with_aliases(row.aliases);
+    refuse_unsupported(fields, row)?;
+    let [vocab_size, hidden_size, intermediate_size, layers, heads] = sizes(fields, row)?;
+    let experts = experts(fields, row)?;
+    let mlps = mlps(fields, row, layers)?;
+    let max_position_embeddings =
+        fields.size_or("max_position_embeddings", bounds::POSITIONS, row.max_position_embeddings)?;
+    let head_dim = head_dim(fields, row, hidden_size, heads)?;
+    let kv_heads = kv_heads(fields, row, heads)?;
+    let windows = windows(fields, row, layers)?;
+    let rotary::Ropes { ropes, of_layers, query_growth } =
+        rotary::read(fields, row, &windows, head_dim, max_position_embeddings)?;
+    let blocks = windows.into_iter().zip(of_layers).zip(mlps);
+    let blocks = blocks.map(|((window, rope), mlp)| BlockConfig { window, rope, mlp }).collect();
+    let number = |field: &str| row.number(fields, field);
+    let attention_scale = match (number("query_pre_attn_scalar")?, number("attention_multiplier")?) {
+        (Some(scalar), _) => scalar.powf(-0.5) as f32,
+        (None, Some(multiplier)) => multiplier as f32,
+        (None, None) => (head_dim as f32).powf(-0.5),
     };
-    Family::ALL.into_iter().find(|f| f.model_type() == name).ok_or_else(|| {
-        fields.error(
-            "model_type",
-            format!("is {name:?}, which is not supported; supported are {}", supported()),
-        )
+    // Gemma's embeddings are as long as its width is large.
+    let embedding_scale = match row.norm {
+        NormKind::RmsPlusOne => (hidden_size as f64).sqrt(),
+        _ => number("embedding_multiplier")?.unwrap_or(1.0),
+    };
+    // Token ids and the like may stand in either place.
+    let either = |field: &str| if fields.get(field).is_some() { fields } else { outer };
+    Ok(Config {
+        family,
+        names: Names {
+            table: row.names,
+            root: wrapper.map_or(row.names.root, |w| w.root),
+            others: wrapper.map_or(row.names.other_files, |w| w.other_files),
+        },
+        vocab_size,
+        hidden_size,
+        intermediate_size,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        blocks,
+        norm: row.norm,
+        norm_eps: fields.float_or(row.norm_eps.0, row.norm_eps.1, 0.0..=1.0)? as f32,
+        norms: row.norms,
+        parallel_residual: match row.residual {
+            Residual::Serial => false,
+            Residual::ParallelField => fields.flag_or("use_parallel_residual", true)?,
+        },
+        qk_norm: qk_norm(fields, row)?,
+        positions: if row.rotary == Rotary::Learned { Positions::Learned } else { Positions::Rotary },
+        ropes,
+        query_growth,
+        max_position_embeddings,
+        attention_scale,
+        attention_scale_by_layer: row.transposed && fields.flag_or(BY_LAYER, false)?,
+        attention_cap: number("attn_logit_softcapping")?.map(|cap| cap as f32),
+        embedding_scale: embedding_scale as f32,
+        residual_scale: number("residual_multiplier")?.unwrap_or(1.0) as f32,
+        logits_scale: number("logits_scaling")?.map_or(1.0, |scale| 1.0 / scale as f32),
+        // Gemma 3's wrapper passes over it.
+        logits_cap: number("final_logit_softcapping")?.filter(|_| wrapper.is_none()).map(|cap| cap as f32),
+        fused_qkv: match row.fused {
+            Fused::None | Fused::GateUp => None,
+            Fused::Qkv | Fused::QkvAndGateUp => Some(FusedQkv::Blocks),
+            Fused::QkvByHead => Some(FusedQkv::ByHead),
+        },
+        fused_gate_up: matches!(row.fused, Fused::GateUp | Fused::QkvAndGateUp),
+        biases: biases(fields, row)?,
+        transposed: row.transposed,
+        activation: activation(fields, row)?,
+        experts,
+        // Of a wrapped model only what the wrapper says counts.
+        tie_word_embeddings: outer.flag_or(TIED, row.tied || wrapper.is_some())?,
+        initializer_range: fields.float_or("initializer_range", 0.02, 0.0..=1.0)? as f32,
+        bos: either("bos_token_id").token("bos_token_id", row.bos.as_slice())?.first().copied(),
+        eos: either("eos_token_id").token("eos_token_id", row.eos)?,
+        pad: either("pad_token_id").token("pad_token_id", row.pad.as_slice())?.first().copied(),
+        dtype: dtype(outer)?,
+        quantization: outer
+            .present("quantization_config")
+            .map(|v| quantization::parse(v, outer))
+            .transpose()?,
+        raw: Map::new(),
     })
 }
 
-/// Fields that change a model's arithmetic in ways not built here, with the values that do not.
-fn refuse_unsupported(fields: &Fields) -> Result<()> {
-    const FOREIGN: [&str; 22] = [
+/// The wrapper that the file describes, if it does.
+fn wrapper(fields: &Fields<'_>) -> Result<Option<&'static Wrapper>> {
+    let name = fields.text("model_type")?;
+    Ok(WRAPPERS.iter().find(|wrapper| Some(wrapper.model_type) == name.as_deref()))
+}
+
+/// The family that the file names, one of these; `default` if it names none.
+fn family(fields: &Fields<'_>, among: &[Family], default: Option<Family>) -> Result<Family> {
+    let supported = || {
+        let wrappers = WRAPPERS.iter().map(|w| w.model_type).filter(|_| among.len() == Family::ALL.len());
+        quoted(among.iter().map(|f| f.model_type()).chain(wrappers))
+    };
+    let field = "model_type";
+    let Some(name) = fields.text(field)? else {
+        let missing =
+            || fields.error(field, format!("is missing; it names the model's family: {}", supported()));
+        return default.ok_or_else(missing);
+    };
+    let found = among.iter().find(|f| f.model_type() == name);
+    found.copied().ok_or_else(|| {
+        let problem = format!("is {name:?}, which is not supported; supported are {}", supported());
+        fields.error(field, problem)
+    })
+}
+
+impl Row {
+    /// A number that changes the arithmetic, if the family has it.
+    fn number(&self, fields: &Fields<'_>, field: &str) -> Result<Option<f64>> {
+        let Some(&(_, default)) = self.numbers.iter().find(|(name, _)| *name == field) else {
+            return Ok(None);
+        };
+        match fields.get(field) {
+            Some(Value::Null) => Ok(None),
+            _ => Ok(fields.optional_float(field, f64::MIN_POSITIVE..=1e9)?.or(default)),
+        }
+    }
+}
+
+/// Fields that change a model's arithmetic in ways not built here, or not by this family, with the values that do not.
+fn refuse_unsupported(fields: &Fields<'_>, row: &Row) -> Result<()> {
+    const FOREIGN: [&str; 24] = [
         "attention_chunk_size",
         "attention_multiplier",
         "attention_sinks",
@@ -326,12 +469,21 @@ fn refuse_unsupported(fields: &Fields) -> Result<()> {
         "parallel_attn",
         "query_pre_attn_scalar",
         "residual_multiplier",
+        BY_LAYER,
         "text_config",
+        "use_bidirectional_attention",
         "use_cross_attention",
         "use_sinks",
         "vision_config",
     ];
-    for field in FOREIGN {
+    let knows = |field: &str| {
+        row.numbers.iter().any(|(name, _)| *name == field)
+            || row.ignores.contains(&field)
+            || (field == BY_LAYER && row.transposed)
+            || row.experts.is_some_and(|experts| experts.count.0.contains(&field))
+            || (field == "no_rope_layers" && row.rotary == Rotary::Skipping)
+    };
+    for field in FOREIGN.into_iter().filter(|field| !knows(field)) {
         match fields.present(field) {
             None | Some(Value::Bool(false)) => {}
             Some(value) => {
@@ -340,72 +492,170 @@ fn refuse_unsupported(fields: &Fields) -> Result<()> {
             }
         }
     }
-    fields.whole_rotary()
+    // Only part of what GPT-2's class can do is in use.
+    if fields.present("scale_attn_weights") == Some(&Value::Bool(false)) {
+        return Err(
+            fields.error("scale_attn_weights", "is false: attention without its scale is not supported")
+        );
+    }
+    Ok(())
 }
 
-fn kv_heads(fields: &Fields, defaults: &Defaults, heads: usize) -> Result<usize> {
+/// Vocabulary, width, inner width, layers, heads.
+fn sizes(fields: &Fields<'_>, row: &Row) -> Result<[usize; 5]> {
+    let names = [
+        ("vocab_size", bounds::VOCABULARY),
+        ("hidden_size", bounds::WIDTH),
+        ("intermediate_size", bounds::INNER),
+        ("num_hidden_layers", bounds::LAYERS),
+        ("num_attention_heads", bounds::HEADS),
+    ];
+    let mut sizes = [0; 5];
+    for (place, (name, most)) in names.into_iter().enumerate() {
+        sizes[place] = match row.sizes {
+            // GPT-2's inner width follows the width.
+            Some(_) if name == "intermediate_size" && fields.present(name).is_none() && row.transposed => {
+                4 * sizes[1]
+            }
+            Some(defaults) => fields.size_or(name, most, defaults[place])?,
+            None => fields.size(name, most)?,
+        };
+    }
+    Ok(sizes)
+}
+
+fn kv_heads(fields: &Fields<'_>, row: &Row, heads: usize) -> Result<usize> {
     let name = "num_key_value_heads";
-    let kv_heads = match fields.map.get(name) {
+    let kv_heads = match fields.get(name) {
         Some(Value::Null) => heads,
-        _ => fields.size_or(name, bounds::HEADS, defaults.kv_heads.unwrap_or(heads))?,
+        _ => fields.size_or(name, bounds::HEADS, row.kv_heads.unwrap_or(heads))?,
     };
     if !heads.is_multiple_of(kv_heads) {
         let problem = format!("is {kv_heads}, which does not divide num_attention_heads {heads}");
         return Err(fields.error(name, problem));
     }
+    if kv_heads != heads && row.fused == Fused::QkvByHead {
+        return Err(
+            fields.error(name, format!("is {kv_heads}; a {} model has as many as heads", row.model_type))
+        );
+    }
     Ok(kv_heads)
 }
 
-fn head_dim(fields: &Fields, defaults: &Defaults, hidden_size: usize, heads: usize) -> Result<usize> {
-    let named = fields.present("head_dim").is_some() || defaults.head_dim.is_some();
+fn head_dim(fields: &Fields<'_>, row: &Row, hidden_size: usize, heads: usize) -> Result<usize> {
+    let named = fields.present("head_dim").is_some() || row.head_dim.is_some();
     if !named && !hidden_size.is_multiple_of(heads) {
         let problem =
             format!("is {heads}, which does not divide hidden_size {hidden_size}, and head_dim is not given");
         return Err(fields.error("num_attention_heads", problem));
     }
-    let derived = defaults.head_dim.unwrap_or(hidden_size / heads);
+    let derived = row.head_dim.unwrap_or(hidden_size / heads);
     let head_dim = fields.size_or("head_dim", bounds::HEAD, derived)?;
-    if !head_dim.is_multiple_of(2) {
+    if !head_dim.is_multiple_of(2) && row.rotary != Rotary::Learned {
         let problem = format!("is {head_dim}; rotary embedding turns pairs, so a head's size must be even");
         return Err(fields.error("head_dim", problem));
     }
     Ok(head_dim)
 }
 
-/// Biases on queries, keys and values; on the attention's output; on the MLP.
-fn biases(fields: &Fields, defaults: &Defaults) -> Result<(bool, bool, bool)> {
-    Ok(match defaults.biases {
-        Biases::None => (false, false, false),
-        Biases::Qkv => (true, false, false),
-        Biases::AttentionField => {
-            let attention = fields.flag_or("attention_bias", false)?;
-            (attention, attention, false)
+fn biases(fields: &Fields<'_>, row: &Row) -> Result<Biases> {
+    let attention = |default| fields.flag_or("attention_bias", default);
+    let of = |qkv, output, mlp| Biases { qkv, output, mlp, head: false };
+    Ok(match row.biases {
+        BiasRule::None => Biases::default(),
+        BiasRule::Qkv => of(true, false, false),
+        BiasRule::QkvField => of(attention(true)?, false, false),
+        BiasRule::AttentionField => of(attention(false)?, attention(false)?, false),
+        BiasRule::AttentionAndMlpFields => {
+            of(attention(false)?, attention(false)?, fields.flag_or("mlp_bias", false)?)
         }
-        Biases::AttentionAndMlpFields => {
-            let attention = fields.flag_or("attention_bias", false)?;
-            (attention, attention, fields.flag_or("mlp_bias", false)?)
+        BiasRule::AllField => {
+            let all = fields.flag_or("use_bias", false)?;
+            of(all, all, all)
         }
+        BiasRule::AttentionFieldAndMlp => of(attention(true)?, attention(true)?, true),
+        BiasRule::All => of(true, true, true),
     })
 }
 
-fn windows(fields: &Fields, defaults: &Defaults, layers: usize) -> Result<Vec<Option<usize>>> {
-    let window = |default| match fields.map.get("sliding_window") {
-        Some(Value::Null) => Ok(None),
-        _ => fields.size_or("sliding_window", bounds::POSITIONS, default).map(Some),
+fn qk_norm(fields: &Fields<'_>, row: &Row) -> Result<Option<QkNorm>> {
+    let of = |(span, behind_rope)| QkNorm { span, behind_rope };
+    Ok(row.qk_norm.map(of).filter(|_| fields.flag_or("use_qk_norm", true).unwrap_or(true)))
+}
+
+fn experts(fields: &Fields<'_>, row: &Row) -> Result<Option<Experts>> {
+    let Some(rule) = row.experts else { return Ok(None) };
+    let (names, default) = rule.count;
+    let name = names.iter().find(|name| fields.present(name).is_some()).unwrap_or(&names[0]);
+    let count = fields.size_or(name, bounds::EXPERTS, default)?;
+    let per_token = fields.size_or("num_experts_per_tok", bounds::EXPERTS, rule.per_token)?;
+    if per_token > count {
+        let problem = format!("is {per_token}, more than the {count} of {name}");
+        return Err(fields.error("num_experts_per_tok", problem));
+    }
+    let normalized = rule.normalized || fields.flag_or("norm_topk_prob", false)?;
+    let inner = fields.size_or(rule.inner.0, bounds::INNER, rule.inner.1)?;
+    Ok(Some(Experts { count, per_token, inner, normalized }))
+}
+
+/// What the MLP half of each layer is: with experts, `mlp_only_layers` and `decoder_sparse_step` leave some layers without.
+fn mlps(fields: &Fields<'_>, row: &Row, layers: usize) -> Result<Vec<Mlp>> {
+    let plain = if row.gated { Mlp::Gated } else { Mlp::Plain };
+    if row.experts.is_none() {
+        return Ok(vec![plain; layers]);
+    }
+    let name = "mlp_only_layers";
+    let without = match fields.present(name) {
+        None => Vec::new(),
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).collect(),
+        Some(value) => return Err(fields.wrong(name, value, "a list of layers")),
     };
-    match defaults.windows {
+    let step = fields.size_or("decoder_sparse_step", bounds::LAYERS, 1)?;
+    let sparse = |layer: usize| !without.contains(&(layer as u64)) && (layer + 1).is_multiple_of(step);
+    Ok((0..layers).map(|layer| if sparse(layer) { Mlp::Experts } else { plain }).collect())
+}
+
+fn windows(fields: &Fields<'_>, row: &Row, layers: usize) -> Result<Vec<Option<usize>>> {
+    let name = "sliding_window";
+    let window = |default: Option<usize>| match (fields.get(name), default) {
+        (Some(Value::Null), _) | (None, None) => Ok(None),
+        (_, default) => fields.size_or(name, bounds::POSITIONS, default.unwrap_or(1)).map(Some),
+    };
+    let used = fields.flag_or("use_sliding_window", false)?;
+    let types = fields.present("layer_types");
+    match row.windows {
         Windows::None => Ok(vec![None; layers]),
         Windows::AllLayers(default) => {
-            if fields.present("layer_types").is_some() {
-                let problem = "is present: Mistral models with layers of several kinds are not supported";
-                return Err(fields.error("layer_types", problem));
+            let window = window(default)?;
+            match types {
+                Some(types) => typed_windows(fields, types, window, layers),
+                None => Ok(vec![window; layers]),
             }
-            Ok(vec![window(default)?; layers])
+        }
+        Windows::Pattern { window: default, every } => {
+            let window = window(Some(default))?;
+            match types {
+                Some(types) => typed_windows(fields, types, window, layers),
+                None => {
+                    let every = fields.size_or("sliding_window_pattern", bounds::LAYERS, every)?;
+                    Ok((1..=layers).map(|layer| window.filter(|_| !layer.is_multiple_of(every))).collect())
+                }
+            }
+        }
+        Windows::AllLayersIfUsed => Ok(vec![window(Some(4096))?.filter(|_| used); layers]),
+        Windows::LayersWithoutRotary => {
+            let window = window(None)?.filter(|_| used);
+            match types {
+                Some(types) => typed_windows(fields, types, window, layers),
+                None => {
+                    let turned = rotary::turned_layers(fields, layers)?.into_iter();
+                    Ok(turned.map(|turned| window.filter(|_| turned.is_none())).collect())
+                }
+            }
         }
         Windows::UpperLayers => {
-            let used = fields.flag_or("use_sliding_window", false)?;
-            let window = if used { window(4096)? } else { None };
-            match fields.present("layer_types") {
+            let window = window(Some(4096))?.filter(|_| used);
+            match types {
                 Some(types) => typed_windows(fields, types, window, layers),
                 None => {
                     let first = fields.count_or("max_window_layers", bounds::LAYERS, 28)?;
@@ -417,7 +667,7 @@ fn windows(fields: &Fields, defaults: &Defaults, layers: usize) -> Result<Vec<Op
 }
 
 fn typed_windows(
-    fields: &Fields,
+    fields: &Fields<'_>,
     types: &Value,
     window: Option<usize>,
     layers: usize,
@@ -444,19 +694,20 @@ fn typed_windows(
     types.iter().enumerate().map(of_layer).collect()
 }
 
-fn activation(fields: &Fields) -> Result<Activation> {
-    match fields.text("hidden_act")?.as_deref() {
-        None | Some("silu" | "swish") => Ok(Activation::Silu),
-        Some("gelu") => Ok(Activation::Gelu),
-        Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
-        Some(other) => {
+fn activation(fields: &Fields<'_>, row: &Row) -> Result<Activation> {
+    let (field, default) = row.activation;
+    match fields.text(field)?.as_deref().unwrap_or(default) {
+        "silu" | "swish" => Ok(Activation::Silu),
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
+        other => {
             let problem = format!("is {other:?}; supported are `silu`, `gelu` and `gelu_pytorch_tanh`");
-            Err(fields.error("hidden_act", problem))
+            Err(fields.error(field, problem))
         }
     }
 }
 
-fn dtype(fields: &Fields) -> Result<Option<StoredDType>> {
+fn dtype(fields: &Fields<'_>) -> Result<Option<StoredDType>> {
     for name in ["dtype", "torch_dtype"] {
         let Some(text) = fields.text(name)? else { continue };
         return match text.strip_prefix("torch.").unwrap_or(&text) {
@@ -471,235 +722,4 @@ fn dtype(fields: &Fields) -> Result<Option<StoredDType>> {
         };
     }
     Ok(None)
-}
-
-/// The base and the scaling of the rotary embedding, from either way of writing them.
-fn rope(fields: &Fields, max_positions: usize) -> Result<(f64, RopeScaling)> {
-    let theta_range = 1.0..=1e15;
-    // transformers 5 takes a present `rope_scaling` before `rope_parameters`.
-    let name = if fields.present("rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" };
-    let outer_theta = fields.float_or("rope_theta", 10_000.0, theta_range.clone())?;
-    let Some(value) = fields.present(name) else { return Ok((outer_theta, RopeScaling::None)) };
-    let map = value.as_object().ok_or_else(|| fields.wrong(name, value, "an object"))?;
-    if let Some(kind) = map.keys().find(|k| k.ends_with("_attention")) {
-        let problem = format!(
-            "has parameters of its own for {kind:?}: rotary embedding by layer type is not supported"
-        );
-        return Err(fields.error(name, problem));
-    }
-    let inner = Fields { path: fields.path, prefix: name, map };
-    inner.whole_rotary()?;
-    let theta = inner.float_or("rope_theta", outer_theta, theta_range)?;
-    Ok((theta, rope_scaling(fields, &inner, max_positions)?))
-}
-
-fn rope_scaling(fields: &Fields, inner: &Fields, max_positions: usize) -> Result<RopeScaling> {
-    let type_name = if inner.present("rope_type").is_some() { "rope_type" } else { "type" };
-    let kind = inner.text(type_name)?;
-    let positive = f64::MIN_POSITIVE..=1e9;
-    let original = || -> Result<usize> {
-        let name = "original_max_position_embeddings";
-        let of = if fields.present(name).is_some() { fields } else { inner };
-        of.size_or(name, bounds::POSITIONS, max_positions)
-    };
-    match kind.as_deref() {
-        None | Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: inner.float("factor", positive)? }),
-        Some("llama3") => {
-            let low = inner.float("low_freq_factor", positive.clone())?;
-            let high = inner.float("high_freq_factor", positive.clone())?;
-            if low >= high {
-                let problem = format!("is {high}, which must be above low_freq_factor {low}");
-                return Err(inner.error("high_freq_factor", problem));
-            }
-            Ok(RopeScaling::Llama3 {
-                factor: inner.float("factor", positive)?,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_position_embeddings: original()?,
-            })
-        }
-        Some("yarn") => {
-            let original = original()?;
-            // An explicit null means the ratio of the context lengths.
-            let factor = match inner.map.get("factor") {
-                Some(Value::Null) => max_positions as f64 / original as f64,
-                _ => inner.float("factor", positive.clone())?,
-            };
-            let optional = |name| inner.optional_float(name, positive.clone());
-            Ok(RopeScaling::Yarn {
-                factor,
-                original_max_position_embeddings: original,
-                beta_fast: optional("beta_fast")?.unwrap_or(32.0),
-                beta_slow: optional("beta_slow")?.unwrap_or(1.0),
-                attention_factor: optional("attention_factor")?,
-                mscale: inner.optional_float("mscale", 0.0..=1e9)?,
-                mscale_all_dim: inner.optional_float("mscale_all_dim", 0.0..=1e9)?,
-                truncate: inner.flag_or("truncate", true)?,
-            })
-        }
-        Some(other) => {
-            let problem = format!("is {other:?}; supported are `default`, `linear`, `llama3` and `yarn`");
-            Err(inner.error(type_name, problem))
-        }
-    }
-}
-
-/// The text of a file that is small if it is what it should be.
-pub(crate) fn read_small_file(path: &Path, max_bytes: u64) -> Result<String> {
-    let length = fs::metadata(path).map_err(|e| ModelError::read(path, e))?.len();
-    if length > max_bytes {
-        let problem = format!("has {length} bytes, more than the {max_bytes} that such a file can have");
-        return Err(ModelError::file(path, problem));
-    }
-    let bytes = fs::read(path).map_err(|e| ModelError::read(path, e))?;
-    String::from_utf8(bytes).map_err(|e| {
-        let position = e.utf8_error().valid_up_to();
-        ModelError::file(path, format!("is not UTF-8 text: byte {position} is not part of a character"))
-    })
-}
-
-/// A value cut to what fits into a message.
-pub(crate) fn short(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
-}
-
-/// The fields of a JSON object, read with bounds; errors name file and field.
-pub(crate) struct Fields<'a> {
-    pub(crate) path: &'a Path,
-    /// The object's own name in the file; empty at the top.
-    pub(crate) prefix: &'a str,
-    pub(crate) map: &'a Map<String, Value>,
-}
-
-impl Fields<'_> {
-    pub(crate) fn error(&self, field: impl Into<String>, problem: impl Into<String>) -> ModelError {
-        let field = field.into();
-        let name = if self.prefix.is_empty() { field } else { format!("{}.{field}", self.prefix) };
-        ModelError::field(self.path, name, problem)
-    }
-
-    pub(crate) fn wrong(&self, field: impl Into<String>, value: &Value, expected: &str) -> ModelError {
-        self.error(field, format!("is {}; expected {expected}", short(value)))
-    }
-
-    /// The field's value unless it is absent or null.
-    pub(crate) fn present(&self, field: &str) -> Option<&Value> {
-        self.map.get(field).filter(|v| !v.is_null())
-    }
-
-    fn missing(&self, field: &str) -> ModelError {
-        let near = nearest(field, self.map.keys().map(String::as_str), 1);
-        // Only a slip of the pen is worth naming.
-        let hint = match near.first() {
-            Some(near) if near.len().abs_diff(field.len()) <= 2 && near.starts_with(&field[..3]) => {
-                format!(" (there is {near:?})")
-            }
-            _ => String::new(),
-        };
-        self.error(field, format!("is missing{hint}; take the config.json that came with the model"))
-    }
-
-    /// A whole number from `min` to `max`.
-    fn whole(&self, field: &str, min: usize, max: usize) -> Result<Option<usize>> {
-        let Some(value) = self.present(field) else { return Ok(None) };
-        let number = value
-            .as_u64()
-            .or_else(|| value.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0).map(|f| f as u64));
-        match number {
-            Some(n) if (min as u64..=max as u64).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(self.wrong(field, value, &format!("a whole number from {min} to {max}"))),
-        }
-    }
-
-    pub(crate) fn size(&self, field: &str, max: usize) -> Result<usize> {
-        self.whole(field, 1, max)?.ok_or_else(|| self.missing(field))
-    }
-
-    pub(crate) fn size_or(&self, field: &str, max: usize, default: usize) -> Result<usize> {
-        Ok(self.whole(field, 1, max)?.unwrap_or(default))
-    }
-
-    fn count_or(&self, field: &str, max: usize, default: usize) -> Result<usize> {
-        Ok(self.whole(field, 0, max)?.unwrap_or(default))
-    }
-
-    pub(crate) fn flag_or(&self, field: &str, default: bool) -> Result<bool> {
-        match self.present(field) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(value) => Err(self.wrong(field, value, "true or false")),
-        }
-    }
-
-    pub(crate) fn text(&self, field: &str) -> Result<Option<String>> {
-        match self.present(field) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(value) => Err(self.wrong(field, value, "text")),
-        }
-    }
-
-    pub(crate) fn optional_float(
-        &self,
-        field: &str,
-        range: std::ops::RangeInclusive<f64>,
-    ) -> Result<Option<f64>> {
-        let Some(value) = self.present(field) else { return Ok(None) };
-        match value.as_f64() {
-            Some(number) if range.contains(&number) => Ok(Some(number)),
-            _ => {
-                let (low, high) = (range.start(), range.end());
-                let low =
-                    if *low == f64::MIN_POSITIVE { "above 0".to_owned() } else { format!("from {low}") };
-                Err(self.wrong(field, value, &format!("a number {low} to {high}")))
-            }
-        }
-    }
-
-    fn float(&self, field: &str, range: std::ops::RangeInclusive<f64>) -> Result<f64> {
-        self.optional_float(field, range)?.ok_or_else(|| self.missing(field))
-    }
-
-    pub(crate) fn float_or(
-        &self,
-        field: &str,
-        default: f64,
-        range: std::ops::RangeInclusive<f64>,
-    ) -> Result<f64> {
-        Ok(self.optional_float(field, range)?.unwrap_or(default))
-    }
-
-    /// A token id, a list of them, or none where the field is null.
-    fn token(&self, field: &str, default: Option<u32>) -> Result<Vec<u32>> {
-        let id = |value: &Value| match value.as_u64() {
-            Some(id) if id <= bounds::TOKEN as u64 => Ok(id as u32),
-            // Some tools write -1 for "none", transformers keeps it.
-            _ => Err(self.wrong(field, value, "a token id or null")),
-        };
-        match self.map.get(field) {
-            None => Ok(default.into_iter().collect()),
-            Some(Value::Null) => Ok(Vec::new()),
-            Some(Value::Number(n)) if n.as_i64() == Some(-1) => Ok(Vec::new()),
-            Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-            Some(value) => Ok(vec![id(value)?]),
-        }
-    }
-
-    /// Fails if only a part of each head is rotated.
-    fn whole_rotary(&self) -> Result<()> {
-        let name = "partial_rotary_factor";
-        match self.optional_float(name, 0.0..=1.0)? {
-            None | Some(1.0) => Ok(()),
-            Some(part) => {
-                let problem =
-                    format!("is {part}: models that rotate only a part of each head are not supported");
-                Err(self.error(name, problem))
-            }
-        }
-    }
 }

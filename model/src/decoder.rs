@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::ops::Range;
 
-use compute::ops::embedding;
-use compute::{Device, Matrix, MatrixRef, Precision};
+use compute::ops::{embedding, scale};
+use compute::{Device, Matrix, MatrixRef, Precision, bf16};
 
 use crate::activations::{Activations, Purpose};
 use crate::adapter::parameters::{Adapter, Parameters};
@@ -16,8 +16,9 @@ use crate::error::Result;
 use crate::head::Head;
 use crate::inputs::Inputs;
 use crate::linear::{BaseWeight, Linear};
-use crate::names::ModuleId;
-use crate::run::{Run, gradient_of};
+use crate::names::{ModuleId, NormPart};
+use crate::norm::Norm;
+use crate::run::{Run, gradients_of};
 
 /// A frozen model on a device. Adapters stay apart from it: every pass names the one it uses.
 #[derive(Debug)]
@@ -30,9 +31,11 @@ pub struct Decoder {
     pub precision: Precision,
     /// Token embeddings `[V, C]`; as a linear layer, because a tied head projects with them.
     pub(crate) embedding: Linear,
+    /// Embeddings of positions `[positions, C]`, where these are learned.
+    pub(crate) position_embedding: Option<Matrix>,
     pub(crate) blocks: Vec<Block>,
-    /// The norm before the head `[1, C]`.
-    pub(crate) final_norm: Matrix,
+    /// The norm before the head.
+    pub(crate) final_norm: Norm,
     /// The head's own weight `[V, C]`, where it is not tied to the embeddings.
     pub(crate) head: Option<Linear>,
 }
@@ -55,7 +58,7 @@ impl Decoder {
         cache: Option<&mut Cache>,
         buffers: &mut Activations,
     ) {
-        buffers.check(batch);
+        buffers.set(batch, cache.is_some());
         self.embed(run, batch, buffers);
         let keep = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
         let Ok(()) = self.layers(0..self.blocks.len(), run, batch, cache, buffers, keep);
@@ -83,7 +86,7 @@ impl Decoder {
         buffers: &mut Activations,
         keep: impl Fn(&mut Inputs, usize, MatrixRef<'_>) -> Result<()>,
     ) -> Result<()> {
-        buffers.check(batch);
+        buffers.set(batch, false);
         let (kept, frozen) = (buffers.frozen_layers(), self.frozen_layers(run));
         assert!(kept <= frozen, "the result of {kept} layers is kept, and {frozen} are frozen");
         // No backward pass comes to the inputs of frozen layers.
@@ -105,8 +108,25 @@ impl Decoder {
 
     /// The beginning of the residual stream.
     fn embed(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) {
+        let (device, factor) = (run.device, self.embedding_scale());
         let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
-        embedding::forward(run.device, buffers.stream[0].top_mut(batch.tokens()), table, &batch.ids);
+        let mut x = buffers.stream[0].top_mut(batch.tokens());
+        embedding::forward(device, x.reborrow(), table, &batch.ids);
+        if factor != 1.0 {
+            scale::in_place(device, x.reborrow(), factor);
+        }
+        if let Some(table) = &self.position_embedding {
+            let table = run.weight(ModuleId::Positions, table);
+            embedding::add(device, x, table, &batch.positions);
+        }
+    }
+
+    /// The factor on embeddings, as the type of the activations has it: so transformers rounds it.
+    fn embedding_scale(&self) -> f32 {
+        match self.precision {
+            Precision::F32 => self.config.embedding_scale,
+            Precision::Bf16 => bf16::from_f32(self.config.embedding_scale).to_f32(),
+        }
     }
 
     /// Some layers, one after the other, whose first one's input is in the residual stream.
@@ -120,8 +140,8 @@ impl Decoder {
         keep: impl Fn(&mut Inputs, usize, MatrixRef<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let t = batch.tokens();
-        let Activations { stream, inputs, saved, work, rope, .. } = buffers;
-        let pass = Pass { run, config: &self.config, rope, batch };
+        let Activations { stream, inputs, saved, work, positions, .. } = buffers;
+        let pass = Pass { run, config: &self.config, positions, batch };
         for layer in layers {
             let block = &self.blocks[layer];
             // Each layer's output has its own buffer, or it replaces the input.
@@ -130,8 +150,8 @@ impl Decoder {
                 keep(inputs, layer, stream[from].top(t))?;
             }
             let cache = cache.as_deref_mut().map(|c| c.layer(layer));
-            block.forward_attention(pass, layer, cache, &stream[from], saved, work);
-            block.forward_mlp(pass, layer, &mut stream[to], saved, work);
+            block.forward_first(pass, layer, cache, &stream[from], saved, work);
+            block.forward_last(pass, layer, &mut stream[to], saved, work);
         }
         Ok(())
     }
@@ -179,7 +199,7 @@ impl Decoder {
         assert_ne!(buffers.extent().purpose, Purpose::Infer, "gradients need buffers laid out for training");
         self.pass(run, batch, buffers, Inputs::put)?;
         let t = batch.tokens();
-        let Activations { stream, inputs, saved, work, rope, head, .. } = buffers;
+        let Activations { stream, inputs, saved, work, positions, head, .. } = buffers;
         let last = stream.last().expect("there is a residual stream");
         let (dx, config) = (work.dx.top_mut(t), &self.config);
         self.output().losses_and_gradients(
@@ -193,7 +213,7 @@ impl Decoder {
             gradients,
             head,
         );
-        let pass = Pass { run, config, rope, batch };
+        let pass = Pass { run, config, positions, batch };
         for layer in (self.frozen_layers(run)..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
             let x = match inputs {
@@ -206,7 +226,14 @@ impl Decoder {
             block.recompute(pass, layer, x, saved, work);
             block.backward(pass, layer, x, saved, gradients, work);
         }
-        if let Some(table) = gradient_of(run, ModuleId::Embedding, gradients) {
+        if let (Some(table), _) = gradients_of(run, ModuleId::Positions, gradients) {
+            embedding::backward(run.device, table, work.dx.top(t), &batch.positions);
+        }
+        if let (Some(table), _) = gradients_of(run, ModuleId::Embedding, gradients) {
+            let factor = self.embedding_scale();
+            if factor != 1.0 {
+                scale::in_place(run.device, work.dx.top_mut(t), factor);
+            }
             embedding::backward(run.device, table, work.dx.top(t), &batch.ids);
         }
         Ok(())
@@ -218,49 +245,53 @@ impl Decoder {
 
     /// The linear layer of a module, if it is one.
     pub(crate) fn linear(&self, module: ModuleId) -> Option<&Linear> {
-        use crate::names::Part;
         match module {
             ModuleId::Head => Some(self.output().projection),
             ModuleId::Linear { layer, part } => {
                 let Block { attention, mlp } = &self.blocks[layer];
-                Some(match part {
-                    Part::Q => &attention.q,
-                    Part::K => &attention.k,
-                    Part::V => &attention.v,
-                    Part::O => &attention.o,
-                    Part::Gate => &mlp.gate,
-                    Part::Up => &mlp.up,
-                    Part::Down => &mlp.down,
-                })
+                attention.linear(part).or_else(|| mlp.layers.linear(part))
             }
+            ModuleId::Expert { layer, expert, part } => self.blocks[layer].mlp.layers.expert(expert, part),
             _ => None,
         }
     }
 
-    /// The weight of any module as the base has it.
-    pub fn base_weight(&self, module: ModuleId) -> BaseWeight<'_> {
-        use crate::names::NormPart;
-        match module {
-            ModuleId::Embedding => self.embedding.weight.as_ref(),
-            ModuleId::FinalNorm => BaseWeight::Dense(self.final_norm.as_ref()),
-            ModuleId::Norm { layer, part } => {
-                let Block { attention, mlp } = &self.blocks[layer];
-                let norm = match part {
-                    NormPart::Attention => Some(&attention.norm),
-                    NormPart::Q => attention.q_norm.as_ref(),
-                    NormPart::K => attention.k_norm.as_ref(),
-                    NormPart::Mlp => Some(&mlp.norm),
-                };
-                BaseWeight::Dense(norm.expect("the family has this norm").as_ref())
-            }
-            ModuleId::Head | ModuleId::Linear { .. } => {
-                self.linear(module).expect("a linear module").weight.as_ref()
-            }
+    fn norm(&self, module: ModuleId) -> Option<&Norm> {
+        let ModuleId::Norm { layer, part } = module else {
+            return (module == ModuleId::FinalNorm).then_some(&self.final_norm);
+        };
+        let Block { attention, mlp } = &self.blocks[layer];
+        match part {
+            NormPart::Attention => attention.norm.as_ref(),
+            NormPart::Q => attention.qk_norms.as_ref().map(|[q, _]| q),
+            NormPart::K => attention.qk_norms.as_ref().map(|[_, k]| k),
+            NormPart::AfterAttention => attention.norm_behind.as_ref(),
+            NormPart::Mlp => mlp.norm.as_ref(),
+            NormPart::AfterMlp => mlp.norm_behind.as_ref(),
         }
     }
 
-    /// The bias of a linear module as the base has it.
+    /// The weight of any module as the base has it.
+    ///
+    /// # Panics
+    /// If the model has no such module.
+    pub fn base_weight(&self, module: ModuleId) -> BaseWeight<'_> {
+        let dense = |weight| BaseWeight::Dense(Matrix::as_ref(weight));
+        let weight = match module {
+            ModuleId::Embedding => Some(self.embedding.weight.as_ref()),
+            ModuleId::Positions => self.position_embedding.as_ref().map(dense),
+            _ if module.is_norm() => self.norm(module).map(|norm| dense(&norm.weight)),
+            _ => self.linear(module).map(|linear| linear.weight.as_ref()),
+        };
+        weight.unwrap_or_else(|| panic!("the model has no {module:?}"))
+    }
+
+    /// The bias of a module as the base has it.
     pub fn base_bias(&self, module: ModuleId) -> Option<MatrixRef<'_>> {
-        self.linear(module)?.bias.as_ref().map(Matrix::as_ref)
+        let bias = match module.is_norm() {
+            true => self.norm(module)?.bias.as_ref(),
+            false => self.linear(module)?.bias.as_ref(),
+        };
+        bias.map(Matrix::as_ref)
     }
 }

@@ -1,8 +1,8 @@
 //! The output head: final norm, projection onto the vocabulary and cross entropy, in chunks of the rows that
 //! carry loss. Logits exist for one chunk at a time; rows without loss are never projected.
 
-use compute::ops::{cross_entropy, rms_norm};
-use compute::{Buffer, DType, Matrix, MatrixMut, MatrixRef, Precision};
+use compute::ops::{cross_entropy, scale, soft_cap};
+use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::{Layout, Parameters};
 use crate::batch::Target;
@@ -10,7 +10,8 @@ use crate::config::Config;
 use crate::linear::{self, Linear};
 use crate::memory::{Allocator, Component};
 use crate::names::ModuleId;
-use crate::run::{Run, gradient_of};
+use crate::norm::{self, Norm};
+use crate::run::Run;
 
 /// Logits held at once: enough rows to make the projection efficient, few enough to stay small beside the
 /// model.
@@ -24,8 +25,10 @@ pub(crate) struct Workspace {
     /// Rows of the residual stream `[rows, C]`, and in the backward pass their gradient.
     gathered: Matrix,
     normed: Matrix,
-    rstd: Buffer<f32>,
+    norm: norm::Saved,
     logits: Matrix,
+    /// Logits as they were capped, where the family caps them `[rows, V]`: their gradient needs them.
+    capped: Matrix,
     dnormed: Matrix,
     tokens: Vec<u32>,
     linear: linear::Scratch,
@@ -48,13 +51,16 @@ impl Workspace {
         let mut buffer = |rows, cols, dtype| allocator.matrix(Component::Workspace, rows, cols, dtype);
         let (gathered, normed) = (buffer(rows, c, dtype), buffer(rows, c, dtype));
         let logits = buffer(rows, config.vocab_size, DType::F32);
+        let capped = if training && config.logits_cap.is_some() { rows } else { 0 };
+        let capped = buffer(capped, config.vocab_size, DType::F32);
         let dnormed = buffer(if training { rows } else { 0 }, c, dtype);
         Workspace {
             rows,
             gathered,
             normed,
-            rstd: allocator.vector(Component::Workspace, rows),
+            norm: norm::Saved::new(config, rows, Component::Workspace, allocator),
             logits,
+            capped,
             dnormed,
             tokens: Vec::with_capacity(rows),
             linear: linear::Scratch::new(layout, dropout, rows, c, precision, allocator),
@@ -70,7 +76,7 @@ impl Workspace {
 /// The head's frozen weights, borrowed from the decoder: a tied head borrows the embedding.
 #[derive(Clone, Copy)]
 pub(crate) struct Head<'a> {
-    pub(crate) norm: &'a Matrix,
+    pub(crate) norm: &'a Norm,
     pub(crate) projection: &'a Linear,
 }
 
@@ -90,11 +96,15 @@ impl Head<'_> {
             work.gathered.as_mut().rows_range(n..n + 1).copy_from(stream.as_ref().rows_range(row..row + 1));
             n += 1;
         }
-        let norm = run.weight(ModuleId::FinalNorm, self.norm);
-        let (normed, rstd) = (work.normed.top_mut(n), &mut work.rstd[..n]);
-        rms_norm::forward(run.device, normed, work.gathered.top(n), norm, config.rms_norm_eps, rstd);
+        let (normed, id) = (work.normed.top_mut(n), ModuleId::FinalNorm);
+        self.norm.forward(run, config, id, normed, work.gathered.top(n), &mut work.norm);
         let (x, y) = (work.normed.top(n), work.logits.top_mut(n));
         self.projection.forward(run, ModuleId::Head, y, false, x, &mut work.linear);
+        match (config.logits_scale, config.logits_cap) {
+            (1.0, None) => {}
+            (factor, None) => scale::in_place(run.device, work.logits.top_mut(n), factor),
+            (factor, Some(cap)) => soft_cap::forward(run.device, work.logits.top_mut(n), factor, cap),
+        }
         work.logits.top(n)
     }
 
@@ -138,24 +148,24 @@ impl Head<'_> {
             work.tokens.clear();
             work.tokens.extend(targets.iter().map(|t| t.token));
             self.logits(run, config, stream, targets.iter().map(|t| t.row), work);
-            let Workspace { gathered, normed, rstd, logits, dnormed, tokens, linear, .. } = work;
+            let Workspace { gathered, normed, norm, logits, capped, dnormed, tokens, linear, .. } = work;
+            if config.logits_cap.is_some() {
+                capped.top_mut(n).copy_from(logits.top(n));
+            }
             cross_entropy::forward_backward(run.device, logits.top_mut(n), tokens, scale, losses);
+            match (config.logits_scale, config.logits_cap) {
+                (1.0, None) => {}
+                (factor, None) => scale::in_place(run.device, logits.top_mut(n), factor),
+                (factor, Some(cap)) => {
+                    soft_cap::backward(run.device, logits.top_mut(n), capped.top(n), factor, cap);
+                }
+            }
             let (dn, dy, input) = (Some(dnormed.top_mut(n)), logits.top(n), normed.top(n));
             self.projection.backward(run, ModuleId::Head, dn, false, dy, input, gradients, linear);
-            let norm = run.weight(ModuleId::FinalNorm, self.norm);
-            let dnorm = gradient_of(run, ModuleId::FinalNorm, gradients);
             // The chunk's normalized rows are spent: their buffer takes the gradient of the rows before the
             // norm.
-            rms_norm::backward(
-                run.device,
-                normed.top_mut(n),
-                false,
-                dnormed.top(n),
-                gathered.top(n),
-                norm,
-                &rstd[..n],
-                dnorm,
-            );
+            let (dx_rows, dn, x) = (normed.top_mut(n), dnormed.top(n), gathered.top(n));
+            self.norm.backward(run, config, ModuleId::FinalNorm, dx_rows, false, dn, x, norm, gradients);
             for (i, target) in targets.iter().enumerate() {
                 dx.reborrow()
                     .rows_range(target.row..target.row + 1)

@@ -1,36 +1,49 @@
-//! The MLP half of a block: norm, gate and up projections, gated activation, down projection onto the
-//! residual stream.
+//! The MLP half of a block: norm, projections up, activation, projection down onto the residual stream; or a mixture of such.
 
-use compute::ops::{gated, rms_norm};
-use compute::{Buffer, Matrix, Precision};
+use compute::ops::{activation, columns, gated};
+use compute::{Matrix, Precision};
 
 use crate::adapter::parameters::Parameters;
 use crate::block::{Pass, Workspace};
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::exit;
+use crate::experts::{self, Experts};
 use crate::linear::Linear;
 use crate::memory::{Allocator, Component};
 use crate::names::{ModuleId, NormPart, Part};
-use crate::run::gradient_of;
+use crate::norm::{self, Norm};
 
 /// Frozen weights.
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    /// Norm of the input `[1, C]`.
-    pub(crate) norm: Matrix,
-    /// Gate projection `[F, C]`.
-    pub(crate) gate: Linear,
-    /// Up projection `[F, C]`.
-    pub(crate) up: Linear,
-    /// Down projection `[C, F]`.
-    pub(crate) down: Linear,
+    /// Norm of the input.
+    pub(crate) norm: Option<Norm>,
+    pub(crate) layers: Layers,
+    /// Norm of the result.
+    pub(crate) norm_behind: Option<Norm>,
+}
+
+/// The linear layers: up `[F, C]` and gate, where there is one, down `[C, F]`.
+#[derive(Debug)]
+pub(crate) enum Layers {
+    /// `down(act(gate(x)) * up(x))`, in this order.
+    Gated(Box<[Linear; 3]>),
+    /// The same with gate and up in one layer `[2 F, C]`, and down.
+    Fused(Box<[Linear; 2]>),
+    /// `down(act(up(x)))`: up and down.
+    Plain(Box<[Linear; 2]>),
+    /// A few for each token.
+    Experts(Experts),
 }
 
 /// What the backward pass needs of the forward pass.
 #[derive(Debug)]
 pub(crate) struct Saved {
-    rstd: Buffer<f32>,
-    gate: Matrix,
-    up: Matrix,
+    norm: norm::Saved,
+    /// What the first layers give: gate and up, or up alone.
+    first: [Matrix; 2],
+    experts: experts::Saved,
+    exit: exit::Saved,
 }
 
 impl Saved {
@@ -40,64 +53,93 @@ impl Saved {
         precision: Precision,
         allocator: &mut Allocator,
     ) -> Self {
-        let mut keep = |cols| allocator.matrix(Component::Activations, tokens, cols, precision.dtype());
-        let (gate, up) = (keep(config.intermediate_size), keep(config.intermediate_size));
-        let rstd = allocator.vector(Component::Activations, tokens);
-        Saved { rstd, gate, up }
+        let (component, inner) = (Component::Activations, config.intermediate_size);
+        let has = |mlp| config.blocks.iter().any(|block| block.mlp == mlp);
+        let (gated, plain) = (has(config::Mlp::Gated), has(config::Mlp::Plain));
+        let widths = match () {
+            () if gated => [inner, inner],
+            () if plain => [inner, 0],
+            () => [0, 0],
+        };
+        let first = widths.map(|cols| allocator.matrix(component, tokens, cols, precision.dtype()));
+        let rows = if config.norms.before { tokens } else { 0 };
+        let norm = norm::Saved::new(config, rows, component, allocator);
+        let experts = experts::Saved::new(config, tokens, precision, allocator);
+        Saved { norm, first, experts, exit: exit::Saved::new(config, tokens, precision, allocator) }
     }
 }
 
 impl Mlp {
-    /// `y [T, C] = x + down(act(gate(norm(x))) * up(norm(x)))`.
-    pub(crate) fn forward(
+    /// The part that the backward pass relies on: norm, and the first layers, of `x [T, C]`.
+    pub(crate) fn forward_first(
         &self,
         pass: Pass<'_>,
         layer: usize,
         x: &Matrix,
+        saved: &mut Saved,
+        work: &mut Workspace,
+    ) {
+        let Pass { run, config, batch, .. } = pass;
+        let t = batch.tokens();
+        let Workspace { normed, fused, linear: scratch, experts: own, .. } = work;
+        let input = match &self.norm {
+            None => x.top(t),
+            Some(norm) => {
+                let id = ModuleId::Norm { layer, part: NormPart::Mlp };
+                norm.forward(run, config, id, normed.top_mut(t), x.top(t), &mut saved.norm);
+                normed.top(t)
+            }
+        };
+        if let Layers::Experts(experts) = &self.layers {
+            return experts.forward_first(pass, layer, input, &mut saved.experts, own, scratch);
+        }
+        if let Layers::Fused(linears) = &self.layers {
+            let id = ModuleId::Linear { layer, part: Part::GateUp };
+            linears[0].forward(run, id, fused.top_mut(t), false, input, scratch);
+            for (n, y) in saved.first.iter_mut().enumerate() {
+                columns::take(run.device, y.top_mut(t), fused.top(t), n * config.intermediate_size);
+            }
+            return;
+        }
+        for ((linear, part), y) in self.layers.first().zip(&mut saved.first) {
+            let id = ModuleId::Linear { layer, part };
+            linear.forward(run, id, y.top_mut(t), false, input, scratch);
+        }
+    }
+
+    /// `y [T, C] = residual + down(act(gate) * up)`, behind [`Mlp::forward_first`].
+    pub(crate) fn forward_last(
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        residual: &Matrix,
         y: &mut Matrix,
         saved: &mut Saved,
         work: &mut Workspace,
     ) {
-        self.forward_gates(pass, layer, x, saved, work);
         let Pass { run, config, batch, .. } = pass;
         let t = batch.tokens();
-        let Saved { gate, up, .. } = saved;
-        let Workspace { hidden, linear: scratch, .. } = work;
-        gated::forward(run.device, config.activation, hidden.top_mut(t), gate.top(t), up.top(t));
-        y.top_mut(t).copy_from(x.top(t));
+        let behind = ModuleId::Norm { layer, part: NormPart::AfterMlp };
+        let Workspace { hidden, linear: scratch, exit, experts: own, .. } = work;
         let id = ModuleId::Linear { layer, part: Part::Down };
-        self.down.forward(run, id, y.top_mut(t), true, hidden.top(t), scratch);
-    }
-
-    /// The part that the backward pass relies on: norm, gate and up projections.
-    pub(crate) fn forward_gates(
-        &self,
-        pass: Pass<'_>,
-        layer: usize,
-        x: &Matrix,
-        saved: &mut Saved,
-        work: &mut Workspace,
-    ) {
-        let Pass { run, config, batch, .. } = pass;
-        let t = batch.tokens();
-        let Saved { rstd, gate, up } = saved;
-        let Workspace { normed, linear: scratch, .. } = work;
-        let norm = run.weight(ModuleId::Norm { layer, part: NormPart::Mlp }, &self.norm);
-        rms_norm::forward(run.device, normed.top_mut(t), x.top(t), norm, config.rms_norm_eps, &mut rstd[..t]);
-        for (linear, part, y) in [(&self.gate, Part::Gate, gate), (&self.up, Part::Up, up)] {
-            linear.forward(
-                run,
-                ModuleId::Linear { layer, part },
-                y.top_mut(t),
-                false,
-                normed.top(t),
-                scratch,
-            );
+        if let Layers::Experts(experts) = &self.layers {
+            let branch = saved.exit.branch(config, exit).top_mut(t);
+            experts.forward_last(pass, layer, branch, &mut saved.experts, own, scratch);
+        } else {
+            activate(pass, &self.layers, &saved.first, hidden);
+            let down = self.layers.down();
+            if exit::is_direct(config) {
+                y.top_mut(t).copy_from(residual.top(t));
+                return down.forward(run, id, y.top_mut(t), true, hidden.top(t), scratch);
+            }
+            let branch = saved.exit.branch(config, exit).top_mut(t);
+            down.forward(run, id, branch, false, hidden.top(t), scratch);
         }
+        exit::forward(pass, self.norm_behind.as_ref(), behind, y, residual, &mut saved.exit, exit);
     }
 
-    /// Turns the gradient of the output in `work.dx` into that of the input, and adds the trained tensors'
-    /// gradients. What was saved of gate and up is replaced by their gradients.
+    /// Adds the gradient of the input `x` to that of the output in `work.dx`, and the trained tensors' gradients. What was saved of
+    /// the first layers is replaced by its gradient.
     pub(crate) fn backward(
         &self,
         pass: Pass<'_>,
@@ -110,23 +152,121 @@ impl Mlp {
         let Pass { run, config, batch, .. } = pass;
         let t = batch.tokens();
         let (device, id) = (run.device, |part| ModuleId::Linear { layer, part });
+        let behind = ModuleId::Norm { layer, part: NormPart::AfterMlp };
+        let Workspace {
+            normed,
+            fused,
+            hidden,
+            dx,
+            dnormed,
+            dhidden,
+            linear: scratch,
+            exit,
+            experts: own,
+            ..
+        } = work;
+        let dy = exit::backward(pass, self.norm_behind.as_ref(), behind, dx, &saved.exit, exit, gradients);
+        // The norm's result was not kept: making it again costs one pass over x.
         let norm_id = ModuleId::Norm { layer, part: NormPart::Mlp };
-        let Saved { rstd, gate, up } = saved;
-        let Workspace { normed, hidden, dx, dnormed, dhidden, linear: scratch, .. } = work;
+        let input = match &self.norm {
+            None => x.top(t),
+            Some(norm) => {
+                norm.forward(run, config, norm_id, normed.top_mut(t), x.top(t), &mut saved.norm);
+                normed.top(t)
+            }
+        };
+        if let Layers::Experts(experts) = &self.layers {
+            experts.backward(
+                pass,
+                layer,
+                dnormed,
+                dy.top(t),
+                input,
+                &mut saved.experts,
+                gradients,
+                own,
+                scratch,
+            );
+        } else {
+            // Nor was the activation's.
+            activate(pass, &self.layers, &saved.first, hidden);
+            let (down, dh) = (self.layers.down(), Some(dhidden.top_mut(t)));
+            down.backward(run, id(Part::Down), dh, false, dy.top(t), hidden.top(t), gradients, scratch);
+            let [first, second] = &mut saved.first;
+            let (act, dh) = (config.activation, dhidden.top(t));
+            match &self.layers {
+                Layers::Plain(_) => activation::backward(device, act, first.top_mut(t), dh),
+                _ => gated::backward(device, act, first.top_mut(t), second.top_mut(t), dh),
+            }
+            let mut gradients_of_first = [&*first, &*second];
+            if let Layers::Fused(_) = &self.layers {
+                for (n, dy) in gradients_of_first.into_iter().enumerate() {
+                    columns::put(device, fused.top_mut(t), dy.top(t), n * config.intermediate_size);
+                }
+                gradients_of_first[0] = fused;
+            }
+            // Without a norm before, the gradient goes straight to the residual stream.
+            let (to, added) = if self.norm.is_some() { (&mut *dnormed, false) } else { (&mut *dx, true) };
+            let first_layers = self.layers.first().zip(gradients_of_first);
+            for (n, ((linear, part), dy)) in first_layers.enumerate() {
+                let (to, added) = (Some(to.top_mut(t)), added || n > 0);
+                linear.backward(run, id(part), to, added, dy.top(t), input, gradients, scratch);
+            }
+        }
+        if let Some(norm) = &self.norm {
+            let (dx, dy) = (dx.top_mut(t), dnormed.top(t));
+            norm.backward(run, config, norm_id, dx, true, dy, x.top(t), &saved.norm, gradients);
+        }
+    }
+}
 
-        // Neither the gated product nor the norm's result was kept: each is one pass to make again.
-        gated::forward(device, config.activation, hidden.top_mut(t), gate.top(t), up.top(t));
-        let dh = Some(dhidden.top_mut(t));
-        self.down.backward(run, id(Part::Down), dh, false, dx.top(t), hidden.top(t), gradients, scratch);
-        gated::backward(device, config.activation, gate.top_mut(t), up.top_mut(t), dhidden.top(t));
-        let norm = run.weight(norm_id, &self.norm);
-        rms_norm::forward(device, normed.top_mut(t), x.top(t), norm, config.rms_norm_eps, &mut rstd[..t]);
-        let input = normed.top(t);
-        let dn = Some(dnormed.top_mut(t));
-        self.gate.backward(run, id(Part::Gate), dn, false, gate.top(t), input, gradients, scratch);
-        let dn = Some(dnormed.top_mut(t));
-        self.up.backward(run, id(Part::Up), dn, true, up.top(t), input, gradients, scratch);
-        let dnorm = gradient_of(run, norm_id, gradients);
-        rms_norm::backward(device, dx.top_mut(t), true, dnormed.top(t), x.top(t), norm, &rstd[..t], dnorm);
+impl Layers {
+    /// The layers that read the norm's result; experts have their own.
+    fn first(&self) -> impl Iterator<Item = (&Linear, Part)> {
+        let (linears, parts): (&[Linear], &[Part]) = match self {
+            Layers::Gated(linears) => (&linears[..2], &[Part::Gate, Part::Up]),
+            Layers::Fused(linears) => (&linears[..1], &[Part::GateUp]),
+            Layers::Plain(linears) => (&linears[..1], &[Part::Up]),
+            Layers::Experts(_) => (&[], &[]),
+        };
+        linears.iter().zip(parts.iter().copied())
+    }
+
+    /// The layer that leads back to the model's width.
+    fn down(&self) -> &Linear {
+        match self {
+            Layers::Gated(linears) => &linears[2],
+            Layers::Fused(linears) | Layers::Plain(linears) => &linears[1],
+            Layers::Experts(_) => unreachable!("each expert has its own"),
+        }
+    }
+
+    /// A linear layer of an expert.
+    pub(crate) fn expert(&self, expert: usize, part: Part) -> Option<&Linear> {
+        let Layers::Experts(experts) = self else { return None };
+        let place = Part::GATED.iter().position(|&p| p == part)?;
+        experts.experts.get(expert).map(|linears| &linears[place])
+    }
+
+    /// A linear layer by its name.
+    pub(crate) fn linear(&self, part: Part) -> Option<&Linear> {
+        match self {
+            Layers::Experts(experts) => (part == Part::Router).then_some(&experts.router),
+            _ if part == Part::Down => Some(self.down()),
+            _ => self.first().find(|(_, p)| *p == part).map(|(linear, _)| linear),
+        }
+    }
+}
+
+/// `hidden [T, F]`: what stands before the last layer.
+fn activate(pass: Pass<'_>, layers: &Layers, [first, second]: &[Matrix; 2], hidden: &mut Matrix) {
+    let (device, act, t) = (pass.run.device, pass.config.activation, pass.batch.tokens());
+    let hidden = hidden.top_mut(t);
+    match layers {
+        Layers::Gated(_) | Layers::Fused(_) => {
+            gated::forward(device, act, hidden, first.top(t), second.top(t));
+        }
+        Layers::Plain(_) => activation::forward(device, act, hidden, first.top(t)),
+        Layers::Experts(_) => unreachable!("experts have activations of their own"),
     }
 }

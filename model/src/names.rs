@@ -1,12 +1,13 @@
-//! Our parts of a model and the names checkpoints give them: the only table of such strings.
+//! Our parts of a model and the names that checkpoints give them: the only place of such strings.
 //!
-//! Every supported family (Llama, Mistral, Qwen2, Qwen3) names its parts alike. A family that does not would
-//! get its own row here and nowhere else.
+//! A [`ModuleId`] says what a module is; [`Names`], which a [`Config`] carries, says what its family calls it. A family that names its
+//! parts in its own way is a row of [`tables`], and nothing else.
 
 use std::cmp::Ordering;
-use std::fmt;
 
-use crate::config::Config;
+use crate::config::{Config, Mlp, NormKind, Positions, QkNorm, Span};
+
+pub(crate) mod tables;
 
 /// A linear layer of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,40 +18,38 @@ pub enum Part {
     K,
     /// Values, `[K * D, C]`.
     V,
+    /// Queries, keys and values in one layer, `[(H + 2 K) * D, C]`.
+    Qkv,
     /// The attention's output, `[C, H * D]`.
     O,
+    /// Which experts a token goes to, `[E, C]`.
+    Router,
     /// The gate of the MLP, `[F, C]`.
     Gate,
-    /// What the gate multiplies, `[F, C]`.
+    /// What the gate multiplies, or an MLP's first layer where there is no gate, `[F, C]`.
     Up,
+    /// Gate and up in one layer, `[2 F, C]`.
+    GateUp,
     /// Back to the model's width, `[C, F]`.
     Down,
 }
 
 impl Part {
     /// All parts in the order in which a token meets them.
-    pub const ALL: [Part; 7] = [Part::Q, Part::K, Part::V, Part::O, Part::Gate, Part::Up, Part::Down];
-
-    /// The last segment of the module's path, by which target lists name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::Q => "q_proj",
-            Part::K => "k_proj",
-            Part::V => "v_proj",
-            Part::O => "o_proj",
-            Part::Gate => "gate_proj",
-            Part::Up => "up_proj",
-            Part::Down => "down_proj",
-        }
-    }
-
-    /// The module of the block that holds it.
-    pub fn parent(self) -> &'static str {
-        match self {
-            Part::Q | Part::K | Part::V | Part::O => "self_attn",
-            Part::Gate | Part::Up | Part::Down => "mlp",
-        }
-    }
+    pub const ALL: [Part; 10] = [
+        Part::Q,
+        Part::K,
+        Part::V,
+        Part::Qkv,
+        Part::O,
+        Part::Router,
+        Part::Gate,
+        Part::Up,
+        Part::GateUp,
+        Part::Down,
+    ];
+    /// The layers of an expert, or of any gated MLP.
+    pub const GATED: [Part; 3] = [Part::Gate, Part::Up, Part::Down];
 }
 
 /// A norm of a block.
@@ -58,27 +57,28 @@ impl Part {
 pub enum NormPart {
     /// Before attention, width `C`.
     Attention,
-    /// Over each query head (Qwen3), width `D`.
+    /// Over the queries: each head, width `D`, or all of them, width `H * D`.
     Q,
-    /// Over each key head (Qwen3), width `D`.
+    /// Over the keys: each head, width `D`, or all of them, width `K * D`.
     K,
+    /// Behind attention, before its result joins the residual stream, width `C`.
+    AfterAttention,
     /// Before the MLP, width `C`.
     Mlp,
+    /// Behind the MLP, before its result joins the residual stream, width `C`.
+    AfterMlp,
 }
 
 impl NormPart {
     /// All norms in the order in which a token meets them.
-    pub const ALL: [NormPart; 4] = [NormPart::Attention, NormPart::Q, NormPart::K, NormPart::Mlp];
-
-    /// Its path within the block.
-    pub fn name(self) -> &'static str {
-        match self {
-            NormPart::Attention => "input_layernorm",
-            NormPart::Q => "self_attn.q_norm",
-            NormPart::K => "self_attn.k_norm",
-            NormPart::Mlp => "post_attention_layernorm",
-        }
-    }
+    pub const ALL: [NormPart; 6] = [
+        NormPart::Attention,
+        NormPart::Q,
+        NormPart::K,
+        NormPart::AfterAttention,
+        NormPart::Mlp,
+        NormPart::AfterMlp,
+    ];
 }
 
 /// A module that owns parameters. Their order is the one in which a token meets them.
@@ -86,11 +86,22 @@ impl NormPart {
 pub enum ModuleId {
     /// Token embeddings, `[V, C]`.
     Embedding,
+    /// Embeddings of positions where these are learned, `[positions, C]`.
+    Positions,
     /// A linear layer of block `layer`.
     Linear {
         /// The block, from 0.
         layer: usize,
         /// Which of its linear layers.
+        part: Part,
+    },
+    /// A linear layer of one expert of block `layer`.
+    Expert {
+        /// The block, from 0.
+        layer: usize,
+        /// The expert, from 0.
+        expert: usize,
+        /// Which of its linear layers: one of [`Part::GATED`].
         part: Part,
     },
     /// A norm of block `layer`.
@@ -106,83 +117,62 @@ pub enum ModuleId {
     Head,
 }
 
-const LAYERS: &str = "model.layers";
-const EMBEDDING: &str = "model.embed_tokens";
-const FINAL_NORM: &str = "model.norm";
-const HEAD: &str = "lm_head";
-
 impl ModuleId {
-    /// The module's path as PEFT and `named_modules()` give it, such as `model.layers.0.self_attn.q_proj`.
-    pub fn module_path(self) -> String {
-        match self {
-            ModuleId::Embedding => EMBEDDING.to_owned(),
-            ModuleId::Linear { layer, part } => format!("{LAYERS}.{layer}.{}.{}", part.parent(), part.name()),
-            ModuleId::Norm { layer, part } => format!("{LAYERS}.{layer}.{}", part.name()),
-            ModuleId::FinalNorm => FINAL_NORM.to_owned(),
-            ModuleId::Head => HEAD.to_owned(),
-        }
-    }
-
-    /// The name of its weight in a checkpoint.
-    pub fn weight_name(self) -> String {
-        self.module_path() + ".weight"
-    }
-
-    /// The name of its bias in a checkpoint, for a linear layer that has one.
-    pub fn bias_name(self) -> String {
-        self.module_path() + ".bias"
-    }
-
-    /// The module of a path; `None` if no module with parameters has it. The layer is not checked against a
-    /// model.
-    pub fn parse(path: &str) -> Option<ModuleId> {
-        match path {
-            EMBEDDING => return Some(ModuleId::Embedding),
-            FINAL_NORM => return Some(ModuleId::FinalNorm),
-            HEAD => return Some(ModuleId::Head),
-            _ => {}
-        }
-        let (layer, rest) = path.strip_prefix(LAYERS)?.strip_prefix('.')?.split_once('.')?;
-        let canonical = layer == "0" || !layer.starts_with('0');
-        let layer = layer.parse().ok().filter(|_| canonical && layer.bytes().all(|b| b.is_ascii_digit()))?;
-        if let Some(&part) = NormPart::ALL.iter().find(|p| p.name() == rest) {
-            return Some(ModuleId::Norm { layer, part });
-        }
-        let (parent, name) = rest.split_once('.')?;
-        let part = *Part::ALL.iter().find(|p| p.parent() == parent && p.name() == name)?;
-        Some(ModuleId::Linear { layer, part })
-    }
-
     /// Whether this is a linear layer, the head included.
     pub fn is_linear(self) -> bool {
-        matches!(self, ModuleId::Linear { .. } | ModuleId::Head)
+        matches!(self, ModuleId::Linear { .. } | ModuleId::Expert { .. } | ModuleId::Head)
+    }
+
+    /// Whether this is a norm.
+    pub fn is_norm(self) -> bool {
+        matches!(self, ModuleId::Norm { .. } | ModuleId::FinalNorm)
     }
 
     /// The block it belongs to.
     pub fn layer(self) -> Option<usize> {
         match self {
-            ModuleId::Linear { layer, .. } | ModuleId::Norm { layer, .. } => Some(layer),
-            ModuleId::Embedding | ModuleId::FinalNorm | ModuleId::Head => None,
+            ModuleId::Linear { layer, .. }
+            | ModuleId::Expert { layer, .. }
+            | ModuleId::Norm { layer, .. } => Some(layer),
+            ModuleId::Embedding | ModuleId::Positions | ModuleId::FinalNorm | ModuleId::Head => None,
         }
     }
 
-    /// Stage, layer and place within the layer.
-    fn order(self) -> (u8, usize, u8) {
+    /// Stage, layer, place within the layer, expert, place within the expert.
+    fn order(self) -> (u8, usize, u8, usize, u8) {
+        let within = |layer, place| (2, layer, place, 0, 0);
         match self {
-            ModuleId::Embedding => (0, 0, 0),
-            ModuleId::Norm { layer, part: NormPart::Attention } => (1, layer, 0),
-            ModuleId::Linear { layer, part: Part::Q } => (1, layer, 1),
-            ModuleId::Linear { layer, part: Part::K } => (1, layer, 2),
-            ModuleId::Linear { layer, part: Part::V } => (1, layer, 3),
-            ModuleId::Norm { layer, part: NormPart::Q } => (1, layer, 4),
-            ModuleId::Norm { layer, part: NormPart::K } => (1, layer, 5),
-            ModuleId::Linear { layer, part: Part::O } => (1, layer, 6),
-            ModuleId::Norm { layer, part: NormPart::Mlp } => (1, layer, 7),
-            ModuleId::Linear { layer, part: Part::Gate } => (1, layer, 8),
-            ModuleId::Linear { layer, part: Part::Up } => (1, layer, 9),
-            ModuleId::Linear { layer, part: Part::Down } => (1, layer, 10),
-            ModuleId::FinalNorm => (2, 0, 0),
-            ModuleId::Head => (3, 0, 0),
+            ModuleId::Embedding => (0, 0, 0, 0, 0),
+            ModuleId::Positions => (1, 0, 0, 0, 0),
+            ModuleId::Norm { layer, part } => within(
+                layer,
+                match part {
+                    NormPart::Attention => 0,
+                    NormPart::Q => 5,
+                    NormPart::K => 6,
+                    NormPart::AfterAttention => 8,
+                    NormPart::Mlp => 9,
+                    NormPart::AfterMlp => 15,
+                },
+            ),
+            ModuleId::Linear { layer, part } => within(
+                layer,
+                match part {
+                    Part::Q => 1,
+                    Part::K => 2,
+                    Part::V => 3,
+                    Part::Qkv => 4,
+                    Part::O => 7,
+                    Part::Router => 10,
+                    Part::Gate => 11,
+                    Part::Up => 12,
+                    Part::GateUp => 13,
+                    Part::Down => 14,
+                },
+            ),
+            ModuleId::Expert { layer, expert, part } => (2, layer, 11, expert, part as u8),
+            ModuleId::FinalNorm => (3, 0, 0, 0, 0),
+            ModuleId::Head => (4, 0, 0, 0, 0),
         }
     }
 }
@@ -199,10 +189,160 @@ impl PartialOrd for ModuleId {
     }
 }
 
-impl fmt::Display for ModuleId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.module_path())
+/// What a family calls its parts.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Table {
+    /// What holds everything but the head, such as `model`.
+    pub(crate) root: &'static str,
+    pub(crate) embedding: &'static str,
+    /// Empty where positions are not learned.
+    pub(crate) positions: &'static str,
+    /// What holds the blocks.
+    pub(crate) layers: &'static str,
+    pub(crate) final_norm: &'static str,
+    pub(crate) head: &'static str,
+    /// Linear layers, by their path within the block.
+    pub(crate) parts: &'static [(Part, &'static str)],
+    /// What holds the experts, by its path within the block.
+    pub(crate) experts: &'static str,
+    /// The linear layers of an expert.
+    pub(crate) expert_parts: [&'static str; 3],
+    /// Norms, by their path within the block.
+    pub(crate) norms: &'static [(NormPart, &'static str)],
+    /// Modules without parameters that targets may name by mistake, within the block.
+    pub(crate) activation: &'static str,
+    /// Roots and heads in files by other releases of transformers.
+    pub(crate) other_files: &'static [(&'static str, &'static str)],
+}
+
+/// What a checkpoint calls the parts of its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Names {
+    pub(crate) table: &'static Table,
+    /// What holds everything but the head: the table's, or another inside a wrapper.
+    pub(crate) root: &'static str,
+    /// What holds everything but the head, and the head, in files by other releases of transformers.
+    pub(crate) others: &'static [(&'static str, &'static str)],
+}
+
+impl Names {
+    /// A module's path as PEFT and `named_modules()` give it, such as `model.layers.0.self_attn.q_proj`.
+    ///
+    /// # Panics
+    /// If the family has no such part.
+    pub fn path(&self, module: ModuleId) -> String {
+        let Table { embedding, positions, final_norm, head, experts, expert_parts, .. } = *self.table;
+        match module {
+            ModuleId::Embedding => self.inside(embedding),
+            ModuleId::Positions => self.inside(positions),
+            ModuleId::FinalNorm => self.inside(final_norm),
+            ModuleId::Head => head.to_owned(),
+            ModuleId::Norm { layer, part } => self.in_block(layer, name_of(self.table.norms, part)),
+            ModuleId::Linear { layer, part } => self.in_block(layer, name_of(self.table.parts, part)),
+            ModuleId::Expert { layer, expert, part } => {
+                let place = Part::GATED.iter().position(|&p| p == part).expect("a part of an expert");
+                self.in_block(layer, &format!("{experts}.{expert}.{}", expert_parts[place]))
+            }
+        }
     }
+
+    /// The module of a path; `None` if no module with parameters has it. Layer and expert are not checked against a model.
+    pub fn parse(&self, path: &str) -> Option<ModuleId> {
+        if path == self.table.head {
+            return Some(ModuleId::Head);
+        }
+        let Table { embedding, positions, layers, final_norm, experts, expert_parts, .. } = *self.table;
+        let path =
+            if self.root.is_empty() { path } else { path.strip_prefix(self.root)?.strip_prefix('.')? };
+        match path {
+            "" => return None,
+            _ if path == embedding => return Some(ModuleId::Embedding),
+            _ if path == positions => return Some(ModuleId::Positions),
+            _ if path == final_norm => return Some(ModuleId::FinalNorm),
+            _ => {}
+        }
+        let (layer, rest) = path.strip_prefix(layers)?.strip_prefix('.')?.split_once('.')?;
+        let layer = number(layer)?;
+        if let Some(&(part, _)) = self.table.norms.iter().find(|(_, name)| *name == rest) {
+            return Some(ModuleId::Norm { layer, part });
+        }
+        if let Some(&(part, _)) = self.table.parts.iter().find(|(_, name)| *name == rest) {
+            return Some(ModuleId::Linear { layer, part });
+        }
+        if experts.is_empty() {
+            return None;
+        }
+        let (expert, name) = rest.strip_prefix(experts)?.strip_prefix('.')?.split_once('.')?;
+        let place = expert_parts.iter().position(|part| *part == name)?;
+        Some(ModuleId::Expert { layer, expert: number(expert)?, part: Part::GATED[place] })
+    }
+
+    /// Whether a tensor of this name belongs to another part of a model of which this is the one for texts.
+    pub(crate) fn is_foreign(&self, name: &str) -> bool {
+        let own = |root: &str, head: &str| {
+            self_contained(name, root).is_some() || self_contained(name, head).is_some()
+        };
+        let wrapped = self.root != self.table.root;
+        wrapped && !own(self.root, self.table.head) && !self.others.iter().any(|(root, head)| own(root, head))
+    }
+
+    /// The path of block `layer`.
+    pub(crate) fn block(&self, layer: usize) -> String {
+        format!("{}.{layer}", self.inside(self.table.layers))
+    }
+
+    /// A path without the block that it stands in: `self_attn.q_proj`.
+    pub fn within_block<'a>(&self, path: &'a str) -> &'a str {
+        let within =
+            path.strip_prefix(&*self.inside(self.table.layers)).and_then(|rest| rest.strip_prefix('.'));
+        within.and_then(|rest| rest.split_once('.')).map_or(path, |(_, name)| name)
+    }
+
+    /// Paths of what holds others, and of modules without parameters.
+    pub(crate) fn others(&self, layers: usize) -> Vec<String> {
+        let mut others = Vec::new();
+        let root: Vec<&str> = self.root.split('.').filter(|part| !part.is_empty()).collect();
+        others.extend((1..=root.len()).map(|n| root[..n].join(".")));
+        others.extend([self.inside(self.table.layers), self.inside("rotary_emb")]);
+        for layer in 0..layers {
+            let paths = self
+                .table
+                .parts
+                .iter()
+                .map(|(_, name)| *name)
+                .chain([self.table.experts, self.table.activation]);
+            let mut parents: Vec<&str> =
+                paths.filter_map(|path| path.rsplit_once('.')).map(|(parent, _)| parent).collect();
+            parents.dedup();
+            parents.push(self.table.activation);
+            others.extend(parents.into_iter().map(|name| self.in_block(layer, name)));
+            others.push(self.block(layer));
+        }
+        others
+    }
+
+    fn inside(&self, name: &str) -> String {
+        if self.root.is_empty() { name.to_owned() } else { format!("{}.{name}", self.root) }
+    }
+
+    fn in_block(&self, layer: usize, name: &str) -> String {
+        format!("{}.{name}", self.block(layer))
+    }
+}
+
+fn name_of<T: Copy + PartialEq + std::fmt::Debug>(names: &[(T, &'static str)], part: T) -> &'static str {
+    names.iter().find(|(p, _)| *p == part).unwrap_or_else(|| panic!("the family has no {part:?}")).1
+}
+
+/// A name without what holds it, if it is held by that.
+fn self_contained<'a>(name: &'a str, root: &str) -> Option<&'a str> {
+    name.strip_prefix(root)?.strip_prefix('.')
+}
+
+/// A number as module paths write it: no sign, no leading zero.
+fn number(text: &str) -> Option<usize> {
+    let canonical = text == "0" || !text.starts_with('0');
+    text.parse().ok().filter(|_| canonical && text.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// A module with the size of its weight.
@@ -214,15 +354,23 @@ pub struct Module {
     pub rows: usize,
     /// Columns of the weight: input features, or the width of a norm.
     pub cols: usize,
-    /// Whether a bias of `rows` values stands beside the weight.
+    /// Whether a bias stands beside the weight.
     pub bias: bool,
 }
 
 impl Module {
+    /// Values of its bias: one for each output feature, or for each column of a norm.
+    pub fn bias_len(&self) -> usize {
+        match (self.bias, self.id.is_norm()) {
+            (false, _) => 0,
+            (true, false) => self.rows,
+            (true, true) => self.cols,
+        }
+    }
+
     /// Number of its parameters, the bias included.
     pub fn parameter_count(&self) -> u64 {
-        let bias = if self.bias { self.rows as u64 } else { 0 };
-        self.rows as u64 * self.cols as u64 + bias
+        self.rows as u64 * self.cols as u64 + self.bias_len() as u64
     }
 }
 
@@ -237,84 +385,163 @@ pub struct Parameter {
     pub rows: usize,
     /// Columns of the matrix that holds it.
     pub cols: usize,
+    /// What the family calls its parts.
+    pub names: Names,
+    /// Whether files have `[in, out]` where the matrix is `[out, in]` (`Conv1D` of transformers).
+    pub transposed: bool,
 }
 
 impl Parameter {
     /// Its name in a checkpoint.
     pub fn name(&self) -> String {
-        if self.bias { self.module.bias_name() } else { self.module.weight_name() }
+        self.names.path(self.module) + if self.bias { ".bias" } else { ".weight" }
+    }
+
+    /// Its name, and those that files by other releases give it.
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> + use<> {
+        let (names, name) = (self.names, self.name());
+        let other = move |&(root, head): &(&str, &str)| match self_contained(&name, names.root) {
+            Some(rest) if root.is_empty() => rest.to_owned(),
+            Some(rest) => format!("{root}.{rest}"),
+            None => name.replacen(names.table.head, head, 1),
+        };
+        std::iter::once(self.name()).chain(names.others.iter().map(other))
     }
 
     /// Whether quantization is for it: the weights of the blocks' linear layers, which are nearly all of a
-    /// model. Embeddings, head, norms and biases stay as they are, as with bitsandbytes.
+    /// model. Embeddings, head, norms, biases and the choice of experts stay as they are, as with bitsandbytes.
     pub fn is_quantizable(&self) -> bool {
-        !self.bias && matches!(self.module, ModuleId::Linear { .. })
+        let router = matches!(self.module, ModuleId::Linear { part: Part::Router, .. });
+        !self.bias && !router && matches!(self.module, ModuleId::Linear { .. } | ModuleId::Expert { .. })
+    }
+
+    /// Whether bitsandbytes finds a linear layer in transformers there, which it quantizes in the folders that it writes: experts are bare
+    /// parameters since transformers 5, and stay as they are.
+    pub(crate) fn is_linear_of_transformers(&self) -> bool {
+        self.is_quantizable() && !matches!(self.module, ModuleId::Expert { .. })
+    }
+
+    /// Whether it is a row: a bias, or what a norm has.
+    pub fn is_vector(&self) -> bool {
+        self.bias || self.module.is_norm()
     }
 
     /// Its shape in a checkpoint: norms and biases have one dimension.
     pub fn file_shape(&self) -> Vec<usize> {
-        match self.module {
-            _ if self.bias => vec![self.cols],
-            ModuleId::Norm { .. } | ModuleId::FinalNorm => vec![self.cols],
-            _ => vec![self.rows, self.cols],
+        match () {
+            () if self.is_vector() => vec![self.cols],
+            () if self.transposed => vec![self.cols, self.rows],
+            () => vec![self.rows, self.cols],
         }
     }
 }
 
 impl Config {
+    /// The linear layers of a block, its experts aside.
+    fn parts(&self, layer: usize) -> Vec<Part> {
+        let attention = match self.fused_qkv {
+            None => &[Part::Q, Part::K, Part::V, Part::O][..],
+            Some(_) => &[Part::Qkv, Part::O],
+        };
+        let mlp = match self.blocks[layer].mlp {
+            Mlp::Gated if self.fused_gate_up => &[Part::GateUp, Part::Down][..],
+            Mlp::Gated => &Part::GATED,
+            Mlp::Plain => &[Part::Up, Part::Down],
+            Mlp::Experts => &[Part::Router],
+        };
+        [attention, mlp].concat()
+    }
+
+    /// The norms of a block.
+    fn norm_parts(&self) -> Vec<NormPart> {
+        let has = |part: &NormPart| match part {
+            NormPart::Attention | NormPart::Mlp => self.norms.before,
+            NormPart::AfterAttention | NormPart::AfterMlp => self.norms.behind,
+            NormPart::Q | NormPart::K => self.qk_norm.is_some(),
+        };
+        NormPart::ALL.into_iter().filter(has).collect()
+    }
+
     /// Every module with parameters, in the order of [`ModuleId`]. A tied head shares the embedding's weight
     /// and is not listed.
     pub fn modules(&self) -> Vec<Module> {
-        let mut modules = vec![self.module(ModuleId::Embedding)];
+        let mut modules = vec![ModuleId::Embedding];
+        modules.extend((self.positions == Positions::Learned).then_some(ModuleId::Positions));
         for layer in 0..self.layers {
-            modules.extend(Part::ALL.map(|part| self.module(ModuleId::Linear { layer, part })));
-            let norms =
-                NormPart::ALL.iter().filter(|p| self.qk_norm || !matches!(p, NormPart::Q | NormPart::K));
-            modules.extend(norms.map(|&part| self.module(ModuleId::Norm { layer, part })));
+            modules.extend(self.parts(layer).into_iter().map(|part| ModuleId::Linear { layer, part }));
+            if let (Mlp::Experts, Some(experts)) = (self.blocks[layer].mlp, &self.experts) {
+                let of = |expert| Part::GATED.map(|part| ModuleId::Expert { layer, expert, part });
+                modules.extend((0..experts.count).flat_map(of));
+            }
+            modules.extend(self.norm_parts().into_iter().map(|part| ModuleId::Norm { layer, part }));
         }
-        modules.push(self.module(ModuleId::FinalNorm));
-        if !self.tie_word_embeddings {
-            modules.push(self.module(ModuleId::Head));
-        }
-        modules.sort_by_key(|m| m.id);
-        modules
+        modules.push(ModuleId::FinalNorm);
+        modules.extend((!self.tie_word_embeddings).then_some(ModuleId::Head));
+        modules.sort_unstable();
+        modules.into_iter().map(|id| self.module(id)).collect()
     }
 
     /// The size of one module. A tied head has its size too, though its weight is the embedding's.
     pub fn module(&self, id: ModuleId) -> Module {
+        let (c, q, kv) = (self.hidden_size, self.q_width(), self.kv_width());
+        let norm_bias = self.norm == NormKind::Layer;
+        let biases = self.biases;
         let (rows, cols, bias) = match id {
-            ModuleId::Embedding | ModuleId::Head => (self.vocab_size, self.hidden_size, false),
-            ModuleId::FinalNorm => (1, self.hidden_size, false),
-            ModuleId::Norm { part: NormPart::Attention | NormPart::Mlp, .. } => (1, self.hidden_size, false),
-            ModuleId::Norm { part: NormPart::Q | NormPart::K, .. } => (1, self.head_dim, false),
+            ModuleId::Embedding => (self.vocab_size, c, false),
+            ModuleId::Positions => (self.max_position_embeddings, c, false),
+            ModuleId::Head => (self.vocab_size, c, biases.head),
+            ModuleId::FinalNorm => (1, c, norm_bias),
+            ModuleId::Norm { part, .. } => match (part, self.qk_norm) {
+                (NormPart::Q | NormPart::K, Some(QkNorm { span: Span::Head, .. })) => {
+                    (1, self.head_dim, false)
+                }
+                (NormPart::Q, _) => (1, q, false),
+                (NormPart::K, _) => (1, kv, false),
+                _ => (1, c, norm_bias),
+            },
+            ModuleId::Expert { part, .. } => {
+                let inner = self.experts.as_ref().map_or(0, |experts| experts.inner);
+                if part == Part::Down { (c, inner, false) } else { (inner, c, false) }
+            }
             ModuleId::Linear { part, .. } => match part {
-                Part::Q => (self.q_width(), self.hidden_size, self.qkv_bias),
-                Part::K | Part::V => (self.kv_width(), self.hidden_size, self.qkv_bias),
-                Part::O => (self.hidden_size, self.q_width(), self.output_bias),
-                Part::Gate | Part::Up => (self.intermediate_size, self.hidden_size, self.mlp_bias),
-                Part::Down => (self.hidden_size, self.intermediate_size, self.mlp_bias),
+                Part::Q => (q, c, biases.qkv),
+                Part::K | Part::V => (kv, c, biases.qkv),
+                Part::Qkv => (q + 2 * kv, c, biases.qkv),
+                Part::O => (c, q, biases.output),
+                Part::Router => (self.experts.as_ref().map_or(0, |experts| experts.count), c, false),
+                Part::Gate | Part::Up => (self.intermediate_size, c, biases.mlp),
+                Part::GateUp => (2 * self.intermediate_size, c, biases.mlp),
+                Part::Down => (c, self.intermediate_size, biases.mlp),
             },
         };
         Module { id, rows, cols, bias }
     }
 
+    /// The path of a module, as [`Names::path`].
+    pub fn path(&self, module: ModuleId) -> String {
+        self.names.path(module)
+    }
+
+    /// The weight of a module, or its bias.
+    pub(crate) fn parameter(&self, id: ModuleId, bias: bool) -> Parameter {
+        let module = self.module(id);
+        let (rows, cols) = if bias { (1, module.bias_len()) } else { (module.rows, module.cols) };
+        let transposed = self.transposed && !bias && matches!(id, ModuleId::Linear { .. });
+        Parameter { module: id, bias, rows, cols, names: self.names, transposed }
+    }
+
     /// The weight of a module; a tied head's is the embedding's.
     pub(crate) fn weight_of(&self, id: ModuleId) -> Parameter {
         let tied = id == ModuleId::Head && self.tie_word_embeddings;
-        let Module { id, rows, cols, .. } = self.module(if tied { ModuleId::Embedding } else { id });
-        Parameter { module: id, bias: false, rows, cols }
+        self.parameter(if tied { ModuleId::Embedding } else { id }, false)
     }
 
     /// Every tensor of parameters, in the order of [`Config::modules`], a bias after its weight.
     pub fn parameters(&self) -> Vec<Parameter> {
-        let mut parameters = Vec::new();
-        for m in self.modules() {
-            parameters.push(Parameter { module: m.id, bias: false, rows: m.rows, cols: m.cols });
-            if m.bias {
-                parameters.push(Parameter { module: m.id, bias: true, rows: 1, cols: m.rows });
-            }
-        }
-        parameters
+        let both = |m: Module| {
+            [false, true].into_iter().filter(move |&bias| m.bias || !bias).map(move |bias| (m.id, bias))
+        };
+        self.modules().into_iter().flat_map(both).map(|(id, bias)| self.parameter(id, bias)).collect()
     }
 
     /// Number of all parameters; a tied head counts once.

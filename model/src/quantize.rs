@@ -11,15 +11,13 @@ use crate::checkpoint::{
 };
 use crate::config::Config;
 use crate::error::{ModelError, Result};
-use crate::names::{ModuleId, Parameter, Part};
+use crate::names::Parameter;
 
 /// What became of one weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedWeight {
     /// Its name.
     pub name: String,
-    /// Which of its block's layers.
-    pub part: Part,
     /// Number of weights.
     pub parameters: u64,
     /// Bytes that codes and scales take.
@@ -31,6 +29,11 @@ pub struct QuantizedWeight {
 }
 
 impl QuantizedWeight {
+    /// The last name of its layer: `q_proj`.
+    pub fn kind(&self) -> &str {
+        self.name.rsplit('.').nth(1).unwrap_or(&self.name)
+    }
+
     /// Root of the mean squared error over that of the weights.
     pub fn relative_error(&self) -> f64 {
         (self.squared_error / self.squares.max(f64::MIN_POSITIVE)).sqrt()
@@ -65,31 +68,33 @@ pub fn quantize_folder(
     let mut specs = Vec::new();
     for parameter in &parameters {
         let dtype = stored(parameter)?;
-        if parameter.is_quantizable() {
-            specs.extend(quantized::specs(parameter, format, dtype));
+        if parameter.is_linear_of_transformers() {
+            specs.extend(quantized::specs(&checkpoint.spelling(parameter), parameter, format, dtype));
         } else {
-            specs.push(TensorSpec { name: parameter.name(), shape: parameter.file_shape(), dtype });
+            specs.push(TensorSpec {
+                name: checkpoint.spelling(parameter),
+                shape: parameter.file_shape(),
+                dtype,
+            });
         }
     }
+    specs.extend(checkpoint.foreign(&config));
     let mut writer = CheckpointWriter::model(to, specs, SHARD_BYTES)?;
     let mut report = Vec::new();
     for parameter in &parameters {
         let dtype = stored(parameter)?;
         let mut values = Matrix::zeros(parameter.rows, parameter.cols, dtype.matrix_dtype());
         checkpoint.read_parameter(parameter, &config, values.as_mut())?;
-        let part = match parameter.module {
-            ModuleId::Linear { part, .. } if parameter.is_quantizable() => part,
-            _ => {
-                writer.write(&parameter.name(), values.as_ref())?;
-                continue;
-            }
-        };
+        if !parameter.is_linear_of_transformers() {
+            writer.write(&checkpoint.spelling(parameter), values.as_ref())?;
+            continue;
+        }
         let weight = Quantized::quantize(device, values.as_ref(), format);
-        quantized::write(&mut writer, parameter, format, dtype, &weight)?;
+        let name = checkpoint.spelling(parameter);
+        quantized::write(&mut writer, &name, parameter, format, dtype, &weight)?;
         let (squares, squared_error) = error(device, &values, &weight);
         report.push(QuantizedWeight {
-            name: parameter.name(),
-            part,
+            name,
             parameters: (parameter.rows * parameter.cols) as u64,
             bytes: weight.size_bytes() as u64,
             squares,
@@ -97,6 +102,7 @@ pub fn quantize_folder(
         });
         observe(report.last().expect("just pushed"));
     }
+    checkpoint.copy_foreign(&config, &mut writer)?;
     writer.finish()?;
     copy_tokenizer(folder, to, true)?;
     copy_companions(folder, to)?;

@@ -37,6 +37,14 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The bias of a norm, as [`Run::weight`].
+    pub(crate) fn bias(&self, module: ModuleId, base: Option<&'a Matrix>) -> Option<MatrixRef<'a>> {
+        match self.adapter.and_then(|a| a.full(module)) {
+            Some(full) => full.bias.map(|bias| self.adapter().tensor(bias)),
+            None => base.map(Matrix::as_ref),
+        }
+    }
+
     /// The key of a module's dropout mask, if this pass drops anything.
     pub(crate) fn mask_key(&self, module: ModuleId) -> Option<u64> {
         let dropout = self.adapter.map_or(0.0, |a| a.dropout);
@@ -49,13 +57,21 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The gradient of a norm's or an embedding's weight, if it is trained.
-pub(crate) fn gradient_of<'g>(
+/// The gradients of a norm's or an embedding's weight and bias, as far as they are trained.
+pub(crate) fn gradients_of<'g>(
     run: &Run<'_>,
     module: ModuleId,
     gradients: &'g mut Parameters,
-) -> Option<MatrixMut<'g>> {
-    let adapter = run.adapter?;
-    let full = adapter.full(module)?;
-    Some(gradients.tensor_mut(&adapter.layout.tensors()[full.weight]))
+) -> (Option<MatrixMut<'g>>, Option<MatrixMut<'g>>) {
+    let Some((adapter, full)) = run.adapter.and_then(|a| Some((a, a.full(module)?))) else {
+        return (None, None);
+    };
+    let tensors = adapter.layout.tensors();
+    match full.bias {
+        None => (Some(gradients.tensor_mut(&tensors[full.weight])), None),
+        Some(bias) => {
+            let (weight, bias) = gradients.pair_mut(&tensors[full.weight], &tensors[bias]);
+            (Some(weight), Some(bias))
+        }
+    }
 }

@@ -148,8 +148,12 @@ impl ModuleShape {
 
     /// Its path without the block it stands in: `self_attn.q_proj`.
     pub fn name_in_block(&self) -> &str {
-        let within = self.path.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-        within.map_or(&self.path, |(_, name)| name)
+        let numbers = self.path.split('.').scan(0, |end, part| {
+            *end += part.len() + 1;
+            Some((part, *end))
+        });
+        let of_block = numbers.into_iter().find(|(part, _)| part.bytes().all(|b| b.is_ascii_digit()));
+        of_block.and_then(|(_, end)| self.path.get(end..)).unwrap_or(&self.path)
     }
 
     /// Parameters of a low-rank update of it, as [`lora_parameters`].
@@ -177,16 +181,16 @@ impl Shape {
     /// The shape of a configuration.
     pub fn of(name: &str, config: &Config) -> Shape {
         let modules = config.modules().into_iter().map(|m| ModuleShape {
-            path: m.id.module_path(),
+            path: config.path(m.id),
             kind: match m.id {
-                ModuleId::Linear { .. } => ModuleKind::Linear,
+                ModuleId::Linear { .. } | ModuleId::Expert { .. } => ModuleKind::Linear,
                 ModuleId::Head => ModuleKind::Head,
-                ModuleId::Embedding => ModuleKind::Embedding,
+                ModuleId::Embedding | ModuleId::Positions => ModuleKind::Embedding,
                 ModuleId::Norm { .. } | ModuleId::FinalNorm => ModuleKind::Vector,
             },
             rows: m.rows,
             cols: m.cols,
-            bias: if m.bias { m.rows } else { 0 },
+            bias: m.bias_len(),
         });
         Shape { name: name.to_owned(), modules: modules.collect() }
     }

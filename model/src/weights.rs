@@ -1,5 +1,6 @@
 //! Filling a decoder: from a checkpoint tensor by tensor, or with random numbers of a shape's statistics.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use compute::ops::noise;
@@ -7,16 +8,18 @@ use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix, MatrixMut, Precision, random};
 
 use crate::adapter::folder::AdapterFolder;
-use crate::attention::Attention;
+use crate::attention::{Attention, Qkv};
 use crate::block::Block;
 use crate::checkpoint::{Checkpoint, StoredDType, StoredWeights};
-use crate::config::Config;
+use crate::config::{self, Config, NormKind, Positions};
 use crate::decoder::Decoder;
 use crate::error::Result;
+use crate::experts::Experts;
 use crate::linear::{Linear, Weight};
 use crate::memory::{Component, MemoryPlan};
-use crate::mlp::Mlp;
+use crate::mlp::{Layers, Mlp};
 use crate::names::{ModuleId, NormPart, Parameter, Part};
+use crate::norm::Norm;
 
 impl Decoder {
     /// Loads the model of a Hugging Face folder. Weights keep 16 bits where the file has bf16 (products widen
@@ -76,7 +79,7 @@ impl Decoder {
         seed: u64,
     ) -> Self {
         let fill = |p: &Parameter, to: MatrixMut<'_>| {
-            random_parameter(p, config.initializer_range, device, seed, to);
+            random_parameter(p, config, device, seed, to);
             Ok(())
         };
         let stored = |_: &Parameter| Ok(None);
@@ -124,7 +127,7 @@ fn held_dtype(stored: Option<StoredDType>, precision: Precision) -> DType {
 
 /// Vectors are small and stay `f32`.
 fn element_dtype(parameter: &Parameter, matrices: DType) -> DType {
-    if parameter.file_shape().len() == 1 { DType::F32 } else { matrices }
+    if parameter.is_vector() { DType::F32 } else { matrices }
 }
 
 type Fill<'a> = &'a dyn Fn(&Parameter, MatrixMut<'_>) -> Result<()>;
@@ -140,18 +143,13 @@ fn build(
     stored: Stored<'_>,
     fill: Fill<'_>,
 ) -> Result<Decoder> {
-    let parameter = |id: ModuleId, bias: bool| {
-        let module = config.module(id);
-        let (rows, cols) = if bias { (1, module.rows) } else { (module.rows, module.cols) };
-        Parameter { module: id, bias, rows, cols }
-    };
     let matrix = |id: ModuleId, bias: bool| {
-        let parameter = parameter(id, bias);
+        let parameter = config.parameter(id, bias);
         let mut to = Matrix::zeros(parameter.rows, parameter.cols, element_dtype(&parameter, dtype));
         fill(&parameter, to.as_mut()).map(|()| to)
     };
     let weight = |id: ModuleId| {
-        let parameter = parameter(id, false);
+        let parameter = config.parameter(id, false);
         if let Some(weight) = stored(&parameter)? {
             return Ok(Weight::Quantized(weight));
         }
@@ -165,46 +163,72 @@ fn build(
         let bias = config.module(id).bias.then(|| matrix(id, true)).transpose()?;
         Ok(Linear { weight: weight(id)?, bias })
     };
-    let block = |layer| {
+    let modules: BTreeSet<ModuleId> = config.modules().iter().map(|module| module.id).collect();
+    let norm = |id: ModuleId| {
+        if !modules.contains(&id) {
+            return Ok(None);
+        }
+        let bias = config.module(id).bias.then(|| matrix(id, true)).transpose()?;
+        Ok(Some(Norm { weight: matrix(id, false)?, bias }))
+    };
+    let block = |layer: usize| {
         let part = |part| linear(ModuleId::Linear { layer, part });
-        let norm = |part| matrix(ModuleId::Norm { layer, part }, false);
-        let head_norm = |part| config.qk_norm.then(|| norm(part)).transpose();
+        let norm = |part| norm(ModuleId::Norm { layer, part });
+        let [q_norm, k_norm] = [norm(NormPart::Q)?, norm(NormPart::K)?];
         let attention = Attention {
             norm: norm(NormPart::Attention)?,
-            q: part(Part::Q)?,
-            k: part(Part::K)?,
-            v: part(Part::V)?,
+            qkv: match config.fused_qkv {
+                None => Qkv::Apart(Box::new([part(Part::Q)?, part(Part::K)?, part(Part::V)?])),
+                Some(_) => Qkv::Fused(part(Part::Qkv)?),
+            },
             o: part(Part::O)?,
-            q_norm: head_norm(NormPart::Q)?,
-            k_norm: head_norm(NormPart::K)?,
+            qk_norms: q_norm.zip(k_norm).map(|(q, k)| [q, k]),
+            norm_behind: norm(NormPart::AfterAttention)?,
         };
-        let mlp = Mlp {
-            norm: norm(NormPart::Mlp)?,
-            gate: part(Part::Gate)?,
-            up: part(Part::Up)?,
-            down: part(Part::Down)?,
+        let layers = match config.blocks[layer].mlp {
+            config::Mlp::Gated if config.fused_gate_up => {
+                Layers::Fused(Box::new([part(Part::GateUp)?, part(Part::Down)?]))
+            }
+            config::Mlp::Gated => {
+                Layers::Gated(Box::new([part(Part::Gate)?, part(Part::Up)?, part(Part::Down)?]))
+            }
+            config::Mlp::Plain => Layers::Plain(Box::new([part(Part::Up)?, part(Part::Down)?])),
+            config::Mlp::Experts => {
+                let count = config.experts.map_or(0, |experts| experts.count);
+                let of = |expert| {
+                    let part = |part| linear(ModuleId::Expert { layer, expert, part });
+                    Ok([part(Part::Gate)?, part(Part::Up)?, part(Part::Down)?])
+                };
+                let experts = (0..count).map(of).collect::<Result<_>>()?;
+                Layers::Experts(Experts { router: part(Part::Router)?, experts })
+            }
         };
+        let mlp = Mlp { norm: norm(NormPart::Mlp)?, layers, norm_behind: norm(NormPart::AfterMlp)? };
         Ok(Block { attention, mlp })
     };
+    let learned = config.positions == Positions::Learned;
     Ok(Decoder {
         config: config.clone(),
         device: device.clone(),
         precision,
         embedding: linear(ModuleId::Embedding)?,
+        position_embedding: learned.then(|| matrix(ModuleId::Positions, false)).transpose()?,
         blocks: (0..config.layers).map(block).collect::<Result<_>>()?,
-        final_norm: matrix(ModuleId::FinalNorm, false)?,
+        final_norm: norm(ModuleId::FinalNorm)?.expect("every family has a norm before its head"),
         head: (!config.tie_word_embeddings).then(|| linear(ModuleId::Head)).transpose()?,
     })
 }
 
 /// One parameter of a model that begins from nothing.
-fn random_parameter(parameter: &Parameter, deviation: f32, device: &Device, seed: u64, to: MatrixMut<'_>) {
+fn random_parameter(parameter: &Parameter, config: &Config, device: &Device, seed: u64, to: MatrixMut<'_>) {
     if parameter.bias {
         return;
     }
-    if parameter.file_shape().len() == 1 {
-        return to.f32().fill(1.0);
+    if parameter.is_vector() {
+        // A norm whose weight is added to one begins at zero.
+        let plus_one = config.norm == NormKind::RmsPlusOne;
+        return to.f32().fill(if plus_one { 0.0 } else { 1.0 });
     }
     let key = parameter.name().bytes().fold(seed, |key, byte| random::key(key, u64::from(byte)));
-    noise::nearly_normal(device, to, deviation, key);
+    noise::nearly_normal(device, to, config.initializer_range, key);
 }

@@ -190,7 +190,8 @@ impl Attention {
     fn view(&self, segment: &Segment, tokens: &Range<usize>, keys: &Range<usize>) -> View {
         View {
             group: self.group(),
-            scale: self.scale,
+            // Capped scores are scaled before.
+            scale: if self.cap.is_some() { 1.0 } else { self.scale },
             window: self.window.unwrap_or(usize::MAX),
             position: segment.keys.len() - segment.queries.len() + tokens.start,
             keys: keys.clone(),

@@ -1,7 +1,7 @@
 //! Bias on the host.
 
 use super::Cpu;
-use super::columns::{self, COLUMNS};
+use super::column_sums::{self, COLUMNS};
 use super::rows::RowsMut;
 use super::simd::{Element, by_dtype, multiversion};
 use crate::{MatrixMut, MatrixRef};
@@ -28,7 +28,7 @@ pub(crate) fn backward(cpu: &Cpu, dbias: MatrixMut<'_>, dy: MatrixRef<'_>) {
     let (tokens, width) = (dy.rows(), dy.cols());
     by_dtype!(dy.dtype(), Y => {
         let dy = Y::of(dy);
-        columns::sum(cpu, dbias.f32(), tokens, |sums, t, span| {
+        column_sums::sum(cpu, dbias.f32(), tokens, |sums, t, span| {
             add_row(sums, &dy[t * width + span.start..t * width + span.end]);
         });
     });

@@ -1,33 +1,30 @@
-//! Sums down the columns of a matrix: the gradients of biases and norm weights.
-
-use std::ops::Range;
+//! Columns of a matrix, on the host.
 
 use super::Cpu;
 use super::rows::RowsMut;
+use super::simd::{Element, by_dtype};
+use crate::{MatrixMut, MatrixRef};
 
-/// Columns summed together: wide enough for whole cache lines, narrow enough for the sums to stay in the first cache.
-pub(crate) const COLUMNS: usize = 128;
+pub(crate) fn take(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>, start: usize) {
+    let (rows, narrow, wide) = (y.rows(), y.cols(), x.cols());
+    by_dtype!(y.dtype(), X => {
+        let x = X::of(x);
+        cpu.for_rows(narrow, RowsMut::new(X::of_mut(y), rows), |range, y| {
+            for (y, row) in y.chunks_exact_mut(narrow).zip(range) {
+                y.copy_from_slice(&x[row * wide + start..][..narrow]);
+            }
+        });
+    });
+}
 
-/// `out[c] += Σ_t term(t, c)` for `t` in `0..rows`, in the order of the rows, in `f64`. `add(sums, t, span)` adds the
-/// terms of row `t` and the columns `span` (at most [`COLUMNS`]) to the first of `sums`. Threads share out the columns,
-/// so the order of a sum is always the same.
-pub(crate) fn sum(
-    cpu: &Cpu,
-    out: &mut [f32],
-    rows: usize,
-    add: impl Fn(&mut [f64; COLUMNS], usize, Range<usize>) + Sync,
-) {
-    let width = out.len();
-    cpu.for_rows(rows, RowsMut::new(out, width), |columns, out| {
-        for (i, out) in out.chunks_mut(COLUMNS).enumerate() {
-            let start = columns.start + i * COLUMNS;
-            let mut sums = [0.0; COLUMNS];
-            for t in 0..rows {
-                add(&mut sums, t, start..start + out.len());
+pub(crate) fn put(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>, start: usize) {
+    let (rows, narrow, wide) = (y.rows(), x.cols(), y.cols());
+    by_dtype!(y.dtype(), X => {
+        let x = X::of(x);
+        cpu.for_rows(narrow, RowsMut::new(X::of_mut(y), rows), |range, y| {
+            for (y, row) in y.chunks_exact_mut(wide).zip(range) {
+                y[start..start + narrow].copy_from_slice(&x[row * narrow..][..narrow]);
             }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out += sum as f32;
-            }
-        }
+        });
     });
 }

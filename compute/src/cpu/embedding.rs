@@ -25,6 +25,26 @@ multiversion! {
     }
 }
 
+pub(crate) fn add(cpu: &Cpu, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u32]) {
+    let width = y.cols();
+    by_dtype!(y.dtype(), Y => by_dtype!(table.dtype(), W => {
+        let table = W::of(table);
+        cpu.for_rows(width, RowsMut::new(Y::of_mut(y), ids.len()), |rows, y| {
+            gather_add(y, table, &ids[rows], width);
+        });
+    }));
+}
+
+multiversion! {
+    fn gather_add<Y: Element, W: Element>(y: &mut [Y], table: &[W], ids: &[u32], width: usize) {
+        for (y, &id) in y.chunks_exact_mut(width).zip(ids) {
+            for (y, w) in y.iter_mut().zip(&table[id as usize * width..][..width]) {
+                *y = Y::store(y.load() + w.load());
+            }
+        }
+    }
+}
+
 pub(crate) fn backward(cpu: &Cpu, dtable: MatrixMut<'_>, dy: MatrixRef<'_>, ids: &[u32]) {
     by_dtype!(dy.dtype(), Y => backward_typed::<Y>(cpu, dtable, dy, ids));
 }
@@ -37,13 +57,13 @@ fn backward_typed<Y: Element>(cpu: &Cpu, dtable: MatrixMut<'_>, dy: MatrixRef<'_
     let work = (ids.len() * width).div_ceil(vocabulary.max(1));
     cpu.for_rows(work, RowsMut::new(dtable.f32(), vocabulary), |range, dtable| {
         for (t, &id) in ids.iter().enumerate().filter(|&(_, &id)| range.contains(&(id as usize))) {
-            add(&mut dtable[(id as usize - range.start) * width..][..width], &dy[t * width..][..width]);
+            add_row(&mut dtable[(id as usize - range.start) * width..][..width], &dy[t * width..][..width]);
         }
     });
 }
 
 multiversion! {
-    fn add<Y: Element>(sum: &mut [f32], dy: &[Y]) {
+    fn add_row<Y: Element>(sum: &mut [f32], dy: &[Y]) {
         for (sum, dy) in sum.iter_mut().zip(dy) {
             *sum += dy.load();
         }

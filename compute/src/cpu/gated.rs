@@ -7,7 +7,7 @@ use crate::ops::gated::Activation;
 use crate::{MatrixMut, MatrixRef};
 
 /// An activation function as a type, so that its loop is compiled for it.
-trait Act {
+pub(super) trait Act {
     fn value(x: f32) -> f32 {
         Self::value_and_slope(x).0
     }
@@ -16,9 +16,30 @@ trait Act {
     fn value_and_slope(x: f32) -> (f32, f32);
 }
 
-struct Silu;
-struct Gelu;
-struct GeluTanh;
+pub(super) struct Silu;
+pub(super) struct Gelu;
+pub(super) struct GeluTanh;
+
+/// Evaluates an expression with a type name bound to what an [`Activation`] stands for.
+macro_rules! by_activation {
+    ($activation:expr, $name:ident => $body:expr) => {
+        match $activation {
+            Activation::Silu => {
+                type $name = $crate::cpu::gated::Silu;
+                $body
+            }
+            Activation::Gelu => {
+                type $name = $crate::cpu::gated::Gelu;
+                $body
+            }
+            Activation::GeluTanh => {
+                type $name = $crate::cpu::gated::GeluTanh;
+                $body
+            }
+        }
+    };
+}
+pub(super) use by_activation;
 
 impl Act for Silu {
     #[inline(always)]
@@ -99,11 +120,7 @@ pub(crate) fn forward(
     gate: MatrixRef<'_>,
     up: MatrixRef<'_>,
 ) {
-    by_dtype!(y.dtype(), X => match activation {
-        Activation::Silu => forward_typed::<X, Silu>(cpu, y, gate, up),
-        Activation::Gelu => forward_typed::<X, Gelu>(cpu, y, gate, up),
-        Activation::GeluTanh => forward_typed::<X, GeluTanh>(cpu, y, gate, up),
-    });
+    by_dtype!(y.dtype(), X => by_activation!(activation, A => forward_typed::<X, A>(cpu, y, gate, up)));
 }
 
 fn forward_typed<X: Element, A: Act>(cpu: &Cpu, y: MatrixMut<'_>, gate: MatrixRef<'_>, up: MatrixRef<'_>) {
@@ -115,7 +132,7 @@ fn forward_typed<X: Element, A: Act>(cpu: &Cpu, y: MatrixMut<'_>, gate: MatrixRe
 }
 
 /// What an element costs here in units of an addition: the exponential and the division.
-const COST: usize = 8;
+pub(super) const COST: usize = 8;
 
 multiversion! {
     fn forward_slice<X: Element, A: Act>(y: &mut [X], gate: &[X], up: &[X]) {
@@ -132,11 +149,7 @@ pub(crate) fn backward(
     up: MatrixMut<'_>,
     dy: MatrixRef<'_>,
 ) {
-    by_dtype!(dy.dtype(), X => match activation {
-        Activation::Silu => backward_typed::<X, Silu>(cpu, gate, up, dy),
-        Activation::Gelu => backward_typed::<X, Gelu>(cpu, gate, up, dy),
-        Activation::GeluTanh => backward_typed::<X, GeluTanh>(cpu, gate, up, dy),
-    });
+    by_dtype!(dy.dtype(), X => by_activation!(activation, A => backward_typed::<X, A>(cpu, gate, up, dy)));
 }
 
 fn backward_typed<X: Element, A: Act>(cpu: &Cpu, gate: MatrixMut<'_>, up: MatrixMut<'_>, dy: MatrixRef<'_>) {

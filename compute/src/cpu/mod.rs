@@ -1,24 +1,31 @@
 //! The host as a device: its thread pool, its instruction set and the kernels of every operation.
 
+pub(crate) mod activation;
 pub(crate) mod adamw_8bit;
 pub(crate) mod attention;
 pub(crate) mod bias;
-mod columns;
+mod column_sums;
+pub(crate) mod columns;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
 pub(crate) mod gated;
 pub(crate) mod gemm;
+pub(crate) mod layer_norm;
 pub(crate) mod noise;
 pub(crate) mod optimizer;
 mod pool;
+pub(crate) mod position_scale;
 pub(crate) mod quant;
 pub(crate) mod reduce;
 pub(crate) mod residual;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod routing;
 mod rows;
+pub(crate) mod scale;
 mod simd;
+pub(crate) mod soft_cap;
 
 use std::sync::Arc;
 

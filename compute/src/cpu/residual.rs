@@ -21,3 +21,20 @@ multiversion! {
         }
     }
 }
+
+pub(crate) fn add_scaled(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>, factor: f32) {
+    by_dtype!(y.dtype(), X => {
+        let y = X::of_mut(y);
+        let x = X::of(x);
+        let len = y.len();
+        cpu.for_rows(1, RowsMut::new(y, len), |range, y| add_scaled_slice(y, &x[range], factor));
+    });
+}
+
+multiversion! {
+    fn add_scaled_slice<X: Element>(y: &mut [X], x: &[X], factor: f32) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = X::store(y.load() + factor * x.load());
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! s_j   = scale * q_p · k_j                    for the visible keys  max(0, p - window + 1) ..= p
+//! s_j   = cap * tanh(s_j / cap)                where scores are capped (Gemma 2)
 //! lse   = ln Σ_j exp(s_j)
 //! out_p = Σ_j exp(s_j - lse) v_j
 //! ```
@@ -15,7 +16,7 @@
 //! dk_j = Σ_p dS_pj q_p            dq_p  = Σ_j dS_pj k_j
 //! ```
 //!
-//! where sums over `p` run over the heads of a group too. Both directions work on tiles with the softmax kept up to
+//! (with a cap, `dS_pj` times `1 - (s_pj / cap)²`), where sums over `p` run over the heads of a group too. Both directions work on tiles with the softmax kept up to
 //! date as keys go by (Dao, FlashAttention-2, arXiv:2307.08691): no `T x T` matrix ever stands in memory, tiles above
 //! the diagonal or outside the window cost nothing, and only `lse` is kept for the backward pass. The result of a
 //! segment depends on nothing but that segment: not on its neighbours, not on the number of threads.
@@ -52,6 +53,8 @@ pub struct Attention {
     pub scale: f32,
     /// A query at position `p` sees keys `p - window + 1 ..= p` only (the `sliding_window` of transformers).
     pub window: Option<usize>,
+    /// Scores stay between `-cap` and `cap`; above 0.
+    pub cap: Option<f32>,
 }
 
 /// `out [T, H*D]` and `lse [T, H]` (`f32`: the logarithm of each softmax's denominator, for [`backward`]) from
@@ -166,11 +169,12 @@ impl Attention {
     }
 
     fn check(&self, segments: &[Segment], q: MatrixRef<'_>, k: MatrixRef<'_>, v: MatrixRef<'_>) {
-        let Attention { heads, kv_heads, head_dim, scale, window } = *self;
+        let Attention { heads, kv_heads, head_dim, scale, window, cap } = *self;
         assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads in {kv_heads} groups");
         assert!(head_dim > 0, "heads of size 0");
         assert!(scale > 0.0 && scale.is_finite(), "scale {scale}");
         assert_ne!(window, Some(0), "a window of 0 keys");
+        assert!(cap.is_none_or(|cap| cap > 0.0), "a cap of {cap:?}");
         assert_eq!(q.cols(), heads * head_dim, "columns of q");
         assert_eq!((k.cols(), k.dtype()), (kv_heads * head_dim, q.dtype()), "k is [S, K*D], of q's type");
         assert_eq!((v.rows(), v.cols(), v.dtype()), (k.rows(), k.cols(), k.dtype()), "v is shaped like k");

@@ -3,7 +3,7 @@
 //! Forward, `y[T, C]`, `table[V, C]`, `ids[T]`:
 //!
 //! ```text
-//! y[t] = table[ids[t]]
+//! y[t] = table[ids[t]]                y[t] += table[ids[t]]
 //! ```
 //!
 //! Backward: a row of the table collects the gradients of the tokens that used it, in the order of the tokens.
@@ -24,6 +24,18 @@ pub fn forward(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u
     let _watch = device.watch("embedding", || Work::bytes(2 * y.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::embedding::forward(cpu, y, table, ids),
+    }
+}
+
+/// `y[T, C] += table[ids]`: learned positions on top of tokens. As [`forward`] otherwise.
+///
+/// # Panics
+/// As [`forward`].
+pub fn add(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u32]) {
+    check(y.rows(), y.cols(), table.rows(), table.cols(), ids);
+    let _watch = device.watch("embedding", || Work::bytes(3 * y.size_bytes()));
+    match device {
+        Device::Cpu(cpu) => cpu::embedding::add(cpu, y, table, ids),
     }
 }
 

@@ -4,10 +4,10 @@
 //!
 //! ```text
 //! rstd[t] = 1 / sqrt(mean_c(x[t, c]²) + eps)
-//! y[t, c] = weight[c] * (x[t, c] * rstd[t])
+//! y[t, c] = w[c] * (x[t, c] * rstd[t])            w = weight, or 1 + weight (`Offset::One`, as Gemma has it)
 //! ```
 //!
-//! Backward, with `g[t, c] = weight[c] * dy[t, c]`:
+//! Backward, with `g[t, c] = w[c] * dy[t, c]`:
 //!
 //! ```text
 //! dx[t, c]   = rstd[t] * (g[t, c] - x[t, c] * rstd[t]² * mean_c(g[t, c] * x[t, c]))
@@ -20,6 +20,15 @@
 use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};
 
+/// What is added to a norm's weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offset {
+    /// Nothing.
+    None,
+    /// One.
+    One,
+}
+
 /// `y[T, C]` and `rstd[T]` from `x[T, C]` and `weight[1, C]`, which may be of another element type.
 ///
 /// # Panics
@@ -29,6 +38,7 @@ pub fn forward(
     y: MatrixMut<'_>,
     x: MatrixRef<'_>,
     weight: MatrixRef<'_>,
+    offset: Offset,
     eps: f32,
     rstd: &mut [f32],
 ) {
@@ -37,7 +47,7 @@ pub fn forward(
     assert_eq!(x.rows(), rstd.len(), "rows of a norm and their deviations");
     let _watch = device.watch("norm", || Work::bytes(2 * x.size_bytes()));
     match device {
-        Device::Cpu(cpu) => cpu::rms_norm::forward(cpu, y, x, weight, eps, rstd),
+        Device::Cpu(cpu) => cpu::rms_norm::forward(cpu, y, x, weight, offset, eps, rstd),
     }
 }
 
@@ -52,6 +62,7 @@ pub fn backward(
     dy: MatrixRef<'_>,
     x: MatrixRef<'_>,
     weight: MatrixRef<'_>,
+    offset: Offset,
     rstd: &[f32],
     dweight: Option<MatrixMut<'_>>,
 ) {
@@ -65,6 +76,8 @@ pub fn backward(
     let _watch =
         device.watch("norm backward", || Work::bytes(dx.size_bytes() * if accumulate { 4 } else { 3 }));
     match device {
-        Device::Cpu(cpu) => cpu::rms_norm::backward(cpu, dx, accumulate, dy, x, weight, rstd, dweight),
+        Device::Cpu(cpu) => {
+            cpu::rms_norm::backward(cpu, dx, accumulate, dy, x, weight, offset, rstd, dweight)
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al., 2021, arXiv:2104.09864) in Hugging Face's layout.
 //!
-//! `x[T, H * D]` is `H` heads of size `D`; with `h = D / 2`, the pair `(i, i + h)` of every head is turned by the angle
-//! of the token's position:
+//! `x[T, H * D]` is `H` heads of size `D`, whose first `r` dimensions are turned (all of them in most models, the rest stays as it is);
+//! with `h = r / 2`, the pair `(i, i + h)` of every head is turned by the angle of the token's position:
 //!
 //! ```text
 //! angle(p, i)  = p * inv_freq[i]                               i < h
@@ -9,7 +9,8 @@
 //! x'[i + h]    = m * (x[i + h] * cos(angle) + x[i] * sin(angle))
 //! ```
 //!
-//! `inv_freq[i] = theta^(-2i / D)`, changed by a [`RopeScaling`]; `m` is 1 but for YaRN. A rotation's transpose turns
+//! or, where pairs are [neighbours](Rotation::interleaved), `(2i, 2i + 1)` in place of `(i, i + h)`.
+//! `inv_freq[i] = theta^(-2i / r)`, changed by a [`RopeScaling`]; `m` is 1 but for YaRN and LongRoPE. A rotation's transpose turns
 //! back, so the backward is the same with `-angle`:
 //!
 //! ```text
@@ -64,18 +65,45 @@ pub enum RopeScaling {
         /// Whether the borders between the three ranges are rounded to whole dimensions (usually true).
         truncate: bool,
     },
+    /// LongRoPE (Ding et al., 2024, arXiv:2402.13753): each frequency is divided by a factor of its own.
+    LongRope {
+        /// `[r / 2]`, for sequences up to the original context.
+        short_factor: Vec<f64>,
+        /// `[r / 2]`, for longer ones.
+        long_factor: Vec<f64>,
+        /// How many times longer the context becomes.
+        factor: f64,
+        /// The context of the original training, in tokens.
+        original_max_position_embeddings: usize,
+        /// What multiplies cosine and sine; none: inferred from `factor`.
+        attention_factor: Option<f64>,
+    },
+}
+
+/// Which dimensions of a head are turned, and how fast.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rotation {
+    /// Dimensions that are turned, `r`, the first ones; even.
+    pub dims: usize,
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// How the frequencies are stretched for long contexts.
+    pub scaling: RopeScaling,
+    /// Whether `(2i, 2i + 1)` are turned together, rather than `(i, i + r / 2)`.
+    pub interleaved: bool,
 }
 
 impl RopeScaling {
-    /// The inverse frequencies `[D / 2]` and the factor `m` on cosine and sine.
+    /// The inverse frequencies `[dims / 2]` and the factor `m` on cosine and sine; `long`: those of sequences beyond the original
+    /// context, where that makes a difference.
     ///
     /// # Panics
-    /// If `head_dim` is odd.
-    pub fn frequencies(&self, head_dim: usize, theta: f64) -> (Vec<f32>, f64) {
-        assert!(head_dim.is_multiple_of(2), "a rotary head size must be even, not {head_dim}");
-        let powers: Vec<f32> = (0..head_dim)
+    /// If `dims` is odd.
+    pub fn frequencies(&self, dims: usize, theta: f64, long: bool) -> (Vec<f32>, f64) {
+        assert!(dims.is_multiple_of(2), "a rotary embedding turns pairs, not {dims} dimensions");
+        let powers: Vec<f32> = (0..dims)
             .step_by(2)
-            .map(|i| f64::from(theta as f32).powf(f64::from(i as f32 / head_dim as f32)) as f32)
+            .map(|i| f64::from(theta as f32).powf(f64::from(i as f32 / dims as f32)) as f32)
             .collect();
         let plain = powers.iter().map(|p| 1.0 / p);
         match *self {
@@ -95,7 +123,30 @@ impl RopeScaling {
                 let m = attention_factor.unwrap_or_else(|| yarn_attention(factor, mscale, mscale_all_dim));
                 (self.yarn(&powers, theta, factor), m)
             }
+            RopeScaling::LongRope { ref short_factor, ref long_factor, factor, attention_factor, .. } => {
+                let factors = if long { long_factor } else { short_factor };
+                assert_eq!(factors.len(), powers.len(), "a factor for each frequency");
+                let divided =
+                    powers.iter().zip(factors).map(|(power, &factor)| 1.0 / (factor as f32 * power));
+                (divided.collect(), attention_factor.unwrap_or_else(|| self.longrope_attention(factor)))
+            }
         }
+    }
+
+    /// Whether frequencies depend on a sequence's length, and then the longest that takes the short ones.
+    pub fn short_context(&self) -> Option<usize> {
+        match *self {
+            RopeScaling::LongRope { original_max_position_embeddings, .. } => {
+                Some(original_max_position_embeddings)
+            }
+            _ => None,
+        }
+    }
+
+    /// The attention factor of LongRoPE, as transformers infers it.
+    fn longrope_attention(&self, factor: f64) -> f64 {
+        let original = self.short_context().expect("frequencies calls this for LongRoPE only") as f64;
+        if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() }
     }
 
     /// transformers' `_compute_yarn_parameters`: between the dimensions `low` and `high` a ramp leads from the kept to
@@ -149,34 +200,47 @@ fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>)
     }
 }
 
-/// Cosines and sines of every position, `[positions, D / 2]` each, with the attention factor multiplied in.
+/// Cosines and sines of every position, `[rows, r / 2]` each, with the attention factor multiplied in.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
+    pub(crate) dims: usize,
+    pub(crate) interleaved: bool,
     head_dim: usize,
-    positions: usize,
+    rows: usize,
 }
 
 impl RopeTable {
-    /// The table of positions `0..positions` for heads of size `head_dim`.
+    /// The table of positions `0..positions` for heads of size `head_dim`. Where frequencies depend on a sequence's length
+    /// ([`RopeScaling::short_context`]) the rows of short sequences come first, then as many of long ones.
     ///
     /// # Panics
-    /// If `head_dim` is odd.
-    pub fn new(head_dim: usize, theta: f64, scaling: &RopeScaling, positions: usize) -> Self {
-        let (frequencies, m) = scaling.frequencies(head_dim, theta);
-        let m = m as f32;
+    /// If more dimensions than a head has, or an odd number, are to be turned.
+    pub fn new(head_dim: usize, rotation: &Rotation, positions: usize) -> Self {
+        let Rotation { dims, theta, ref scaling, interleaved } = *rotation;
+        assert!(dims <= head_dim, "{dims} dimensions of a head of {head_dim} are turned");
+        let rows = RopeTable::rows_of(scaling, positions);
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        cos.reserve_exact(positions * frequencies.len());
-        sin.reserve_exact(positions * frequencies.len());
-        for p in 0..positions {
-            for f in &frequencies {
-                let angle = p as f32 * f;
-                cos.push(angle.cos() * m);
-                sin.push(angle.sin() * m);
+        cos.reserve_exact(rows * dims / 2);
+        sin.reserve_exact(rows * dims / 2);
+        for long in [false, true].into_iter().take(if rows > positions { 2 } else { 1 }) {
+            let (frequencies, m) = scaling.frequencies(dims, theta, long);
+            let m = m as f32;
+            for p in 0..positions {
+                for f in &frequencies {
+                    let angle = p as f32 * f;
+                    cos.push(angle.cos() * m);
+                    sin.push(angle.sin() * m);
+                }
             }
         }
-        RopeTable { cos, sin, head_dim, positions }
+        RopeTable { cos, sin, dims, interleaved, head_dim, rows }
+    }
+
+    /// Rows of a table of so many positions.
+    fn rows_of(scaling: &RopeScaling, positions: usize) -> usize {
+        if scaling.short_context().is_some() { 2 * positions } else { positions }
     }
 
     /// Size of a head, `D`.
@@ -184,26 +248,26 @@ impl RopeTable {
         self.head_dim
     }
 
-    /// Number of positions in the table.
-    pub fn positions(&self) -> usize {
-        self.positions
+    /// Number of rows in the table.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
-    /// Bytes that a table of these sizes takes.
-    pub fn size_bytes(head_dim: usize, positions: usize) -> usize {
-        2 * positions * (head_dim / 2) * size_of::<f32>()
+    /// Bytes that a table of so many positions takes.
+    pub fn size_bytes(rotation: &Rotation, positions: usize) -> usize {
+        2 * RopeTable::rows_of(&rotation.scaling, positions) * (rotation.dims / 2) * size_of::<f32>()
     }
 }
 
-/// Turns every head of `x[T, H * D]` in place by its token's position.
+/// Turns every head of `x[T, H * D]` in place by its token's row of the table: its position, but for long sequences under LongRoPE.
 ///
 /// # Panics
-/// If `x` is not made of heads of the table's size, or a position is beyond the table.
-pub fn forward(device: &Device, x: MatrixMut<'_>, table: &RopeTable, positions: &[u32]) {
-    check(&x, table, positions);
+/// If `x` is not made of heads of the table's size, or a row is beyond the table.
+pub fn forward(device: &Device, x: MatrixMut<'_>, table: &RopeTable, rows: &[u32]) {
+    check(&x, table, rows);
     let _watch = device.watch("rotary embedding", || Work::bytes(2 * x.size_bytes()));
     match device {
-        Device::Cpu(cpu) => cpu::rope::turn(cpu, x, table, positions, 1.0),
+        Device::Cpu(cpu) => cpu::rope::turn(cpu, x, table, rows, 1.0),
     }
 }
 
@@ -211,23 +275,23 @@ pub fn forward(device: &Device, x: MatrixMut<'_>, table: &RopeTable, positions: 
 ///
 /// # Panics
 /// As [`forward`].
-pub fn backward(device: &Device, dx: MatrixMut<'_>, table: &RopeTable, positions: &[u32]) {
-    check(&dx, table, positions);
+pub fn backward(device: &Device, dx: MatrixMut<'_>, table: &RopeTable, rows: &[u32]) {
+    check(&dx, table, rows);
     let _watch = device.watch("rotary embedding backward", || Work::bytes(2 * dx.size_bytes()));
     match device {
-        Device::Cpu(cpu) => cpu::rope::turn(cpu, dx, table, positions, -1.0),
+        Device::Cpu(cpu) => cpu::rope::turn(cpu, dx, table, rows, -1.0),
     }
 }
 
-fn check(x: &MatrixMut<'_>, table: &RopeTable, positions: &[u32]) {
-    assert_eq!(x.rows(), positions.len(), "rows and positions");
+fn check(x: &MatrixMut<'_>, table: &RopeTable, rows: &[u32]) {
+    assert_eq!(x.rows(), rows.len(), "tokens and their rows of the rotary table");
     assert!(
         table.head_dim > 0 && x.cols().is_multiple_of(table.head_dim),
         "{} columns are not heads of size {}",
         x.cols(),
         table.head_dim
     );
-    if let Some((t, p)) = positions.iter().enumerate().find(|&(_, &p)| p as usize >= table.positions) {
-        panic!("token {t} has position {p}, but the rotary table has {} positions", table.positions);
+    if let Some((t, row)) = rows.iter().enumerate().find(|&(_, &row)| row as usize >= table.rows) {
+        panic!("token {t} takes row {row}, but the rotary table has {} rows", table.rows);
     }
 }

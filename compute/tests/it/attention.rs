@@ -37,7 +37,8 @@ impl Problem {
         window: Option<usize>,
         lengths: &[(usize, usize)],
     ) -> Self {
-        let attention = Attention { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), window };
+        let scale = (head_dim as f32).powf(-0.5);
+        let attention = Attention { heads, kv_heads, head_dim, scale, window, cap: None };
         let (mut t, mut s) = (0, 0);
         let segments = lengths.iter().map(|&(queries, keys)| {
             (t, s) = (t + queries, s + keys);
@@ -55,6 +56,12 @@ impl Problem {
             v: values(s * narrow),
             dout: values(t * wide),
         }
+    }
+
+    /// The same with capped scores.
+    fn capped(mut self, cap: f32) -> Self {
+        self.attention.cap = Some(cap);
+        self
     }
 
     /// The same with inputs that `bf16` holds exactly.
@@ -90,6 +97,7 @@ impl Problem {
     /// root of that: an element is small where large terms cancel, its error is not.
     fn definition(&self) -> (Results, Results) {
         let (d, scale) = (self.attention.head_dim, f64::from(self.attention.scale));
+        let cap = self.attention.cap.map(f64::from);
         let (t, wide) = (self.q.len() / (self.attention.heads * d), self.q.len());
         let zero = || Results {
             out: vec![0.0; wide],
@@ -104,6 +112,7 @@ impl Problem {
             let scores: Vec<f64> = keys
                 .clone()
                 .map(|j| scale * dot(&self.q[q..][..d], &self.k[self.at(h, t, j).1..][..d]))
+                .map(|s| cap.map_or(s, |cap| cap * (s / cap).tanh()))
                 .collect();
             let lse = scores.iter().map(|s| s.exp()).sum::<f64>().ln();
             r.lse[t * self.attention.heads + h] = lse;
@@ -123,8 +132,9 @@ impl Problem {
             for (j, s) in keys.zip(&scores) {
                 let (_, k) = self.at(h, t, j);
                 let p = (s - lse).exp();
-                let ds = p * (dot(dout, &self.v[k..][..d]) - delta) * scale;
-                let ds_error = (ds * ds + (p * scale).powi(2) * delta_error).sqrt();
+                let slope = scale * cap.map_or(1.0, |cap| 1.0 - (s / cap).powi(2));
+                let ds = p * (dot(dout, &self.v[k..][..d]) - delta) * slope;
+                let ds_error = (ds * ds + (p * slope).powi(2) * delta_error).sqrt();
                 add(p, dout, &mut r.dv[k..][..d]);
                 add(ds, &self.q[q..][..d], &mut r.dk[k..][..d]);
                 add(ds, &self.k[k..][..d], &mut r.dq[q..][..d]);
@@ -226,7 +236,12 @@ const BF16: f64 = 6.0 / 512.0;
 
 #[test]
 fn the_definition_has_the_gradient_of_central_differences() {
-    let mut p = Problem::new(4, 2, 3, Some(4), &[(5, 5), (2, 6), (1, 1)]);
+    let plain = || Problem::new(4, 2, 3, Some(4), &[(5, 5), (2, 6), (1, 1)]);
+    has_the_gradient_of_central_differences(plain());
+    has_the_gradient_of_central_differences(plain().capped(1.5));
+}
+
+fn has_the_gradient_of_central_differences(mut p: Problem) {
     let (want, _) = p.definition();
     let loss = |p: &Problem| dot(&p.dout, &p.definition().0.out);
     let step = 1e-5;
@@ -276,6 +291,32 @@ fn sequences_longer_than_a_sweep_are_right() {
     let p = Problem::new(2, 2, 300, None, &[(500, 500), (10, 450)]);
     p.check(Precision::F32, F32);
     p.rounded().check(Precision::Bf16, BF16);
+}
+
+#[test]
+fn capped_scores_are_right() {
+    for (cap, head_dim) in [(0.5, 8), (1.0, 64), (2.0, 80), (50.0, 256)] {
+        for (window, lengths) in
+            [(None, &[(70, 70), (3, 3)][..]), (Some(65), &[(300, 300), (30, 400), (1, 300)])]
+        {
+            let p = Problem::new(4, 2, head_dim, window, lengths).capped(cap);
+            p.check(Precision::F32, F32);
+            p.rounded().check(Precision::Bf16, BF16);
+        }
+    }
+}
+
+#[test]
+fn scores_far_beyond_their_cap_neither_overflow_nor_move_what_is_in_reach() {
+    for device in devices() {
+        let mut p = Problem::new(2, 1, 16, None, &[(40, 40)]).capped(3.0);
+        p.q.iter_mut().for_each(|v| *v *= 1e18);
+        p.k.iter_mut().for_each(|v| *v *= 1e18);
+        let got = p.run_on(&device, Precision::F32, DType::F32);
+        assert!(got.out.iter().chain(&got.lse).chain(&got.dv).all(|v| v.is_finite()));
+        // Every score is at its cap, whose slope is zero.
+        assert!(got.dq.iter().chain(&got.dk).all(|v| *v == 0.0));
+    }
 }
 
 #[test]

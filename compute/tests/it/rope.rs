@@ -1,6 +1,6 @@
 //! Rotary embedding: the rotation against its definition in f64, the frequencies against transformers'.
 
-use compute::ops::rope::{self, RopeScaling, RopeTable};
+use compute::ops::rope::{self, RopeScaling, RopeTable, Rotation};
 use compute::{DType, Device, Matrix};
 
 use crate::common::{DTYPES, assert_close, dot, gradient, ids, matrix, on_threads, wide};
@@ -23,21 +23,36 @@ fn yarn(factor: f64, original_max_position_embeddings: usize, attention_factor: 
     }
 }
 
-/// Every pair `(i, i + D/2)` of every head turned by `position * frequency[i]`, times `m`.
-fn definition(x: &[f64], positions: &[u32], head: usize, (frequencies, m): &(Vec<f32>, f64)) -> Vec<f64> {
-    let (width, half) = (x.len() / positions.len(), head / 2);
+/// Every pair of the first dimensions of every head turned by `position * frequency[i]`, times `m`.
+fn definition(x: &[f64], positions: &[u32], head: usize, rotation: &Rotation) -> Vec<f64> {
+    let (frequencies, m) = rotation.scaling.frequencies(rotation.dims, rotation.theta, false);
+    let (width, half) = (x.len() / positions.len(), rotation.dims / 2);
     let mut y = x.to_vec();
     for (row, &position) in y.chunks_mut(width).zip(positions) {
         for head in row.chunks_mut(head) {
             for i in 0..half {
                 let angle = f64::from(position as f32 * frequencies[i]); // rounded as the reference rounds it
-                let (u, v) = (head[i], head[i + half]);
-                head[i] = m * (u * angle.cos() - v * angle.sin());
-                head[i + half] = m * (v * angle.cos() + u * angle.sin());
+                let (first, second) = if rotation.interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
+                let (u, v) = (head[first], head[second]);
+                head[first] = m * (u * angle.cos() - v * angle.sin());
+                head[second] = m * (v * angle.cos() + u * angle.sin());
             }
         }
     }
     y
+}
+
+/// All of a head and some of it, both kinds of pairs, with and without a factor on cosine and sine.
+fn rotations(head: usize) -> Vec<Rotation> {
+    let mut rotations = Vec::new();
+    for dims in [head, (head / 4).max(1) * 2] {
+        for interleaved in [false, true] {
+            for scaling in [RopeScaling::None, yarn(4.0, 128, None)] {
+                rotations.push(Rotation { dims, theta: THETA, scaling, interleaved });
+            }
+        }
+    }
+    rotations
 }
 
 /// Tokens, heads and head sizes.
@@ -47,17 +62,17 @@ const SHAPES: [(usize, usize, usize); 6] =
 #[test]
 fn heads_are_turned_as_the_definition_says() {
     for (tokens, heads, head) in SHAPES {
-        for (dtype, scaling) in
-            DTYPES.into_iter().flat_map(|d| [RopeScaling::None, yarn(4.0, 128, None)].map(|s| (d, s)))
+        for (dtype, rotation) in
+            DTYPES.into_iter().flat_map(|d| rotations(head).into_iter().map(move |r| (d, r)))
         {
             let (x, positions) = (matrix(tokens, heads * head, dtype, 1), ids(tokens, POSITIONS, 2));
-            let table = RopeTable::new(head, THETA, &scaling, POSITIONS);
+            let table = RopeTable::new(head, &rotation, POSITIONS);
             let got = on_threads(|device| {
                 let mut y = matrix(tokens, heads * head, dtype, 1);
                 rope::forward(device, y.as_mut(), &table, &positions);
                 vec![y.to_vec()]
             });
-            let want = definition(&wide(&x), &positions, head, &scaling.frequencies(head, THETA));
+            let want = definition(&wide(&x), &positions, head, &rotation);
             assert_close(dtype, &got[0], &want, "y");
         }
     }
@@ -66,19 +81,18 @@ fn heads_are_turned_as_the_definition_says() {
 #[test]
 fn the_gradient_is_that_of_the_definition() {
     for (tokens, heads, head) in SHAPES.into_iter().filter(|(t, h, d)| t * h * d <= 600) {
-        for (dtype, scaling) in
-            DTYPES.into_iter().flat_map(|d| [RopeScaling::None, yarn(4.0, 128, None)].map(|s| (d, s)))
+        for (dtype, rotation) in
+            DTYPES.into_iter().flat_map(|d| rotations(head).into_iter().map(move |r| (d, r)))
         {
             let (x, dy) = (matrix(tokens, heads * head, dtype, 1), matrix(tokens, heads * head, dtype, 3));
             let positions = ids(tokens, POSITIONS, 2);
-            let table = RopeTable::new(head, THETA, &scaling, POSITIONS);
+            let table = RopeTable::new(head, &rotation, POSITIONS);
             let got = on_threads(|device| {
                 let mut dx = matrix(tokens, heads * head, dtype, 3);
                 rope::backward(device, dx.as_mut(), &table, &positions);
                 vec![dx.to_vec()]
             });
-            let frequencies = scaling.frequencies(head, THETA);
-            let loss = |x: &[f64]| dot(&definition(x, &positions, head, &frequencies), &wide(&dy));
+            let loss = |x: &[f64]| dot(&definition(x, &positions, head, &rotation), &wide(&dy));
             assert_close(dtype, &got[0], &gradient(&wide(&x), loss), "dx");
         }
     }
@@ -87,7 +101,7 @@ fn the_gradient_is_that_of_the_definition() {
 /// Fails unless a scaling gives transformers' `inv_freq` (to two units in the last place: its powers are vectorized and
 /// not always correctly rounded) and attention factor.
 fn assert_frequencies(scaling: RopeScaling, theta: f64, want: &[f32], factor: f64) {
-    let (got, m) = scaling.frequencies(2 * want.len(), theta);
+    let (got, m) = scaling.frequencies(2 * want.len(), theta, false);
     assert!((m - factor).abs() < 1e-12, "{scaling:?}: attention factor {m}, not {factor}");
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let distance = got.to_bits().abs_diff(want.to_bits());
@@ -160,9 +174,49 @@ fn yarn_frequencies_are_those_of_transformers() {
     assert_frequencies(yarn(8.0, 4096, Some(1.25)), 10_000.0, &given, 1.25);
 }
 
+/// `_compute_longrope_parameters` of transformers, written again: short sequences take the first half of the table, long ones the second.
 #[test]
-#[should_panic(expected = "token 1 has position 300, but the rotary table has 300 positions")]
+fn longrope_has_a_row_for_each_position_of_short_and_of_long_sequences() {
+    let (short, long) = (vec![1.0, 1.25, 2.0], vec![1.5, 4.0, 9.0]);
+    let scaling = RopeScaling::LongRope {
+        short_factor: short.clone(),
+        long_factor: long.clone(),
+        factor: 4.0,
+        original_max_position_embeddings: 64,
+        attention_factor: None,
+    };
+    let m = (1.0 + 4.0_f64.ln() / 64.0_f64.ln()).sqrt();
+    for (is_long, factors) in [(false, &short), (true, &long)] {
+        let (got, factor) = scaling.frequencies(6, THETA, is_long);
+        assert!((factor - m).abs() < 1e-12, "{factor}, not {m}");
+        for (i, (got, divisor)) in got.iter().zip(factors).enumerate() {
+            let want = 1.0 / (divisor * THETA.powf(2.0 * i as f64 / 6.0));
+            assert!((f64::from(*got) - want).abs() < 3e-7 * want, "frequency {i}: {got:e}, not {want:e}");
+        }
+    }
+    let rotation = Rotation { dims: 6, theta: THETA, scaling, interleaved: false };
+    let table = RopeTable::new(8, &rotation, 100);
+    assert_eq!((table.rows(), RopeTable::size_bytes(&rotation, 100)), (200, 2 * 200 * 3 * 4));
+    let turned = |row: u32| {
+        let mut x = Matrix::from_f32(1, 8, &[1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 7.0, 8.0]);
+        rope::forward(&Device::cpu(1), x.as_mut(), &table, &[row]);
+        x.to_vec()
+    };
+    for (row, factors) in [(37, &short), (137, &long)] {
+        let got = turned(row);
+        for i in 0..3 {
+            let angle = 37.0 / (factors[i] * THETA.powf(2.0 * i as f64 / 6.0));
+            assert!((f64::from(got[i]) - m * angle.cos()).abs() < 1e-5, "cosine {i} of row {row}");
+            assert!((f64::from(got[i + 3]) - m * angle.sin()).abs() < 1e-5, "sine {i} of row {row}");
+        }
+        assert_eq!(got[6..], [7.0, 8.0], "what is not turned stays");
+    }
+}
+
+#[test]
+#[should_panic(expected = "token 1 takes row 300, but the rotary table has 300 rows")]
 fn a_position_beyond_the_table_is_refused() {
-    let table = RopeTable::new(4, THETA, &RopeScaling::None, POSITIONS);
+    let rotation = Rotation { dims: 4, theta: THETA, scaling: RopeScaling::None, interleaved: false };
+    let table = RopeTable::new(4, &rotation, POSITIONS);
     rope::forward(&Device::cpu(1), Matrix::zeros(2, 4, DType::F32).as_mut(), &table, &[299, 300]);
 }

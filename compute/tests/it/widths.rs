@@ -4,6 +4,8 @@ use std::process::Command;
 
 use compute::ops::gated::Activation;
 use compute::ops::optimizer::AdamW;
+use compute::ops::rms_norm::Offset;
+use compute::ops::rope::{RopeScaling, Rotation};
 use compute::ops::{
     bias, cross_entropy, dropout, embedding, gated, optimizer, reduce, residual, rms_norm, rope,
 };
@@ -28,15 +30,17 @@ fn results(device: &Device, dtype: DType) -> Vec<Vec<f32>> {
     dropout::apply(device, y.as_mut(), x.as_ref(), 0.2, 8, true);
     kept.push(y.to_vec());
 
-    rms_norm::forward(device, y.as_mut(), x.as_ref(), weight.as_ref(), 1e-6, &mut rstd);
+    rms_norm::forward(device, y.as_mut(), x.as_ref(), weight.as_ref(), Offset::None, 1e-6, &mut rstd);
     kept.push(y.to_vec());
     let mut dweight = Matrix::zeros(1, COLS, DType::F32);
     let (dx, dw) = (y.as_mut(), Some(dweight.as_mut()));
-    rms_norm::backward(device, dx, true, dy.as_ref(), x.as_ref(), weight.as_ref(), &rstd, dw);
+    rms_norm::backward(device, dx, true, dy.as_ref(), x.as_ref(), weight.as_ref(), Offset::None, &rstd, dw);
     bias::backward(device, dweight.as_mut(), dy.as_ref());
     kept.extend([y.to_vec(), dweight.to_vec()]);
 
-    let table = rope::RopeTable::new(COLS, 10_000.0, &rope::RopeScaling::None, 9);
+    let scaling = RopeScaling::None;
+    let rotation = Rotation { dims: COLS, theta: 10_000.0, scaling, interleaved: false };
+    let table = rope::RopeTable::new(COLS, &rotation, 9);
     rope::forward(device, y.as_mut(), &table, &tokens);
     kept.push(y.to_vec());
 

@@ -112,11 +112,12 @@ fn training_flops(config: &Config, trained: &Layout, length: usize) -> f64 {
     };
     let blocks = config.modules().into_iter().filter(|m| matches!(m.id, ModuleId::Linear { .. }));
     let linear: usize = blocks.chain([config.module(ModuleId::Head)]).map(of_module).sum();
-    let keys = |window: &Option<usize>| match window {
-        Some(w) if *w < length => *w as f64 - (w * w) as f64 / (2.0 * length as f64),
+    let keys = |window: Option<usize>| match window {
+        Some(w) if w < length => w as f64 - (w * w) as f64 / (2.0 * length as f64),
         _ => length as f64 / 2.0,
     };
-    let attention: f64 = config.windows.iter().map(|w| 3.0 * 4.0 * config.q_width() as f64 * keys(w)).sum();
+    let of_block = |window| 3.0 * 4.0 * config.q_width() as f64 * keys(window);
+    let attention: f64 = config.blocks.iter().map(|block| of_block(block.window)).sum();
     linear as f64 + attention
 }
 

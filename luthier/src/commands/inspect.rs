@@ -97,7 +97,8 @@ fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         }
         Err(error) => return Err(error.into()),
     };
-    let windows: Vec<usize> = config.windows.iter().flatten().copied().collect();
+    let windows: Vec<usize> = config.blocks.iter().filter_map(|block| block.window).collect();
+    let rope = config.ropes.first();
     let mut facts = object(json!({
         "kind": "model",
         "family": config.family.model_type(),
@@ -115,10 +116,10 @@ fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         "context": config.max_position_embeddings,
         "sliding_window": windows.first(),
         "layers_with_window": windows.len(),
-        "rope_theta": config.rope_theta,
-        "rope_scaling": match &config.rope_scaling {
-            RopeScaling::None => None,
-            scaling => Some(format!("{scaling:?}")),
+        "rope_theta": rope.map(|rope| rope.theta),
+        "rope_scaling": match rope.map(|rope| &rope.scaling) {
+            None | Some(RopeScaling::None) => None,
+            Some(scaling) => Some(format!("{scaling:?}")),
         },
     }));
     facts.insert("tokenizer".into(), tokenizer(folder));

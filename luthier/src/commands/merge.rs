@@ -100,7 +100,7 @@ fn name(dtype: StoredDType) -> &'static str {
         StoredDType::F32 => "f32",
         StoredDType::F16 => "f16",
         StoredDType::Bf16 => "bf16",
-        StoredDType::U8 => "u8",
+        other => other.torch_name(),
     }
 }
 

@@ -164,11 +164,13 @@ impl Outlook {
         let mut shape = Shape::of(name, config);
         if trained.layout.rank(ModuleId::Head) > 0 && config.tie_word_embeddings {
             // A tied head has no weight of its own, but an update of its own.
-            let (path, kind) = (ModuleId::Head.module_path(), ModuleKind::Head);
+            let (path, kind) = (config.path(ModuleId::Head), ModuleKind::Head);
             let (rows, cols) = (config.vocab_size, config.hidden_size);
             shape.modules.push(ModuleShape { path, kind, rows, cols, bias: 0 });
         }
-        let update = |module: &ModuleShape| match ModuleId::parse(&module.path)
+        let update = |module: &ModuleShape| match config
+            .names
+            .parse(&module.path)
             .and_then(|id| trained.layout.get(id))
         {
             None => Update::Frozen,

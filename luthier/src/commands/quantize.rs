@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use compute::quant::Format;
 use model::checkpoint::Staging;
 use model::config::Config;
-use model::names::Part;
 use model::quantize::{QuantizedWeight, quantize_folder};
 use serde_json::{Value, json};
 
@@ -95,17 +94,21 @@ fn facts(config: &Config, format: Format, report: &[QuantizedWeight]) -> Value {
 /// A line for each kind of layer.
 fn by_part(report: &[QuantizedWeight]) -> Table {
     let mut table = Table::new(["layers", "weights", "bits a weight", "relative error", "the worst layer's"]);
-    for part in Part::ALL {
-        let sums = Sums::of(report.iter().filter(|weight| weight.part == part));
-        if sums.parameters > 0 {
-            table.row([
-                part.name().to_owned(),
-                count(sums.parameters as f64),
-                format!("{:.3}", sums.bits()),
-                percent(sums.relative_error()),
-                percent(sums.worst),
-            ]);
+    let mut kinds: Vec<&str> = Vec::new();
+    for weight in report {
+        if !kinds.contains(&weight.kind()) {
+            kinds.push(weight.kind());
         }
+    }
+    for kind in kinds {
+        let sums = Sums::of(report.iter().filter(|weight| weight.kind() == kind));
+        table.row([
+            kind.to_owned(),
+            count(sums.parameters as f64),
+            format!("{:.3}", sums.bits()),
+            percent(sums.relative_error()),
+            percent(sums.worst),
+        ]);
     }
     table
 }

@@ -10,7 +10,6 @@ use super::targets::Resolution;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec};
 use crate::config::Config;
 use crate::error::{ModelError, Result};
-use crate::names::ModuleId;
 
 impl Layout {
     /// What an adapter's settings come to on a model, under the keys that PEFT saves it with.
@@ -18,13 +17,12 @@ impl Layout {
         let mut layout = Layout::default();
         for target in &resolution.targets {
             let module = config.module(target.module);
-            let prefix = key_prefix(target.module);
+            let prefix = key_prefix(&target.path);
             layout.add_lora(target.module, &prefix, [module.rows, module.cols], target.rank, target.scale);
         }
         for &id in &resolution.saved {
             let module = config.module(id);
-            let vector = matches!(id, ModuleId::Norm { .. } | ModuleId::FinalNorm);
-            layout.add_full(id, &key_prefix(id), [module.rows, module.cols], vector, module.bias);
+            layout.add_full(module, &key_prefix(&config.path(id)));
         }
         layout
     }

@@ -18,7 +18,7 @@ use super::mlx::Settings as MlxSettings;
 use super::parameters::{Adapter, Layout};
 use super::peft::{self, CONFIG_FILE, PREFIX, PeftConfig, a_key, b_key, key_prefix};
 use super::targets::{self, Resolution};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, transpose};
 use crate::config::Config;
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Parameter};
@@ -69,15 +69,13 @@ impl AdapterTensors {
     ///
     /// # Errors
     /// As [`Checkpoint::read_into`].
-    pub fn read_into(&self, key: &str, mut to: MatrixMut<'_>) -> Result<()> {
+    pub fn read_into(&self, key: &str, to: MatrixMut<'_>) -> Result<()> {
         let Some(name) = self.transposed.as_ref().and_then(|names| names.get(key)) else {
             return self.file.read_into(key, to);
         };
-        let mut from = Matrix::zeros(to.cols(), to.rows(), compute::DType::F32);
-        self.file.read_into(name, from.as_mut())?;
-        let (rows, cols, values) = (to.rows(), to.cols(), from.as_ref().f32());
-        let transposed: Vec<f32> = (0..rows * cols).map(|i| values[i % cols * rows + i / cols]).collect();
-        to.copy_from(compute::MatrixRef::from_f32(rows, cols, &transposed));
+        let mut turned = Matrix::zeros(to.cols(), to.rows(), to.dtype());
+        self.file.read_into(name, turned.as_mut())?;
+        transpose(turned.as_ref(), to);
         Ok(())
     }
 
@@ -243,7 +241,7 @@ impl AdapterFolder {
             }
             if !tensor.usable {
                 let key = Whole::parse(&tensor.key).expect("it was parsed before");
-                let place = self.place_of(ModuleId::parse(key.path).expect("it was parsed before"));
+                let place = self.place_of(self.model.names.parse(key.path).expect("it was parsed before"));
                 let problem = format!(
                     "differs from {} of the base, and has a name that PEFT would drop with these settings: its place is {}{}{}",
                     tensor.parameter.name(),
@@ -312,7 +310,7 @@ impl AdapterFolder {
         let base = self.model.vocab_size;
         let mut rows = BTreeMap::new();
         for key in self.tensors.keys() {
-            let of_vocabulary = |path: &str| ModuleId::parse(path).is_some_and(is_vocabulary);
+            let of_vocabulary = |path: &str| self.model.names.parse(path).is_some_and(is_vocabulary);
             let update = key.strip_prefix(PREFIX).and_then(|path| path.strip_suffix(".lora_B.weight"));
             let whole = Whole::parse(key).map(|whole| whole.path);
             let named = whole.is_some_and(of_vocabulary) || update.is_some_and(of_vocabulary);
@@ -402,16 +400,17 @@ impl AdapterFolder {
             if !saved(module) || (tied && !modules.iter().all(|&m| saved(m))) {
                 let problem = format!(
                     "holds embeddings of {} tokens, {} more than the base's vocabulary of {}: tokens were added before the \
-                     adapter was trained, so the base must be resized first, and the rows of {module} are not in the file; \
+                     adapter was trained, so the base must be resized first, and the rows of {} are not in the file; \
                      resize the base as it was then, and use that model with its tokenizer",
                     self.model.vocab_size,
                     self.added_tokens,
-                    self.model.vocab_size - self.added_tokens
+                    self.model.vocab_size - self.added_tokens,
+                    self.model.path(module)
                 );
                 return Err(ModelError::file(self.tensors.path(), problem));
             }
             // Any of them will do: a pass uses the adapter's copy.
-            let key = format!("{}.weight", key_prefix(module));
+            let key = format!("{}.weight", key_prefix(&self.model.path(module)));
             self.base_tensors.push(BaseTensor { parameter, key, usable: true });
         }
         Ok(())
@@ -422,21 +421,19 @@ impl AdapterFolder {
         let mut expected = BTreeMap::new();
         for target in &self.resolution.targets {
             let (module, rank) = (self.model.module(target.module), target.rank);
-            let what =
-                format!("r {rank}; {} of the model is {} x {}", target.module, module.rows, module.cols);
-            expected.insert(a_key(target.module), (vec![rank, module.cols], what.clone()));
-            expected.insert(b_key(target.module), (vec![module.rows, rank], what));
+            let path = &target.path;
+            let what = format!("r {rank}; {path} of the model is {} x {}", module.rows, module.cols);
+            expected.insert(a_key(path), (vec![rank, module.cols], what.clone()));
+            expected.insert(b_key(path), (vec![module.rows, rank], what));
         }
         for &id in &self.resolution.saved {
             let module = self.model.module(id);
-            let what = format!("{id} of the model, trained whole");
-            let shape = match id {
-                ModuleId::Norm { .. } | ModuleId::FinalNorm => vec![module.cols],
-                _ => vec![module.rows, module.cols],
-            };
-            expected.insert(format!("{}.weight", key_prefix(id)), (shape, what.clone()));
+            let path = self.model.path(id);
+            let what = format!("{path} of the model, trained whole");
+            let shape = self.model.parameter(id, false).file_shape();
+            expected.insert(format!("{}.weight", key_prefix(&path)), (shape, what.clone()));
             if module.bias {
-                expected.insert(format!("{}.bias", key_prefix(id)), (vec![module.rows], what));
+                expected.insert(format!("{}.bias", key_prefix(&path)), (vec![module.bias_len()], what));
             }
         }
         expected
@@ -445,7 +442,7 @@ impl AdapterFolder {
     /// What a key stands for in the base, if it is the whole weight or bias of a module.
     fn base_tensor(&self, key: &str) -> Option<BaseTensor> {
         let Whole { path, place, bias } = Whole::parse(key)?;
-        let module = ModuleId::parse(path)?;
+        let module = self.model.names.parse(path)?;
         let weight = self.model.weight_of(module);
         let mut parameters = self.model.parameters().into_iter();
         let parameter = parameters.find(|p| p.module == weight.module && p.bias == bias)?;

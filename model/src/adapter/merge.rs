@@ -4,14 +4,14 @@
 use std::path::Path;
 
 use compute::ops::matmul::{Factor, matmul};
-use compute::{DType, Matrix, Precision, random};
-use serde_json::Value;
+use compute::{DType, Matrix, MatrixRef, Precision, random};
 
 use super::parameters::{Adapter, Trained};
 use crate::activations::{Activations, Extent, Purpose};
 use crate::batch::Batch;
 use crate::checkpoint::{
-    CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer, write_whole,
+    Checkpoint, CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer,
+    transpose, write_whole,
 };
 use crate::config::Config;
 use crate::decoder::Decoder;
@@ -30,8 +30,7 @@ fn merged_config(config: &Config, adapter: &Adapter) -> Config {
     merged.quantization = None;
     let trained = |module| adapter.layout.get(module);
     if config.tie_word_embeddings && trained(ModuleId::Head) != trained(ModuleId::Embedding) {
-        merged.tie_word_embeddings = false;
-        merged.raw.insert("tie_word_embeddings".to_owned(), Value::Bool(false));
+        merged.untie();
     }
     merged
 }
@@ -43,13 +42,22 @@ impl Decoder {
         &self,
         adapter: &Adapter,
         parameter: &Parameter,
+        name: &str,
         to: &mut CheckpointWriter,
     ) -> Result<()> {
-        let (name, module) = (parameter.name(), parameter.module);
+        let mut write = |values: MatrixRef<'_>| match parameter.transposed {
+            false => to.write(name, values),
+            true => {
+                let mut turned = Matrix::unset(values.cols(), values.rows(), values.dtype());
+                transpose(values, turned.as_mut());
+                to.write(name, turned.as_ref())
+            }
+        };
+        let module = parameter.module;
         match adapter.layout.get(module) {
             Some(Trained::Full(full)) => {
                 let bias = || full.bias.expect("a bias is trained with its weight");
-                to.write(&name, adapter.tensor(if parameter.bias { bias() } else { full.weight }))
+                write(adapter.tensor(if parameter.bias { bias() } else { full.weight }))
             }
             Some(Trained::Lora(lora)) if !parameter.bias => {
                 let mut merged = Matrix::zeros(parameter.rows, parameter.cols, DType::F32);
@@ -57,23 +65,19 @@ impl Decoder {
                 let (a, b) = adapter.lora(lora);
                 let (a, b) = (Factor::Plain(a), Factor::Plain(b));
                 matmul(&self.device, Precision::F32, lora.scale, b, a, true, merged.as_mut());
-                to.write(&name, merged.as_ref())
+                write(merged.as_ref())
             }
-            _ if parameter.bias => {
-                to.write(&name, self.base_bias(module).expect("the configuration has a bias"))
-            }
+            _ if parameter.bias => write(self.base_bias(module).expect("the configuration has a bias")),
             _ => match self.base_weight(module) {
-                BaseWeight::Dense(weight) => to.write(&name, weight),
-                BaseWeight::Quantized(weight) => {
-                    to.write(&name, weight.dequantize(&self.device, DType::F32).as_ref())
-                }
+                BaseWeight::Dense(weight) => write(weight),
+                BaseWeight::Quantized(weight) => write(weight.dequantize(&self.device, DType::F32).as_ref()),
             },
         }
     }
 
-    /// Writes base and adapter as one model into a folder that exists, with weights stored as `dtype`, and
-    /// what stands beside the weights in the folder `base`, but the tokenizer's files of the folder
-    /// `tokenizer`. Each file is written aside and renamed; config.json comes last.
+    /// Writes base and adapter as one model into a folder that exists, with weights stored as `dtype` under the names that they
+    /// have in the folder `base`, the parts that are not for texts as they are there, and what stands beside the weights, but the
+    /// tokenizer's files of the folder `tokenizer`. Each file is written aside and renamed; config.json comes last.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -86,12 +90,20 @@ impl Decoder {
         dtype: StoredDType,
     ) -> Result<()> {
         let config = merged_config(&self.config, adapter);
-        let parameters = config.parameters();
-        let spec = |p: &Parameter| TensorSpec { name: p.name(), shape: p.file_shape(), dtype };
-        let mut writer = CheckpointWriter::model(folder, parameters.iter().map(spec).collect(), SHARD_BYTES)?;
-        for parameter in &parameters {
-            self.write_parameter(adapter, parameter, &mut writer)?;
+        let (stored, parameters) = (Checkpoint::open(base)?, config.parameters());
+        let names: Vec<String> = parameters.iter().map(|p| stored.spelling(p)).collect();
+        let spec = |(p, name): (&Parameter, &String)| TensorSpec {
+            name: name.clone(),
+            shape: p.file_shape(),
+            dtype,
+        };
+        let mut specs: Vec<TensorSpec> = parameters.iter().zip(&names).map(spec).collect();
+        specs.extend(stored.foreign(&config));
+        let mut writer = CheckpointWriter::model(folder, specs, SHARD_BYTES)?;
+        for (parameter, name) in parameters.iter().zip(&names) {
+            self.write_parameter(adapter, parameter, name, &mut writer)?;
         }
+        stored.copy_foreign(&config, &mut writer)?;
         writer.finish()?;
         copy_tokenizer(tokenizer, folder, true)?;
         copy_companions(base, folder)?;
@@ -155,7 +167,7 @@ impl Difference {
             StoredDType::F32 => 1e-4,
             StoredDType::F16 => 5e-3,
             StoredDType::Bf16 => 3e-2,
-            StoredDType::U8 => panic!("bytes are no weights"),
+            other => panic!("{} are no weights", other.name()),
         }
     }
 

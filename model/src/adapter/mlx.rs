@@ -43,7 +43,7 @@ impl Settings {
         if map.contains_key("peft_type") || !marks.iter().any(|mark| map.contains_key(*mark)) {
             return Ok(None);
         }
-        let fields = Fields { path, prefix: "", map };
+        let fields = Fields::new(path, "", map);
         let kind = fields.text("fine_tune_type")?.unwrap_or_else(|| "lora".to_owned());
         if kind != "lora" || fields.flag_or("use_dora", false)? {
             let (field, kind) =
@@ -62,7 +62,7 @@ impl Settings {
                 );
             }
         };
-        let inner = Fields { path, prefix: section, map: inner };
+        let inner = Fields::new(path, section, inner);
         let needed = |field: &str| {
             inner
                 .present(field)
@@ -122,11 +122,12 @@ impl Settings {
         let mut found = BTreeSet::new();
         for key in tensors.keys() {
             let path = key.strip_prefix(PREFIX).unwrap_or(key);
-            let Some(module) = path.rsplit_once(".lora_").and_then(|(path, _)| ModuleId::parse(path)) else {
+            let Some(module) = path.rsplit_once(".lora_").and_then(|(path, _)| model.names.parse(path))
+            else {
                 continue;
             };
             found.insert(module);
-            let whole = self.keys.as_ref().is_some_and(|keys| keys.contains(&module.module_path()));
+            let whole = self.keys.as_ref().is_some_and(|keys| keys.contains(&model.path(module)));
             let problem = match module.layer() {
                 Some(layer) if layer < first && !whole => {
                     format!("belongs to layer {layer}, but `num_layers` means the layers from {first} on")
@@ -135,7 +136,7 @@ impl Settings {
                     && self
                         .keys
                         .as_ref()
-                        .is_some_and(|keys| !keys.contains(within_layer(module).as_str())) =>
+                        .is_some_and(|keys| !keys.contains(within_block(model, module).as_str())) =>
                 {
                     "belongs to no module that `lora_parameters.keys` names".to_owned()
                 }
@@ -147,27 +148,24 @@ impl Settings {
         let mut called = model.modules().into_iter().map(|m| m.id).filter(|m| m.is_linear());
         let missing = called.find(|&module| {
             let named = |path: &str| self.keys.as_ref().is_some_and(|keys| keys.contains(path));
-            let meant = module.layer().is_some_and(|layer| layer >= first) && named(&within_layer(module));
-            (meant || named(&module.module_path())) && !found.contains(&module)
+            let meant =
+                module.layer().is_some_and(|layer| layer >= first) && named(&within_block(model, module));
+            (meant || named(&model.path(module))) && !found.contains(&module)
         });
         match missing {
             None => Ok(()),
             Some(module) => {
                 let problem =
                     format!("is missing, though `lora_parameters.keys` in {CONFIG_FILE} calls for it");
-                Err(ModelError::tensor(tensors.path(), format!("{module}{A}"), problem))
+                Err(ModelError::tensor(tensors.path(), model.path(module) + A, problem))
             }
         }
     }
 }
 
-/// The path of a module within its layer, such as `self_attn.q_proj`.
-fn within_layer(module: ModuleId) -> String {
-    let path = module.module_path();
-    match module.layer() {
-        Some(_) => path.splitn(4, '.').last().expect("a path has parts").to_owned(),
-        None => path,
-    }
+/// The path of a module within its block, such as `self_attn.q_proj`.
+fn within_block(model: &Config, module: ModuleId) -> String {
+    model.names.within_block(&model.path(module)).to_owned()
 }
 
 /// How many layers, counted from the last, are meant; none: all. mlx-lm takes 0 and below for all.

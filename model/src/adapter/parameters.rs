@@ -69,9 +69,8 @@ impl Layout {
     /// embedding's.
     pub fn full(config: &Config) -> Self {
         let mut layout = Layout::default();
-        for Module { id, rows, cols, bias } in config.modules() {
-            let vector = matches!(id, ModuleId::Norm { .. } | ModuleId::FinalNorm);
-            layout.add_full(id, &id.module_path(), [rows, cols], vector, bias);
+        for module in config.modules() {
+            layout.add_full(module, &config.path(module.id));
         }
         if config.tie_word_embeddings {
             layout.share(ModuleId::Head, ModuleId::Embedding);
@@ -101,17 +100,10 @@ impl Layout {
     }
 
     /// Trains the whole weight (and bias) of a module, saved under `prefix`.
-    pub fn add_full(
-        &mut self,
-        module: ModuleId,
-        prefix: &str,
-        [rows, cols]: [usize; 2],
-        vector: bool,
-        bias: bool,
-    ) {
-        let weight = self.push(format!("{prefix}.weight"), rows, cols, vector);
-        let bias = bias.then(|| self.push(format!("{prefix}.bias"), 1, rows, true));
-        self.modules.insert(module, Trained::Full(Full { weight, bias }));
+    pub fn add_full(&mut self, module: Module, prefix: &str) {
+        let weight = self.push(format!("{prefix}.weight"), module.rows, module.cols, module.id.is_norm());
+        let bias = module.bias.then(|| self.push(format!("{prefix}.bias"), 1, module.bias_len(), true));
+        self.modules.insert(module.id, Trained::Full(Full { weight, bias }));
     }
 
     /// Lets a module use what is trained on another one: a tied output head under full training.
@@ -134,7 +126,7 @@ impl Layout {
     /// what comes behind the layers is trained, if anything.
     pub fn lowest_layer(&self) -> Option<usize> {
         let layer_of = |module: ModuleId| match module {
-            ModuleId::Embedding => Some(0),
+            ModuleId::Embedding | ModuleId::Positions => Some(0),
             module => module.layer(),
         };
         self.modules().filter_map(|(module, _)| layer_of(module)).min()

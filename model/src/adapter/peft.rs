@@ -16,7 +16,6 @@ use super::targets::{self, Resolution};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec, write_whole};
 use crate::config::{Config, Fields, read_small_file, short};
 use crate::error::{ModelError, Result, nearest, quoted};
-use crate::names::ModuleId;
 
 /// The file of an adapter's settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -57,6 +56,8 @@ pub struct PeftConfig {
     pub lora_dropout: f64,
     /// Scale by 1/sqrt(R) instead of 1/R.
     pub use_rslora: bool,
+    /// Whether the base stores its linear layers as `[in, out]`, as GPT-2 does. PEFT corrects it by the base's own layers.
+    pub fan_in_fan_out: bool,
     /// Which linear layers; `None` is PEFT's default for the family.
     pub target_modules: Option<Selection>,
     /// Which of them not.
@@ -86,6 +87,7 @@ impl Default for PeftConfig {
             lora_alpha: 8.0,
             lora_dropout: 0.0,
             use_rslora: false,
+            fan_in_fan_out: false,
             target_modules: None,
             exclude_modules: None,
             layers_to_transform: None,
@@ -106,28 +108,27 @@ pub fn scaling(rank: usize, alpha: f64, rslora: bool) -> f32 {
     (alpha / if rslora { rank.sqrt() } else { rank }) as f32
 }
 
-/// The key of A `[R, in]` of a module.
-pub fn a_key(module: ModuleId) -> String {
-    format!("{}.lora_A.weight", key_prefix(module))
+/// The key of A `[R, in]` of the module of this path.
+pub fn a_key(path: &str) -> String {
+    format!("{}.lora_A.weight", key_prefix(path))
 }
 
-/// The key of B `[out, R]` of a module.
-pub fn b_key(module: ModuleId) -> String {
-    format!("{}.lora_B.weight", key_prefix(module))
+/// The key of B `[out, R]` of the module of this path.
+pub fn b_key(path: &str) -> String {
+    format!("{}.lora_B.weight", key_prefix(path))
 }
 
 /// What stands before `.weight` and `.bias` of a module trained whole, and before `.lora_A.weight`.
-pub fn key_prefix(module: ModuleId) -> String {
-    format!("{PREFIX}{module}")
+pub fn key_prefix(path: &str) -> String {
+    format!("{PREFIX}{path}")
 }
 
 /// Settings that change what an adapter computes and are not supported, with the value that PEFT gives them
 /// when they are not used, and what they are.
-fn unsupported() -> [(&'static str, Value, &'static str); 15] {
+fn unsupported() -> [(&'static str, Value, &'static str); 14] {
     let off = || Value::Bool(false);
     [
         ("bias", json!("none"), "trained biases"),
-        ("fan_in_fan_out", off(), "transposed weights, as GPT-2 has them"),
         ("use_dora", off(), "DoRA"),
         ("use_qalora", off(), "QA-LoRA"),
         ("lora_bias", off(), "a bias on B"),
@@ -161,7 +162,7 @@ const IGNORED: [&str; 12] = [
 ];
 
 /// Settings that are read.
-const READ: [&str; 15] = [
+const READ: [&str; 16] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "exclude_modules",
@@ -177,6 +178,7 @@ const READ: [&str; 15] = [
     "revision",
     "target_modules",
     "use_rslora",
+    "fan_in_fan_out",
 ];
 
 /// Beginnings that take something out of the base's weights: the adapter then fits only the changed base.
@@ -198,8 +200,9 @@ impl PeftConfig {
     /// patterns when it saves them, so of two that match, another one may decide once they are read back;
     /// whole names match one module each.
     pub fn settled(mut self, resolution: &Resolution, model: &Config) -> PeftConfig {
-        let name = |target: &targets::Target| target.module.module_path();
+        let name = |target: &targets::Target| target.path.clone();
         let targets = &resolution.targets;
+        self.fan_in_fan_out = model.transposed;
         if !matches!(self.target_modules, Some(Selection::List(_))) {
             self.target_modules = Some(Selection::List(targets::names(resolution, model)));
         }
@@ -221,7 +224,7 @@ impl PeftConfig {
 
     /// As [`PeftConfig::from_json`], of an object already parsed.
     pub(super) fn from_map(map: &Map<String, Value>, path: &Path) -> Result<PeftConfig> {
-        let fields = Fields { path, prefix: "", map };
+        let fields = Fields::new(path, "", map);
         refuse_foreign(&fields)?;
         let defaults = PeftConfig::default();
         Ok(PeftConfig {
@@ -229,6 +232,7 @@ impl PeftConfig {
             lora_alpha: fields.float_or("lora_alpha", defaults.lora_alpha, ALPHA)?,
             lora_dropout: fields.float_or("lora_dropout", defaults.lora_dropout, DROPOUT)?,
             use_rslora: fields.flag_or("use_rslora", false)?,
+            fan_in_fan_out: fields.flag_or("fan_in_fan_out", false)?,
             target_modules: selection(&fields, "target_modules")?,
             exclude_modules: selection(&fields, "exclude_modules")?,
             layers_to_transform: layers(&fields)?,
@@ -256,7 +260,7 @@ impl PeftConfig {
         let always = [
             ("base_model_name_or_path", json!(self.base_model_name_or_path)),
             ("bias", json!("none")),
-            ("fan_in_fan_out", json!(false)),
+            ("fan_in_fan_out", json!(self.fan_in_fan_out)),
             ("inference_mode", json!(true)),
             ("init_lora_weights", self.init_lora_weights.clone()),
             ("lora_alpha", number(self.lora_alpha)),

@@ -10,7 +10,7 @@ use fancy_regex::Regex;
 use super::peft::{PeftConfig, Selection, scaling};
 use crate::config::Config;
 use crate::error::{ModelError, Result, nearest, quoted};
-use crate::names::{ModuleId, NormPart, Part};
+use crate::names::{ModuleId, Part};
 use crate::shapes::{ModuleKind, Shape};
 
 /// A linear layer with a low-rank update.
@@ -18,6 +18,8 @@ use crate::shapes::{ModuleKind, Shape};
 pub struct Target {
     /// Which layer.
     pub module: ModuleId,
+    /// Its path.
+    pub path: String,
     /// `R`.
     pub rank: usize,
     /// The numerator of the scale.
@@ -46,8 +48,15 @@ pub struct Unused {
     pub problem: String,
 }
 
-/// What PEFT's table has for every family here where `target_modules` is null.
+/// What PEFT's table has for most families where `target_modules` is null.
 pub const DEFAULT_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
+
+/// What PEFT's table has for a model where `target_modules` is null: queries and values, or the layer that holds them.
+pub fn default_targets(model: &Config) -> Vec<String> {
+    let parts = if model.fused_qkv.is_some() { &[Part::Qkv][..] } else { &[Part::Q, Part::V] };
+    let last = |path: String| path.rsplit('.').next().unwrap_or_default().to_owned();
+    parts.iter().map(|&part| last(model.path(ModuleId::Linear { layer: 0, part }))).collect()
+}
 /// Every linear layer but the head, in any case of letters.
 pub const ALL_LINEAR: &str = "all-linear";
 
@@ -67,14 +76,14 @@ pub fn resolve(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
 pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
     let modules = module_tree(model);
     let (saved, mut unused) = saved_modules(settings, &modules)?;
-    let (selected, unused_targets) = select(settings, &modules)?;
+    let (selected, unused_targets) = select(settings, &modules, default_targets(model))?;
     unused.extend(unused_targets);
     let mut ranks = Patterns::new("rank_pattern", &settings.rank_pattern)?;
     let mut alphas = Patterns::new("alpha_pattern", &settings.alpha_pattern)?;
     let mut targets = Vec::with_capacity(selected.len());
     for index in selected {
-        let path = &modules[index].path;
-        let module = ModuleId::parse(path).expect("a linear layer of the tree has an id");
+        let Node { path, id, .. } = &modules[index];
+        let module = id.expect("a linear layer of the tree has an id");
         if saved.contains(&module) {
             let problem =
                 format!("and target_modules both name {path}; train it whole or by a low-rank update");
@@ -82,7 +91,13 @@ pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resoluti
         }
         let rank = ranks.get(path)?.unwrap_or(settings.r);
         let alpha = alphas.get(path)?.unwrap_or(settings.lora_alpha);
-        targets.push(Target { module, rank, alpha, scale: scaling(rank, alpha, settings.use_rslora) });
+        targets.push(Target {
+            module,
+            path: path.clone(),
+            rank,
+            alpha,
+            scale: scaling(rank, alpha, settings.use_rslora),
+        });
     }
     unused.extend(ranks.unused());
     unused.extend(alphas.unused());
@@ -93,11 +108,11 @@ pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resoluti
 /// Names that select exactly these layers, by the rule for lists that all versions of PEFT share: the ends of
 /// their paths, or where other modules of the model end so, too, the whole paths.
 pub fn names(resolution: &Resolution, model: &Config) -> Vec<String> {
-    let targets: BTreeSet<String> = resolution.targets.iter().map(|t| t.module.module_path()).collect();
+    let targets: BTreeSet<String> = resolution.targets.iter().map(|t| t.path.clone()).collect();
     let end = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     let mut ends: Vec<String> = Vec::new();
-    for Target { module, .. } in &resolution.targets {
-        let end = end(&module.module_path());
+    for Target { path, .. } in &resolution.targets {
+        let end = end(path);
         if !ends.contains(&end) {
             ends.push(end);
         }
@@ -106,7 +121,7 @@ pub fn names(resolution: &Resolution, model: &Config) -> Vec<String> {
     if module_tree(model).iter().all(exact) {
         return ends;
     }
-    resolution.targets.iter().map(|t| t.module.module_path()).collect()
+    resolution.targets.iter().map(|t| t.path.clone()).collect()
 }
 
 /// The modules of a shape that would be trained, as indices into [`Shape::modules`], each with its rank. Used
@@ -119,10 +134,10 @@ pub fn resolve_shape(settings: &PeftConfig, shape: &Shape) -> Result<Vec<(usize,
             ModuleKind::Embedding => Kind::Embedding,
             ModuleKind::Vector => Kind::Other,
         };
-        Node { path: m.path.clone(), kind }
+        Node { path: m.path.clone(), kind, id: None }
     };
     let modules: Vec<Node> = shape.modules.iter().map(node).collect();
-    let (selected, unused) = select(settings, &modules)?;
+    let (selected, unused) = select(settings, &modules, DEFAULT_TARGETS.map(str::to_owned).to_vec())?;
     refuse(&unused)?;
     let mut ranks = Patterns::new("rank_pattern", &settings.rank_pattern)?;
     let mut targets = Vec::with_capacity(selected.len());
@@ -152,6 +167,8 @@ fn refuse(unused: &[Unused]) -> Result<()> {
 struct Node {
     path: String,
     kind: Kind,
+    /// Which module with parameters it is.
+    id: Option<ModuleId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -165,31 +182,31 @@ enum Kind {
 
 /// All modules of a model: PEFT's expressions are matched against containers and norms too.
 fn module_tree(model: &Config) -> Vec<Node> {
-    let node = |path: String, kind| Node { path, kind };
-    let layers = "model.layers";
-    let mut nodes = vec![
-        node("model".to_owned(), Kind::Other),
-        node(ModuleId::Embedding.module_path(), Kind::Embedding),
-        node(layers.to_owned(), Kind::Other),
-    ];
-    for layer in 0..model.layers {
-        let block = format!("{layers}.{layer}");
-        nodes.extend(["self_attn", "mlp", "mlp.act_fn"].map(|p| node(format!("{block}.{p}"), Kind::Other)));
-        nodes.push(node(block, Kind::Other));
-        nodes
-            .extend(Part::ALL.map(|part| node(ModuleId::Linear { layer, part }.module_path(), Kind::Linear)));
-        let norms = NormPart::ALL.iter().filter(|p| model.qk_norm || !matches!(p, NormPart::Q | NormPart::K));
-        nodes.extend(norms.map(|&part| node(ModuleId::Norm { layer, part }.module_path(), Kind::Other)));
+    let mut nodes: Vec<Node> = Vec::new();
+    let tied = model.tie_word_embeddings.then_some(ModuleId::Head);
+    for id in model.modules().into_iter().map(|m| m.id).chain(tied) {
+        let kind = match id {
+            // PEFT's linear layers: experts and their choice are bare parameters in transformers.
+            ModuleId::Expert { .. } | ModuleId::Linear { part: Part::Router, .. } => continue,
+            ModuleId::Linear { .. } => Kind::Linear,
+            ModuleId::Head => Kind::Head,
+            ModuleId::Embedding | ModuleId::Positions => Kind::Embedding,
+            ModuleId::Norm { .. } | ModuleId::FinalNorm => Kind::Other,
+        };
+        nodes.push(Node { path: model.path(id), kind, id: Some(id) });
     }
-    nodes.push(node(ModuleId::FinalNorm.module_path(), Kind::Other));
-    nodes.push(node("model.rotary_emb".to_owned(), Kind::Other));
-    nodes.push(node(ModuleId::Head.module_path(), Kind::Head));
+    let others = model.names.others(model.layers).into_iter();
+    nodes.extend(others.map(|path| Node { path, kind: Kind::Other, id: None }));
     nodes
 }
 
 /// The indices of the modules that the settings select, and the entries without effect.
-fn select(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<usize>, Vec<Unused>)> {
-    let defaults = Selection::List(DEFAULT_TARGETS.map(str::to_owned).to_vec());
+fn select(
+    settings: &PeftConfig,
+    modules: &[Node],
+    defaults: Vec<String>,
+) -> Result<(Vec<usize>, Vec<Unused>)> {
+    let defaults = Selection::List(defaults);
     let targets = settings.target_modules.as_ref().unwrap_or(&defaults);
     let layers = LayerFilter::new(settings, targets)?;
     let all_linear = matches!(targets, Selection::Expression(e) if e.eq_ignore_ascii_case(ALL_LINEAR));
@@ -197,7 +214,7 @@ fn select(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<usize>, Vec<Un
     let mut excluded =
         settings.exclude_modules.as_ref().map(|e| Matcher::new("exclude_modules", e)).transpose()?;
     let mut selected = Vec::new();
-    for (index, Node { path, kind }) in modules.iter().enumerate() {
+    for (index, Node { path, kind, .. }) in modules.iter().enumerate() {
         let hit =
             if all_linear { (*kind == Kind::Linear).then_some(Hit::Whole) } else { included.hit(path)? };
         let out = match &mut excluded {
@@ -460,11 +477,11 @@ fn saved_modules(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<ModuleI
     let mut unused = Vec::new();
     for entry in &settings.modules_to_save {
         let mut found = false;
-        for Node { path, .. } in
+        for Node { path, id, .. } in
             modules.iter().filter(|m| !entry.is_empty() && m.path.ends_with(entry.as_str()))
         {
-            match ModuleId::parse(path) {
-                Some(id) => saved.insert(id),
+            match id {
+                Some(id) => saved.insert(*id),
                 None => {
                     let inside = linears_inside(path, modules);
                     let problem = format!(
@@ -477,7 +494,7 @@ fn saved_modules(settings: &PeftConfig, modules: &[Node]) -> Result<(Vec<ModuleI
             found = true;
         }
         if !found {
-            let owners = modules.iter().filter_map(|m| ModuleId::parse(&m.path).map(|_| m.path.as_str()));
+            let owners = modules.iter().filter(|m| m.id.is_some()).map(|m| m.path.as_str());
             let names = owners.map(|path| path.rsplit('.').next().unwrap_or(path));
             let near = quoted(nearest(entry, names, 3));
             let problem = format!("names {entry:?}, which the model does not have; the nearest are {near}");

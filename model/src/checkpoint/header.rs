@@ -123,7 +123,7 @@ fn check_entry(value: &Value, data_length: u64) -> Result<(StoredDType, Vec<usiz
     let Entry { dtype, shape, data_offsets: [start, end] } = Entry::deserialize(value)
         .map_err(|e| format!("has the header entry {}, which is not valid: {e}", short(value)))?;
     let stored = StoredDType::parse(&dtype)
-        .ok_or_else(|| format!("is stored as {dtype:?}; supported are F32, BF16, F16 and U8"))?;
+        .ok_or_else(|| format!("is stored as {dtype:?}; weights are stored as F32, BF16 or F16"))?;
     if start > end || end > data_length {
         return Err(format!(
             "claims the bytes {start} to {end} of {data_length}; the file is broken off or its header is wrong"

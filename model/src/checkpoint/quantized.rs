@@ -62,7 +62,7 @@ impl Checkpoint {
 
     /// Checks the tensors of a weight in four bits against its shape.
     pub(super) fn check_quantized(&self, parameter: &Parameter, config: &Config) -> Result<()> {
-        let name = parameter.name();
+        let name = self.name_of(parameter).unwrap_or_else(|| parameter.name());
         let wrong = |problem: &str| Err(ModelError::tensor(&self.path, name.as_str(), problem));
         let Some(said) = config.quantization else {
             return wrong("is stored in four bits, but config.json has no `quantization_config`");
@@ -85,7 +85,7 @@ impl Checkpoint {
     /// If what stands beside its codes is missing, misshapen or contradicts the parameter.
     pub fn quantized(&self, parameter: &Parameter) -> Result<Option<(Format, u64)>> {
         let Some(state) = self.state(parameter)? else { return Ok(None) };
-        let name = parameter.name();
+        let name = self.name_of(parameter).expect("it has codes, as its state was checked");
         let code = self.quantized_code(&name).expect("it has a state");
         let double_quant = state.nested_blocksize.is_some();
         let scales = if double_quant { &[ABSMAX, NESTED_ABSMAX][..] } else { &[ABSMAX] };
@@ -96,8 +96,8 @@ impl Checkpoint {
 
     /// The state of a weight in four bits, checked against the parameter and the tensors beside it.
     fn state(&self, parameter: &Parameter) -> Result<Option<State>> {
-        let name = parameter.name();
-        let Some(code) = self.quantized_code(&name) else { return Ok(None) };
+        let mut names = parameter.names().map(|name| (self.quantized_code(&name), name));
+        let Some((Some(code), name)) = names.find(|(code, _)| code.is_some()) else { return Ok(None) };
         let key = name.clone() + &state_suffix(code);
         let info = &self.tensors[&key];
         let path: &Path = &self.files[info.file].0;
@@ -183,7 +183,7 @@ impl Checkpoint {
     /// be read.
     pub fn read_quantized(&self, parameter: &Parameter) -> Result<Option<Quantized>> {
         let Some(state) = self.state(parameter)? else { return Ok(None) };
-        let name = parameter.name();
+        let name = self.name_of(parameter).expect("it has codes, as its state was checked");
         let absmax = name.clone() + ABSMAX;
         let scales = match (state.nested_blocksize, state.nested_offset) {
             (Some(block_size), Some(offset)) => {
@@ -246,13 +246,17 @@ fn state_bytes(parameter: &Parameter, format: Format, dtype: StoredDType) -> usi
     state(parameter, format, dtype, -1.234_567_8e-20).len() + 16
 }
 
-/// The tensors that [`write`] will write for a weight whose values were stored as `dtype`.
-pub(crate) fn specs(parameter: &Parameter, format: Format, dtype: StoredDType) -> Vec<TensorSpec> {
-    let name = parameter.name();
+/// The tensors that [`write`] will write under a name for a weight whose values were stored as `dtype`.
+pub(crate) fn specs(
+    name: &str,
+    parameter: &Parameter,
+    format: Format,
+    dtype: StoredDType,
+) -> Vec<TensorSpec> {
     let elements = parameter.rows * parameter.cols;
     let blocks = elements.div_ceil(format.block_size);
     let spec =
-        |suffix: &str, shape: Vec<usize>, dtype| TensorSpec { name: name.clone() + suffix, shape, dtype };
+        |suffix: &str, shape: Vec<usize>, dtype| TensorSpec { name: name.to_owned() + suffix, shape, dtype };
     let mut specs = vec![
         spec("", vec![elements.div_ceil(2), 1], StoredDType::U8),
         spec(MAP, vec![16], StoredDType::F32),
@@ -272,28 +276,29 @@ pub(crate) fn specs(parameter: &Parameter, format: Format, dtype: StoredDType) -
 /// Writes a weight's tensors.
 pub(crate) fn write(
     to: &mut CheckpointWriter,
+    name: &str,
     parameter: &Parameter,
     format: Format,
     dtype: StoredDType,
     weight: &Quantized,
 ) -> Result<()> {
-    let name = parameter.name();
+    let named = |suffix: &str| name.to_owned() + suffix;
     let bytes_of = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-    to.write_bytes(&name, 0, weight.codes())?;
-    to.write_bytes(&(name.clone() + MAP), 0, &bytes_of(weight.table()))?;
+    to.write_bytes(name, 0, weight.codes())?;
+    to.write_bytes(&named(MAP), 0, &bytes_of(weight.table()))?;
     let offset = match weight.scales() {
         Scales::Plain(scales) => {
-            to.write_bytes(&(name.clone() + ABSMAX), 0, &bytes_of(scales))?;
+            to.write_bytes(&named(ABSMAX), 0, &bytes_of(scales))?;
             0.0
         }
         Scales::Double { codes, map, absmax, offset, .. } => {
-            to.write_bytes(&(name.clone() + ABSMAX), 0, codes)?;
-            to.write_bytes(&(name.clone() + NESTED_ABSMAX), 0, &bytes_of(absmax))?;
-            to.write_bytes(&(name.clone() + NESTED_MAP), 0, &bytes_of(&map[..]))?;
+            to.write_bytes(&named(ABSMAX), 0, codes)?;
+            to.write_bytes(&named(NESTED_ABSMAX), 0, &bytes_of(absmax))?;
+            to.write_bytes(&named(NESTED_MAP), 0, &bytes_of(&map[..]))?;
             *offset
         }
     };
     let mut text = state(parameter, format, dtype, offset).into_bytes();
     text.resize(state_bytes(parameter, format, dtype), b' ');
-    to.write_bytes(&(name + &state_suffix(format.code)), 0, &text)
+    to.write_bytes(&named(&state_suffix(format.code)), 0, &text)
 }

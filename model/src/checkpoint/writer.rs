@@ -268,7 +268,7 @@ fn encode_f32(buffer: &mut Vec<u8>, values: impl ExactSizeIterator<Item = f32>, 
         StoredDType::F32 => encode(buffer, values, f32::to_le_bytes),
         StoredDType::Bf16 => encode(buffer, values, |v| bf16::from_f32(v).to_le_bytes()),
         StoredDType::F16 => encode(buffer, values, |v| f16::from_f32(v).to_le_bytes()),
-        StoredDType::U8 => panic!("bytes are no weights"),
+        other => panic!("{} are no weights", other.name()),
     }
 }
 

@@ -92,7 +92,7 @@ refused! {
     a_hole_at_the_front_is_refused: {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, 8 => "tensor `a` begins at byte 4 of the data; the bytes from 0 belong to no tensor";
     a_shape_that_lies_is_refused: {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 16]}}, 16 => "tensor `a` has shape [3] of F32 but 16 bytes; the header contradicts itself";
     a_shape_that_overflows_is_refused: {"a": {"dtype": "F32", "shape": [4294967296u64, 4294967296u64], "data_offsets": [0, 0]}}, 0 => "tensor `a` has shape [4294967296, 4294967296] of F32 but 0 bytes";
-    an_unknown_type_is_refused: {"a": {"dtype": "F13", "shape": [1], "data_offsets": [0, 4]}}, 4 => "tensor `a` is stored as \"F13\"; supported are F32, BF16, F16 and U8";
+    an_unknown_type_is_refused: {"a": {"dtype": "F13", "shape": [1], "data_offsets": [0, 4]}}, 4 => "tensor `a` is stored as \"F13\"; weights are stored as F32, BF16 or F16";
     a_missing_field_is_refused: {"a": {"dtype": "F32", "shape": [1]}}, 4 => "missing field `data_offsets`";
     an_unknown_field_is_refused: {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "x": 1}}, 4 => "unknown field `x`";
     a_negative_size_is_refused: {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, 4 => "tensor `a` has the header entry";

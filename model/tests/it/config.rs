@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use compute::ops::gated::Activation;
-use compute::ops::rope::RopeScaling;
+use compute::ops::rope::{RopeScaling, Rotation};
+use model::config::{Biases, BlockConfig, Mlp, NormKind, QkNorm, Span};
 use model::shapes::{self, GPT3, Shape, lora_parameters};
 use model::{Config, Family, ModelError, StoredDType};
 use serde_json::{Value, json};
@@ -34,14 +35,14 @@ fn error(changes: Value) -> String {
 fn absent_fields_take_transformers_defaults() {
     let config = llama(json!({})).unwrap();
     assert_eq!(config.head_dim, 4);
-    assert_eq!(config.rms_norm_eps, 1e-6);
-    assert_eq!(config.rope_theta, 10_000.0);
-    assert_eq!(config.rope_scaling, RopeScaling::None);
+    assert_eq!((config.norm, config.norm_eps), (NormKind::Rms, 1e-6));
+    let rotation = Rotation { dims: 4, theta: 10_000.0, scaling: RopeScaling::None, interleaved: false };
+    assert_eq!(config.ropes, [rotation]);
     assert_eq!(config.max_position_embeddings, 2048);
     assert_eq!((config.bos, config.eos.as_slice(), config.pad), (Some(1), &[2][..], None));
     assert_eq!(config.activation, Activation::Silu);
-    assert!(!config.tie_word_embeddings && !config.qkv_bias && !config.output_bias && !config.mlp_bias);
-    assert_eq!(config.windows, [None, None, None]);
+    assert!(!config.tie_word_embeddings && config.biases == Biases::default());
+    assert_eq!(config.blocks, [BlockConfig { window: None, rope: Some(0), mlp: Mlp::Gated }; 3]);
     assert_eq!(config.dtype, None);
     assert_eq!(llama(json!({"num_key_value_heads": "<absent>"})).unwrap().kv_heads, 4);
 }
@@ -53,22 +54,29 @@ fn a_family_is_a_row_of_fields() {
         all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         llama(all).unwrap()
     };
+    let biases = |qkv, output, mlp| Biases { qkv, output, mlp, head: false };
     let qwen2 = of("qwen2", json!({}));
     assert_eq!(
-        (qwen2.family, qwen2.qkv_bias, qwen2.output_bias, qwen2.qk_norm),
-        (Family::Qwen2, true, false, false)
+        (qwen2.family, qwen2.biases, qwen2.qk_norm),
+        (Family::Qwen2, biases(true, false, false), None)
     );
     let qwen3 = of("qwen3", json!({"attention_bias": true}));
-    assert_eq!((qwen3.qkv_bias, qwen3.output_bias, qwen3.qk_norm, qwen3.head_dim), (true, true, true, 128));
+    let each_head = QkNorm { span: Span::Head, behind_rope: false };
+    assert_eq!((qwen3.biases, qwen3.qk_norm), (biases(true, true, false), Some(each_head)));
+    assert_eq!(qwen3.head_dim, 128);
     let llama = of("llama", json!({"attention_bias": true, "mlp_bias": true}));
-    assert_eq!((llama.qkv_bias, llama.output_bias, llama.mlp_bias), (true, true, true));
+    assert_eq!(llama.biases, biases(true, true, true));
     let mistral = of("mistral", json!({}));
-    assert_eq!((mistral.windows, mistral.max_position_embeddings), (vec![Some(4096); 3], 131_072));
+    assert_eq!((windows(&mistral), mistral.max_position_embeddings), (vec![Some(4096); 3], 131_072));
+}
+
+fn windows(config: &Config) -> Vec<Option<usize>> {
+    config.blocks.iter().map(|block| block.window).collect()
 }
 
 #[test]
 fn windows_are_those_of_each_family() {
-    let windows = |changes| llama(changes).unwrap().windows;
+    let windows = |changes| windows(&llama(changes).unwrap());
     assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": 9})), vec![Some(9); 3]);
     assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": null})), vec![None; 3]);
     let qwen = json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 2});
@@ -90,9 +98,10 @@ fn the_rotary_embedding_is_read_as_transformers_4_and_5_write_it() {
         old["type"] = json!(kind);
         let new = llama(json!({"rope_parameters": new})).unwrap();
         let old = llama(json!({"rope_scaling": old, "rope_theta": 500_000})).unwrap();
-        assert_eq!(new.rope_scaling, old.rope_scaling);
-        assert_eq!((new.rope_theta, old.rope_theta), (5e5, 5e5));
-        old.rope_scaling
+        assert_eq!(new.ropes, old.ropes);
+        let [rotation] = <[Rotation; 1]>::try_from(old.ropes).unwrap();
+        assert_eq!(rotation.theta, 5e5);
+        rotation.scaling
     };
     assert_eq!(both("default", json!({})), RopeScaling::None);
     assert_eq!(both("linear", json!({"factor": 4})), RopeScaling::Linear { factor: 4.0 });
@@ -165,8 +174,8 @@ macro_rules! refused {
 }
 
 refused! {
-    a_missing_family_names_those_supported: {"model_type": "<absent>"} => "`model_type` is missing; it names the model's family: `llama`, `mistral`, `qwen2` and `qwen3`";
-    an_unknown_family_names_those_supported: {"model_type": "gpt2"} => "`model_type` is \"gpt2\", which is not supported; supported are `llama`, `mistral`, `qwen2` and `qwen3`";
+    a_missing_family_names_those_supported: {"model_type": "<absent>"} => "`model_type` is missing; it names the model's family: `llama`, `mistral`, `qwen2`, `qwen3`, `gemma3_text`,";
+    an_unknown_family_names_those_supported: {"model_type": "opt"} => "`model_type` is \"opt\", which is not supported; supported are `llama`, `mistral`, `qwen2`, `qwen3`,";
     a_missing_size_is_named: {"hidden_size": "<absent>"} => "`hidden_size` is missing";
     a_size_of_zero_is_refused: {"vocab_size": 0} => "`vocab_size` is 0; expected a whole number from 1 to 16777216";
     a_negative_size_is_refused: {"num_hidden_layers": -1} => "`num_hidden_layers` is -1";
@@ -177,14 +186,14 @@ refused! {
     heads_must_divide_the_width_if_nothing_else_is_said: {"num_attention_heads": 5, "num_key_value_heads": 5} => "`num_attention_heads` is 5, which does not divide hidden_size 16";
     an_odd_head_is_refused: {"head_dim": 5} => "`head_dim` is 5; rotary embedding turns pairs";
     an_unknown_activation_is_refused: {"hidden_act": "relu"} => "`hidden_act` is \"relu\"; supported are";
-    an_unknown_rope_type_is_refused: {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}} => "`rope_scaling.rope_type` is \"dynamic\"; supported are `default`, `linear`, `llama3` and `yarn`";
+    an_unknown_rope_type_is_refused: {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}} => "`rope_scaling.rope_type` is \"dynamic\"; supported are `default`, `linear`, `llama3`, `longrope` and `yarn`";
     a_rope_factor_must_be_there: {"rope_scaling": {"rope_type": "linear"}} => "`rope_scaling.factor` is missing";
     a_rope_factor_must_be_positive: {"rope_parameters": {"rope_type": "linear", "factor": 0.0}} => "`rope_parameters.factor` is 0.0; expected a number above 0";
     llama3_bands_must_not_cross: {"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}} => "`rope_scaling.high_freq_factor` is 4, which must be above low_freq_factor 4";
-    rope_by_layer_type_is_refused: {"rope_parameters": {"full_attention": {"rope_type": "default"}}} => "`rope_parameters` has parameters of its own for \"full_attention\"";
+    rope_by_layer_type_is_refused: {"rope_parameters": {"full_attention": {"rope_type": "default"}}} => "`rope_parameters` has parameters of its own for \"full_attention\", which a llama model has not";
     rope_must_be_an_object: {"rope_scaling": 2.0} => "`rope_scaling` is 2.0; expected an object";
     partial_rotation_is_refused: {"partial_rotary_factor": 0.5} => "`partial_rotary_factor` is 0.5";
-    partial_rotation_is_refused_within_rope: {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}} => "`rope_parameters.partial_rotary_factor` is 0.25";
+    partial_rotation_is_refused_within_rope: {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}} => "`rope_parameters.partial_rotary_factor` is 0.25: llama models rotate each head as a whole";
     quantized_with_other_than_four_bits_is_refused: {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": true}} => "`quantization_config` is of \"bitsandbytes in other than 4 bits\"";
     other_kinds_of_quantization_are_named: {"quantization_config": {"quant_method": "gptq", "bits": 4}} => "`quantization_config` is of \"gptq\"; of quantized checkpoints only those of bitsandbytes in 4 bits are supported";
     an_unknown_code_is_refused: {"quantization_config": {"load_in_4bit": true, "bnb_4bit_quant_type": "nf3"}} => "has the bnb_4bit_quant_type \"nf3\"";

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod common;
 mod config;
+mod families;
 mod frozen;
 mod inputs;
 mod merge;

@@ -6,26 +6,27 @@ use crate::common::fixture;
 
 #[test]
 fn every_module_is_found_again_by_its_path() {
-    for case in ["llama2", "qwen2", "qwen3"] {
+    for case in crate::families::ALL.into_iter().chain(["llama2", "qwen2", "qwen3"]) {
         let config = Config::load(&fixture(case)).unwrap();
         for module in config.modules() {
-            assert_eq!(ModuleId::parse(&module.id.module_path()), Some(module.id));
+            assert_eq!(config.names.parse(&config.path(module.id)), Some(module.id), "{case}");
         }
     }
 }
 
 #[test]
 fn names_are_those_of_transformers() {
+    let config = Config::load(&fixture("qwen3")).unwrap();
     let q = ModuleId::Linear { layer: 12, part: Part::Q };
-    assert_eq!(q.module_path(), "model.layers.12.self_attn.q_proj");
-    assert_eq!(q.bias_name(), "model.layers.12.self_attn.q_proj.bias");
+    assert_eq!(config.path(q), "model.layers.12.self_attn.q_proj");
     let down = ModuleId::Linear { layer: 0, part: Part::Down };
-    assert_eq!(down.weight_name(), "model.layers.0.mlp.down_proj.weight");
+    assert_eq!(config.path(down), "model.layers.0.mlp.down_proj");
     let norm = ModuleId::Norm { layer: 3, part: NormPart::Q };
-    assert_eq!(norm.weight_name(), "model.layers.3.self_attn.q_norm.weight");
-    assert_eq!(ModuleId::Head.weight_name(), "lm_head.weight");
-    assert_eq!(ModuleId::Embedding.weight_name(), "model.embed_tokens.weight");
-    assert_eq!(ModuleId::FinalNorm.weight_name(), "model.norm.weight");
+    assert_eq!(config.path(norm), "model.layers.3.self_attn.q_norm");
+    assert_eq!(config.path(ModuleId::Head), "lm_head");
+    assert_eq!(config.path(ModuleId::Embedding), "model.embed_tokens");
+    assert_eq!(config.path(ModuleId::FinalNorm), "model.norm");
+    assert_eq!(config.parameters()[0].name(), "model.embed_tokens.weight");
 }
 
 #[test]
@@ -41,8 +42,9 @@ fn only_canonical_paths_are_modules() {
         "model.layers.0.mlp.q_proj",
         "model.layers.99999999999999999999.mlp.up_proj",
     ];
+    let names = Config::load(&fixture("qwen3")).unwrap().names;
     for path in not {
-        assert_eq!(ModuleId::parse(path), None, "{path:?}");
+        assert_eq!(names.parse(path), None, "{path:?}");
     }
 }
 
@@ -52,7 +54,7 @@ fn modules_come_in_the_order_a_token_meets_them() {
     let modules: Vec<ModuleId> = config.modules().iter().map(|m| m.id).collect();
     assert!(modules.is_sorted());
     let block: Vec<String> =
-        modules.iter().filter(|m| m.layer() == Some(1)).map(|m| m.module_path()).collect();
+        modules.iter().filter(|m| m.layer() == Some(1)).map(|m| config.path(*m)).collect();
     let expected = [
         "input_layernorm",
         "self_attn.q_proj",

@@ -101,6 +101,7 @@ fn settings_come_back_as_they_were() {
         lora_alpha: 2.5,
         lora_dropout: 0.05,
         use_rslora: true,
+        fan_in_fan_out: false,
         target_modules: Some(Selection::List(vec!["q_proj".into(), "lm_head".into()])),
         exclude_modules: Some(Selection::Expression(".*0.*".into())),
         layers_to_transform: Some(vec![0, 2]),
@@ -152,7 +153,6 @@ refused! {
     another_task_is_refused: {"task_type": "SEQ_CLS"} => "`task_type` is \"SEQ_CLS\"";
     dora_is_not_supported: {"use_dora": true} => "`use_dora` is true, which is not supported: DoRA";
     biases_are_not_supported: {"bias": "lora_only"} => "`bias` is \"lora_only\", which is not supported: trained biases";
-    transposed_weights_are_not_supported: {"fan_in_fan_out": true} => "`fan_in_fan_out` is true";
     layer_replication_is_not_supported: {"layer_replication": [[0, 4], [2, 5]]} => "`layer_replication` is [[0,4],[2,5]]";
     target_parameters_are_not_supported: {"target_parameters": ["experts.w"]} => "`target_parameters` is";
     trainable_tokens_are_not_supported: {"trainable_token_indices": [1, 2]} => "`trainable_token_indices` is [1,2]";
@@ -204,8 +204,8 @@ fn every_adapter_of_peft_is_opened() {
             let module = config.module(target.module);
             let mut a = Matrix::zeros(target.rank, module.cols, DType::F32);
             let mut b = Matrix::zeros(module.rows, target.rank, DType::F32);
-            opened.read_into(&a_key(target.module), a.as_mut()).unwrap();
-            opened.read_into(&b_key(target.module), b.as_mut()).unwrap();
+            opened.read_into(&a_key(&target.path), a.as_mut()).unwrap();
+            opened.read_into(&b_key(&target.path), b.as_mut()).unwrap();
         }
     }
 }
@@ -320,11 +320,11 @@ fn what_is_written_is_read_again() {
     };
     for target in &resolution.targets {
         let module = config.module(target.module);
-        add(a_key(target.module), &[2, module.cols]);
-        add(b_key(target.module), &[module.rows, 2]);
+        add(a_key(&target.path), &[2, module.cols]);
+        add(b_key(&target.path), &[module.rows, 2]);
     }
     for &module in &resolution.saved {
-        add(format!("{}.weight", key_prefix(module)), &[config.module(module).cols]);
+        add(format!("{}.weight", key_prefix(&config.path(module))), &[config.module(module).cols]);
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new/adapter");
@@ -335,7 +335,7 @@ fn what_is_written_is_read_again() {
     let v = ModuleId::Linear { layer: 1, part: Part::V };
     let module = config.module(v);
     let mut b = Matrix::zeros(module.rows, 2, DType::F32);
-    opened.read_into(&b_key(v), b.as_mut()).unwrap();
+    opened.read_into(&b_key(&config.path(v)), b.as_mut()).unwrap();
     assert_eq!(b.to_vec(), values[..module.rows * 2]);
     let metadata = Checkpoint::open_file(&path.join("adapter_model.safetensors")).unwrap().metadata().clone();
     assert_eq!(metadata, BTreeMap::from([("format".to_owned(), "pt".to_owned())]));

@@ -48,17 +48,17 @@ fn targets_ranks_and_scales_are_those_of_peft() {
             continue;
         };
         let got = got.unwrap_or_else(|e| panic!("{what}: {e}"));
-        let paths: Vec<String> = got.targets.iter().map(|t| t.module.module_path()).collect();
+        let paths: Vec<String> = got.targets.iter().map(|t| t.path.clone()).collect();
         let mut expected_paths: Vec<ModuleId> =
-            expected.keys().map(|p| ModuleId::parse(p).unwrap()).collect();
+            expected.keys().map(|p| model.names.parse(p).unwrap()).collect();
         expected_paths.sort();
-        assert_eq!(paths, expected_paths.iter().map(|m| m.module_path()).collect::<Vec<_>>(), "{what}");
+        assert_eq!(paths, expected_paths.iter().map(|m| model.path(*m)).collect::<Vec<_>>(), "{what}");
         for target in &got.targets {
-            let path = target.module.module_path();
-            let (rank, scale) = (expected[&path][0].as_u64().unwrap(), expected[&path][1].as_f64().unwrap());
+            let path = &target.path;
+            let (rank, scale) = (expected[path][0].as_u64().unwrap(), expected[path][1].as_f64().unwrap());
             assert_eq!((target.rank as u64, target.scale), (rank, scale as f32), "{what}: {path}");
         }
-        let mut saved: Vec<String> = got.saved.iter().map(|m| m.module_path()).collect();
+        let mut saved: Vec<String> = got.saved.iter().map(|m| model.path(*m)).collect();
         saved.sort();
         assert_eq!(json!(saved), case["saved"], "{what}");
         assert_eq!(!got.unused.is_empty(), case["unused"].as_bool().unwrap(), "{what}: {:?}", got.unused);

@@ -90,6 +90,9 @@ impl Call<'_> {
             factor: &mut scratch.factor[rows.clone()],
         };
         let view = self.spec.view(segment, tokens, keys);
+        if let Some(cap) = self.spec.cap {
+            softmax::cap(&mut scores.as_mut().f32()[..rows.len() * KEYS], view.width(), self.spec.scale, cap);
+        }
         softmax::step(self.isa, &view, scores.as_ref().f32(), p, running);
         let sums = &mut sums.as_mut().f32()[rows.start * *stride..];
         p.multiply((0, rows.len()), v_rows, (n, d), (sums, *stride), true);
@@ -225,8 +228,17 @@ impl Call<'_> {
         q.multiply((0, rows), k_columns, (d, n), (scores.as_mut().f32(), KEYS), false);
         dout.multiply((0, rows), v_columns, (d, n), (dp.as_mut().f32(), KEYS), false);
         let view = self.spec.view(segment, tokens, keys);
+        let mut delta = &scratch.delta[..rows];
+        if let Some(cap) = self.spec.cap {
+            let (scores, dp) = (scores.as_mut().f32(), dp.as_mut().f32());
+            let products = (&mut scores[..rows * KEYS], &mut dp[..rows * KEYS]);
+            softmax::cap_gradient(products, delta, view.width(), self.spec.scale, cap);
+            // It is taken off there.
+            scratch.factor[..rows].fill(0.0);
+            delta = &scratch.factor[..rows];
+        }
         let products = (scores.as_ref().f32(), dp.as_ref().f32());
-        let per_row = (&scratch.lse[..rows], &scratch.delta[..rows]);
+        let per_row = (&scratch.lse[..rows], delta);
         softmax::gradient(self.isa, &view, products, per_row, p_columns, (p, ds_columns));
     }
 

@@ -43,7 +43,7 @@ impl View {
 
     /// Columns to compute: those of the tile, up to whole chunks of [`LANES`].
     #[inline(always)]
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.keys.len().next_multiple_of(LANES)
     }
 }
@@ -104,6 +104,35 @@ pub(super) fn gradient(
         _ => {
             let to = [p, ds_left, ds_right].map(MatrixMut::f32);
             gradient_plain(view, scores, dp, lse, delta, to, left, right);
+        }
+    }
+}
+
+multiversion! {
+    /// Scores `s [rows, KEYS]` become `cap tanh(scale s / cap)`, in the first `width` columns.
+    pub(super) fn cap(scores: &mut [f32], width: usize, scale: f32, cap: f32) {
+        let inner = scale / cap;
+        for s in scores.chunks_exact_mut(KEYS) {
+            for s in s[..width].iter_mut() {
+                *s = cap * simd::tanh(inner * *s);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// [`cap`] of the scores, and `dp` becomes `(dp - delta) scale (1 - (s / cap)²)`: the gradient of the scores is then `p dp`.
+    pub(super) fn cap_gradient(
+        products: (&mut [f32], &mut [f32]), delta: &[f32], width: usize, scale: f32, cap: f32
+    ) {
+        let inner = scale / cap;
+        let rows = products.0.chunks_exact_mut(KEYS).zip(products.1.chunks_exact_mut(KEYS));
+        for ((s, dp), delta) in rows.zip(delta) {
+            for (s, dp) in s[..width].iter_mut().zip(&mut dp[..width]) {
+                let (part, slope) = simd::tanh_and_slope(inner * *s);
+                *s = cap * part;
+                *dp = (*dp - delta) * (scale * slope);
+            }
         }
     }
 }

@@ -1,0 +1,28 @@
+//! Rows that grow with their position, on the host.
+
+use super::Cpu;
+use super::rows::RowsMut;
+use super::simd::{Element, by_dtype, multiversion};
+use crate::MatrixMut;
+use crate::ops::position_scale::PositionScale;
+
+pub(crate) fn apply(cpu: &Cpu, x: MatrixMut<'_>, scale: &PositionScale, positions: &[u32]) {
+    let (tokens, width) = (x.rows(), x.cols());
+    by_dtype!(x.dtype(), X => {
+        cpu.for_rows(width, RowsMut::new(X::of_mut(x), tokens), |range, x| {
+            scale_rows(x, &scale.factors, &positions[range]);
+        });
+    });
+}
+
+multiversion! {
+    fn scale_rows<X: Element>(x: &mut [X], factors: &[f32], positions: &[u32]) {
+        let width = x.len() / positions.len();
+        for (x, &position) in x.chunks_exact_mut(width).zip(positions) {
+            let factor = factors[position as usize];
+            for x in x.iter_mut() {
+                *x = X::store(factor * x.load());
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The types of elements in files, and how they become those of a matrix.
+
+use compute::DType;
+use half::bf16;
+
+/// How a tensor's elements are stored in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StoredDType {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// Bytes: codes of quantized weights, never weights themselves.
+    U8,
+    /// A byte each: masks, never weights.
+    Bool,
+    /// Whole numbers, never weights.
+    I32,
+    /// Whole numbers, never weights.
+    I64,
+}
+
+impl StoredDType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            StoredDType::F32 => 4,
+            StoredDType::Bf16 | StoredDType::F16 => 2,
+            StoredDType::U8 | StoredDType::Bool => 1,
+            StoredDType::I32 => 4,
+            StoredDType::I64 => 8,
+        }
+    }
+
+    /// The name in a safetensors header.
+    pub fn name(self) -> &'static str {
+        match self {
+            StoredDType::F32 => "F32",
+            StoredDType::Bf16 => "BF16",
+            StoredDType::F16 => "F16",
+            StoredDType::U8 => "U8",
+            StoredDType::Bool => "BOOL",
+            StoredDType::I32 => "I32",
+            StoredDType::I64 => "I64",
+        }
+    }
+
+    /// The name in a config.json.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            StoredDType::F32 => "float32",
+            StoredDType::Bf16 => "bfloat16",
+            StoredDType::F16 => "float16",
+            StoredDType::U8 => "uint8",
+            StoredDType::Bool => "bool",
+            StoredDType::I32 => "int32",
+            StoredDType::I64 => "int64",
+        }
+    }
+
+    /// The type in which a matrix holds these values: F16 needs `f32` to lose nothing.
+    pub fn matrix_dtype(self) -> DType {
+        match self {
+            StoredDType::Bf16 => DType::Bf16,
+            StoredDType::F32 | StoredDType::F16 => DType::F32,
+            other => panic!("{} are no weights", other.name()),
+        }
+    }
+
+    /// Whether weights may be stored so.
+    pub fn is_weight(self) -> bool {
+        matches!(self, StoredDType::F32 | StoredDType::Bf16 | StoredDType::F16)
+    }
+
+    /// The type of this name in a safetensors header.
+    pub(super) fn parse(name: &str) -> Option<StoredDType> {
+        use StoredDType::{Bf16, Bool, F16, F32, I32, I64, U8};
+        [F32, Bf16, F16, U8, Bool, I32, I64].into_iter().find(|d| d.name() == name)
+    }
+}
+
+impl From<DType> for StoredDType {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => StoredDType::F32,
+            DType::Bf16 => StoredDType::Bf16,
+        }
+    }
+}
+
+/// An element of a matrix.
+pub(super) trait Element: Copy {
+    fn from_f32(value: f32) -> Self;
+    /// Without a rounding that would change nothing: most files are of this type, and are read as fast as
+    /// they come.
+    fn from_bf16(value: bf16) -> Self;
+    fn finite(self) -> bool;
+    fn to_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    fn from_bf16(value: bf16) -> Self {
+        value.to_f32()
+    }
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    fn from_f32(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+    fn from_bf16(value: bf16) -> Self {
+        value
+    }
+    fn finite(self) -> bool {
+        self.is_finite()
+    }
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+}

@@ -1,0 +1,207 @@
+//! A mixture of experts: each token goes to a few gated MLPs out of many, and takes the weighted sum of what they give.
+//!
+//! The rows of a batch are sorted by expert, `S = T * k` of them for `k` experts a token, so that the rows of an expert lie together
+//! and its products are those of any linear layer over some rows. However tokens are spread over experts, there are `S` rows: the
+//! memory does not depend on it. The weight of a token's expert stands on the input of that expert's last layer, which is linear,
+//! rather than on its output: so nothing of the width `C` is kept for the weight's gradient.
+
+use compute::ops::gated;
+use compute::ops::routing::{self, Routing};
+use compute::{Buffer, DType, Matrix, MatrixMut, MatrixRef, Precision};
+
+use crate::adapter::parameters::Parameters;
+use crate::block::Pass;
+use crate::config::Config;
+use crate::linear::{self, Linear};
+use crate::memory::{Allocator, Component};
+use crate::names::{ModuleId, Part};
+
+/// Frozen weights.
+#[derive(Debug)]
+pub(crate) struct Experts {
+    /// `[E, C]`
+    pub(crate) router: Linear,
+    /// Gate and up `[F, C]`, down `[C, F]` of each.
+    pub(crate) experts: Vec<[Linear; 3]>,
+}
+
+/// What the backward pass needs of the forward pass.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    /// The router's result `[T, E]`, in the backward pass its gradient.
+    logits: Matrix,
+    routing: Routing,
+    /// Rows by expert `[S, F]`.
+    gate: Matrix,
+    up: Matrix,
+}
+
+/// Buffers that every layer uses in turn, rows by expert; gradients only in training.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    /// What experts read, or their results' gradient `[S, C]`.
+    input: Matrix,
+    /// What experts give, or their inputs' gradient `[S, C]`.
+    output: Matrix,
+    /// `act(gate) * up` `[S, F]`.
+    hidden: Matrix,
+    /// The same times the weight of each row, what the last layers read `[S, F]`.
+    weighted: Matrix,
+    dhidden: Matrix,
+    /// Gradients of the weights `[T * k]`.
+    dweights: Buffer<f32>,
+}
+
+/// Rows and inner width of a batch by expert.
+fn sizes(config: &Config, tokens: usize) -> (usize, usize) {
+    config.experts.map_or((0, 0), |experts| (tokens * experts.per_token, experts.inner))
+}
+
+impl Saved {
+    pub(crate) fn new(
+        config: &Config,
+        tokens: usize,
+        precision: Precision,
+        allocator: &mut Allocator,
+    ) -> Self {
+        let (component, (rows, inner)) = (Component::Activations, sizes(config, tokens));
+        let mut keep = || allocator.matrix(component, rows, inner, precision.dtype());
+        let (gate, up) = (keep(), keep());
+        let (count, per_token) = config.experts.map_or((0, 0), |experts| (experts.count, experts.per_token));
+        let normalized = config.experts.is_some_and(|experts| experts.normalized);
+        let routed = if count > 0 { tokens } else { 0 };
+        let logits = allocator.matrix(component, routed, count, DType::F32);
+        let bytes = Routing::size_bytes(count, per_token, tokens) as u64;
+        let room = if allocator.count(component, bytes) { tokens } else { 0 };
+        Saved { logits, routing: Routing::new(count, per_token, normalized, room), gate, up }
+    }
+}
+
+impl Scratch {
+    pub(crate) fn new(
+        config: &Config,
+        tokens: usize,
+        training: bool,
+        precision: Precision,
+        allocator: &mut Allocator,
+    ) -> Self {
+        let (rows, inner) = sizes(config, tokens);
+        let back = if training { rows } else { 0 };
+        let mut buffer = |rows, cols| allocator.matrix(Component::Workspace, rows, cols, precision.dtype());
+        let (input, output) = (buffer(rows, config.hidden_size), buffer(rows, config.hidden_size));
+        let (hidden, weighted, dhidden) = (buffer(rows, inner), buffer(rows, inner), buffer(back, inner));
+        let dweights = allocator.vector(Component::Workspace, back);
+        Scratch { input, output, hidden, weighted, dhidden, dweights }
+    }
+}
+
+impl Experts {
+    /// The choice of experts, and their first layers, of `x [T, C]`.
+    pub(crate) fn forward_first(
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        x: MatrixRef<'_>,
+        saved: &mut Saved,
+        own: &mut Scratch,
+        scratch: &mut linear::Scratch,
+    ) {
+        let (run, t) = (pass.run, x.rows());
+        let Saved { logits, routing, gate, up } = saved;
+        let id = ModuleId::Linear { layer, part: Part::Router };
+        self.router.forward(run, id, logits.top_mut(t), false, x, scratch);
+        routing::choose(run.device, logits.top(t), routing);
+        let rows = routing.rows();
+        routing::gather(run.device, own.input.top_mut(rows), x, routing);
+        for (expert, [linear_gate, linear_up, _]) in self.experts.iter().enumerate() {
+            let rows = routing.rows_of(expert);
+            if rows.is_empty() {
+                continue;
+            }
+            let x = own.input.as_ref().rows_range(rows.clone());
+            for (linear, part, y) in [(linear_gate, Part::Gate, &mut *gate), (linear_up, Part::Up, &mut *up)]
+            {
+                let (id, y) = (ModuleId::Expert { layer, expert, part }, y.as_mut().rows_range(rows.clone()));
+                linear.forward(run, id, y, false, x, scratch);
+            }
+        }
+    }
+
+    /// The experts' sum `y [T, C]`, behind [`Experts::forward_first`].
+    pub(crate) fn forward_last(
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        y: MatrixMut<'_>,
+        saved: &Saved,
+        own: &mut Scratch,
+        scratch: &mut linear::Scratch,
+    ) {
+        let (run, routing) = (pass.run, &saved.routing);
+        activate(pass, saved, own);
+        for (expert, [_, _, down]) in self.experts.iter().enumerate() {
+            let rows = routing.rows_of(expert);
+            if rows.is_empty() {
+                continue;
+            }
+            let id = ModuleId::Expert { layer, expert, part: Part::Down };
+            let y = own.output.as_mut().rows_range(rows.clone());
+            down.forward(run, id, y, false, own.weighted.as_ref().rows_range(rows), scratch);
+        }
+        routing::sum(run.device, y, false, own.output.top(routing.rows()), routing);
+    }
+
+    /// `dx [T, C]` from the gradient of the sum `dy [T, C]` and the input `x` of [`Experts::forward_first`]; and the gradients of what
+    /// is trained. What was saved is spent.
+    pub(crate) fn backward(
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        dx: &mut Matrix,
+        dy: MatrixRef<'_>,
+        x: MatrixRef<'_>,
+        saved: &mut Saved,
+        gradients: &mut Parameters,
+        own: &mut Scratch,
+        scratch: &mut linear::Scratch,
+    ) {
+        let (run, device, t) = (pass.run, pass.run.device, x.rows());
+        activate(pass, saved, own);
+        let Saved { logits, routing, gate, up } = saved;
+        let Scratch { input, output, hidden, weighted, dhidden, dweights } = own;
+        let (all, act) = (routing.rows(), pass.config.activation);
+        routing::gather(device, input.top_mut(all), dy, routing);
+        let each = || self.experts.iter().enumerate().map(|(e, linears)| (e, linears, routing.rows_of(e)));
+        for (expert, [_, _, down], rows) in each().filter(|(_, _, rows)| !rows.is_empty()) {
+            let id = ModuleId::Expert { layer, expert, part: Part::Down };
+            let dh = Some(dhidden.as_mut().rows_range(rows.clone()));
+            let (dy, h) = (input.as_ref().rows_range(rows.clone()), weighted.as_ref().rows_range(rows));
+            down.backward(run, id, dh, false, dy, h, gradients, scratch);
+        }
+        let dweights = &mut dweights[..all];
+        routing::weigh_backward(device, dhidden.top_mut(all), hidden.top(all), dweights, routing);
+        gated::backward(device, act, gate.top_mut(all), up.top_mut(all), dhidden.top(all));
+        routing::gather(device, input.top_mut(all), x, routing);
+        for (expert, linears, rows) in each().filter(|(_, _, rows)| !rows.is_empty()) {
+            let x = input.as_ref().rows_range(rows.clone());
+            for (n, (part, dy)) in [(Part::Gate, &*gate), (Part::Up, &*up)].into_iter().enumerate() {
+                let id = ModuleId::Expert { layer, expert, part };
+                let dx = Some(output.as_mut().rows_range(rows.clone()));
+                let dy = dy.as_ref().rows_range(rows.clone());
+                linears[n].backward(run, id, dx, n > 0, dy, x, gradients, scratch);
+            }
+        }
+        routing::sum(device, dx.top_mut(t), false, output.top(all), routing);
+        routing::choose_backward(device, logits.top_mut(t), dweights, routing);
+        let id = ModuleId::Linear { layer, part: Part::Router };
+        self.router.backward(run, id, Some(dx.top_mut(t)), true, logits.top(t), x, gradients, scratch);
+    }
+}
+
+/// What the last layers read, from what the first ones gave.
+fn activate(pass: Pass<'_>, saved: &Saved, own: &mut Scratch) {
+    let (device, rows) = (pass.run.device, saved.routing.rows());
+    let (gate, up) = (saved.gate.top(rows), saved.up.top(rows));
+    gated::forward(device, pass.config.activation, own.hidden.top_mut(rows), gate, up);
+    routing::weigh(device, own.weighted.top_mut(rows), own.hidden.top(rows), &saved.routing);
+}
