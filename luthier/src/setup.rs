@@ -241,6 +241,7 @@ pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
         lora_alpha: section.alpha,
         lora_dropout: section.dropout,
         use_rslora: section.rslora,
+        use_dora: section.method == run_file::Method::Dora,
         target_modules: Some(match &section.target_modules {
             TargetModules::AllLinear => Selection::Expression(targets::ALL_LINEAR.to_owned()),
             TargetModules::Names(names) => Selection::List(names.clone()),

@@ -3,6 +3,7 @@
 
 use compute::{Matrix, Precision};
 
+use crate::adapter::{dora, lora};
 use crate::adapter::parameters::{Layout, Parameters};
 use crate::attention::{self, Attention};
 use crate::batch::Batch;
@@ -10,6 +11,7 @@ use crate::cache::LayerCache;
 use crate::config::{self, BlockConfig, Config};
 use crate::memory::{Allocator, Component};
 use crate::mlp::{self, Mlp};
+use crate::names::{ModuleId, Part};
 use crate::positions::Positions;
 use crate::run::Run;
 use crate::{exit, experts, linear};
@@ -109,6 +111,7 @@ impl Workspace {
         config: &Config,
         layout: &Layout,
         dropout: f32,
+        kept: Kept,
         tokens: usize,
         training: bool,
         precision: Precision,
@@ -120,7 +123,14 @@ impl Workspace {
         let dropout = if training { dropout } else { 0.0 };
         let of_experts = config.experts.map_or(0, |experts| experts.inner);
         let widest = c.max(inner).max(q).max(of_experts);
-        let linear = linear::Scratch::new(layout, dropout, tokens, widest, precision, allocator);
+        let of_part = |part| match part {
+            Part::Q | Part::K | Part::V | Part::Qkv | Part::O => kept.attention,
+            Part::Router | Part::Gate | Part::Up | Part::GateUp | Part::Down => kept.mlp,
+        };
+        let (of_blocks, rows) = (|module| module != ModuleId::Head, (tokens, training));
+        let dora = dora::Memory::new(layout, of_blocks, (config.layers, of_part), rows, precision, allocator);
+        let lora = lora::Buffers::new(layout, dropout, tokens, widest, precision, allocator);
+        let linear = linear::Scratch { lora, dora };
         let attention = attention::Scratch::new(config, tokens, training, precision, allocator);
         let experts = experts::Scratch::new(config, tokens, training, precision, allocator);
         let exit = exit::Scratch::new(config, tokens, training, precision, allocator);

@@ -4,6 +4,7 @@
 use compute::ops::{cross_entropy, scale, soft_cap};
 use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
 
+use crate::adapter::{dora, lora};
 use crate::adapter::parameters::{Layout, Parameters};
 use crate::batch::Target;
 use crate::config::Config;
@@ -48,6 +49,8 @@ impl Workspace {
         let rows = wanted.clamp(*ROWS_PER_CHUNK.start(), *ROWS_PER_CHUNK.end()).min(tokens);
         let (c, dtype) = (config.hidden_size, precision.dtype());
         let dropout = if training { dropout } else { 0.0 };
+        let of_head = |module| module == ModuleId::Head;
+        let dora = dora::Memory::new(layout, of_head, (1, |_| 1), (rows, training), precision, allocator);
         let mut buffer = |rows, cols, dtype| allocator.matrix(Component::Workspace, rows, cols, dtype);
         let (gathered, normed) = (buffer(rows, c, dtype), buffer(rows, c, dtype));
         let logits = buffer(rows, config.vocab_size, DType::F32);
@@ -63,7 +66,10 @@ impl Workspace {
             capped,
             dnormed,
             tokens: Vec::with_capacity(rows),
-            linear: linear::Scratch::new(layout, dropout, rows, c, precision, allocator),
+            linear: linear::Scratch {
+                lora: lora::Buffers::new(layout, dropout, rows, c, precision, allocator),
+                dora,
+            },
         }
     }
 

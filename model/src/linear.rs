@@ -1,13 +1,12 @@
 //! A linear layer `y = x Wᵀ + b`: the one place where how a weight is stored meets what is trained on it.
 
-use compute::ops::bias;
+use compute::ops::{bias, magnitude};
 use compute::ops::matmul::{Factor, matmul};
 use compute::quant::Quantized;
-use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
+use compute::{Device, Matrix, MatrixMut, MatrixRef};
 
-use crate::adapter::lora;
-use crate::adapter::parameters::{Layout, Parameters, Trained};
-use crate::memory::{Allocator, Component};
+use crate::adapter::{dora, full, lora};
+use crate::adapter::parameters::{Parameters, Trained};
 use crate::names::ModuleId;
 use crate::run::Run;
 
@@ -77,8 +76,16 @@ impl<'a> BaseWeight<'a> {
         }
     }
 
+    /// `W`, to measure its rows.
+    pub(crate) fn rows(self) -> magnitude::Weight<'a> {
+        match self {
+            BaseWeight::Dense(weight) => magnitude::Weight::Dense(weight),
+            BaseWeight::Quantized(weight) => magnitude::Weight::Quantized(weight),
+        }
+    }
+
     /// `W`, as the right factor of a product.
-    fn plain(self) -> Factor<'a> {
+    pub(crate) fn plain(self) -> Factor<'a> {
         match self {
             BaseWeight::Dense(weight) => Factor::Plain(weight),
             BaseWeight::Quantized(weight) => Factor::Quantized(weight),
@@ -86,7 +93,7 @@ impl<'a> BaseWeight<'a> {
     }
 
     /// `Wᵀ`, as the right factor of a product.
-    fn transposed(self) -> Factor<'a> {
+    pub(crate) fn transposed(self) -> Factor<'a> {
         match self {
             BaseWeight::Dense(weight) => Factor::Transposed(weight),
             BaseWeight::Quantized(weight) => Factor::QuantizedTransposed(weight),
@@ -103,35 +110,11 @@ pub(crate) struct Linear {
     pub(crate) bias: Option<Matrix>,
 }
 
-/// Buffers that every linear layer uses in turn.
+/// Buffers that every linear layer uses in turn, for the methods that a layout has.
 #[derive(Debug)]
 pub(crate) struct Scratch {
-    /// The input as a low-rank update sees it when some of it is dropped `[T, in]`.
-    pub(crate) dropped: Matrix,
-    /// `s = A x` of a low-rank update `[T, R]`.
-    pub(crate) low_rank: Matrix,
-    /// Its gradient `[T, R]`.
-    pub(crate) d_low_rank: Matrix,
-}
-
-impl Scratch {
-    /// Buffers for `tokens` rows and inputs of at most `width` columns.
-    pub(crate) fn new(
-        layout: &Layout,
-        dropout: f32,
-        tokens: usize,
-        width: usize,
-        precision: Precision,
-        allocator: &mut Allocator,
-    ) -> Self {
-        let dropped = if dropout > 0.0 { tokens } else { 0 };
-        let mut buffer = |rows, cols, dtype| allocator.matrix(Component::Workspace, rows, cols, dtype);
-        Scratch {
-            dropped: buffer(dropped, width, precision.dtype()),
-            low_rank: buffer(tokens, layout.max_rank(), DType::F32),
-            d_low_rank: buffer(tokens, layout.max_rank(), DType::F32),
-        }
-    }
+    pub(crate) lora: lora::Buffers,
+    pub(crate) dora: dora::Memory,
 }
 
 impl Linear {
@@ -147,11 +130,18 @@ impl Linear {
         scratch: &mut Scratch,
     ) {
         let trained = run.adapter.and_then(|a| a.layout.get(module));
-        let w = self.weight(run, trained).transposed();
-        if let Some(Trained::Lora(update)) = trained {
-            lora::forward(run, update, run.mask_key(module), y.reborrow(), accumulate, (x, w), scratch);
-        } else {
-            matmul(run.device, run.precision, 1.0, Factor::Plain(x), w, accumulate, y.reborrow());
+        let weight = self.weight(run, trained);
+        let w = weight.transposed();
+        match trained {
+            Some(Trained::Lora(update)) => {
+                lora::forward(run, update, run.mask_key(module), y.reborrow(), accumulate, (x, w), &mut scratch.lora);
+            }
+            Some(Trained::Dora(update)) => {
+                dora::forward(run, update, module, y.reborrow(), accumulate, (x, weight), scratch);
+            }
+            Some(Trained::Full(_)) | None => {
+                matmul(run.device, run.precision, 1.0, Factor::Plain(x), w, accumulate, y.reborrow());
+            }
         }
         if let Some(b) = self.bias(run, trained) {
             bias::add(run.device, y, b);
@@ -171,21 +161,23 @@ impl Linear {
         scratch: &mut Scratch,
     ) {
         let trained = run.adapter.and_then(|a| a.layout.get(module));
-        let w = self.weight(run, trained).plain();
-        let dx = dx.map(|dx| (dx, accumulate));
-        if let Some(Trained::Lora(update)) = trained {
-            let key = run.mask_key(module);
-            return lora::backward(run, update, key, dx, (dy, w), x, gradients, scratch);
-        }
-        if let Some((dx, accumulate)) = dx {
-            matmul(run.device, run.precision, 1.0, Factor::Plain(dy), w, accumulate, dx);
-        }
-        if let Some(Trained::Full(full)) = trained {
-            let tensors = run.adapter().layout.tensors();
-            let dw = gradients.tensor_mut(&tensors[full.weight]);
-            matmul(run.device, run.precision, 1.0, Factor::Transposed(dy), Factor::Plain(x), true, dw);
-            if let Some(index) = full.bias {
-                bias::backward(run.device, gradients.tensor_mut(&tensors[index]), dy);
+        let weight = self.weight(run, trained);
+        let (w, dx) = (weight.plain(), dx.map(|dx| (dx, accumulate)));
+        match trained {
+            Some(Trained::Lora(update)) => {
+                let key = run.mask_key(module);
+                lora::backward(run, update, key, dx, (dy, w), x, gradients, &mut scratch.lora);
+            }
+            Some(Trained::Dora(update)) => {
+                dora::backward(run, update, module, dx, (dy, weight), x, gradients, scratch);
+            }
+            Some(Trained::Full(_)) | None => {
+                if let Some((dx, accumulate)) = dx {
+                    matmul(run.device, run.precision, 1.0, Factor::Plain(dy), w, accumulate, dx);
+                }
+                if let Some(Trained::Full(copy)) = trained {
+                    full::backward(run, copy, dy, x, gradients);
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use compute::ops::adamw_8bit::{BLOCK, Moments8, adamw_8bit};
 use compute::ops::{optimizer, reduce};
 use compute::{Device, MatrixRef};
+use model::adapter::parameters::Role;
 use model::arena::{self, Arena};
 use model::checkpoint::{CheckpointWriter, TensorSpec};
 use model::memory::{Allocator, Component};
@@ -135,7 +136,7 @@ impl Optimizer {
         let mut groups: Vec<Piece> = Vec::new();
         for tensor in layout.tensors() {
             let multiple =
-                if tensor.name.ends_with(".lora_B.weight") { settings.lora_plus_ratio } else { 1.0 };
+                if tensor.role == Role::B { settings.lora_plus_ratio } else { 1.0 };
             let eight_bit = rule.eight_bit(tensor.range.len());
             match groups.last_mut() {
                 Some(last) if last.multiple == multiple && !last.eight_bit && !eight_bit => {

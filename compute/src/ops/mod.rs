@@ -11,6 +11,7 @@ pub mod embedding;
 pub mod gated;
 pub mod layer_norm;
 pub mod low_rank;
+pub mod magnitude;
 pub mod matmul;
 pub mod noise;
 pub mod optimizer;

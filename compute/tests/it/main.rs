@@ -13,6 +13,7 @@ mod gated;
 mod kernels;
 mod layer_norm;
 mod low_rank;
+mod magnitude;
 mod matmul;
 mod noise;
 mod optimizer;

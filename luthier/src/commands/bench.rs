@@ -17,7 +17,7 @@ use compute::profile::{Key, Total};
 use compute::{Device, random};
 use data::{Dataset, Example};
 use infer::{Generator, Request, Sampling};
-use model::adapter::parameters::Trained;
+use model::adapter::parameters::{Dora, Trained};
 use model::memory::Component;
 use model::{Adapter, Config, Decoder, Layout, Module, ModuleId, StoredWeights};
 use serde_json::{Value, json};
@@ -107,7 +107,9 @@ fn training_flops(config: &Config, trained: &Layout, length: usize) -> f64 {
         match trained.get(m.id) {
             None => 4 * weight,
             Some(Trained::Full(_)) => 6 * weight,
-            Some(Trained::Lora(lora)) => 4 * weight + 6 * lora.rank * (m.rows + m.cols),
+            Some(Trained::Lora(lora) | Trained::Dora(Dora { lora, .. })) => {
+                4 * weight + 6 * lora.rank * (m.rows + m.cols)
+            }
         }
     };
     let blocks = config.modules().into_iter().filter(|m| matches!(m.id, ModuleId::Linear { .. }));

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use model::adapter::parameters::Trained as Part;
+use model::adapter::parameters::{Dora, Trained as Part};
 use model::adapter::targets;
 use model::memory::{Component, MemoryPlan};
 use model::shapes::{GPT3, ModuleKind, ModuleShape, Shape};
@@ -130,6 +130,8 @@ pub(super) enum Update {
     Frozen,
     /// A low-rank update of this rank.
     LowRank(usize),
+    /// The same, and a magnitude for each row.
+    LowRankAndMagnitudes(usize),
     Whole,
 }
 
@@ -175,6 +177,7 @@ impl Outlook {
         {
             None => Update::Frozen,
             Some(Part::Lora(lora)) => Update::LowRank(lora.rank),
+            Some(Part::Dora(Dora { lora, .. })) => Update::LowRankAndMagnitudes(lora.rank),
             Some(Part::Full(_)) => Update::Whole,
         };
         Ok(Outlook {
@@ -340,6 +343,7 @@ fn trained_parameters(module: &ModuleShape, update: Update) -> u64 {
     match update {
         Update::Frozen => 0,
         Update::LowRank(rank) => module.lora_parameters(rank),
+        Update::LowRankAndMagnitudes(rank) => module.lora_parameters(rank) + module.rows as u64,
         Update::Whole => module.parameters(),
     }
 }
@@ -359,8 +363,8 @@ impl ModuleRow<'_> {
 
     fn rank(&self) -> Option<usize> {
         match self.update {
-            Update::LowRank(rank) => Some(rank),
-            _ => None,
+            Update::LowRank(rank) | Update::LowRankAndMagnitudes(rank) => Some(rank),
+            Update::Frozen | Update::Whole => None,
         }
     }
 

@@ -110,8 +110,7 @@ impl Settings {
 
     fn check_adapter(&self, adapter: &AdapterSection) -> anyhow::Result<()> {
         let method = match adapter.method {
-            Method::Lora | Method::Full => None,
-            Method::Dora => Some("dora"),
+            Method::Lora | Method::Dora | Method::Full => None,
             Method::Qalora => Some("qalora"),
         };
         self.require_supported("adapter.method", method)?;

@@ -111,7 +111,7 @@ fn headers_that_lie() {
     weights(&norm(json!({"data_offsets": [u64::MAX, u64::MAX]})), &["claims the bytes"]);
     weights(&norm(json!({"shape": [1_u64 << 63, 1_u64 << 63]})), &["the header contradicts itself"]);
     weights(&norm(json!({"shape": [-1]})), &["`model.norm.weight`", "-1"]);
-    weights(&norm(json!({"dtype": "I64"})), &["is stored as I64 where weights are needed"]);
+    weights(&norm(json!({"dtype": "I32"})), &["is stored as I32 where weights are needed"]);
     weights(&norm(json!({"shape": [0], "data_offsets": [0, 0]})), &["belong to no"]);
 }
 

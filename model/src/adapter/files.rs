@@ -16,9 +16,12 @@ impl Layout {
     pub fn of_adapter(resolution: &Resolution, config: &Config) -> Self {
         let mut layout = Layout::default();
         for target in &resolution.targets {
-            let module = config.module(target.module);
-            let prefix = key_prefix(&target.path);
-            layout.add_lora(target.module, &prefix, [module.rows, module.cols], target.rank, target.scale);
+            let (module, prefix) = (config.module(target.module), key_prefix(&target.path));
+            if resolution.dora {
+                layout.add_dora(module, &prefix, target.rank, target.scale);
+            } else {
+                layout.add_lora(module, &prefix, target.rank, target.scale);
+            }
         }
         for &id in &resolution.saved {
             let module = config.module(id);

@@ -424,7 +424,10 @@ impl AdapterFolder {
             let path = &target.path;
             let what = format!("r {rank}; {path} of the model is {} x {}", module.rows, module.cols);
             expected.insert(a_key(path), (vec![rank, module.cols], what.clone()));
-            expected.insert(b_key(path), (vec![module.rows, rank], what));
+            expected.insert(b_key(path), (vec![module.rows, rank], what.clone()));
+            if self.resolution.dora {
+                expected.insert(format!("{}.lora_magnitude_vector", key_prefix(path)), (vec![module.rows], what));
+            }
         }
         for &id in &self.resolution.saved {
             let module = self.model.module(id);
@@ -551,7 +554,7 @@ fn foreign_part(key: &str) -> Option<&'static str> {
     const PARTS: [(&str, &str); 4] = [
         (
             ".lora_magnitude_vector",
-            "belongs to DoRA, which adapter_config.json does not name and which is not supported",
+            "belongs to DoRA, which adapter_config.json does not name: it must say \"use_dora\": true",
         ),
         (
             ".lora_embedding_",

@@ -1,8 +1,7 @@
 //! The values that training begins from.
 
-use compute::random;
-
 use super::parameters::{Adapter, Trained};
+use super::{dora, full, lora};
 use crate::decoder::Decoder;
 use crate::names::ModuleId;
 
@@ -21,26 +20,12 @@ impl Adapter {
         let modules: Vec<(ModuleId, Trained)> = self.layout.modules().collect();
         for (module, trained) in modules {
             match trained {
-                Trained::Lora(lora) => {
-                    let tensor = &self.layout.tensors()[lora.a];
-                    let key = tensor.name.bytes().fold(seed, |key, byte| random::key(key, u64::from(byte)));
-                    let bound = 1.0 / (tensor.cols as f64).sqrt();
-                    let value = |i| match init {
-                        Init::Default => (2.0 * random::uniform(key, i) - 1.0) * bound,
-                        Init::Gaussian => random::normal(key, i) / lora.rank as f64,
-                    };
-                    let a = self.parameters.tensor_mut(tensor).f32();
-                    a.iter_mut().enumerate().for_each(|(i, v)| *v = value(i as u64) as f32);
+                Trained::Lora(update) => lora::initialize(self, update, init, seed),
+                Trained::Dora(update) => {
+                    lora::initialize(self, update.lora, init, seed);
+                    dora::initialize(self, update, decoder.base_weight(module), &decoder.device);
                 }
-                Trained::Full(full) => {
-                    let tensors = self.layout.tensors();
-                    let to = self.parameters.tensor_mut(&tensors[full.weight]);
-                    decoder.base_weight(module).copy_to(&decoder.device, to);
-                    if let Some(index) = full.bias {
-                        let bias = decoder.base_bias(module).expect("a module trained with its bias has one");
-                        self.parameters.tensor_mut(&tensors[index]).copy_from(bias);
-                    }
-                }
+                Trained::Full(copy) => full::initialize(self, copy, module, decoder),
             }
         }
     }

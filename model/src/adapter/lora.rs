@@ -6,11 +6,86 @@
 
 use compute::ops::matmul::{Factor, matmul};
 use compute::ops::{dropout, low_rank};
-use compute::{Matrix, MatrixMut, MatrixRef};
+use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision, random};
 
-use super::parameters::{Lora, Parameters};
-use crate::linear::Scratch;
+use super::init::Init;
+use super::parameters::{Adapter, Layout, Parameters, Role, Trained};
+use crate::memory::{Allocator, Component};
+use crate::names::Module;
 use crate::run::Run;
+
+/// A low-rank update of one linear layer: `h = W0 x + scale * B A x` (Hu et al. 2021, equation 3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lora {
+    /// Index of A `[R, in]`; B `[out, R]` is the tensor behind it.
+    pub a: usize,
+    /// Rank R.
+    pub rank: usize,
+    /// alpha / R, or alpha / sqrt(R) with rsLoRA.
+    pub scale: f32,
+}
+
+impl Layout {
+    /// Trains low-rank matrices on a linear layer, saved under `prefix`.
+    pub fn add_lora(&mut self, module: Module, prefix: &str, rank: usize, scale: f32) -> Lora {
+        let a = self.push(Role::A, format!("{prefix}.lora_A.weight"), [rank, module.cols], false);
+        self.push(Role::B, format!("{prefix}.lora_B.weight"), [module.rows, rank], false);
+        let lora = Lora { a, rank, scale };
+        self.train(module.id, Trained::Lora(lora));
+        lora
+    }
+}
+
+/// Buffers that every linear layer uses in turn.
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    /// The input as the update sees it when some of it is dropped `[T, in]`.
+    dropped: Matrix,
+    /// `s = scale * A x` `[T, R]`.
+    s: Matrix,
+    /// Its gradient `[T, R]`.
+    ds: Matrix,
+}
+
+impl Buffers {
+    /// For `tokens` rows and inputs of at most `width` columns.
+    pub(crate) fn new(
+        layout: &Layout,
+        dropout: f32,
+        tokens: usize,
+        width: usize,
+        precision: Precision,
+        allocator: &mut Allocator,
+    ) -> Self {
+        let dropped = if dropout > 0.0 { tokens } else { 0 };
+        let mut buffer = |rows, cols, dtype| allocator.matrix(Component::Workspace, rows, cols, dtype);
+        Buffers {
+            dropped: buffer(dropped, width, precision.dtype()),
+            s: buffer(tokens, layout.max_rank(), DType::F32),
+            ds: buffer(tokens, layout.max_rank(), DType::F32),
+        }
+    }
+}
+
+/// A begins by `init`; B stays zero, so that the adapted model begins as the base.
+pub(super) fn initialize(adapter: &mut Adapter, lora: Lora, init: Init, seed: u64) {
+    let tensor = &adapter.layout.tensors()[lora.a];
+    let key = tensor.name.bytes().fold(seed, |key, byte| random::key(key, u64::from(byte)));
+    let bound = 1.0 / (tensor.cols as f64).sqrt();
+    let value = |i| match init {
+        Init::Default => (2.0 * random::uniform(key, i) - 1.0) * bound,
+        Init::Gaussian => random::normal(key, i) / lora.rank as f64,
+    };
+    let a = adapter.parameters.tensor_mut(tensor).f32();
+    a.iter_mut().enumerate().for_each(|(i, v)| *v = value(i as u64) as f32);
+}
+
+/// Adds the update to the frozen weight's values `w [out, in]`.
+pub(super) fn merge(adapter: &Adapter, lora: Lora, device: &Device, w: MatrixMut<'_>) {
+    let (a, b) = adapter.lora(lora);
+    let (a, b) = (Factor::Plain(a), Factor::Plain(b));
+    matmul(device, Precision::F32, lora.scale, b, a, true, w);
+}
 
 /// `y [T, out] = x [T, in] w + update`, or `y += ...`. `w` stands for the frozen weight, transposed; `key` drops inputs in
 /// training.
@@ -21,9 +96,9 @@ pub(crate) fn forward(
     y: MatrixMut<'_>,
     accumulate: bool,
     (x, w): (MatrixRef<'_>, Factor<'_>),
-    scratch: &mut Scratch,
+    buffers: &mut Buffers,
 ) {
-    let Scratch { dropped, low_rank: s, .. } = scratch;
+    let Buffers { dropped, s, .. } = buffers;
     let s = s.as_mut().prefix(x.rows(), lora.rank);
     let dropped = dropped_input(run, key, x, dropped);
     let factors = run.adapter().lora(lora);
@@ -40,13 +115,13 @@ pub(crate) fn backward(
     (dy, w): (MatrixRef<'_>, Factor<'_>),
     x: MatrixRef<'_>,
     gradients: &mut Parameters,
-    scratch: &mut Scratch,
+    buffers: &mut Buffers,
 ) {
     let (adapter, device, precision) = (run.adapter(), run.device, run.precision);
     let (a, b) = adapter.lora(lora);
     let tensors = adapter.layout.tensors();
     let (da, db) = gradients.pair_mut(&tensors[lora.a], &tensors[lora.a + 1]);
-    let Scratch { dropped, low_rank: s, d_low_rank: ds } = scratch;
+    let Buffers { dropped, s, ds } = buffers;
     let (rows, cols, rank) = (x.rows(), x.cols(), lora.rank);
     let (s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));
     let dx = match (dx, key) {

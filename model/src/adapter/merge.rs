@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use compute::ops::matmul::{Factor, matmul};
-use compute::{DType, Matrix, MatrixRef, Precision, random};
+use compute::{DType, Matrix, MatrixRef, random};
 
 use super::parameters::{Adapter, Trained};
+use super::{dora, lora};
 use crate::activations::{Activations, Extent, Purpose};
 use crate::batch::Batch;
 use crate::checkpoint::{
@@ -59,12 +59,16 @@ impl Decoder {
                 let bias = || full.bias.expect("a bias is trained with its weight");
                 write(adapter.tensor(if parameter.bias { bias() } else { full.weight }))
             }
-            Some(Trained::Lora(lora)) if !parameter.bias => {
+            Some(update @ (Trained::Lora(_) | Trained::Dora(_))) if !parameter.bias => {
                 let mut merged = Matrix::zeros(parameter.rows, parameter.cols, DType::F32);
                 self.base_weight(module).copy_to(&self.device, merged.as_mut());
-                let (a, b) = adapter.lora(lora);
-                let (a, b) = (Factor::Plain(a), Factor::Plain(b));
-                matmul(&self.device, Precision::F32, lora.scale, b, a, true, merged.as_mut());
+                match update {
+                    Trained::Dora(update) => dora::merge(adapter, update, &self.device, merged.as_mut()),
+                    update => {
+                        let update = update.lora().expect("it is one or the other");
+                        lora::merge(adapter, update, &self.device, merged.as_mut());
+                    }
+                }
                 write(merged.as_ref())
             }
             _ if parameter.bias => write(self.base_bias(module).expect("the configuration has a bias")),

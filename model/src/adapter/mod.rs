@@ -1,7 +1,9 @@
 //! Adapters: what is trained beside the frozen base, how it begins, how files say it, how it merges.
 
+pub(crate) mod dora;
 pub mod files;
 pub mod folder;
+pub(crate) mod full;
 pub mod init;
 pub(crate) mod lora;
 pub mod merge;

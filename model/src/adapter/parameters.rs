@@ -8,15 +8,35 @@ use std::ops::Range;
 
 use compute::{DType, Matrix, MatrixMut, MatrixRef};
 
+pub use super::dora::Dora;
+pub use super::full::Full;
+pub use super::lora::Lora;
 use crate::config::Config;
 use crate::memory::{Allocator, Component};
-use crate::names::{Module, ModuleId};
+use crate::names::ModuleId;
+
+/// What a trained tensor is to its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The factor of a low-rank update that reads the input.
+    A,
+    /// The factor of a low-rank update that gives the output.
+    B,
+    /// Magnitudes of a weight's rows.
+    Magnitude,
+    /// The weight itself.
+    Whole,
+    /// The bias itself.
+    Bias,
+}
 
 /// One trained tensor `[rows, cols]` in the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     /// Its key in the saved file.
     pub name: String,
+    /// What it is.
+    pub role: Role,
     /// First dimension (1 for vectors).
     pub rows: usize,
     /// Second dimension.
@@ -27,31 +47,13 @@ pub struct Tensor {
     pub range: Range<usize>,
 }
 
-/// A low-rank update of one linear layer: `h = W0 x + scale * B A x` (Hu et al. 2021, equation 3).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lora {
-    /// Index of A `[R, in]`; B `[out, R]` is the tensor behind it.
-    pub a: usize,
-    /// Rank R.
-    pub rank: usize,
-    /// alpha / R, or alpha / sqrt(R) with rsLoRA.
-    pub scale: f32,
-}
-
-/// A module trained whole: its own copy of the weight stands in for the base's.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Full {
-    /// Index of the weight.
-    pub weight: usize,
-    /// Index of the bias, if the module has one.
-    pub bias: Option<usize>,
-}
-
 /// What is trained on one module.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Trained {
     /// Low-rank matrices beside the frozen weight.
     Lora(Lora),
+    /// The same, and magnitudes of the rows of both together.
+    Dora(Dora),
     /// The weight itself.
     Full(Full),
 }
@@ -62,6 +64,16 @@ pub struct Layout {
     tensors: Vec<Tensor>,
     modules: BTreeMap<ModuleId, Trained>,
     len: usize,
+}
+
+impl Trained {
+    /// The low-rank update in it.
+    pub fn lora(self) -> Option<Lora> {
+        match self {
+            Trained::Lora(lora) | Trained::Dora(Dora { lora, .. }) => Some(lora),
+            Trained::Full(_) => None,
+        }
+    }
 }
 
 impl Layout {
@@ -78,32 +90,17 @@ impl Layout {
         layout
     }
 
-    fn push(&mut self, name: String, rows: usize, cols: usize, vector: bool) -> usize {
+    /// Adds a tensor behind the others, and says where.
+    pub(super) fn push(&mut self, role: Role, name: String, [rows, cols]: [usize; 2], vector: bool) -> usize {
         let range = self.len..self.len + rows * cols;
         self.len = range.end;
-        self.tensors.push(Tensor { name, rows, cols, vector, range });
+        self.tensors.push(Tensor { name, role, rows, cols, vector, range });
         self.tensors.len() - 1
     }
 
-    /// Trains low-rank matrices on a linear layer `[out, in]`, saved under `prefix`.
-    pub fn add_lora(
-        &mut self,
-        module: ModuleId,
-        prefix: &str,
-        [out, inner]: [usize; 2],
-        rank: usize,
-        scale: f32,
-    ) {
-        let a = self.push(format!("{prefix}.lora_A.weight"), rank, inner, false);
-        self.push(format!("{prefix}.lora_B.weight"), out, rank, false);
-        self.modules.insert(module, Trained::Lora(Lora { a, rank, scale }));
-    }
-
-    /// Trains the whole weight (and bias) of a module, saved under `prefix`.
-    pub fn add_full(&mut self, module: Module, prefix: &str) {
-        let weight = self.push(format!("{prefix}.weight"), module.rows, module.cols, module.id.is_norm());
-        let bias = module.bias.then(|| self.push(format!("{prefix}.bias"), 1, module.bias_len(), true));
-        self.modules.insert(module.id, Trained::Full(Full { weight, bias }));
+    /// Trains something on a module, whose tensors were just added.
+    pub(super) fn train(&mut self, module: ModuleId, trained: Trained) {
+        self.modules.insert(module, trained);
     }
 
     /// Lets a module use what is trained on another one: a tied output head under full training.
@@ -145,10 +142,7 @@ impl Layout {
 
     /// The rank on a module, 0 without one.
     pub fn rank(&self, module: ModuleId) -> usize {
-        match self.get(module) {
-            Some(Trained::Lora(lora)) => lora.rank,
-            _ => 0,
-        }
+        self.get(module).and_then(Trained::lora).map_or(0, |lora| lora.rank)
     }
 
     /// The largest rank.
@@ -227,7 +221,8 @@ impl Adapter {
                 let b = self.layout.tensors[lora.a + 1].range.clone();
                 self.parameters.values()[b].iter().all(|&value| value == 0.0)
             }
-            Trained::Full(_) => false,
+            // Magnitudes count for themselves, whatever B is.
+            Trained::Dora(_) | Trained::Full(_) => false,
         })
     }
 

@@ -56,6 +56,8 @@ pub struct PeftConfig {
     pub lora_dropout: f64,
     /// Scale by 1/sqrt(R) instead of 1/R.
     pub use_rslora: bool,
+    /// Whether magnitudes are trained beside directions.
+    pub use_dora: bool,
     /// Whether the base stores its linear layers as `[in, out]`, as GPT-2 does. PEFT corrects it by the base's own layers.
     pub fan_in_fan_out: bool,
     /// Which linear layers; `None` is PEFT's default for the family.
@@ -87,6 +89,7 @@ impl Default for PeftConfig {
             lora_alpha: 8.0,
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
             fan_in_fan_out: false,
             target_modules: None,
             exclude_modules: None,
@@ -125,11 +128,10 @@ pub fn key_prefix(path: &str) -> String {
 
 /// Settings that change what an adapter computes and are not supported, with the value that PEFT gives them
 /// when they are not used, and what they are.
-fn unsupported() -> [(&'static str, Value, &'static str); 14] {
+fn unsupported() -> [(&'static str, Value, &'static str); 13] {
     let off = || Value::Bool(false);
     [
         ("bias", json!("none"), "trained biases"),
-        ("use_dora", off(), "DoRA"),
         ("use_qalora", off(), "QA-LoRA"),
         ("lora_bias", off(), "a bias on B"),
         ("target_parameters", Value::Null, "updates of bare parameters"),
@@ -162,7 +164,7 @@ const IGNORED: [&str; 12] = [
 ];
 
 /// Settings that are read.
-const READ: [&str; 16] = [
+const READ: [&str; 17] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "exclude_modules",
@@ -178,6 +180,7 @@ const READ: [&str; 16] = [
     "revision",
     "target_modules",
     "use_rslora",
+    "use_dora",
     "fan_in_fan_out",
 ];
 
@@ -232,6 +235,7 @@ impl PeftConfig {
             lora_alpha: fields.float_or("lora_alpha", defaults.lora_alpha, ALPHA)?,
             lora_dropout: fields.float_or("lora_dropout", defaults.lora_dropout, DROPOUT)?,
             use_rslora: fields.flag_or("use_rslora", false)?,
+            use_dora: fields.flag_or("use_dora", false)?,
             fan_in_fan_out: fields.flag_or("fan_in_fan_out", false)?,
             target_modules: selection(&fields, "target_modules")?,
             exclude_modules: selection(&fields, "exclude_modules")?,
@@ -278,6 +282,7 @@ impl PeftConfig {
             ("layers_to_transform", json!(self.layers_to_transform)),
             ("rank_pattern", ordered(&self.rank_pattern, |&r| json!(r))),
             ("revision", json!(self.revision)),
+            ("use_dora", json!(self.use_dora)),
             ("use_rslora", json!(self.use_rslora)),
         ];
         let used = if_used.into_iter().filter(|(_, value)| !is_empty(value));

@@ -33,6 +33,8 @@ pub struct Target {
 pub struct Resolution {
     /// The layers with low-rank updates, in the order of [`ModuleId`].
     pub targets: Vec<Target>,
+    /// Whether the layers have magnitudes too: DoRA.
+    pub dora: bool,
     /// The modules trained whole (`modules_to_save`), in the order of [`ModuleId`].
     pub saved: Vec<ModuleId>,
     /// Names and patterns that PEFT accepts and that match nothing; empty unless read from a PEFT folder.
@@ -102,7 +104,7 @@ pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resoluti
     unused.extend(ranks.unused());
     unused.extend(alphas.unused());
     targets.sort_by_key(|t| t.module);
-    Ok(Resolution { targets, saved, unused })
+    Ok(Resolution { targets, dora: settings.use_dora, saved, unused })
 }
 
 /// Names that select exactly these layers, by the rule for lists that all versions of PEFT share: the ends of

@@ -47,6 +47,7 @@ fn a_merged_model_computes_what_peft_computes_with_the_adapter() {
         ("llama2", "adapter-patterns"),
         ("llama2", "adapter-regex"),
         ("llama2", "adapter-lm_head"),
+        ("llama2", "adapter-dora"),
         ("llama3", "adapter"),
         ("mistral", "adapter"),
         ("qwen2", "adapter"),

@@ -98,6 +98,7 @@ fn logits_and_gradients_of_adapters_are_those_of_peft() {
         ("llama2", "-patterns"),
         ("llama2", "-regex"),
         ("llama2", "-lm_head"),
+        ("llama2", "-dora"),
     ];
     for (case, name) in cases {
         let decoder = load(case);

@@ -101,6 +101,7 @@ fn settings_come_back_as_they_were() {
         lora_alpha: 2.5,
         lora_dropout: 0.05,
         use_rslora: true,
+        use_dora: true,
         fan_in_fan_out: false,
         target_modules: Some(Selection::List(vec!["q_proj".into(), "lm_head".into()])),
         exclude_modules: Some(Selection::Expression(".*0.*".into())),
@@ -151,7 +152,6 @@ refused! {
     another_method_is_refused: {"peft_type": "IA3"} => "`peft_type` is \"IA3\"; only \"LORA\" adapters are supported";
     a_missing_method_is_refused: {"peft_type": null} => "`peft_type` is missing";
     another_task_is_refused: {"task_type": "SEQ_CLS"} => "`task_type` is \"SEQ_CLS\"";
-    dora_is_not_supported: {"use_dora": true} => "`use_dora` is true, which is not supported: DoRA";
     biases_are_not_supported: {"bias": "lora_only"} => "`bias` is \"lora_only\", which is not supported: trained biases";
     layer_replication_is_not_supported: {"layer_replication": [[0, 4], [2, 5]]} => "`layer_replication` is [[0,4],[2,5]]";
     target_parameters_are_not_supported: {"target_parameters": ["experts.w"]} => "`target_parameters` is";

@@ -141,3 +141,38 @@ fn over_a_base_in_four_bits_from_another_adapter() {
 fn all_weights_of_a_tied_model() {
     check("full");
 }
+
+#[test]
+fn magnitudes_beside_low_rank_updates() {
+    check("dora");
+}
+
+#[test]
+fn norms_on_both_sides_and_two_rotary_bases() {
+    check("gemma3");
+}
+
+#[test]
+fn fused_projections() {
+    check("phi3");
+}
+
+#[test]
+fn learned_positions_and_transposed_weights() {
+    check("gpt2");
+}
+
+#[test]
+fn half_of_each_head_turned_by_neighbours() {
+    check("glm4");
+}
+
+#[test]
+fn both_halves_of_a_block_on_the_same_input() {
+    check("gpt-neox");
+}
+
+#[test]
+fn an_adapter_on_the_attention_of_a_mixture_of_experts() {
+    check("qwen3-moe");
+}

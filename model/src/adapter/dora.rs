@@ -1,0 +1,203 @@
+//! DoRA (Liu et al. 2024): a low-rank update of a weight's rows, whose norms are trained apart from their directions.
+//!
+//! `y = (m / n) * (W x + scale * B A dropout(x))`, with magnitudes `m` for each row and `n` the norm of the row of `W + scale * B A`, a
+//! constant to the gradient, as in PEFT. The product in brackets is LoRA's; `n` comes from two thin products
+//! ([`magnitude`](compute::ops::magnitude)), and the adapted weight is never made. PEFT drops inputs of `W` too where there is dropout; here
+//! only the update sees dropped inputs, as with LoRA.
+
+use std::collections::BTreeMap;
+
+use compute::ops::magnitude;
+use compute::ops::matmul::{Factor, matmul};
+use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
+
+use super::lora::{self, Lora};
+use super::parameters::{Adapter, Layout, Parameters, Role, Trained};
+use crate::linear::{BaseWeight, Scratch};
+use crate::memory::{Allocator, Component};
+use crate::names::{Module, ModuleId, Part};
+use crate::run::Run;
+
+/// A low-rank update and magnitudes of one linear layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dora {
+    /// The update of the direction.
+    pub lora: Lora,
+    /// Index of the magnitudes `[1, out]`.
+    pub magnitude: usize,
+}
+
+impl Layout {
+    /// Trains low-rank matrices and magnitudes on a linear layer, saved under `prefix`.
+    pub fn add_dora(&mut self, module: Module, prefix: &str, rank: usize, scale: f32) {
+        let lora = self.add_lora(module, prefix, rank, scale);
+        let name = format!("{prefix}.lora_magnitude_vector");
+        let magnitude = self.push(Role::Magnitude, name, [1, module.rows], true);
+        self.train(module.id, Trained::Dora(Dora { lora, magnitude }));
+    }
+}
+
+/// Magnitudes begin as the norms of the frozen rows: the adapted model begins as the base.
+pub(super) fn initialize(adapter: &mut Adapter, dora: Dora, weight: BaseWeight<'_>, device: &Device) {
+    let tensor = &adapter.layout.tensors()[dora.magnitude];
+    let mut norms = adapter.parameters.tensor_mut(tensor);
+    magnitude::row_squares(device, norms.reborrow(), weight.rows());
+    norms.f32().iter_mut().for_each(|square| *square = square.sqrt());
+}
+
+/// Turns the frozen weight's values `w [out, in]` into those of the adapted one.
+pub(super) fn merge(adapter: &Adapter, dora: Dora, device: &Device, mut w: MatrixMut<'_>) {
+    lora::merge(adapter, dora.lora, device, w.reborrow());
+    let (magnitudes, cols) = (adapter.tensor(dora.magnitude).f32(), w.cols());
+    for (row, m) in w.f32().chunks_exact_mut(cols).zip(magnitudes) {
+        let norm = row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>().sqrt();
+        let factor = f64::from(*m) / norm;
+        row.iter_mut().for_each(|w| *w = (f64::from(*w) * factor) as f32);
+    }
+}
+
+/// What this method needs beside LoRA's buffers; empty without it.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// Squared norms of the frozen rows, of every module: they never change, and are computed when first asked for.
+    squares: BTreeMap<ModuleId, (Matrix, bool)>,
+    /// Products before their magnitudes `[T, out]`. The last layers have their own, so that the backward pass finds them.
+    products: BTreeMap<Option<Part>, Products>,
+    /// `A Wᵀ`, `A Aᵀ`, and the norms that come of them.
+    across: Matrix,
+    own: Matrix,
+    norms: Matrix,
+    /// A product's gradient `[T, out]`; only in training.
+    dproduct: Matrix,
+}
+
+/// The products of one kind of module.
+#[derive(Debug)]
+struct Products {
+    /// The first layer with a place of its own; those before it share the first place.
+    first: usize,
+    places: Vec<(Matrix, Option<ModuleId>)>,
+}
+
+impl Products {
+    fn of(&mut self, module: ModuleId) -> &mut (Matrix, Option<ModuleId>) {
+        let layer = module.layer().unwrap_or(self.first);
+        &mut self.places[layer.saturating_sub(self.first)]
+    }
+}
+
+/// Of which kind a module is.
+fn kind(module: ModuleId) -> Option<Part> {
+    match module {
+        ModuleId::Linear { part, .. } | ModuleId::Expert { part, .. } => Some(part),
+        _ => None,
+    }
+}
+
+impl Memory {
+    /// For the trained modules that `takes` names, of `tokens` rows; `kept` says of how many of the last of `layers` layers the product
+    /// of a kind of module is kept.
+    pub(crate) fn new(
+        layout: &Layout,
+        takes: impl Fn(ModuleId) -> bool,
+        (layers, kept): (usize, impl Fn(Part) -> usize),
+        (tokens, training): (usize, bool),
+        precision: Precision,
+        allocator: &mut Allocator,
+    ) -> Self {
+        let component = Component::Workspace;
+        let (mut squares, mut products) = (BTreeMap::new(), BTreeMap::new());
+        let (mut rank, mut out) = (0, 0);
+        for (module, trained) in layout.modules().filter(|(module, _)| takes(*module)) {
+            let Trained::Dora(dora) = trained else { continue };
+            let rows = layout.tensors()[dora.magnitude].cols;
+            (rank, out) = (rank.max(dora.lora.rank), out.max(rows));
+            squares.insert(module, (allocator.matrix(component, 1, rows, DType::F32), false));
+            let dtype = if module == ModuleId::Head { DType::F32 } else { precision.dtype() };
+            products.entry(kind(module)).or_insert_with(|| {
+                let places = kind(module).map_or(1, |part| kept(part).clamp(1, layers));
+                let place = || (allocator.matrix(Component::Activations, tokens, rows, dtype), None);
+                Products { first: layers - places, places: std::iter::repeat_with(place).take(places).collect() }
+            });
+        }
+        let back = if training && out > 0 { tokens } else { 0 };
+        let dtype = if takes(ModuleId::Head) { DType::F32 } else { precision.dtype() };
+        Memory {
+            squares,
+            products,
+            across: allocator.matrix(component, rank, out, DType::F32),
+            own: allocator.matrix(component, rank, rank, DType::F32),
+            norms: allocator.matrix(component, 1, out, DType::F32),
+            dproduct: allocator.matrix(component, back, out, dtype),
+        }
+    }
+
+    /// Brings the norms of a module's adapted rows to the front of `self.norms`.
+    fn measure(&mut self, run: &Run<'_>, module: ModuleId, lora: Lora, weight: BaseWeight<'_>) {
+        let (device, (a, b)) = (run.device, run.adapter().lora(lora));
+        let (squares, known) = self.squares.get_mut(&module).expect(LAID_OUT);
+        if !*known {
+            magnitude::row_squares(device, squares.as_mut(), weight.rows());
+            *known = true;
+        }
+        let (rank, out) = (lora.rank, b.rows());
+        let (mut across, mut own) = (self.across.as_mut().prefix(rank, out), self.own.as_mut().prefix(rank, rank));
+        let (left, precision) = (Factor::Plain(a), Precision::F32);
+        matmul(device, precision, 1.0, left, weight.transposed(), false, across.reborrow());
+        matmul(device, precision, 1.0, left, Factor::Transposed(a), false, own.reborrow());
+        let (norms, products) = (self.norms.as_mut().prefix(1, out), (across.as_ref(), own.as_ref()));
+        magnitude::norms(device, norms, squares.as_ref(), products, b, lora.scale);
+    }
+}
+
+/// `y [T, out]`, or what is added to it: the product of `x [T, in]` by the adapted weight.
+pub(crate) fn forward(
+    run: &Run<'_>,
+    dora: Dora,
+    module: ModuleId,
+    y: MatrixMut<'_>,
+    accumulate: bool,
+    (x, weight): (MatrixRef<'_>, BaseWeight<'_>),
+    Scratch { lora, dora: memory }: &mut Scratch,
+) {
+    memory.measure(run, module, dora.lora, weight);
+    let m = run.adapter().tensor(dora.magnitude);
+    let (z, there) = memory.products.get_mut(&kind(module)).expect(LAID_OUT).of(module);
+    *there = Some(module);
+    let (key, to) = (run.mask_key(module), z.as_mut().prefix(x.rows(), m.cols()));
+    lora::forward(run, dora.lora, key, to, false, (x, weight.transposed()), lora);
+    let (z, n) = (z.as_ref().prefix(x.rows(), m.cols()), memory.norms.as_ref().prefix(1, m.cols()));
+    magnitude::forward(run.device, y, accumulate, z, (m, n));
+}
+
+/// Adds to the gradients of A, B and the magnitudes; if it is wanted, sets `dx [T, in]`, or adds to it.
+pub(crate) fn backward(
+    run: &Run<'_>,
+    dora: Dora,
+    module: ModuleId,
+    dx: Option<(MatrixMut<'_>, bool)>,
+    (dy, weight): (MatrixRef<'_>, BaseWeight<'_>),
+    x: MatrixRef<'_>,
+    gradients: &mut Parameters,
+    Scratch { lora, dora: memory }: &mut Scratch,
+) {
+    memory.measure(run, module, dora.lora, weight);
+    let adapter = run.adapter();
+    let (m, tensor) = (adapter.tensor(dora.magnitude), &adapter.layout.tensors()[dora.magnitude]);
+    let (rows, out, key) = (dy.rows(), m.cols(), run.mask_key(module));
+    let (z, there) = memory.products.get_mut(&kind(module)).expect(LAID_OUT).of(module);
+    if *there != Some(module) {
+        // Another layer has used the place since: the product is made again.
+        let (to, w) = (z.as_mut().prefix(rows, out), weight.transposed());
+        lora::forward(run, dora.lora, key, to, false, (x, w), lora);
+    }
+    // What was kept is of this batch alone.
+    *there = None;
+    let (z, n) = (z.as_ref().prefix(rows, out), memory.norms.as_ref().prefix(1, out));
+    let dz = memory.dproduct.as_mut().prefix(rows, out);
+    magnitude::backward(run.device, dz, gradients.tensor_mut(tensor), dy, z, (m, n));
+    let dz = memory.dproduct.as_ref().prefix(rows, out);
+    lora::backward(run, dora.lora, key, dx, (dz, weight.plain()), x, gradients, lora);
+}
+
+const LAID_OUT: &str = "the buffers were laid out for this adapter";
