@@ -109,7 +109,7 @@ fn flat(c: &mut Criterion) {
     let (mut logits, mut losses) = (matrix(32, V, DType::F32), vec![0.0; 32]);
     let size = 32 * V * 4;
     measure(c, "f32", "cross_entropy", 2 * size, || {
-        cross_entropy::forward_backward(device, logits.as_mut(), &ids[..32], 1.0, &mut losses);
+        cross_entropy::forward_backward(device, logits.as_mut(), &ids[..32], &[1.0; 32], &mut losses);
     });
     measure(c, "f32", "cross_entropy_forward", size, || {
         cross_entropy::forward(device, logits.as_ref(), &ids[..32], &mut losses);

@@ -115,7 +115,8 @@ impl Activations {
         let stream = (0..streams).map(|_| stream()).collect();
         let kept = Kept { attention, mlp };
         let saved = block::Saved::new(config, kept, tokens, precision, allocator);
-        let work = block::Workspace::new(config, layout, dropout, kept, tokens, training, precision, allocator);
+        let work =
+            block::Workspace::new(config, layout, dropout, kept, tokens, training, precision, allocator);
         let head = head::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
         let positions = Positions::new(config, tokens, positions, allocator);
         Activations { extent, stream, inputs, frozen: None, saved, work, head, positions }

@@ -3,8 +3,8 @@
 
 use compute::{Matrix, Precision};
 
-use crate::adapter::{dora, lora};
 use crate::adapter::parameters::{Layout, Parameters};
+use crate::adapter::{dora, lora};
 use crate::attention::{self, Attention};
 use crate::batch::Batch;
 use crate::cache::LayerCache;

@@ -178,26 +178,39 @@ impl Decoder {
         buffers.stream[layer].top(tokens)
     }
 
-    /// Forward and backward: the loss of every target, and the gradient of `scale` times their sum added to
-    /// `gradients`.
+    /// [`Decoder::forward_examples`], after which [`Decoder::losses`] may be asked for and [`Decoder::backward`] can follow.
     ///
     /// # Errors
-    /// If layers' inputs, or what frozen layers give, cannot be written to their file or read from it; a part of the gradients is
-    /// then added.
+    /// If layers' inputs, or what frozen layers give, cannot be written to their file or read from it.
     ///
     /// # Panics
-    /// If the buffers were not laid out for training.
-    pub fn accumulate_gradients(
+    /// If the batch is larger than the buffers were laid out for, or they were not laid out for training.
+    pub fn forward_to_train(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) -> Result<()> {
+        assert_ne!(buffers.extent().purpose, Purpose::Infer, "gradients need buffers laid out for training");
+        self.pass(run, batch, buffers, Inputs::put)
+    }
+
+    /// Behind [`Decoder::forward_to_train`] of the same batch: adds to `gradients` those of an objective whose derivative by the loss of
+    /// each target is `weights`, and says these losses. Plain training knows its weights beforehand, and so needs the head's product
+    /// once; an objective of several sequences asks for the losses first.
+    ///
+    /// # Errors
+    /// If layers' inputs cannot be read from their file; a part of the gradients is then added.
+    ///
+    /// # Panics
+    /// If there is not a weight and a place for the loss of each target, or the buffers were not laid out for training.
+    pub fn backward(
         &self,
         run: &Run<'_>,
         batch: &Batch,
-        scale: f32,
+        weights: &[f32],
         buffers: &mut Activations,
         losses: &mut [f32],
         gradients: &mut Parameters,
     ) -> Result<()> {
         assert_ne!(buffers.extent().purpose, Purpose::Infer, "gradients need buffers laid out for training");
-        self.pass(run, batch, buffers, Inputs::put)?;
+        let targets = batch.targets.len();
+        assert_eq!((targets, targets), (weights.len(), losses.len()), "targets, weights and losses");
         let t = batch.tokens();
         let Activations { stream, inputs, saved, work, positions, head, .. } = buffers;
         let last = stream.last().expect("there is a residual stream");
@@ -208,7 +221,7 @@ impl Decoder {
             last,
             dx,
             &batch.targets,
-            scale,
+            weights,
             losses,
             gradients,
             head,

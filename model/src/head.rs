@@ -4,8 +4,8 @@
 use compute::ops::{cross_entropy, scale, soft_cap};
 use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
 
-use crate::adapter::{dora, lora};
 use crate::adapter::parameters::{Layout, Parameters};
+use crate::adapter::{dora, lora};
 use crate::batch::Target;
 use crate::config::Config;
 use crate::linear::{self, Linear};
@@ -133,7 +133,7 @@ impl Head<'_> {
         }
     }
 
-    /// The loss of every target; `dx [T, C]`, the gradient of `scale` times their sum with respect to the
+    /// The loss of every target; `dx [T, C]`, the gradient of their sum weighted by `weights` with respect to the
     /// residual stream, and the gradients of what is trained on the head.
     pub(crate) fn losses_and_gradients(
         &self,
@@ -142,14 +142,15 @@ impl Head<'_> {
         stream: &Matrix,
         mut dx: MatrixMut<'_>,
         targets: &[Target],
-        scale: f32,
+        weights: &[f32],
         losses: &mut [f32],
         gradients: &mut Parameters,
         work: &mut Workspace,
     ) {
         dx.clear();
         let rows = work.rows;
-        for (targets, losses) in targets.chunks(rows).zip(losses.chunks_mut(rows)) {
+        let chunks = targets.chunks(rows).zip(weights.chunks(rows)).zip(losses.chunks_mut(rows));
+        for ((targets, weights), losses) in chunks {
             let n = targets.len();
             work.tokens.clear();
             work.tokens.extend(targets.iter().map(|t| t.token));
@@ -158,7 +159,7 @@ impl Head<'_> {
             if config.logits_cap.is_some() {
                 capped.top_mut(n).copy_from(logits.top(n));
             }
-            cross_entropy::forward_backward(run.device, logits.top_mut(n), tokens, scale, losses);
+            cross_entropy::forward_backward(run.device, logits.top_mut(n), tokens, weights, losses);
             match (config.logits_scale, config.logits_cap) {
                 (1.0, None) => {}
                 (factor, None) => scale::in_place(run.device, logits.top_mut(n), factor),

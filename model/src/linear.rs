@@ -1,12 +1,12 @@
 //! A linear layer `y = x Wᵀ + b`: the one place where how a weight is stored meets what is trained on it.
 
-use compute::ops::{bias, magnitude};
 use compute::ops::matmul::{Factor, matmul};
+use compute::ops::{bias, magnitude};
 use compute::quant::Quantized;
 use compute::{Device, Matrix, MatrixMut, MatrixRef};
 
-use crate::adapter::{dora, full, lora};
 use crate::adapter::parameters::{Parameters, Trained};
+use crate::adapter::{dora, full, lora};
 use crate::names::ModuleId;
 use crate::run::Run;
 
@@ -134,7 +134,15 @@ impl Linear {
         let w = weight.transposed();
         match trained {
             Some(Trained::Lora(update)) => {
-                lora::forward(run, update, run.mask_key(module), y.reborrow(), accumulate, (x, w), &mut scratch.lora);
+                lora::forward(
+                    run,
+                    update,
+                    run.mask_key(module),
+                    y.reborrow(),
+                    accumulate,
+                    (x, w),
+                    &mut scratch.lora,
+                );
             }
             Some(Trained::Dora(update)) => {
                 dora::forward(run, update, module, y.reborrow(), accumulate, (x, weight), scratch);

@@ -135,8 +135,7 @@ impl Optimizer {
         let rule = settings.rule;
         let mut groups: Vec<Piece> = Vec::new();
         for tensor in layout.tensors() {
-            let multiple =
-                if tensor.role == Role::B { settings.lora_plus_ratio } else { 1.0 };
+            let multiple = if tensor.role == Role::B { settings.lora_plus_ratio } else { 1.0 };
             let eight_bit = rule.eight_bit(tensor.range.len());
             match groups.last_mut() {
                 Some(last) if last.multiple == multiple && !last.eight_bit && !eight_bit => {

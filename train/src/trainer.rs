@@ -601,7 +601,9 @@ impl<'a> Trainer<'a> {
         let run = Run { dropout_key: Some(dropout_key), ..self.decoder.run(Some(&self.adapter)) };
         let mut losses = vec![0.0; batch.targets.len()];
         let (buffers, gradients) = (&mut self.buffers, &mut self.gradients);
-        let added = self.decoder.accumulate_gradients(&run, batch, scale, buffers, &mut losses, gradients);
+        let weights = vec![scale; losses.len()];
+        self.decoder.forward_to_train(&run, batch, buffers).map_err(TrainError::of_pages)?;
+        let added = self.decoder.backward(&run, batch, &weights, buffers, &mut losses, gradients);
         added.map_err(TrainError::of_pages)?;
         Ok(sum(&losses))
     }

@@ -25,14 +25,15 @@ pub(crate) fn forward_backward(
     cpu: &Cpu,
     logits: MatrixMut<'_>,
     targets: &[u32],
-    scale: f32,
+    weights: &[f32],
     losses: &mut [f32],
 ) {
     let (rows, width) = (logits.rows(), logits.cols());
     let out = (RowsMut::new(logits.f32(), rows), RowsMut::new(losses, rows));
     cpu.for_rows(COST * width, out, |range, (logits, losses)| {
-        for ((row, &target), loss) in logits.chunks_exact_mut(width).zip(&targets[range]).zip(losses) {
-            *loss = row_gradient(row, target, scale);
+        let of_rows = targets[range.clone()].iter().zip(&weights[range]);
+        for ((row, (&target, &weight)), loss) in logits.chunks_exact_mut(width).zip(of_rows).zip(losses) {
+            *loss = row_gradient(row, target, weight);
         }
     });
 }
@@ -49,18 +50,18 @@ multiversion! {
 }
 
 multiversion! {
-    fn row_gradient(row: &mut [f32], target: u32, scale: f32) -> f32 {
+    fn row_gradient(row: &mut [f32], target: u32, weight: f32) -> f32 {
         let largest = max(row);
         let logit = row[target as usize];
         let mut total = 0.0;
         for block in row.chunks_mut(BLOCK) {
             total += f64::from(exponentials(block, largest));
         }
-        let factor = (f64::from(scale) / total) as f32;
+        let factor = (f64::from(weight) / total) as f32;
         for x in row.iter_mut() {
             *x *= factor;
         }
-        row[target as usize] -= scale;
+        row[target as usize] -= weight;
         negative_log(total, largest, logit)
     }
 }

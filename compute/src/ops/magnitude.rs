@@ -112,7 +112,11 @@ pub fn backward(
 }
 
 fn check(y: MatrixRef<'_>, z: MatrixRef<'_>, m: MatrixRef<'_>, n: MatrixRef<'_>) {
-    assert_eq!((y.rows(), y.cols(), y.dtype()), (z.rows(), z.cols(), z.dtype()), "scaled columns and their source");
+    assert_eq!(
+        (y.rows(), y.cols(), y.dtype()),
+        (z.rows(), z.cols(), z.dtype()),
+        "scaled columns and their source"
+    );
     for (what, v) in [("magnitude", m), ("norm", n)] {
         assert_eq!((1, y.cols()), (v.rows(), v.cols()), "a {what} for each column");
     }

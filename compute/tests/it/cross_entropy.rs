@@ -16,12 +16,12 @@ fn definition(logits: &[f64], targets: &[u32]) -> Vec<f64> {
 }
 
 /// `losses` and `dlogits`, having checked that evaluation gives the same losses.
-fn run(logits: &Matrix, targets: &[u32], scale: f32) -> (Vec<f32>, Vec<f32>) {
+fn run(logits: &Matrix, targets: &[u32], weights: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let results = on_threads(|device| {
         let mut losses = vec![0.0; targets.len()];
         cross_entropy::forward(device, logits.as_ref(), targets, &mut losses);
         let (mut dlogits, mut again) = (logits.to_dtype(DType::F32), vec![0.0; targets.len()]);
-        cross_entropy::forward_backward(device, dlogits.as_mut(), targets, scale, &mut again);
+        cross_entropy::forward_backward(device, dlogits.as_mut(), targets, weights, &mut again);
         assert_eq!(losses, again, "evaluation and training see the same losses");
         vec![losses, dlogits.to_vec()]
     });
@@ -35,7 +35,7 @@ fn losses_are_those_of_the_definition() {
         for spread in [1.0, 20.0] {
             let values: Vec<f32> = normals(rows * cols, 1).into_iter().map(|v| v * spread).collect();
             let (logits, targets) = (Matrix::from_f32(rows, cols, &values), ids(rows, cols, 2));
-            let (losses, _) = run(&logits, &targets, 1.0);
+            let (losses, _) = run(&logits, &targets, &vec![1.0; rows]);
             assert_within(3e-7, &losses, &definition(&wide(&logits), &targets), "losses");
         }
     }
@@ -45,9 +45,13 @@ fn losses_are_those_of_the_definition() {
 fn gradients_are_those_of_the_definition() {
     for (rows, cols) in small_shapes() {
         let (logits, targets) = (matrix(rows, cols, DType::F32, 1), ids(rows, cols, 2));
-        let (_, dlogits) = run(&logits, &targets, 0.37);
-        let total = |logits: &[f64]| f64::from(0.37_f32) * definition(logits, &targets).iter().sum::<f64>();
-        assert_within(3e-7, &dlogits, &gradient(&wide(&logits), total), "dlogits");
+        let weights: Vec<f32> = normals(rows, 3).into_iter().map(|weight| 0.37 * weight).collect();
+        let (_, dlogits) = run(&logits, &targets, &weights);
+        let weighted = |(loss, weight): (f64, &f32)| f64::from(*weight) * loss;
+        let total = |logits: &[f64]| -> f64 {
+            definition(logits, &targets).into_iter().zip(&weights).map(weighted).sum()
+        };
+        assert_within(5e-7, &dlogits, &gradient(&wide(&logits), total), "dlogits");
     }
 }
 
@@ -55,7 +59,7 @@ fn gradients_are_those_of_the_definition() {
 fn a_large_vocabulary_costs_no_precision() {
     let (rows, cols) = (3, 128_256);
     let (logits, targets) = (matrix(rows, cols, DType::F32, 1), ids(rows, cols, 2));
-    let (losses, dlogits) = run(&logits, &targets, 1.0);
+    let (losses, dlogits) = run(&logits, &targets, &vec![1.0; rows]);
     let want = definition(&wide(&logits), &targets);
     assert_within(1e-7, &losses, &want, "losses");
     for ((row, logits), (target, loss)) in
@@ -73,7 +77,7 @@ fn a_large_vocabulary_costs_no_precision() {
 #[test]
 fn extreme_logits_neither_overflow_nor_lose_the_target() {
     let logits = Matrix::from_f32(2, 3, &[1e30, -1e30, 0.0, 1000.0, 999.0, f32::NEG_INFINITY]);
-    let (losses, dlogits) = run(&logits, &[0, 1], 1.0);
+    let (losses, dlogits) = run(&logits, &[0, 1], &[1.0; 2]);
     assert_eq!(losses[0], 0.0);
     assert_within(1e-6, &losses[1..], &[1.313_261_687_518_222_8], "loss");
     assert_within(

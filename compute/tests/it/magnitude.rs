@@ -10,18 +10,23 @@ use crate::common::{
 };
 
 /// Rows, columns, rank.
-const WEIGHTS: [(usize, usize, usize); 5] = [(1, 1, 1), (5, 33, 2), (130, 64, 8), (31, 1500, 16), (64, 11_008, 3)];
+const WEIGHTS: [(usize, usize, usize); 5] =
+    [(1, 1, 1), (5, 33, 2), (130, 64, 8), (31, 1500, 16), (64, 11_008, 3)];
 
 #[test]
 fn norms_are_those_of_the_adapted_weight() {
     for (out, inner, rank) in WEIGHTS {
         for dtype in DTYPES {
-            let (w, a, b) =
-                (matrix(out, inner, dtype, 1), matrix(rank, inner, DType::F32, 2), matrix(out, rank, DType::F32, 3));
+            let (w, a, b) = (
+                matrix(out, inner, dtype, 1),
+                matrix(rank, inner, DType::F32, 2),
+                matrix(out, rank, DType::F32, 3),
+            );
             let got = on_threads(|device| vec![norms_of(device, Weight::Dense(w.as_ref()), &a, &b)]);
             assert_within(2e-6, &got[0], &definition(&wide(&w), &a, &b), "norms");
         }
-        let w = Quantized::quantize(&Device::cpu(1), matrix(out, inner, DType::F32, 1).as_ref(), Format::QLORA);
+        let w =
+            Quantized::quantize(&Device::cpu(1), matrix(out, inner, DType::F32, 1).as_ref(), Format::QLORA);
         let (a, b) = (matrix(rank, inner, DType::F32, 2), matrix(out, rank, DType::F32, 3));
         let got = on_threads(|device| vec![norms_of(device, Weight::Quantized(&w), &a, &b)]);
         let dense = w.dequantize(&Device::cpu(1), DType::F32);
@@ -63,7 +68,9 @@ fn definition(w: &[f64], a: &Matrix, b: &Matrix) -> Vec<f64> {
 
 /// `m[o] / n[o] * z[t, o]`
 fn scaled(z: &[f64], m: &[f64], n: &[f64]) -> Vec<f64> {
-    z.chunks(m.len()).flat_map(|row| row.iter().zip(m).zip(n).map(|((z, m), n)| m / n * z).collect::<Vec<_>>()).collect()
+    z.chunks(m.len())
+        .flat_map(|row| row.iter().zip(m).zip(n).map(|((z, m), n)| m / n * z).collect::<Vec<_>>())
+        .collect()
 }
 
 fn positive(cols: usize, key: u64) -> Matrix {

@@ -57,7 +57,7 @@ fn digest() -> u64 {
     let mut kept: Vec<Vec<f32>> = DTYPES.into_iter().flat_map(|dtype| results(device, dtype)).collect();
 
     let (mut logits, mut losses) = (matrix(ROWS, COLS, DType::F32, 1), vec![0.0; ROWS]);
-    cross_entropy::forward_backward(device, logits.as_mut(), &ids(ROWS, COLS, 2), 0.3, &mut losses);
+    cross_entropy::forward_backward(device, logits.as_mut(), &ids(ROWS, COLS, 2), &[0.3; ROWS], &mut losses);
     let settings =
         AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step: 1 };
     let (mut params, mut m, mut v) = (normals(COLS, 3), normals(COLS, 4), vec![1.0; COLS]);

@@ -117,7 +117,10 @@ impl Memory {
             products.entry(kind(module)).or_insert_with(|| {
                 let places = kind(module).map_or(1, |part| kept(part).clamp(1, layers));
                 let place = || (allocator.matrix(Component::Activations, tokens, rows, dtype), None);
-                Products { first: layers - places, places: std::iter::repeat_with(place).take(places).collect() }
+                Products {
+                    first: layers - places,
+                    places: std::iter::repeat_with(place).take(places).collect(),
+                }
             });
         }
         let back = if training && out > 0 { tokens } else { 0 };
@@ -141,7 +144,8 @@ impl Memory {
             *known = true;
         }
         let (rank, out) = (lora.rank, b.rows());
-        let (mut across, mut own) = (self.across.as_mut().prefix(rank, out), self.own.as_mut().prefix(rank, rank));
+        let (mut across, mut own) =
+            (self.across.as_mut().prefix(rank, out), self.own.as_mut().prefix(rank, rank));
         let (left, precision) = (Factor::Plain(a), Precision::F32);
         matmul(device, precision, 1.0, left, weight.transposed(), false, across.reborrow());
         matmul(device, precision, 1.0, left, Factor::Transposed(a), false, own.reborrow());

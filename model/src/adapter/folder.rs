@@ -426,7 +426,8 @@ impl AdapterFolder {
             expected.insert(a_key(path), (vec![rank, module.cols], what.clone()));
             expected.insert(b_key(path), (vec![module.rows, rank], what.clone()));
             if self.resolution.dora {
-                expected.insert(format!("{}.lora_magnitude_vector", key_prefix(path)), (vec![module.rows], what));
+                expected
+                    .insert(format!("{}.lora_magnitude_vector", key_prefix(path)), (vec![module.rows], what));
             }
         }
         for &id in &self.resolution.saved {

@@ -1,8 +1,8 @@
 //! A module trained whole: its own copy of the weight, and of the bias where there is one, stands in for the base's.
 
+use compute::MatrixRef;
 use compute::ops::bias;
 use compute::ops::matmul::{Factor, matmul};
-use compute::MatrixRef;
 
 use super::parameters::{Adapter, Layout, Parameters, Role, Trained};
 use crate::decoder::Decoder;

@@ -47,7 +47,9 @@ fn passed(decoder: &Decoder, checkpointing: Checkpointing) -> Passed {
         batch.push(&ids, &labels);
         let mut losses = vec![0.0; batch.targets.len()];
         let run = decoder.run(Some(&adapter));
-        decoder.accumulate_gradients(&run, &batch, 0.01, &mut buffers, &mut losses, &mut gradients).unwrap();
+        let weights = vec![0.01; losses.len()];
+        decoder.forward_to_train(&run, &batch, &mut buffers).unwrap();
+        decoder.backward(&run, &batch, &weights, &mut buffers, &mut losses, &mut gradients).unwrap();
         all.extend(losses);
     }
     Passed { losses: all, gradients: gradients.values().to_vec(), planned }

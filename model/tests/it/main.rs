@@ -8,6 +8,7 @@ mod frozen;
 mod inputs;
 mod merge;
 mod names;
+mod objectives;
 mod parity;
 mod peft;
 mod quantized;

@@ -75,7 +75,9 @@ fn check_gradients(case: &str, decoder: &model::Decoder, adapter: &Adapter, expe
     let mut losses = vec![0.0; batch.targets.len()];
     let scale = 1.0 / losses.len() as f32;
     let run = decoder.run(Some(adapter));
-    decoder.accumulate_gradients(&run, &batch, scale, &mut buffers, &mut losses, &mut gradients).unwrap();
+    let weights = vec![scale; losses.len()];
+    decoder.forward_to_train(&run, &batch, &mut buffers).unwrap();
+    decoder.backward(&run, &batch, &weights, &mut buffers, &mut losses, &mut gradients).unwrap();
     let loss = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64;
     let expected_loss = expected.get("loss")[0];
     assert!((loss - expected_loss).abs() < 1e-5 * expected_loss, "{case}: loss {loss}, not {expected_loss}");
