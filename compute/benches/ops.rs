@@ -44,6 +44,7 @@ fn rows(c: &mut Criterion) {
         let (weight, mut dweight) = (matrix(1, C, dtype), Matrix::zeros(1, C, DType::F32));
         let mut rstd = vec![1.0; T];
         let positions: Vec<u32> = (0..T as u32).collect();
+        let names: Vec<u64> = (0..T as u64).collect();
         let scaling = RopeScaling::None;
         let rotation = Rotation { dims: D, theta: 500_000.0, scaling, interleaved: false };
         let table = RopeTable::new(D, &rotation, T);
@@ -73,7 +74,7 @@ fn rows(c: &mut Criterion) {
         });
         measure(c, group, "rope", 2 * size, || rope::forward(device, y.as_mut(), &table, &positions));
         measure(c, group, "dropout", 2 * size, || {
-            dropout::apply(device, y.as_mut(), x.as_ref(), 0.1, 7, false)
+            dropout::apply(device, y.as_mut(), x.as_ref(), 0.1, (7, &names), false)
         });
     }
 }

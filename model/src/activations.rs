@@ -142,6 +142,12 @@ impl Activations {
         let (t, most) = (batch.tokens(), self.extent.tokens);
         assert!(t <= most, "{t} tokens in buffers for {most}");
         self.positions.set(batch, cached);
+        let names = &mut self.work.linear.lora.names;
+        names.clear();
+        // Only training draws masks.
+        if names.capacity() > 0 {
+            names.extend(batch.row_names());
+        }
     }
 
     /// Layers whose result is kept from one pass over an example to the next.

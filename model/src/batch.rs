@@ -1,6 +1,7 @@
 //! The one shape of input: tokens of many sequences, end to end, without padding.
 
 use compute::ops::attention::Segment;
+use compute::random;
 
 /// The label of a token that carries no loss, as in transformers.
 pub const IGNORE: i32 = -100;
@@ -25,7 +26,8 @@ pub struct Batch {
     pub segments: Vec<Segment>,
     /// The rows that carry loss, in order.
     pub targets: Vec<Target>,
-    /// Which example each segment is, by its number in the run, for buffers that [keep] something of examples; else empty.
+    /// Which example each segment is, by its number in the run, for dropout's masks and for buffers that [keep] something of
+    /// examples; else empty.
     ///
     /// [keep]: crate::FrozenActivations
     pub examples: Vec<usize>,
@@ -40,6 +42,16 @@ impl Batch {
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
+    }
+
+    /// A name for each row that depends on its example and its position there alone: by these dropout's masks are drawn. Segments
+    /// without a number in the run count from 0.
+    pub(crate) fn row_names(&self) -> impl Iterator<Item = u64> + '_ {
+        self.segments.iter().enumerate().flat_map(|(i, segment)| {
+            let example = self.examples.get(i).copied().unwrap_or(i);
+            let positions = &self.positions[segment.queries.clone()];
+            positions.iter().map(move |&position| random::key(example as u64, u64::from(position)))
+        })
     }
 
     /// Appends a sequence. `labels` are not shifted: the label of token `i` is what row `i - 1` should predict, so

@@ -158,8 +158,9 @@ impl Decoder {
 
     /// The loss of every target of a batch that went through [`Decoder::forward`], in nats.
     pub fn losses(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations, losses: &mut [f32]) {
-        let stream = buffers.stream.last().expect("there is a residual stream");
-        self.output().losses(run, &self.config, stream, &batch.targets, losses, &mut buffers.head);
+        let Activations { stream, work, head, .. } = buffers;
+        let stream = (stream.last().expect("there is a residual stream"), &work.linear.lora.names[..]);
+        self.output().losses(run, &self.config, stream, &batch.targets, losses, head);
     }
 
     /// Logits `[rows.len(), V]` of these rows of a batch that went through [`Decoder::forward`].
@@ -168,8 +169,9 @@ impl Decoder {
     /// If more than [`Activations::logits_rows`] rows are asked for.
     pub fn logits<'b>(&self, run: &Run<'_>, rows: &[usize], buffers: &'b mut Activations) -> MatrixRef<'b> {
         assert!(rows.len() <= buffers.logits_rows(), "{} rows of {}", rows.len(), buffers.logits_rows());
-        let stream = buffers.stream.last().expect("there is a residual stream");
-        self.output().logits(run, &self.config, stream, rows.iter().copied(), &mut buffers.head)
+        let Activations { stream, work, head, .. } = buffers;
+        let stream = (stream.last().expect("there is a residual stream"), &work.linear.lora.names[..]);
+        self.output().logits(run, &self.config, stream, rows.iter().copied(), head)
     }
 
     /// The residual stream behind layer `layer` (0: the embeddings) of a batch that went through
@@ -213,7 +215,7 @@ impl Decoder {
         assert_eq!((targets, targets), (weights.len(), losses.len()), "targets, weights and losses");
         let t = batch.tokens();
         let Activations { stream, inputs, saved, work, positions, head, .. } = buffers;
-        let last = stream.last().expect("there is a residual stream");
+        let last = (stream.last().expect("there is a residual stream"), &work.linear.lora.names[..]);
         let (dx, config) = (work.dx.top_mut(t), &self.config);
         self.output().losses_and_gradients(
             run,

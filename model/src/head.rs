@@ -87,18 +87,20 @@ pub(crate) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Logits of these rows of the residual stream; at most [`Workspace::rows`] of them. `f32`, `[rows.len(),
+    /// Logits of these rows of the residual stream, which are called so where dropout is in use; at most [`Workspace::rows`] of them. `f32`, `[rows.len(),
     /// V]`.
     pub(crate) fn logits<'w>(
         &self,
         run: &Run<'_>,
         config: &Config,
-        stream: &Matrix,
+        (stream, names): (&Matrix, &[u64]),
         rows: impl Iterator<Item = usize>,
         work: &'w mut Workspace,
     ) -> MatrixRef<'w> {
         let mut n = 0;
+        work.linear.lora.names.clear();
         for row in rows {
+            work.linear.lora.names.extend(names.get(row));
             work.gathered.as_mut().rows_range(n..n + 1).copy_from(stream.as_ref().rows_range(row..row + 1));
             n += 1;
         }
@@ -119,7 +121,7 @@ impl Head<'_> {
         &self,
         run: &Run<'_>,
         config: &Config,
-        stream: &Matrix,
+        stream: (&Matrix, &[u64]),
         targets: &[Target],
         losses: &mut [f32],
         work: &mut Workspace,
@@ -139,7 +141,7 @@ impl Head<'_> {
         &self,
         run: &Run<'_>,
         config: &Config,
-        stream: &Matrix,
+        stream: (&Matrix, &[u64]),
         mut dx: MatrixMut<'_>,
         targets: &[Target],
         weights: &[f32],

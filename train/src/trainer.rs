@@ -450,9 +450,8 @@ impl<'a> Trainer<'a> {
         let step_key = random::key(random::key(self.settings.seed, 0xd40), step);
         self.gradients.values_mut().fill(0.0);
         let mut sum = 0.0;
-        for (i, batch) in micro_batches(&examples, self.buffers.extent().tokens).iter().enumerate() {
-            let key = random::key(step_key, i as u64);
-            sum += self.add_gradients(batch, scale, key)?;
+        for batch in &micro_batches(&examples, self.buffers.extent().tokens) {
+            sum += self.add_gradients(batch, scale, step_key)?;
         }
         let loss = sum / trained.max(1) as f64;
         if !loss.is_finite() {

@@ -9,13 +9,20 @@ use crate::{MatrixMut, MatrixRef};
 /// What an element costs in units of an addition: its random bits.
 const COST: usize = 4;
 
-pub(crate) fn apply(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>, p: f32, key: u64, accumulate: bool) {
+pub(crate) fn apply(
+    cpu: &Cpu,
+    y: MatrixMut<'_>,
+    x: MatrixRef<'_>,
+    p: f32,
+    (key, rows): (u64, &[u64]),
+    accumulate: bool,
+) {
+    let (tokens, width) = (x.rows(), x.cols());
     by_dtype!(y.dtype(), X => {
-        let (y, x) = (X::of_mut(y), X::of(x));
+        let x = X::of(x);
         let mask = Mask::new(p, key);
-        let len = y.len();
-        cpu.for_rows(COST, RowsMut::new(y, len), |range, y| {
-            mask_slice(y, &x[range.clone()], range.start as u64, &mask, accumulate);
+        cpu.for_rows(COST * width, RowsMut::new(X::of_mut(y), tokens), |range, y| {
+            mask_rows(y, &x[range.start * width..range.end * width], &rows[range], &mask, accumulate);
         });
     });
 }
@@ -34,21 +41,24 @@ impl Mask {
     }
 
     #[inline(always)]
-    fn apply(&self, x: f32, index: u64) -> f32 {
-        if random::bits(self.key, index) >> 32 >= self.threshold { x * self.scale } else { 0.0 }
+    fn apply(&self, x: f32, row: u64, column: u64) -> f32 {
+        if random::bits(row, column) >> 32 >= self.threshold { x * self.scale } else { 0.0 }
     }
 }
 
 multiversion! {
-    fn mask_slice<X: Element>(y: &mut [X], x: &[X], first: u64, mask: &Mask, accumulate: bool) {
-        let elements = y.iter_mut().zip(x).zip(first..);
-        if accumulate {
-            for ((y, x), i) in elements {
-                *y = X::store(y.load() + mask.apply(x.load(), i));
-            }
-        } else {
-            for ((y, x), i) in elements {
-                *y = X::store(mask.apply(x.load(), i));
+    fn mask_rows<X: Element>(y: &mut [X], x: &[X], rows: &[u64], mask: &Mask, accumulate: bool) {
+        let width = x.len() / rows.len();
+        for ((y, x), row) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(rows) {
+            let row = random::key(mask.key, *row);
+            if accumulate {
+                for ((y, x), c) in y.iter_mut().zip(x).zip(0..) {
+                    *y = X::store(y.load() + mask.apply(x.load(), row, c));
+                }
+            } else {
+                for ((y, x), c) in y.iter_mut().zip(x).zip(0..) {
+                    *y = X::store(mask.apply(x.load(), row, c));
+                }
             }
         }
     }

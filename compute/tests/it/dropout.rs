@@ -5,10 +5,15 @@ use compute::{DType, Matrix, random};
 
 use crate::common::{DTYPES, dot, matrix, on_threads, shapes, stored, wide};
 
+/// Names of rows, which need not be their numbers.
+fn names(rows: usize) -> Vec<u64> {
+    (0..rows as u64).map(|row| random::bits(99, row)).collect()
+}
+
 fn apply(x: &Matrix, p: f32, key: u64) -> Vec<f32> {
     let results = on_threads(|device| {
         let mut y = matrix(x.rows(), x.cols(), x.dtype(), 77);
-        dropout::apply(device, y.as_mut(), x.as_ref(), p, key, false);
+        dropout::apply(device, y.as_mut(), x.as_ref(), p, (key, &names(x.rows())), false);
         vec![y.to_vec()]
     });
     results.into_iter().next().expect("one result")
@@ -21,7 +26,9 @@ fn an_element_is_kept_if_its_random_bits_say_so() {
             let x = matrix(rows, cols, dtype, 1);
             let threshold = f64::from(p) * 4_294_967_296.0;
             let scale = (1.0 / (1.0 - f64::from(p))) as f32;
-            let kept = |i: u64| (random::bits(5, i) >> 32) as f64 >= threshold;
+            let names = names(rows);
+            let bits = |i: usize| random::bits(random::key(5, names[i / cols]), (i % cols) as u64);
+            let kept = |i: usize| (bits(i) >> 32) as f64 >= threshold;
             let want =
                 (0..).zip(x.to_vec()).map(|(i, x)| if kept(i) { stored(x * scale, dtype) } else { 0.0 });
             assert_eq!(apply(&x, p, 5), want.collect::<Vec<_>>());
@@ -64,7 +71,7 @@ fn accumulating_adds_to_what_was_there() {
         let (x, held) = (matrix(9, 41, dtype, 1), matrix(9, 41, dtype, 2));
         let got = on_threads(|device| {
             let mut y = matrix(9, 41, dtype, 2);
-            dropout::apply(device, y.as_mut(), x.as_ref(), 0.5, 3, true);
+            dropout::apply(device, y.as_mut(), x.as_ref(), 0.5, (3, &names(x.rows())), true);
             vec![y.to_vec()]
         });
         let masked = apply(&x, 0.5, 3); // doubled or dropped: exact in either type

@@ -45,6 +45,8 @@ pub(crate) struct Buffers {
     s: Matrix,
     /// Its gradient `[T, R]`.
     ds: Matrix,
+    /// What the rows at hand are called, for masks that do not depend on their neighbours `[T]`; set once a batch.
+    pub(crate) names: Vec<u64>,
 }
 
 impl Buffers {
@@ -63,6 +65,7 @@ impl Buffers {
             dropped: buffer(dropped, width, precision.dtype()),
             s: buffer(tokens, layout.max_rank(), DType::F32),
             ds: buffer(tokens, layout.max_rank(), DType::F32),
+            names: Vec::with_capacity(dropped),
         }
     }
 }
@@ -98,9 +101,9 @@ pub(crate) fn forward(
     (x, w): (MatrixRef<'_>, Factor<'_>),
     buffers: &mut Buffers,
 ) {
-    let Buffers { dropped, s, .. } = buffers;
+    let Buffers { dropped, s, names, .. } = buffers;
     let s = s.as_mut().prefix(x.rows(), lora.rank);
-    let dropped = dropped_input(run, key, x, dropped);
+    let dropped = dropped_input(run, key, x, names, dropped);
     let factors = run.adapter().lora(lora);
     low_rank::forward(run.device, run.precision, y, accumulate, (x, w), dropped, factors, lora.scale, s);
 }
@@ -121,7 +124,7 @@ pub(crate) fn backward(
     let (a, b) = adapter.lora(lora);
     let tensors = adapter.layout.tensors();
     let (da, db) = gradients.pair_mut(&tensors[lora.a], &tensors[lora.a + 1]);
-    let Buffers { dropped, s, ds } = buffers;
+    let Buffers { dropped, s, ds, names } = buffers;
     let (rows, cols, rank) = (x.rows(), x.cols(), lora.rank);
     let (s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));
     let dx = match (dx, key) {
@@ -135,7 +138,7 @@ pub(crate) fn backward(
             dx
         }
     };
-    let input = dropped_input(run, key, x, dropped).unwrap_or(x);
+    let input = dropped_input(run, key, x, names, dropped).unwrap_or(x);
     let ds = ds.as_ref();
     low_rank::backward(device, precision, da, db, (dy, ds), (input, a), lora.scale, s);
     let (Some((mut dx, accumulate)), Some(key)) = (dx, key) else { return };
@@ -143,7 +146,7 @@ pub(crate) fn backward(
     // The dropped input is spent: its buffer takes its gradient, which then passes the same mask.
     let mut through = dropped.as_mut().prefix(rows, cols);
     matmul(device, precision, 1.0, Factor::Plain(ds), Factor::Plain(a), false, through.reborrow());
-    dropout::apply(device, dx, through.as_ref(), adapter.dropout, key, true);
+    dropout::apply(device, dx, through.as_ref(), adapter.dropout, (key, &names[..rows]), true);
 }
 
 /// What dropout leaves of the input, if there is dropout.
@@ -151,10 +154,11 @@ fn dropped_input<'a>(
     run: &Run<'_>,
     key: Option<u64>,
     x: MatrixRef<'_>,
+    names: &[u64],
     buffer: &'a mut Matrix,
 ) -> Option<MatrixRef<'a>> {
     let key = key?;
     let dropped = buffer.as_mut().prefix(x.rows(), x.cols());
-    dropout::apply(run.device, dropped, x, run.adapter().dropout, key, false);
+    dropout::apply(run.device, dropped, x, run.adapter().dropout, (key, &names[..x.rows()]), false);
     Some(buffer.as_ref().prefix(x.rows(), x.cols()))
 }
