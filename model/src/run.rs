@@ -50,10 +50,14 @@ impl<'a> Run<'a> {
         let dropout = self.adapter.map_or(0.0, |a| a.dropout);
         let key = self.dropout_key.filter(|_| dropout > 0.0)?;
         let index = match module {
-            ModuleId::Linear { layer, part } => 1 + (layer * Part::ALL.len() + part as usize) as u64,
+            ModuleId::Linear { layer, part } | ModuleId::Expert { layer, part, .. } => {
+                1 + (layer * Part::ALL.len() + part as usize) as u64
+            }
             _ => 0, // the head, the only other module with a low-rank update
         };
-        Some(compute::random::key(key, index))
+        let key = compute::random::key(key, index);
+        let ModuleId::Expert { expert, .. } = module else { return Some(key) };
+        Some(compute::random::key(key, expert as u64))
     }
 }
 

@@ -14,6 +14,7 @@ use std::path::Path;
 use compute::{Matrix, MatrixMut};
 use serde_json::Value;
 
+use super::files::read_tensor;
 use super::mlx::Settings as MlxSettings;
 use super::parameters::{Adapter, Layout};
 use super::peft::{self, CONFIG_FILE, PREFIX, PeftConfig, a_key, b_key, key_prefix};
@@ -184,7 +185,7 @@ impl AdapterFolder {
         let mut adapter = Adapter::zeros(layout, self.config.lora_dropout as f32);
         let Adapter { layout, parameters, .. } = &mut adapter;
         for tensor in layout.tensors() {
-            self.tensors.read_into(&tensor.name, parameters.tensor_mut(tensor))?;
+            read_tensor(parameters, tensor, |to| self.tensors.read_into(&tensor.name, to))?;
         }
         Ok(adapter)
     }
@@ -425,6 +426,14 @@ impl AdapterFolder {
             let what = format!("r {rank}; {path} of the model is {} x {}", module.rows, module.cols);
             expected.insert(a_key(path), (vec![rank, module.cols], what.clone()));
             expected.insert(b_key(path), (vec![module.rows, rank], what));
+        }
+        for target in &self.resolution.parameters {
+            let (count, [out, inner]) = target.size(&self.model);
+            let (rows, ranks) = (target.parts().len().max(1) * out, target.rank * count);
+            let name = &target.name;
+            let what = format!("r {}; {name} of the model is {count} x {rows} x {inner}", target.rank);
+            expected.insert(a_key(&target.place), (vec![ranks, inner], what.clone()));
+            expected.insert(b_key(&target.place), (vec![rows, ranks], what));
         }
         for &id in &self.resolution.saved {
             let module = self.model.module(id);

@@ -22,6 +22,9 @@ impl Adapter {
         for (module, trained) in modules {
             match trained {
                 Trained::Lora(lora) => {
+                    if lora.first != [0, 0] {
+                        continue; // it shares the tensors of another one
+                    }
                     let tensor = &self.layout.tensors()[lora.a];
                     let key = tensor.name.bytes().fold(seed, |key, byte| random::key(key, u64::from(byte)));
                     let bound = 1.0 / (tensor.cols as f64).sqrt();

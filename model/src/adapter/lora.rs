@@ -44,8 +44,7 @@ pub(crate) fn backward(
 ) {
     let (adapter, device, precision) = (run.adapter(), run.device, run.precision);
     let (a, b) = adapter.lora(lora);
-    let tensors = adapter.layout.tensors();
-    let (da, db) = gradients.pair_mut(&tensors[lora.a], &tensors[lora.a + 1]);
+    let (da, db) = gradients.lora_mut(&adapter.layout, lora);
     let Scratch { dropped, low_rank: s, d_low_rank: ds } = scratch;
     let (rows, cols, rank) = (x.rows(), x.cols(), lora.rank);
     let (s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));

@@ -10,7 +10,7 @@ use compute::{DType, Matrix, MatrixMut, MatrixRef};
 
 use crate::config::Config;
 use crate::memory::{Allocator, Component};
-use crate::names::{Module, ModuleId};
+use crate::names::{Module, ModuleId, Part};
 
 /// One trained tensor `[rows, cols]` in the flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,21 +21,46 @@ pub struct Tensor {
     pub rows: usize,
     /// Second dimension.
     pub cols: usize,
+    /// Of B of the experts of a block, which stand one below the other, `[E * out, R]`: their number `E`. PEFT's file has them
+    /// side by side, column by column: `[out, R * E]`. 1 for any other tensor.
+    pub experts: usize,
     /// One-dimensional in files (norm weights, biases).
     pub vector: bool,
     /// Where its elements lie in the flat buffer.
     pub range: Range<usize>,
 }
 
+impl Tensor {
+    /// Its dimensions in an adapter's file.
+    pub fn file_shape(&self) -> Vec<usize> {
+        match self.vector {
+            true => vec![self.cols],
+            false => vec![self.rows / self.experts, self.cols * self.experts],
+        }
+    }
+}
+
 /// A low-rank update of one linear layer: `h = W0 x + scale * B A x` (Hu et al. 2021, equation 3).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lora {
-    /// Index of A `[R, in]`; B `[out, R]` is the tensor behind it.
+    /// Index of the tensor of A `[R, in]`; that of B `[out, R]` is behind it.
     pub a: usize,
+    /// The first rows of A and B in their tensors, which the experts of a block share.
+    pub first: [usize; 2],
+    /// Rows of B.
+    pub out: usize,
     /// Rank R.
     pub rank: usize,
     /// alpha / R, or alpha / sqrt(R) with rsLoRA.
     pub scale: f32,
+}
+
+impl Lora {
+    /// The rows of A and of B in their tensors.
+    fn rows(self) -> [Range<usize>; 2] {
+        let [a, b] = self.first;
+        [a..a + self.rank, b..b + self.out]
+    }
 }
 
 /// A module trained whole: its own copy of the weight stands in for the base's.
@@ -81,7 +106,7 @@ impl Layout {
     fn push(&mut self, name: String, rows: usize, cols: usize, vector: bool) -> usize {
         let range = self.len..self.len + rows * cols;
         self.len = range.end;
-        self.tensors.push(Tensor { name, rows, cols, vector, range });
+        self.tensors.push(Tensor { name, rows, cols, experts: 1, vector, range });
         self.tensors.len() - 1
     }
 
@@ -96,7 +121,31 @@ impl Layout {
     ) {
         let a = self.push(format!("{prefix}.lora_A.weight"), rank, inner, false);
         self.push(format!("{prefix}.lora_B.weight"), out, rank, false);
-        self.modules.insert(module, Trained::Lora(Lora { a, rank, scale }));
+        self.modules.insert(module, Trained::Lora(Lora { a, first: [0, 0], out, rank, scale }));
+    }
+
+    /// Trains low-rank matrices on layers of the `count` experts of a block, saved under `prefix`. The layers `parts` of an expert, each
+    /// `[out, in]`, stand one below the other as one of `[parts * out, in]`: they share A.
+    pub fn add_expert_lora(
+        &mut self,
+        (layer, parts): (usize, &[Part]),
+        count: usize,
+        prefix: &str,
+        [out, inner]: [usize; 2],
+        rank: usize,
+        scale: f32,
+    ) {
+        let a = self.push(format!("{prefix}.lora_A.weight"), count * rank, inner, false);
+        let rows = parts.len() * out;
+        let b = self.push(format!("{prefix}.lora_B.weight"), count * rows, rank, false);
+        self.tensors[b].experts = count;
+        for expert in 0..count {
+            for (place, &part) in parts.iter().enumerate() {
+                let first = [expert * rank, expert * rows + place * out];
+                let lora = Lora { a, first, out, rank, scale };
+                self.modules.insert(ModuleId::Expert { layer, expert, part }, Trained::Lora(lora));
+            }
+        }
     }
 
     /// Trains the whole weight (and bias) of a module, saved under `prefix`.
@@ -206,6 +255,13 @@ impl Parameters {
         let (a, b) = both.split_at_mut(first.range.len());
         (MatrixMut::from_f32(first.rows, first.cols, a), MatrixMut::from_f32(second.rows, second.cols, b))
     }
+
+    /// A and B of a low-rank update, to change.
+    pub(crate) fn lora_mut(&mut self, layout: &Layout, lora: Lora) -> (MatrixMut<'_>, MatrixMut<'_>) {
+        let (a, b) = self.pair_mut(&layout.tensors[lora.a], &layout.tensors[lora.a + 1]);
+        let [a_rows, b_rows] = lora.rows();
+        (a.rows_range(a_rows), b.rows_range(b_rows))
+    }
 }
 
 /// A trained adapter: a layout and its values. It knows the base only by the shapes of its modules.
@@ -223,10 +279,7 @@ impl Adapter {
     /// Whether it is made of low-rank updates only and every B is zero, so that it changes nothing.
     pub fn is_without_effect(&self) -> bool {
         self.layout.modules.values().all(|trained| match trained {
-            Trained::Lora(lora) => {
-                let b = self.layout.tensors[lora.a + 1].range.clone();
-                self.parameters.values()[b].iter().all(|&value| value == 0.0)
-            }
+            Trained::Lora(lora) => self.lora(*lora).1.f32().iter().all(|&value| value == 0.0),
             Trained::Full(_) => false,
         })
     }
@@ -239,7 +292,8 @@ impl Adapter {
 
     /// A and B of a low-rank update.
     pub fn lora(&self, lora: Lora) -> (MatrixRef<'_>, MatrixRef<'_>) {
-        (self.tensor(lora.a), self.tensor(lora.a + 1))
+        let [a, b] = lora.rows();
+        (self.tensor(lora.a).rows_range(a), self.tensor(lora.a + 1).rows_range(b))
     }
 
     /// The tensor at an index of the layout.
