@@ -91,7 +91,8 @@ impl Decoder {
         assert!(kept <= frozen, "the result of {kept} layers is kept, and {frozen} are frozen");
         // No backward pass comes to the inputs of frozen layers.
         let nothing = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
-        if !buffers.restore_frozen(batch)? {
+        // The spread over experts counts frozen layers too, so that they have to run.
+        if run.router_aux_loss != 0.0 || !buffers.restore_frozen(batch)? {
             self.embed(run, batch, buffers);
             let Ok(()) = self.layers(0..kept, run, batch, None, buffers, nothing);
             buffers.store_frozen(batch)?;
@@ -179,7 +180,7 @@ impl Decoder {
     }
 
     /// Forward and backward: the loss of every target, and the gradient of `scale` times their sum added to
-    /// `gradients`.
+    /// `gradients`. If a pass has a loss of the spread over experts, it counts as part of each target's.
     ///
     /// # Errors
     /// If layers' inputs, or what frozen layers give, cannot be written to their file or read from it; a part of the gradients is
@@ -213,6 +214,10 @@ impl Decoder {
             gradients,
             head,
         );
+        if run.router_aux_loss != 0.0 {
+            let targets = batch.targets.len() as f64;
+            work.experts.balance(f64::from(run.router_aux_loss) * f64::from(scale) * targets);
+        }
         let pass = Pass { run, config, positions, batch };
         for layer in (self.frozen_layers(run)..self.blocks.len()).rev() {
             let block = &self.blocks[layer];

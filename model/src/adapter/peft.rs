@@ -203,22 +203,24 @@ impl PeftConfig {
     /// patterns when it saves them, so of two that match, another one may decide once they are read back;
     /// whole names match one module each.
     pub fn settled(mut self, resolution: &Resolution, model: &Config) -> PeftConfig {
-        let targets = &resolution.targets;
-        let modules = targets.iter().map(|t| (&t.path, t.rank, t.alpha));
-        let parameters = resolution.parameters.iter().map(|p| (&p.name, p.rank, p.alpha));
-        let all = || modules.clone().chain(parameters.clone());
         self.fan_in_fan_out = model.transposed;
         if !matches!(self.target_modules, Some(Selection::List(_))) {
             self.target_modules = Some(Selection::List(targets::names(resolution, model)));
         }
-        if !self.rank_pattern.is_empty() {
-            let other = all().filter(|&(_, rank, _)| rank != self.r);
-            self.rank_pattern = other.map(|(name, rank, _)| (name.clone(), rank)).collect();
-        }
-        if !self.alpha_pattern.is_empty() {
-            let other = all().filter(|&(.., alpha)| alpha != self.lora_alpha);
-            self.alpha_pattern = other.map(|(name, _, alpha)| (name.clone(), alpha)).collect();
-        }
+        self.spelt_out(resolution)
+    }
+
+    /// With an entry a module instead of patterns.
+    pub(super) fn spelt_out(mut self, resolution: &Resolution) -> PeftConfig {
+        let targets = &resolution.targets;
+        let modules = targets.iter().map(|t| (&t.path, t.rank, t.alpha));
+        let parameters = resolution.parameters.iter().map(|p| (&p.name, p.rank, p.alpha));
+        let all = || modules.clone().chain(parameters.clone());
+        let ranks = all().filter(|&(_, rank, _)| rank != self.r);
+        let ranks = ranks.map(|(name, rank, _)| (name.clone(), rank)).collect();
+        let alphas = all().filter(|&(.., alpha)| alpha != self.lora_alpha);
+        self.alpha_pattern = alphas.map(|(name, _, alpha)| (name.clone(), alpha)).collect();
+        self.rank_pattern = ranks;
         self
     }
 
@@ -523,7 +525,12 @@ pub fn updates(config: &PeftConfig, tensors: &AdapterTensors) -> Result<Vec<Upda
         if rank != cols {
             return Err(wrong(key, format!("has {rank} rows, its B {cols} columns; both are the rank")));
         }
-        if rank != config.r && config.rank_pattern.iter().all(|&(_, named)| named != rank) {
+        // Of an update of experts, whose number is the model's to say, the file has all of them.
+        let fits = |named: usize| match config.target_parameters.is_empty() {
+            true => rank == named,
+            false => rank.is_multiple_of(named),
+        };
+        if !fits(config.r) && !config.rank_pattern.iter().any(|&(_, named)| fits(named)) {
             let problem = format!(
                 "is of rank {rank}, which {CONFIG_FILE} does not name: `r` is {}; the two files must be of one adapter",
                 config.r

@@ -49,6 +49,23 @@ pub struct ParameterTarget {
 }
 
 impl ParameterTarget {
+    /// A parameter, without what is trained on it.
+    pub(super) fn named(layer: usize, part: Part, name: String) -> Self {
+        ParameterTarget { layer, part, name, place: String::new(), rank: 0, alpha: 0.0, scale: 0.0 }
+    }
+
+    /// [`ParameterTarget::place`] where these parts are trained.
+    pub(super) fn place(layer: usize, part: Part, trained: &[Part], model: &Config) -> String {
+        match part {
+            Part::Router => model.names.router(layer),
+            // The parameter that stands first in the module is wrapped first.
+            Part::GateUp if trained.contains(&Part::Down) => {
+                format!("{}.base_layer", model.names.experts(layer))
+            }
+            _ => model.names.experts(layer),
+        }
+    }
+
     /// The linear layers of an expert that it holds, one below the other.
     pub(super) fn parts(&self) -> &'static [Part] {
         match self.part {
@@ -174,43 +191,36 @@ fn resolve_in(settings: &PeftConfig, model: &Config, modules: &[Node]) -> Result
 
 /// The parameters that `target_parameters` names, with ranks and scales to be filled in, and the entries without effect. An entry is
 /// a whole name or what stands behind a dot in it, as in PEFT's `LoraModel._inject_parameters`.
-fn parameters_of_experts(
-    settings: &PeftConfig,
-    model: &Config,
-) -> (Vec<ParameterTarget>, Vec<Unused>) {
+fn parameters_of_experts(settings: &PeftConfig, model: &Config) -> (Vec<ParameterTarget>, Vec<Unused>) {
     let (entries, mut used) = (&settings.target_parameters, BTreeSet::new());
     let with_experts = (0..model.layers).filter(|&layer| model.blocks[layer].mlp == Mlp::Experts);
-    let all: Vec<_> =
-        with_experts.map(|layer| (layer, model.names.parameters_of_experts(layer))).collect();
+    let all: Vec<_> = with_experts.map(|layer| (layer, model.names.parameters_of_experts(layer))).collect();
     let mut targets = Vec::new();
     for (layer, parameters) in &all {
         let layer = *layer;
-        let mut found = Vec::new();
+        let mut found: Vec<(Part, &String)> = Vec::new();
         for (part, name) in parameters {
             let hits = || entries.iter().filter(|entry| suffixes(name).any(|end| end == entry.as_str()));
             used.extend(hits());
             found.extend(hits().next().map(|_| (*part, name)));
         }
-        let both = found.iter().filter(|(part, _)| *part != Part::Router).count() == 2;
+        let trained: Vec<Part> = found.iter().map(|(part, _)| *part).collect();
         for (part, name) in found {
-            let place = match part {
-                Part::Router => model.names.router(layer),
-                // The parameter that stands first in the module is wrapped first.
-                Part::GateUp if both => format!("{}.base_layer", model.names.experts(layer)),
-                _ => model.names.experts(layer),
-            };
-            let (rank, alpha, scale) = (0, 0.0, 0.0);
-            targets.push(ParameterTarget { layer, part, name: name.clone(), place, rank, alpha, scale });
+            let place = ParameterTarget::place(layer, part, &trained, model);
+            targets.push(ParameterTarget { place, ..ParameterTarget::named(layer, part, name.clone()) });
         }
     }
-    let known = || all.iter().flat_map(|(_, parameters)| parameters).map(|(_, name)| name.as_str());
+    let known = match all.first() {
+        None => "it has none".to_owned(),
+        Some((_, parameters)) => {
+            let names = parameters.iter().map(|(_, name)| model.names.within_block(name));
+            format!("these are {}", quoted(names))
+        }
+    };
     let unknown = |entry: &String| {
-        let near = match known().next() {
-            None => "the model has no experts".to_owned(),
-            Some(_) => format!("the nearest are {}", quoted(nearest(entry, known(), 2))),
-        };
         let problem = format!(
-            "names {entry:?}, which is no parameter of the model's experts ({near}); linear layers are named in target_modules"
+            "names {entry:?}, which is no parameter of the model's experts ({known}); linear layers are named in \
+             target_modules"
         );
         Unused { field: "target_parameters", problem }
     };
@@ -219,7 +229,7 @@ fn parameters_of_experts(
 }
 
 /// Whether a module is a bare parameter, or part of one, for transformers 5, and thus none of PEFT's linear layers.
-fn is_parameter(module: ModuleId) -> bool {
+pub(super) fn is_parameter(module: ModuleId) -> bool {
     matches!(module, ModuleId::Expert { .. } | ModuleId::Linear { part: Part::Router, .. })
 }
 
