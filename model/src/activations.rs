@@ -148,6 +148,7 @@ impl Activations {
         if names.capacity() > 0 {
             names.extend(batch.row_names());
         }
+        self.work.experts.begin();
     }
 
     /// Layers whose result is kept from one pass over an example to the next.
@@ -167,6 +168,12 @@ impl Activations {
         let Some(frozen) = &mut self.frozen else { return Ok(()) };
         let behind = behind(frozen.layers(), self.stream.len());
         frozen.put(batch, self.stream[behind].top(batch.tokens()))
+    }
+
+    /// The loss of an uneven spread over experts in the last pass, before its coefficient
+    /// ([`Run::router_aux_loss`](crate::Run::router_aux_loss)): the number of experts a token if it is even. 0 if none was asked for.
+    pub fn router_aux_loss(&self) -> f64 {
+        self.work.experts.load_loss()
     }
 
     /// What these buffers were laid out for.

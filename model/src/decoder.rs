@@ -91,7 +91,8 @@ impl Decoder {
         assert!(kept <= frozen, "the result of {kept} layers is kept, and {frozen} are frozen");
         // No backward pass comes to the inputs of frozen layers.
         let nothing = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
-        if !buffers.restore_frozen(batch)? {
+        // The spread over experts counts frozen layers too, so that they have to run.
+        if run.router_aux_loss != 0.0 || !buffers.restore_frozen(batch)? {
             self.embed(run, batch, buffers);
             let Ok(()) = self.layers(0..kept, run, batch, None, buffers, nothing);
             buffers.store_frozen(batch)?;
@@ -193,7 +194,8 @@ impl Decoder {
     }
 
     /// Behind [`Decoder::forward_to_train`] of the same batch: adds to `gradients` those of an objective whose derivative by the loss of
-    /// each target is `weights`, and says these losses. Plain training knows its weights beforehand, and so needs the head's product
+    /// each target is `weights`, and says these losses. If a pass has a loss of the spread over experts, it counts as part of each
+    /// target's. Plain training knows its weights beforehand, and so needs the head's product
     /// once; an objective of several sequences asks for the losses first.
     ///
     /// # Errors
@@ -228,6 +230,10 @@ impl Decoder {
             gradients,
             head,
         );
+        if run.router_aux_loss != 0.0 {
+            let weight: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+            work.experts.balance(f64::from(run.router_aux_loss) * weight);
+        }
         let pass = Pass { run, config, positions, batch };
         for layer in (self.frozen_layers(run)..self.blocks.len()).rev() {
             let block = &self.blocks[layer];

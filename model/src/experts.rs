@@ -6,7 +6,7 @@
 //! rather than on its output: so nothing of the width `C` is kept for the weight's gradient.
 
 use compute::ops::gated;
-use compute::ops::routing::{self, Routing};
+use compute::ops::routing::{self, Load, Routing};
 use compute::{Buffer, DType, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::Parameters;
@@ -50,6 +50,10 @@ pub(crate) struct Scratch {
     dhidden: Matrix,
     /// Gradients of the weights `[T * k]`.
     dweights: Buffer<f32>,
+    /// How tokens spread over experts, over all layers of a pass that has a loss for it.
+    load: Load,
+    /// The gradient of that loss by the probabilities of any token, or zeros `[E]`.
+    dp: Buffer<f32>,
 }
 
 /// Rows and inner width of a batch by expert.
@@ -91,7 +95,26 @@ impl Scratch {
         let (input, output) = (buffer(rows, config.hidden_size), buffer(rows, config.hidden_size));
         let (hidden, weighted, dhidden) = (buffer(rows, inner), buffer(rows, inner), buffer(back, inner));
         let dweights = allocator.vector(Component::Workspace, back);
-        Scratch { input, output, hidden, weighted, dhidden, dweights }
+        let count = config.experts.map_or(0, |experts| experts.count);
+        let bytes = Load::size_bytes(count) as u64;
+        let load = Load::new(if allocator.count(Component::Workspace, bytes) { count } else { 0 });
+        let dp = allocator.vector(Component::Workspace, if training { count } else { 0 });
+        Scratch { input, output, hidden, weighted, dhidden, dweights, load, dp }
+    }
+
+    /// Before the first layer of a pass.
+    pub(crate) fn begin(&mut self) {
+        self.load.clear();
+    }
+
+    /// Between forward and backward pass: `scale` times the loss of the load is to be minimized too.
+    pub(crate) fn balance(&mut self, scale: f64) {
+        self.load.gradient(scale, &mut self.dp);
+    }
+
+    /// The loss of the load, if the pass was to compute it.
+    pub(crate) fn load_loss(&self) -> f64 {
+        self.load.loss()
     }
 }
 
@@ -138,6 +161,9 @@ impl Experts {
         scratch: &mut linear::Scratch,
     ) {
         let (run, routing) = (pass.run, &saved.routing);
+        if run.router_aux_loss != 0.0 {
+            routing::load(run.device, saved.logits.top(pass.batch.tokens()), routing, &mut own.load);
+        }
         activate(pass, saved, own);
         for (expert, [_, _, down]) in self.experts.iter().enumerate() {
             let rows = routing.rows_of(expert);
@@ -168,7 +194,7 @@ impl Experts {
         let (run, device, t) = (pass.run, pass.run.device, x.rows());
         activate(pass, saved, own);
         let Saved { logits, routing, gate, up } = saved;
-        let Scratch { input, output, hidden, weighted, dhidden, dweights } = own;
+        let Scratch { input, output, hidden, weighted, dhidden, dweights, dp, .. } = own;
         let (all, act) = (routing.rows(), pass.config.activation);
         routing::gather(device, input.top_mut(all), dy, routing);
         let each = || self.experts.iter().enumerate().map(|(e, linears)| (e, linears, routing.rows_of(e)));
@@ -192,7 +218,8 @@ impl Experts {
             }
         }
         routing::sum(device, dx.top_mut(t), false, output.top(all), routing);
-        routing::choose_backward(device, logits.top_mut(t), dweights, routing);
+        let dp = if run.router_aux_loss != 0.0 { &dp[..] } else { &[] };
+        routing::choose_backward(device, logits.top_mut(t), dweights, dp, routing);
         let id = ModuleId::Linear { layer, part: Part::Router };
         self.router.backward(run, id, Some(dx.top_mut(t)), true, logits.top(t), x, gradients, scratch);
     }

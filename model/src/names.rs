@@ -225,7 +225,29 @@ pub struct Names {
     pub(crate) others: &'static [(&'static str, &'static str)],
 }
 
+/// What transformers 5 calls what holds the experts of a block, and the choice of experts, whatever files call them.
+const EXPERTS: &str = "mlp.experts";
+const ROUTER: &str = "mlp.gate";
+/// What it calls the two parameters of all experts: gate and up of each, one below the other, and down.
+const OF_EXPERTS: [(Part, &str); 2] = [(Part::GateUp, "gate_up_proj"), (Part::Down, "down_proj")];
+
 impl Names {
+    /// The module of transformers 5 that holds the experts of a block.
+    pub(crate) fn experts(&self, layer: usize) -> String {
+        self.in_block(layer, EXPERTS)
+    }
+
+    /// The module of transformers 5 that chooses the experts of a block.
+    pub(crate) fn router(&self, layer: usize) -> String {
+        self.in_block(layer, ROUTER)
+    }
+
+    /// The parameters by which transformers 5 holds the experts of a block and their choice, in its order.
+    pub(crate) fn parameters_of_experts(&self, layer: usize) -> [(Part, String); 3] {
+        let [first, last] = OF_EXPERTS.map(|(part, name)| (part, format!("{}.{name}", self.experts(layer))));
+        [(Part::Router, format!("{}.weight", self.router(layer))), first, last]
+    }
+
     /// A module's path as PEFT and `named_modules()` give it, such as `model.layers.0.self_attn.q_proj`.
     ///
     /// # Panics

@@ -16,12 +16,15 @@ pub struct Run<'a> {
     pub adapter: Option<&'a Adapter>,
     /// Key of this pass's dropout masks; `None` outside training.
     pub dropout_key: Option<u64>,
+    /// How much the loss of an uneven spread over experts counts beside the mean loss of the targets; 0: it is not computed. It is
+    /// that of transformers (`router_aux_loss_coef`), over all layers and tokens of a batch together.
+    pub router_aux_loss: f32,
 }
 
 impl<'a> Run<'a> {
     /// A pass without dropout.
     pub fn new(device: &'a Device, precision: Precision, adapter: Option<&'a Adapter>) -> Self {
-        Run { device, precision, adapter, dropout_key: None }
+        Run { device, precision, adapter, dropout_key: None, router_aux_loss: 0.0 }
     }
 
     /// The adapter of a pass that is known to have one.
@@ -50,10 +53,14 @@ impl<'a> Run<'a> {
         let dropout = self.adapter.map_or(0.0, |a| a.dropout);
         let key = self.dropout_key.filter(|_| dropout > 0.0)?;
         let index = match module {
-            ModuleId::Linear { layer, part } => 1 + (layer * Part::ALL.len() + part as usize) as u64,
+            ModuleId::Linear { layer, part } | ModuleId::Expert { layer, part, .. } => {
+                1 + (layer * Part::ALL.len() + part as usize) as u64
+            }
             _ => 0, // the head, the only other module with a low-rank update
         };
-        Some(compute::random::key(key, index))
+        let key = compute::random::key(key, index);
+        let ModuleId::Expert { expert, .. } = module else { return Some(key) };
+        Some(compute::random::key(key, expert as u64))
     }
 }
 

@@ -35,7 +35,22 @@ pub(crate) fn choose(cpu: &Cpu, logits: MatrixRef<'_>, routing: &mut Routing) {
     });
 }
 
-pub(crate) fn choose_backward(cpu: &Cpu, logits: MatrixMut<'_>, dweights: &[f32], routing: &Routing) {
+/// Token by token on one thread: next to the experts' products it is nothing.
+pub(crate) fn load(logits: MatrixRef<'_>, probability: &mut [f64]) {
+    let mut p = vec![0.0; probability.len()];
+    for row in logits.f32().chunks_exact(p.len().max(1)) {
+        softmax(row, &mut p);
+        probability.iter_mut().zip(&p).for_each(|(sum, &p)| *sum += f64::from(p));
+    }
+}
+
+pub(crate) fn choose_backward(
+    cpu: &Cpu,
+    logits: MatrixMut<'_>,
+    dweights: &[f32],
+    dp: &[f32],
+    routing: &Routing,
+) {
     let (tokens, experts) = (logits.rows(), logits.cols());
     let k = routing.per_token;
     cpu.for_rows(COST * experts, RowsMut::new(logits.f32(), tokens), |range, logits| {
@@ -49,8 +64,10 @@ pub(crate) fn choose_backward(cpu: &Cpu, logits: MatrixMut<'_>, dweights: &[f32]
             let total: f32 = chosen.iter().map(|&expert| p[expert as usize]).sum();
             let pull = |d: f32| if routing.normalized { (d - along) / total } else { d };
             let pairs = || chosen.iter().zip(dweights).map(|(&expert, &d)| (expert as usize, pull(d)));
-            let common: f32 = pairs().map(|(expert, q)| q * p[expert]).sum();
+            let of_all: f32 = dp.iter().zip(&p).map(|(d, p)| d * p).sum();
+            let common: f32 = of_all + pairs().map(|(expert, q)| q * p[expert]).sum::<f32>();
             row.iter_mut().zip(&p).for_each(|(d, p)| *d = -p * common);
+            row.iter_mut().zip(&p).zip(dp).for_each(|((d, p), dp)| *d += p * dp);
             pairs().for_each(|(expert, q)| row[expert] += p[expert] * q);
         }
     });

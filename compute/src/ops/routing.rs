@@ -14,6 +14,16 @@
 //! dlogits[t, e] = p[t, e] * ([e = e_j] q[t, j] - Σ_i q[t, i] p[t, e_i])
 //! ```
 //!
+//! How evenly tokens spread over experts is a loss (Fedus et al., 2021, arXiv:2101.03961, equation 4; transformers'
+//! `load_balancing_loss_func`): over the `N` rows of all layers and tokens together,
+//!
+//! ```text
+//! f[e] = number of tokens with e among their experts / N        P[e] = Σ_t p[t, e] / N        loss = E Σ_e f[e] P[e]
+//! ```
+//!
+//! which is `k` if they spread evenly. `f` has no gradient, so that of every token's `p[e]` is `E f[e] / N`, and on top of the above
+//! comes, with `dp` for it, `p[t, e] * (dp[e] - Σ_i dp[i] p[t, i])`.
+//!
 //! The `S = T * k` pairs of a token and one of its experts are sorted by expert, and within an expert by token: a row for each. However
 //! tokens are spread over experts, there are `S` of them.
 //!
@@ -119,6 +129,70 @@ impl Routing {
     }
 }
 
+/// How tokens spread over experts: what [`load`] adds up over layers.
+#[derive(Clone, Debug, Default)]
+pub struct Load {
+    /// `N`
+    pub(crate) rows: u64,
+    /// `N f`, `[E]`
+    pub(crate) chosen: Vec<u64>,
+    /// `N P`, `[E]`
+    pub(crate) probability: Vec<f64>,
+}
+
+impl Load {
+    /// Nothing yet, over so many experts.
+    pub fn new(experts: usize) -> Self {
+        Load { rows: 0, chosen: vec![0; experts], probability: vec![0.0; experts] }
+    }
+
+    /// Bytes of [`Load::new`].
+    pub fn size_bytes(experts: usize) -> usize {
+        16 * experts
+    }
+
+    /// Begins again.
+    pub fn clear(&mut self) {
+        self.rows = 0;
+        self.chosen.fill(0);
+        self.probability.fill(0.0);
+    }
+
+    /// The loss; 0 without rows.
+    pub fn loss(&self) -> f64 {
+        let pairs = self.chosen.iter().zip(&self.probability);
+        let sum: f64 = pairs.map(|(&chosen, p)| chosen as f64 * p).sum();
+        self.chosen.len() as f64 * sum / (self.rows.max(1) as f64).powi(2)
+    }
+
+    /// `dp [E]`: the gradient of `scale` times the loss by the probabilities of any token.
+    ///
+    /// # Panics
+    /// If the sizes do not agree.
+    pub fn gradient(&self, scale: f64, dp: &mut [f32]) {
+        assert_eq!(dp.len(), self.chosen.len(), "experts");
+        let factor = scale * self.chosen.len() as f64 / (self.rows.max(1) as f64).powi(2);
+        dp.iter_mut().zip(&self.chosen).for_each(|(dp, &chosen)| *dp = (factor * chosen as f64) as f32);
+    }
+}
+
+/// Adds the tokens of `logits[T, E]`, by which their experts were chosen, to a load.
+///
+/// # Panics
+/// If the sizes do not agree.
+pub fn load(device: &Device, logits: MatrixRef<'_>, routing: &Routing, load: &mut Load) {
+    assert_eq!((logits.cols(), load.chosen.len()), (routing.experts, routing.experts), "experts");
+    assert_eq!(logits.rows() * routing.per_token, routing.rows(), "pairs of tokens and experts");
+    let _watch = device.watch("load of experts", || Work::bytes(logits.size_bytes()));
+    load.rows += logits.rows() as u64;
+    for (expert, chosen) in load.chosen.iter_mut().enumerate() {
+        *chosen += routing.rows_of(expert).len() as u64;
+    }
+    match device {
+        Device::Cpu(_) => cpu::routing::load(logits, &mut load.probability),
+    }
+}
+
 /// Chooses the experts of every token by `logits[T, E]` (`f32`).
 ///
 /// # Panics
@@ -135,16 +209,24 @@ pub fn choose(device: &Device, logits: MatrixRef<'_>, routing: &mut Routing) {
     routing.sort();
 }
 
-/// In place: `logits[T, E]`, by which the experts were chosen, become their gradients, from those of the weights `dweights[T * k]`.
+/// In place: `logits[T, E]`, by which the experts were chosen, become their gradients, from those of the weights `dweights[T * k]` and
+/// those of any token's probabilities `dp[E]`; empty: none.
 ///
 /// # Panics
 /// If the sizes do not agree.
-pub fn choose_backward(device: &Device, logits: MatrixMut<'_>, dweights: &[f32], routing: &Routing) {
+pub fn choose_backward(
+    device: &Device,
+    logits: MatrixMut<'_>,
+    dweights: &[f32],
+    dp: &[f32],
+    routing: &Routing,
+) {
+    assert!(dp.is_empty() || dp.len() == routing.experts, "gradients of {} probabilities", dp.len());
     let pairs = logits.rows() * routing.per_token;
     assert_eq!((routing.chosen.len(), dweights.len()), (pairs, pairs), "pairs of tokens and experts");
     let _watch = device.watch("choice of experts backward", || Work::bytes(2 * logits.size_bytes()));
     match device {
-        Device::Cpu(cpu) => cpu::routing::choose_backward(cpu, logits, dweights, routing),
+        Device::Cpu(cpu) => cpu::routing::choose_backward(cpu, logits, dweights, dp, routing),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The choice of experts against its definition, and the rows sorted by it.
 
-use compute::ops::routing::{self, Routing};
+use compute::ops::routing::{self, Load, Routing};
 use compute::{DType, Device, Matrix};
 
 use crate::common::{DTYPES, assert_close, assert_within, dot, gradient, matrix, on_threads, wide};
@@ -72,7 +72,7 @@ fn the_gradient_of_the_choice_is_that_of_the_weights() {
             let got = on_threads(|device| {
                 let routing = choose(device, &logits, k, normalized);
                 let mut dlogits = matrix(tokens, experts, DType::F32, 1);
-                routing::choose_backward(device, dlogits.as_mut(), &dw.to_vec(), &routing);
+                routing::choose_backward(device, dlogits.as_mut(), &dw.to_vec(), &[], &routing);
                 vec![dlogits.to_vec()]
             });
             let chosen = choose(&Device::cpu(1), &logits, k, normalized).chosen().to_vec();
@@ -80,6 +80,49 @@ fn the_gradient_of_the_choice_is_that_of_the_weights() {
             assert_within(2e-6, &got[0], &gradient(&wide(&logits), loss), "dlogits");
         }
     }
+}
+
+/// `E Σ_e f[e] P[e]` over the rows of several layers, with the choices as they are.
+fn load_loss(layers: &[Vec<f64>], chosen: &[Vec<u32>], experts: usize) -> f64 {
+    let p: Vec<Vec<f64>> = layers.iter().flat_map(|logits| logits.chunks(experts)).map(softmax).collect();
+    let rows = p.len() as f64;
+    let of_expert = |e: usize| {
+        let f = chosen.iter().flatten().filter(|&&c| c as usize == e).count() as f64 / rows;
+        f * p.iter().map(|p| p[e]).sum::<f64>() / rows
+    };
+    experts as f64 * (0..experts).map(of_expert).sum::<f64>()
+}
+
+#[test]
+fn the_load_of_experts_and_its_gradient_are_those_of_the_definition() {
+    for (tokens, experts, k) in SHAPES.into_iter().filter(|(t, e, _)| t * e < 700) {
+        // Two layers, the second of other size; the gradient of the first by both of its losses.
+        let layers = [matrix(tokens, experts, DType::F32, 1), matrix(tokens + 3, experts, DType::F32, 5)];
+        let (dw, scale) = (matrix(tokens, k, DType::F32, 2), 0.75);
+        let got = on_threads(|device| {
+            let (mut load, mut dp) = (Load::new(experts), vec![0.0; experts]);
+            load.clear();
+            for logits in &layers {
+                routing::load(device, logits.as_ref(), &choose(device, logits, k, true), &mut load);
+            }
+            load.gradient(scale, &mut dp);
+            let mut dlogits = matrix(tokens, experts, DType::F32, 1);
+            let routing = choose(device, &layers[0], k, true);
+            routing::choose_backward(device, dlogits.as_mut(), &dw.to_vec(), &dp, &routing);
+            vec![dlogits.to_vec(), vec![load.loss() as f32]]
+        });
+        let device = Device::cpu(1);
+        let chosen = [0, 1].map(|l| choose(&device, &layers[l], k, true).chosen().to_vec());
+        let both = |first: &[f64]| load_loss(&[first.to_vec(), wide(&layers[1])], &chosen, experts);
+        let loss =
+            |first: &[f64]| dot(&weights(first, experts, &chosen[0], true), &wide(&dw)) + scale * both(first);
+        assert_within(1e-6, &got[1], &[both(&wide(&layers[0]))], "loss");
+        assert_within(2e-6, &got[0], &gradient(&wide(&layers[0]), loss), "dlogits");
+    }
+    // Evenly spread, the loss is the number of experts a token.
+    let (even, mut load) = (Matrix::zeros(4, 4, DType::F32), Load::new(4));
+    routing::load(&Device::cpu(1), even.as_ref(), &choose(&Device::cpu(1), &even, 4, true), &mut load);
+    assert_eq!(load.loss(), 4.0);
 }
 
 #[test]

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use compute::{DType, Matrix, MatrixMut};
+
 use super::folder::AdapterFolder;
-use super::parameters::{Adapter, Layout, Parameters};
+use super::parameters::{Adapter, Layout, Parameters, Tensor};
 use super::peft::{AdapterTensor, PeftConfig, key_prefix, write_adapter};
 use super::targets::Resolution;
-use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec, transpose};
 use crate::config::Config;
 use crate::error::{ModelError, Result};
+use crate::names::{ModuleId, Part};
 
 impl Layout {
     /// What an adapter's settings come to on a model, under the keys that PEFT saves it with.
@@ -23,6 +26,17 @@ impl Layout {
                 layout.add_lora(module, &prefix, target.rank, target.scale);
             }
         }
+        for target in &resolution.parameters {
+            let (prefix, layer) = (key_prefix(&target.place), target.layer);
+            let (count, size) = target.size(config);
+            let (rank, scale) = (target.rank, target.scale);
+            match target.part {
+                part @ Part::Router => {
+                    layout.add_lora(config.module(ModuleId::Linear { layer, part }), &prefix, rank, scale);
+                }
+                _ => layout.add_expert_lora((layer, target.parts()), count, &prefix, size, rank, scale),
+            }
+        }
         for &id in &resolution.saved {
             let module = config.module(id);
             layout.add_full(module, &key_prefix(&config.path(id)));
@@ -30,7 +44,7 @@ impl Layout {
         layout
     }
 
-    /// Shape of a tensor in files.
+    /// Shape of a tensor in files that have it as it is here.
     pub fn file_shape(&self, index: usize) -> Vec<usize> {
         let tensor = &self.tensors()[index];
         if tensor.vector { vec![tensor.cols] } else { vec![tensor.rows, tensor.cols] }
@@ -59,12 +73,44 @@ pub fn save_adapter(
     layout: &Layout,
     parameters: &Parameters,
 ) -> Result<()> {
-    let tensors = layout.tensors().iter().enumerate().map(|(i, tensor)| AdapterTensor {
+    let as_written: Vec<Option<Matrix>> = layout.tensors().iter().map(|t| in_file(parameters, t)).collect();
+    let tensors = layout.tensors().iter().zip(&as_written).map(|(tensor, written)| AdapterTensor {
         key: tensor.name.clone(),
-        shape: layout.file_shape(i),
-        values: parameters.tensor(tensor),
+        shape: tensor.file_shape(),
+        values: written.as_ref().map_or_else(|| parameters.tensor(tensor), Matrix::as_ref),
     });
     write_adapter(folder, config, &tensors.collect::<Vec<_>>())
+}
+
+/// A tensor as PEFT's file has it, where that is another order.
+fn in_file(parameters: &Parameters, tensor: &Tensor) -> Option<Matrix> {
+    let (experts, elements) = (tensor.experts, tensor.range.len() / tensor.experts);
+    if experts == 1 {
+        return None;
+    }
+    let mut written = Matrix::unset(tensor.rows / experts, tensor.cols * experts, DType::F32);
+    transpose(
+        parameters.tensor(tensor).reshape(experts, elements),
+        written.as_mut().reshape(elements, experts),
+    );
+    Some(written)
+}
+
+/// Fills a tensor by a function that reads it as PEFT's file has it.
+pub(super) fn read_tensor(
+    parameters: &mut Parameters,
+    tensor: &Tensor,
+    read: impl FnOnce(MatrixMut<'_>) -> Result<()>,
+) -> Result<()> {
+    let (experts, elements) = (tensor.experts, tensor.range.len() / tensor.experts);
+    let to = parameters.tensor_mut(tensor);
+    if experts == 1 {
+        return read(to);
+    }
+    let mut written = Matrix::zeros(tensor.rows / experts, tensor.cols * experts, DType::F32);
+    read(written.as_mut())?;
+    transpose(written.as_ref().reshape(elements, experts), to.reshape(experts, elements));
+    Ok(())
 }
 
 /// Writes flat buffers of one layout as a safetensors file, every tensor as `f32` under its name behind the
@@ -84,7 +130,7 @@ pub fn write_parameters(path: &Path, layout: &Layout, buffers: &[(&str, &Paramet
     writer.finish()
 }
 
-/// Reads what [`write_parameters`] wrote.
+/// Reads what [`write_parameters`] or [`save_adapter`] wrote.
 ///
 /// # Errors
 /// If a tensor is missing, has another shape, or the file holds others.
@@ -96,7 +142,8 @@ pub fn read_parameters(path: &Path, layout: &Layout, buffers: &mut [(&str, &mut 
     }
     for (prefix, parameters) in buffers {
         for tensor in layout.tensors() {
-            file.read_into(&format!("{prefix}{}", tensor.name), parameters.tensor_mut(tensor))?;
+            let name = format!("{prefix}{}", tensor.name);
+            read_tensor(parameters, tensor, |to| file.read_into(&name, to))?;
         }
     }
     Ok(())

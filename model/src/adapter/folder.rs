@@ -8,15 +8,17 @@
 //!
 //! [`Decoder::load_for`]: crate::Decoder::load_for
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use compute::{Matrix, MatrixMut};
+use compute::{DType, Matrix, MatrixMut};
 use serde_json::Value;
 
+use super::files::read_tensor;
 use super::mlx::Settings as MlxSettings;
 use super::parameters::{Adapter, Layout};
 use super::peft::{self, CONFIG_FILE, PREFIX, PeftConfig, a_key, b_key, key_prefix};
+use super::per_expert;
 use super::targets::{self, Resolution};
 use crate::checkpoint::{Checkpoint, transpose};
 use crate::config::Config;
@@ -29,17 +31,60 @@ pub struct AdapterTensors {
     file: Checkpoint,
     /// For a file that has them transposed: the name there of each key.
     transposed: Option<BTreeMap<String, String>>,
+    /// Those that the file has in pieces, which are then not tensors of their own.
+    assembled: BTreeMap<String, Assembled>,
+}
+
+/// A tensor that a file has in pieces; what they leave is zero.
+#[derive(Debug)]
+pub(super) struct Assembled {
+    pub(super) shape: [usize; 2],
+    pub(super) pieces: Vec<Piece>,
+}
+
+/// A tensor of a file and where its elements go: the row `row` and those below it, the column `col` and each `step`th behind it.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) name: String,
+    pub(super) shape: [usize; 2],
+    pub(super) row: usize,
+    pub(super) col: usize,
+    pub(super) step: usize,
 }
 
 impl AdapterTensors {
     /// A file of PEFT's.
     pub(super) fn of_peft(file: Checkpoint) -> Self {
-        AdapterTensors { file, transposed: None }
+        AdapterTensors { file, transposed: None, assembled: BTreeMap::new() }
     }
 
     /// A file whose matrices are PEFT's transposed, with the name of each key's.
     pub(super) fn transposed(file: Checkpoint, names: BTreeMap<String, String>) -> Self {
-        AdapterTensors { file, transposed: Some(names) }
+        AdapterTensors { file, transposed: Some(names), assembled: BTreeMap::new() }
+    }
+
+    /// These tensors, with others made of pieces of the file.
+    ///
+    /// # Errors
+    /// If a piece is missing or has another shape.
+    fn assemble(&mut self, assembled: BTreeMap<String, Assembled>) -> Result<()> {
+        for Piece { name, shape, .. } in assembled.values().flat_map(|assembled| &assembled.pieces) {
+            match self.file.tensor(name) {
+                Some(info) if info.shape == shape => {}
+                Some(info) => {
+                    let problem = format!("has shape {:?} but needs {shape:?} by {CONFIG_FILE}", info.shape);
+                    return Err(self.error(name, problem));
+                }
+                None => {
+                    let near = quoted(nearest(name, self.file.names(), 1));
+                    let problem =
+                        format!("is missing (the nearest is {near}), though {CONFIG_FILE} calls for it");
+                    return Err(self.error(name, problem));
+                }
+            }
+        }
+        self.assembled = assembled;
+        Ok(())
     }
 
     /// The file.
@@ -51,11 +96,17 @@ impl AdapterTensors {
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         let of_peft = self.transposed.is_none().then(|| self.file.names());
         let others = self.transposed.iter().flat_map(|names| names.keys().map(String::as_str));
-        of_peft.into_iter().flatten().chain(others)
+        let mut pieces: BTreeSet<&str> = BTreeSet::new();
+        pieces.extend(self.assembled.values().flat_map(|a| &a.pieces).map(|piece| piece.name.as_str()));
+        let whole = of_peft.into_iter().flatten().filter(move |name| !pieces.contains(name));
+        whole.chain(others).chain(self.assembled.keys().map(String::as_str))
     }
 
     /// The dimensions of a tensor.
     pub fn shape(&self, key: &str) -> Option<Vec<usize>> {
+        if let Some(assembled) = self.assembled.get(key) {
+            return Some(assembled.shape.to_vec());
+        }
         match &self.transposed {
             None => self.file.tensor(key).map(|info| info.shape.clone()),
             Some(names) => {
@@ -69,7 +120,22 @@ impl AdapterTensors {
     ///
     /// # Errors
     /// As [`Checkpoint::read_into`].
-    pub fn read_into(&self, key: &str, to: MatrixMut<'_>) -> Result<()> {
+    pub fn read_into(&self, key: &str, mut to: MatrixMut<'_>) -> Result<()> {
+        if let Some(Assembled { shape, pieces }) = self.assembled.get(key) {
+            assert_eq!([to.rows(), to.cols()], *shape, "shape of {key}");
+            let cols = to.cols();
+            let values = to.reborrow().f32();
+            values.fill(0.0);
+            for Piece { name, shape, row, col, step } in pieces {
+                let mut piece = Matrix::unset(shape[0], shape[1], DType::F32);
+                self.file.read_into(name, piece.as_mut())?;
+                for (n, from) in piece.as_ref().f32().chunks(shape[1]).enumerate() {
+                    let to = values[(row + n) * cols + col..].iter_mut().step_by(*step);
+                    to.zip(from).for_each(|(to, from)| *to = *from);
+                }
+            }
+            return Ok(());
+        }
         let Some(name) = self.transposed.as_ref().and_then(|names| names.get(key)) else {
             return self.file.read_into(key, to);
         };
@@ -153,11 +219,17 @@ impl AdapterFolder {
     /// Opens an adapter folder for a model. `base` is what the user calls the model, if known: a base of
     /// another name is a note, tensors of another shape are an error.
     pub fn open(folder: &Path, model: &Config, base: Option<&str>) -> Result<AdapterFolder> {
-        let AdapterFiles { config, tensors, mlx } = AdapterFiles::open(folder)?;
+        let AdapterFiles { mut config, mut tensors, mlx } = AdapterFiles::open(folder)?;
         if let Some(settings) = mlx {
             settings.check_layers(&tensors, model)?;
         }
         let settings = folder.join(CONFIG_FILE);
+        let converted =
+            per_expert::convert(&config, &tensors, model).map_err(|e| in_file(e, &settings, &config))?;
+        if let Some((new, assembled)) = converted {
+            config = new;
+            tensors.assemble(assembled)?;
+        }
         let resolution =
             targets::resolve_as_peft(&config, model).map_err(|e| in_file(e, &settings, &config))?;
         let mut opened = AdapterFolder {
@@ -184,7 +256,7 @@ impl AdapterFolder {
         let mut adapter = Adapter::zeros(layout, self.config.lora_dropout as f32);
         let Adapter { layout, parameters, .. } = &mut adapter;
         for tensor in layout.tensors() {
-            self.tensors.read_into(&tensor.name, parameters.tensor_mut(tensor))?;
+            read_tensor(parameters, tensor, |to| self.tensors.read_into(&tensor.name, to))?;
         }
         Ok(adapter)
     }
@@ -429,6 +501,14 @@ impl AdapterFolder {
                 expected
                     .insert(format!("{}.lora_magnitude_vector", key_prefix(path)), (vec![module.rows], what));
             }
+        }
+        for target in &self.resolution.parameters {
+            let (count, [out, inner]) = target.size(&self.model);
+            let (rows, ranks) = (target.parts().len().max(1) * out, target.rank * count);
+            let name = &target.name;
+            let what = format!("r {}; {name} of the model is {count} x {rows} x {inner}", target.rank);
+            expected.insert(a_key(&target.place), (vec![ranks, inner], what.clone()));
+            expected.insert(b_key(&target.place), (vec![rows, ranks], what));
         }
         for &id in &self.resolution.saved {
             let module = self.model.module(id);

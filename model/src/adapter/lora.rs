@@ -4,6 +4,8 @@
 //! `dA += dsᵀ dropout(x)`, `dx = dy W + dropout(A ds)`. Neither `s` nor the dropped input is kept: `s` is one thin product,
 //! and the mask comes from a counter, so both are made again.
 
+use std::ops::Range;
+
 use compute::ops::matmul::{Factor, matmul};
 use compute::ops::{dropout, low_rank};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision, random};
@@ -11,26 +13,62 @@ use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision, random};
 use super::init::Init;
 use super::parameters::{Adapter, Layout, Parameters, Role, Trained};
 use crate::memory::{Allocator, Component};
-use crate::names::Module;
+use crate::names::{Module, ModuleId, Part};
 use crate::run::Run;
 
 /// A low-rank update of one linear layer: `h = W0 x + scale * B A x` (Hu et al. 2021, equation 3).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lora {
-    /// Index of A `[R, in]`; B `[out, R]` is the tensor behind it.
+    /// Index of the tensor of A `[R, in]`; that of B `[out, R]` is behind it.
     pub a: usize,
+    /// The first rows of A and B in their tensors, which the experts of a block share.
+    pub first: [usize; 2],
+    /// Rows of B.
+    pub out: usize,
     /// Rank R.
     pub rank: usize,
     /// alpha / R, or alpha / sqrt(R) with rsLoRA.
     pub scale: f32,
 }
 
+impl Lora {
+    /// The rows of A and of B in their tensors.
+    pub(super) fn rows(self) -> [Range<usize>; 2] {
+        let [a, b] = self.first;
+        [a..a + self.rank, b..b + self.out]
+    }
+}
+
 impl Layout {
+    /// Trains low-rank matrices on layers of the `count` experts of a block, saved under `prefix`. The layers `parts` of an expert, each
+    /// `[out, in]`, stand one below the other as one of `[parts * out, in]`: they share A.
+    pub fn add_expert_lora(
+        &mut self,
+        (layer, parts): (usize, &[Part]),
+        count: usize,
+        prefix: &str,
+        [out, inner]: [usize; 2],
+        rank: usize,
+        scale: f32,
+    ) {
+        let a = self.push(Role::A, format!("{prefix}.lora_A.weight"), [count * rank, inner], false);
+        let rows = parts.len() * out;
+        let b = self.push(Role::B, format!("{prefix}.lora_B.weight"), [count * rows, rank], false);
+        self.share_among_experts(b, count);
+        for expert in 0..count {
+            for (place, &part) in parts.iter().enumerate() {
+                let first = [expert * rank, expert * rows + place * out];
+                let lora = Lora { a, first, out, rank, scale };
+                self.train(ModuleId::Expert { layer, expert, part }, Trained::Lora(lora));
+            }
+        }
+    }
+
     /// Trains low-rank matrices on a linear layer, saved under `prefix`.
     pub fn add_lora(&mut self, module: Module, prefix: &str, rank: usize, scale: f32) -> Lora {
         let a = self.push(Role::A, format!("{prefix}.lora_A.weight"), [rank, module.cols], false);
         self.push(Role::B, format!("{prefix}.lora_B.weight"), [module.rows, rank], false);
-        let lora = Lora { a, rank, scale };
+        let lora = Lora { a, first: [0, 0], out: module.rows, rank, scale };
         self.train(module.id, Trained::Lora(lora));
         lora
     }
@@ -72,6 +110,9 @@ impl Buffers {
 
 /// A begins by `init`; B stays zero, so that the adapted model begins as the base.
 pub(super) fn initialize(adapter: &mut Adapter, lora: Lora, init: Init, seed: u64) {
+    if lora.first != [0, 0] {
+        return; // it shares the tensors of another one
+    }
     let tensor = &adapter.layout.tensors()[lora.a];
     let key = tensor.name.bytes().fold(seed, |key, byte| random::key(key, u64::from(byte)));
     let bound = 1.0 / (tensor.cols as f64).sqrt();
@@ -122,8 +163,7 @@ pub(crate) fn backward(
 ) {
     let (adapter, device, precision) = (run.adapter(), run.device, run.precision);
     let (a, b) = adapter.lora(lora);
-    let tensors = adapter.layout.tensors();
-    let (da, db) = gradients.pair_mut(&tensors[lora.a], &tensors[lora.a + 1]);
+    let (da, db) = gradients.lora_mut(&adapter.layout, lora);
     let Buffers { dropped, s, ds, names } = buffers;
     let (rows, cols, rank) = (x.rows(), x.cols(), lora.rank);
     let (s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));

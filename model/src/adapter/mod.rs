@@ -10,4 +10,5 @@ pub mod merge;
 mod mlx;
 pub mod parameters;
 pub mod peft;
+mod per_expert;
 pub mod targets;

@@ -41,10 +41,23 @@ pub struct Tensor {
     pub rows: usize,
     /// Second dimension.
     pub cols: usize,
+    /// Of B of the experts of a block, which stand one below the other, `[E * out, R]`: their number `E`. PEFT's file has them
+    /// side by side, column by column: `[out, R * E]`. 1 for any other tensor.
+    pub experts: usize,
     /// One-dimensional in files (norm weights, biases).
     pub vector: bool,
     /// Where its elements lie in the flat buffer.
     pub range: Range<usize>,
+}
+
+impl Tensor {
+    /// Its dimensions in an adapter's file.
+    pub fn file_shape(&self) -> Vec<usize> {
+        match self.vector {
+            true => vec![self.cols],
+            false => vec![self.rows / self.experts, self.cols * self.experts],
+        }
+    }
 }
 
 /// What is trained on one module.
@@ -94,8 +107,13 @@ impl Layout {
     pub(super) fn push(&mut self, role: Role, name: String, [rows, cols]: [usize; 2], vector: bool) -> usize {
         let range = self.len..self.len + rows * cols;
         self.len = range.end;
-        self.tensors.push(Tensor { name, role, rows, cols, vector, range });
+        self.tensors.push(Tensor { name, role, rows, cols, experts: 1, vector, range });
         self.tensors.len() - 1
+    }
+
+    /// Says that a tensor is the experts' of a block, one below the other.
+    pub(super) fn share_among_experts(&mut self, tensor: usize, experts: usize) {
+        self.tensors[tensor].experts = experts;
     }
 
     /// Trains something on a module, whose tensors were just added.
@@ -200,6 +218,13 @@ impl Parameters {
         let (a, b) = both.split_at_mut(first.range.len());
         (MatrixMut::from_f32(first.rows, first.cols, a), MatrixMut::from_f32(second.rows, second.cols, b))
     }
+
+    /// A and B of a low-rank update, to change.
+    pub(crate) fn lora_mut(&mut self, layout: &Layout, lora: Lora) -> (MatrixMut<'_>, MatrixMut<'_>) {
+        let (a, b) = self.pair_mut(&layout.tensors[lora.a], &layout.tensors[lora.a + 1]);
+        let [a_rows, b_rows] = lora.rows();
+        (a.rows_range(a_rows), b.rows_range(b_rows))
+    }
 }
 
 /// A trained adapter: a layout and its values. It knows the base only by the shapes of its modules.
@@ -217,10 +242,7 @@ impl Adapter {
     /// Whether it is made of low-rank updates only and every B is zero, so that it changes nothing.
     pub fn is_without_effect(&self) -> bool {
         self.layout.modules.values().all(|trained| match trained {
-            Trained::Lora(lora) => {
-                let b = self.layout.tensors[lora.a + 1].range.clone();
-                self.parameters.values()[b].iter().all(|&value| value == 0.0)
-            }
+            Trained::Lora(lora) => self.lora(*lora).1.f32().iter().all(|&value| value == 0.0),
             // Magnitudes count for themselves, whatever B is.
             Trained::Dora(_) | Trained::Full(_) => false,
         })
@@ -234,7 +256,8 @@ impl Adapter {
 
     /// A and B of a low-rank update.
     pub fn lora(&self, lora: Lora) -> (MatrixRef<'_>, MatrixRef<'_>) {
-        (self.tensor(lora.a), self.tensor(lora.a + 1))
+        let [a, b] = lora.rows();
+        (self.tensor(lora.a).rows_range(a), self.tensor(lora.a + 1).rows_range(b))
     }
 
     /// The tensor at an index of the layout.

@@ -72,6 +72,8 @@ pub struct PeftConfig {
     pub rank_pattern: Vec<(String, usize)>,
     /// Alphas by pattern; the first that fits decides.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// Parameters of experts with a low-rank update: whole names, or what stands behind a dot in them.
+    pub target_parameters: Vec<String>,
     /// Modules trained whole and stored with the adapter.
     pub modules_to_save: Vec<String>,
     /// How A and B began: `true`, `false` or the name of a method.
@@ -97,6 +99,7 @@ impl Default for PeftConfig {
             layers_pattern: Vec::new(),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            target_parameters: Vec::new(),
             modules_to_save: Vec::new(),
             init_lora_weights: Value::Bool(true),
             base_model_name_or_path: None,
@@ -128,13 +131,12 @@ pub fn key_prefix(path: &str) -> String {
 
 /// Settings that change what an adapter computes and are not supported, with the value that PEFT gives them
 /// when they are not used, and what they are.
-fn unsupported() -> [(&'static str, Value, &'static str); 13] {
+fn unsupported() -> [(&'static str, Value, &'static str); 12] {
     let off = || Value::Bool(false);
     [
         ("bias", json!("none"), "trained biases"),
         ("use_qalora", off(), "QA-LoRA"),
         ("lora_bias", off(), "a bias on B"),
-        ("target_parameters", Value::Null, "updates of bare parameters"),
         ("trainable_token_indices", Value::Null, "single trained tokens"),
         ("layer_replication", Value::Null, "repeated layers"),
         ("alora_invocation_tokens", Value::Null, "activated LoRA"),
@@ -164,7 +166,7 @@ const IGNORED: [&str; 12] = [
 ];
 
 /// Settings that are read.
-const READ: [&str; 17] = [
+const READ: [&str; 18] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "exclude_modules",
@@ -179,6 +181,7 @@ const READ: [&str; 17] = [
     "rank_pattern",
     "revision",
     "target_modules",
+    "target_parameters",
     "use_rslora",
     "use_dora",
     "fan_in_fan_out",
@@ -203,20 +206,24 @@ impl PeftConfig {
     /// patterns when it saves them, so of two that match, another one may decide once they are read back;
     /// whole names match one module each.
     pub fn settled(mut self, resolution: &Resolution, model: &Config) -> PeftConfig {
-        let name = |target: &targets::Target| target.path.clone();
-        let targets = &resolution.targets;
         self.fan_in_fan_out = model.transposed;
         if !matches!(self.target_modules, Some(Selection::List(_))) {
             self.target_modules = Some(Selection::List(targets::names(resolution, model)));
         }
-        if !self.rank_pattern.is_empty() {
-            let other = targets.iter().filter(|t| t.rank != self.r);
-            self.rank_pattern = other.map(|t| (name(t), t.rank)).collect();
-        }
-        if !self.alpha_pattern.is_empty() {
-            let other = targets.iter().filter(|t| t.alpha != self.lora_alpha);
-            self.alpha_pattern = other.map(|t| (name(t), t.alpha)).collect();
-        }
+        self.spelt_out(resolution)
+    }
+
+    /// With an entry a module instead of patterns.
+    pub(super) fn spelt_out(mut self, resolution: &Resolution) -> PeftConfig {
+        let targets = &resolution.targets;
+        let modules = targets.iter().map(|t| (&t.path, t.rank, t.alpha));
+        let parameters = resolution.parameters.iter().map(|p| (&p.name, p.rank, p.alpha));
+        let all = || modules.clone().chain(parameters.clone());
+        let ranks = all().filter(|&(_, rank, _)| rank != self.r);
+        let ranks = ranks.map(|(name, rank, _)| (name.clone(), rank)).collect();
+        let alphas = all().filter(|&(.., alpha)| alpha != self.lora_alpha);
+        self.alpha_pattern = alphas.map(|(name, _, alpha)| (name.clone(), alpha)).collect();
+        self.rank_pattern = ranks;
         self
     }
 
@@ -247,6 +254,7 @@ impl PeftConfig {
             alpha_pattern: patterns(&fields, "alpha_pattern", "a number from 0 to 1e9", |v| {
                 v.as_f64().filter(|a| ALPHA.contains(a))
             })?,
+            target_parameters: texts(&fields, "target_parameters")?,
             modules_to_save: texts(&fields, "modules_to_save")?,
             init_lora_weights: initialization(&fields)?,
             base_model_name_or_path: fields.text("base_model_name_or_path")?.filter(|t| !t.is_empty()),
@@ -282,6 +290,7 @@ impl PeftConfig {
             ("layers_to_transform", json!(self.layers_to_transform)),
             ("rank_pattern", ordered(&self.rank_pattern, |&r| json!(r))),
             ("revision", json!(self.revision)),
+            ("target_parameters", json!(self.target_parameters)),
             ("use_dora", json!(self.use_dora)),
             ("use_rslora", json!(self.use_rslora)),
         ];
@@ -521,7 +530,12 @@ pub fn updates(config: &PeftConfig, tensors: &AdapterTensors) -> Result<Vec<Upda
         if rank != cols {
             return Err(wrong(key, format!("has {rank} rows, its B {cols} columns; both are the rank")));
         }
-        if rank != config.r && config.rank_pattern.iter().all(|&(_, named)| named != rank) {
+        // Of an update of experts, whose number is the model's to say, the file has all of them.
+        let fits = |named: usize| match config.target_parameters.is_empty() {
+            true => rank == named,
+            false => rank.is_multiple_of(named),
+        };
+        if !fits(config.r) && !config.rank_pattern.iter().any(|&(_, named)| fits(named)) {
             let problem = format!(
                 "is of rank {rank}, which {CONFIG_FILE} does not name: `r` is {}; the two files must be of one adapter",
                 config.r

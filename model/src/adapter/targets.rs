@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use fancy_regex::Regex;
 
 use super::peft::{PeftConfig, Selection, scaling};
-use crate::config::Config;
+use crate::config::{Config, Mlp};
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Part};
 use crate::shapes::{ModuleKind, Shape};
@@ -28,6 +28,65 @@ pub struct Target {
     pub scale: f32,
 }
 
+/// A parameter of a mixture of experts with a low-rank update: PEFT's `target_parameters` over the models of transformers 5.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterTarget {
+    /// The block, from 0.
+    pub layer: usize,
+    /// Gate and up, or down, of all experts, or the choice of experts.
+    pub part: Part,
+    /// Its name, such as `model.layers.0.mlp.experts.gate_up_proj`.
+    pub name: String,
+    /// The path of the module that holds it, in which PEFT wraps one update around the other: the outer one's, or with `.base_layer`
+    /// behind it the inner one's.
+    pub place: String,
+    /// `R`, for each expert.
+    pub rank: usize,
+    /// The numerator of the scale.
+    pub alpha: f64,
+    /// What multiplies `B A`.
+    pub scale: f32,
+}
+
+impl ParameterTarget {
+    /// A parameter, without what is trained on it.
+    pub(super) fn named(layer: usize, part: Part, name: String) -> Self {
+        ParameterTarget { layer, part, name, place: String::new(), rank: 0, alpha: 0.0, scale: 0.0 }
+    }
+
+    /// [`ParameterTarget::place`] where these parts are trained.
+    pub(super) fn place(layer: usize, part: Part, trained: &[Part], model: &Config) -> String {
+        match part {
+            Part::Router => model.names.router(layer),
+            // The parameter that stands first in the module is wrapped first.
+            Part::GateUp if trained.contains(&Part::Down) => {
+                format!("{}.base_layer", model.names.experts(layer))
+            }
+            _ => model.names.experts(layer),
+        }
+    }
+
+    /// The linear layers of an expert that it holds, one below the other.
+    pub(super) fn parts(&self) -> &'static [Part] {
+        match self.part {
+            Part::GateUp => &[Part::Gate, Part::Up],
+            Part::Down => &[Part::Down],
+            _ => &[],
+        }
+    }
+
+    /// How many matrices it is, one for each expert, and `[out, in]` of each of the layers in them.
+    pub(super) fn size(&self, model: &Config) -> (usize, [usize; 2]) {
+        let (layer, count) = (self.layer, model.experts.map_or(0, |experts| experts.count));
+        let (count, id) = match self.parts().first() {
+            None => (1, ModuleId::Linear { layer, part: self.part }),
+            Some(&part) => (count, ModuleId::Expert { layer, expert: 0, part }),
+        };
+        let module = model.module(id);
+        (count, [module.rows, module.cols])
+    }
+}
+
 /// What an adapter's settings come to on a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resolution {
@@ -35,6 +94,8 @@ pub struct Resolution {
     pub targets: Vec<Target>,
     /// Whether the layers have magnitudes too: DoRA.
     pub dora: bool,
+    /// The parameters of experts with low-rank updates, block by block.
+    pub parameters: Vec<ParameterTarget>,
     /// The modules trained whole (`modules_to_save`), in the order of [`ModuleId`].
     pub saved: Vec<ModuleId>,
     /// Names and patterns that PEFT accepts and that match nothing; empty unless read from a PEFT folder.
@@ -70,15 +131,35 @@ pub const ALL_LINEAR: &str = "all-linear";
 pub fn resolve(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
     let resolution = resolve_as_peft(settings, model)?;
     refuse(&resolution.unused)?;
+    if !resolution.parameters.is_empty() && settings.use_dora {
+        let problem = "must be false with target_parameters: PEFT has no DoRA of experts";
+        return Err(ModelError::setting("use_dora", problem));
+    }
+    if !resolution.parameters.is_empty() && settings.lora_dropout > 0.0 {
+        let problem = "must be 0 with target_parameters: PEFT has no dropout before experts";
+        return Err(ModelError::setting("lora_dropout", problem));
+    }
     Ok(resolution)
 }
 
 /// As [`resolve`], but names and patterns without effect are only listed: a folder that PEFT wrote is judged
 /// by its tensors.
 pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
-    let modules = module_tree(model);
-    let (saved, mut unused) = saved_modules(settings, &modules)?;
-    let (selected, unused_targets) = select(settings, &modules, default_targets(model))?;
+    resolve_in(settings, model, &module_tree(model))
+}
+
+/// As [`resolve_as_peft`], as PEFT did over the models of transformers 4, where each expert had linear layers of its own and their
+/// choice was one.
+pub(super) fn resolve_with_experts(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
+    let mut modules = module_tree(model);
+    let linears = model.modules().into_iter().map(|m| m.id).filter(|&id| is_parameter(id));
+    modules.extend(linears.map(|id| Node { path: model.path(id), kind: Kind::Linear, id: Some(id) }));
+    resolve_in(settings, model, &modules)
+}
+
+fn resolve_in(settings: &PeftConfig, model: &Config, modules: &[Node]) -> Result<Resolution> {
+    let (saved, mut unused) = saved_modules(settings, modules)?;
+    let (selected, unused_targets) = select(settings, modules, default_targets(model))?;
     unused.extend(unused_targets);
     let mut ranks = Patterns::new("rank_pattern", &settings.rank_pattern)?;
     let mut alphas = Patterns::new("alpha_pattern", &settings.alpha_pattern)?;
@@ -101,10 +182,61 @@ pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resoluti
             scale: scaling(rank, alpha, settings.use_rslora),
         });
     }
+    let (mut parameters, unused_parameters) = parameters_of_experts(settings, model);
+    unused.extend(unused_parameters);
+    for target in &mut parameters {
+        target.rank = ranks.get(&target.name)?.unwrap_or(settings.r);
+        target.alpha = alphas.get(&target.name)?.unwrap_or(settings.lora_alpha);
+        target.scale = scaling(target.rank, target.alpha, settings.use_rslora);
+    }
     unused.extend(ranks.unused());
     unused.extend(alphas.unused());
     targets.sort_by_key(|t| t.module);
-    Ok(Resolution { targets, dora: settings.use_dora, saved, unused })
+    Ok(Resolution { targets, dora: settings.use_dora, parameters, saved, unused })
+}
+
+/// The parameters that `target_parameters` names, with ranks and scales to be filled in, and the entries without effect. An entry is
+/// a whole name or what stands behind a dot in it, as in PEFT's `LoraModel._inject_parameters`.
+fn parameters_of_experts(settings: &PeftConfig, model: &Config) -> (Vec<ParameterTarget>, Vec<Unused>) {
+    let (entries, mut used) = (&settings.target_parameters, BTreeSet::new());
+    let with_experts = (0..model.layers).filter(|&layer| model.blocks[layer].mlp == Mlp::Experts);
+    let all: Vec<_> = with_experts.map(|layer| (layer, model.names.parameters_of_experts(layer))).collect();
+    let mut targets = Vec::new();
+    for (layer, parameters) in &all {
+        let layer = *layer;
+        let mut found: Vec<(Part, &String)> = Vec::new();
+        for (part, name) in parameters {
+            let hits = || entries.iter().filter(|entry| suffixes(name).any(|end| end == entry.as_str()));
+            used.extend(hits());
+            found.extend(hits().next().map(|_| (*part, name)));
+        }
+        let trained: Vec<Part> = found.iter().map(|(part, _)| *part).collect();
+        for (part, name) in found {
+            let place = ParameterTarget::place(layer, part, &trained, model);
+            targets.push(ParameterTarget { place, ..ParameterTarget::named(layer, part, name.clone()) });
+        }
+    }
+    let known = match all.first() {
+        None => "it has none".to_owned(),
+        Some((_, parameters)) => {
+            let names = parameters.iter().map(|(_, name)| model.names.within_block(name));
+            format!("these are {}", quoted(names))
+        }
+    };
+    let unknown = |entry: &String| {
+        let problem = format!(
+            "names {entry:?}, which is no parameter of the model's experts ({known}); linear layers are named in \
+             target_modules"
+        );
+        Unused { field: "target_parameters", problem }
+    };
+    let unused = entries.iter().filter(|entry| !used.contains(entry)).map(unknown).collect();
+    (targets, unused)
+}
+
+/// Whether a module is a bare parameter, or part of one, for transformers 5, and thus none of PEFT's linear layers.
+pub(super) fn is_parameter(module: ModuleId) -> bool {
+    matches!(module, ModuleId::Expert { .. } | ModuleId::Linear { part: Part::Router, .. })
 }
 
 /// Names that select exactly these layers, by the rule for lists that all versions of PEFT share: the ends of
@@ -188,9 +320,8 @@ fn module_tree(model: &Config) -> Vec<Node> {
     let tied = model.tie_word_embeddings.then_some(ModuleId::Head);
     for id in model.modules().into_iter().map(|m| m.id).chain(tied) {
         let kind = match id {
-            // PEFT's linear layers: experts and their choice are bare parameters in transformers.
-            ModuleId::Expert { .. } | ModuleId::Linear { part: Part::Router, .. } => continue,
-            ModuleId::Linear { .. } => Kind::Linear,
+            _ if is_parameter(id) => continue,
+            ModuleId::Linear { .. } | ModuleId::Expert { .. } => Kind::Linear,
             ModuleId::Head => Kind::Head,
             ModuleId::Embedding | ModuleId::Positions => Kind::Embedding,
             ModuleId::Norm { .. } | ModuleId::FinalNorm => Kind::Other,
@@ -208,7 +339,8 @@ fn select(
     modules: &[Node],
     defaults: Vec<String>,
 ) -> Result<(Vec<usize>, Vec<Unused>)> {
-    let defaults = Selection::List(defaults);
+    let parameters = !settings.target_parameters.is_empty();
+    let defaults = Selection::List(if parameters { Vec::new() } else { defaults });
     let targets = settings.target_modules.as_ref().unwrap_or(&defaults);
     let layers = LayerFilter::new(settings, targets)?;
     let all_linear = matches!(targets, Selection::Expression(e) if e.eq_ignore_ascii_case(ALL_LINEAR));
@@ -248,7 +380,7 @@ fn select(
             }
         }
     }
-    if selected.is_empty() {
+    if selected.is_empty() && !parameters {
         return Err(nothing_selected(settings, targets, modules));
     }
     let unused = if all_linear { Vec::new() } else { included.unused(modules) };

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod common;
 mod config;
+mod experts;
 mod families;
 mod frozen;
 mod inputs;

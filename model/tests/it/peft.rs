@@ -109,6 +109,7 @@ fn settings_come_back_as_they_were() {
         layers_pattern: vec!["layers".into()],
         rank_pattern: vec![("z".into(), 4), ("a".into(), 2)], // the order counts
         alpha_pattern: vec![("z".into(), 4.0), ("a".into(), 0.5)],
+        target_parameters: vec!["mlp.experts.gate_up_proj".into()],
         modules_to_save: vec!["norm".into()],
         init_lora_weights: json!("gaussian"),
         base_model_name_or_path: Some("owner/name".into()),
@@ -154,7 +155,7 @@ refused! {
     another_task_is_refused: {"task_type": "SEQ_CLS"} => "`task_type` is \"SEQ_CLS\"";
     biases_are_not_supported: {"bias": "lora_only"} => "`bias` is \"lora_only\", which is not supported: trained biases";
     layer_replication_is_not_supported: {"layer_replication": [[0, 4], [2, 5]]} => "`layer_replication` is [[0,4],[2,5]]";
-    target_parameters_are_not_supported: {"target_parameters": ["experts.w"]} => "`target_parameters` is";
+    target_parameters_are_a_list: {"target_parameters": "experts.w"} => "expected a list of names";
     trainable_tokens_are_not_supported: {"trainable_token_indices": [1, 2]} => "`trainable_token_indices` is [1,2]";
     lora_bias_is_not_supported: {"lora_bias": true} => "`lora_bias` is true";
     qalora_is_not_supported: {"use_qalora": true} => "`use_qalora` is true";

@@ -59,7 +59,7 @@ fn the_best_evaluation_is_kept_as_an_adapter_and_the_result_is_the_last() {
     let constant = train::Schedule { decay: train::Decay::Constant, warmup: Some(0.0) };
     let usual = Settings { epochs: 3, batch_size: 5, ..settings() };
     let mut settings = Settings { max_steps: Some(10), eval_every: Some(1), schedule: constant, ..usual };
-    settings.optimizer.learning_rate = 0.02;
+    settings.optimizer.learning_rate = 0.06;
     let out = tempfile::tempdir().unwrap();
     let told = go(&settings, out.path());
     let best = told.evaluations.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
