@@ -21,8 +21,8 @@ pub struct Tensor {
     pub rows: usize,
     /// Second dimension.
     pub cols: usize,
-    /// Of B of the experts of a block, which stand one below the other, `[E * out, R]`: their number `E`. PEFT's file has them
-    /// side by side, column by column: `[out, R * E]`. 1 for any other tensor.
+    /// Of B of the experts of a block, which stand one below the other, `[E * out, R]`: their number `E`.
+    /// PEFT's file has them side by side, column by column: `[out, R * E]`. 1 for any other tensor.
     pub experts: usize,
     /// One-dimensional in files (norm weights, biases).
     pub vector: bool,
@@ -124,8 +124,9 @@ impl Layout {
         self.modules.insert(module, Trained::Lora(Lora { a, first: [0, 0], out, rank, scale }));
     }
 
-    /// Trains low-rank matrices on layers of the `count` experts of a block, saved under `prefix`. The layers `parts` of an expert, each
-    /// `[out, in]`, stand one below the other as one of `[parts * out, in]`: they share A.
+    /// Trains low-rank matrices on layers of the `count` experts of a block, saved under `prefix`. The layers
+    /// `parts` of an expert, each `[out, in]`, stand one below the other as one of `[parts * out, in]`: they
+    /// share A.
     pub fn add_expert_lora(
         &mut self,
         (layer, parts): (usize, &[Part]),
