@@ -171,7 +171,8 @@ impl Activations {
     }
 
     /// The loss of an uneven spread over experts in the last pass, before its coefficient
-    /// ([`Run::router_aux_loss`](crate::Run::router_aux_loss)): the number of experts a token if it is even. 0 if none was asked for.
+    /// ([`Run::router_aux_loss`](crate::Run::router_aux_loss)): the number of experts a token if it is even.
+    /// 0 if none was asked for.
     pub fn router_aux_loss(&self) -> f64 {
         self.work.experts.load_loss()
     }

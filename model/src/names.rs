@@ -225,7 +225,8 @@ pub struct Names {
     pub(crate) others: &'static [(&'static str, &'static str)],
 }
 
-/// What transformers 5 calls what holds the experts of a block, and the choice of experts, whatever files call them.
+/// What transformers 5 calls what holds the experts of a block, and the choice of experts, whatever files
+/// call them.
 const EXPERTS: &str = "mlp.experts";
 const ROUTER: &str = "mlp.gate";
 /// What it calls the two parameters of all experts: gate and up of each, one below the other, and down.

@@ -16,8 +16,9 @@ pub struct Run<'a> {
     pub adapter: Option<&'a Adapter>,
     /// Key of this pass's dropout masks; `None` outside training.
     pub dropout_key: Option<u64>,
-    /// How much the loss of an uneven spread over experts counts beside the mean loss of the targets; 0: it is not computed. It is
-    /// that of transformers (`router_aux_loss_coef`), over all layers and tokens of a batch together.
+    /// How much the loss of an uneven spread over experts counts beside the mean loss of the targets; 0: it
+    /// is not computed. It is that of transformers (`router_aux_loss_coef`), over all layers and tokens of a
+    /// batch together.
     pub router_aux_loss: f32,
 }
 

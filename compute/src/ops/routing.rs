@@ -14,15 +14,16 @@
 //! dlogits[t, e] = p[t, e] * ([e = e_j] q[t, j] - Σ_i q[t, i] p[t, e_i])
 //! ```
 //!
-//! How evenly tokens spread over experts is a loss (Fedus et al., 2021, arXiv:2101.03961, equation 4; transformers'
-//! `load_balancing_loss_func`): over the `N` rows of all layers and tokens together,
+//! How evenly tokens spread over experts is a loss (Fedus et al., 2021, arXiv:2101.03961, equation 4;
+//! transformers' `load_balancing_loss_func`): over the `N` rows of all layers and tokens together,
 //!
 //! ```text
-//! f[e] = number of tokens with e among their experts / N        P[e] = Σ_t p[t, e] / N        loss = E Σ_e f[e] P[e]
+//! f[e] = number of tokens with e among their experts / N        P[e] = Σ_t p[t, e] / N
+//! loss = E Σ_e f[e] P[e]
 //! ```
 //!
-//! which is `k` if they spread evenly. `f` has no gradient, so that of every token's `p[e]` is `E f[e] / N`, and on top of the above
-//! comes, with `dp` for it, `p[t, e] * (dp[e] - Σ_i dp[i] p[t, i])`.
+//! which is `k` if they spread evenly. `f` has no gradient, so that of every token's `p[e]` is `E f[e] / N`,
+//! and on top of the above comes, with `dp` for it, `p[t, e] * (dp[e] - Σ_i dp[i] p[t, i])`.
 //!
 //! The `S = T * k` pairs of a token and one of its experts are sorted by expert, and within an expert by token: a row for each. However
 //! tokens are spread over experts, there are `S` of them.
@@ -209,8 +210,8 @@ pub fn choose(device: &Device, logits: MatrixRef<'_>, routing: &mut Routing) {
     routing.sort();
 }
 
-/// In place: `logits[T, E]`, by which the experts were chosen, become their gradients, from those of the weights `dweights[T * k]` and
-/// those of any token's probabilities `dp[E]`; empty: none.
+/// In place: `logits[T, E]`, by which the experts were chosen, become their gradients, from those of the
+/// weights `dweights[T * k]` and those of any token's probabilities `dp[E]`; empty: none.
 ///
 /// # Panics
 /// If the sizes do not agree.

@@ -228,6 +228,10 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
     }
     let files = base.adapter_folder(&folder)?;
     files.require_unchanged_base()?;
+    if !files.config.target_parameters.is_empty() {
+        let problem = "goes on from an adapter of experts' parameters, for which run files have no setting";
+        return Err(settings.refuse("adapter.init_from", problem));
+    }
     let adopted = setup::adopt(&settings.run.adapter, &files);
     let written = settings.run.adapter.clone();
     for key in setup::ADOPTED {

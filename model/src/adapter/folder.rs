@@ -42,7 +42,8 @@ pub(super) struct Assembled {
     pub(super) pieces: Vec<Piece>,
 }
 
-/// A tensor of a file and where its elements go: the row `row` and those below it, the column `col` and each `step`th behind it.
+/// A tensor of a file and where its elements go: the row `row` and those below it, the column `col` and each
+/// `step`th behind it.
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) name: String,
@@ -92,7 +93,7 @@ impl AdapterTensors {
         self.file.path()
     }
 
-    /// The keys, sorted.
+    /// The keys: those of the file in their order, and behind them those that are made of pieces.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         let of_peft = self.transposed.is_none().then(|| self.file.names());
         let others = self.transposed.iter().flat_map(|names| names.keys().map(String::as_str));

@@ -1,8 +1,10 @@
-//! Adapters that PEFT made under transformers 4, where every expert had linear layers of its own, each with its A and B, in the words
-//! of PEFT over transformers 5: a pair for a parameter of all experts of a block (`target_parameters`).
+//! Adapters that PEFT made under transformers 4, where every expert had linear layers of its own, each with
+//! its A and B, in the words of PEFT over transformers 5: a pair for a parameter of all experts of a block
+//! (`target_parameters`).
 //!
-//! There an expert's gate and up are one matrix and share A. Two pairs of rank R are one of rank 2 R, as PEFT converts them too: the
-//! rows of A one below the other, and of B each half has its own columns, with zeros in the other's.
+//! There an expert's gate and up are one matrix and share A. Two pairs of rank R are one of rank 2 R, as PEFT
+//! converts them too: the rows of A one below the other, and of B each half has its own columns, with zeros
+//! in the other's.
 
 use std::collections::BTreeMap;
 
@@ -70,7 +72,8 @@ pub(super) fn convert(
     Ok(Some((converted.spelt_out(&resolution), assembled)))
 }
 
-/// The linear layers that a parameter holds: expert by expert, gate before up. Empty if none of them is trained.
+/// The linear layers that a parameter holds: expert by expert, gate before up. Empty if none of them is
+/// trained.
 fn linears<'t>(target: &ParameterTarget, apart: &'t [Target], model: &Config) -> Result<Vec<&'t Target>> {
     let layer = target.layer;
     let modules: Vec<ModuleId> = match target.parts() {
@@ -80,7 +83,8 @@ fn linears<'t>(target: &ParameterTarget, apart: &'t [Target], model: &Config) ->
             (0..target.size(model).0).flat_map(of).collect()
         }
     };
-    let find = |module| apart.iter().find(|target| target.module == module);
+    // They are in the order of their modules.
+    let find = |module| apart.binary_search_by_key(&module, |target| target.module).ok().map(|n| &apart[n]);
     let found: Vec<&Target> = modules.iter().filter_map(|&module| find(module)).collect();
     let Some(first) = found.first() else { return Ok(found) };
     if let Some(&missing) = modules.iter().find(|&&module| find(module).is_none()) {
@@ -109,7 +113,8 @@ fn alpha(rank: usize, other: usize, alpha: f64, rslora: bool) -> f64 {
     alpha * if rslora { factor.sqrt() } else { factor }
 }
 
-/// A `[R * E, in]`, expert by expert, and B `[out, R * E]`, rank by rank with the experts side by side, from those of the layers.
+/// A `[R * E, in]`, expert by expert, and B `[out, R * E]`, rank by rank with the experts side by side, from
+/// those of the layers.
 fn assemble(target: &ParameterTarget, linears: &[&Target], model: &Config) -> (Assembled, Assembled) {
     let (count, [out, inner]) = target.size(model);
     let pairs = target.parts().len().max(1);

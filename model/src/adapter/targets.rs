@@ -28,7 +28,8 @@ pub struct Target {
     pub scale: f32,
 }
 
-/// A parameter of a mixture of experts with a low-rank update: PEFT's `target_parameters` over the models of transformers 5.
+/// A parameter of a mixture of experts with a low-rank update: PEFT's `target_parameters` over the models of
+/// transformers 5.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParameterTarget {
     /// The block, from 0.
@@ -37,8 +38,8 @@ pub struct ParameterTarget {
     pub part: Part,
     /// Its name, such as `model.layers.0.mlp.experts.gate_up_proj`.
     pub name: String,
-    /// The path of the module that holds it, in which PEFT wraps one update around the other: the outer one's, or with `.base_layer`
-    /// behind it the inner one's.
+    /// The path of the module that holds it, in which PEFT wraps one update around the other: the outer
+    /// one's, or with `.base_layer` behind it the inner one's.
     pub place: String,
     /// `R`, for each expert.
     pub rank: usize,
@@ -148,8 +149,8 @@ pub fn resolve_as_peft(settings: &PeftConfig, model: &Config) -> Result<Resoluti
     resolve_in(settings, model, &module_tree(model))
 }
 
-/// As [`resolve_as_peft`], as PEFT did over the models of transformers 4, where each expert had linear layers of its own and their
-/// choice was one.
+/// As [`resolve_as_peft`], as PEFT did over the models of transformers 4, where each expert had linear layers
+/// of its own and their choice was one.
 pub(super) fn resolve_with_experts(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
     let mut modules = module_tree(model);
     let linears = model.modules().into_iter().map(|m| m.id).filter(|&id| is_parameter(id));
@@ -195,8 +196,9 @@ fn resolve_in(settings: &PeftConfig, model: &Config, modules: &[Node]) -> Result
     Ok(Resolution { targets, dora: settings.use_dora, parameters, saved, unused })
 }
 
-/// The parameters that `target_parameters` names, with ranks and scales to be filled in, and the entries without effect. An entry is
-/// a whole name or what stands behind a dot in it, as in PEFT's `LoraModel._inject_parameters`.
+/// The parameters that `target_parameters` names, with ranks and scales to be filled in, and the entries
+/// without effect. An entry is a whole name or what stands behind a dot in it, as in PEFT's
+/// `LoraModel._inject_parameters`.
 fn parameters_of_experts(settings: &PeftConfig, model: &Config) -> (Vec<ParameterTarget>, Vec<Unused>) {
     let (entries, mut used) = (&settings.target_parameters, BTreeSet::new());
     let with_experts = (0..model.layers).filter(|&layer| model.blocks[layer].mlp == Mlp::Experts);
@@ -234,7 +236,8 @@ fn parameters_of_experts(settings: &PeftConfig, model: &Config) -> (Vec<Paramete
     (targets, unused)
 }
 
-/// Whether a module is a bare parameter, or part of one, for transformers 5, and thus none of PEFT's linear layers.
+/// Whether a module is a bare parameter, or part of one, for transformers 5, and thus none of PEFT's linear
+/// layers.
 pub(super) fn is_parameter(module: ModuleId) -> bool {
     matches!(module, ModuleId::Expert { .. } | ModuleId::Linear { part: Part::Router, .. })
 }

@@ -1,4 +1,5 @@
-//! Mixtures of experts: adapters over all experts as PEFT has them, the loss of their load, and choices at the edges.
+//! Mixtures of experts: adapters over all experts as PEFT has them, the loss of their load, and choices at
+//! the edges.
 
 use compute::{Device, Precision};
 use model::adapter::files::save_adapter;
@@ -32,7 +33,8 @@ fn labelled(expected: &Tensors) -> Batch {
     batch
 }
 
-/// The mean loss of a batch, that of the load of its experts, and all gradients of the first and `router_aux_loss` times the second.
+/// The mean loss of a batch, that of the load of its experts, and all gradients of the first and
+/// `router_aux_loss` times the second.
 fn gradients(
     decoder: &Decoder,
     adapter: &Adapter,
@@ -275,7 +277,8 @@ fn tokens(n: u32) -> Batch {
     batch
 }
 
-/// A tensor's name, its gradient, and the same by central differences of `loss` along a direction of signs, `step` long.
+/// A tensor's name, its gradient, and the same by central differences of `loss` along a direction of signs,
+/// `step` long.
 fn along_signs(
     step: f32,
     adapter: &mut Adapter,
