@@ -138,6 +138,8 @@ pub(crate) struct AdapterSection {
     pub(crate) dropout: f64,
     /// The layers that get an adapter: all-linear, a list of names such as [q_proj, v_proj], or a regular expression, as in PEFT.
     pub(crate) target_modules: TargetModules,
+    /// Parameters of experts that get an adapter, such as [mlp.experts.gate_up_proj, mlp.experts.down_proj], as in PEFT.
+    pub(crate) target_parameters: Vec<String>,
     /// Scales by alpha / sqrt(r) in place of alpha / r.
     pub(crate) rslora: bool,
     /// How an adapter begins; gaussian with method: full begins from random weights where the model folder has none.
@@ -160,6 +162,7 @@ impl Default for AdapterSection {
             alpha: 32.0,
             dropout: 0.0,
             target_modules: TargetModules::AllLinear,
+            target_parameters: Vec::new(),
             rslora: false,
             init: Init::Default,
             init_from: None,
@@ -266,6 +269,9 @@ pub(crate) struct TrainingSection {
     /// Ends the run after so many evaluations without a better loss; the result is then the best one's.
     #[schemars(range(min = 1))]
     pub(crate) early_stopping_patience: Option<u64>,
+    /// How much the spread of tokens over experts counts beside the loss, as router_aux_loss_coef of transformers; 0: not at all.
+    #[schemars(range(min = 0, max = 1e3))]
+    pub(crate) router_aux_loss: f64,
     /// Of all that is random: the same seed and settings give the same bytes.
     pub(crate) seed: u64,
 }
@@ -285,6 +291,7 @@ impl Default for TrainingSection {
             save_every: None,
             keep_checkpoints: 2,
             early_stopping_patience: None,
+            router_aux_loss: 0.0,
             seed: 42,
         }
     }
@@ -362,7 +369,7 @@ pub(crate) enum OnOverflow {
 pub(crate) enum Method {
     /// A low-rank adapter.
     Lora,
-    #[schemars(skip)] // not supported yet
+    /// A low-rank adapter whose layers' rows have trained magnitudes.
     Dora,
     #[schemars(skip)] // not supported yet
     Qalora,

@@ -240,6 +240,7 @@ pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
         r: section.r,
         lora_alpha: section.alpha,
         lora_dropout: section.dropout,
+        target_parameters: section.target_parameters.clone(),
         use_rslora: section.rslora,
         use_dora: section.method == run_file::Method::Dora,
         target_modules: Some(match &section.target_modules {
@@ -257,8 +258,8 @@ pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
 }
 
 /// The keys of the adapter section that an adapter folder's own configuration decides.
-pub(crate) const ADOPTED: [&str; 7] =
-    ["r", "alpha", "rslora", "target_modules", "rank_pattern", "alpha_pattern", "modules_to_save"];
+pub(crate) const ADOPTED: [&str; 9] =
+    ["method", "r", "alpha", "rslora", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern", "modules_to_save"];
 
 /// The adapter section with those keys as the folder has them. Targets that the folder narrows down by
 /// settings that a run file does not have (`exclude_modules`, `layers_to_transform`) become the names that
@@ -278,6 +279,8 @@ pub(crate) fn adopt(section: &AdapterSection, files: &AdapterFolder) -> AdapterS
     AdapterSection {
         r: folder.r,
         alpha: folder.lora_alpha,
+        method: if folder.use_dora { run_file::Method::Dora } else { run_file::Method::Lora },
+        target_parameters: folder.target_parameters.clone(),
         rslora: folder.use_rslora,
         target_modules,
         rank_pattern: Pattern(folder.rank_pattern.clone()),
@@ -292,7 +295,9 @@ pub(crate) fn take(to: &mut AdapterSection, from: &AdapterSection, key: &str) {
     match key {
         "r" => to.r = from.r,
         "alpha" => to.alpha = from.alpha,
+        "method" => to.method = from.method,
         "rslora" => to.rslora = from.rslora,
+        "target_parameters" => to.target_parameters = from.target_parameters.clone(),
         "target_modules" => to.target_modules = from.target_modules.clone(),
         "rank_pattern" => to.rank_pattern = from.rank_pattern.clone(),
         "alpha_pattern" => to.alpha_pattern = from.alpha_pattern.clone(),

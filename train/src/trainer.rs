@@ -72,6 +72,8 @@ pub struct Settings {
     pub keep_checkpoints: usize,
     /// Evaluations without improvement after which the run ends with the best tensors.
     pub early_stopping_patience: Option<u64>,
+    /// How much the load of experts counts beside the loss ([`Run::router_aux_loss`]).
+    pub router_aux_loss: f32,
     /// Seed of dropout.
     pub seed: u64,
 }
@@ -597,7 +599,9 @@ impl<'a> Trainer<'a> {
 
     /// Adds the gradient of a batch and returns the sum of its losses.
     fn add_gradients(&mut self, batch: &Batch, scale: f32, dropout_key: u64) -> Result<f64> {
-        let run = Run { dropout_key: Some(dropout_key), ..self.decoder.run(Some(&self.adapter)) };
+        let router_aux_loss = self.settings.router_aux_loss;
+        let run = self.decoder.run(Some(&self.adapter));
+        let run = Run { dropout_key: Some(dropout_key), router_aux_loss, ..run };
         let mut losses = vec![0.0; batch.targets.len()];
         let (buffers, gradients) = (&mut self.buffers, &mut self.gradients);
         let weights = vec![scale; losses.len()];

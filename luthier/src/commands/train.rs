@@ -228,10 +228,6 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
     }
     let files = base.adapter_folder(&folder)?;
     files.require_unchanged_base()?;
-    if !files.config.target_parameters.is_empty() {
-        let problem = "goes on from an adapter of experts' parameters, for which run files have no setting";
-        return Err(settings.refuse("adapter.init_from", problem));
-    }
     let adopted = setup::adopt(&settings.run.adapter, &files);
     let written = settings.run.adapter.clone();
     for key in setup::ADOPTED {
@@ -242,7 +238,7 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
         mixed.adapter = adopted.clone();
         setup::take(&mut mixed.adapter, &written, key);
         let same = targets::resolve(&setup::peft_config(&mixed, &base.name), &base.config)
-            .is_ok_and(|r| r.targets == files.resolution.targets && r.saved == files.resolution.saved);
+            .is_ok_and(|r| r.without_unused() == files.resolution.without_unused());
         if !same {
             let message = format!(
                 "differs from {}/adapter_config.json, from which adapter.init_from goes on; leave it out",
@@ -300,6 +296,7 @@ pub(super) fn loop_settings(run: &RunFile, sizes: Sizes) -> train::Settings {
         saves: training.save_every.map_or(Saves::Every(SAVE_EVERY), Saves::EverySteps),
         keep_checkpoints: training.keep_checkpoints,
         early_stopping_patience: training.early_stopping_patience,
+        router_aux_loss: training.router_aux_loss as f32,
         seed: training.seed,
     }
 }

@@ -190,6 +190,11 @@ impl Settings {
     }
 
     fn check_training(&self, training: &TrainingSection) -> anyhow::Result<()> {
+        self.require(
+            (0.0..=1e3).contains(&training.router_aux_loss),
+            "training.router_aux_loss",
+            "must be from 0 to 1000",
+        )?;
         let or_null = "must be 1 or more, or null";
         self.require(training.epochs != Some(0), "training.epochs", or_null)?;
         self.require(

@@ -25,6 +25,7 @@ adapter:
   alpha: 32
   dropout: 0.0
   target_modules: all-linear
+  target_parameters: []
   rslora: false
   init: default
   init_from: null
@@ -56,6 +57,7 @@ training:
   save_every: null
   keep_checkpoints: 2
   early_stopping_patience: null
+  router_aux_loss: 0.0
   seed: 42
 output: null
 ";
@@ -84,6 +86,7 @@ adapter:
   alpha: 7.5
   dropout: 0.1
   target_modules: .*\\.(q|v)_proj
+  target_parameters: [experts.down_proj]
   rslora: true
   init: gaussian
   init_from: adapters/old
@@ -326,7 +329,6 @@ fn what_later_versions_bring_is_known_and_refused() {
     for set in [
         "data.format=preference",
         "data.train=[{path: a, format: preference}]",
-        "adapter.method=dora",
         "adapter.method=qalora",
         "adapter.init=pissa",
         "adapter.init=loftq",

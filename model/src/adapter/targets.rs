@@ -103,6 +103,13 @@ pub struct Resolution {
     pub unused: Vec<Unused>,
 }
 
+impl Resolution {
+    /// The same without what has no effect.
+    pub fn without_unused(&self) -> Resolution {
+        Resolution { unused: Vec::new(), ..self.clone() }
+    }
+}
+
 /// A name or a pattern without effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unused {

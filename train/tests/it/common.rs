@@ -63,6 +63,7 @@ pub(crate) fn settings() -> Settings {
         saves: Saves::Every(Duration::MAX),
         keep_checkpoints: 2,
         early_stopping_patience: None,
+        router_aux_loss: 0.0,
         seed: 42,
     }
 }
