@@ -11,7 +11,6 @@ use super::peft::{PeftConfig, Selection, scaling};
 use crate::config::{Config, Mlp};
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Part};
-use crate::shapes::{ModuleKind, Shape};
 
 /// A linear layer with a low-rank update.
 #[derive(Clone, Debug, PartialEq)]
@@ -259,30 +258,6 @@ pub fn names(resolution: &Resolution, model: &Config) -> Vec<String> {
         return ends;
     }
     resolution.targets.iter().map(|t| t.path.clone()).collect()
-}
-
-/// The modules of a shape that would be trained, as indices into [`Shape::modules`], each with its rank. Used
-/// where there is only a shape and no model.
-pub fn resolve_shape(settings: &PeftConfig, shape: &Shape) -> Result<Vec<(usize, usize)>> {
-    let node = |m: &crate::shapes::ModuleShape| {
-        let kind = match m.kind {
-            ModuleKind::Linear => Kind::Linear,
-            ModuleKind::Head => Kind::Head,
-            ModuleKind::Embedding => Kind::Embedding,
-            ModuleKind::Vector => Kind::Other,
-        };
-        Node { path: m.path.clone(), kind, id: None }
-    };
-    let modules: Vec<Node> = shape.modules.iter().map(node).collect();
-    let (selected, unused) = select(settings, &modules, DEFAULT_TARGETS.map(str::to_owned).to_vec())?;
-    refuse(&unused)?;
-    let mut ranks = Patterns::new("rank_pattern", &settings.rank_pattern)?;
-    let mut targets = Vec::with_capacity(selected.len());
-    for index in selected {
-        targets.push((index, ranks.get(&modules[index].path)?.unwrap_or(settings.r)));
-    }
-    refuse(&ranks.unused())?;
-    Ok(targets)
 }
 
 /// What multiplies `B A` on the module of this path, whose rank is known from its tensors. Used where there
