@@ -6,7 +6,9 @@ use compute::ops::matmul;
 use compute::quant::Format;
 use model::arena::SMALLEST;
 use model::memory::{Component, MemoryPlan};
-use model::{Checkpointing, Config, Decoder, FrozenActivations, FrozenExtent, Keeping, Layout, StoredWeights};
+use model::{
+    Checkpointing, Config, Decoder, FrozenActivations, FrozenExtent, Keeping, Layout, StoredWeights,
+};
 use train::{Demand, OptimizerSettings};
 
 use super::{Trained, batch_size, epochs, max_length, optimizer, quantization, trained as trained_by};

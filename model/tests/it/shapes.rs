@@ -1,9 +1,9 @@
 //! The arithmetic of sizes, checked against numbers that papers and model cards give.
 
-use model::{Config, Layout};
 use model::adapter::peft::{PeftConfig, Selection};
 use model::adapter::targets;
 use model::shapes::{self, ModuleKind, ModuleShape, Shape, lora_parameters};
+use model::{Config, Layout};
 
 #[test]
 fn a_layer_of_200_by_200_trains_800_instead_of_40_000_at_rank_2() {
@@ -32,7 +32,10 @@ fn gpt_3_at_rank_1_on_queries_and_values_trains_4_7_million_of_175_billion() {
 fn every_name_is_known_and_an_unknown_one_names_the_nearest() {
     assert!(shapes::names().all(|name| Shape::named(name).is_ok()));
     let error = Config::named("llama-3.1-8B").unwrap_err().to_string();
-    assert!(error.starts_with("`shape` \"llama-3.1-8B\" is not known; the nearest is `llama-3.1-8b`"), "{error}");
+    assert!(
+        error.starts_with("`shape` \"llama-3.1-8B\" is not known; the nearest is `llama-3.1-8b`"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -200,14 +200,17 @@ pub(super) const KEYS: &Table = &[
 ];
 
 /// Names of templates there and here.
-const TEMPLATES: [(&str, &str); 10] = [
+const TEMPLATES: [(&str, &str); 13] = [
     ("alpaca", "alpaca"),
     ("chatml", "chatml"),
     ("gemma", "gemma"),
+    ("gemma3", "gemma"),
     ("llama3", "llama-3"),
     ("mistral_v1", "mistral"),
     ("mistral_v2v3", "mistral-v3"),
     ("phi_3", "phi-3"),
+    ("phi_35", "phi-3"),
+    ("phi_4", "phi-4"),
     ("qwen_25", "qwen2.5"),
     ("qwen2_vl", "qwen2.5"),
     ("qwen3", "qwen3"),

@@ -105,16 +105,20 @@ pub(super) const KEYS: &Table = &[
 ];
 
 /// Names of templates there and here.
-const TEMPLATES: [(&str, &str); 13] = [
+const TEMPLATES: [(&str, &str); 17] = [
     ("alpaca", "alpaca"),
     ("chatml", "chatml"),
     ("deepseekr1", "deepseek-r1"),
     ("gemma", "gemma"),
     ("gemma2", "gemma"),
+    ("gemma3", "gemma"),
+    ("glm4", "glm-4"),
+    ("granite3", "granite"),
     ("llama2", "llama-2"),
     ("llama3", "llama-3"),
     ("mistral", "mistral-v3"),
     ("phi", "phi-3"),
+    ("phi4", "phi-4"),
     ("qwen", "qwen2.5"),
     ("qwen3", "qwen3"),
     ("vicuna", "vicuna"),

@@ -1,6 +1,9 @@
 //! What the programs share: settings that end in transformers' `TrainingArguments` or PEFT's `LoraConfig`.
 
-use model::adapter::targets::DEFAULT_TARGETS;
+use std::path::Path;
+
+use model::Config;
+use model::adapter::targets::{self, DEFAULT_TARGETS};
 use serde_json::{Value, json};
 
 use super::translation::Meaning::{Is, Lost, Needless, Read, Refused};
@@ -310,18 +313,23 @@ pub(super) fn targets(t: &mut Translation<'_>, key: &'static str, all: &[&str]) 
     };
     match names.iter().any(|name| all.contains(&name.as_str())) {
         true => t.put("adapter.target_modules", "all-linear", &[key]),
-        false if names.is_empty() => t.default("adapter.target_modules", json!(DEFAULT_TARGETS)),
+        false if names.is_empty() => t.default("adapter.target_modules", default_targets(t)),
         false => t.put("adapter.target_modules", names, &[key]),
     }
+}
+
+/// What PEFT trains where nothing is named: by the model's family, where its folder is at hand; else as most have it.
+fn default_targets(t: &Translation<'_>) -> Vec<String> {
+    let folder = t.carried("model").and_then(Value::as_str).map(Path::new);
+    let config = folder.filter(|folder| folder.is_dir()).and_then(|folder| Config::load(folder).ok());
+    config.map_or(DEFAULT_TARGETS.map(str::to_owned).to_vec(), |config| targets::default_targets(&config))
 }
 
 /// A hub id or a folder, with the revision of the hub.
 pub(super) fn model(t: &mut Translation<'_>, key: &'static str, revision: &'static str) {
     let Some(name) = t.text(key) else { return };
     match t.text(revision).filter(|revision| *revision != "main") {
-        Some(at) if !std::path::Path::new(name).exists() => {
-            t.put("model", format!("{name}@{at}"), &[key, revision])
-        }
+        Some(at) if !Path::new(name).exists() => t.put("model", format!("{name}@{at}"), &[key, revision]),
         _ => t.put("model", name, &[key]),
     }
 }
