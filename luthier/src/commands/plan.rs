@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use model::adapter::parameters::{Dora, Trained as Part};
-use model::memory::{Component, MemoryPlan};
+use model::memory::Component;
 use model::shapes::{ModuleKind, ModuleShape, Shape};
 use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType, StoredWeights};
 use serde_json::{Map, Value, json};
@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 use super::train::{Prepared, line_of_time};
 use crate::cli::{self, Global};
 use crate::error::user;
-use crate::run_file::{Method, Purpose, RunFile, Settings};
-use crate::setup::{self, Base, Choice, Needs, Sizes, Trained};
+use crate::run_file::{Purpose, RunFile, Settings};
+use crate::setup::{self, Base, Choice, Needs};
 use crate::terminal::{self, Table, bytes, count};
 
 pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> {

@@ -228,8 +228,10 @@ fn a_token_is_measured_by_the_experts_that_are_chosen_for_it() {
         folder.path(),
         &with(&["bench", "generate", "--model", "model", "--steps", "2"], &["precision=f32"]),
     );
+    // The file has two bytes a weight; norms are in f32 at any rate.
     let table = (config.vocab_size * config.hidden_size) as u64;
-    assert_eq!(told["weight_bytes_per_token"], 4 * (config.active_parameter_count() - table));
+    let norms = (config.hidden_size * (2 * config.layers + 1)) as u64;
+    assert_eq!(told["weight_bytes_per_token"], 2 * (config.active_parameter_count() - table + norms));
     let train = ["bench", "train", "--model", "model", "--steps", "1"];
     let told = facts(folder.path(), &with(&train, &["data.max_length=40"]));
     assert!(told["flops_per_second"].as_f64().unwrap() > 0.0, "{told}");
