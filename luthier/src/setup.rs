@@ -258,8 +258,17 @@ pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
 }
 
 /// The keys of the adapter section that an adapter folder's own configuration decides.
-pub(crate) const ADOPTED: [&str; 9] =
-    ["method", "r", "alpha", "rslora", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern", "modules_to_save"];
+pub(crate) const ADOPTED: [&str; 9] = [
+    "method",
+    "r",
+    "alpha",
+    "rslora",
+    "target_modules",
+    "target_parameters",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+];
 
 /// The adapter section with those keys as the folder has them. Targets that the folder narrows down by
 /// settings that a run file does not have (`exclude_modules`, `layers_to_transform`) become the names that

@@ -112,6 +112,15 @@ impl Checkpoint {
         Err(no_weights(folder))
     }
 
+    /// As [`Checkpoint::open`], or one without tensors where the folder has no weights: a model may begin from random
+    /// ones.
+    pub(crate) fn open_if_any(folder: &Path) -> Result<Checkpoint> {
+        match [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file()) {
+            true => Checkpoint::open(folder),
+            false => Ok(Checkpoint::empty(folder)),
+        }
+    }
+
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
         let mut checkpoint = Checkpoint::empty(path);

@@ -3,7 +3,8 @@
 //!
 //! An example's rows do not depend on what else is in the batch, to the byte, as long as the batch is not tiny (a device sums
 //! products of a few rows in another order). So tiny batches take no part, and whoever makes a batch need not care which of its
-//! examples were together before.
+//! examples were together before. Of a layer with experts this does not hold: how many rows an expert gets depends on the whole batch,
+//! and few they often are. So nothing is kept behind such a layer.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,7 +15,7 @@ use compute::{DType, MatrixMut, MatrixRef, Precision};
 use crate::adapter::parameters::Layout;
 use crate::arena::{self, Arena};
 use crate::batch::Batch;
-use crate::config::Config;
+use crate::config::{Config, Mlp};
 use crate::error::Result;
 use crate::memory::{Allocator, Component};
 
@@ -49,8 +50,8 @@ pub struct FrozenActivations {
 }
 
 impl FrozenActivations {
-    /// Room for what the layers below an adapter of this layout give for these examples; none if there is no such layer or no
-    /// such example.
+    /// Room for what the layers below an adapter of this layout give for these examples; none if there is no such layer
+    /// ([`FrozenActivations::layers_of`]) or no such example.
     pub fn new(
         config: &Config,
         layout: &Layout,
@@ -60,7 +61,7 @@ impl FrozenActivations {
     ) -> Option<Self> {
         let FrozenExtent { lengths, memory } = extent;
         let (layers, width, dtype) =
-            (layout.frozen_layers(config.layers), config.hidden_size, precision.dtype());
+            (FrozenActivations::layers_of(config, layout), config.hidden_size, precision.dtype());
         let (mut starts, mut rows) = (vec![0], 0usize);
         for &length in lengths {
             rows = rows.saturating_add(length);
@@ -76,6 +77,13 @@ impl FrozenActivations {
         let arena = Arena::new(&runs, Some(memory), Component::FrozenActivations, allocator);
         let (elements, filled) = (4 * most / dtype.size(), vec![false; lengths.len()]);
         Some(FrozenActivations { arena, dtype, width, elements, layers, starts, filled })
+    }
+
+    /// Number of layers below an adapter of this layout whose result may be kept.
+    pub fn layers_of(config: &Config, layout: &Layout) -> usize {
+        let layers = layout.frozen_layers(config.layers);
+        let depends_on_batch = config.blocks[..layers].iter().any(|block| block.mlp == Mlp::Experts);
+        if depends_on_batch { 0 } else { layers }
     }
 
     /// Makes the file for what does not fit into memory.

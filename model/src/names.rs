@@ -571,4 +571,19 @@ impl Config {
     pub fn parameter_count(&self) -> u64 {
         self.modules().iter().map(Module::parameter_count).sum()
     }
+
+    /// The part of the tokens that meet a module: of an expert, as many as all experts share evenly; of the rest, all.
+    pub fn part_of_tokens(&self, module: ModuleId) -> f64 {
+        match (module, &self.experts) {
+            (ModuleId::Expert { .. }, Some(experts)) => experts.per_token as f64 / experts.count as f64,
+            _ => 1.0,
+        }
+    }
+
+    /// Number of the parameters that one token meets: of the experts, of those that are chosen for it.
+    pub fn active_parameter_count(&self) -> u64 {
+        let of = |m: &Module| self.part_of_tokens(m.id) * m.parameter_count() as f64;
+        // Experts are of one size, so that the sum is a whole number.
+        self.modules().iter().map(of).sum::<f64>().round() as u64
+    }
 }

@@ -99,28 +99,30 @@ fn random_tokens(config: &Config, number: u64, len: usize) -> Vec<u32> {
 }
 
 /// Floating-point operations of a training step for each token of a row of `length`: for every linear weight
-/// 4 where it is frozen (forward, and the gradient of the input) and 6 where it is trained, and causal
-/// attention forward and backward, which needs half the square of its scores, less with a window.
+/// 4 where it is frozen (forward, and the gradient of the input) and 6 where it is trained, of experts those that are
+/// chosen; and causal attention forward and backward, which needs half the square of its scores, less with a window.
 fn training_flops(config: &Config, trained: &Layout, length: usize) -> f64 {
     let of_module = |m: Module| {
         let weight = m.rows * m.cols;
-        match trained.get(m.id) {
+        let flops = match trained.get(m.id) {
             None => 4 * weight,
             Some(Trained::Full(_)) => 6 * weight,
             Some(Trained::Lora(lora) | Trained::Dora(Dora { lora, .. })) => {
                 4 * weight + 6 * lora.rank * (m.rows + m.cols)
             }
-        }
+        };
+        config.part_of_tokens(m.id) * flops as f64
     };
-    let blocks = config.modules().into_iter().filter(|m| matches!(m.id, ModuleId::Linear { .. }));
-    let linear: usize = blocks.chain([config.module(ModuleId::Head)]).map(of_module).sum();
+    let is_of_block = |m: &Module| matches!(m.id, ModuleId::Linear { .. } | ModuleId::Expert { .. });
+    let blocks = config.modules().into_iter().filter(is_of_block);
+    let linear: f64 = blocks.chain([config.module(ModuleId::Head)]).map(of_module).sum();
     let keys = |window: Option<usize>| match window {
         Some(w) if w < length => w as f64 - (w * w) as f64 / (2.0 * length as f64),
         _ => length as f64 / 2.0,
     };
     let of_block = |window| 3.0 * 4.0 * config.q_width() as f64 * keys(window);
     let attention: f64 = config.blocks.iter().map(|block| of_block(block.window)).sum();
-    linear as f64 + attention
+    linear + attention
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -275,8 +277,8 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let peaks = Peaks::measure(&device, run.precision.engine());
     let Peaks { flops: peak, bandwidth } = peaks;
     let roofline = |of: &Generating| Roofline::new(of.profile.clone(), new, of.seconds, peaks);
-    let flops = 2.0 * multiplied as f64 * alone.tokens_per_second;
-    let read_per_second = read as f64 * alone.tokens_per_second;
+    let flops = 2.0 * multiplied * alone.tokens_per_second;
+    let read_per_second = read * alone.tokens_per_second;
     let facts = json!({
         "shape": subject.name,
         "precision": run.precision,
@@ -294,7 +296,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
             "prefill_tokens_per_second": adapted.prefill_tokens_per_second,
             "operations": roofline(adapted).json(),
         })),
-        "weight_bytes_per_token": read,
+        "weight_bytes_per_token": read as u64,
         "weight_bytes_per_second": read_per_second,
         "read_bytes_per_second": bandwidth,
         "peak_memory_bytes": peak_memory,
@@ -389,14 +391,17 @@ impl Generating {
     }
 }
 
-/// What one token reads and multiplies with, as bytes and as a number: all weights but an embedding that is
-/// not the head too, of which it reads one row.
-fn weights_of_a_token(config: &Config, decoder: &Decoder) -> (u64, u64) {
-    let read =
-        config.modules().into_iter().filter(|m| m.id != ModuleId::Embedding || config.tie_word_embeddings);
-    read.fold((0, 0), |(bytes, number), m| {
-        let weights = m.parameter_count();
-        (bytes + decoder.base_weight(m.id).size_bytes() as u64, number + weights)
+/// What one token reads and multiplies with, as bytes and as a number: all weights but those of experts that are not
+/// chosen, and of tables, of which it reads one row, unless the table is the head too.
+fn weights_of_a_token(config: &Config, decoder: &Decoder) -> (f64, f64) {
+    let is_read = |m: &Module| match m.id {
+        ModuleId::Embedding => config.tie_word_embeddings,
+        ModuleId::Positions => false,
+        _ => true,
+    };
+    config.modules().into_iter().filter(is_read).fold((0.0, 0.0), |(bytes, number), m| {
+        let (part, size) = (config.part_of_tokens(m.id), decoder.base_weight(m.id).size_bytes());
+        (bytes + part * size as f64, number + part * m.parameter_count() as f64)
     })
 }
 

@@ -215,7 +215,9 @@ impl Speaker {
     /// What ends the model's words: the end tokens of the tokenizer's and the model's configuration, and that
     /// with which the template ends a turn, a token or a text.
     pub(super) fn stops(&self, template: Option<&ChatTemplate>) -> Stops {
-        let configured = self.subject.base.config.raw.get("eos_token_id");
+        // Of a model that sees images, it may stand with the part for texts.
+        let (raw, field) = (&self.subject.base.config.raw, "eos_token_id");
+        let configured = raw.get(field).or_else(|| raw.get("text_config")?.get(field));
         let ids = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
         let configured = configured.map(ids).unwrap_or_default();
         let configured = configured.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());

@@ -10,6 +10,7 @@ use compute::quant::Format;
 use data::{ChatTemplate, Tokenizer};
 use model::adapter::folder::AdapterFiles;
 use model::adapter::peft::{self, CONFIG_FILE, Selection, Update};
+use model::config::{Mlp, NormKind, Norms, Positions, Span};
 use model::{Checkpoint, Config};
 use serde_json::{Map, Value, json};
 use train::History;
@@ -117,13 +118,76 @@ fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         "sliding_window": windows.first(),
         "layers_with_window": windows.len(),
         "rope_theta": rope.map(|rope| rope.theta),
-        "rope_scaling": match rope.map(|rope| &rope.scaling) {
-            None | Some(RopeScaling::None) => None,
-            Some(scaling) => Some(format!("{scaling:?}")),
-        },
+        "rope_scaling": rope.and_then(|rope| scaling_words(&rope.scaling)),
     }));
+    facts.extend(departures(&config));
     facts.insert("tokenizer".into(), tokenizer(folder));
     Ok(facts)
+}
+
+/// How frequencies are scaled, in words. LongRoPE's lists of factors fill a screen.
+fn scaling_words(scaling: &RopeScaling) -> Option<String> {
+    match scaling {
+        RopeScaling::None => None,
+        RopeScaling::LongRope { factor, original_max_position_embeddings: original, .. } => {
+            Some(format!("LongRope {{ factor: {factor:?}, original_max_position_embeddings: {original} }}"))
+        }
+        scaling => Some(format!("{scaling:?}")),
+    }
+}
+
+/// Where the model departs from a Llama; nothing is said of what does not.
+fn departures(config: &Config) -> Map<String, Value> {
+    let experts = config.experts.map(|experts| {
+        json!({
+            "count": experts.count,
+            "for_each_token": experts.per_token,
+            "intermediate_size": experts.inner,
+            "layers": config.blocks.iter().filter(|block| block.mlp == Mlp::Experts).count(),
+            "active_parameters": config.active_parameter_count(),
+        })
+    });
+    let local = config.ropes.get(1);
+    let turned = config.ropes.first().map(|rope| rope.dims).filter(|&dims| dims < config.head_dim);
+    let unturned = config.blocks.iter().filter(|block| block.rope.is_none()).count();
+    let learned = config.positions == Positions::Learned;
+    let norm = match config.norm {
+        NormKind::Rms => None,
+        NormKind::RmsPlusOne => Some("RMS, times one plus the weight"),
+        NormKind::Layer => Some("layer norm"),
+    };
+    let norms = match config.norms {
+        Norms { behind: false, .. } => None,
+        Norms { before: true, .. } => Some("before and behind attention and MLP"),
+        Norms { before: false, .. } => Some("behind attention and MLP"),
+    };
+    let qk_norm = config.qk_norm.map(|norm| {
+        let span = if norm.span == Span::Head { "each head" } else { "all heads together" };
+        format!("{span}{}", if norm.behind_rope { ", behind the rotary embedding" } else { "" })
+    });
+    // As the file has it, not as the nearest f32 is in f64.
+    let rounded = |number: f32| json!((f64::from(number) * 1e6).round() / 1e6);
+    let scale = |scale: f32, usual: f32| (scale != usual).then(|| rounded(scale));
+    let facts = [
+        ("experts", experts),
+        ("rope_theta_with_window", local.map(|rope| json!(rope.theta))),
+        ("rope_scaling_with_window", local.map(|rope| json!(scaling_words(&rope.scaling)))),
+        ("rotated_dimensions", turned.map(|dims| json!(dims))),
+        ("layers_without_rope", (unturned > 0 && !learned).then(|| json!(unturned))),
+        ("positions", learned.then(|| json!("learned"))),
+        ("queries_grow_every", config.query_growth.map(|growth| json!(growth.original))),
+        ("norm", norm.map(|words| json!(words))),
+        ("norms", norms.map(|words| json!(words))),
+        ("norms_of_queries_and_keys", qk_norm.map(|words| json!(words))),
+        ("attention_and_mlp", config.parallel_residual.then(|| json!("side by side"))),
+        ("attention_scale", scale(config.attention_scale, (config.head_dim as f32).powf(-0.5))),
+        ("attention_cap", config.attention_cap.map(rounded)),
+        ("embedding_scale", scale(config.embedding_scale, 1.0)),
+        ("residual_scale", scale(config.residual_scale, 1.0)),
+        ("logits_scale", scale(config.logits_scale, 1.0)),
+        ("logits_cap", config.logits_cap.map(rounded)),
+    ];
+    facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 /// Which weights are in four bits, and how many bits a parameter then takes, scales included.

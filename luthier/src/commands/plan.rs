@@ -7,18 +7,16 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use model::adapter::parameters::{Dora, Trained as Part};
-use model::adapter::targets;
-use model::memory::{Component, MemoryPlan};
-use model::shapes::{GPT3, ModuleKind, ModuleShape, Shape};
+use model::memory::Component;
+use model::shapes::{ModuleKind, ModuleShape, Shape};
 use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType, StoredWeights};
 use serde_json::{Map, Value, json};
-use train::OptimizerSettings;
 
 use super::train::{Prepared, line_of_time};
 use crate::cli::{self, Global};
 use crate::error::user;
-use crate::run_file::{Method, Purpose, RunFile, Settings};
-use crate::setup::{self, Base, Choice, Needs, Sizes, Trained};
+use crate::run_file::{Purpose, RunFile, Settings};
+use crate::setup::{self, Base, Choice, Needs};
 use crate::terminal::{self, Table, bytes, count};
 
 pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> {
@@ -33,10 +31,6 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
         setup::check_frozen(&settings, config, &trained.layout, needs.repeated)
     };
     let look: Look<'_> = match (&args.shape, &run.model) {
-        (Some(shape), _) if shape == GPT3 => {
-            check_gpt3(&settings)?;
-            Box::new(move |run| Outlook::of_gpt3(run, threads))
-        }
         // A shape is no model of this machine: without a budget it is planned without a limit.
         (Some(shape), _) => {
             let (config, budget) = (Config::named(shape)?, run.memory.map(|m| m.0));
@@ -110,20 +104,6 @@ fn with_data(args: cli::Plan, settings: Settings, global: &Global) -> anyhow::Re
 /// What is known of the model at hand under these settings.
 type Look<'a> = Box<dyn Fn(&RunFile) -> anyhow::Result<Outlook> + 'a>;
 
-/// GPT-3 can be counted as LoRA's paper trains it.
-fn check_gpt3(settings: &Settings) -> anyhow::Result<()> {
-    if settings.run.training.frozen_activations.memory().is_some() {
-        return Err(settings.refuse("training.frozen_activations", "is not counted for gpt-3-175b"));
-    }
-    let adapter = &settings.run.adapter;
-    let key = match adapter.method {
-        Method::Full => "adapter.method",
-        _ if !adapter.modules_to_save.is_empty() => "adapter.modules_to_save",
-        _ => return Ok(()),
-    };
-    Err(settings.refuse(key, "is counted for low-rank updates of gpt-3-175b only"))
-}
-
 /// What is trained on a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Update {
@@ -143,12 +123,11 @@ struct Outlook {
     family: &'static str,
     parameters: u64,
     trainable: u64,
-    /// That the backward pass comes to; those of a stand-in where the model itself is only counted.
+    /// That the backward pass comes to.
     layers: usize,
     needs: Needs,
     choice: Choice,
     budget: Option<u64>,
-    notes: Vec<&'static str>,
 }
 
 impl Outlook {
@@ -190,50 +169,6 @@ impl Outlook {
             needs,
             choice,
             budget,
-            notes: Vec::new(),
-        })
-    }
-
-    /// GPT-3 can be counted, but not run: its activations are those of a decoder of the same widths.
-    fn of_gpt3(run: &RunFile, threads: usize) -> anyhow::Result<Self> {
-        let shape = Shape::named(GPT3)?;
-        let mut updates = vec![Update::Frozen; shape.modules.len()];
-        for (index, rank) in targets::resolve_shape(&setup::peft_config(run, GPT3), &shape)? {
-            updates[index] = Update::LowRank(rank);
-        }
-        let trainable: u64 = shape.modules.iter().zip(&updates).map(|(m, &u)| trained_parameters(m, u)).sum();
-        let config = Shape::gpt3_stand_in();
-        let nothing = Trained { layout: model::Layout::default(), dropout: 0.0, peft: None };
-        let (needs, budget) = (Needs::expected(run, &config, threads), run.memory.map(|m| m.0));
-        let element = run.precision.engine().dtype().size() as u64;
-        let plan = |sizes: Sizes| {
-            let of_stand_in =
-                setup::memory_plan(run, &config, Some(&StoredDType::Bf16.into()), &nothing, needs, sizes);
-            let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..setup::optimizer(run) };
-            let mut plan = MemoryPlan::default();
-            plan.add(Component::Base, shape.parameters() * element);
-            plan.add(Component::Adapter, 4 * trainable);
-            plan.add(Component::Gradients, 4 * trainable);
-            plan.add(Component::Optimizer, optimizer.state_bytes(trainable));
-            for component in [Component::Activations, Component::Workspace] {
-                plan.add(component, of_stand_in.bytes(component));
-            }
-            plan
-        };
-        let choice = setup::choose(run, config.layers, needs, budget, &plan);
-        Ok(Outlook {
-            parameters: shape.parameters(),
-            shape,
-            updates,
-            family: "gpt3",
-            trainable,
-            layers: config.layers,
-            needs,
-            choice,
-            budget,
-            notes: vec![
-                "counted only: this program cannot run GPT-3; activations are those of a Llama of its widths",
-            ],
         })
     }
 
@@ -261,7 +196,6 @@ impl Outlook {
             "max_length": self.needs.demand.longest,
             "batch_size": setup::batch_size(run),
             "modules": module_rows(&self.shape, &self.updates).iter().map(ModuleRow::json).collect::<Vec<_>>(),
-            "notes": self.notes,
         })
     }
 
@@ -301,9 +235,6 @@ impl Outlook {
         }
         if let Some(kept) = sizes.kept() {
             write!(text, "\nkept: {kept}").expect("writing to a string");
-        }
-        for note in &self.notes {
-            write!(text, "\n{note}").expect("writing to a string");
         }
         text
     }

@@ -6,7 +6,9 @@ use compute::ops::matmul;
 use compute::quant::Format;
 use model::arena::SMALLEST;
 use model::memory::{Component, MemoryPlan};
-use model::{Checkpointing, Config, Decoder, FrozenExtent, Keeping, Layout, StoredWeights};
+use model::{
+    Checkpointing, Config, Decoder, FrozenActivations, FrozenExtent, Keeping, Layout, StoredWeights,
+};
 use train::{Demand, OptimizerSettings};
 
 use super::{Trained, batch_size, epochs, max_length, optimizer, quantization, trained as trained_by};
@@ -321,6 +323,11 @@ pub(crate) fn check_frozen(
     if layout.frozen_layers(config.layers) == 0 {
         let message = "is about layers below everything that is trained, and here the lowest layer or the embeddings are \
                        trained; choose higher layers by adapter.target_modules, or set it to auto";
+        return Err(settings.refuse(key, message));
+    }
+    if FrozenActivations::layers_of(config, layout) == 0 {
+        let message = "is not for layers with experts: what they give for an example depends, in its last bits, on what else is \
+                       in the batch; set it to auto";
         return Err(settings.refuse(key, message));
     }
     if repeated == Some(0) {

@@ -437,7 +437,7 @@ fn settings_out_of_bounds_are_named_as_they_were_typed() {
     refused(
         folder.path(),
         &["--set", "adapter.target_modules=[nope]"],
-        &["\"nope\"", "the nearest are `q_proj`"],
+        &["\"nope\"", "the nearest is `q_proj`, all are "],
     );
 }
 

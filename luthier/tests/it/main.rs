@@ -10,6 +10,7 @@ mod defaults;
 mod edges;
 mod eval;
 mod example;
+mod families;
 mod frozen;
 mod generate;
 mod guide;

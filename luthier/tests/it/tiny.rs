@@ -18,6 +18,11 @@ pub(crate) fn model(folder: &Path) {
     fs::create_dir(&model).unwrap();
     write_json(&model.join("config.json"), &config());
     fs::write(model.join("model.safetensors"), safetensors(&weights(2), |_| {})).unwrap();
+    write_tokenizer(&model);
+}
+
+/// Writes a tokenizer of letters with a chat template into a model's folder.
+pub(crate) fn write_tokenizer(model: &Path) {
     write_json(&model.join("tokenizer.json"), &tokenizer());
     let template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}{% if m.role == 'assistant' %}\
                     {{ eos_token }}{% endif %}{% endfor %}";

@@ -94,7 +94,7 @@ impl Decoder {
         dtype: StoredDType,
     ) -> Result<()> {
         let config = merged_config(&self.config, adapter);
-        let (stored, parameters) = (Checkpoint::open(base)?, config.parameters());
+        let (stored, parameters) = (Checkpoint::open_if_any(base)?, config.parameters());
         let names: Vec<String> = parameters.iter().map(|p| stored.spelling(p)).collect();
         let spec = |(p, name): (&Parameter, &String)| TensorSpec {
             name: name.clone(),

@@ -11,7 +11,6 @@ use super::peft::{PeftConfig, Selection, scaling};
 use crate::config::{Config, Mlp};
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Part};
-use crate::shapes::{ModuleKind, Shape};
 
 /// A linear layer with a low-rank update.
 #[derive(Clone, Debug, PartialEq)]
@@ -268,30 +267,6 @@ pub fn names(resolution: &Resolution, model: &Config) -> Vec<String> {
     resolution.targets.iter().map(|t| t.path.clone()).collect()
 }
 
-/// The modules of a shape that would be trained, as indices into [`Shape::modules`], each with its rank. Used
-/// where there is only a shape and no model.
-pub fn resolve_shape(settings: &PeftConfig, shape: &Shape) -> Result<Vec<(usize, usize)>> {
-    let node = |m: &crate::shapes::ModuleShape| {
-        let kind = match m.kind {
-            ModuleKind::Linear => Kind::Linear,
-            ModuleKind::Head => Kind::Head,
-            ModuleKind::Embedding => Kind::Embedding,
-            ModuleKind::Vector => Kind::Other,
-        };
-        Node { path: m.path.clone(), kind, id: None }
-    };
-    let modules: Vec<Node> = shape.modules.iter().map(node).collect();
-    let (selected, unused) = select(settings, &modules, DEFAULT_TARGETS.map(str::to_owned).to_vec())?;
-    refuse(&unused)?;
-    let mut ranks = Patterns::new("rank_pattern", &settings.rank_pattern)?;
-    let mut targets = Vec::with_capacity(selected.len());
-    for index in selected {
-        targets.push((index, ranks.get(&modules[index].path)?.unwrap_or(settings.r)));
-    }
-    refuse(&ranks.unused())?;
-    Ok(targets)
-}
-
 /// What multiplies `B A` on the module of this path, whose rank is known from its tensors. Used where there
 /// is only an adapter's folder and no model.
 pub fn scale_at(settings: &PeftConfig, path: &str, rank: usize) -> Result<f32> {
@@ -475,8 +450,10 @@ fn no_such_name(name: &str, modules: &[Node]) -> String {
     match other {
         Some(Node { path, .. }) => what_is_not_linear(path, modules),
         None => {
-            let near = nearest_linears(name, modules);
-            format!("names {name:?}, which the model does not have; the nearest are {near}")
+            let all = linear_names(modules);
+            let near = quoted(nearest(name, all.iter().copied(), 1));
+            let all = quoted(all);
+            format!("names {name:?}, which the model does not have; the nearest is {near}, all are {all}")
         }
     }
 }
@@ -496,10 +473,13 @@ fn fits_nothing(expression: &str, modules: &[Node]) -> String {
     )
 }
 
-fn nearest_linears(name: &str, modules: &[Node]) -> String {
+/// What the linear layers are called, the head's name at last.
+fn linear_names(modules: &[Node]) -> Vec<&str> {
     let linears = modules.iter().filter(|m| matches!(m.kind, Kind::Linear | Kind::Head));
-    let names = linears.map(|m| m.path.rsplit('.').next().unwrap_or(&m.path));
-    quoted(nearest(name, names, 3))
+    let mut names: Vec<&str> = linears.filter_map(|m| m.path.rsplit('.').next()).collect();
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(*name));
+    names
 }
 
 fn nothing_selected(settings: &PeftConfig, targets: &Selection, modules: &[Node]) -> ModelError {

@@ -114,6 +114,20 @@ pub(crate) const GPT2: Table = Table {
     ..LLAMA
 };
 
+/// GPT-3's parts by the names of LoRA's paper; there are no files of it.
+pub(crate) const GPT3: Table = Table {
+    positions: "embed_positions",
+    parts: &[
+        (Q, "self_attn.q_proj"),
+        (K, "self_attn.k_proj"),
+        (V, "self_attn.v_proj"),
+        (O, "self_attn.o_proj"),
+        (Up, "mlp.up_proj"),
+        (Down, "mlp.down_proj"),
+    ],
+    ..LLAMA
+};
+
 /// GPT-NeoX (Pythia).
 pub(crate) const GPT_NEOX: Table = Table {
     root: "gpt_neox",

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::transformers::{self, DORA, EIGHT_BITS, SOME_LAYERS, TRAINING_ARGUMENTS};
+use super::transformers::{self, EIGHT_BITS, SOME_LAYERS, TRAINING_ARGUMENTS};
 use super::translation::Meaning::{Is, Lost, Needless, Read, Refused};
 use super::translation::{Table, Translation, is_off};
 
@@ -26,7 +26,10 @@ pub(super) const KEYS: &Table = &[
     ("base_model revision_of_model", Read),
     ("datasets test_datasets pretraining_dataset val_set_size", Read),
     ("chat_template chat_template_jinja train_on_inputs", Read),
-    ("adapter load_in_4bit lora_target_modules lora_target_linear peft_init_lora_weights", Read),
+    (
+        "adapter load_in_4bit lora_target_modules lora_target_linear peft_init_lora_weights peft_use_dora",
+        Read,
+    ),
     (
         "micro_batch_size gradient_accumulation_steps num_epochs optimizer lr_scheduler early_stopping_patience",
         Read,
@@ -36,14 +39,13 @@ pub(super) const KEYS: &Table = &[
         Read,
     ),
     ("load_in_8bit", Lost(EIGHT_BITS)),
-    ("peft_use_dora", Lost(DORA)),
     ("peft_layers_to_transform peft_layers_pattern", Lost(SOME_LAYERS)),
     ("loftq_config peft", Lost("adapters begin by adapter.init, four bits are set by quantization")),
     (
         "bnb_config_kwargs",
         Lost("set quantization: {type: nf4, double_quant: true, block_size: 64} as you need it"),
     ),
-    ("lora_target_parameters", Lost("parameters without a module, as experts have, get no adapter here")),
+    ("lora_target_parameters", Is("adapter.target_parameters")),
     ("relora* jagged_* lisa_*", Lost("training in turns is not there; leave it out")),
     ("unfrozen_parameters", Lost("name modules to train whole by adapter.modules_to_save")),
     ("batch_size", Lost("training.batch_size takes the whole batch, if that is what you meant")),
@@ -200,14 +202,17 @@ pub(super) const KEYS: &Table = &[
 ];
 
 /// Names of templates there and here.
-const TEMPLATES: [(&str, &str); 10] = [
+const TEMPLATES: [(&str, &str); 13] = [
     ("alpaca", "alpaca"),
     ("chatml", "chatml"),
     ("gemma", "gemma"),
+    ("gemma3", "gemma"),
     ("llama3", "llama-3"),
     ("mistral_v1", "mistral"),
     ("mistral_v2v3", "mistral-v3"),
     ("phi_3", "phi-3"),
+    ("phi_35", "phi-3"),
+    ("phi_4", "phi-4"),
     ("qwen_25", "qwen2.5"),
     ("qwen2_vl", "qwen2.5"),
     ("qwen3", "qwen3"),
@@ -455,6 +460,7 @@ fn adapter(t: &mut Translation<'_>) {
         true => t.put("adapter.target_modules", "all-linear", &["lora_target_linear"]),
         false => transformers::targets(t, "lora_target_modules", &["all-linear"]),
     }
+    transformers::dora(t, "peft_use_dora");
     match t.get("peft_init_lora_weights") {
         Some(Value::String(name)) if name == "gaussian" => {
             t.put("adapter.init", "gaussian", &["peft_init_lora_weights"]);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::transformers::{self, DORA, EIGHT_BITS, TRAINING_ARGUMENTS};
+use super::transformers::{self, EIGHT_BITS, TRAINING_ARGUMENTS};
 use super::translation::Meaning::{Is, Lost, Needless, Read, Refused};
 use super::translation::{Table, Translation};
 use crate::error::user;
@@ -33,7 +33,7 @@ pub(super) const KEYS: &Table = &[
         "task task_dir n_shot lang save_dir batch_size download_mode",
         Lost("of LLaMA-Factory's evaluations; see `luthier eval`"),
     ),
-    ("use_dora", Lost(DORA)),
+    ("use_dora", Read),
     ("pissa_init", Lost("PiSSA is not there yet; the adapter begins as PEFT's default")),
     ("mask_history", Lost("set data.train_on: completion, which learns the last turn of the assistant only")),
     ("max_samples", Lost("all examples are taken; make a file of those that you want")),
@@ -105,16 +105,20 @@ pub(super) const KEYS: &Table = &[
 ];
 
 /// Names of templates there and here.
-const TEMPLATES: [(&str, &str); 13] = [
+const TEMPLATES: [(&str, &str); 17] = [
     ("alpaca", "alpaca"),
     ("chatml", "chatml"),
     ("deepseekr1", "deepseek-r1"),
     ("gemma", "gemma"),
     ("gemma2", "gemma"),
+    ("gemma3", "gemma"),
+    ("glm4", "glm-4"),
+    ("granite3", "granite"),
     ("llama2", "llama-2"),
     ("llama3", "llama-3"),
     ("mistral", "mistral-v3"),
     ("phi", "phi-3"),
+    ("phi4", "phi-4"),
     ("qwen", "qwen2.5"),
     ("qwen3", "qwen3"),
     ("vicuna", "vicuna"),
@@ -303,6 +307,7 @@ fn adapter(t: &mut Translation<'_>) {
     if t.text("finetuning_type") == Some("full") {
         return t.train_all(Some("finetuning_type"));
     }
+    transformers::dora(t, "use_dora");
     let rank = t.number("lora_rank").unwrap_or(8.0);
     match t.number("lora_alpha") {
         Some(alpha) => t.put("adapter.alpha", alpha, &["lora_alpha"]),

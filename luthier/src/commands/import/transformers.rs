@@ -1,6 +1,9 @@
 //! What the programs share: settings that end in transformers' `TrainingArguments` or PEFT's `LoraConfig`.
 
-use model::adapter::targets::DEFAULT_TARGETS;
+use std::path::Path;
+
+use model::Config;
+use model::adapter::targets::{self, DEFAULT_TARGETS};
 use serde_json::{Value, json};
 
 use super::translation::Meaning::{Is, Lost, Needless, Read, Refused};
@@ -93,14 +96,13 @@ pub(super) const PEFT: &Table = &[
     ("rank_pattern", Is("adapter.rank_pattern")),
     ("alpha_pattern", Is("adapter.alpha_pattern")),
     ("modules_to_save", Is("adapter.modules_to_save")),
-    ("init_lora_weights peft_type task_type bias", Read),
-    ("use_dora", Lost(DORA)),
+    ("init_lora_weights use_dora peft_type task_type bias", Read),
     ("layers_to_transform layers_pattern exclude_modules", Lost(SOME_LAYERS)),
     (
         "trainable_token_indices",
         Lost("single tokens cannot be trained; adapter.modules_to_save: [embed_tokens] trains all"),
     ),
-    ("target_parameters", Lost("parameters without a module, as experts have, get no adapter here")),
+    ("target_parameters", Is("adapter.target_parameters")),
     (
         "loftq_config corda_config eva_config lora_ga_config",
         Lost("adapters begin by adapter.init: default or gaussian only"),
@@ -118,7 +120,13 @@ pub(super) const PEFT: &Table = &[
     ("ensure_weight_tying qalora_group_size runtime_config num_virtual_tokens token_dim num_*", Needless),
 ];
 
-pub(super) const DORA: &str = "DoRA is not there yet; the run file trains plain LoRA";
+/// DoRA is a method of its own here.
+pub(super) fn dora(t: &mut Translation<'_>, key: &'static str) {
+    if t.is_on(key) {
+        t.put("adapter.method", "dora", &[key]);
+    }
+}
+
 pub(super) const SOME_LAYERS: &str =
     "name the modules by a regular expression: adapter.target_modules: '.*layers\\.(2[4-9]|3[01])\\..*_proj'";
 pub(super) const EIGHT_BITS: &str = "there is no base in eight bits; it stays as it is stored, or set quantization: nf4, which takes half of that";
@@ -310,18 +318,23 @@ pub(super) fn targets(t: &mut Translation<'_>, key: &'static str, all: &[&str]) 
     };
     match names.iter().any(|name| all.contains(&name.as_str())) {
         true => t.put("adapter.target_modules", "all-linear", &[key]),
-        false if names.is_empty() => t.default("adapter.target_modules", json!(DEFAULT_TARGETS)),
+        false if names.is_empty() => t.default("adapter.target_modules", default_targets(t)),
         false => t.put("adapter.target_modules", names, &[key]),
     }
+}
+
+/// What PEFT trains where nothing is named: by the model's family, where its folder is at hand; else as most have it.
+fn default_targets(t: &Translation<'_>) -> Vec<String> {
+    let folder = t.carried("model").and_then(Value::as_str).map(Path::new);
+    let config = folder.filter(|folder| folder.is_dir()).and_then(|folder| Config::load(folder).ok());
+    config.map_or(DEFAULT_TARGETS.map(str::to_owned).to_vec(), |config| targets::default_targets(&config))
 }
 
 /// A hub id or a folder, with the revision of the hub.
 pub(super) fn model(t: &mut Translation<'_>, key: &'static str, revision: &'static str) {
     let Some(name) = t.text(key) else { return };
     match t.text(revision).filter(|revision| *revision != "main") {
-        Some(at) if !std::path::Path::new(name).exists() => {
-            t.put("model", format!("{name}@{at}"), &[key, revision])
-        }
+        Some(at) if !Path::new(name).exists() => t.put("model", format!("{name}@{at}"), &[key, revision]),
         _ => t.put("model", name, &[key]),
     }
 }

@@ -150,8 +150,13 @@ impl<'a> Translation<'a> {
         self.carried.push(carried);
     }
 
+    /// What a key of the run file is set to by now.
+    pub(super) fn carried(&self, key: &str) -> Option<&Value> {
+        self.carried.iter().find(|carried| carried.key == key).map(|carried| &carried.value)
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
-        self.carried.iter().any(|carried| carried.key == key)
+        self.carried(key).is_some()
     }
 
     /// Trains all weights: what is set of an adapter does not count.

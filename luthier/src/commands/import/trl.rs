@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::transformers::{self, DORA, EIGHT_BITS, PEFT, TRAINING_ARGUMENTS};
+use super::transformers::{self, EIGHT_BITS, PEFT, TRAINING_ARGUMENTS};
 use super::translation::Meaning::{Is, Lost, Needless, Read, Refused};
 use super::translation::{Table, Translation};
 use crate::error::user;
@@ -26,8 +26,8 @@ pub(super) const KEYS: &Table = &[
         Read,
     ),
     ("load_in_8bit", Lost(EIGHT_BITS)),
-    ("use_dora", Lost(DORA)),
-    ("lora_target_parameters", Lost("parameters without a module, as experts have, get no adapter here")),
+    ("use_dora", Read),
+    ("lora_target_parameters", Is("adapter.target_parameters")),
     ("dataset_config", Lost("configurations of a data set are not there; name a file of it")),
     ("test_split_size", Lost("set data.eval_fraction to the part that is held out")),
     ("model_init_kwargs dataset_kwargs", Lost("settings of Python's loaders are not there")),
@@ -184,6 +184,7 @@ fn adapter_config(t: &mut Translation<'_>) -> anyhow::Result<()> {
         )));
     }
     t.apply(&[PEFT])?;
+    transformers::dora(t, "use_dora");
     match t.get("init_lora_weights") {
         Some(Value::String(name)) if name == "gaussian" => {
             t.put("adapter.init", "gaussian", &["init_lora_weights"])
