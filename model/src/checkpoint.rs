@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use crate::config::{Config, read_small_file};
 use crate::error::{ModelError, Result, nearest, quoted};
-use crate::names::{ModuleId, Parameter};
+use crate::names::{ModuleId, Parameter, tables};
 
 pub(crate) use companions::copy_companions;
 pub use companions::copy_tokenizer;
@@ -85,15 +85,6 @@ pub struct Checkpoint {
 const MAX_INDEX: u64 = 256 << 20;
 /// Bytes read and converted at a time.
 const BUFFER: usize = 256 << 10;
-/// Buffers some old checkpoints carry that are computed here.
-const COMPUTED_BUFFERS: [&str; 6] = [
-    ".rotary_emb.inv_freq",
-    ".self_attn.masked_bias",
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".attention.bias",
-    ".attention.masked_bias",
-];
 
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -112,8 +103,8 @@ impl Checkpoint {
         Err(no_weights(folder))
     }
 
-    /// As [`Checkpoint::open`], or one without tensors where the folder has no weights: a model may begin from random
-    /// ones.
+    /// As [`Checkpoint::open`], or one without tensors where the folder has no weights: a model may begin from
+    /// random ones.
     pub(crate) fn open_if_any(folder: &Path) -> Result<Checkpoint> {
         match [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file()) {
             true => Checkpoint::open(folder),
@@ -319,7 +310,7 @@ impl Checkpoint {
         let tied_head = self.name_of(&config.parameter(ModuleId::Head, false));
         let tied_head = tied_head.filter(|_| config.tie_word_embeddings);
         for (name, info) in &self.tensors {
-            let computed = COMPUTED_BUFFERS.iter().any(|buffer| name.ends_with(buffer));
+            let computed = tables::COMPUTED_BUFFERS.iter().any(|buffer| name.ends_with(buffer));
             if known.contains_key(name) || computed || config.names.is_foreign(name) {
                 continue;
             }

@@ -3,8 +3,8 @@
 //!
 //! An example's rows do not depend on what else is in the batch, to the byte, as long as the batch is not tiny (a device sums
 //! products of a few rows in another order). So tiny batches take no part, and whoever makes a batch need not care which of its
-//! examples were together before. Of a layer with experts this does not hold: how many rows an expert gets depends on the whole batch,
-//! and few they often are. So nothing is kept behind such a layer.
+//! examples were together before. Of a layer with experts this does not hold: how many rows an expert gets
+//! depends on the whole batch, and few they often are. So nothing is kept behind such a layer.
 
 use std::ops::Range;
 use std::path::Path;
@@ -50,8 +50,8 @@ pub struct FrozenActivations {
 }
 
 impl FrozenActivations {
-    /// Room for what the layers below an adapter of this layout give for these examples; none if there is no such layer
-    /// ([`FrozenActivations::layers_of`]) or no such example.
+    /// Room for what the layers below an adapter of this layout give for these examples; none if there is no
+    /// such layer ([`FrozenActivations::layers_of`]) or no such example.
     pub fn new(
         config: &Config,
         layout: &Layout,

@@ -225,27 +225,21 @@ pub struct Names {
     pub(crate) others: &'static [(&'static str, &'static str)],
 }
 
-/// What transformers 5 calls what holds the experts of a block, and the choice of experts, whatever files
-/// call them.
-const EXPERTS: &str = "mlp.experts";
-const ROUTER: &str = "mlp.gate";
-/// What it calls the two parameters of all experts: gate and up of each, one below the other, and down.
-const OF_EXPERTS: [(Part, &str); 2] = [(Part::GateUp, "gate_up_proj"), (Part::Down, "down_proj")];
-
 impl Names {
     /// The module of transformers 5 that holds the experts of a block.
     pub(crate) fn experts(&self, layer: usize) -> String {
-        self.in_block(layer, EXPERTS)
+        self.in_block(layer, tables::EXPERTS)
     }
 
     /// The module of transformers 5 that chooses the experts of a block.
     pub(crate) fn router(&self, layer: usize) -> String {
-        self.in_block(layer, ROUTER)
+        self.in_block(layer, tables::ROUTER)
     }
 
     /// The parameters by which transformers 5 holds the experts of a block and their choice, in its order.
     pub(crate) fn parameters_of_experts(&self, layer: usize) -> [(Part, String); 3] {
-        let [first, last] = OF_EXPERTS.map(|(part, name)| (part, format!("{}.{name}", self.experts(layer))));
+        let [first, last] =
+            tables::OF_EXPERTS.map(|(part, name)| (part, format!("{}.{name}", self.experts(layer))));
         [(Part::Router, format!("{}.weight", self.router(layer))), first, last]
     }
 
@@ -572,7 +566,8 @@ impl Config {
         self.modules().iter().map(Module::parameter_count).sum()
     }
 
-    /// The part of the tokens that meet a module: of an expert, as many as all experts share evenly; of the rest, all.
+    /// The part of the tokens that meet a module: of an expert, as many as all experts share evenly; of the
+    /// rest, all.
     pub fn part_of_tokens(&self, module: ModuleId) -> f64 {
         match (module, &self.experts) {
             (ModuleId::Expert { .. }, Some(experts)) => experts.per_token as f64 / experts.count as f64,

@@ -1,4 +1,5 @@
-//! Models known by name, and the arithmetic of their sizes: what `plan` and `inspect` count without any weights.
+//! Models known by name, and the arithmetic of their sizes: what `plan` and `inspect` count without any
+//! weights.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -9,12 +10,13 @@ use crate::config::Config;
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, tables};
 
-/// The fields of each shape's config.json that decide its sizes and its arithmetic. What no size depends on and is long, such as
-/// Phi-4's factors of rotary frequencies, is left out.
+/// The fields of each shape's config.json that decide its sizes and its arithmetic. What no size depends on
+/// and is long, such as Phi-4's factors of rotary frequencies, is left out.
 static SHAPES: LazyLock<Map<String, Value>> =
     LazyLock::new(|| serde_json::from_str(include_str!("shapes.json")).expect("the table is valid JSON"));
 
-/// GPT-3 (Brown et al. 2020, table 2.1): GPT-2's arithmetic. As in LoRA's paper, queries, keys and values are layers of their own.
+/// GPT-3 (Brown et al. 2020, table 2.1): GPT-2's arithmetic. As in LoRA's paper, queries, keys and values are
+/// layers of their own.
 const GPT3: &str = "gpt-3-175b";
 
 impl Config {
@@ -82,8 +84,8 @@ impl ModuleShape {
         self.rows as u64 * self.cols as u64 + self.bias as u64
     }
 
-    /// Its path without the block it stands in: `self_attn.q_proj`; and of an expert's without the expert's number:
-    /// `mlp.experts.*.up_proj`.
+    /// Its path without the block it stands in: `self_attn.q_proj`; and of an expert's without the expert's
+    /// number: `mlp.experts.*.up_proj`.
     pub fn name_in_block(&self) -> String {
         let is_number = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
         let mut parts = self.path.split('.');
@@ -99,8 +101,8 @@ impl ModuleShape {
     }
 }
 
-/// Parameters of a low-rank update `B [out, R] A [R, in]` of a layer `[out, in]` (Hu et al. 2021, section 4.1): a
-/// 200 x 200 layer at rank 2 trains 800 instead of 40,000, 50 times fewer.
+/// Parameters of a low-rank update `B [out, R] A [R, in]` of a layer `[out, in]` (Hu et al. 2021, section
+/// 4.1): a 200 x 200 layer at rank 2 trains 800 instead of 40,000, 50 times fewer.
 pub fn lora_parameters(out: usize, inner: usize, rank: usize) -> u64 {
     rank as u64 * (out as u64 + inner as u64)
 }

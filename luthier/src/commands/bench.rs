@@ -99,8 +99,9 @@ fn random_tokens(config: &Config, number: u64, len: usize) -> Vec<u32> {
 }
 
 /// Floating-point operations of a training step for each token of a row of `length`: for every linear weight
-/// 4 where it is frozen (forward, and the gradient of the input) and 6 where it is trained, of experts those that are
-/// chosen; and causal attention forward and backward, which needs half the square of its scores, less with a window.
+/// 4 where it is frozen (forward, and the gradient of the input) and 6 where it is trained, of experts those
+/// that are chosen; and causal attention forward and backward, which needs half the square of its scores,
+/// less with a window.
 fn training_flops(config: &Config, trained: &Layout, length: usize) -> f64 {
     let of_module = |m: Module| {
         let weight = m.rows * m.cols;
@@ -391,8 +392,8 @@ impl Generating {
     }
 }
 
-/// What one token reads and multiplies with, as bytes and as a number: all weights but those of experts that are not
-/// chosen, and of tables, of which it reads one row, unless the table is the head too.
+/// What one token reads and multiplies with, as bytes and as a number: all weights but those of experts that
+/// are not chosen, and of tables, of which it reads one row, unless the table is the head too.
 fn weights_of_a_token(config: &Config, decoder: &Decoder) -> (f64, f64) {
     let is_read = |m: &Module| match m.id {
         ModuleId::Embedding => config.tie_word_embeddings,

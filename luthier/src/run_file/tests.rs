@@ -116,6 +116,7 @@ training:
   save_every: 20
   keep_checkpoints: 1
   early_stopping_patience: 3
+  router_aux_loss: 0.01
   seed: 18446744073709551615
 output: out/run 1
 ";

@@ -326,8 +326,8 @@ pub(crate) fn check_frozen(
         return Err(settings.refuse(key, message));
     }
     if FrozenActivations::layers_of(config, layout) == 0 {
-        let message = "is not for layers with experts: what they give for an example depends, in its last bits, on what else is \
-                       in the batch; set it to auto";
+        let message = "is not for layers with experts: what they give for an example depends, in its last \
+                       bits, on what else is in the batch; set it to auto";
         return Err(settings.refuse(key, message));
     }
     if repeated == Some(0) {

@@ -105,3 +105,24 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     }
     files
 }
+
+/// What checkpoints call the parts of a model stands in one table; elsewhere in `model` parts are values.
+#[test]
+fn names_of_a_models_parts_stand_in_one_table() {
+    let parts =
+        ["self_attn", "embed_tokens", "lm_head", "_layernorm", "_proj", "mlp.", "c_attn", "block_sparse"];
+    let mut found = Vec::new();
+    for path in sources(&root().join("model/src")) {
+        if path.ends_with("names/tables.rs") {
+            continue;
+        }
+        for (number, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let literals = code.split('"').skip(1).step_by(2);
+            if literals.into_iter().any(|text| parts.iter().any(|part| text.contains(part))) {
+                found.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "names of parts outside of names/tables.rs:\n{}", found.join("\n"));
+}

@@ -1,4 +1,5 @@
-//! Every family as a user meets it: trained, measured, asked, merged and quantized over the model crate's tiny checkpoints.
+//! Every family as a user meets it: trained, measured, asked, merged and quantized over the model crate's
+//! tiny checkpoints.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -118,8 +118,7 @@ pub struct Unused {
     pub problem: String,
 }
 
-/// What PEFT's table has for most families where `target_modules` is null.
-pub const DEFAULT_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
+pub use crate::names::tables::DEFAULT_TARGETS;
 
 /// What PEFT's table has for a model where `target_modules` is null: queries and values, or the layer that holds them.
 pub fn default_targets(model: &Config) -> Vec<String> {

@@ -552,20 +552,17 @@ pub(super) struct Wrapper {
     pub(super) inside: &'static [Family],
 }
 
-/// Where transformers up to 4.51 has the model of texts, and files still do.
-const OLD_WRAPPED: &[(&str, &str)] = &[("language_model.model", "language_model.lm_head")];
-
 pub(super) const WRAPPERS: [Wrapper; 2] = [
     Wrapper {
         model_type: "gemma3",
-        root: "model.language_model",
-        other_files: OLD_WRAPPED,
+        root: tables::WRAPPED,
+        other_files: tables::OLD_WRAPPED,
         inside: &[Family::Gemma3],
     },
     Wrapper {
         model_type: "mistral3",
-        root: "model.language_model",
-        other_files: OLD_WRAPPED,
+        root: tables::WRAPPED,
+        other_files: tables::OLD_WRAPPED,
         inside: &[Family::Mistral, Family::Ministral3],
     },
 ];

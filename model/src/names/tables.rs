@@ -144,3 +144,31 @@ pub(crate) const GPT_NEOX: Table = Table {
     activation: "mlp.act",
     ..LLAMA
 };
+
+/// What holds the model of texts inside a wrapper.
+pub(crate) const WRAPPED: &str = "model.language_model";
+
+/// Where transformers up to 4.51 has the model of texts inside a wrapper, and files still do, with its head.
+pub(crate) const OLD_WRAPPED: &[(&str, &str)] = &[("language_model.model", "language_model.lm_head")];
+
+/// Buffers some old checkpoints carry that are computed here.
+pub(crate) const COMPUTED_BUFFERS: [&str; 6] = [
+    ".rotary_emb.inv_freq",
+    ".self_attn.masked_bias",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+];
+
+/// What transformers 5 calls what holds the experts of a block, whatever files call it.
+pub(crate) const EXPERTS: &str = "mlp.experts";
+
+/// And what it calls the choice of experts.
+pub(crate) const ROUTER: &str = "mlp.gate";
+
+/// What it calls the two parameters of all experts: gate and up of each, one below the other, and down.
+pub(crate) const OF_EXPERTS: [(super::Part, &str); 2] = [(GateUp, "gate_up_proj"), (Down, "down_proj")];
+
+/// What PEFT's table has for most families where `target_modules` is null.
+pub const DEFAULT_TARGETS: [&str; 2] = ["q_proj", "v_proj"];

@@ -38,7 +38,7 @@ pub(super) const KEYS: &Table = &[
             "the end of a turn is the chat template's, the end of a text the tokenizer's: change tokenizer_config.json",
         ),
     ),
-    ("router_aux_loss_coef", Lost("models of experts are not there")),
+    ("router_aux_loss_coef", Is("training.router_aux_loss")),
     (
         "beta reward_model_path num_generations max_prompt_length max_completion_length ref_model_* reward_* vllm_mode",
         Refused(PREFERENCES),
