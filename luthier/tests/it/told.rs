@@ -135,7 +135,7 @@ fn a_loss_that_ends_higher_than_it_began_is_told() {
     let folder = folder();
     succeed(folder.path(), &[&TRAIN[..], &["--quiet", "--lr", "1e-2"]].concat());
     fs::rename(folder.path().join("out"), folder.path().join("good")).unwrap();
-    let ruin = ["--quiet", "--lr", "5", "--set", "adapter.init_from=good"];
+    let ruin = ["--quiet", "--lr", "0.5", "--set", "adapter.init_from=good"];
     let (_, said) = succeed(folder.path(), &[&TRAIN[..], &ruin].concat());
     assert!(said.contains("warning: the loss has risen from "), "{said}");
     assert!(said.contains("train again with a lower --lr"), "{said}");
