@@ -1,8 +1,9 @@
 //! Attention's speed beside the matrix product's: `cargo bench -p luthier-compute --bench attention`.
 //!
-//! Throughput is in floating-point operations as the formulas need them: two products forward, five backward, `2 D`
-//! operations for each pair of a query head and a key it sees. What tiles compute beyond that counts as time only.
-//! Everything runs on one thread, and time is what the processor spent on it: numbers from a busy machine stay good.
+//! Throughput is in floating-point operations as the formulas need them: two products forward, five backward,
+//! `2 D` operations for each pair of a query head and a key it sees. What tiles compute beyond that counts as
+//! time only. Everything runs on one thread, and time is what the processor spent on it: numbers from a busy
+//! machine stay good.
 
 use std::hint::black_box;
 use std::time::Duration;

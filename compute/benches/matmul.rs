@@ -1,8 +1,8 @@
 //! Matrix products of the shapes that fine-tuning has, against the processor's own peak.
 //!
 //! `cargo bench -p luthier-compute --bench matmul [-- FILTER]`. Each group prints the peak that its throughput
-//! (elements = floating-point operations) is to be compared with. Weights are taken in turn from a set larger than
-//! the caches, as in a model; each product is checked against `f64` at some elements before it is timed.
+//! (elements = floating-point operations) is to be compared with. Weights are taken in turn from a set larger
+//! than the caches, as in a model; each product is checked against `f64` at some elements before it is timed.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -136,8 +136,8 @@ fn products(c: &mut Criterion) {
     group(c, "few rows", Precision::Bf16, &few);
 }
 
-/// A linear layer with an adapter of rank 16, as training has it: both passes, over either kind of weight. Throughput is in
-/// operations of the frozen weight's and the adapter's products.
+/// A linear layer with an adapter of rank 16, as training has it: both passes, over either kind of weight.
+/// Throughput is in operations of the frozen weight's and the adapter's products.
 fn low_rank(c: &mut Criterion) {
     let (precision, rank) = (Precision::Bf16, 16);
     let cpu = Cpu::new(0);
@@ -250,8 +250,8 @@ fn same(w: &Quantized) -> Quantized {
     copy
 }
 
-/// Products of one row and of four by weights that come from memory, between passes that only read: prints the best of each,
-/// so that what else the machine does counts little.
+/// Products of one row and of four by weights that come from memory, between passes that only read: prints
+/// the best of each, so that what else the machine does counts little.
 fn generation(c: &mut Criterion) {
     let cpu = Cpu::new(0);
     let threads = cpu.threads();

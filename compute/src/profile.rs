@@ -1,7 +1,7 @@
 //! Where the time goes: what each operation took and did, while somebody asks.
 //!
-//! An operation says what it is about to do by `Device::watch` and is timed until it returns.
-//! Work is what its formula needs, once, not what is read or computed again: bytes of its factors and results, and
+//! An operation says what it is about to do by `Device::watch` and is timed until it returns. Work is what
+//! its formula needs, once, not what is read or computed again: bytes of its factors and results, and
 //! floating-point operations where they, and not memory, could decide.
 
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
-//! Random numbers that are a function of a key and a counter: no state, so the same numbers come whatever the order,
-//! the number of threads, or the point at which a run was resumed.
+//! Random numbers that are a function of a key and a counter: no state, so the same numbers come whatever the
+//! order, the number of threads, or the point at which a run was resumed.
 //!
-//! The generator is SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014)
-//! entered at any point of its sequence; the key, mixed itself, says where a stream begins.
+//! The generator is SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA
+//! 2014) entered at any point of its sequence; the key, mixed itself, says where a stream begins.
 
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -38,7 +38,8 @@ pub fn uniform(key: u64, counter: u64) -> f64 {
     (bits(key, counter) >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
 }
 
-/// Normal with mean 0 and deviation 1, by Box and Muller's method from 32 bits each for radius and angle (so at most
+/// Normal with mean 0 and deviation 1, by Box and Muller's method from 32 bits each for radius and angle (so
+/// at most
 /// 6.7 deviations from the mean).
 #[inline]
 pub fn normal(key: u64, counter: u64) -> f64 {

@@ -1,14 +1,15 @@
 //! The order in which an epoch visits examples, and how they are packed into rows.
 //!
-//! Random numbers come from a counter hashed with the seed, the purpose and the epoch, so an epoch's order depends on
-//! nothing that ran before it and a resumed run finds it again.
+//! Random numbers come from a counter hashed with the seed, the purpose and the epoch, so an epoch's order
+//! depends on nothing that ran before it and a resumed run finds it again.
 
 use std::collections::BTreeSet;
 
 /// Examples (by index) that stand in one row, in order.
 pub type Row = Vec<usize>;
 
-/// Examples that are packed together: few enough that a row's neighbours stay random, many enough that rows fill.
+/// Examples that are packed together: few enough that a row's neighbours stay random, many enough that rows
+/// fill.
 const WINDOW: usize = 8192;
 
 /// How an epoch is ordered.
@@ -26,11 +27,12 @@ pub struct OrderSpec {
     pub max_length: usize,
 }
 
-/// The rows of an epoch over examples of the given lengths: every example stands in exactly one row, and no packed row is
-/// longer than `max_length`.
+/// The rows of an epoch over examples of the given lengths: every example stands in exactly one row, and no
+/// packed row is longer than `max_length`.
 ///
-/// Packing is best-fit decreasing within windows of the (shuffled) order, then the rows are shuffled, so that long examples
-/// do not gather at a window's beginning. Without `shuffle` rows are in the order of their first example.
+/// Packing is best-fit decreasing within windows of the (shuffled) order, then the rows are shuffled, so that
+/// long examples do not gather at a window's beginning. Without `shuffle` rows are in the order of their
+/// first example.
 pub fn epoch_rows(lengths: &[usize], spec: &OrderSpec) -> Vec<Row> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     if spec.shuffle {
@@ -81,7 +83,8 @@ pub fn fill(rows: &[Row], lengths: &[usize], max_length: usize) -> f64 {
     tokens as f64 / (rows.len() * max_length).max(1) as f64
 }
 
-/// A stream of random numbers for one purpose: SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+/// A stream of random numbers for one purpose: SplitMix64 (Steele, Lea and Flood, "Fast splittable
+/// pseudorandom number generators",
 /// 2014) started at a hash of seed, purpose and number.
 #[derive(Clone, Debug)]
 pub struct Shuffle {

@@ -8,8 +8,8 @@ use crate::{Example, IGNORE, Tokenizer, TokenizerError};
 /// A token of an example as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Segment {
-    /// The text that became whole with this token: empty in the middle of a character that spans tokens, and the whole
-    /// character at its last token.
+    /// The text that became whole with this token: empty in the middle of a character that spans tokens, and
+    /// the whole character at its last token.
     pub text: String,
     /// Whether the token carries loss (after the shift: an example's first token never does).
     pub trained: bool,
@@ -41,7 +41,8 @@ pub fn json(example: &Example, tokenizer: &Tokenizer) -> Result<Json, TokenizerE
     }))
 }
 
-/// Neighbouring tokens of one kind joined: (text, whether it carries loss). For painting and for text snapshots.
+/// Neighbouring tokens of one kind joined: (text, whether it carries loss). For painting and for text
+/// snapshots.
 pub fn runs(example: &Example, tokenizer: &Tokenizer) -> Vec<(String, bool)> {
     let mut runs: Vec<(String, bool)> = Vec::new();
     for segment in segments(example, tokenizer) {

@@ -56,7 +56,8 @@ impl Sampler {
         let largest = self.candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
         let weight = |logit: f32| f64::from((logit - largest) / temperature).exp();
         let total: f64 = self.candidates.iter().map(|c| weight(c.0)).sum();
-        // All that is left out below weighs less than 1 - top_p, so that sorting the rest is enough: a few of many.
+        // All that is left out below weighs less than 1 - top_p, so that sorting the rest is enough: a few of
+        // many.
         let floor = (1.0 - f64::from(top_p)) * total / self.candidates.len() as f64;
         self.candidates.retain(|c| weight(c.0) >= floor);
         if top_p < 1.0 || top_k > 0 {

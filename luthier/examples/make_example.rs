@@ -1,7 +1,9 @@
-//! Makes the files that the embedded example is made of, all but the weights: `cargo run --release --example make_example`.
+//! Makes the files that the embedded example is made of, all but the weights: `cargo run --release --example
+//! make_example`.
 //!
-//! The text is about a small invented world: people hand things to each other, keep animals, count and talk. Its sentences come from
-//! the templates below and a counter, so the same program writes the same bytes on every machine. What is written:
+//! The text is about a small invented world: people hand things to each other, keep animals, count and talk.
+//! Its sentences come from the templates below and a counter, so the same program writes the same bytes on
+//! every machine. What is written:
 //!
 //! - `example/base/`: `config.json` and a tokenizer trained on the text, the folder from which pretraining starts;
 //! - `example/train.jsonl`, `example/eval.jsonl`: conversations that ask for a happening as JSON, and held-out ones;
@@ -46,8 +48,8 @@ const TEMPLATE: &str = "{% for message in messages %}{{ '<|' + message.role + '|
     {% else %}{{ message.content + eos_token }}{% endif %}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
 
-/// The people. The last ones of each of these lists (see [`World::fine_tuning`]) are in the pretraining text and in held-out
-/// conversations, but in none that is trained on.
+/// The people. The last ones of each of these lists (see [`World::fine_tuning`]) are in the pretraining text
+/// and in held-out conversations, but in none that is trained on.
 const NAMES: [&str; 40] = [
     "Anna", "Ben", "Clara", "David", "Emma", "Finn", "Greta", "Hugo", "Ida", "Jack", "Kate", "Leo", "Mia",
     "Noah", "Olga", "Paul", "Rosa", "Sam", "Tom", "Uma", "Victor", "Wanda", "Zoe", "Adam", "Bella", "Carl",
@@ -347,7 +349,8 @@ fn list(random: &mut Random) -> String {
     }
 }
 
-/// Somebody is told something and asked about it, in the turns of a conversation; the answers are prose or a card.
+/// Somebody is told something and asked about it, in the turns of a conversation; the answers are prose or a
+/// card.
 fn talk(random: &mut Random) -> String {
     let world = World::whole();
     let handover = world.handover(random);

@@ -1,4 +1,5 @@
-//! What can be typed: the commands, with the flags of each in a file below. What the settings mean is said in `run_file`.
+//! What can be typed: the commands, with the flags of each in a file below. What the settings mean is said in
+//! `run_file`.
 //!
 //! The names in this file are an interface that scripts rely on.
 

@@ -1,12 +1,13 @@
 //! A run's settings: `RUN.yaml`, its defaults, and what wins over it.
 //!
-//! The file is read into a tree whose every node knows where it was written (`yaml`), `--set` and flags are laid over
-//! that tree, and the tree is decoded into [`RunFile`] (`decode`). So each complaint, from a misspelt key to a rank of
+//! The file is read into a tree whose every node knows where it was written (`yaml`), `--set` and flags are
+//! laid over that tree, and the tree is decoded into [`RunFile`] (`decode`). So each complaint, from a
+//! misspelt key to a rank of
 //! 0 (`check`), points at the line or the flag that caused it. The resolved file is written in full into the run
 //! folder, and [`check_resume`] compares it with the settings of a run that goes on.
 //!
-//! The sentences above the keys here are what a person reads of them: in the JSON schema (`schema`), in the comments of a new run
-//! file (`commented`) and in the guide.
+//! The sentences above the keys here are what a person reads of them: in the JSON schema (`schema`), in the
+//! comments of a new run file (`commented`) and in the guide.
 
 mod check;
 mod commented;
@@ -41,18 +42,20 @@ use yaml::{Key, Node, Origin, Value};
 /// A run file larger than this is none.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The settings of a fine-tuning run. Every key may be left out; `model`, `data.train` and `output` must be given here or as flags.
+/// The settings of a fine-tuning run. Every key may be left out; `model`, `data.train` and `output` must be
+/// given here or as flags.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RunFile {
-    /// Required. The base model: a folder in the Hugging Face layout, or a hub id, owner/name or owner/name@revision.
+    /// Required. The base model: a folder in the Hugging Face layout, or a hub id, owner/name or
+    /// owner/name@revision.
     pub(crate) model: Option<String>,
     /// The memory that the run must fit into, such as 12GiB; null: what is free.
     pub(crate) memory: Option<ByteSize>,
     /// Activations and products; adapters, gradients, optimizer and losses are always f32.
     pub(crate) precision: Precision,
-    /// Holds the frozen base in four bits (QLoRA): nf4, fp4, or {type: nf4, double_quant: true, block_size: 64}; null: as it is
-    /// stored.
+    /// Holds the frozen base in four bits (QLoRA): nf4, fp4, or {type: nf4, double_quant: true, block_size:
+    /// 64}; null: as it is stored.
     pub(crate) quantization: Option<Quantization>,
     pub(crate) data: DataSection,
     pub(crate) adapter: AdapterSection,
@@ -78,10 +81,11 @@ pub(crate) struct DataSection {
     pub(crate) format: Format,
     /// Which tokens carry loss: all turns of the assistant, the last one (a completion), or all tokens.
     pub(crate) train_on: TrainOn,
-    /// How a conversation becomes text: a built-in name such as chatml, or a file; null: the tokenizer's own template.
+    /// How a conversation becomes text: a built-in name such as chatml, or a file; null: the tokenizer's own
+    /// template.
     pub(crate) chat_template: Option<String>,
-    /// Tokens of the longest example, and of a packed row; null: 2048, or the model's context, or the longest example if that is
-    /// less.
+    /// Tokens of the longest example, and of a packed row; null: 2048, or the model's context, or the longest
+    /// example if that is less.
     #[schemars(range(min = 2, max = 4_294_967_296_u64))]
     pub(crate) max_length: Option<usize>,
     /// What becomes of longer examples; they are counted either way.
@@ -136,13 +140,16 @@ pub(crate) struct AdapterSection {
     /// The part of the adapter's input that is dropped at random, which works against overfitting.
     #[schemars(range(min = 0, max = 0.99))]
     pub(crate) dropout: f64,
-    /// The layers that get an adapter: all-linear, a list of names such as [q_proj, v_proj], or a regular expression, as in PEFT.
+    /// The layers that get an adapter: all-linear, a list of names such as [q_proj, v_proj], or a regular
+    /// expression, as in PEFT.
     pub(crate) target_modules: TargetModules,
-    /// Parameters of experts that get an adapter, such as [mlp.experts.gate_up_proj, mlp.experts.down_proj], as in PEFT.
+    /// Parameters of experts that get an adapter, such as [mlp.experts.gate_up_proj, mlp.experts.down_proj],
+    /// as in PEFT.
     pub(crate) target_parameters: Vec<String>,
     /// Scales by alpha / sqrt(r) in place of alpha / r.
     pub(crate) rslora: bool,
-    /// How an adapter begins; gaussian with method: full begins from random weights where the model folder has none.
+    /// How an adapter begins; gaussian with method: full begins from random weights where the model folder
+    /// has none.
     pub(crate) init: Init,
     /// An adapter folder to go on training from; its own configuration gives rank, alpha and targets.
     pub(crate) init_from: Option<PathBuf>,
@@ -177,12 +184,13 @@ impl Default for AdapterSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct OptimizerSection {
-    /// The memory for the optimizer's state, such as 64MiB, the rest lies in a file; null: all of it, or what fits.
+    /// The memory for the optimizer's state, such as 64MiB, the rest lies in a file; null: all of it, or what
+    /// fits.
     pub(crate) memory: Option<ByteSize>,
     /// The update rule; _8bit: moments in eight bits, as in bitsandbytes.
     pub(crate) name: OptimizerName,
-    /// The learning rate at its peak, for all weights (method: full) some ten times less; null: 2e-4, and more for adapters of
-    /// models narrower than 2048.
+    /// The learning rate at its peak, for all weights (method: full) some ten times less; null: 2e-4, and
+    /// more for adapters of models narrower than 2048.
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub(crate) learning_rate: Option<f64>,
     /// How long the moments of AdamW and Lion remember.
@@ -222,7 +230,8 @@ impl Default for OptimizerSection {
 pub(crate) struct ScheduleSection {
     /// The learning rate after the warm-up, as transformers' schedules.
     pub(crate) name: ScheduleName,
-    /// A fraction of the steps, or a number of steps if 1 or more; null: 0.03, and none in a run of fewer than ten steps.
+    /// A fraction of the steps, or a number of steps if 1 or more; null: 0.03, and none in a run of fewer
+    /// than ten steps.
     #[schemars(range(min = 0))]
     pub(crate) warmup: Option<f64>,
 }
@@ -237,27 +246,32 @@ impl Default for ScheduleSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct TrainingSection {
-    /// Passes over the examples; null: as many as max_steps needs, or 1, up to 3 where that would be fewer than about fifty steps.
+    /// Passes over the examples; null: as many as max_steps needs, or 1, up to 3 where that would be fewer
+    /// than about fifty steps.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub(crate) epochs: Option<u64>,
     /// Optimizer steps; ends the run early if reached, and is then the schedule's length.
     #[schemars(range(min = 1))]
     pub(crate) max_steps: Option<u64>,
-    /// Rows of max_length (packing) or examples in an optimizer step; null: 8, fewer where an epoch would have fewer than twenty
-    /// steps.
+    /// Rows of max_length (packing) or examples in an optimizer step; null: 8, fewer where an epoch would
+    /// have fewer than twenty steps.
     #[schemars(range(min = 1, max = 4_294_967_296_u64))]
     pub(crate) batch_size: Option<usize>,
     /// Tokens in memory at once; auto: what fits. It changes no result but by rounding.
     pub(crate) micro_batch_tokens: MicroBatch,
-    /// Keeps activations, or computes them again in the backward pass (gradient checkpointing); auto: as the memory asks for.
+    /// Keeps activations, or computes them again in the backward pass (gradient checkpointing); auto: as the
+    /// memory asks for.
     pub(crate) checkpointing: Checkpointing,
-    /// Keeps layers' inputs partly in a file: auto, true, false, or a size such as 512MiB that stays in memory.
+    /// Keeps layers' inputs partly in a file: auto, true, false, or a size such as 512MiB that stays in
+    /// memory.
     pub(crate) activation_offloading: Offloading,
     /// How layers' inputs are stored until the backward pass; null: as all activations.
     pub(crate) activation_precision: Option<ActivationPrecision>,
-    /// Keeps what frozen layers give for the next epoch: auto, true, false, or a size such as 512MiB that stays in memory.
+    /// Keeps what frozen layers give for the next epoch: auto, true, false, or a size such as 512MiB that
+    /// stays in memory.
     pub(crate) frozen_activations: Offloading,
-    /// Steps between evaluations; null: one after each epoch. One also stands before the first step and after the last.
+    /// Steps between evaluations; null: one after each epoch. One also stands before the first step and after
+    /// the last.
     #[schemars(range(min = 1))]
     pub(crate) eval_every: Option<u64>,
     /// Steps between checkpoints; null: about every ten minutes. One also stands at the end.
@@ -269,7 +283,8 @@ pub(crate) struct TrainingSection {
     /// Ends the run after so many evaluations without a better loss; the result is then the best one's.
     #[schemars(range(min = 1))]
     pub(crate) early_stopping_patience: Option<u64>,
-    /// How much the spread of tokens over experts counts beside the loss, as router_aux_loss_coef of transformers; 0: not at all.
+    /// How much the spread of tokens over experts counts beside the loss, as router_aux_loss_coef of
+    /// transformers; 0: not at all.
     #[schemars(range(min = 0, max = 1e3))]
     pub(crate) router_aux_loss: f64,
     /// Of all that is random: the same seed and settings give the same bytes.
@@ -474,7 +489,8 @@ impl RunFile {
         }
     }
 
-    /// Makes the paths that are relative to the current folder absolute. Names that are no paths stay: hub ids, built-in templates,
+    /// Makes the paths that are relative to the current folder absolute. Names that are no paths stay: hub
+    /// ids, built-in templates,
     /// `-` for stdin.
     pub(crate) fn make_paths_absolute(&mut self) {
         let full = |path: &mut PathBuf| {
@@ -589,8 +605,8 @@ struct FileText {
 impl Settings {
     /// Reads the file (none: the defaults), lays the overrides over it in order, and decodes the result.
     ///
-    /// Unknown keys, wrong types and values outside a closed set are refused here; ranges, required keys and what this
-    /// version does not support are the concern of [`Settings::validate`].
+    /// Unknown keys, wrong types and values outside a closed set are refused here; ranges, required keys and
+    /// what this version does not support are the concern of [`Settings::validate`].
     pub(crate) fn resolve(file: Option<&Path>, overrides: Vec<Override>) -> anyhow::Result<Self> {
         let file = file.map(|path| FileText::read(path, "run file")).transpose()?;
         let report = |problem: Problem| problem.report(file.as_ref());

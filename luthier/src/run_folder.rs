@@ -1,12 +1,12 @@
 //! A run's folder: who may write there, what it remembers, and what goes with the result.
 //!
 //! ```text
-//! run.yaml                                         the resolved settings, paths in full: they make the folder a run's
-//! tokenizer.json ..., chat_template.jinja          what the examples were rendered with
-//! checkpoints/                                     all that a resume needs, and the best evaluation's tensors
-//! metrics.jsonl                                    a line for each step and each evaluation
-//! adapter_config.json, adapter_model.safetensors   the result
-//! README.md                                        the model card
+//! run.yaml                                         the resolved settings, paths in full: they make the
+//! folder a run's tokenizer.json ..., chat_template.jinja          what the examples were rendered with
+//! checkpoints/                                     all that a resume needs, and the best evaluation's
+//! tensors metrics.jsonl                                    a line for each step and each evaluation
+//! adapter_config.json, adapter_model.safetensors   the result README.md
+//! the model card
 //! ```
 
 mod card;

@@ -27,16 +27,16 @@ pub enum Checkpointing {
 /// What is kept of layers that are computed again, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keeping {
-    /// Beside the inputs, what the attention halves need: a few widths of the model for each layer, which spares a quarter
-    /// of what is computed again in the usual shapes. It changes no result.
+    /// Beside the inputs, what the attention halves need: a few widths of the model for each layer, which
+    /// spares a quarter of what is computed again in the usual shapes. It changes no result.
     pub attention: bool,
-    /// Of how many layers, the last ones, what the MLP halves need is kept too: those are not computed again. It changes no
-    /// result.
+    /// Of how many layers, the last ones, what the MLP halves need is kept too: those are not computed again.
+    /// It changes no result.
     pub mlp: usize,
     /// Inputs are rounded to `bf16` whatever the precision, so that the backward pass sees the rounded ones.
     pub bf16: bool,
-    /// Bytes of the inputs that may be in memory, [`arena::SMALLEST`](crate::arena::SMALLEST) at least; the others lie in a file. `None`: all are in
-    /// memory. It changes no result.
+    /// Bytes of the inputs that may be in memory, [`arena::SMALLEST`](crate::arena::SMALLEST) at least; the
+    /// others lie in a file. `None`: all are in memory. It changes no result.
     pub memory: Option<u64>,
 }
 
@@ -66,7 +66,8 @@ pub struct Extent {
 #[derive(Debug)]
 pub struct Activations {
     extent: Extent,
-    /// The residual stream `[T, C]`: before each layer and after the last if it is kept here, else one that is overwritten.
+    /// The residual stream `[T, C]`: before each layer and after the last if it is kept here, else one that
+    /// is overwritten.
     pub(crate) stream: Vec<Matrix>,
     /// The layers' inputs, if training keeps them otherwise.
     pub(crate) inputs: Option<Inputs>,
@@ -79,7 +80,8 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Buffers for a model with an adapter of this layout, which drops inputs with probability `dropout` in training.
+    /// Buffers for a model with an adapter of this layout, which drops inputs with probability `dropout` in
+    /// training.
     pub fn new(
         config: &Config,
         layout: &Layout,
@@ -122,8 +124,8 @@ impl Activations {
         Activations { extent, stream, inputs, frozen: None, saved, work, head, positions }
     }
 
-    /// The same, and what frozen layers give is kept for examples that come again. It must be laid out for the adapter of these
-    /// buffers; it changes no result.
+    /// The same, and what frozen layers give is kept for examples that come again. It must be laid out for
+    /// the adapter of these buffers; it changes no result.
     pub fn keeping_frozen(self, frozen: Option<FrozenActivations>) -> Self {
         Activations { frozen, ..self }
     }
@@ -156,7 +158,8 @@ impl Activations {
         self.frozen.as_ref().map_or(0, FrozenActivations::layers)
     }
 
-    /// Brings the residual stream behind the frozen layers, if it is there for all examples of a batch; whether it was.
+    /// Brings the residual stream behind the frozen layers, if it is there for all examples of a batch;
+    /// whether it was.
     pub(crate) fn restore_frozen(&mut self, batch: &Batch) -> Result<bool> {
         let Some(frozen) = &mut self.frozen else { return Ok(false) };
         let behind = behind(frozen.layers(), self.stream.len());

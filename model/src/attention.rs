@@ -1,5 +1,5 @@
-//! The attention half of a block: norm, projections with their adapters, norms of queries and keys, rotary embedding, attention,
-//! projection onto the residual stream.
+//! The attention half of a block: norm, projections with their adapters, norms of queries and keys, rotary
+//! embedding, attention, projection onto the residual stream.
 
 use compute::ops::attention::{self, Attention as Heads};
 use compute::ops::{columns, position_scale, rope};
@@ -35,7 +35,7 @@ pub(crate) enum Qkv {
     /// A layer each.
     Apart(Box<[Linear; 3]>),
     /// One layer for all, `[(H + 2 K) * D, C]`.
-    Fused(Linear),
+    Fused(Box<Linear>),
 }
 
 /// What the backward pass needs of the forward pass.
@@ -142,8 +142,8 @@ pub fn attention_memory(config: &Config, precision: Precision, tokens: usize) ->
     heads(config, 0).thread_memory(precision, tokens)
 }
 
-/// Which columns of a fused projection's result are queries, keys and values: as a matrix of rows of `row` columns (all of a
-/// token's, or those of one head), the first and the number of columns of each.
+/// Which columns of a fused projection's result are queries, keys and values: as a matrix of rows of `row`
+/// columns (all of a token's, or those of one head), the first and the number of columns of each.
 fn parts_of(config: &Config, order: FusedQkv) -> (usize, [(usize, usize); 3]) {
     let (q, kv, d) = (config.q_width(), config.kv_width(), config.head_dim);
     match order {
@@ -270,7 +270,8 @@ impl Attention {
         }
     }
 
-    /// Takes the gradients of placed queries and keys back to those of what the projections gave, and says where these stand.
+    /// Takes the gradients of placed queries and keys back to those of what the projections gave, and says
+    /// where these stand.
     fn displace<'a>(
         &self,
         pass: Pass<'_>,
@@ -299,7 +300,8 @@ impl Attention {
         if !behind_rope {
             [&mut *dq, &mut *dk].into_iter().for_each(turn_back);
         }
-        // The gradient of attention's result is spent: its buffer takes that of the queries before their norm.
+        // The gradient of attention's result is spent: its buffer takes that of the queries before their
+        // norm.
         let ends = [(&*dq, &mut *dattended), (&*dk, &mut *dk_raw)];
         for (((norm, part), (raw, saved)), (from, to)) in
             norms.iter().zip([NormPart::Q, NormPart::K]).zip(raw.iter().zip(&saved.raw_norms)).zip(ends)

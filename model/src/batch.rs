@@ -26,8 +26,8 @@ pub struct Batch {
     pub segments: Vec<Segment>,
     /// The rows that carry loss, in order.
     pub targets: Vec<Target>,
-    /// Which example each segment is, by its number in the run, for dropout's masks and for buffers that [keep] something of
-    /// examples; else empty.
+    /// Which example each segment is, by its number in the run, for dropout's masks and for buffers that
+    /// [keep] something of examples; else empty.
     ///
     /// [keep]: crate::FrozenActivations
     pub examples: Vec<usize>,
@@ -44,8 +44,8 @@ impl Batch {
         self.ids.len()
     }
 
-    /// A name for each row that depends on its example and its position there alone: by these dropout's masks are drawn. Segments
-    /// without a number in the run count from 0.
+    /// A name for each row that depends on its example and its position there alone: by these dropout's masks
+    /// are drawn. Segments without a number in the run count from 0.
     pub(crate) fn row_names(&self) -> impl Iterator<Item = u64> + '_ {
         self.segments.iter().enumerate().flat_map(|(i, segment)| {
             let example = self.examples.get(i).copied().unwrap_or(i);
@@ -54,7 +54,8 @@ impl Batch {
         })
     }
 
-    /// Appends a sequence. `labels` are not shifted: the label of token `i` is what row `i - 1` should predict, so
+    /// Appends a sequence. `labels` are not shifted: the label of token `i` is what row `i - 1` should
+    /// predict, so
     /// `labels[0]` never carries loss.
     ///
     /// # Panics
@@ -80,8 +81,8 @@ impl Batch {
         start
     }
 
-    /// Appends a sequence whose first `cached` tokens are already in cache rows `slots`; the new rows' keys are
-    /// written behind them. Returns the first row.
+    /// Appends a sequence whose first `cached` tokens are already in cache rows `slots`; the new rows' keys
+    /// are written behind them. Returns the first row.
     ///
     /// # Panics
     /// If the cache rows cannot hold the sequence.

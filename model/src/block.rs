@@ -1,5 +1,5 @@
-//! One layer of the decoder: attention and the MLP, each added onto the residual stream, the MLP reading what attention made of it or,
-//! with a parallel residual, the layer's own input.
+//! One layer of the decoder: attention and the MLP, each added onto the residual stream, the MLP reading what
+//! attention made of it or, with a parallel residual, the layer's own input.
 
 use compute::{Matrix, Precision};
 
@@ -61,8 +61,8 @@ impl Saved {
     }
 }
 
-/// Something of each of the last layers; the layers before them take the first place in turn. So what is there of the last
-/// layer of all is always its own.
+/// Something of each of the last layers; the layers before them take the first place in turn. So what is
+/// there of the last layer of all is always its own.
 #[derive(Debug)]
 struct LastLayers<T> {
     places: Vec<T>,
@@ -163,7 +163,8 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Block {
-    /// All that the backward pass relies on, from the layer's input: `saved.middle`, and the first layers of the MLP.
+    /// All that the backward pass relies on, from the layer's input: `saved.middle`, and the first layers of
+    /// the MLP.
     pub(crate) fn forward_first(
         &self,
         pass: Pass<'_>,

@@ -6,8 +6,8 @@ use compute::{Matrix, Precision};
 use crate::config::Config;
 use crate::memory::{Allocator, Component};
 
-/// Keys and values, `[rows, K * D]` for each layer. A sequence owns a contiguous range of rows; who owns which is its
-/// user's concern.
+/// Keys and values, `[rows, K * D]` for each layer. A sequence owns a contiguous range of rows; who owns
+/// which is its user's concern.
 #[derive(Debug)]
 pub struct Cache {
     layers: Vec<LayerCache>,

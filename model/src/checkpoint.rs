@@ -103,8 +103,8 @@ impl Checkpoint {
         Err(no_weights(folder))
     }
 
-    /// As [`Checkpoint::open`], or one without tensors where the folder has no weights: a model may begin from
-    /// random ones.
+    /// As [`Checkpoint::open`], or one without tensors where the folder has no weights: a model may begin
+    /// from random ones.
     pub(crate) fn open_if_any(folder: &Path) -> Result<Checkpoint> {
         match [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file()) {
             true => Checkpoint::open(folder),
@@ -352,10 +352,10 @@ impl Checkpoint {
         if let Some(name) = self.name_of(parameter) {
             return Ok(name);
         }
-        if config.tie_word_embeddings && parameter.module == ModuleId::Embedding {
-            if let Some(head) = self.name_of(&config.parameter(ModuleId::Head, false)) {
-                return Ok(head);
-            }
+        let tied = config.tie_word_embeddings && parameter.module == ModuleId::Embedding;
+        let head = tied.then(|| self.name_of(&config.parameter(ModuleId::Head, false))).flatten();
+        if let Some(head) = head {
+            return Ok(head);
         }
         let name = parameter.name();
         if parameter.module == ModuleId::Head {

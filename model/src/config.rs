@@ -1,8 +1,9 @@
 //! A model's shape and constants, from `config.json`: a family is a row of fields, not a file of code.
 //!
-//! Defaults for absent fields are those of transformers' configuration classes ([`family`]), and both ways of writing the rotary
-//! embedding are read ([`rotary`]). Whatever would change the model's arithmetic and is not known here is refused by name. Of a model
-//! with several kinds of input, such as images, the part for texts is read.
+//! Defaults for absent fields are those of transformers' configuration classes (`config/family.rs`), and both
+//! ways of writing the rotary embedding are read (`config/rotary.rs`). Whatever would change the model's
+//! arithmetic and is not known here is refused by name. Of a model with several kinds of input, such as
+//! images, the part for texts is read.
 
 mod family;
 mod fields;
@@ -70,7 +71,8 @@ pub enum Positions {
     Learned,
 }
 
-/// Queries at position `p` are multiplied by `1 + beta ln(1 + floor(p / original))` (Ministral 3, as Llama 4).
+/// Queries at position `p` are multiplied by `1 + beta ln(1 + floor(p / original))` (Ministral 3, as Llama
+/// 4).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryGrowth {
     /// How fast.
@@ -128,7 +130,8 @@ pub struct Experts {
 /// What differs from block to block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockConfig {
-    /// How many tokens a token sees, itself included (`Some(w)`: positions `p - w + 1 ..= p`), or all before it.
+    /// How many tokens a token sees, itself included (`Some(w)`: positions `p - w + 1 ..= p`), or all before
+    /// it.
     pub window: Option<usize>,
     /// Which of [`Config::ropes`] turns its queries and keys, if any.
     pub rope: Option<usize>,
@@ -240,7 +243,8 @@ impl Config {
     pub fn load(folder: &Path) -> Result<Config> {
         let path = folder.join("config.json");
         let mut config = Config::from_json(&read_small_file(&path, bounds::FILE)?, &path)?;
-        // Wrappers that do not say whether the head is tied are tied only where the file has no head: so transformers 5 takes them.
+        // Wrappers that do not say whether the head is tied are tied only where the file has no head: so
+        // transformers 5 takes them.
         let silent = !config.raw.contains_key(TIED) && config.names.root != config.names.table.root;
         if silent
             && Checkpoint::open(folder).is_ok_and(|files| files.has(&config.parameter(ModuleId::Head, false)))
@@ -289,8 +293,8 @@ impl Config {
         self.kv_heads * self.head_dim
     }
 
-    /// The text of a `config.json` for weights stored as `dtype`: this one's own fields with the type replaced, as
-    /// transformers writes it (two spaces, a newline at the end).
+    /// The text of a `config.json` for weights stored as `dtype`: this one's own fields with the type
+    /// replaced, as transformers writes it (two spaces, a newline at the end).
     pub fn to_json(&self, dtype: StoredDType) -> String {
         let mut raw = self.raw.clone();
         let field = if raw.contains_key("dtype") { "dtype" } else { "torch_dtype" };
@@ -315,7 +319,8 @@ const TIED: &str = "tie_word_embeddings";
 /// Where a model of several kinds of input describes its part for texts.
 const TEXT: &str = "text_config";
 
-/// All fields of a model of this family. `outer` is the whole file, which is `fields` but for a model inside a wrapper.
+/// All fields of a model of this family. `outer` is the whole file, which is `fields` but for a model inside
+/// a wrapper.
 fn read(
     fields: Fields<'_>,
     family: Family,
@@ -448,7 +453,8 @@ impl Row {
     }
 }
 
-/// Fields that change a model's arithmetic in ways not built here, or not by this family, with the values that do not.
+/// Fields that change a model's arithmetic in ways not built here, or not by this family, with the values
+/// that do not.
 fn refuse_unsupported(fields: &Fields<'_>, row: &Row) -> Result<()> {
     const FOREIGN: [&str; 24] = [
         "attention_chunk_size",
@@ -598,7 +604,8 @@ fn experts(fields: &Fields<'_>, row: &Row) -> Result<Option<Experts>> {
     Ok(Some(Experts { count, per_token, inner, normalized }))
 }
 
-/// What the MLP half of each layer is: with experts, `mlp_only_layers` and `decoder_sparse_step` leave some layers without.
+/// What the MLP half of each layer is: with experts, `mlp_only_layers` and `decoder_sparse_step` leave some
+/// layers without.
 fn mlps(fields: &Fields<'_>, row: &Row, layers: usize) -> Result<Vec<Mlp>> {
     let plain = if row.gated { Mlp::Gated } else { Mlp::Plain };
     if row.experts.is_none() {

@@ -46,8 +46,8 @@ impl Decoder {
         Run::new(&self.device, self.precision, adapter)
     }
 
-    /// Brings a batch to the end of the residual stream. With a cache, the keys and values of its tokens are appended
-    /// there and its segments name cache rows.
+    /// Brings a batch to the end of the residual stream. With a cache, the keys and values of its tokens are
+    /// appended there and its segments name cache rows.
     ///
     /// # Panics
     /// If the batch is larger than the buffers were laid out for.
@@ -64,8 +64,8 @@ impl Decoder {
         let Ok(()) = self.layers(0..self.blocks.len(), run, batch, cache, buffers, keep);
     }
 
-    /// [`Decoder::forward`] of whole sequences, which begins behind the frozen layers where what they give is [kept]: the same to the
-    /// byte.
+    /// [`Decoder::forward`] of whole sequences, which begins behind the frozen layers where what they give is
+    /// [kept]: the same to the byte.
     ///
     /// [kept]: Activations::keeping_frozen
     ///
@@ -78,7 +78,8 @@ impl Decoder {
         self.pass(run, batch, buffers, |_, _, _| Ok(()))
     }
 
-    /// [`Decoder::forward_examples`]; a layer's input is shown to `keep` where the residual stream does not keep it.
+    /// [`Decoder::forward_examples`]; a layer's input is shown to `keep` where the residual stream does not
+    /// keep it.
     fn pass(
         &self,
         run: &Run<'_>,
@@ -181,7 +182,8 @@ impl Decoder {
         buffers.stream[layer].top(tokens)
     }
 
-    /// [`Decoder::forward_examples`], after which [`Decoder::losses`] may be asked for and [`Decoder::backward`] can follow.
+    /// [`Decoder::forward_examples`], after which [`Decoder::losses`] may be asked for and
+    /// [`Decoder::backward`] can follow.
     ///
     /// # Errors
     /// If layers' inputs, or what frozen layers give, cannot be written to their file or read from it.
@@ -193,16 +195,18 @@ impl Decoder {
         self.pass(run, batch, buffers, Inputs::put)
     }
 
-    /// Behind [`Decoder::forward_to_train`] of the same batch: adds to `gradients` those of an objective whose derivative by the loss of
-    /// each target is `weights`, and says these losses. If a pass has a loss of the spread over experts, it counts as part of each
-    /// target's. Plain training knows its weights beforehand, and so needs the head's product
-    /// once; an objective of several sequences asks for the losses first.
+    /// Behind [`Decoder::forward_to_train`] of the same batch: adds to `gradients` those of an objective
+    /// whose derivative by the loss of each target is `weights`, and says these losses. If a pass has a loss
+    /// of the spread over experts, it counts as part of each target's. Plain training knows its weights
+    /// beforehand, and so needs the head's product once; an objective of several sequences asks for the
+    /// losses first.
     ///
     /// # Errors
     /// If layers' inputs cannot be read from their file; a part of the gradients is then added.
     ///
     /// # Panics
-    /// If there is not a weight and a place for the loss of each target, or the buffers were not laid out for training.
+    /// If there is not a weight and a place for the loss of each target, or the buffers were not laid out for
+    /// training.
     pub fn backward(
         &self,
         run: &Run<'_>,

@@ -1,4 +1,5 @@
-//! How what a half of a block computes, its branch, joins the residual stream: as it is, scaled, or behind a norm.
+//! How what a half of a block computes, its branch, joins the residual stream: as it is, scaled, or behind a
+//! norm.
 
 use compute::ops::{residual, scale};
 use compute::{Matrix, Precision};

@@ -1,9 +1,11 @@
-//! A mixture of experts: each token goes to a few gated MLPs out of many, and takes the weighted sum of what they give.
+//! A mixture of experts: each token goes to a few gated MLPs out of many, and takes the weighted sum of what
+//! they give.
 //!
-//! The rows of a batch are sorted by expert, `S = T * k` of them for `k` experts a token, so that the rows of an expert lie together
-//! and its products are those of any linear layer over some rows. However tokens are spread over experts, there are `S` rows: the
-//! memory does not depend on it. The weight of a token's expert stands on the input of that expert's last layer, which is linear,
-//! rather than on its output: so nothing of the width `C` is kept for the weight's gradient.
+//! The rows of a batch are sorted by expert, `S = T * k` of them for `k` experts a token, so that the rows of
+//! an expert lie together and its products are those of any linear layer over some rows. However tokens are
+//! spread over experts, there are `S` rows: the memory does not depend on it. The weight of a token's expert
+//! stands on the input of that expert's last layer, which is linear, rather than on its output: so nothing of
+//! the width `C` is kept for the weight's gradient.
 
 use compute::ops::gated;
 use compute::ops::routing::{self, Load, Routing};

@@ -1,10 +1,12 @@
-//! What the layers below everything that is trained give for an example: a function of its tokens alone, so that it is kept
-//! where the example comes again, in the next epoch or the next evaluation, and these layers are not run again.
+//! What the layers below everything that is trained give for an example: a function of its tokens alone, so
+//! that it is kept where the example comes again, in the next epoch or the next evaluation, and these layers
+//! are not run again.
 //!
-//! An example's rows do not depend on what else is in the batch, to the byte, as long as the batch is not tiny (a device sums
-//! products of a few rows in another order). So tiny batches take no part, and whoever makes a batch need not care which of its
-//! examples were together before. Of a layer with experts this does not hold: how many rows an expert gets
-//! depends on the whole batch, and few they often are. So nothing is kept behind such a layer.
+//! An example's rows do not depend on what else is in the batch, to the byte, as long as the batch is not
+//! tiny (a device sums products of a few rows in another order). So tiny batches take no part, and whoever
+//! makes a batch need not care which of its examples were together before. Of a layer with experts this does
+//! not hold: how many rows an expert gets depends on the whole batch, and few they often are. So nothing is
+//! kept behind such a layer.
 
 use std::ops::Range;
 use std::path::Path;
@@ -21,13 +23,15 @@ use crate::memory::{Allocator, Component};
 
 /// What the file of pages is called while it has a name.
 const PAGES: &str = ".frozen.pages.tmp";
-/// The largest page, in words: examples share pages and come in any order, so that more would be read than is asked for.
+/// The largest page, in words: examples share pages and come in any order, so that more would be read than is
+/// asked for.
 const LARGEST_PAGE: usize = 1 << 14;
 
 /// How much is to be kept of the examples of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct FrozenExtent<'a> {
-    /// The tokens of each example, 0 for one that is not kept. A batch names its examples by their places here.
+    /// The tokens of each example, 0 for one that is not kept. A batch names its examples by their places
+    /// here.
     pub lengths: &'a [usize],
     /// Bytes that may be in memory, [`arena::SMALLEST`] at least; the rest lies in a file.
     pub memory: u64,
@@ -138,7 +142,8 @@ impl FrozenActivations {
         rows * self.width
     }
 
-    /// The pages that an example lies in: the number of each, and which elements of the page are which of the example.
+    /// The pages that an example lies in: the number of each, and which elements of the page are which of the
+    /// example.
     fn parts(&self, example: usize) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> + use<> {
         let [start, end] = [example, example + 1].map(|i| self.starts[i] * self.width);
         let size = self.elements;

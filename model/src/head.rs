@@ -87,8 +87,8 @@ pub(crate) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Logits of these rows of the residual stream, which are called so where dropout is in use; at most [`Workspace::rows`] of them. `f32`, `[rows.len(),
-    /// V]`.
+    /// Logits of these rows of the residual stream, which are called so where dropout is in use; at most
+    /// [`Workspace::rows`] of them. `f32`, `[rows.len(), V]`.
     pub(crate) fn logits<'w>(
         &self,
         run: &Run<'_>,
@@ -135,8 +135,8 @@ impl Head<'_> {
         }
     }
 
-    /// The loss of every target; `dx [T, C]`, the gradient of their sum weighted by `weights` with respect to the
-    /// residual stream, and the gradients of what is trained on the head.
+    /// The loss of every target; `dx [T, C]`, the gradient of their sum weighted by `weights` with respect to
+    /// the residual stream, and the gradients of what is trained on the head.
     pub(crate) fn losses_and_gradients(
         &self,
         run: &Run<'_>,

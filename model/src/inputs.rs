@@ -1,5 +1,5 @@
-//! The layers' inputs on their way from the forward to the backward pass, where they are not kept as they are: rounded, or
-//! under a budget of memory partly in a file.
+//! The layers' inputs on their way from the forward to the backward pass, where they are not kept as they
+//! are: rounded, or under a budget of memory partly in a file.
 
 use std::path::Path;
 
@@ -23,8 +23,8 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    /// Room for inputs of so many elements, which come as `dtype`, kept as [`Keeping`] says; none if they can as well stay
-    /// where they are.
+    /// Room for inputs of so many elements, which come as `dtype`, kept as [`Keeping`] says; none if they can
+    /// as well stay where they are.
     ///
     /// [`Keeping`]: crate::Keeping
     pub(crate) fn new(

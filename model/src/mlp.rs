@@ -1,4 +1,5 @@
-//! The MLP half of a block: norm, projections up, activation, projection down onto the residual stream; or a mixture of such.
+//! The MLP half of a block: norm, projections up, activation, projection down onto the residual stream; or a
+//! mixture of such.
 
 use compute::ops::{activation, columns, gated};
 use compute::{Matrix, Precision};
@@ -33,7 +34,7 @@ pub(crate) enum Layers {
     /// `down(act(up(x)))`: up and down.
     Plain(Box<[Linear; 2]>),
     /// A few for each token.
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 /// What the backward pass needs of the forward pass.
@@ -124,7 +125,7 @@ impl Mlp {
         let id = ModuleId::Linear { layer, part: Part::Down };
         if let Layers::Experts(experts) = &self.layers {
             let branch = saved.exit.branch(config, exit).top_mut(t);
-            experts.forward_last(pass, layer, branch, &mut saved.experts, own, scratch);
+            experts.forward_last(pass, layer, branch, &saved.experts, own, scratch);
         } else {
             activate(pass, &self.layers, &saved.first, hidden);
             let down = self.layers.down();
@@ -138,8 +139,8 @@ impl Mlp {
         exit::forward(pass, self.norm_behind.as_ref(), behind, y, residual, &mut saved.exit, exit);
     }
 
-    /// Adds the gradient of the input `x` to that of the output in `work.dx`, and the trained tensors' gradients. What was saved of
-    /// the first layers is replaced by its gradient.
+    /// Adds the gradient of the input `x` to that of the output in `work.dx`, and the trained tensors'
+    /// gradients. What was saved of the first layers is replaced by its gradient.
     pub(crate) fn backward(
         &self,
         pass: Pass<'_>,

@@ -1,7 +1,7 @@
 //! Our parts of a model and the names that checkpoints give them: the only place of such strings.
 //!
-//! A [`ModuleId`] says what a module is; [`Names`], which a [`Config`] carries, says what its family calls it. A family that names its
-//! parts in its own way is a row of [`tables`], and nothing else.
+//! A [`ModuleId`] says what a module is; [`Names`], which a [`Config`] carries, says what its family calls
+//! it. A family that names its parts in its own way is a row of `names/tables.rs`, and nothing else.
 
 use std::cmp::Ordering;
 
@@ -263,7 +263,8 @@ impl Names {
         }
     }
 
-    /// The module of a path; `None` if no module with parameters has it. Layer and expert are not checked against a model.
+    /// The module of a path; `None` if no module with parameters has it. Layer and expert are not checked
+    /// against a model.
     pub fn parse(&self, path: &str) -> Option<ModuleId> {
         if path == self.table.head {
             return Some(ModuleId::Head);
@@ -426,14 +427,15 @@ impl Parameter {
     }
 
     /// Whether quantization is for it: the weights of the blocks' linear layers, which are nearly all of a
-    /// model. Embeddings, head, norms, biases and the choice of experts stay as they are, as with bitsandbytes.
+    /// model. Embeddings, head, norms, biases and the choice of experts stay as they are, as with
+    /// bitsandbytes.
     pub fn is_quantizable(&self) -> bool {
         let router = matches!(self.module, ModuleId::Linear { part: Part::Router, .. });
         !self.bias && !router && matches!(self.module, ModuleId::Linear { .. } | ModuleId::Expert { .. })
     }
 
-    /// Whether bitsandbytes finds a linear layer in transformers there, which it quantizes in the folders that it writes: experts are bare
-    /// parameters since transformers 5, and stay as they are.
+    /// Whether bitsandbytes finds a linear layer in transformers there, which it quantizes in the folders
+    /// that it writes: experts are bare parameters since transformers 5, and stay as they are.
     pub(crate) fn is_linear_of_transformers(&self) -> bool {
         self.is_quantizable() && !matches!(self.module, ModuleId::Expert { .. })
     }

@@ -1,4 +1,5 @@
-//! A norm, of whichever kind the family has: of the residual stream, of what joins it, or of queries and keys.
+//! A norm, of whichever kind the family has: of the residual stream, of what joins it, or of queries and
+//! keys.
 
 use compute::ops::layer_norm;
 use compute::ops::rms_norm::{self, Offset};

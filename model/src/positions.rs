@@ -1,4 +1,5 @@
-//! How layers are told where their tokens stand: rotary tables, which row of them each token of a batch takes, and how queries grow.
+//! How layers are told where their tokens stand: rotary tables, which row of them each token of a batch
+//! takes, and how queries grow.
 
 use compute::ops::position_scale::PositionScale;
 use compute::ops::rope::{RopeTable, Rotation};
@@ -15,7 +16,8 @@ pub(crate) struct Positions {
     /// The row of the tables of each token `[T]`.
     pub(crate) rows: Vec<u32>,
     pub(crate) growth: Option<PositionScale>,
-    /// Where frequencies depend on a sequence's length (LongRoPE): the longest that takes the short ones, whose rows come first.
+    /// Where frequencies depend on a sequence's length (LongRoPE): the longest that takes the short ones,
+    /// whose rows come first.
     long: Option<Long>,
 }
 
@@ -51,8 +53,8 @@ impl Positions {
         self.rows.extend_from_slice(&batch.positions);
         let Some(Long { original, positions }) = self.long else { return };
         for segment in &batch.segments {
-            // transformers decides by the length of the sequence. One that grows in a cache cannot change its mind: there the longest
-            // that the buffers were laid out for decides.
+            // transformers decides by the length of the sequence. One that grows in a cache cannot change its
+            // mind: there the longest that the buffers were laid out for decides.
             let length = if cached { positions } else { segment.keys.len() };
             if length > original {
                 self.rows[segment.queries.clone()].iter_mut().for_each(|row| *row += positions as u32);

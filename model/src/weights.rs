@@ -179,7 +179,7 @@ fn build(
             norm: norm(NormPart::Attention)?,
             qkv: match config.fused_qkv {
                 None => Qkv::Apart(Box::new([part(Part::Q)?, part(Part::K)?, part(Part::V)?])),
-                Some(_) => Qkv::Fused(part(Part::Qkv)?),
+                Some(_) => Qkv::Fused(Box::new(part(Part::Qkv)?)),
             },
             o: part(Part::O)?,
             qk_norms: q_norm.zip(k_norm).map(|(q, k)| [q, k]),
@@ -200,7 +200,7 @@ fn build(
                     Ok([part(Part::Gate)?, part(Part::Up)?, part(Part::Down)?])
                 };
                 let experts = (0..count).map(of).collect::<Result<_>>()?;
-                Layers::Experts(Experts { router: part(Part::Router)?, experts })
+                Layers::Experts(Box::new(Experts { router: part(Part::Router)?, experts }))
             }
         };
         let mlp = Mlp { norm: norm(NormPart::Mlp)?, layers, norm_behind: norm(NormPart::AfterMlp)? };

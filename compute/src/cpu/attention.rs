@@ -1,15 +1,17 @@
 //! Causal attention on the host, tile by tile.
 //!
-//! A tile's rows are the queries of a few tokens for all heads of one group (row `r` is token `r / G`, head `r % G` of
-//! the group), so keys and values are read once for the whole group; its columns are keys. Scores of a tile live in
-//! this thread's scratch ([`call`]), whose size does not depend on the batch. Factors are packed by whoever owns them: a
-//! block's queries once for all keys, and probabilities are written in packed form ([`softmax`]).
+//! A tile's rows are the queries of a few tokens for all heads of one group (row `r` is token `r / G`, head
+//! `r % G` of the group), so keys and values are read once for the whole group; its columns are keys. Scores
+//! of a tile live in this thread's scratch ([`call`]), whose size does not depend on the batch. Factors are
+//! packed by whoever owns them: a block's queries once for all keys, and probabilities are written in packed
+//! form ([`softmax`]).
 //!
-//! Forward, a task is a [`Block`] of tokens: it walks the keys that they see with the softmax kept up to date. Backward, a task sweeps a range of tokens over a range of keys ([`Sweep`]). Where sequences are short
-//! and many enough for the threads, one sweep per (segment, group) computes `dq`, `dk` and `dv` from the same tiles. Else
-//! some sweeps compute `dq` for a block of tokens, others `dk` and `dv` for a range of keys; every tile is then
-//! computed twice, but nothing has to be added up between threads. Either way each sum runs over the same tiles in the
-//! same order, so the choice changes no byte of the result.
+//! Forward, a task is a [`Block`] of tokens: it walks the keys that they see with the softmax kept up to
+//! date. Backward, a task sweeps a range of tokens over a range of keys ([`Sweep`]). Where sequences are
+//! short and many enough for the threads, one sweep per (segment, group) computes `dq`, `dk` and `dv` from
+//! the same tiles. Else some sweeps compute `dq` for a block of tokens, others `dk` and `dv` for a range of
+//! keys; every tile is then computed twice, but nothing has to be added up between threads. Either way each
+//! sum runs over the same tiles in the same order, so the choice changes no byte of the result.
 
 mod call;
 mod shared;
@@ -30,8 +32,9 @@ use softmax::View;
 const KEYS: usize = 128;
 /// Rows of a tile, unless a group has more heads.
 const ROWS: usize = 128;
-/// Elements of `dk` that a sweep can hold, and of `dv`: two megabytes each, 8192 keys at `D` = 64. They need not stay in the
-/// second-level cache: each tile reads and writes as many bytes of them as its products take time to multiply.
+/// Elements of `dk` that a sweep can hold, and of `dv`: two megabytes each, 8192 keys at `D` = 64. They need
+/// not stay in the second-level cache: each tile reads and writes as many bytes of them as its products take
+/// time to multiply.
 const SWEEP_ELEMENTS: usize = 1 << 19;
 /// Keys of a sweep where `dk` and `dv` are computed apart from `dq`: few, for many threads.
 const SPLIT_KEYS: usize = 256;
@@ -100,9 +103,9 @@ struct Block<'a> {
     tokens: Range<usize>,
 }
 
-/// The forward pass as independent blocks, those that see the most keys first, so that no thread ends long after the
-/// others. A block of few tokens, as in generation, takes as many groups as it has room for and as leaves enough blocks
-/// for the threads: it then reads whole rows of keys and values.
+/// The forward pass as independent blocks, those that see the most keys first, so that no thread ends long
+/// after the others. A block of few tokens, as in generation, takes as many groups as it has room for and as
+/// leaves enough blocks for the threads: it then reads whole rows of keys and values.
 fn blocks<'a>(threads: usize, spec: &Attention, packing: Packing, segments: &'a [Segment]) -> Vec<Block<'a>> {
     let step = tokens_of_tile(spec);
     let count: usize = segments.iter().map(|s| s.queries.len().div_ceil(step)).sum();
@@ -123,8 +126,8 @@ fn blocks<'a>(threads: usize, spec: &Attention, packing: Packing, segments: &'a 
     blocks
 }
 
-/// A backward task: the tiles where these tokens see these keys (both counted from the segment's first), all heads of a
-/// group.
+/// A backward task: the tiles where these tokens see these keys (both counted from the segment's first), all
+/// heads of a group.
 struct Sweep<'a> {
     segment: &'a Segment,
     group: usize,
@@ -199,8 +202,9 @@ impl Attention {
     }
 }
 
-/// Tiles of a range of keys: cut at multiples of [`KEYS`], whatever the range, so that every sweep sees the same ones. The
-/// first one begins at a multiple of [`LANES`], before the range perhaps: whole vectors of columns are written.
+/// Tiles of a range of keys: cut at multiples of [`KEYS`], whatever the range, so that every sweep sees the
+/// same ones. The first one begins at a multiple of [`LANES`], before the range perhaps: whole vectors of
+/// columns are written.
 fn tiles(keys: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let keys = keys.start / LANES * LANES..keys.end;
     (keys.start / KEYS..keys.end.div_ceil(KEYS))

@@ -52,8 +52,8 @@ pub(crate) fn backward(cpu: &Cpu, dtable: MatrixMut<'_>, dy: MatrixRef<'_>, ids:
 fn backward_typed<Y: Element>(cpu: &Cpu, dtable: MatrixMut<'_>, dy: MatrixRef<'_>, ids: &[u32]) {
     let (vocabulary, width) = (dtable.rows(), dtable.cols());
     let dy = Y::of(dy);
-    // A task owns a range of the table and looks through all ids for its rows: no row is written by two threads,
-    // and its sum is in the order of the tokens.
+    // A task owns a range of the table and looks through all ids for its rows: no row is written by two
+    // threads, and its sum is in the order of the tokens.
     let work = (ids.len() * width).div_ceil(vocabulary.max(1));
     cpu.for_rows(work, RowsMut::new(dtable.f32(), vocabulary), |range, dtable| {
         for (t, &id) in ids.iter().enumerate().filter(|&(_, &id)| range.contains(&(id as usize))) {

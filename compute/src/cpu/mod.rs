@@ -71,8 +71,9 @@ impl Cpu {
         self.isa.name()
     }
 
-    /// Floating-point operations a second that a matrix product's innermost loop reaches here on all threads, with
-    /// its data in the first-level cache: the measure of what a whole product could reach. Takes some 100 ms.
+    /// Floating-point operations a second that a matrix product's innermost loop reaches here on all threads,
+    /// with its data in the first-level cache: the measure of what a whole product could reach. Takes some
+    /// 100 ms.
     pub fn peak_flops(&self, precision: Precision) -> f64 {
         gemm::peak_flops(self, precision)
     }

@@ -1,8 +1,8 @@
 //! A fork-join pool: spin briefly, then sleep.
 //!
-//! One parallel section runs at a time. The caller publishes it, works on it itself, closes it and waits for the
-//! workers that joined, not for those that slept through it: on a machine busy with other things, a section never
-//! waits for a thread that the system has not woken yet.
+//! One parallel section runs at a time. The caller publishes it, works on it itself, closes it and waits for
+//! the workers that joined, not for those that slept through it: on a machine busy with other things, a
+//! section never waits for a thread that the system has not woken yet.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Polls before a waiting thread sleeps: some 20 us, more than the gap between two operations of a forward pass and
-/// much less than a time slice that another program could have used.
+/// Polls before a waiting thread sleeps: some 20 us, more than the gap between two operations of a forward
+/// pass and much less than a time slice that another program could have used.
 const SPINS: u32 = 1000;
 /// Polls after which a waiting thread offers its processor to others each time.
 const SPINS_BEFORE_YIELD: u32 = 200;
 
-/// The state word: how many workers are inside (low half), whether a section is open, whether the caller sleeps, and
-/// the section's number, so that a worker enters each at most once.
+/// The state word: how many workers are inside (low half), whether a section is open, whether the caller
+/// sleeps, and the section's number, so that a worker enters each at most once.
 const INSIDE: u64 = (1 << 32) - 1;
 const OPEN: u64 = 1 << 32;
 const WAITING: u64 = 1 << 33;
@@ -62,11 +62,11 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `body(task, worker)` once for every task in `0..tasks`; `worker < self.threads()` tells which thread
-    /// runs it (index for per-thread scratch: no two threads run under one index at a time). Tasks are handed out
-    /// dynamically, so results must not depend on which worker runs which task. Returns when all are done. A panic
-    /// in a task is re-raised here; tasks not yet begun are then dropped. Called from inside a task of this pool, it
-    /// runs the tasks there and then, on that task's worker.
+    /// Runs `body(task, worker)` once for every task in `0..tasks`; `worker < self.threads()` tells which
+    /// thread runs it (index for per-thread scratch: no two threads run under one index at a time). Tasks are
+    /// handed out dynamically, so results must not depend on which worker runs which task. Returns when all
+    /// are done. A panic in a task is re-raised here; tasks not yet begun are then dropped. Called from
+    /// inside a task of this pool, it runs the tasks there and then, on that task's worker.
     pub(crate) fn run(&self, tasks: usize, body: impl Fn(usize, usize) + Sync) {
         let here = Arc::as_ptr(&self.shared) as usize;
         let (inside_of, worker) = INSIDE_OF.get();
@@ -125,15 +125,16 @@ struct Shared {
     next_task: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     ending: AtomicBool,
-    /// For sleeping on the two condition variables; it guards nothing but the moment between looking and sleeping.
+    /// For sleeping on the two condition variables; it guards nothing but the moment between looking and
+    /// sleeping.
     mutex: Mutex<()>,
     begun: Condvar,
     done: Condvar,
     sleepers: AtomicUsize,
 }
 
-// SAFETY: `section` is the only member that is not already Sync. Its pointers come from a `&F` with `F: Sync`, it is
-// written only while nobody is inside (`publish`), and read only by threads counted in `state`.
+// SAFETY: `section` is the only member that is not already Sync. Its pointers come from a `&F` with `F:
+// Sync`, it is written only while nobody is inside (`publish`), and read only by threads counted in `state`.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; nothing in it belongs to a particular thread.
 unsafe impl Send for Shared {}
@@ -159,11 +160,13 @@ impl Shared {
     /// Opens a section for the workers and wakes as many sleepers as can be of use.
     fn publish<F: Fn(usize, usize) + Sync>(&self, tasks: usize, body: &F, workers: usize) {
         let section = Section { call: call::<F>, body: std::ptr::from_ref(body).cast(), tasks };
-        // SAFETY: the caller holds the turn, the last section was closed and left by all: nobody reads this now.
+        // SAFETY: the caller holds the turn, the last section was closed and left by all: nobody reads this
+        // now.
         unsafe { *self.section.get() = section };
         self.next_task.store(0, Ordering::Relaxed);
         let number = (self.state.load(Ordering::Relaxed) / NUMBER).wrapping_add(1);
-        // SeqCst on both sides: either a worker about to sleep sees the section, or it is seen in `sleepers` here.
+        // SeqCst on both sides: either a worker about to sleep sees the section, or it is seen in `sleepers`
+        // here.
         self.state.store(number.wrapping_mul(NUMBER) | OPEN, Ordering::SeqCst);
         let wake = self.sleepers.load(Ordering::SeqCst).min(tasks - 1).min(workers);
         if wake > 0 {
@@ -236,7 +239,8 @@ impl Shared {
                 if task >= section.tasks {
                     return;
                 }
-                // SAFETY: `call` and `body` were made together, and the caller keeps the body until all have left.
+                // SAFETY: `call` and `body` were made together, and the caller keeps the body until all have
+                // left.
                 unsafe { (section.call)(section.body, task, worker) };
             }
         }));

@@ -11,8 +11,8 @@ const COST: usize = 8;
 /// bitsandbytes' smallest divisor: a block of zeros has no largest magnitude.
 const SMALLEST: f32 = 1e-38;
 
-/// Finds the scale of each block and the nearest of the sixteen values for each element: as many of the midpoints
-/// between them are below it (`backends/default/ops.py`, `quantize_4bit`).
+/// Finds the scale of each block and the nearest of the sixteen values for each element: as many of the
+/// midpoints between them are below it (`backends/default/ops.py`, `quantize_4bit`).
 pub(crate) fn quantize(
     cpu: &Cpu,
     values: MatrixRef<'_>,

@@ -1,11 +1,13 @@
-//! Rows shared out among threads: the one place where the element-wise kernels need `unsafe` to write in parallel.
+//! Rows shared out among threads: the one place where the element-wise kernels need `unsafe` to write in
+//! parallel.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::Cpu;
 
-/// Elements that are worth one task, some microseconds of additions: below it, waking a thread costs more than it saves.
+/// Elements that are worth one task, some microseconds of additions: below it, waking a thread costs more
+/// than it saves.
 const TASK_ELEMENTS: usize = 1 << 15;
 
 /// Tasks per thread, so that one that started late does not keep the others waiting.
@@ -28,8 +30,8 @@ impl<'a, T> RowsMut<'a, T> {
     }
 }
 
-// SAFETY: a `RowsMut` only hands out disjoint parts of a slice it borrows mutably (the contract of `Split::part`),
-// which is sending pieces of that slice to other threads.
+// SAFETY: a `RowsMut` only hands out disjoint parts of a slice it borrows mutably (the contract of
+// `Split::part`), which is sending pieces of that slice to other threads.
 unsafe impl<T: Send> Sync for RowsMut<'_, T> {}
 
 /// What can be divided into parts by ranges of rows.
@@ -93,9 +95,9 @@ split_tuple!(A B C);
 split_tuple!(A B C D E);
 
 impl Cpu {
-    /// Calls `body(range, part of out)` on all threads for ranges that cover every row of `out` once. `row_work` is the
-    /// number of elements that a row's computation visits. The ranges depend on the number of threads: what `body`
-    /// writes to a row must depend on that row alone.
+    /// Calls `body(range, part of out)` on all threads for ranges that cover every row of `out` once.
+    /// `row_work` is the number of elements that a row's computation visits. The ranges depend on the number
+    /// of threads: what `body` writes to a row must depend on that row alone.
     pub(crate) fn for_rows<S: Split>(
         &self,
         row_work: usize,

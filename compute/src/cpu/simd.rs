@@ -1,9 +1,9 @@
 //! One body, several instruction sets: how the element-wise kernels are compiled and what they are made of.
 //!
-//! rustc's baseline for x86-64 is SSE2. [`multiversion!`] compiles a kernel's body for AVX-512, AVX2 and the baseline
-//! and picks one when it is called; the loops are written so that the compiler vectorizes them. Nothing here uses a
-//! fused multiply-add and every sum has a fixed number of lanes, so a kernel gives the same bytes on every
-//! instruction set.
+//! rustc's baseline for x86-64 is SSE2. [`multiversion!`] compiles a kernel's body for AVX-512, AVX2 and the
+//! baseline and picks one when it is called; the loops are written so that the compiler vectorizes them.
+//! Nothing here uses a fused multiply-add and every sum has a fixed number of lanes, so a kernel gives the
+//! same bytes on every instruction set.
 
 use std::sync::OnceLock;
 
@@ -47,11 +47,11 @@ impl Width {
     }
 }
 
-/// Defines a function whose body is compiled for every [`Width`]; a call runs the widest that the processor has.
-/// Type parameters have one bound each.
+/// Defines a function whose body is compiled for every [`Width`]; a call runs the widest that the processor
+/// has. Type parameters have one bound each.
 ///
-/// What the body calls must be `#[inline(always)]`, and heavy loops must be `for` loops: a function, or a closure handed
-/// to an iterator's adapter, that the compiler does not inline is compiled for the baseline.
+/// What the body calls must be `#[inline(always)]`, and heavy loops must be `for` loops: a function, or a
+/// closure handed to an iterator's adapter, that the compiler does not inline is compiled for the baseline.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($generic:ident: $bound:ident),+>)? ($($arg:ident: $ty:ty),* $(,)?)
      $(-> $ret:ty)? $body:block) => {
@@ -142,7 +142,8 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn store(value: f32) -> Self {
-        // Branch-free, unlike `bf16::from_f32`, so that loops vectorize; the same values, NaN made quiet included.
+        // Branch-free, unlike `bf16::from_f32`, so that loops vectorize; the same values, NaN made quiet
+        // included.
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let quiet = (bits >> 16) | 0x40;

@@ -1,10 +1,10 @@
 //! AdamW whose moments are kept in eight bits, as bitsandbytes' `AdamW8bit` keeps them (Dettmers et al. 2022,
 //! arXiv:2110.02861; version 0.50.2 on the CPU).
 //!
-//! A moment of a tensor is a code for each element and an `absmax` for each block of [`BLOCK`] elements, the last of which
-//! may be shorter: `value = map[code] * absmax`, with the map of both signs for `m` and the positive one for `v`
-//! ([`dynamic_map`](crate::quant::dynamic_map)). A step decodes a block, updates it in `f32`, and encodes it again under
-//! its new largest magnitude:
+//! A moment of a tensor is a code for each element and an `absmax` for each block of [`BLOCK`] elements, the
+//! last of which may be shorter: `value = map[code] * absmax`, with the map of both signs for `m` and the
+//! positive one for `v` ([`dynamic_map`](crate::quant::dynamic_map)). A step decodes a block, updates it in
+//! `f32`, and encodes it again under its new largest magnitude:
 //!
 //! ```text
 //! g = grad_scale * grad
@@ -14,11 +14,13 @@
 //! ```
 //!
 //! The update itself sees the moments before they are rounded. The first moment is `β₁ m + (1 - β₁) g` where
-//! [`adamw`](super::optimizer::adamw) has PyTorch's `m + (1 - β₁) (g - m)`: both are as their originals have them.
+//! [`adamw`](super::optimizer::adamw) has PyTorch's `m + (1 - β₁) (g - m)`: both are as their originals have
+//! them.
 //!
-//! What is encoded is `x = value / absmax` in [-1, 1], on the grid of [`DynamicMap`](crate::quant::dynamic_map::DynamicMap).
-//! No point of it is zero, so a zero beside other values gets the code of 1.5e-5, and no second moment of a block is below
-//! that share of its largest. A block of zeros has zeros as its codes and its absmax.
+//! What is encoded is `x = value / absmax` in [-1, 1], on the grid of
+//! [`DynamicMap`](crate::quant::dynamic_map::DynamicMap). No point of it is zero, so a zero beside other
+//! values gets the code of 1.5e-5, and no second moment of a block is below that share of its largest. A
+//! block of zeros has zeros as its codes and its absmax.
 
 use super::optimizer::AdamW;
 use crate::profile::Work;

@@ -16,10 +16,11 @@
 //! dk_j = Σ_p dS_pj q_p            dq_p  = Σ_j dS_pj k_j
 //! ```
 //!
-//! (with a cap, `dS_pj` times `1 - (s_pj / cap)²`), where sums over `p` run over the heads of a group too. Both directions work on tiles with the softmax kept up to
-//! date as keys go by (Dao, FlashAttention-2, arXiv:2307.08691): no `T x T` matrix ever stands in memory, tiles above
-//! the diagonal or outside the window cost nothing, and only `lse` is kept for the backward pass. The result of a
-//! segment depends on nothing but that segment: not on its neighbours, not on the number of threads.
+//! (with a cap, `dS_pj` times `1 - (s_pj / cap)²`), where sums over `p` run over the heads of a group too.
+//! Both directions work on tiles with the softmax kept up to date as keys go by (Dao, FlashAttention-2,
+//! arXiv:2307.08691): no `T x T` matrix ever stands in memory, tiles above the diagonal or outside the window
+//! cost nothing, and only `lse` is kept for the backward pass. The result of a segment depends on nothing but
+//! that segment: not on its neighbours, not on the number of threads.
 
 use std::ops::Range;
 
@@ -146,7 +147,8 @@ impl Attention {
         self.heads / self.kv_heads
     }
 
-    /// Work of so many products of all queries and the keys they see. Of each element of queries, results, keys and values
+    /// Work of so many products of all queries and the keys they see. Of each element of queries, results,
+    /// keys and values
     /// `size` bytes are read or written.
     fn work(&self, segments: &[Segment], products: u64, size: usize) -> Work {
         let visible = |segment: &Segment| {

@@ -1,7 +1,8 @@
 //! Columns of a matrix as a matrix of their own, and back: the parts of what a fused projection gives.
 //!
 //! ```text
-//! take:  y[r, c] = x[r, start + c]                put:  y[r, start + c] = x[r, c]                    c < the narrower one's columns
+//! take:  y[r, c] = x[r, start + c]                put:  y[r, start + c] = x[r, c]                    c < the
+//! narrower one's columns
 //! ```
 //!
 //! Each is the other's backward.
@@ -21,7 +22,8 @@ pub fn take(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>, start: usize) {
     }
 }
 
-/// The columns `start..start + n` of `y [R, N]` from `x [R, n]`, of one element type; others stay as they are.
+/// The columns `start..start + n` of `y [R, N]` from `x [R, n]`, of one element type; others stay as they
+/// are.
 ///
 /// # Panics
 /// If the rows or the element types do not agree, or `y` has fewer columns.

@@ -1,13 +1,13 @@
-//! Dropout with a mask that is a function of a key, the name of the row and the column, so that it need not be kept, and does not
-//! depend on what else is in the batch.
+//! Dropout with a mask that is a function of a key, the name of the row and the column, so that it need not
+//! be kept, and does not depend on what else is in the batch.
 //!
 //! ```text
 //! y[t, c] (+)= keep(key, rows[t], c) ? x[t, c] / (1 - p) : 0
 //! ```
 //!
 //! `keep` is true with probability `1 - p`: the upper 32 bits of [`bits`](crate::random::bits)`(`[`key`](crate::random::key)`(key, rows[t]), c)`
-//! are compared with `p * 2³²`. The map is linear with a diagonal matrix, so it is its own backward: the same call with the same key
-//! turns `dy` into `dx`.
+//! are compared with `p * 2³²`. The map is linear with a diagonal matrix, so it is its own backward: the same
+//! call with the same key turns `dy` into `dx`.
 
 use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};

@@ -6,7 +6,8 @@
 //! y[t] = table[ids[t]]                y[t] += table[ids[t]]
 //! ```
 //!
-//! Backward: a row of the table collects the gradients of the tokens that used it, in the order of the tokens.
+//! Backward: a row of the table collects the gradients of the tokens that used it, in the order of the
+//! tokens.
 //!
 //! ```text
 //! dtable[v] += Σ_{t: ids[t] = v} dy[t]

@@ -1,6 +1,8 @@
-//! Weights whose direction and magnitude are adapted apart: DoRA (Liu et al., 2024, arXiv:2402.09353), its part that is not LoRA.
+//! Weights whose direction and magnitude are adapted apart: DoRA (Liu et al., 2024, arXiv:2402.09353), its
+//! part that is not LoRA.
 //!
-//! With `z[T, out] = x W'ᵀ` for the adapted weight `W' = W + s B A`, whose rows have the norms `n[out]`, and magnitudes `m[out]`:
+//! With `z[T, out] = x W'ᵀ` for the adapted weight `W' = W + s B A`, whose rows have the norms `n[out]`, and
+//! magnitudes `m[out]`:
 //!
 //! ```text
 //! y[t, o] (+)= g[o] z[t, o]                           g[o] = m[o] / n[o]

@@ -1,4 +1,5 @@
-//! Operations: one file each, with its formula, its shapes, a forward, a backward and the match on the device.
+//! Operations: one file each, with its formula, its shapes, a forward, a backward and the match on the
+//! device.
 
 pub mod activation;
 pub mod adamw_8bit;

@@ -22,8 +22,8 @@
 //! p = p - lr * g
 //! ```
 //!
-//! AdamW's operations stand in the order in which `torch.optim.AdamW` does them, each rounded to `f32`; constants are
-//! computed in `f64` and rounded once.
+//! AdamW's operations stand in the order in which `torch.optim.AdamW` does them, each rounded to `f32`;
+//! constants are computed in `f64` and rounded once.
 
 use crate::profile::Work;
 use crate::{Device, cpu};

@@ -1,4 +1,5 @@
-//! Rows that grow with their token's position: the queries of Ministral 3, as of Llama 4, beyond the context of the first training.
+//! Rows that grow with their token's position: the queries of Ministral 3, as of Llama 4, beyond the context
+//! of the first training.
 //!
 //! ```text
 //! x[t, c] *= 1 + beta * ln(1 + floor(p_t / original))

@@ -14,8 +14,8 @@
 //! dweight[c] += Σ_t dy[t, c] * x[t, c] * rstd[t]
 //! ```
 //!
-//! The mean, `rstd` and every product are `f32` whatever the element type. A norm over each head of `[T, H * D]` is
-//! the same operation on `[T * H, D]`.
+//! The mean, `rstd` and every product are `f32` whatever the element type. A norm over each head of `[T, H *
+//! D]` is the same operation on `[T * H, D]`.
 
 use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};

@@ -24,8 +24,8 @@
 use crate::profile::Work;
 use crate::{Device, MatrixMut, cpu};
 
-/// How frequencies are changed to reach beyond the context that a model was first trained on. Names and meanings are
-/// those of `rope_parameters` (`rope_scaling`) in config.json.
+/// How frequencies are changed to reach beyond the context that a model was first trained on. Names and
+/// meanings are those of `rope_parameters` (`rope_scaling`) in config.json.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// As the model was trained.
@@ -58,7 +58,8 @@ pub enum RopeScaling {
         beta_slow: f64,
         /// What multiplies cosine and sine; none: inferred from `factor`, `mscale` and `mscale_all_dim`.
         attention_factor: Option<f64>,
-        /// The numerator's share in the inferred attention factor; counts only together with `mscale_all_dim`.
+        /// The numerator's share in the inferred attention factor; counts only together with
+        /// `mscale_all_dim`.
         mscale: Option<f64>,
         /// The denominator's share in the inferred attention factor.
         mscale_all_dim: Option<f64>,
@@ -94,8 +95,8 @@ pub struct Rotation {
 }
 
 impl RopeScaling {
-    /// The inverse frequencies `[dims / 2]` and the factor `m` on cosine and sine; `long`: those of sequences beyond the original
-    /// context, where that makes a difference.
+    /// The inverse frequencies `[dims / 2]` and the factor `m` on cosine and sine; `long`: those of sequences
+    /// beyond the original context, where that makes a difference.
     ///
     /// # Panics
     /// If `dims` is odd.
@@ -149,8 +150,8 @@ impl RopeScaling {
         if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() }
     }
 
-    /// transformers' `_compute_yarn_parameters`: between the dimensions `low` and `high` a ramp leads from the kept to
-    /// the divided frequency.
+    /// transformers' `_compute_yarn_parameters`: between the dimensions `low` and `high` a ramp leads from
+    /// the kept to the divided frequency.
     fn yarn(&self, powers: &[f32], theta: f64, factor: f64) -> Vec<f32> {
         let &RopeScaling::Yarn { original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } =
             self
@@ -212,8 +213,9 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table of positions `0..positions` for heads of size `head_dim`. Where frequencies depend on a sequence's length
-    /// ([`RopeScaling::short_context`]) the rows of short sequences come first, then as many of long ones.
+    /// The table of positions `0..positions` for heads of size `head_dim`. Where frequencies depend on a
+    /// sequence's length ([`RopeScaling::short_context`]) the rows of short sequences come first, then as
+    /// many of long ones.
     ///
     /// # Panics
     /// If more dimensions than a head has, or an odd number, are to be turned.
@@ -259,7 +261,8 @@ impl RopeTable {
     }
 }
 
-/// Turns every head of `x[T, H * D]` in place by its token's row of the table: its position, but for long sequences under LongRoPE.
+/// Turns every head of `x[T, H * D]` in place by its token's row of the table: its position, but for long
+/// sequences under LongRoPE.
 ///
 /// # Panics
 /// If `x` is not made of heads of the table's size, or a row is beyond the table.

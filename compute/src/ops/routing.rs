@@ -1,14 +1,16 @@
-//! Which experts a token goes to, and the rows of a batch sorted by expert (Shazeer et al., 2017, arXiv:1701.06538; the choice is that
-//! of transformers' `Qwen3MoeTopKRouter` and `MixtralTopKRouter`).
+//! Which experts a token goes to, and the rows of a batch sorted by expert (Shazeer et al., 2017,
+//! arXiv:1701.06538; the choice is that of transformers' `Qwen3MoeTopKRouter` and `MixtralTopKRouter`).
 //!
-//! From `logits[T, E]`, with the `k` experts `e_1 .. e_k` of the largest probabilities, the lower number first where two are equal:
+//! From `logits[T, E]`, with the `k` experts `e_1 .. e_k` of the largest probabilities, the lower number
+//! first where two are equal:
 //!
 //! ```text
 //! p[t]    = softmax(logits[t])
 //! w[t, j] = p[t, e_j]              or  p[t, e_j] / Σ_i p[t, e_i]      (`normalized`)
 //! ```
 //!
-//! and backwards, where the choice itself has no gradient, with `q[t, j] = dw[t, j]`, or `(dw[t, j] - Σ_i dw[t, i] w[t, i]) / Σ_i p[t, e_i]`:
+//! and backwards, where the choice itself has no gradient, with `q[t, j] = dw[t, j]`, or `(dw[t, j] - Σ_i
+//! dw[t, i] w[t, i]) / Σ_i p[t, e_i]`:
 //!
 //! ```text
 //! dlogits[t, e] = p[t, e] * ([e = e_j] q[t, j] - Σ_i q[t, i] p[t, e_i])
@@ -25,12 +27,12 @@
 //! which is `k` if they spread evenly. `f` has no gradient, so that of every token's `p[e]` is `E f[e] / N`,
 //! and on top of the above comes, with `dp` for it, `p[t, e] * (dp[e] - Σ_i dp[i] p[t, i])`.
 //!
-//! The `S = T * k` pairs of a token and one of its experts are sorted by expert, and within an expert by token: a row for each. However
-//! tokens are spread over experts, there are `S` of them.
+//! The `S = T * k` pairs of a token and one of its experts are sorted by expert, and within an expert by
+//! token: a row for each. However tokens are spread over experts, there are `S` of them.
 //!
 //! ```text
-//! gather:  y[s] = x[t(s)]                  sum:  y[t] = Σ_j x[s(t, j)]                each is the other's backward
-//! weigh:   y[s] = w[s] x[s]                dx[s] = w[s] dy[s]       dw[s] = dy[s] · x[s]
+//! gather:  y[s] = x[t(s)]                  sum:  y[t] = Σ_j x[s(t, j)]                each is the other's
+//! backward weigh:   y[s] = w[s] x[s]                dx[s] = w[s] dy[s]       dw[s] = dy[s] · x[s]
 //! ```
 
 use std::ops::Range;

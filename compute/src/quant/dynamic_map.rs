@@ -1,6 +1,6 @@
-//! The 256 values of bitsandbytes' dynamic 8-bit data type, on which scales and optimizer states are rounded: for each
-//! power of ten from 1e-6 to 1 twice as many equal steps as for the one before it
-//! (Dettmers et al. 2022, arXiv:2110.02861, section 2; `functional.create_dynamic_map`).
+//! The 256 values of bitsandbytes' dynamic 8-bit data type, on which scales and optimizer states are rounded:
+//! for each power of ten from 1e-6 to 1 twice as many equal steps as for the one before it (Dettmers et al.
+//! 2022, arXiv:2110.02861, section 2; `functional.create_dynamic_map`).
 
 use std::sync::LazyLock;
 
@@ -12,8 +12,9 @@ const POINTS: usize = 1 << 16;
 
 /// A data type of 256 values: what the codes mean, and the code of each point of a grid from -1 to 1.
 ///
-/// bitsandbytes encodes on the grid when it computes on a CPU (`cquantize_blockwise_cpu_fp32`): the code of `x` is that of
-/// the value nearest to the nearest of the points `2 k / 65535 - 1`, the lower one of two as near. No point is zero.
+/// bitsandbytes encodes on the grid when it computes on a CPU (`cquantize_blockwise_cpu_fp32`): the code of
+/// `x` is that of the value nearest to the nearest of the points `2 k / 65535 - 1`, the lower one of two as
+/// near. No point is zero.
 #[derive(Debug)]
 pub struct DynamicMap {
     values: [f32; 256],
@@ -59,8 +60,8 @@ impl DynamicMap {
         }
     }
 
-    /// Rounds a block to codes and returns its largest magnitude. A short block ends in zeros, for which there are no
-    /// codes; a block of zeros has zeros as its codes and its magnitude.
+    /// Rounds a block to codes and returns its largest magnitude. A short block ends in zeros, for which
+    /// there are no codes; a block of zeros has zeros as its codes and its magnitude.
     #[inline(always)]
     pub(crate) fn encode(&self, values: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
         let mut largest = [0.0f32; 16];
@@ -79,7 +80,8 @@ impl DynamicMap {
         let mut points = [0i32; BLOCK];
         for (point, &value) in points.iter_mut().zip(values) {
             let x = (value * inverse).clamp(-1.0, 1.0);
-            // In bitsandbytes a fused multiplication and addition; in f64 both are exact, and what is left is its rounding.
+            // In bitsandbytes a fused multiplication and addition; in f64 both are exact, and what is left is
+            // its rounding.
             let at = f64::from((x + 1.0) * 0.5) * (POINTS - 1) as f64 + 0.5;
             *point = at as f32 as i32;
         }

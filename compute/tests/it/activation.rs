@@ -1,4 +1,5 @@
-//! Activations without a gate: those of the gated ones, whose functions are held against their definitions there.
+//! Activations without a gate: those of the gated ones, whose functions are held against their definitions
+//! there.
 
 use compute::ops::activation;
 use compute::ops::gated::{self, Activation};

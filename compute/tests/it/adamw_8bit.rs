@@ -1,4 +1,5 @@
-//! AdamW with moments in eight bits: every step is that of bitsandbytes, to the code, and that of its formula in `f64`.
+//! AdamW with moments in eight bits: every step is that of bitsandbytes, to the code, and that of its formula
+//! in `f64`.
 
 use compute::Device;
 use compute::ops::adamw_8bit::{BLOCK, Moments8, adamw_8bit};
@@ -91,7 +92,8 @@ fn fixture() -> Vec<(f32, Tensor, Vec<Step>)> {
     runs
 }
 
-/// Fails unless codes are equal but for `few` that are next to each other, and numbers to `tolerance` of 1 + their size.
+/// Fails unless codes are equal but for `few` that are next to each other, and numbers to `tolerance` of 1 +
+/// their size.
 fn assert_same(got: &Tensor, want: &Tensor, few: usize, tolerance: f32, what: &str) {
     for (name, got, want) in [("m", &got.m, &want.m), ("v", &got.v, &want.v)] {
         let apart: Vec<u8> = got.iter().zip(want).map(|(a, b)| a.abs_diff(*b)).filter(|&d| d > 0).collect();
@@ -161,7 +163,8 @@ fn a_step_is_its_formula_in_f64_and_its_codes_are_the_nearest_to_the_moments() {
                         .iter()
                         .map(|&to| (f64::from(to) * absmax - value).abs())
                         .fold(f64::INFINITY, f64::min);
-                    // The grid's spacing is 2 / 65535, so a point is at most half of that off, and the code chosen for it.
+                    // The grid's spacing is 2 / 65535, so a point is at most half of that off, and the code
+                    // chosen for it.
                     let off = (coded - value).abs();
                     assert!(off <= nearest + 2.1 / 65535.0 * absmax, "{n}: {coded} for {value}");
                 }

@@ -1,4 +1,5 @@
-//! A linear layer with a low-rank update against its definition in f64, and that definition's central differences.
+//! A linear layer with a low-rank update against its definition in f64, and that definition's central
+//! differences.
 
 use compute::ops::low_rank;
 use compute::ops::matmul::Factor;
@@ -22,8 +23,8 @@ const SMALL: [Shape; 4] = [
     Shape { tokens: 3, input: 40, output: 21, rank: 5 },
 ];
 
-/// Several blocks of both depths, and more columns than one task has; a rank with which `s` is made on its own, and one with
-/// which it is made of the packed rows.
+/// Several blocks of both depths, and more columns than one task has; a rank with which `s` is made on its
+/// own, and one with which it is made of the packed rows.
 const LARGE: [Shape; 2] = [
     Shape { tokens: 70, input: 280, output: 300, rank: 300 },
     Shape { tokens: 150, input: 600, output: 140, rank: 20 },

@@ -1,4 +1,5 @@
-//! Magnitudes and norms of rows against their definitions in f64, made with the weight that the operation never makes.
+//! Magnitudes and norms of rows against their definitions in f64, made with the weight that the operation
+//! never makes.
 
 use compute::ops::magnitude::{self, Weight};
 use compute::ops::matmul::{Factor, matmul};

@@ -1,7 +1,7 @@
 //! Optimizers: three steps, each with its own rate and half the gradient, are those of PyTorch.
 //!
-//! The literals were made with torch 2.15 on the CPU: `torch.optim.AdamW(lr=2e-2 / n, betas=(0.9, 0.99), eps=1e-8,
-//! weight_decay=0.1)`; Lion and SGD by the same tensor operations as their formulas.
+//! The literals were made with torch 2.15 on the CPU: `torch.optim.AdamW(lr=2e-2 / n, betas=(0.9, 0.99),
+//! eps=1e-8, weight_decay=0.1)`; Lion and SGD by the same tensor operations as their formulas.
 
 use compute::Device;
 use compute::ops::optimizer::{AdamW, Lion, Sgd, adamw, lion, sgd};
@@ -19,7 +19,8 @@ const GRADS: [[f32; 8]; 3] = [
 /// Units in the last place that a value may be off.
 const UNITS: i64 = 16;
 
-/// Fails unless the values are these bits, give or take what fused multiplications in PyTorch's kernels may change.
+/// Fails unless the values are these bits, give or take what fused multiplications in PyTorch's kernels may
+/// change.
 fn assert_bits(got: &[f32], want: [u32; 8], what: &str) {
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let distance = (i64::from(got.to_bits()) - i64::from(want)).abs();

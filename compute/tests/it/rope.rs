@@ -30,8 +30,8 @@ fn definition(x: &[f64], positions: &[u32], head: usize, rotation: &Rotation) ->
     let mut y = x.to_vec();
     for (row, &position) in y.chunks_mut(width).zip(positions) {
         for head in row.chunks_mut(head) {
-            for i in 0..half {
-                let angle = f64::from(position as f32 * frequencies[i]); // rounded as the reference rounds it
+            for (i, &frequency) in frequencies[..half].iter().enumerate() {
+                let angle = f64::from(position as f32 * frequency); // rounded as the reference rounds it
                 let (first, second) = if rotation.interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
                 let (u, v) = (head[first], head[second]);
                 head[first] = m * (u * angle.cos() - v * angle.sin());
@@ -98,8 +98,8 @@ fn the_gradient_is_that_of_the_definition() {
     }
 }
 
-/// Fails unless a scaling gives transformers' `inv_freq` (to two units in the last place: its powers are vectorized and
-/// not always correctly rounded) and attention factor.
+/// Fails unless a scaling gives transformers' `inv_freq` (to two units in the last place: its powers are
+/// vectorized and not always correctly rounded) and attention factor.
 fn assert_frequencies(scaling: RopeScaling, theta: f64, want: &[f32], factor: f64) {
     let (got, m) = scaling.frequencies(2 * want.len(), theta, false);
     assert!((m - factor).abs() < 1e-12, "{scaling:?}: attention factor {m}, not {factor}");

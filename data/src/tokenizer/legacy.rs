@@ -1,5 +1,5 @@
-//! The older layout of byte-level tokenizers, `vocab.json` and `merges.txt`, as the `tokenizer.json` that transformers
-//! converts it to.
+//! The older layout of byte-level tokenizers, `vocab.json` and `merges.txt`, as the `tokenizer.json` that
+//! transformers converts it to.
 
 use std::path::Path;
 
@@ -73,7 +73,8 @@ fn parse_merges(text: &str, path: &Path) -> Result<Vec<Json>, TokenizerError> {
         .collect()
 }
 
-/// Tokens of `added_tokens.json`, and the end-of-text token of GPT-2's vocabulary, which stands in the vocabulary itself.
+/// Tokens of `added_tokens.json`, and the end-of-text token of GPT-2's vocabulary, which stands in the
+/// vocabulary itself.
 fn added_tokens(folder: &Path, vocab: &Map<String, Json>) -> Result<Vec<Json>, TokenizerError> {
     let added = read_object(&folder.join("added_tokens.json"))?.unwrap_or_default();
     let in_vocab = vocab.get_key_value("<|endoftext|>");

@@ -1,8 +1,9 @@
-//! Long texts are encoded in pieces, so that memory grows with the tokens and not with the tokenizer's notes: encoding a text at
-//! once takes 100 to 500 bytes for each of its bytes.
+//! Long texts are encoded in pieces, so that memory grows with the tokens and not with the tokenizer's notes:
+//! encoding a text at once takes 100 to 500 bytes for each of its bytes.
 //!
-//! Each piece begins some way before the end of the piece before it. Where both have the same two tokens side by side, well
-//! within what they share, the one hands over to the other. That gives the tokens of the whole text if that place
+//! Each piece begins some way before the end of the piece before it. Where both have the same two tokens side
+//! by side, well within what they share, the one hands over to the other. That gives the tokens of the whole
+//! text if that place
 //!
 //! - begins a word for both. Pre-tokenizers match words from left to right and remember nothing; no known one looks further
 //!   ahead than what the pieces share. So the earlier piece has the words of the whole up to there, the later one has them from
@@ -13,8 +14,9 @@
 //!   alone, are these two tokens, and every sequence with that property is the encoding of its text (merges within the one
 //!   neighbour do not depend on what lies beyond it, nor does which of the two neighbours' merges comes first).
 //!
-//! Where there is no such place, the piece is made longer. A text that has none at all is encoded at once in the end: one word for
-//! a model that is no byte pair encoding, or one of a byte pair encoding with dropout, which is never the same twice.
+//! Where there is no such place, the piece is made longer. A text that has none at all is encoded at once in
+//! the end: one word for a model that is no byte pair encoding, or one of a byte pair encoding with dropout,
+//! which is never the same twice.
 
 use std::ops::Range;
 
@@ -25,15 +27,16 @@ use super::{Encoded, TokenizerError, failed};
 /// Bytes of a piece, what it shares with the next aside.
 const PIECE: usize = 1 << 16;
 
-/// Bytes that two pieces share: more than a pre-tokenizer looks ahead and than several of the longest tokens have.
+/// Bytes that two pieces share: more than a pre-tokenizer looks ahead and than several of the longest tokens
+/// have.
 const SHARED: usize = 1024;
 
 /// Bytes at either end of what is shared, in which tokens may be others than in the whole.
 const MARGIN: usize = 128;
 
-/// Places at which the next piece may begin that are tried before the piece is made longer: as many as the longest tokens have
-/// letters. A tokenizer may put a space before a text, and then only some places in a text that repeats itself lead to the
-/// same tokens.
+/// Places at which the next piece may begin that are tried before the piece is made longer: as many as the
+/// longest tokens have letters. A tokenizer may put a space before a text, and then only some places in a
+/// text that repeats itself lead to the same tokens.
 const TRIES: usize = 256;
 
 /// Encodes a text, in pieces if it is long.
@@ -89,8 +92,8 @@ impl Piece {
         own.start + self.encoded.begins[own].partition_point(|&begin| begin < byte)
     }
 
-    /// Tokens at whose beginning the piece may be cut, within a range of the text: those before which another one ends, which the
-    /// parts of one character do not.
+    /// Tokens at whose beginning the piece may be cut, within a range of the text: those before which another
+    /// one ends, which the parts of one character do not.
     fn borders(&self, within: Range<usize>) -> impl Iterator<Item = usize> {
         let begins = &self.encoded.begins;
         let tokens = self.token_at(within.start).max(self.own().start + 1)..self.token_at(within.end);
@@ -102,7 +105,8 @@ impl Piece {
     }
 }
 
-/// Where a piece hands over to the next: the first token of the next that is used, and as many of the earlier one's.
+/// Where a piece hands over to the next: the first token of the next that is used, and as many of the earlier
+/// one's.
 fn handover(piece: &Piece, next: &Piece, is_bpe: bool) -> Option<(usize, usize)> {
     let shared = next.range.start + MARGIN..piece.range.end.checked_sub(MARGIN)?;
     let pair = |piece: &Piece, token: usize| (piece.encoded.ids[token - 1], piece.encoded.ids[token]);
@@ -173,7 +177,8 @@ fn in_pieces(
     Ok((all, longest))
 }
 
-/// The piece after this one, how many of this one's tokens are used, and from which token on the next one's are.
+/// The piece after this one, how many of this one's tokens are used, and from which token on the next one's
+/// are.
 fn next_piece(
     current: &Piece,
     text: &str,
@@ -204,7 +209,8 @@ mod tests {
 
     use super::*;
 
-    /// A byte pair encoding of these settings, which has learnt from the text by itself: the most frequent pair first.
+    /// A byte pair encoding of these settings, which has learnt from the text by itself: the most frequent
+    /// pair first.
     fn tokenizer(settings: &Value, text: &str, spaces: char) -> tokenizers::Tokenizer {
         let mut vocab: Vec<String> = vec!["<unk>".into(), "<s>".into(), "</s>".into()];
         let text: String = match spaces {

@@ -32,8 +32,8 @@ pub(crate) struct Perplexity {
 }
 
 impl Perplexity {
-    /// The default settings with `--set` laid over them, as far as it is about data and precision; the file of
-    /// examples stands in `data.eval`.
+    /// The default settings with `--set` laid over them, as far as it is about data and precision; the file
+    /// of examples stands in `data.eval`.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         for change in self.set.overrides()? {
             if !["data", "precision", "quantization", "memory"].contains(&change.section()) {

@@ -20,7 +20,8 @@ pub(crate) struct Init {
 
 #[derive(Args, Debug)]
 pub(crate) struct Import {
-    /// A configuration of Axolotl, LLaMA-Factory or TRL (YAML), saved training arguments, or PEFT's adapter_config.json
+    /// A configuration of Axolotl, LLaMA-Factory or TRL (YAML), saved training arguments, or PEFT's
+    /// adapter_config.json
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// The run file to write; must not exist; `-` for stdout

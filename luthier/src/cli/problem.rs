@@ -9,7 +9,8 @@ use clap::{Command, CommandFactory, Parser};
 use super::Cli;
 use crate::error;
 
-/// Understands a command line, or says what is wrong with it and gives the exit code. Help and version are no mistakes.
+/// Understands a command line, or says what is wrong with it and gives the exit code. Help and version are no
+/// mistakes.
 pub(crate) fn parse() -> Result<Cli, ExitCode> {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     Cli::try_parse_from(&arguments).map_err(|problem| match problem.kind() {
@@ -101,7 +102,8 @@ fn hint(what: String, command: &str) -> String {
     format!("{what}{end}see `{command} --help`")
 }
 
-/// Words in backticks, with one before the last. Of arguments that stand for each other, `<--a|--b>`, one is meant.
+/// Words in backticks, with one before the last. Of arguments that stand for each other, `<--a|--b>`, one is
+/// meant.
 fn list(words: &[String], and: &str) -> String {
     let one_of =
         |word: &String| word.strip_prefix('<')?.strip_suffix('>').map(|group| group.replace('|', "` or `"));

@@ -67,13 +67,15 @@ pub(crate) struct Generate {
     /// A JSON file with a list of {role, content}, rendered by the model's chat template
     #[arg(long, value_name = "FILE")]
     pub(crate) messages: Option<PathBuf>,
-    /// Records to answer one after the other: conversations, instructions or prompts, in a file, a folder or a hub data set
+    /// Records to answer one after the other: conversations, instructions or prompts, in a file, a folder or
+    /// a hub data set
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
     /// With --data: where a line of JSON for each answer goes; -: to stdout
     #[arg(long, value_name = "FILE", requires = "data", default_value = "-")]
     pub(crate) output: String,
-    /// A chat template in place of the model's own: a file or a built-in name, as data.chat_template in training
+    /// A chat template in place of the model's own: a file or a built-in name, as data.chat_template in
+    /// training
     #[arg(long, value_name = "TEMPLATE", conflicts_with = "prompt")]
     pub(crate) chat_template: Option<String>,
     /// Stop after this many new tokens
@@ -97,7 +99,8 @@ pub(crate) struct Chat {
     /// What the model is told before the conversation begins
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// A chat template in place of the model's own: a file or a built-in name, as data.chat_template in training
+    /// A chat template in place of the model's own: a file or a built-in name, as data.chat_template in
+    /// training
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) chat_template: Option<String>,
     /// The longest answer in tokens

@@ -44,7 +44,8 @@ pub(crate) struct Example {
 }
 
 impl Train {
-    /// The run file with the flags and `--set` laid over it. With `--resume RUN` it is that folder's own, unless another is named.
+    /// The run file with the flags and `--set` laid over it. With `--resume RUN` it is that folder's own,
+    /// unless another is named.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         let mut overrides = self.run.overrides()?;
         overrides.extend(self.output.as_ref().map(|folder| Override::flag("--output", "output", folder)));

@@ -1,5 +1,5 @@
-//! What settings must hold beyond their types: ranges, keys that a command cannot do without, keys that exclude each
-//! other, and what this version does not support yet.
+//! What settings must hold beyond their types: ranges, keys that a command cannot do without, keys that
+//! exclude each other, and what this version does not support yet.
 
 use model::adapter::peft::{ALPHA, DROPOUT, MAX_RANK};
 use model::arena::SMALLEST;

@@ -72,7 +72,8 @@ fn choices(schema: &Value) -> Option<String> {
     Some(values.iter().map(yaml_value).collect::<Vec<_>>().join(" | "))
 }
 
-/// Writes a run file with the lines that keys get; a key without a line is left out. `head` becomes comments above all.
+/// Writes a run file with the lines that keys get; a key without a line is left out. `head` becomes comments
+/// above all.
 pub(crate) fn commented(head: &[String], line: impl Fn(&Entry) -> Option<Line>) -> String {
     let mut text: String =
         head.iter().flat_map(|line| wrapped(line, WIDTH - 2)).map(|line| comment(&line)).collect();

@@ -1,4 +1,5 @@
-//! A tree of located nodes to typed settings, through serde; every complaint names the key and where it was written.
+//! A tree of located nodes to typed settings, through serde; every complaint names the key and where it was
+//! written.
 
 use std::fmt::{self, Display};
 

@@ -1,4 +1,5 @@
-//! Another program's settings: read as a run file is, YAML or JSON, so that messages can say on which line a setting stands.
+//! Another program's settings: read as a run file is, YAML or JSON, so that messages can say on which line a
+//! setting stands.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! The JSON schema of the run file, for editors. Descriptions, defaults and ranges are those of the types; how a setting may be
-//! written that can be written in more than one way stands here.
+//! The JSON schema of the run file, for editors. Descriptions, defaults and ranges are those of the types;
+//! how a setting may be written that can be written in more than one way stands here.
 
 use std::borrow::Cow;
 

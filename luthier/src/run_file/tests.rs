@@ -1,4 +1,5 @@
-//! Reading, overriding, checking, writing and comparing settings. What messages look like is held by `tests/it`.
+//! Reading, overriding, checking, writing and comparing settings. What messages look like is held by
+//! `tests/it`.
 
 use super::*;
 

@@ -328,8 +328,8 @@ impl<'de> Deserialize<'de> for MicroBatch {
 /// `training.activation_offloading` and `training.frozen_activations`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offloading {
-    /// Layers' inputs: if nothing fits otherwise; then as much stays in memory as there is room for. What frozen layers give: if all
-    /// of it has room in memory.
+    /// Layers' inputs: if nothing fits otherwise; then as much stays in memory as there is room for. What
+    /// frozen layers give: if all of it has room in memory.
     Auto,
     /// All layers' inputs are in memory. What frozen layers give is not kept.
     Never,

@@ -1,4 +1,5 @@
-//! YAML text to a tree of nodes that know where they were written, and back. The only place that knows the YAML crate.
+//! YAML text to a tree of nodes that know where they were written, and back. The only place that knows the
+//! YAML crate.
 
 use std::fmt::{self, Display};
 use std::ops::Range;
@@ -35,7 +36,8 @@ impl Display for Origin {
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) value: Value,
-    /// A scalar that is no string, as it was written: `1e-4`, `yes`, `007`. Lets it serve where text is expected.
+    /// A scalar that is no string, as it was written: `1e-4`, `yes`, `007`. Lets it serve where text is
+    /// expected.
     pub(super) text: Option<String>,
     pub(super) origin: Origin,
 }

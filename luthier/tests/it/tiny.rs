@@ -1,4 +1,5 @@
-//! A model, a tokenizer and examples small enough to train in a blink, written byte by byte so that tests can spoil them.
+//! A model, a tokenizer and examples small enough to train in a blink, written byte by byte so that tests can
+//! spoil them.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,9 +1,10 @@
-//! DoRA (Liu et al. 2024): a low-rank update of a weight's rows, whose norms are trained apart from their directions.
+//! DoRA (Liu et al. 2024): a low-rank update of a weight's rows, whose norms are trained apart from their
+//! directions.
 //!
 //! `y = (m / n) * (W x + scale * B A dropout(x))`, with magnitudes `m` for each row and `n` the norm of the row of `W + scale * B A`, a
 //! constant to the gradient, as in PEFT. The product in brackets is LoRA's; `n` comes from two thin products
-//! ([`magnitude`](compute::ops::magnitude)), and the adapted weight is never made. PEFT drops inputs of `W` too where there is dropout; here
-//! only the update sees dropped inputs, as with LoRA.
+//! ([`compute::ops::magnitude`]), and the adapted weight is never made. PEFT drops inputs of `W` too where
+//! there is dropout; here only the update sees dropped inputs, as with LoRA.
 
 use std::collections::BTreeMap;
 
@@ -59,9 +60,11 @@ pub(super) fn merge(adapter: &Adapter, dora: Dora, device: &Device, mut w: Matri
 /// What this method needs beside LoRA's buffers; empty without it.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    /// Squared norms of the frozen rows, of every module: they never change, and are computed when first asked for.
+    /// Squared norms of the frozen rows, of every module: they never change, and are computed when first
+    /// asked for.
     squares: BTreeMap<ModuleId, (Matrix, bool)>,
-    /// Products before their magnitudes `[T, out]`. The last layers have their own, so that the backward pass finds them.
+    /// Products before their magnitudes `[T, out]`. The last layers have their own, so that the backward pass
+    /// finds them.
     products: BTreeMap<Option<Part>, Products>,
     /// `A Wᵀ`, `A Aᵀ`, and the norms that come of them.
     across: Matrix,
@@ -95,8 +98,8 @@ fn kind(module: ModuleId) -> Option<Part> {
 }
 
 impl Memory {
-    /// For the trained modules that `takes` names, of `tokens` rows; `kept` says of how many of the last of `layers` layers the product
-    /// of a kind of module is kept.
+    /// For the trained modules that `takes` names, of `tokens` rows; `kept` says of how many of the last of
+    /// `layers` layers the product of a kind of module is kept.
     pub(crate) fn new(
         layout: &Layout,
         takes: impl Fn(ModuleId) -> bool,

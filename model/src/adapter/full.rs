@@ -1,4 +1,5 @@
-//! A module trained whole: its own copy of the weight, and of the bias where there is one, stands in for the base's.
+//! A module trained whole: its own copy of the weight, and of the bias where there is one, stands in for the
+//! base's.
 
 use compute::MatrixRef;
 use compute::ops::bias;

@@ -40,7 +40,8 @@ impl Lora {
 }
 
 impl Layout {
-    /// Trains low-rank matrices on layers of the `count` experts of a block, saved under `prefix`. The layers `parts` of an expert, each
+    /// Trains low-rank matrices on layers of the `count` experts of a block, saved under `prefix`. The layers
+    /// `parts` of an expert, each
     /// `[out, in]`, stand one below the other as one of `[parts * out, in]`: they share A.
     pub fn add_expert_lora(
         &mut self,
@@ -83,7 +84,8 @@ pub(crate) struct Buffers {
     s: Matrix,
     /// Its gradient `[T, R]`.
     ds: Matrix,
-    /// What the rows at hand are called, for masks that do not depend on their neighbours `[T]`; set once a batch.
+    /// What the rows at hand are called, for masks that do not depend on their neighbours `[T]`; set once a
+    /// batch.
     pub(crate) names: Vec<u64>,
 }
 
@@ -149,8 +151,8 @@ pub(crate) fn forward(
     low_rank::forward(run.device, run.precision, y, accumulate, (x, w), dropped, factors, lora.scale, s);
 }
 
-/// Adds to the gradients of A and B; if it is wanted, `dx [T, in] = dy w + update`, or `dx += ...`. `w` stands for the
-/// frozen weight.
+/// Adds to the gradients of A and B; if it is wanted, `dx [T, in] = dy w + update`, or `dx += ...`. `w`
+/// stands for the frozen weight.
 pub(crate) fn backward(
     run: &Run<'_>,
     lora: Lora,

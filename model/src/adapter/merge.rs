@@ -79,9 +79,10 @@ impl Decoder {
         }
     }
 
-    /// Writes base and adapter as one model into a folder that exists, with weights stored as `dtype` under the names that they
-    /// have in the folder `base`, the parts that are not for texts as they are there, and what stands beside the weights, but the
-    /// tokenizer's files of the folder `tokenizer`. Each file is written aside and renamed; config.json comes last.
+    /// Writes base and adapter as one model into a folder that exists, with weights stored as `dtype` under
+    /// the names that they have in the folder `base`, the parts that are not for texts as they are there, and
+    /// what stands beside the weights, but the tokenizer's files of the folder `tokenizer`. Each file is
+    /// written aside and renamed; config.json comes last.
     ///
     /// # Errors
     /// If a file cannot be written.

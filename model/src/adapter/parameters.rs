@@ -41,8 +41,8 @@ pub struct Tensor {
     pub rows: usize,
     /// Second dimension.
     pub cols: usize,
-    /// Of B of the experts of a block, which stand one below the other, `[E * out, R]`: their number `E`. PEFT's file has them
-    /// side by side, column by column: `[out, R * E]`. 1 for any other tensor.
+    /// Of B of the experts of a block, which stand one below the other, `[E * out, R]`: their number `E`.
+    /// PEFT's file has them side by side, column by column: `[out, R * E]`. 1 for any other tensor.
     pub experts: usize,
     /// One-dimensional in files (norm weights, biases).
     pub vector: bool,

@@ -58,7 +58,8 @@ pub struct PeftConfig {
     pub use_rslora: bool,
     /// Whether magnitudes are trained beside directions.
     pub use_dora: bool,
-    /// Whether the base stores its linear layers as `[in, out]`, as GPT-2 does. PEFT corrects it by the base's own layers.
+    /// Whether the base stores its linear layers as `[in, out]`, as GPT-2 does. PEFT corrects it by the
+    /// base's own layers.
     pub fan_in_fan_out: bool,
     /// Which linear layers; `None` is PEFT's default for the family.
     pub target_modules: Option<Selection>,

@@ -120,7 +120,8 @@ pub struct Unused {
 
 pub use crate::names::tables::DEFAULT_TARGETS;
 
-/// What PEFT's table has for a model where `target_modules` is null: queries and values, or the layer that holds them.
+/// What PEFT's table has for a model where `target_modules` is null: queries and values, or the layer that
+/// holds them.
 pub fn default_targets(model: &Config) -> Vec<String> {
     let parts = if model.fused_qkv.is_some() { &[Part::Qkv][..] } else { &[Part::Q, Part::V] };
     let last = |path: String| path.rsplit('.').next().unwrap_or_default().to_owned();

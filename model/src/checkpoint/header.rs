@@ -1,5 +1,5 @@
-//! The header of a safetensors file: eight bytes of length, then JSON that places every tensor. Nothing of it is
-//! believed before it has been checked against the file.
+//! The header of a safetensors file: eight bytes of length, then JSON that places every tensor. Nothing of it
+//! is believed before it has been checked against the file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -88,7 +88,8 @@ fn parse_header(text: &[u8], path: &Path) -> Result<Vec<(String, Value)>> {
     Ok(pairs.0)
 }
 
-/// Checks every entry against the file: types, sizes, and that the tensors cover the data without gap or overlap.
+/// Checks every entry against the file: types, sizes, and that the tensors cover the data without gap or
+/// overlap.
 fn check_header(
     entries: Vec<(String, Value)>,
     path: &Path,

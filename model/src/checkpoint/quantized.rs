@@ -246,7 +246,7 @@ fn state_bytes(parameter: &Parameter, format: Format, dtype: StoredDType) -> usi
     state(parameter, format, dtype, -1.234_567_8e-20).len() + 16
 }
 
-/// The tensors that [`write`] will write under a name for a weight whose values were stored as `dtype`.
+/// The tensors that [`write()`] will write under a name for a weight whose values were stored as `dtype`.
 pub(crate) fn specs(
     name: &str,
     parameter: &Parameter,

@@ -1,4 +1,5 @@
-//! The families: a row of fields for each, with what its configuration class in transformers takes where config.json is silent.
+//! The families: a row of fields for each, with what its configuration class in transformers takes where
+//! config.json is silent.
 
 use super::{NormKind, Norms, Span};
 use crate::names::{Table, tables};
@@ -88,7 +89,8 @@ pub(super) struct Row {
     /// Linear layers are stored `[in, out]`.
     pub(super) transposed: bool,
     pub(super) experts: Option<ExpertFields>,
-    /// Numbers that change the arithmetic and that this family has, with their defaults; elsewhere they are refused.
+    /// Numbers that change the arithmetic and that this family has, with their defaults; elsewhere they are
+    /// refused.
     pub(super) numbers: &'static [(&'static str, Option<f64>)],
     /// Fields that change the arithmetic elsewhere, and that the family's own code passes over.
     pub(super) ignores: &'static [&'static str],
@@ -151,7 +153,8 @@ pub(super) enum Rotary {
     All,
     /// None on the layers that `no_rope_layers` or `no_rope_layer_interval` (4 if absent) leave out.
     Skipping,
-    /// Layers with a window have a base of their own and no scaling: `rope_local_base_freq`, or this if absent.
+    /// Layers with a window have a base of their own and no scaling: `rope_local_base_freq`, or this if
+    /// absent.
     LocalBase(f64),
     /// Layers with a window have the default base and no scaling.
     LocalUnscaled,
@@ -541,7 +544,8 @@ impl Family {
     }
 }
 
-/// A model of texts inside one of several kinds of input: what it is called, where its parts stand, and in files by other releases.
+/// A model of texts inside one of several kinds of input: what it is called, where its parts stand, and in
+/// files by other releases.
 pub(super) struct Wrapper {
     pub(super) model_type: &'static str,
     /// What holds everything but the head.

@@ -1,4 +1,5 @@
-//! What config.json says of quantized weights: bitsandbytes' four bits are read, every other kind is refused by name.
+//! What config.json says of quantized weights: bitsandbytes' four bits are read, every other kind is refused
+//! by name.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! Reading and writing safetensors: what is whole comes back bit for bit, what is not is refused with its reason.
+//! Reading and writing safetensors: what is whole comes back bit for bit, what is not is refused with its
+//! reason.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,5 @@
-//! The families that depart from Llama: the same numbers as transformers and PEFT, over every border that a family draws.
+//! The families that depart from Llama: the same numbers as transformers and PEFT, over every border that a
+//! family draws.
 
 use compute::quant::Format;
 use compute::{Device, Precision};
@@ -180,7 +181,8 @@ fn folders_in_four_bits_load_as_what_is_quantized_on_loading() {
     }
 }
 
-/// A sequence in a cache, chunk by chunk and token by token, over windows, the short and long frequencies and every border.
+/// A sequence in a cache, chunk by chunk and token by token, over windows, the short and long frequencies and
+/// every border.
 #[test]
 fn cached_sequences_have_the_logits_of_whole_ones() {
     for case in ALL {

@@ -8,7 +8,8 @@ use model::{Batch, Config, Decoder, FrozenActivations, FrozenExtent, Layout};
 
 use crate::common::training_buffers;
 
-/// A random layer whose widths are no multiples of a tile's, wide enough that products are cut in every direction.
+/// A random layer whose widths are no multiples of a tile's, wide enough that products are cut in every
+/// direction.
 fn random(precision: Precision, quantization: Option<Format>) -> Decoder {
     let text = r#"{"model_type": "qwen3", "vocab_size": 67, "hidden_size": 448, "intermediate_size": 1088,
         "num_hidden_layers": 1, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 40,

@@ -1,4 +1,5 @@
-//! Layers' inputs that are not kept as they are: in a file they change no bit, rounded they change gradients a little.
+//! Layers' inputs that are not kept as they are: in a file they change no bit, rounded they change gradients
+//! a little.
 
 use compute::{Device, Precision};
 use model::adapter::init::Init;
@@ -20,7 +21,8 @@ struct Passed {
     planned: u64,
 }
 
-/// Two passes forward and backward over a long batch, all weights being trained, the second one over a shorter batch.
+/// Two passes forward and backward over a long batch, all weights being trained, the second one over a
+/// shorter batch.
 fn passed(decoder: &Decoder, checkpointing: Checkpointing) -> Passed {
     let layout = Layout::full(&decoder.config);
     let mut adapter = Adapter::zeros(layout.clone(), 0.0);
@@ -103,7 +105,8 @@ fn what_attention_needs_may_be_kept_too_and_changes_no_bit() {
     }
 }
 
-/// Of the three layers' MLP halves the last ones are kept, as many as asked for, and only the others made again.
+/// Of the three layers' MLP halves the last ones are kept, as many as asked for, and only the others made
+/// again.
 #[test]
 fn what_the_mlp_halves_of_some_layers_need_may_be_kept_too_and_changes_no_bit() {
     let decoder = load("qwen2-window", Precision::F32);

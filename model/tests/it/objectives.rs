@@ -1,4 +1,5 @@
-//! Objectives whose derivative by each loss is known only when the losses are: forward, losses, backward with a weight for each target.
+//! Objectives whose derivative by each loss is known only when the losses are: forward, losses, backward with
+//! a weight for each target.
 
 use model::memory::{Allocator, Component};
 use model::{Adapter, Batch, Parameters};
@@ -37,7 +38,8 @@ fn the_gradient_is_linear_in_the_weights_of_the_targets() {
             gradient(case, &|losses| (0..losses.len()).map(|i| f32::from(u8::from(i < 6))).collect());
         let (second, _) =
             gradient(case, &|losses| (0..losses.len()).map(|i| f32::from(u8::from(i >= 6))).collect());
-        // The derivative of `ln(1 + exp(a - b))` for the summed losses `a`, `b` of two sequences: as in preference training.
+        // The derivative of `ln(1 + exp(a - b))` for the summed losses `a`, `b` of two sequences: as in
+        // preference training.
         let of_both = |losses: &[f32]| {
             let difference = losses[..6].iter().sum::<f32>() - losses[6..].iter().sum::<f32>();
             1.0 / (1.0 + (-difference).exp())

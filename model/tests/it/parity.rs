@@ -25,8 +25,8 @@ const CASES: [&str; 15] = [
     "qwen3-layer-types",
 ];
 
-/// The folders that transformers wrote with bitsandbytes: NF4 with and without double quantization, codes stored as
-/// another type, and FP4 with biases and a layer that was left out.
+/// The folders that transformers wrote with bitsandbytes: NF4 with and without double quantization, codes
+/// stored as another type, and FP4 with biases and a layer that was left out.
 const QUANTIZED: [&str; 4] = ["nf4", "nf4-plain", "nf4-bf16-storage", "fp4"];
 /// A linear layer that all of these have in four bits.
 const QUERIES: ModuleId = ModuleId::Linear { layer: 0, part: Part::Q };

@@ -32,8 +32,8 @@ impl<'a> Shared<'a> {
         Shared { data, rows, cols, matrix: PhantomData }
     }
 
-    /// Writes the first `width` of every `stride` values: `count` of them side by side, from this column on, then as many in
-    /// the next row.
+    /// Writes the first `width` of every `stride` values: `count` of them side by side, from this column on,
+    /// then as many in the next row.
     ///
     /// # Safety
     /// Nobody else touches these elements meanwhile.

@@ -1,8 +1,8 @@
 //! The softmax of a tile, forward and backward: what stands between attention's products.
 //!
-//! Written twice: as loops that the compiler vectorizes for any processor, and with AVX-512's own instructions
-//! (round, scale by a power of two, convert to `bf16`), which need a third of the operations: two fifths of attention's
-//! time with the first, a tenth with the second (docs/notes/2026-11-attention.md).
+//! Written twice: as loops that the compiler vectorizes for any processor, and with AVX-512's own
+//! instructions (round, scale by a power of two, convert to `bf16`), which need a third of the operations:
+//! two fifths of attention's time with the first, a tenth with the second (docs/notes/2026-11-attention.md).
 
 use std::ops::Range;
 
@@ -64,9 +64,9 @@ pub(super) struct Running<'a> {
     pub(super) factor: &'a mut [f32],
 }
 
-/// One tile's part of the softmax: `p = exp(scale * s - max)` with `max` raised to this tile's; `denominator` and `sums`
-/// are brought to the new `max`, and `denominator` takes in the sum of `p`. Hidden columns get 0. `scores` are `[rows,
-/// KEYS]`, `p` is the left factor of a product.
+/// One tile's part of the softmax: `p = exp(scale * s - max)` with `max` raised to this tile's; `denominator`
+/// and `sums` are brought to the new `max`, and `denominator` takes in the sum of `p`. Hidden columns get 0.
+/// `scores` are `[rows, KEYS]`, `p` is the left factor of a product.
 pub(super) fn step(isa: Isa, view: &View, scores: &[f32], p: &mut PackedLeft, running: Running<'_>) {
     let layout = p.layout();
     let p = p.values().as_mut();
@@ -121,7 +121,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// [`cap`] of the scores, and `dp` becomes `(dp - delta) scale (1 - (s / cap)²)`: the gradient of the scores is then `p dp`.
+    /// [`cap`] of the scores, and `dp` becomes `(dp - delta) scale (1 - (s / cap)²)`: the gradient of the
+    /// scores is then `p dp`.
     pub(super) fn cap_gradient(
         products: (&mut [f32], &mut [f32]), delta: &[f32], width: usize, scale: f32, cap: f32
     ) {
@@ -157,7 +158,8 @@ multiversion! {
     }
 }
 
-/// The largest element of these columns; negative infinity if there are none. `s` is whole chunks of [`LANES`].
+/// The largest element of these columns; negative infinity if there are none. `s` is whole chunks of
+/// [`LANES`].
 #[inline(always)]
 fn largest(s: &[f32], columns: &Range<usize>) -> f32 {
     let (first, count) = (columns.start as u32, columns.len() as u32);
@@ -235,7 +237,8 @@ mod avx512 {
     // A row's mask is made as one number; a chunk is two vectors.
     const _: () = assert!(KEYS == 128 && LANES == 32);
 
-    /// [`super::step`], in three passes over the rows: what a row waits for in one goes on for others meanwhile.
+    /// [`super::step`], in three passes over the rows: what a row waits for in one goes on for others
+    /// meanwhile.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(super) fn step<P: Element>(
         view: &View,
@@ -277,8 +280,8 @@ mod avx512 {
         }
     }
 
-    /// Takes a tile's largest scores from `factor` into `max`, and leaves there what sums so far have to be multiplied
-    /// by.
+    /// Takes a tile's largest scores from `factor` into `max`, and leaves there what sums so far have to be
+    /// multiplied by.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn raise(max: &mut [f32], denominator: &mut [f32], factor: &mut [f32]) {
@@ -370,11 +373,13 @@ mod avx512 {
         unsafe { [_mm512_loadu_ps(s.as_ptr()), _mm512_loadu_ps(s.as_ptr().add(16))] }
     }
 
-    /// The `i`-th 32 columns of a row of a left factor, which begins with `to` and whose chunks are `step` apart.
+    /// The `i`-th 32 columns of a row of a left factor, which begins with `to` and whose chunks are `step`
+    /// apart.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
     fn store_left<P: Element>(v: [__m512; 2], i: usize, to: &mut [P], step: usize) {
-        // SAFETY: there are two kinds of `Element`, told apart by their size; slices check that chunks are there.
+        // SAFETY: there are two kinds of `Element`, told apart by their size; slices check that chunks are
+        // there.
         unsafe {
             if size_of::<P>() == 2 {
                 let to: &mut [P; 32] = to[i * step..].first_chunk_mut().expect("a chunk");
@@ -409,7 +414,8 @@ mod avx512 {
     }
 
     /// `eˣ` where the mask is set, for `x <= 88`; 0 elsewhere. `x log2 e = n + r` with `|r| <= 1/2`; `2^r` by a polynomial
-    /// with relative error below 1e-7 (least maximum, fitted with 1 as its constant). The relative error grows by
+    /// with relative error below 1e-7 (least maximum, fitted with 1 as its constant). The relative error
+    /// grows by
     /// `|x| 2^-24`, when the result is `e^x` of something larger.
     #[inline]
     #[target_feature(enable = "avx512f")]

@@ -24,7 +24,8 @@ pub(super) unsafe fn tile<const VECTORS: usize>(
     stride: usize,
     add: bool,
 ) {
-    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of `groups` in `a`.
+    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of
+    // `groups` in `a`.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); VECTORS]; ROWS];
         if add {

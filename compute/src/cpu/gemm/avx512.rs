@@ -12,7 +12,8 @@ pub(super) const ROWS: usize = 8;
 /// Groups of a chunk: a vector's lanes.
 const GROUPS: usize = CHUNK / 4;
 
-/// [`super::kernel::Tile`] of `16 * VECTORS` columns over pairs of `bf16`, summed in `CHAINS` alternating parts.
+/// [`super::kernel::Tile`] of `16 * VECTORS` columns over pairs of `bf16`, summed in `CHAINS` alternating
+/// parts.
 ///
 /// # Safety
 /// See [`super::kernel::Tile`]; the processor has AVX-512 F, BW and BF16.
@@ -67,7 +68,8 @@ unsafe fn tile<const VECTORS: usize, const CHAINS: usize>(
     add: bool,
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) {
-    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of `groups` in `a`.
+    // SAFETY: the caller promises a full tile of sums, `groups` of width in `b`, and a packed tile of
+    // `groups` in `a`.
     unsafe {
         let mut acc = [[[_mm512_setzero_ps(); VECTORS]; ROWS]; CHAINS];
         if add {
@@ -219,7 +221,8 @@ unsafe fn dots<const GROUP: usize>(
     }
 }
 
-/// One row at the memory's speed: a weight row after the other, as they lie, in sums that do not wait for one another.
+/// One row at the memory's speed: a weight row after the other, as they lie, in sums that do not wait for one
+/// another.
 ///
 /// # Safety
 /// See [`few_rows::Dots`] of one row; `from` is the start of `w`.
@@ -290,8 +293,8 @@ unsafe fn dots_of<S: Element, const GROUP: usize, const COUNT: usize>(
     sums: *mut f32,
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) {
-    // SAFETY: packed rows of `x` are whole chunks, padded with zeros; `along_k` keeps to the elements that there are, and
-    // weight rows beyond the last one are not read but repeated.
+    // SAFETY: packed rows of `x` are whole chunks, padded with zeros; `along_k` keeps to the elements that
+    // there are, and weight rows beyond the last one are not read but repeated.
     unsafe {
         for first in (0..w.cols).step_by(few_rows::COLS) {
             let mut acc = [[_mm512_setzero_ps(); few_rows::COLS]; COUNT];

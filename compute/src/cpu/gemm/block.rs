@@ -48,9 +48,9 @@ pub(super) struct Product<'a> {
     pub(super) c: Target,
 }
 
-// SAFETY: the operands are shared slices. `c` and an update's `s` come from exclusive borrows that live as long as the
-// product. Tasks write different blocks of them (`Grid::block`, strips of rows), and `s` is read only where
-// it was written.
+// SAFETY: the operands are shared slices. `c` and an update's `s` come from exclusive borrows that live as
+// long as the product. Tasks write different blocks of them (`Grid::block`, strips of rows), and `s` is read
+// only where it was written.
 unsafe impl Sync for Product<'_> {}
 
 /// A low-rank update: `s second` is added to the product, where `s = scale * a first`.
@@ -323,8 +323,8 @@ impl<'a> Product<'a> {
         let mut prefetch = Prefetch::new(next, rows / kernel.rows);
         for row in (0..rows).step_by(kernel.rows) {
             prefetch.step();
-            // SAFETY: the tile's rows of `a` and panel of `b` are packed, its sums have room, and its valid part
-            // lies inside `c`.
+            // SAFETY: the tile's rows of `a` and panel of `b` are packed, its sums have room, and its valid
+            // part lies inside `c`.
             unsafe {
                 let sums = sums.add(if is_only { 0 } else { row * width });
                 tile(groups, a.add(row * row_bytes), b.start(), sums, width, k_block > 0);

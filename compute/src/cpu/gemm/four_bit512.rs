@@ -361,8 +361,8 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
     let (column_scales, step_scales) = (depth / granule, CODES / granule);
     let row_bytes = row_len(depth) / CODES * PARTS * VECTOR;
     let first = |n: usize| w.first + (j + n) * w.weight.cols();
-    // SAFETY: codes are read as far as the depth goes, scales of the columns are there, and `x` has whole steps; asking ahead is
-    // only a hint.
+    // SAFETY: codes are read as far as the depth goes, scales of the columns are there, and `x` has whole
+    // steps; asking ahead is only a hint.
     unsafe {
         // Which of a step's scales is a lane's.
         let lanes = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);

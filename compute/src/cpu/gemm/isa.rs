@@ -56,8 +56,8 @@ impl Isa {
         }
     }
 
-    /// The best one here, unless `LUTHIER_ISA` names another. A name that is unknown or that this processor cannot
-    /// run is reported on stderr, once, and ignored.
+    /// The best one here, unless `LUTHIER_ISA` names another. A name that is unknown or that this processor
+    /// cannot run is reported on stderr, once, and ignored.
     pub(crate) fn detect() -> Self {
         static DETECTED: LazyLock<Isa> = LazyLock::new(Isa::detect_once);
         *DETECTED

@@ -1,4 +1,5 @@
-//! Packing into `f32`, in plain Rust: for any processor, and for AVX2, where the compiler vectorizes it well enough.
+//! Packing into `f32`, in plain Rust: for any processor, and for AVX2, where the compiler vectorizes it well
+//! enough.
 
 use super::Operand;
 use crate::bf16;

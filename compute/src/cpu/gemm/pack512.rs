@@ -1,6 +1,6 @@
-//! Packing with AVX-512. The unit is a vector of 16 lanes of 32 bits, each a group of `k`: two `bf16` or one `f32`.
-//! Elements that lie along `k` are loaded sixteen groups at a time, those that lie across it are joined lane by lane;
-//! where the packed form runs the other way, 16 such vectors are transposed.
+//! Packing with AVX-512. The unit is a vector of 16 lanes of 32 bits, each a group of `k`: two `bf16` or one
+//! `f32`. Elements that lie along `k` are loaded sixteen groups at a time, those that lie across it are
+//! joined lane by lane; where the packed form runs the other way, 16 such vectors are transposed.
 
 use std::arch::x86_64::*;
 
@@ -28,13 +28,15 @@ impl Element for bf16 {
     const IS_BF16: bool = true;
 }
 
-/// Defines the two entries of a kernel's table, which only choose the source type, with the features they need.
+/// Defines the two entries of a kernel's table, which only choose the source type, with the features they
+/// need.
 macro_rules! entries {
     ($a:ident, $b:ident, $group:literal, $features:literal) => {
         /// [`super::kernel::PackA`].
         ///
         /// # Safety
-        /// See [`super::kernel::PackA`]; the operand's data covers its shape, and the processor has the features.
+        /// See [`super::kernel::PackA`]; the operand's data covers its shape, and the processor has the
+        /// features.
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $a(a: Operand<'_>, rows: usize, tile_bytes: usize, to: *mut u8) {
             // SAFETY: as the caller promises.
@@ -49,7 +51,8 @@ macro_rules! entries {
         /// [`super::kernel::PackB`].
         ///
         /// # Safety
-        /// See [`super::kernel::PackB`]; the operand's data covers its shape, and the processor has the features.
+        /// See [`super::kernel::PackB`]; the operand's data covers its shape, and the processor has the
+        /// features.
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $b(b: Operand<'_>, width: usize, to: *mut u8) {
             // SAFETY: as the caller promises.
@@ -135,7 +138,8 @@ unsafe fn pack_a<S: Element, const GROUP: usize>(
 #[inline(always)]
 unsafe fn pack_b<S: Element, const GROUP: usize>(b: Operand<'_>, from: *const S, width: usize, to: *mut u8) {
     let groups = b.rows.div_ceil(GROUP);
-    // SAFETY: loads keep to the `b.rows` x `b.cols` elements that there are; stores to `groups` of `width` lanes.
+    // SAFETY: loads keep to the `b.rows` x `b.cols` elements that there are; stores to `groups` of `width`
+    // lanes.
     unsafe {
         if b.row_stride != 1 {
             for g in 0..groups {
@@ -167,9 +171,9 @@ unsafe fn pack_b<S: Element, const GROUP: usize>(b: Operand<'_>, from: *const S,
     }
 }
 
-/// Sixteen runs of sixteen groups along `k`, `stride` elements apart, turned into sixteen groups of runs, `to_stride`
-/// bytes apart: the first `runs` of `depth` elements from memory, the first `groups` written. `WHOLE` says that
-/// nothing is missing, which saves counting.
+/// Sixteen runs of sixteen groups along `k`, `stride` elements apart, turned into sixteen groups of runs,
+/// `to_stride` bytes apart: the first `runs` of `depth` elements from memory, the first `groups` written.
+/// `WHOLE` says that nothing is missing, which saves counting.
 ///
 /// # Safety
 /// As many elements can be read, and written. Inlined into a function with the features.
@@ -205,7 +209,8 @@ unsafe fn turn<S: Element, const GROUP: usize, const WHOLE: bool>(
     }
 }
 
-/// Sixteen groups of elements that follow each other, the first `count` elements of them from memory, then zeros.
+/// Sixteen groups of elements that follow each other, the first `count` elements of them from memory, then
+/// zeros.
 ///
 /// # Safety
 /// `count` elements can be read at `from`. Inlined into a function with the features, BF16 among them if `GROUP` is 2.
@@ -229,8 +234,8 @@ pub(super) unsafe fn along_k<S: Element, const GROUP: usize>(from: *const S, cou
     }
 }
 
-/// Sixteen groups side by side: lane `j` holds elements `(k, j)` for the `GROUP` values of `k`, the first `lanes` of
-/// them and the first `depth` values of `k` from memory, zeros elsewhere.
+/// Sixteen groups side by side: lane `j` holds elements `(k, j)` for the `GROUP` values of `k`, the first
+/// `lanes` of them and the first `depth` values of `k` from memory, zeros elsewhere.
 ///
 /// # Safety
 /// `min(depth, GROUP)` rows of `lanes` elements, `stride` apart, can be read at `from`. Inlined into a function with

@@ -1,5 +1,6 @@
-//! Small products inside a task, of factors in packed form: packed once for several products, or written that way by what
-//! computes them. Nothing is packed twice, and sums go where they are wanted without a pass of their own.
+//! Small products inside a task, of factors in packed form: packed once for several products, or written that
+//! way by what computes them. Nothing is packed twice, and sums go where they are wanted without a pass of
+//! their own.
 
 use super::kernel::{CHUNK, Kernel};
 use super::{Isa, Operand};
@@ -36,7 +37,8 @@ impl Packing {
     }
 }
 
-/// A left factor `[rows, k]` in packed form: for every tile of rows chunk after chunk of `K`, in each one of every row.
+/// A left factor `[rows, k]` in packed form: for every tile of rows chunk after chunk of `K`, in each one of
+/// every row.
 pub(crate) struct PackedLeft {
     packing: Packing,
     values: Matrix,
@@ -79,7 +81,8 @@ impl PackedLeft {
         LeftLayout { tile: rows, chunk: CHUNK / packed.size(), depth: self.depth }
     }
 
-    /// The elements, to be written where [`PackedLeft::layout`] says. Up to the next even `k` they must be numbers.
+    /// The elements, to be written where [`PackedLeft::layout`] says. Up to the next even `k` they must be
+    /// numbers.
     pub(crate) fn values(&mut self) -> &mut Matrix {
         &mut self.values
     }
@@ -119,7 +122,8 @@ impl PackedLeft {
             "{rows} x {cols} sums have room"
         );
         let groups = k.div_ceil(kernel.group());
-        // SAFETY: tiles of sums, rows of the left and panels of the right factor are there, by the assertions.
+        // SAFETY: tiles of sums, rows of the left and panels of the right factor are there, by the
+        // assertions.
         unsafe {
             let (a, b) = (start(&self.values).add(first * row_bytes), start(&right.values));
             for col in (0..cols).step_by(kernel.width()) {

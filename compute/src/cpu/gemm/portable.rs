@@ -1,4 +1,5 @@
-//! The kernel in plain Rust, right everywhere; also the bodies that the AVX2 kernel compiles with its own features.
+//! The kernel in plain Rust, right everywhere; also the bodies that the AVX2 kernel compiles with its own
+//! features.
 
 use super::kernel::{CHUNK, Target, TargetStart};
 use super::pack::Source;
@@ -90,7 +91,8 @@ pub(super) unsafe fn store(
     }
 }
 
-/// [`super::kernel::Store`] into a target whose rows, not columns, are side by side: of any kernel, for results of few rows.
+/// [`super::kernel::Store`] into a target whose rows, not columns, are side by side: of any kernel, for
+/// results of few rows.
 ///
 /// # Safety
 /// See [`super::kernel::Store`].
@@ -112,7 +114,8 @@ pub(super) unsafe fn store_transposed(
         }
     }
     let c = Target { row_stride: c.col_stride, col_stride: 1, ..c };
-    // SAFETY: the caller promises the target, of which columns are now the rows; the tile has at most so many of each.
+    // SAFETY: the caller promises the target, of which columns are now the rows; the tile has at most so many
+    // of each.
     unsafe { store(turned.as_ptr(), MAX_ROWS, cols, rows, alpha, accumulate, c) }
 }
 
@@ -144,8 +147,8 @@ pub(super) unsafe fn dots<const ROWS: usize>(rows: usize, x: *const u8, w: Opera
     }
 }
 
-/// The sum of products of a packed row with weights, in sixteen interleaved parts, an order that vectors of any width
-/// can follow.
+/// The sum of products of a packed row with weights, in sixteen interleaved parts, an order that vectors of
+/// any width can follow.
 #[inline(always)]
 fn dot<S: Source, const ROWS: usize>(x: &[f32], w: &[S]) -> f32 {
     let mut acc = [0.0f32; PARTS];

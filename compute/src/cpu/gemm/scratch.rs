@@ -30,7 +30,8 @@ pub(super) struct Room {
     bytes: usize,
 }
 
-// SAFETY: a pointer and a length. Whoever writes through it says why no other thread does so at the same place.
+// SAFETY: a pointer and a length. Whoever writes through it says why no other thread does so at the same
+// place.
 unsafe impl Send for Room {}
 // SAFETY: as above.
 unsafe impl Sync for Room {}

@@ -1,5 +1,5 @@
-//! The roofline (Williams, Waterman, Patterson 2009): what this machine can do, measured in the run itself, and how near
-//! each operation comes to it.
+//! The roofline (Williams, Waterman, Patterson 2009): what this machine can do, measured in the run itself,
+//! and how near each operation comes to it.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -27,13 +27,15 @@ impl Peaks {
         Peaks { flops: cpu.peak_flops(precision), bandwidth: read_bandwidth(cpu.threads()) }
     }
 
-    /// The least seconds that this work can take: those of its arithmetic, or of its bytes if all came from memory.
+    /// The least seconds that this work can take: those of its arithmetic, or of its bytes if all came from
+    /// memory.
     fn least_seconds(&self, work: Work) -> f64 {
         (work.flops as f64 / self.flops).max(work.bytes as f64 / self.bandwidth)
     }
 }
 
-/// Bytes a second that `threads` threads read from memory: the best of several passes over more than caches hold.
+/// Bytes a second that `threads` threads read from memory: the best of several passes over more than caches
+/// hold.
 fn read_bandwidth(threads: usize) -> f64 {
     const WORDS: usize = 256 << 17;
     let words = vec![1_u64; WORDS];

@@ -323,7 +323,8 @@ pub(super) fn targets(t: &mut Translation<'_>, key: &'static str, all: &[&str]) 
     }
 }
 
-/// What PEFT trains where nothing is named: by the model's family, where its folder is at hand; else as most have it.
+/// What PEFT trains where nothing is named: by the model's family, where its folder is at hand; else as most
+/// have it.
 fn default_targets(t: &Translation<'_>) -> Vec<String> {
     let folder = t.carried("model").and_then(Value::as_str).map(Path::new);
     let config = folder.filter(|folder| folder.is_dir()).and_then(|folder| Config::load(folder).ok());
