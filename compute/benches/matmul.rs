@@ -1,8 +1,9 @@
 //! Matrix products of the shapes that fine-tuning has, against the processor's own peak.
 //!
-//! `cargo bench -p luthier-compute --bench matmul [-- FILTER]`. Each group prints the peak that its throughput
-//! (elements = floating-point operations) is to be compared with. Weights are taken in turn from a set larger
-//! than the caches, as in a model; each product is checked against `f64` at some elements before it is timed.
+//! `cargo bench -p luthier-compute --bench matmul [-- FILTER]`. Each group prints the peak that its
+//! throughput (elements = floating-point operations) is to be compared with. Weights are taken in turn from a
+//! set larger than the caches, as in a model; each product is checked against `f64` at some elements before
+//! it is timed.
 
 use std::cell::Cell;
 use std::hint::black_box;

@@ -1,7 +1,7 @@
 //! Speed of the operations that are bound by memory: bytes read and written per second, `f32` and `bf16`.
 //!
-//! `cargo bench -p luthier-compute --bench ops`; sizes are those of `llama-3.2-1b` with 512 tokens. The measure to
-//! compare with is `residual`, which does nothing but move memory.
+//! `cargo bench -p luthier-compute --bench ops`; sizes are those of `llama-3.2-1b` with 512 tokens. The
+//! measure to compare with is `residual`, which does nothing but move memory.
 
 use std::hint::black_box;
 

@@ -39,8 +39,7 @@ pub fn uniform(key: u64, counter: u64) -> f64 {
 }
 
 /// Normal with mean 0 and deviation 1, by Box and Muller's method from 32 bits each for radius and angle (so
-/// at most
-/// 6.7 deviations from the mean).
+/// at most 6.7 deviations from the mean).
 #[inline]
 pub fn normal(key: u64, counter: u64) -> f64 {
     const SCALE: f64 = 1.0 / (1_u64 << 32) as f64;

@@ -84,8 +84,7 @@ pub fn fill(rows: &[Row], lengths: &[usize], max_length: usize) -> f64 {
 }
 
 /// A stream of random numbers for one purpose: SplitMix64 (Steele, Lea and Flood, "Fast splittable
-/// pseudorandom number generators",
-/// 2014) started at a hash of seed, purpose and number.
+/// pseudorandom number generators", 2014) started at a hash of seed, purpose and number.
 #[derive(Clone, Debug)]
 pub struct Shuffle {
     state: u64,

@@ -2,9 +2,9 @@
 //!
 //! The file is read into a tree whose every node knows where it was written (`yaml`), `--set` and flags are
 //! laid over that tree, and the tree is decoded into [`RunFile`] (`decode`). So each complaint, from a
-//! misspelt key to a rank of
-//! 0 (`check`), points at the line or the flag that caused it. The resolved file is written in full into the run
-//! folder, and [`check_resume`] compares it with the settings of a run that goes on.
+//! misspelt key to a rank of 0 (`check`), points at the line or the flag that caused it. The resolved file is
+//! written in full into the run folder, and [`check_resume`] compares it with the settings of a run that goes
+//! on.
 //!
 //! The sentences above the keys here are what a person reads of them: in the JSON schema (`schema`), in the
 //! comments of a new run file (`commented`) and in the guide.
@@ -490,8 +490,7 @@ impl RunFile {
     }
 
     /// Makes the paths that are relative to the current folder absolute. Names that are no paths stay: hub
-    /// ids, built-in templates,
-    /// `-` for stdin.
+    /// ids, built-in templates, `-` for stdin.
     pub(crate) fn make_paths_absolute(&mut self) {
         let full = |path: &mut PathBuf| {
             let here = path.exists() || path.to_string_lossy().contains(['*', '?', '[']);
@@ -675,8 +674,9 @@ pub(crate) struct Difference {
 
 /// The settings in which a run that goes on may not differ from its saved ones, but does.
 ///
-/// `training.max_steps` and `training.epochs` may grow. What only says where things are kept changes no result: the size on which
-/// it depends is settled in `saved`. `output` is not compared: it is where `saved` was read from.
+/// `training.max_steps` and `training.epochs` may grow. What only says where things are kept changes no
+/// result: the size on which it depends is settled in `saved`. `output` is not compared: it is where `saved`
+/// was read from.
 pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
     let (saved_keys, now_keys) = (flatten(saved), flatten(now));
     let may_differ = |key: &str| match key {

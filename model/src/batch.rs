@@ -55,8 +55,7 @@ impl Batch {
     }
 
     /// Appends a sequence. `labels` are not shifted: the label of token `i` is what row `i - 1` should
-    /// predict, so
-    /// `labels[0]` never carries loss.
+    /// predict, so `labels[0]` never carries loss.
     ///
     /// # Panics
     /// If the two slices differ in length, or a label is negative and not [`IGNORE`].

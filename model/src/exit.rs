@@ -75,7 +75,8 @@ impl Scratch {
     }
 }
 
-/// `y [T, C] = residual + scale * norm(branch)`, without the norm where there is none, of what [`Saved::branch`] holds.
+/// `y [T, C] = residual + scale * norm(branch)`, without the norm where there is none, of what
+/// [`Saved::branch`] holds.
 pub(crate) fn forward(
     pass: Pass<'_>,
     norm: Option<&Norm>,

@@ -179,8 +179,8 @@ impl Experts {
         routing::sum(run.device, y, false, own.output.top(routing.rows()), routing);
     }
 
-    /// `dx [T, C]` from the gradient of the sum `dy [T, C]` and the input `x` of [`Experts::forward_first`]; and the gradients of what
-    /// is trained. What was saved is spent.
+    /// `dx [T, C]` from the gradient of the sum `dy [T, C]` and the input `x` of [`Experts::forward_first`];
+    /// and the gradients of what is trained. What was saved is spent.
     pub(crate) fn backward(
         &self,
         pass: Pass<'_>,

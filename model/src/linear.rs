@@ -118,8 +118,8 @@ pub(crate) struct Scratch {
 }
 
 impl Linear {
-    /// `y [T, out] = x [T, in] Wᵀ + b`, or `y += ...` to add onto the residual stream, with what is trained on
-    /// `module`.
+    /// `y [T, out] = x [T, in] Wᵀ + b`, or `y += ...` to add onto the residual stream, with what is trained
+    /// on `module`.
     pub(crate) fn forward(
         &self,
         run: &Run<'_>,

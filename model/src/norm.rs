@@ -55,7 +55,8 @@ impl Norm {
         }
     }
 
-    /// `dx [T, width]`, or what is added to it, from `dy` and the input of [`Norm::forward`]; and the gradients of what is trained.
+    /// `dx [T, width]`, or what is added to it, from `dy` and the input of [`Norm::forward`]; and the
+    /// gradients of what is trained.
     pub(crate) fn backward(
         &self,
         run: &Run<'_>,

@@ -9,9 +9,9 @@ use super::rows::RowsMut;
 /// first cache.
 pub(crate) const COLUMNS: usize = 128;
 
-/// `out[c] += Σ_t term(t, c)` for `t` in `0..rows`, in the order of the rows, in `f64`. `add(sums, t, span)` adds the
-/// terms of row `t` and the columns `span` (at most [`COLUMNS`]) to the first of `sums`. Threads share out
-/// the columns, so the order of a sum is always the same.
+/// `out[c] += Σ_t term(t, c)` for `t` in `0..rows`, in the order of the rows, in `f64`. `add(sums, t, span)`
+/// adds the terms of row `t` and the columns `span` (at most [`COLUMNS`]) to the first of `sums`. Threads
+/// share out the columns, so the order of a sum is always the same.
 pub(crate) fn sum(
     cpu: &Cpu,
     out: &mut [f32],

@@ -93,8 +93,8 @@ fn gelu_tanh_gate(x: f32) -> (f32, f32) {
     (sigmoid(2.0 * u), SCALE * (1.0 + 3.0 * CUBIC * x * x))
 }
 
-/// `Φ(x) = erfc(-x / √2) / 2`, with the Chebyshev fit of erfc in Numerical Recipes (`erfcc`), whose relative error is
-/// below 1.2e-7.
+/// `Φ(x) = erfc(-x / √2) / 2`, with the Chebyshev fit of erfc in Numerical Recipes (`erfcc`), whose relative
+/// error is below 1.2e-7.
 #[inline(always)]
 fn normal_distribution(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;

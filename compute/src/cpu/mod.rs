@@ -53,8 +53,8 @@ impl Cpu {
         Cpu { pool: Arc::new(Pool::new(threads)), isa: Isa::detect(), profile: Arc::default() }
     }
 
-    /// `threads` threads as in [`Cpu::new`] and this instruction set, by the name that `LUTHIER_ISA` knows it by; for
-    /// tests and comparisons.
+    /// `threads` threads as in [`Cpu::new`] and this instruction set, by the name that `LUTHIER_ISA` knows it
+    /// by; for tests and comparisons.
     ///
     /// # Errors
     /// A message if the name is unknown or this processor lacks the instructions.

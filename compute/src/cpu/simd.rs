@@ -159,7 +159,8 @@ impl Element for bf16 {
     }
 }
 
-/// `eˣ` to about 1e-7 relative; 0 below -87.3, infinite above 88.37 (shortly before `f32` ends); NaN stays NaN.
+/// `eˣ` to about 1e-7 relative; 0 below -87.3, infinite above 88.37 (shortly before `f32` ends); NaN stays
+/// NaN.
 ///
 /// Range reduction and polynomial of Cephes' `expf` (S. L. Moshier).
 #[inline(always)]

@@ -30,9 +30,9 @@ use crate::{Device, MatrixMut, MatrixRef, Precision};
 
 /// One sequence's part of a batch.
 ///
-/// The last query stands at the last key: query `i` of the segment is at position
-/// `p = keys.len() - queries.len() + i` and sees keys `0 ..= p` of the segment. In training `queries == keys`;
-/// in generation `keys` are rows of a cache and longer.
+/// The last query stands at the last key: query `i` of the segment is at position `p = keys.len() -
+/// queries.len() + i` and sees keys `0 ..= p` of the segment. In training `queries == keys`; in generation
+/// `keys` are rows of a cache and longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Rows of `q` and `out`.
@@ -58,9 +58,9 @@ pub struct Attention {
     pub cap: Option<f32>,
 }
 
-/// `out [T, H*D]` and `lse [T, H]` (`f32`: the logarithm of each softmax's denominator, for [`backward`]) from
-/// `q [T, H*D]`, `k [S, K*D]`, `v [S, K*D]`, on the rows that segments name; other rows stay as they are. `q`, `k`, `v` and
-/// `out` share one element type.
+/// `out [T, H*D]` and `lse [T, H]` (`f32`: the logarithm of each softmax's denominator, for [`backward`])
+/// from `q [T, H*D]`, `k [S, K*D]`, `v [S, K*D]`, on the rows that segments name; other rows stay as they
+/// are. `q`, `k`, `v` and `out` share one element type.
 ///
 /// # Panics
 /// If shapes or types do not agree, a segment reaches beyond its matrix or has more queries than keys, or two
@@ -90,8 +90,8 @@ pub fn forward(
     }
 }
 
-/// `dq [T, H*D]`, `dk [S, K*D]`, `dv [S, K*D]` from what [`forward`] read and wrote and from `dout [T, H*D]`: overwritten on
-/// the rows that segments name, untouched elsewhere. All but `lse` share one element type.
+/// `dq [T, H*D]`, `dk [S, K*D]`, `dv [S, K*D]` from what [`forward`] read and wrote and from `dout [T, H*D]`:
+/// overwritten on the rows that segments name, untouched elsewhere. All but `lse` share one element type.
 ///
 /// # Panics
 /// As [`forward`], and if two segments share a key row.
@@ -148,8 +148,7 @@ impl Attention {
     }
 
     /// Work of so many products of all queries and the keys they see. Of each element of queries, results,
-    /// keys and values
-    /// `size` bytes are read or written.
+    /// keys and values `size` bytes are read or written.
     fn work(&self, segments: &[Segment], products: u64, size: usize) -> Work {
         let visible = |segment: &Segment| {
             let (queries, keys) = (segment.queries.len() as u64, segment.keys.len() as u64);

@@ -5,15 +5,17 @@
 //! dlogits[n,v] = weights[n] * (softmax(logits[n])[v] - (v = targets[n]))
 //! ```
 //!
-//! `N` is the number of tokens that carry loss; the caller gathers them, and walks over chunks of them so that no
-//! `[T, V]` matrix is ever whole. `weights` are what the objective has as the derivative by each loss: in plain training all the same, one
-//! over the trained tokens of the whole optimizer step. The largest logit is subtracted first; the sum runs
-//! in `f64` over short `f32` partial sums, so a long vocabulary costs no precision.
+//! `N` is the number of tokens that carry loss; the caller gathers them, and walks over chunks of them so
+//! that no `[T, V]` matrix is ever whole. `weights` are what the objective has as the derivative by each
+//! loss: in plain training all the same, one over the trained tokens of the whole optimizer step. The largest
+//! logit is subtracted first; the sum runs in `f64` over short `f32` partial sums, so a long vocabulary costs
+//! no precision.
 
 use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};
 
-/// `losses[N]` from `logits[N, V]` (`f32`), which become the gradients of the losses weighted by `weights[N]`.
+/// `losses[N]` from `logits[N, V]` (`f32`), which become the gradients of the losses weighted by
+/// `weights[N]`.
 ///
 /// # Panics
 /// If the shapes do not agree or a target is not below `V`.

@@ -5,14 +5,16 @@
 //! y[t, c] (+)= keep(key, rows[t], c) ? x[t, c] / (1 - p) : 0
 //! ```
 //!
-//! `keep` is true with probability `1 - p`: the upper 32 bits of [`bits`](crate::random::bits)`(`[`key`](crate::random::key)`(key, rows[t]), c)`
-//! are compared with `p * 2³²`. The map is linear with a diagonal matrix, so it is its own backward: the same
-//! call with the same key turns `dy` into `dx`.
+//! `keep` is true with probability `1 - p`: the upper 32 bits of
+//! [`bits`](crate::random::bits)`(`[`key`](crate::random::key)`(key, rows[t]), c)` are compared with `p *
+//! 2³²`. The map is linear with a diagonal matrix, so it is its own backward: the same call with the same key
+//! turns `dy` into `dx`.
 
 use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};
 
-/// `y[T, C] = mask * x[T, C] / (1 - p)`, or `y += ...` if `accumulate`; with `p = 0` nothing is dropped. `rows[T]` are the rows' names.
+/// `y[T, C] = mask * x[T, C] / (1 - p)`, or `y += ...` if `accumulate`; with `p = 0` nothing is dropped.
+/// `rows[T]` are the rows' names.
 ///
 /// # Panics
 /// If the shapes or the element types do not agree, or `p` is not in `0..1`.

@@ -44,7 +44,8 @@ pub fn forward(
     }
 }
 
-/// `dx[T, C]` (added to what it holds if `accumulate`) and, if wanted, `dweight[1, C]` and `dbias[1, C]` (`f32`, always added to).
+/// `dx[T, C]` (added to what it holds if `accumulate`) and, if wanted, `dweight[1, C]` and `dbias[1, C]`
+/// (`f32`, always added to).
 ///
 /// # Panics
 /// If the shapes do not agree, or `x`, `dx` and `dy` differ in element type.

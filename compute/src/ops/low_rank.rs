@@ -16,18 +16,18 @@
 //! da += dsᵀ x
 //! ```
 //!
-//! `a`, `b`, `s[T, R]`, `ds[T, R]` and the gradients are `f32` in either precision. The rank comes first: `s` and `ds` are made
-//! of the rows of `x` and `dy` as they are packed for the frozen weight's own product, and the update is a
-//! longer sum in it, so there is no further pass over `x`, `dy`, `y` or `dx`. `in x out` never appears: the
-//! work is `2 T R (in + out)` forward and twice that backward.
+//! `a`, `b`, `s[T, R]`, `ds[T, R]` and the gradients are `f32` in either precision. The rank comes first: `s`
+//! and `ds` are made of the rows of `x` and `dy` as they are packed for the frozen weight's own product, and
+//! the update is a longer sum in it, so there is no further pass over `x`, `dy`, `y` or `dx`. `in x out`
+//! never appears: the work is `2 T R (in + out)` forward and twice that backward.
 
 use super::matmul::Factor::{self, Plain, Transposed};
 use super::matmul::{Update, matmul, matmul_update};
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
-/// `s[T, R] = scale * x aᵀ`, then `y[T, out] = x w + s bᵀ`, or `y += ...`. `w` is the right factor that stands for the frozen
-/// weight, transposed; `dropped` is what dropout left of `x`, if there is dropout, and takes its place in
-/// `s`.
+/// `s[T, R] = scale * x aᵀ`, then `y[T, out] = x w + s bᵀ`, or `y += ...`. `w` is the right factor that
+/// stands for the frozen weight, transposed; `dropped` is what dropout left of `x`, if there is dropout, and
+/// takes its place in `s`.
 ///
 /// # Panics
 /// If the shapes do not agree.
@@ -51,8 +51,8 @@ pub fn forward(
     matmul_update(device, precision, (Plain(x), w), update, accumulate, y);
 }
 
-/// `ds[T, R] = scale * dy b`, then `dx[T, in] = dy w + ds a`, or `dx += ...`, where nothing was dropped. `w` is the right factor
-/// that stands for the frozen weight.
+/// `ds[T, R] = scale * dy b`, then `dx[T, in] = dy w + ds a`, or `dx += ...`, where nothing was dropped. `w`
+/// is the right factor that stands for the frozen weight.
 ///
 /// # Panics
 /// If the shapes do not agree.

@@ -51,7 +51,8 @@ pub enum Weight<'a> {
     Quantized(&'a Quantized),
 }
 
-/// `norms[1, out]`, by the squares of the frozen rows `[1, out]`, `u[R, out]`, `a[R, R]`, `b[out, R]`; all `f32`.
+/// `norms[1, out]`, by the squares of the frozen rows `[1, out]`, `u[R, out]`, `a[R, R]`, `b[out, R]`; all
+/// `f32`.
 ///
 /// # Panics
 /// If the shapes do not agree.

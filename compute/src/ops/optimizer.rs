@@ -1,7 +1,7 @@
 //! Optimizer steps over flat `f32` buffers, one pass each.
 //!
-//! `g = grad_scale * grad` throughout; `grad_scale` carries the clipping. Weight decay is decoupled and comes first:
-//! `p = p * (1 - lr * wd)`. Then, for [`adamw`] (Loshchilov, Hutter, 2017, arXiv:1711.05101):
+//! `g = grad_scale * grad` throughout; `grad_scale` carries the clipping. Weight decay is decoupled and comes
+//! first: `p = p * (1 - lr * wd)`. Then, for [`adamw`] (Loshchilov, Hutter, 2017, arXiv:1711.05101):
 //!
 //! ```text
 //! m = m + (1 - β₁) (g - m)

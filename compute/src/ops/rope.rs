@@ -1,7 +1,8 @@
 //! Rotary position embedding (Su et al., 2021, arXiv:2104.09864) in Hugging Face's layout.
 //!
-//! `x[T, H * D]` is `H` heads of size `D`, whose first `r` dimensions are turned (all of them in most models, the rest stays as it is);
-//! with `h = r / 2`, the pair `(i, i + h)` of every head is turned by the angle of the token's position:
+//! `x[T, H * D]` is `H` heads of size `D`, whose first `r` dimensions are turned (all of them in most models,
+//! the rest stays as it is); with `h = r / 2`, the pair `(i, i + h)` of every head is turned by the angle of
+//! the token's position:
 //!
 //! ```text
 //! angle(p, i)  = p * inv_freq[i]                               i < h
@@ -10,8 +11,8 @@
 //! ```
 //!
 //! or, where pairs are [neighbours](Rotation::interleaved), `(2i, 2i + 1)` in place of `(i, i + h)`.
-//! `inv_freq[i] = theta^(-2i / r)`, changed by a [`RopeScaling`]; `m` is 1 but for YaRN and LongRoPE. A rotation's transpose turns
-//! back, so the backward is the same with `-angle`:
+//! `inv_freq[i] = theta^(-2i / r)`, changed by a [`RopeScaling`]; `m` is 1 but for YaRN and LongRoPE. A
+//! rotation's transpose turns back, so the backward is the same with `-angle`:
 //!
 //! ```text
 //! dx[i]        = m * (dx'[i] * cos(angle) + dx'[i + h] * sin(angle))

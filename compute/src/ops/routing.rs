@@ -245,7 +245,8 @@ pub fn gather(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>, routing: &Rou
     }
 }
 
-/// `y[T, C]`, or what is added to it: the sum of each token's rows in `x[S, C]`, in the order of its experts' probabilities.
+/// `y[T, C]`, or what is added to it: the sum of each token's rows in `x[S, C]`, in the order of its experts'
+/// probabilities.
 ///
 /// # Panics
 /// If the shapes or the element types do not agree.

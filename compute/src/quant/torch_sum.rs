@@ -1,4 +1,5 @@
-//! `torch.sum` of `f32` values on a CPU, to the bit: the mean of scales that bitsandbytes stores depends on its order.
+//! `torch.sum` of `f32` values on a CPU, to the bit: the mean of scales that bitsandbytes stores depends on
+//! its order.
 //!
 //! Vectors of eight lanes, four of them side by side, are added in a cascade of four levels that bounds the
 //! error; what is left over comes last (`aten/src/ATen/native/cpu/SumKernel.cpp`). Beyond 32768 values

@@ -9,7 +9,8 @@ use crate::common::{DTYPES, assert_close, dot, gradient, matrix, on_threads, sha
 
 const ALL: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
 
-/// `act(x)`, by the formulas of the gated operation's page; the error function by its series and its tail's continued fraction.
+/// `act(x)`, by the formulas of the gated operation's page; the error function by its series and its tail's
+/// continued fraction.
 fn definition(activation: Activation, x: f64) -> f64 {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     match activation {

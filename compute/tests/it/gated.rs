@@ -20,7 +20,8 @@ fn act(activation: Activation, x: f64) -> f64 {
     }
 }
 
-/// `Φ(x)`: its integral's series about 0, which converges everywhere; beyond 8.5 it is 0 or 1 to `f64`'s precision.
+/// `Φ(x)`: its integral's series about 0, which converges everywhere; beyond 8.5 it is 0 or 1 to `f64`'s
+/// precision.
 fn normal_distribution(x: f64) -> f64 {
     if x.abs() > 8.5 {
         return if x < 0.0 { 0.0 } else { 1.0 };

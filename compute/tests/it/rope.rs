@@ -174,7 +174,8 @@ fn yarn_frequencies_are_those_of_transformers() {
     assert_frequencies(yarn(8.0, 4096, Some(1.25)), 10_000.0, &given, 1.25);
 }
 
-/// `_compute_longrope_parameters` of transformers, written again: short sequences take the first half of the table, long ones the second.
+/// `_compute_longrope_parameters` of transformers, written again: short sequences take the first half of the
+/// table, long ones the second.
 #[test]
 fn longrope_has_a_row_for_each_position_of_short_and_of_long_sequences() {
     let (short, long) = (vec![1.0, 1.25, 2.0], vec![1.5, 4.0, 9.0]);

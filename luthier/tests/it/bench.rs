@@ -1,4 +1,5 @@
-//! `luthier bench` with the real binary: what is measured is what was asked for, and told under the names scripts rely on.
+//! `luthier bench` with the real binary: what is measured is what was asked for, and told under the names
+//! scripts rely on.
 
 use serde_json::Value;
 use tempfile::tempdir;

@@ -1,10 +1,10 @@
 //! DoRA (Liu et al. 2024): a low-rank update of a weight's rows, whose norms are trained apart from their
 //! directions.
 //!
-//! `y = (m / n) * (W x + scale * B A dropout(x))`, with magnitudes `m` for each row and `n` the norm of the row of `W + scale * B A`, a
-//! constant to the gradient, as in PEFT. The product in brackets is LoRA's; `n` comes from two thin products
-//! ([`compute::ops::magnitude`]), and the adapted weight is never made. PEFT drops inputs of `W` too where
-//! there is dropout; here only the update sees dropped inputs, as with LoRA.
+//! `y = (m / n) * (W x + scale * B A dropout(x))`, with magnitudes `m` for each row and `n` the norm of the
+//! row of `W + scale * B A`, a constant to the gradient, as in PEFT. The product in brackets is LoRA's; `n`
+//! comes from two thin products ([`compute::ops::magnitude`]), and the adapted weight is never made. PEFT
+//! drops inputs of `W` too where there is dropout; here only the update sees dropped inputs, as with LoRA.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! Low-rank adaptation of a linear layer (Hu et al. 2021): `y = W x + scale * B A dropout(x)`.
 //!
 //! With `s = scale * A dropout(x)`, `[T, R]`, and `ds = scale * Bᵀ dy`, the backward pass is `dB += dyᵀ s`,
-//! `dA += dsᵀ dropout(x)`, `dx = dy W + dropout(A ds)`. Neither `s` nor the dropped input is kept: `s` is one thin product,
-//! and the mask comes from a counter, so both are made again.
+//! `dA += dsᵀ dropout(x)`, `dx = dy W + dropout(A ds)`. Neither `s` nor the dropped input is kept: `s` is one
+//! thin product, and the mask comes from a counter, so both are made again.
 
 use std::ops::Range;
 
@@ -41,8 +41,8 @@ impl Lora {
 
 impl Layout {
     /// Trains low-rank matrices on layers of the `count` experts of a block, saved under `prefix`. The layers
-    /// `parts` of an expert, each
-    /// `[out, in]`, stand one below the other as one of `[parts * out, in]`: they share A.
+    /// `parts` of an expert, each `[out, in]`, stand one below the other as one of `[parts * out, in]`: they
+    /// share A.
     pub fn add_expert_lora(
         &mut self,
         (layer, parts): (usize, &[Part]),
@@ -133,8 +133,8 @@ pub(super) fn merge(adapter: &Adapter, lora: Lora, device: &Device, w: MatrixMut
     matmul(device, Precision::F32, lora.scale, b, a, true, w);
 }
 
-/// `y [T, out] = x [T, in] w + update`, or `y += ...`. `w` stands for the frozen weight, transposed; `key` drops inputs in
-/// training.
+/// `y [T, out] = x [T, in] w + update`, or `y += ...`. `w` stands for the frozen weight, transposed; `key`
+/// drops inputs in training.
 pub(crate) fn forward(
     run: &Run<'_>,
     lora: Lora,

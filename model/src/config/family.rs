@@ -137,7 +137,8 @@ pub(super) enum Windows {
     AllLayersIfUsed,
     /// `use_sliding_window` and `sliding_window`, the layers without rotary embedding, or `layer_types`.
     LayersWithoutRotary,
-    /// `layer_types`, or all but every n-th layer, counted from 1, by `sliding_window_pattern`; the default of both.
+    /// `layer_types`, or all but every n-th layer, counted from 1, by `sliding_window_pattern`; the default
+    /// of both.
     Pattern {
         window: usize,
         every: usize,

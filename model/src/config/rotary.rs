@@ -1,6 +1,6 @@
 //! What config.json says of the rotary embedding, from either way of writing it: `rope_theta` with
-//! `rope_scaling`, and the
-//! `rope_parameters` of transformers 5, which may have an object for each kind of layer.
+//! `rope_scaling`, and the `rope_parameters` of transformers 5, which may have an object for each kind of
+//! layer.
 
 use compute::ops::rope::{RopeScaling, Rotation};
 use serde_json::Value;

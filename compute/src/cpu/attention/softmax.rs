@@ -80,8 +80,9 @@ pub(super) fn step(isa: Isa, view: &View, scores: &[f32], p: &mut PackedLeft, ru
     }
 }
 
-/// `p = exp(scale * s - lse)` and `ds = p (dp - delta) * scale`; 0 in hidden columns. `lse` and `delta` have an element for
-/// each row, `scores` and `dp` are `[rows, KEYS]`; `p` is a right factor, `ds` one of either side.
+/// `p = exp(scale * s - lse)` and `ds = p (dp - delta) * scale`; 0 in hidden columns. `lse` and `delta` have
+/// an element for each row, `scores` and `dp` are `[rows, KEYS]`; `p` is a right factor, `ds` one of either
+/// side.
 pub(super) fn gradient(
     isa: Isa,
     view: &View,
@@ -174,8 +175,8 @@ fn largest(s: &[f32], columns: &Range<usize>) -> f32 {
     simd::fold(lanes, |a, b| if b > a { b } else { a })
 }
 
-/// `p = exp(scale * s - max)` in these columns, 0 in others; returns the sum. `s` is whole chunks of [`LANES`], those of `p`
-/// begin `step` apart.
+/// `p = exp(scale * s - max)` in these columns, 0 in others; returns the sum. `s` is whole chunks of
+/// [`LANES`], those of `p` begin `step` apart.
 #[inline(always)]
 fn exponentials(s: &[f32], columns: &Range<usize>, scale: f32, max: f32, p: &mut [f32], step: usize) -> f32 {
     let (first, count) = (columns.start as u32, columns.len() as u32);
@@ -413,10 +414,9 @@ mod avx512 {
         }
     }
 
-    /// `eˣ` where the mask is set, for `x <= 88`; 0 elsewhere. `x log2 e = n + r` with `|r| <= 1/2`; `2^r` by a polynomial
-    /// with relative error below 1e-7 (least maximum, fitted with 1 as its constant). The relative error
-    /// grows by
-    /// `|x| 2^-24`, when the result is `e^x` of something larger.
+    /// `eˣ` where the mask is set, for `x <= 88`; 0 elsewhere. `x log2 e = n + r` with `|r| <= 1/2`; `2^r` by
+    /// a polynomial with relative error below 1e-7 (least maximum, fitted with 1 as its constant). The
+    /// relative error grows by `|x| 2^-24`, when the result is `e^x` of something larger.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn exp(mask: u16, x: __m512) -> __m512 {

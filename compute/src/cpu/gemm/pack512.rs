@@ -213,7 +213,8 @@ unsafe fn turn<S: Element, const GROUP: usize, const WHOLE: bool>(
 /// zeros.
 ///
 /// # Safety
-/// `count` elements can be read at `from`. Inlined into a function with the features, BF16 among them if `GROUP` is 2.
+/// `count` elements can be read at `from`. Inlined into a function with the features, BF16 among them if
+/// `GROUP` is 2.
 #[inline(always)]
 pub(super) unsafe fn along_k<S: Element, const GROUP: usize>(from: *const S, count: usize) -> __m512i {
     // SAFETY: masks keep to `count` elements.
@@ -238,8 +239,8 @@ pub(super) unsafe fn along_k<S: Element, const GROUP: usize>(from: *const S, cou
 /// `lanes` of them and the first `depth` values of `k` from memory, zeros elsewhere.
 ///
 /// # Safety
-/// `min(depth, GROUP)` rows of `lanes` elements, `stride` apart, can be read at `from`. Inlined into a function with
-/// the features, BF16 among them if `GROUP` is 2.
+/// `min(depth, GROUP)` rows of `lanes` elements, `stride` apart, can be read at `from`. Inlined into a
+/// function with the features, BF16 among them if `GROUP` is 2.
 #[inline(always)]
 unsafe fn across_k<S: Element, const GROUP: usize>(
     from: *const S,

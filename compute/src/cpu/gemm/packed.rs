@@ -102,8 +102,8 @@ impl PackedLeft {
         }
     }
 
-    /// `sums[rows, n] = left[first.., k] right[k, n]`, or `+=` if `add`. Rows of `sums` are `stride` apart; whole tiles are
-    /// written, see [`Packing::rows`] and [`Packing::cols`].
+    /// `sums[rows, n] = left[first.., k] right[k, n]`, or `+=` if `add`. Rows of `sums` are `stride` apart;
+    /// whole tiles are written, see [`Packing::rows`] and [`Packing::cols`].
     pub(crate) fn multiply(
         &self,
         (first, rows): (usize, usize),
