@@ -138,6 +138,11 @@ fn over_a_base_in_four_bits_from_another_adapter() {
 }
 
 #[test]
+fn magnitudes_over_a_base_in_four_bits() {
+    check("qlora-dora");
+}
+
+#[test]
 fn all_weights_of_a_tied_model() {
     check("full");
 }
@@ -175,4 +180,50 @@ fn both_halves_of_a_block_on_the_same_input() {
 #[test]
 fn an_adapter_on_the_attention_of_a_mixture_of_experts() {
     check("qwen3-moe");
+}
+
+#[test]
+fn soft_caps_of_scores_and_logits() {
+    check("gemma2");
+}
+
+#[test]
+fn rotary_factors_by_the_length_of_a_sequence() {
+    check("phi3-longrope");
+}
+
+#[test]
+fn layers_without_rotary_embedding() {
+    check("smollm3");
+}
+
+#[test]
+fn factors_on_embedding_residual_and_logits() {
+    check("granite");
+}
+
+#[test]
+fn norms_behind_alone_and_over_all_heads() {
+    check("olmo2");
+    check("olmo3");
+}
+
+#[test]
+fn queries_scaled_by_position() {
+    check("ministral3");
+}
+
+#[test]
+fn norms_behind_the_rotation() {
+    check("hunyuan");
+}
+
+#[test]
+fn neighbours_turned_in_whole_heads() {
+    check("ernie4-5");
+}
+
+#[test]
+fn experts_whose_weights_are_a_softmax_of_the_chosen() {
+    check("mixtral");
 }
