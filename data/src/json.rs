@@ -278,7 +278,7 @@ impl Mender<'_> {
     }
 }
 
-/// The UTF-16 unit of a `\uXXXX` at this byte.
+/// The UTF-16 unit of an escape, `\u` and four hexadecimal digits, at this byte.
 fn escaped_unit(text: &str, at: usize) -> Option<u16> {
     let digits = text.get(at..at + 6)?.strip_prefix("\\u")?;
     u16::from_str_radix(digits, 16).ok()

@@ -99,7 +99,8 @@ fn linears<'t>(target: &ParameterTarget, apart: &'t [Target], model: &Config) ->
         None => Ok(found),
         Some(other) => {
             let problem = format!(
-                "gives {} rank {} and alpha {}, and {} rank {} and alpha {}: the experts of a block have one rank and scale",
+                "gives {} rank {} and alpha {}, and {} rank {} and alpha {}: the experts of a block \
+                 have one rank and scale",
                 first.path, first.rank, first.alpha, other.path, other.rank, other.alpha
             );
             Err(ModelError::setting("rank_pattern", problem))

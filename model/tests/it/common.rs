@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use compute::{Device, Matrix, Precision};
+use model::adapter::merge::Difference;
 use model::memory::Allocator;
-use model::{Activations, Batch, Checkpointing, Decoder, Extent, Layout, Purpose};
+use model::{Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Layout, Purpose, StoredDType};
 
 /// A fixture's folder.
 pub(crate) fn fixture(case: &str) -> PathBuf {
@@ -99,4 +100,41 @@ pub(crate) fn relative_difference(got: &[f32], expected: &[f64]) -> f64 {
     let difference: f64 = got.iter().zip(expected).map(|(&g, &e)| (f64::from(g) - e).powi(2)).sum();
     let norm: f64 = expected.iter().map(|e| e * e).sum();
     (difference / norm.max(1e-30)).sqrt()
+}
+
+/// Where the logits, or the residual stream after a layer, of a fixture are 1e-4 or more off transformers'.
+pub(crate) fn off_transformers(case: &str, decoder: &Decoder) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let expected = Tensors::read(&fixture(case).join("expected.safetensors"));
+    let mut batch = Batch::new();
+    batch.push_unlabelled(&expected.ids("input_ids"));
+    let run = decoder.run(None);
+    let mut buffers = training_buffers(decoder, &Layout::default(), 0.0, batch.tokens());
+    let logits = all_logits(decoder, &run, &batch, &mut buffers);
+    let mut compare = |what: &str, got: &[f32], key: &str| {
+        let difference = largest_difference(got, expected.get(key));
+        if difference.is_nan() || difference >= 1e-4 {
+            wrong.push(format!("{case}: {what} off by {difference}"));
+        }
+    };
+    for layer in 0..decoder.config.layers {
+        let stream = decoder.residual(layer + 1, batch.tokens(), &buffers);
+        compare(&format!("residual stream after layer {layer}"), stream.f32(), &format!("residual.{layer}"));
+    }
+    compare("logits", logits.as_ref().f32(), "logits");
+    wrong
+}
+
+/// Merges an adapter into a fixture's model, compares what the merged model computes with what base and adapter
+/// do, and returns the folder of the merged model.
+#[track_caller]
+pub(crate) fn check_merged(case: &str, base: &Decoder, adapter: &Adapter) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    base.write_model_files(adapter, &fixture(case), &fixture(case), folder.path(), StoredDType::F32).unwrap();
+    let merged = Decoder::load(folder.path(), &Device::cpu(2), Precision::F32, None).unwrap();
+    let (alone, both, after) = (base.probe(None), base.probe(Some(adapter)), merged.probe(None));
+    let difference = Difference::between(&both, &after);
+    assert!(difference.relative < 2e-6, "{case}: {difference:?}");
+    assert!(Difference::between(&alone, &both).relative > 1e-3, "{case}: the adapter can be seen");
+    folder
 }

@@ -5,17 +5,17 @@ use compute::{Device, Precision};
 use model::adapter::files::save_adapter;
 use model::adapter::folder::AdapterFolder;
 use model::adapter::init::Init;
-use model::adapter::merge::Difference;
 use model::adapter::peft::{CONFIG_FILE, PeftConfig, Selection, WEIGHTS_FILE};
 use model::adapter::targets;
 use model::memory::{Allocator, Component};
 use model::{
     Activations, Adapter, Batch, Checkpoint, Checkpointing, Config, Decoder, Extent, Keeping, Layout,
-    Parameters, Purpose, Run, StoredDType,
+    Parameters, Purpose, Run,
 };
 
 use crate::common::{
-    Tensors, all_logits, fixture, largest_difference, load, relative_difference, training_buffers,
+    Tensors, all_logits, check_merged, fixture, largest_difference, load, relative_difference,
+    training_buffers,
 };
 
 const CASES: [&str; 2] = ["qwen3-moe", "mixtral"];
@@ -181,14 +181,7 @@ fn merged_experts_compute_what_base_and_adapter_compute() {
     {
         let base = load(case);
         let (adapter, _) = open(case, name, &base.config);
-        let folder = tempfile::tempdir().unwrap();
-        base.write_model_files(&adapter, &fixture(case), &fixture(case), folder.path(), StoredDType::F32)
-            .unwrap();
-        let merged = Decoder::load(folder.path(), &Device::cpu(2), Precision::F32, None).unwrap();
-        let (alone, both, after) = (base.probe(None), base.probe(Some(&adapter)), merged.probe(None));
-        let difference = Difference::between(&both, &after);
-        assert!(difference.relative < 2e-6, "{case}/{name}: {difference:?}");
-        assert!(Difference::between(&alone, &both).relative > 1e-3, "{case}/{name}: the adapter can be seen");
+        check_merged(case, &base, &adapter);
     }
 }
 

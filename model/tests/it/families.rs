@@ -3,16 +3,16 @@
 
 use compute::quant::Format;
 use compute::{Device, Precision};
-use model::adapter::merge::Difference;
 use model::memory::{Allocator, Component};
 use model::quantize::quantize_folder;
 use model::{
     Activations, Adapter, BaseWeight, Batch, Cache, Checkpoint, Decoder, Extent, Layout, ModuleId,
-    Parameters, Purpose, StoredDType,
+    Parameters, Purpose,
 };
 
 use crate::common::{
-    Tensors, all_logits, fixture, largest_difference, load, relative_difference, training_buffers,
+    Tensors, all_logits, check_merged, fixture, largest_difference, load, off_transformers,
+    relative_difference, training_buffers,
 };
 
 /// The fixtures of `make_families.py`.
@@ -42,27 +42,7 @@ pub(crate) const ALL: [&str; 21] = [
 
 #[test]
 fn logits_and_residual_streams_are_those_of_transformers() {
-    let mut wrong = Vec::new();
-    for case in ALL {
-        let decoder = load(case);
-        let expected = Tensors::read(&fixture(case).join("expected.safetensors"));
-        let mut batch = Batch::new();
-        batch.push_unlabelled(&expected.ids("input_ids"));
-        let run = decoder.run(None);
-        let mut buffers = training_buffers(&decoder, &Layout::default(), 0.0, batch.tokens());
-        let logits = all_logits(&decoder, &run, &batch, &mut buffers);
-        for layer in 0..decoder.config.layers {
-            let stream = decoder.residual(layer + 1, batch.tokens(), &buffers);
-            let difference = largest_difference(stream.f32(), expected.get(&format!("residual.{layer}")));
-            if difference >= 1e-4 {
-                wrong.push(format!("{case}: residual stream after layer {layer} is off by {difference}"));
-            }
-        }
-        let difference = largest_difference(logits.as_ref().f32(), expected.get("logits"));
-        if difference >= 1e-4 {
-            wrong.push(format!("{case}: logits are off by {difference}"));
-        }
-    }
+    let wrong: Vec<String> = ALL.into_iter().flat_map(|case| off_transformers(case, &load(case))).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -131,14 +111,7 @@ fn merged_models_compute_what_base_and_adapter_compute_and_keep_the_other_parts(
     for case in ALL.into_iter().filter(|case| fixture(case).join("adapter").exists()) {
         let base = load(case);
         let (adapter, _) = Adapter::load(&fixture(case).join("adapter"), &base.config, None).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        base.write_model_files(&adapter, &fixture(case), &fixture(case), folder.path(), StoredDType::F32)
-            .unwrap();
-        let merged = Decoder::load(folder.path(), &Device::cpu(2), Precision::F32, None).unwrap();
-        let (alone, both, after) = (base.probe(None), base.probe(Some(&adapter)), merged.probe(None));
-        let difference = Difference::between(&both, &after);
-        assert!(difference.relative < 2e-6, "{case}: {difference:?}");
-        assert!(Difference::between(&alone, &both).relative > 1e-3, "{case}: the adapter can be seen");
+        let folder = check_merged(case, &base, &adapter);
         let (from, to) =
             (Checkpoint::open(&fixture(case)).unwrap(), Checkpoint::open(folder.path()).unwrap());
         for name in from.names().filter(|name| name.contains("vision") || name.contains("projector")) {

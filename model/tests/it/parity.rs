@@ -4,7 +4,8 @@ use model::memory::{Allocator, Component};
 use model::{Adapter, BaseWeight, Batch, Layout, ModuleId, Parameters, Part};
 
 use crate::common::{
-    Tensors, all_logits, fixture, largest_difference, load, relative_difference, training_buffers,
+    Tensors, all_logits, fixture, largest_difference, load, off_transformers, relative_difference,
+    training_buffers,
 };
 
 const CASES: [&str; 15] = [
@@ -37,19 +38,8 @@ fn logits_and_residual_streams_are_those_of_transformers() {
         let decoder = load(case);
         let in_four_bits = matches!(decoder.base_weight(QUERIES), BaseWeight::Quantized(_));
         assert_eq!(in_four_bits, QUANTIZED.contains(&case), "{case}: whether the weights are in four bits");
-        let expected = Tensors::read(&fixture(case).join("expected.safetensors"));
-        let mut batch = Batch::new();
-        batch.push_unlabelled(&expected.ids("input_ids"));
-        let run = decoder.run(None);
-        let mut buffers = training_buffers(&decoder, &Layout::default(), 0.0, batch.tokens());
-        let logits = all_logits(&decoder, &run, &batch, &mut buffers);
-        for layer in 0..decoder.config.layers {
-            let stream = decoder.residual(layer + 1, batch.tokens(), &buffers);
-            let difference = largest_difference(stream.f32(), expected.get(&format!("residual.{layer}")));
-            assert!(difference < 1e-4, "{case}: residual stream after layer {layer} is off by {difference}");
-        }
-        let difference = largest_difference(logits.as_ref().f32(), expected.get("logits"));
-        assert!(difference < 1e-4, "{case}: logits are off by {difference}");
+        let wrong = off_transformers(case, &decoder);
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 }
 
