@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 
-use compute::ops::adamw_8bit::{self, Moments8};
+use compute::ops::adamw_8bit::{Moments8, adamw_8bit};
 use compute::ops::gated::Activation;
 use compute::ops::optimizer::{self, AdamW, Lion, Sgd};
 use compute::ops::rms_norm::Offset;
@@ -42,17 +42,25 @@ fn rows(c: &mut Criterion) {
         let (group, size) = (&format!("{dtype}"), T * C * dtype.size());
         let (x, dy, mut y) = (matrix(T, C, dtype), matrix(T, C, dtype), matrix(T, C, dtype));
         let (weight, mut dweight) = (matrix(1, C, dtype), Matrix::zeros(1, C, DType::F32));
-        let mut rstd = vec![1.0; T];
+        let mut rstd = Matrix::zeros(T, 1, DType::F32);
         let positions: Vec<u32> = (0..T as u32).collect();
         let names: Vec<u64> = (0..T as u64).collect();
         let scaling = RopeScaling::None;
         let rotation = Rotation { dims: D, theta: 500_000.0, scaling, interleaved: false };
-        let table = RopeTable::new(D, &rotation, T);
+        let table = RopeTable::new(device, D, &rotation, T);
         measure(c, group, "residual", 3 * size, || residual::add(device, y.as_mut(), x.as_ref()));
         measure(c, group, "bias", 2 * size, || bias::add(device, y.as_mut(), weight.as_ref()));
         measure(c, group, "bias_backward", size, || bias::backward(device, dweight.as_mut(), dy.as_ref()));
         measure(c, group, "rms_norm", 2 * size, || {
-            rms_norm::forward(device, y.as_mut(), x.as_ref(), weight.as_ref(), Offset::None, 1e-5, &mut rstd);
+            rms_norm::forward(
+                device,
+                y.as_mut(),
+                x.as_ref(),
+                weight.as_ref(),
+                Offset::None,
+                1e-5,
+                rstd.as_mut(),
+            );
         });
         measure(c, group, "rms_norm_backward", 4 * size, || {
             rms_norm::backward(
@@ -63,18 +71,20 @@ fn rows(c: &mut Criterion) {
                 x.as_ref(),
                 weight.as_ref(),
                 Offset::None,
-                &rstd,
+                rstd.as_ref(),
                 None,
             );
         });
         measure(c, group, "rms_norm_backward_weight", 6 * size, || {
             let dw = Some(dweight.as_mut());
             let (dy, x, weight) = (dy.as_ref(), x.as_ref(), weight.as_ref());
-            rms_norm::backward(device, y.as_mut(), true, dy, x, weight, Offset::None, &rstd, dw);
+            rms_norm::backward(device, y.as_mut(), true, dy, x, weight, Offset::None, rstd.as_ref(), dw);
         });
-        measure(c, group, "rope", 2 * size, || rope::forward(device, y.as_mut(), &table, &positions));
+        measure(c, group, "rope", 2 * size, || {
+            rope::forward(device, y.as_mut(), &table, (&positions).into())
+        });
         measure(c, group, "dropout", 2 * size, || {
-            dropout::apply(device, y.as_mut(), x.as_ref(), 0.1, (7, &names), false)
+            dropout::apply(device, y.as_mut(), x.as_ref(), 0.1, (7, (&names).into()), false)
         });
     }
 }
@@ -102,42 +112,50 @@ fn flat(c: &mut Criterion) {
     let ids: Vec<u32> = (0..T as u64).map(|i| random::below(1, i, (V / 8) as u64) as u32).collect();
     let mut y = Matrix::zeros(T, C, DType::F32);
     let size = T * C * 4;
-    measure(c, "f32", "embedding", 2 * size, || embedding::forward(device, y.as_mut(), table.as_ref(), &ids));
+    measure(c, "f32", "embedding", 2 * size, || {
+        embedding::forward(device, y.as_mut(), table.as_ref(), (&ids).into())
+    });
     measure(c, "f32", "embedding_backward", 3 * size, || {
-        embedding::backward(device, table.as_mut(), y.as_ref(), &ids);
+        embedding::backward(device, table.as_mut(), y.as_ref(), (&ids).into());
     });
 
-    let (mut logits, mut losses) = (matrix(32, V, DType::F32), vec![0.0; 32]);
+    let (mut logits, mut losses) = (matrix(32, V, DType::F32), matrix(32, 1, DType::F32));
+    let (weights, targets) = (matrix(32, 1, DType::F32), &ids[..32]);
     let size = 32 * V * 4;
     measure(c, "f32", "cross_entropy", 2 * size, || {
-        cross_entropy::forward_backward(device, logits.as_mut(), &ids[..32], &[1.0; 32], &mut losses);
+        cross_entropy::forward_backward(
+            device,
+            logits.as_mut(),
+            targets.into(),
+            weights.as_ref(),
+            losses.as_mut(),
+        );
     });
     measure(c, "f32", "cross_entropy_forward", size, || {
-        cross_entropy::forward(device, logits.as_ref(), &ids[..32], &mut losses);
+        cross_entropy::forward(device, logits.as_ref(), targets.into(), losses.as_mut());
     });
 
     let n = 4 << 20;
-    let (mut p, g, mut m, mut v) = (vec![0.5; n], vec![0.1; n], vec![0.0; n], vec![0.0; n]);
+    let zeros = |n| Matrix::zeros(1, n, DType::F32);
+    let (mut p, g, mut m, mut v) = (zeros(n), zeros(n), zeros(n), zeros(n));
     let settings =
         AdamW { learning_rate: 1e-4, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0, step: 1 };
     measure(c, "f32", "adamw", 7 * 4 * n, || {
-        optimizer::adamw(device, &mut p, &g, &mut m, &mut v, &settings, 1.0);
+        optimizer::adamw(device, p.as_mut(), g.as_ref(), m.as_mut(), v.as_mut(), &settings, 1.0);
     });
-    let blocks = n / adamw_8bit::BLOCK;
-    let (mut mc, mut vc, mut ma, mut va) = (vec![0; n], vec![0; n], vec![0.0; blocks], vec![0.0; blocks]);
+    let mut state = zeros(Moments8::words(n));
     measure(c, "f32", "adamw_8bit", 4 * 4 * n, || {
-        let moments = Moments8 { m: &mut mc, v: &mut vc, m_absmax: &mut ma, v_absmax: &mut va };
-        adamw_8bit::adamw_8bit(device, &mut p, &g, moments, &settings, 1.0);
+        adamw_8bit(device, p.as_mut(), g.as_ref(), state.as_mut(), &settings, 1.0);
     });
     measure(c, "f32", "lion", 5 * 4 * n, || {
         let settings = Lion { learning_rate: 1e-4, beta1: 0.9, beta2: 0.99, weight_decay: 0.0 };
-        optimizer::lion(device, &mut p, &g, &mut m, &settings, 1.0);
+        optimizer::lion(device, p.as_mut(), g.as_ref(), m.as_mut(), &settings, 1.0);
     });
     measure(c, "f32", "sgd", 3 * 4 * n, || {
-        optimizer::sgd(device, &mut p, &g, &Sgd { learning_rate: 1e-4, weight_decay: 0.0 }, 1.0);
+        optimizer::sgd(device, p.as_mut(), g.as_ref(), &Sgd { learning_rate: 1e-4, weight_decay: 0.0 }, 1.0);
     });
     measure(c, "f32", "sum_of_squares", 4 * n, || {
-        black_box(reduce::sum_of_squares(device, &g));
+        black_box(reduce::sum_of_squares(device, g.as_ref()));
     });
 }
 

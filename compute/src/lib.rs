@@ -1,9 +1,9 @@
 //! Memory and arithmetic on a device.
 //!
 //! A [`Matrix`] is the only tensor: row-major, `f32` or `bf16`, rows are tokens (activations) or output
-//! features (weights). Operations live in [`ops`], one file each, with the formula, the shapes, a forward and
-//! a backward; they write into matrices their callers own and never allocate results. A [`Device`] is matched
-//! inside each operation.
+//! features (weights). It lies in a device's memory, and so does a [`Vector`] of whole numbers. Operations
+//! live in [`ops`], one file each, with the formula, the shapes, a forward and a backward; they write into
+//! matrices their callers own and never allocate results. A [`Device`] is matched inside each operation.
 //!
 //! This crate knows nothing of files, models, adapters, text or JSON. It is the only one with `unsafe`.
 //!
@@ -18,9 +18,11 @@ pub mod ops;
 pub mod profile;
 pub mod quant;
 pub mod random;
+mod vector;
 
 pub use cpu::Cpu;
-pub use device::Device;
+pub use device::{Device, Null};
 pub use half::bf16;
-pub use matrix::{DType, Matrix, MatrixMut, MatrixRef, Precision};
+pub use matrix::{DType, Download, Home, Matrix, MatrixMut, MatrixRef, Precision};
 pub use memory::Buffer;
+pub use vector::{Vector, VectorRef};

@@ -1,4 +1,12 @@
-//! The one tensor type: a row-major matrix of `f32` or `bf16`, owned, borrowed or borrowed mutably.
+//! The one tensor type: a row-major matrix of `f32` or `bf16` in some device's memory, owned, borrowed or
+//! borrowed mutably.
+//!
+//! Elements are read and written by operations, and by two transfers: [`MatrixRef::download`] and
+//! [`MatrixMut::upload`]. What lies in the host's memory may be read and written directly too
+//! ([`MatrixRef::f32`]), which nobody can rely on who takes matrices of any device.
+//!
+//! A borrowed matrix may be a part of a larger one: some rows, or some columns, whose rows are then a stride
+//! apart.
 
 use std::fmt;
 use std::ops::Range;
@@ -59,33 +67,54 @@ fn size_bytes(rows: usize, cols: usize, dtype: DType) -> usize {
     rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size())).expect("matrix size overflows")
 }
 
-/// An owned row-major matrix `[rows, cols]`, zero when made.
+/// Whose memory something lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// The host's.
+    Host,
+    /// That of [`Device::Null`](crate::Device::Null), which has shapes and no elements.
+    Null,
+}
+
+enum Storage {
+    Host(Bytes),
+    Null,
+}
+
+/// An owned row-major matrix `[rows, cols]`.
 pub struct Matrix {
     rows: usize,
     cols: usize,
     dtype: DType,
-    bytes: Bytes,
+    storage: Storage,
 }
 
 impl Matrix {
-    /// A matrix of zeros. Large ones take their memory page by page as it is first written.
+    /// A matrix of zeros in the host's memory; [`Device::zeros`](crate::Device::zeros) makes one in a
+    /// device's. Large ones take their memory page by page as it is first written.
     ///
     /// # Panics
     /// If the system refuses the address space; callers plan memory before they allocate.
     pub fn zeros(rows: usize, cols: usize, dtype: DType) -> Self {
-        Matrix { rows, cols, dtype, bytes: Bytes::zeroed(size_bytes(rows, cols, dtype)) }
+        Matrix { rows, cols, dtype, storage: Storage::Host(Bytes::zeroed(size_bytes(rows, cols, dtype))) }
     }
 
-    /// A matrix whose elements are written before they are read. They are zero too, but where `LUTHIER_GUARD`
-    /// asks to find who reads them earlier: NaN there.
+    /// A matrix in the host's memory whose elements are written before they are read. They are zero too, but
+    /// where `LUTHIER_GUARD` asks to find who reads them earlier: NaN there.
     ///
     /// # Panics
     /// As [`Matrix::zeros`].
     pub fn unset(rows: usize, cols: usize, dtype: DType) -> Self {
-        Matrix { rows, cols, dtype, bytes: Bytes::unset(size_bytes(rows, cols, dtype)) }
+        Matrix { rows, cols, dtype, storage: Storage::Host(Bytes::unset(size_bytes(rows, cols, dtype))) }
     }
 
-    /// A matrix `[rows, cols]` of `f32` with these values.
+    /// A matrix of [`Home::Null`].
+    pub(crate) fn null(rows: usize, cols: usize, dtype: DType) -> Self {
+        size_bytes(rows, cols, dtype);
+        Matrix { rows, cols, dtype, storage: Storage::Null }
+    }
+
+    /// A matrix `[rows, cols]` of `f32` with these values, in the host's memory.
     pub fn from_f32(rows: usize, cols: usize, values: &[f32]) -> Self {
         assert_eq!(values.len(), rows * cols, "values for a {rows} x {cols} matrix");
         let mut m = Matrix::unset(rows, cols, DType::F32);
@@ -93,10 +122,19 @@ impl Matrix {
         m
     }
 
-    /// A copy with another element type; `bf16` rounds to nearest even.
+    /// A copy in the host's memory with another element type; `bf16` rounds to nearest even.
     pub fn to_dtype(&self, dtype: DType) -> Self {
         let mut m = Matrix::unset(self.rows, self.cols, dtype);
-        m.as_mut().copy_from(self.as_ref());
+        match (m.as_mut().slice(), self.as_ref().slice()) {
+            (SliceMut::F32(to), Slice::F32(from)) => to.copy_from_slice(from),
+            (SliceMut::Bf16(to), Slice::Bf16(from)) => to.copy_from_slice(from),
+            (SliceMut::F32(to), Slice::Bf16(from)) => {
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = f.to_f32())
+            }
+            (SliceMut::Bf16(to), Slice::F32(from)) => {
+                to.iter_mut().zip(from).for_each(|(t, f)| *t = bf16::from_f32(*f))
+            }
+        }
         m
     }
 
@@ -120,26 +158,40 @@ impl Matrix {
         self.rows * self.cols * self.dtype.size()
     }
 
+    /// Whose memory it lies in.
+    pub fn home(&self) -> Home {
+        match self.storage {
+            Storage::Host(_) => Home::Host,
+            Storage::Null => Home::Null,
+        }
+    }
+
     /// The whole matrix, borrowed.
     #[allow(clippy::should_implement_trait)]
     pub fn as_ref(&self) -> MatrixRef<'_> {
-        let bytes = self.bytes.as_slice();
-        let data = match self.dtype {
-            DType::F32 => Slice::F32(bytemuck::cast_slice(bytes)),
-            DType::Bf16 => Slice::Bf16(bytemuck::cast_slice(bytes)),
+        let Matrix { rows, cols, dtype, ref storage } = *self;
+        let data = match storage {
+            Storage::Host(bytes) => Data::Host(match dtype {
+                DType::F32 => Slice::F32(bytemuck::cast_slice(bytes.as_slice())),
+                DType::Bf16 => Slice::Bf16(bytemuck::cast_slice(bytes.as_slice())),
+            }),
+            Storage::Null => Data::Null(dtype),
         };
-        MatrixRef { rows: self.rows, cols: self.cols, data }
+        MatrixRef { rows, cols, stride: cols, data }
     }
 
     /// The whole matrix, borrowed mutably.
     #[allow(clippy::should_implement_trait)]
     pub fn as_mut(&mut self) -> MatrixMut<'_> {
-        let bytes = self.bytes.as_mut_slice();
-        let data = match self.dtype {
-            DType::F32 => SliceMut::F32(bytemuck::cast_slice_mut(bytes)),
-            DType::Bf16 => SliceMut::Bf16(bytemuck::cast_slice_mut(bytes)),
+        let Matrix { rows, cols, dtype, ref mut storage } = *self;
+        let data = match storage {
+            Storage::Host(bytes) => DataMut::Host(match dtype {
+                DType::F32 => SliceMut::F32(bytemuck::cast_slice_mut(bytes.as_mut_slice())),
+                DType::Bf16 => SliceMut::Bf16(bytemuck::cast_slice_mut(bytes.as_mut_slice())),
+            }),
+            Storage::Null => DataMut::Null(dtype),
         };
-        MatrixMut { rows: self.rows, cols: self.cols, data }
+        MatrixMut { rows, cols, stride: cols, data }
     }
 
     /// The first `n` rows, borrowed: a buffer planned for many tokens, used for fewer.
@@ -153,6 +205,9 @@ impl Matrix {
     }
 
     /// All values as `f32`, row by row.
+    ///
+    /// # Panics
+    /// If it is not in the host's memory.
     pub fn to_vec(&self) -> Vec<f32> {
         self.as_ref().to_vec()
     }
@@ -164,41 +219,100 @@ impl fmt::Debug for Matrix {
     }
 }
 
-/// Elements of a borrowed matrix.
+/// Elements of a borrowed matrix in the host's memory.
 #[derive(Clone, Copy)]
 pub(crate) enum Slice<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
 }
 
-/// Elements of a mutably borrowed matrix.
+/// Elements of a mutably borrowed matrix in the host's memory.
 pub(crate) enum SliceMut<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [bf16]),
 }
 
-/// A borrowed row-major matrix `[rows, cols]`, rows contiguous.
+#[derive(Clone, Copy)]
+enum Data<'a> {
+    Host(Slice<'a>),
+    Null(DType),
+}
+
+enum DataMut<'a> {
+    Host(SliceMut<'a>),
+    Null(DType),
+}
+
+impl<'a> Data<'a> {
+    fn range(self, span: Range<usize>) -> Self {
+        match self {
+            Data::Host(Slice::F32(s)) => Data::Host(Slice::F32(&s[span])),
+            Data::Host(Slice::Bf16(s)) => Data::Host(Slice::Bf16(&s[span])),
+            null @ Data::Null(_) => null,
+        }
+    }
+
+    fn dtype(&self) -> DType {
+        match self {
+            Data::Host(Slice::F32(_)) => DType::F32,
+            Data::Host(Slice::Bf16(_)) => DType::Bf16,
+            Data::Null(dtype) => *dtype,
+        }
+    }
+}
+
+impl<'a> DataMut<'a> {
+    fn range(self, span: Range<usize>) -> Self {
+        match self {
+            DataMut::Host(SliceMut::F32(s)) => DataMut::Host(SliceMut::F32(&mut s[span])),
+            DataMut::Host(SliceMut::Bf16(s)) => DataMut::Host(SliceMut::Bf16(&mut s[span])),
+            null @ DataMut::Null(_) => null,
+        }
+    }
+
+    fn reborrow(&mut self) -> DataMut<'_> {
+        match self {
+            DataMut::Host(SliceMut::F32(s)) => DataMut::Host(SliceMut::F32(s)),
+            DataMut::Host(SliceMut::Bf16(s)) => DataMut::Host(SliceMut::Bf16(s)),
+            DataMut::Null(dtype) => DataMut::Null(*dtype),
+        }
+    }
+
+    fn shared(&self) -> Data<'_> {
+        match self {
+            DataMut::Host(SliceMut::F32(s)) => Data::Host(Slice::F32(s)),
+            DataMut::Host(SliceMut::Bf16(s)) => Data::Host(Slice::Bf16(s)),
+            DataMut::Null(dtype) => Data::Null(*dtype),
+        }
+    }
+}
+
+/// Where the elements of some rows and columns lie in a matrix, from the first one to the last.
+fn span(rows: &Range<usize>, cols: &Range<usize>, stride: usize) -> Range<usize> {
+    if rows.is_empty() || cols.is_empty() {
+        return 0..0;
+    }
+    rows.start * stride + cols.start..(rows.end - 1) * stride + cols.end
+}
+
+fn check_range(what: &str, range: &Range<usize>, len: usize) {
+    assert!(range.start <= range.end && range.end <= len, "{what} {range:?} of {len}");
+}
+
+/// A borrowed row-major matrix `[rows, cols]`, whose rows are contiguous in themselves.
 #[derive(Clone, Copy)]
 pub struct MatrixRef<'a> {
     rows: usize,
     cols: usize,
-    pub(crate) data: Slice<'a>,
+    stride: usize,
+    data: Data<'a>,
 }
 
 impl<'a> MatrixRef<'a> {
-    /// `f32` values seen as a matrix `[rows, cols]`, such as one tensor of a flat parameter buffer.
+    /// `f32` values in the host's memory seen as a matrix `[rows, cols]`.
     pub fn from_f32(rows: usize, cols: usize, values: &'a [f32]) -> Self {
         assert_eq!(values.len(), rows * cols, "values for a {rows} x {cols} matrix");
-        MatrixRef { rows, cols, data: Slice::F32(values) }
-    }
-
-    /// 32-bit words seen as a matrix `[rows, cols]` of this element type, which may end before they do.
-    pub fn from_words(rows: usize, cols: usize, dtype: DType, words: &'a [f32]) -> Self {
-        let data = match dtype {
-            DType::F32 => Slice::F32(&words[..rows * cols]),
-            DType::Bf16 => Slice::Bf16(&bytemuck::cast_slice(words)[..rows * cols]),
-        };
-        MatrixRef { rows, cols, data }
+        MatrixRef { rows, cols, stride: cols, data: Data::Host(Slice::F32(values)) }
     }
 
     /// Number of rows.
@@ -211,11 +325,21 @@ impl<'a> MatrixRef<'a> {
         self.cols
     }
 
+    /// Elements from the begin of a row to that of the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// Element type.
     pub fn dtype(&self) -> DType {
+        self.data.dtype()
+    }
+
+    /// Whose memory it lies in.
+    pub fn home(&self) -> Home {
         match self.data {
-            Slice::F32(_) => DType::F32,
-            Slice::Bf16(_) => DType::Bf16,
+            Data::Host(_) => Home::Host,
+            Data::Null(_) => Home::Null,
         }
     }
 
@@ -224,55 +348,136 @@ impl<'a> MatrixRef<'a> {
         self.rows * self.cols * self.dtype().size()
     }
 
+    /// Whether the rows follow each other without a gap.
+    pub fn is_contiguous(&self) -> bool {
+        self.stride == self.cols || self.rows <= 1
+    }
+
     /// The same elements under another shape of the same size, such as `[T, H * D]` as `[T * H, D]`.
+    ///
+    /// # Panics
+    /// If the sizes differ or there are gaps between the rows.
     pub fn reshape(self, rows: usize, cols: usize) -> MatrixRef<'a> {
         assert_eq!(rows * cols, self.rows * self.cols, "reshape keeps the number of elements");
-        MatrixRef { rows, cols, data: self.data }
+        assert!(self.is_contiguous(), "rows of {} columns, {} apart", self.cols, self.stride);
+        MatrixRef { rows, cols, stride: cols, data: self.data }
     }
 
     /// The first `rows * cols` elements as a matrix: a buffer planned for the largest use, used for a smaller
     /// one.
+    ///
+    /// # Panics
+    /// If there are not so many, or gaps between the rows.
     pub fn prefix(self, rows: usize, cols: usize) -> MatrixRef<'a> {
-        let data = match self.data {
-            Slice::F32(s) => Slice::F32(&s[..rows * cols]),
-            Slice::Bf16(s) => Slice::Bf16(&s[..rows * cols]),
+        let all = self.reshape(1, self.rows * self.cols);
+        all.cols_range(0..rows * cols).reshape(rows, cols)
+    }
+
+    /// 32-bit words seen as a matrix `[rows, cols]` of this element type, which may end before they do.
+    ///
+    /// # Panics
+    /// If they are not `f32`, too few, or there are gaps between the rows.
+    pub fn reinterpret(self, rows: usize, cols: usize, dtype: DType) -> MatrixRef<'a> {
+        assert_eq!(self.dtype(), DType::F32, "words of 32 bits");
+        let words = (rows * cols * dtype.size()).div_ceil(4);
+        let all = self.prefix(1, words);
+        let data = match (all.data, dtype) {
+            (Data::Host(Slice::F32(s)), DType::Bf16) => {
+                Data::Host(Slice::Bf16(&bytemuck::cast_slice(s)[..rows * cols]))
+            }
+            (Data::Null(_), dtype) => Data::Null(dtype),
+            (data, _) => data,
         };
-        MatrixRef { rows, cols, data }
+        MatrixRef { rows, cols, stride: cols, data }
     }
 
     /// These rows.
     pub fn rows_range(self, range: Range<usize>) -> MatrixRef<'a> {
-        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
-        let span = range.start * self.cols..range.end * self.cols;
-        let data = match self.data {
-            Slice::F32(s) => Slice::F32(&s[span]),
-            Slice::Bf16(s) => Slice::Bf16(&s[span]),
-        };
-        MatrixRef { rows: range.len(), cols: self.cols, data }
+        check_range("rows", &range, self.rows);
+        let data = self.data.range(span(&range, &(0..self.cols), self.stride));
+        MatrixRef { rows: range.len(), data, ..self }
     }
 
-    /// The elements, which must be `f32`.
+    /// These columns.
+    pub fn cols_range(self, range: Range<usize>) -> MatrixRef<'a> {
+        check_range("columns", &range, self.cols);
+        let data = self.data.range(span(&(0..self.rows), &range, self.stride));
+        MatrixRef { cols: range.len(), data, ..self }
+    }
+
+    /// The elements, which must be `f32` in the host's memory, without gaps.
     pub fn f32(&self) -> &'a [f32] {
-        match self.data {
+        match self.slice() {
             Slice::F32(s) => s,
             Slice::Bf16(_) => panic!("expected an f32 matrix, got bf16"),
         }
     }
 
-    /// The elements, which must be `bf16`.
+    /// The elements, which must be `bf16` in the host's memory, without gaps.
     pub fn bf16(&self) -> &'a [bf16] {
-        match self.data {
+        match self.slice() {
             Slice::Bf16(s) => s,
             Slice::F32(_) => panic!("expected a bf16 matrix, got f32"),
         }
     }
 
-    /// All values as `f32`, row by row.
-    pub fn to_vec(&self) -> Vec<f32> {
+    /// The elements, which must be in the host's memory, without gaps.
+    pub(crate) fn slice(&self) -> Slice<'a> {
+        assert!(self.is_contiguous(), "rows of {} columns, {} apart", self.cols, self.stride);
+        self.strided()
+    }
+
+    /// What lies from the first element to the last, which must be in the host's memory.
+    pub(crate) fn strided(&self) -> Slice<'a> {
         match self.data {
+            Data::Host(slice) => slice,
+            Data::Null(_) => panic!("{self:?} has no elements that the host could read"),
+        }
+    }
+
+    /// The matrix in the host's memory: itself if it is there, else a copy.
+    pub fn download(self) -> Download<'a> {
+        match self.data {
+            Data::Host(_) => Download::There(self),
+            // What is nowhere is zero when somebody looks.
+            Data::Null(dtype) => Download::Copied(Matrix::zeros(self.rows, self.cols, dtype)),
+        }
+    }
+
+    /// All values as `f32`, row by row.
+    ///
+    /// # Panics
+    /// If they are not in the host's memory, or there are gaps between the rows.
+    pub fn to_vec(&self) -> Vec<f32> {
+        match self.slice() {
             Slice::F32(s) => s.to_vec(),
             Slice::Bf16(s) => s.iter().map(|v| v.to_f32()).collect(),
         }
+    }
+}
+
+/// What [`MatrixRef::download`] gives.
+#[derive(Debug)]
+pub enum Download<'a> {
+    /// The matrix was in the host's memory.
+    There(MatrixRef<'a>),
+    /// A copy.
+    Copied(Matrix),
+}
+
+impl Download<'_> {
+    /// The matrix in the host's memory.
+    #[allow(clippy::should_implement_trait)]
+    pub fn as_ref(&self) -> MatrixRef<'_> {
+        match self {
+            Download::There(matrix) => *matrix,
+            Download::Copied(matrix) => matrix.as_ref(),
+        }
+    }
+
+    /// Its elements, which must be `f32`.
+    pub fn f32(&self) -> &[f32] {
+        self.as_ref().f32()
     }
 }
 
@@ -282,28 +487,19 @@ impl fmt::Debug for MatrixRef<'_> {
     }
 }
 
-/// A mutably borrowed row-major matrix `[rows, cols]`, rows contiguous.
+/// A mutably borrowed row-major matrix `[rows, cols]`, whose rows are contiguous in themselves.
 pub struct MatrixMut<'a> {
     rows: usize,
     cols: usize,
-    pub(crate) data: SliceMut<'a>,
+    stride: usize,
+    data: DataMut<'a>,
 }
 
 impl<'a> MatrixMut<'a> {
-    /// Mutable `f32` values seen as a matrix `[rows, cols]`.
+    /// Mutable `f32` values in the host's memory seen as a matrix `[rows, cols]`.
     pub fn from_f32(rows: usize, cols: usize, values: &'a mut [f32]) -> Self {
         assert_eq!(values.len(), rows * cols, "values for a {rows} x {cols} matrix");
-        MatrixMut { rows, cols, data: SliceMut::F32(values) }
-    }
-
-    /// Mutable 32-bit words seen as a matrix `[rows, cols]` of this element type, which may end before they
-    /// do.
-    pub fn from_words(rows: usize, cols: usize, dtype: DType, words: &'a mut [f32]) -> Self {
-        let data = match dtype {
-            DType::F32 => SliceMut::F32(&mut words[..rows * cols]),
-            DType::Bf16 => SliceMut::Bf16(&mut bytemuck::cast_slice_mut(words)[..rows * cols]),
-        };
-        MatrixMut { rows, cols, data }
+        MatrixMut { rows, cols, stride: cols, data: DataMut::Host(SliceMut::F32(values)) }
     }
 
     /// Number of rows.
@@ -316,100 +512,143 @@ impl<'a> MatrixMut<'a> {
         self.cols
     }
 
+    /// Elements from the begin of a row to that of the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// Element type.
     pub fn dtype(&self) -> DType {
-        match self.data {
-            SliceMut::F32(_) => DType::F32,
-            SliceMut::Bf16(_) => DType::Bf16,
-        }
+        self.as_ref().dtype()
+    }
+
+    /// Whose memory it lies in.
+    pub fn home(&self) -> Home {
+        self.as_ref().home()
     }
 
     /// Bytes of the elements.
     pub fn size_bytes(&self) -> usize {
-        self.rows * self.cols * self.dtype().size()
+        self.as_ref().size_bytes()
     }
 
     /// A shorter borrow of the same matrix.
     pub fn reborrow(&mut self) -> MatrixMut<'_> {
-        let data = match &mut self.data {
-            SliceMut::F32(s) => SliceMut::F32(s),
-            SliceMut::Bf16(s) => SliceMut::Bf16(s),
-        };
-        MatrixMut { rows: self.rows, cols: self.cols, data }
+        MatrixMut { rows: self.rows, cols: self.cols, stride: self.stride, data: self.data.reborrow() }
     }
 
     /// The same matrix, read only.
     #[allow(clippy::should_implement_trait)]
     pub fn as_ref(&self) -> MatrixRef<'_> {
-        let data = match &self.data {
-            SliceMut::F32(s) => Slice::F32(s),
-            SliceMut::Bf16(s) => Slice::Bf16(s),
-        };
-        MatrixRef { rows: self.rows, cols: self.cols, data }
+        MatrixRef { rows: self.rows, cols: self.cols, stride: self.stride, data: self.data.shared() }
     }
 
     /// The same elements under another shape of the same size.
+    ///
+    /// # Panics
+    /// As [`MatrixRef::reshape`].
     pub fn reshape(self, rows: usize, cols: usize) -> MatrixMut<'a> {
-        assert_eq!(rows * cols, self.rows * self.cols, "reshape keeps the number of elements");
-        MatrixMut { rows, cols, data: self.data }
+        self.as_ref().reshape(rows, cols);
+        MatrixMut { rows, cols, stride: cols, data: self.data }
     }
 
     /// The first `rows * cols` elements as a matrix.
+    ///
+    /// # Panics
+    /// As [`MatrixRef::prefix`].
     pub fn prefix(self, rows: usize, cols: usize) -> MatrixMut<'a> {
-        let data = match self.data {
-            SliceMut::F32(s) => SliceMut::F32(&mut s[..rows * cols]),
-            SliceMut::Bf16(s) => SliceMut::Bf16(&mut s[..rows * cols]),
+        let elements = self.rows * self.cols;
+        self.reshape(1, elements).cols_range(0..rows * cols).reshape(rows, cols)
+    }
+
+    /// 32-bit words seen as a matrix `[rows, cols]` of this element type, which may end before they do.
+    ///
+    /// # Panics
+    /// As [`MatrixRef::reinterpret`].
+    pub fn reinterpret(self, rows: usize, cols: usize, dtype: DType) -> MatrixMut<'a> {
+        assert_eq!(self.dtype(), DType::F32, "words of 32 bits");
+        let words = (rows * cols * dtype.size()).div_ceil(4);
+        let data = match (self.prefix(1, words).data, dtype) {
+            (DataMut::Host(SliceMut::F32(s)), DType::Bf16) => {
+                DataMut::Host(SliceMut::Bf16(&mut bytemuck::cast_slice_mut(s)[..rows * cols]))
+            }
+            (DataMut::Null(_), dtype) => DataMut::Null(dtype),
+            (data, _) => data,
         };
-        MatrixMut { rows, cols, data }
+        MatrixMut { rows, cols, stride: cols, data }
     }
 
     /// These rows.
     pub fn rows_range(self, range: Range<usize>) -> MatrixMut<'a> {
-        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
-        let span = range.start * self.cols..range.end * self.cols;
-        let data = match self.data {
-            SliceMut::F32(s) => SliceMut::F32(&mut s[span]),
-            SliceMut::Bf16(s) => SliceMut::Bf16(&mut s[span]),
-        };
-        MatrixMut { rows: range.len(), cols: self.cols, data }
+        check_range("rows", &range, self.rows);
+        let data = self.data.range(span(&range, &(0..self.cols), self.stride));
+        MatrixMut { rows: range.len(), data, ..self }
     }
 
-    /// The elements, which must be `f32`.
+    /// These columns.
+    pub fn cols_range(self, range: Range<usize>) -> MatrixMut<'a> {
+        check_range("columns", &range, self.cols);
+        let data = self.data.range(span(&(0..self.rows), &range, self.stride));
+        MatrixMut { cols: range.len(), data, ..self }
+    }
+
+    /// The first elements of a single row, and the others.
+    ///
+    /// # Panics
+    /// If there is another number of rows, or fewer elements.
+    pub fn split_at(self, at: usize) -> (MatrixMut<'a>, MatrixMut<'a>) {
+        assert_eq!(self.rows, 1, "what is split is one row");
+        check_range("columns", &(0..at), self.cols);
+        let (first, second) = match self.data {
+            DataMut::Host(SliceMut::F32(s)) => {
+                let (a, b) = s.split_at_mut(at);
+                (DataMut::Host(SliceMut::F32(a)), DataMut::Host(SliceMut::F32(b)))
+            }
+            DataMut::Host(SliceMut::Bf16(s)) => {
+                let (a, b) = s.split_at_mut(at);
+                (DataMut::Host(SliceMut::Bf16(a)), DataMut::Host(SliceMut::Bf16(b)))
+            }
+            DataMut::Null(dtype) => (DataMut::Null(dtype), DataMut::Null(dtype)),
+        };
+        let part = |cols, data| MatrixMut { rows: 1, cols, stride: cols, data };
+        (part(at, first), part(self.cols - at, second))
+    }
+
+    /// The elements, which must be `f32` in the host's memory, without gaps.
     pub fn f32(self) -> &'a mut [f32] {
-        match self.data {
+        match self.slice() {
             SliceMut::F32(s) => s,
             SliceMut::Bf16(_) => panic!("expected an f32 matrix, got bf16"),
         }
     }
 
-    /// The elements, which must be `bf16`.
+    /// The elements, which must be `bf16` in the host's memory, without gaps.
     pub fn bf16(self) -> &'a mut [bf16] {
-        match self.data {
+        match self.slice() {
             SliceMut::Bf16(s) => s,
             SliceMut::F32(_) => panic!("expected a bf16 matrix, got f32"),
         }
     }
 
-    /// Sets every element to zero.
-    pub fn clear(&mut self) {
-        match &mut self.data {
-            SliceMut::F32(s) => s.fill(0.0),
-            SliceMut::Bf16(s) => s.fill(bf16::ZERO),
+    /// The elements, which must be in the host's memory, without gaps.
+    pub(crate) fn slice(self) -> SliceMut<'a> {
+        self.as_ref().slice();
+        self.strided()
+    }
+
+    /// What lies from the first element to the last, which must be in the host's memory.
+    pub(crate) fn strided(self) -> SliceMut<'a> {
+        match self.data {
+            DataMut::Host(slice) => slice,
+            DataMut::Null(_) => panic!("{self:?} has no elements that the host could write"),
         }
     }
 
-    /// Copies a matrix of the same shape, converting the element type (`bf16` rounds to nearest even).
-    pub fn copy_from(&mut self, from: MatrixRef<'_>) {
-        assert_eq!((self.rows, self.cols), (from.rows, from.cols), "copy between matrices of one shape");
-        match (&mut self.data, from.data) {
-            (SliceMut::F32(to), Slice::F32(from)) => to.copy_from_slice(from),
-            (SliceMut::Bf16(to), Slice::Bf16(from)) => to.copy_from_slice(from),
-            (SliceMut::F32(to), Slice::Bf16(from)) => {
-                to.iter_mut().zip(from).for_each(|(t, f)| *t = f.to_f32())
-            }
-            (SliceMut::Bf16(to), Slice::F32(from)) => {
-                to.iter_mut().zip(from).for_each(|(t, f)| *t = bf16::from_f32(*f))
-            }
+    /// Lets `fill` write all elements in the host's memory, and brings them to where the matrix lies.
+    pub fn upload<R>(self, fill: impl FnOnce(MatrixMut<'_>) -> R) -> R {
+        match self.data {
+            DataMut::Host(_) => fill(self),
+            DataMut::Null(dtype) => fill(Matrix::unset(self.rows, self.cols, dtype).as_mut()),
         }
     }
 }

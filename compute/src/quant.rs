@@ -16,7 +16,8 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use crate::{Buffer, DType, Device, Matrix, MatrixMut, MatrixRef, cpu};
+use crate::profile::Work;
+use crate::{Buffer, DType, Device, Home, Matrix, MatrixMut, MatrixRef, cpu};
 
 /// Scales that share a scale of their own under double quantization.
 pub const SCALES_BLOCK: usize = dynamic_map::BLOCK;
@@ -193,10 +194,13 @@ pub struct Quantized {
     table: [f32; 16],
     codes: Buffer<u8>,
     scales: Scales,
+    home: Home,
+    /// Of codes and scales.
+    size_bytes: usize,
 }
 
 impl Quantized {
-    /// A matrix of codes and scales that come from elsewhere; its codes, zero at first, are filled by the
+    /// A matrix in the host's memory, of codes and scales that come from elsewhere; its codes, zero at first, are filled by the
     /// caller through [`Quantized::codes_mut`].
     ///
     /// # Panics
@@ -210,7 +214,22 @@ impl Quantized {
             assert_eq!(absmax.len(), codes.len().div_ceil(*block_size), "a scale for each block of scales");
         }
         let codes = Buffer::zeros(elements.div_ceil(2));
-        Quantized { rows, cols, block_size, table, codes, scales }
+        let size_bytes = codes.len() + scales.size_bytes();
+        Quantized { rows, cols, block_size, table, codes, scales, home: Home::Host, size_bytes }
+    }
+
+    /// Brings a matrix of the host's into the memory of a device.
+    pub fn to_device(self, device: &Device) -> Self {
+        match device {
+            Device::Cpu(_) => self,
+            Device::Null(_) => Quantized::null(self.rows, self.cols, self.block_size, self.size_bytes),
+        }
+    }
+
+    /// A matrix of [`Home::Null`].
+    fn null(rows: usize, cols: usize, block_size: usize, size_bytes: usize) -> Self {
+        let (codes, scales) = (Buffer::zeros(0), Scales::Plain(Buffer::zeros(0)));
+        Quantized { rows, cols, block_size, table: [0.0; 16], codes, scales, home: Home::Null, size_bytes }
     }
 
     /// Quantizes a matrix.
@@ -219,16 +238,23 @@ impl Quantized {
     /// If the block size is not one of [`BLOCK_SIZES`].
     pub fn quantize(device: &Device, values: MatrixRef<'_>, format: Format) -> Self {
         let Format { code, block_size, double_quant } = format;
-        let mut scales = Buffer::zeros((values.rows() * values.cols()).div_ceil(block_size));
-        let blank = Scales::Plain(scales.clone());
-        let mut to = Quantized::new(values.rows(), values.cols(), block_size, code.table(), blank);
+        let (rows, cols) = (values.rows(), values.cols());
+        let _watch = device.watch("quantize", [values.home()], || Work::bytes(values.size_bytes()));
         match device {
             Device::Cpu(cpu) => {
-                cpu::quant::quantize(cpu, values, block_size, code, to.codes_mut(), &mut scales)
+                let mut scales = Buffer::zeros((rows * cols).div_ceil(block_size));
+                let mut codes = Buffer::zeros((rows * cols).div_ceil(2));
+                cpu::quant::quantize(cpu, values, block_size, code, &mut codes, &mut scales);
+                let scales = if double_quant { Scales::double(&scales) } else { Scales::Plain(scales) };
+                Quantized { codes, ..Quantized::new(rows, cols, block_size, code.table(), scales) }
             }
+            Device::Null(_) => Quantized::null(rows, cols, block_size, format.size_bytes(rows * cols)),
         }
-        to.scales = if double_quant { Scales::double(&scales) } else { Scales::Plain(scales) };
-        to
+    }
+
+    /// Whose memory it lies in.
+    pub fn home(&self) -> Home {
+        self.home
     }
 
     /// Number of rows.
@@ -268,7 +294,7 @@ impl Quantized {
 
     /// Bytes of codes and scales.
     pub fn size_bytes(&self) -> usize {
-        self.codes().len() + self.scales.size_bytes()
+        self.size_bytes
     }
 
     /// The code of an element.
@@ -292,14 +318,17 @@ impl Quantized {
     pub fn dequantize_rows(&self, device: &Device, rows: Range<usize>, to: MatrixMut<'_>) {
         assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert_eq!((rows.len(), self.cols), (to.rows(), to.cols()), "the shape of the dequantized rows");
+        let homes = [self.home, to.home()];
+        let _watch = device.watch("dequantize", homes, || Work::bytes(to.size_bytes()));
         match device {
             Device::Cpu(cpu) => cpu::quant::dequantize(cpu, self, rows.start * self.cols, to),
+            Device::Null(_) => {}
         }
     }
 
     /// All values, as a matrix of this type.
     pub fn dequantize(&self, device: &Device, dtype: DType) -> Matrix {
-        let mut dense = Matrix::unset(self.rows, self.cols, dtype);
+        let mut dense = device.unset(self.rows, self.cols, dtype);
         self.dequantize_rows(device, 0..self.rows, dense.as_mut());
         dense
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use compute::Precision;
+use compute::{Download, Precision};
 use model::memory::{Allocator, MemoryPlan};
 use model::{Activations, Adapter, Batch, Cache, Config, Decoder, Extent, Layout, Purpose};
 
@@ -112,7 +112,7 @@ impl<'a> Generator<'a> {
     /// sequence needs no room of its own.
     pub fn new(decoder: &'a Decoder, adapter: Option<&'a Adapter>, context: usize) -> Self {
         let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
-        let mut allocator = Allocator::real();
+        let mut allocator = Allocator::real(&decoder.device);
         let (buffers, cache) = room(&decoder.config, &layout, decoder.precision, context, &mut allocator);
         Generator { decoder, adapter, buffers, cache, cached: Vec::new() }
     }
@@ -147,7 +147,7 @@ impl<'a> Generator<'a> {
         // The last token is always computed: its logits are needed.
         let known = common.min(prompt.len() - 1);
         let logits = self.advance(known, &prompt[known..])?;
-        let mut next = sampler.sample(logits);
+        let mut next = sampler.sample(logits.f32());
         let prompt_time = begun.elapsed();
         let begun = Instant::now();
         let (mut tokens, mut finish) = (Vec::new(), Finish::Length);
@@ -164,7 +164,7 @@ impl<'a> Generator<'a> {
             if n + 1 == max_tokens || self.cached.len() == self.context() {
                 break;
             }
-            next = sampler.sample(self.advance(self.cached.len(), &[next])?);
+            next = sampler.sample(self.advance(self.cached.len(), &[next])?.f32());
         }
         let computed_prompt_tokens = prompt.len() - known;
         Ok(Generation { tokens, finish, computed_prompt_tokens, prompt_time, decode_time: begun.elapsed() })
@@ -185,7 +185,7 @@ impl<'a> Generator<'a> {
     }
 
     /// Puts tokens behind the first `known` of the cached ones and returns the logits after the last.
-    fn advance(&mut self, known: usize, tokens: &[u32]) -> Result<&[f32], InferError> {
+    fn advance(&mut self, known: usize, tokens: &[u32]) -> Result<Download<'_>, InferError> {
         self.cached.truncate(known);
         let run = self.decoder.run(self.adapter);
         let slots = 0..self.cache.rows();
@@ -197,8 +197,8 @@ impl<'a> Generator<'a> {
             self.cached.extend_from_slice(chunk);
             last_row = chunk.len() - 1;
         }
-        let logits = self.decoder.logits(&run, &[last_row], &mut self.buffers).f32();
-        match logits.iter().all(|l| l.is_finite()) {
+        let logits = self.decoder.logits(&run, &[last_row], &mut self.buffers).download();
+        match logits.f32().iter().all(|l| l.is_finite()) {
             true => Ok(logits),
             false => Err(InferError::NotFinite { tokens: self.cached.len() }),
         }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use compute::{Matrix, Precision};
+use compute::{Device, Matrix, Precision};
 
 use crate::adapter::parameters::Layout;
 use crate::batch::Batch;
@@ -14,6 +14,7 @@ use crate::head;
 use crate::inputs::Inputs;
 use crate::memory::{Allocator, Component};
 use crate::positions::Positions;
+use crate::staged::Staged;
 
 /// What the forward pass keeps of each layer for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct Activations {
     pub(crate) work: block::Workspace,
     pub(crate) head: head::Workspace,
     pub(crate) positions: Positions,
+    /// Token ids of the batch at hand `[T]`.
+    pub(crate) ids: Staged<u32>,
 }
 
 impl Activations {
@@ -121,7 +124,8 @@ impl Activations {
             block::Workspace::new(config, layout, dropout, kept, tokens, training, precision, allocator);
         let head = head::Workspace::new(config, layout, dropout, tokens, training, precision, allocator);
         let positions = Positions::new(config, tokens, positions, allocator);
-        Activations { extent, stream, inputs, frozen: None, saved, work, head, positions }
+        let ids = Staged::new(tokens, Component::Workspace, allocator);
+        Activations { extent, stream, inputs, frozen: None, saved, work, head, positions, ids }
     }
 
     /// The same, and what frozen layers give is kept for examples that come again. It must be laid out for
@@ -144,11 +148,11 @@ impl Activations {
         let (t, most) = (batch.tokens(), self.extent.tokens);
         assert!(t <= most, "{t} tokens in buffers for {most}");
         self.positions.set(batch, cached);
+        self.ids.set(batch.ids.iter().copied());
         let names = &mut self.work.linear.lora.names;
-        names.clear();
         // Only training draws masks.
-        if names.capacity() > 0 {
-            names.extend(batch.row_names());
+        if !names.is_for_none() {
+            names.set(batch.row_names());
         }
         self.work.experts.begin();
     }
@@ -160,17 +164,17 @@ impl Activations {
 
     /// Brings the residual stream behind the frozen layers, if it is there for all examples of a batch;
     /// whether it was.
-    pub(crate) fn restore_frozen(&mut self, batch: &Batch) -> Result<bool> {
+    pub(crate) fn restore_frozen(&mut self, device: &Device, batch: &Batch) -> Result<bool> {
         let Some(frozen) = &mut self.frozen else { return Ok(false) };
         let behind = behind(frozen.layers(), self.stream.len());
-        frozen.get(batch, self.stream[behind].top_mut(batch.tokens()))
+        frozen.get(device, batch, self.stream[behind].top_mut(batch.tokens()))
     }
 
     /// Keeps the residual stream behind the frozen layers, as far as it is not there yet.
-    pub(crate) fn store_frozen(&mut self, batch: &Batch) -> Result<()> {
+    pub(crate) fn store_frozen(&mut self, device: &Device, batch: &Batch) -> Result<()> {
         let Some(frozen) = &mut self.frozen else { return Ok(()) };
         let behind = behind(frozen.layers(), self.stream.len());
-        frozen.put(batch, self.stream[behind].top(batch.tokens()))
+        frozen.put(device, batch, self.stream[behind].top(batch.tokens()))
     }
 
     /// The loss of an uneven spread over experts in the last pass, before its coefficient

@@ -10,7 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use compute::Buffer;
+use compute::{DType, Matrix, MatrixMut, MatrixRef};
 
 use crate::error::{ModelError, Result};
 use crate::memory::{Allocator, Component};
@@ -30,9 +30,9 @@ pub fn page_words(budget: Option<u64>) -> usize {
 pub struct Arena {
     pages: Vec<Page>,
     /// The memory of the first pages, one frame each.
-    resident: Vec<Buffer<f32>>,
+    resident: Vec<Matrix>,
     /// The memory that the other pages use in turn.
-    shared: Buffer<f32>,
+    shared: Matrix,
     /// Which page the shared frame holds, and whether the file has it as it is.
     held: Option<(usize, bool)>,
     file: Option<(PathBuf, File)>,
@@ -66,16 +66,16 @@ impl Arena {
         for &(count, words) in runs {
             let stays = (left / bytes(words).max(1)).min(count as u64);
             left -= stays * bytes(words);
-            if allocator.count(component, stays * bytes(words)) {
-                resident.extend((0..stays).map(|_| Buffer::zeros(words)));
+            if let Some(device) = allocator.count(component, stays * bytes(words)) {
+                resident.extend((0..stays).map(|_| device.zeros(1, words, DType::F32)));
             }
             if stays < count as u64 {
                 break;
             }
         }
-        let shared = allocator.vector(component, shared);
+        let shared = allocator.matrix(component, 1, shared, DType::F32);
         let mut pages = Vec::new();
-        if allocator.count(component, 0) {
+        if allocator.count(component, 0).is_some() {
             let mut position = 0;
             for words in runs.iter().flat_map(|&(count, words)| std::iter::repeat_n(words, count)) {
                 pages.push(Page { words, position, written: false });
@@ -110,19 +110,21 @@ impl Arena {
         Ok(())
     }
 
-    /// A page, to read.
+    /// A page `[1, words]`, to read.
     ///
     /// # Errors
     /// As for the others, if a page cannot be written to the file, or this one not be read from it.
-    pub fn page(&mut self, index: usize) -> Result<&[f32]> {
-        self.frame(index, true, false).map(|page| &*page)
+    pub fn page(&mut self, index: usize) -> Result<MatrixRef<'_>> {
+        self.load(index, true, false)?;
+        let words = self.pages[index].words;
+        Ok(self.resident.get(index).unwrap_or(&self.shared).as_ref().cols_range(0..words))
     }
 
     /// A page, to change.
     ///
     /// # Errors
     /// If a page cannot be written to the file, or this one not be read from it.
-    pub fn page_mut(&mut self, index: usize) -> Result<&mut [f32]> {
+    pub fn page_mut(&mut self, index: usize) -> Result<MatrixMut<'_>> {
         self.frame(index, true, true)
     }
 
@@ -130,19 +132,26 @@ impl Arena {
     ///
     /// # Errors
     /// If a page cannot be written to the file.
-    pub fn blank_page(&mut self, index: usize) -> Result<&mut [f32]> {
+    pub fn blank_page(&mut self, index: usize) -> Result<MatrixMut<'_>> {
         self.frame(index, false, true)
     }
 
     /// Bytes that are held in memory.
     #[cfg(test)]
     fn resident_bytes(&self) -> u64 {
-        4 * (self.resident.iter().map(|page| page.len()).sum::<usize>() + self.shared.len()) as u64
+        4 * (self.resident.iter().map(Matrix::cols).sum::<usize>() + self.shared.cols()) as u64
     }
 
-    fn frame(&mut self, index: usize, reads: bool, changes: bool) -> Result<&mut [f32]> {
+    fn frame(&mut self, index: usize, reads: bool, changes: bool) -> Result<MatrixMut<'_>> {
+        self.load(index, reads, changes)?;
+        let words = self.pages[index].words;
+        Ok(self.resident.get_mut(index).unwrap_or(&mut self.shared).as_mut().cols_range(0..words))
+    }
+
+    /// Brings a page into the shared frame, unless it has its own.
+    fn load(&mut self, index: usize, reads: bool, changes: bool) -> Result<()> {
         if index < self.resident.len() {
-            return Ok(&mut self.resident[index]);
+            return Ok(());
         }
         match &mut self.held {
             Some((held, saved)) if *held == index => *saved &= !changes,
@@ -154,7 +163,7 @@ impl Arena {
                 self.held = Some((index, !changes));
             }
         }
-        Ok(&mut self.shared[..self.pages[index].words])
+        Ok(())
     }
 
     /// Writes the page in the shared frame to the file, unless the file has it.
@@ -163,7 +172,8 @@ impl Arena {
         if !saved {
             let page = &mut self.pages[index];
             let (path, file) = self.file.as_mut().expect("the arena is open");
-            let bytes: &[u8] = bytemuck::cast_slice(&self.shared[..page.words]);
+            let words = self.shared.as_ref().cols_range(0..page.words).download();
+            let bytes: &[u8] = bytemuck::cast_slice(words.f32());
             let write = file.seek(SeekFrom::Start(page.position)).and_then(|_| file.write_all(bytes));
             write.map_err(|e| ModelError::write(path, e))?;
             page.written = true;
@@ -174,20 +184,24 @@ impl Arena {
 
     fn fetch(&mut self, index: usize) -> Result<()> {
         let page = &self.pages[index];
-        let to = &mut self.shared[..page.words];
+        let to = self.shared.as_mut().cols_range(0..page.words);
         if !page.written {
-            to.fill(0.0);
+            to.upload(|to| to.f32().fill(0.0));
             return Ok(());
         }
         let (path, file) = self.file.as_mut().expect("the arena is open");
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(to);
-        let read = file.seek(SeekFrom::Start(page.position)).and_then(|_| file.read_exact(bytes));
-        read.map_err(|e| ModelError::read(path, e))
+        let mut read = |to: MatrixMut<'_>| {
+            file.seek(SeekFrom::Start(page.position))?;
+            file.read_exact(bytemuck::cast_slice_mut(to.f32()))
+        };
+        to.upload(&mut read).map_err(|e| ModelError::read(path, e))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use compute::Device;
+
     use super::*;
 
     const SIZES: [usize; 6] = [1000, 7, 1024, 1024, 3, 512];
@@ -201,15 +215,15 @@ mod tests {
     fn rounds(arena: &mut Arena) -> Result<Vec<f32>> {
         for round in 1..4 {
             for index in 0..SIZES.len() {
-                for (i, word) in arena.page_mut(index)?.iter_mut().enumerate() {
+                for (i, word) in arena.page_mut(index)?.f32().iter_mut().enumerate() {
                     *word += (round * index * i) as f32 + 0.5;
                 }
             }
         }
         let mut all = Vec::new();
         for (index, &words) in SIZES.iter().enumerate() {
-            assert_eq!(arena.page(index)?.len(), words);
-            all.extend_from_slice(arena.page(index)?);
+            assert_eq!(arena.page(index)?.cols(), words);
+            all.extend_from_slice(arena.page(index)?.f32());
         }
         Ok(all)
     }
@@ -218,11 +232,11 @@ mod tests {
     fn pages_come_back_as_they_went_and_the_budget_holds() {
         let folder = tempfile::tempdir().unwrap();
         let total = 4 * SIZES.iter().sum::<usize>() as u64;
-        let mut whole = Arena::new(&RUNS, None, Component::Optimizer, &mut Allocator::real());
+        let mut whole = Arena::new(&RUNS, None, Component::Optimizer, &mut Allocator::real(&Device::cpu(1)));
         assert_eq!(whole.resident_bytes(), total);
         let want = rounds(&mut whole).unwrap();
         for budget in [SMALLEST, SMALLEST + 3999, 8096, 12_000, total - 1, total, u64::MAX] {
-            let mut arena = under(budget, &mut Allocator::real());
+            let mut arena = under(budget, &mut Allocator::real(&Device::cpu(1)));
             arena.open(&folder.path().join(".pages")).unwrap();
             assert_eq!(arena.file.is_some(), budget < total);
             assert_eq!(rounds(&mut arena).unwrap(), want, "under {budget} bytes");
@@ -236,7 +250,7 @@ mod tests {
 
     #[test]
     fn as_much_stays_in_memory_as_fits_beside_the_shared_frame() {
-        let resident = |budget| under(budget, &mut Allocator::real()).resident.len();
+        let resident = |budget| under(budget, &mut Allocator::real(&Device::cpu(1))).resident.len();
         assert_eq!(resident(SMALLEST), 0);
         assert_eq!(resident(SMALLEST + 3999), 0);
         assert_eq!(resident(SMALLEST + 4000), 1);
@@ -246,15 +260,18 @@ mod tests {
     #[test]
     fn pages_that_are_filled_anew_each_time_hold_what_they_were_filled_with_last() {
         let folder = tempfile::tempdir().unwrap();
-        let mut arena = under(SMALLEST, &mut Allocator::real());
+        let mut arena = under(SMALLEST, &mut Allocator::real(&Device::cpu(1)));
         arena.open(&folder.path().join(".pages")).unwrap();
         for round in 0..3 {
             for index in 0..SIZES.len() {
-                arena.blank_page(index).unwrap().fill((10 * round + index) as f32);
+                arena.blank_page(index).unwrap().f32().fill((10 * round + index) as f32);
             }
             for index in (0..SIZES.len()).rev() {
                 let want = (10 * round + index) as f32;
-                assert!(arena.page(index).unwrap().iter().all(|&word| word == want), "{round}, {index}");
+                assert!(
+                    arena.page(index).unwrap().f32().iter().all(|&word| word == want),
+                    "{round}, {index}"
+                );
             }
         }
     }
@@ -264,7 +281,7 @@ mod tests {
     fn a_full_disk_is_an_error_that_names_the_file() {
         let path = PathBuf::from("/dev/full");
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let mut arena = under(SMALLEST, &mut Allocator::real());
+        let mut arena = under(SMALLEST, &mut Allocator::real(&Device::cpu(1)));
         arena.file = Some((path, file));
         let error = rounds(&mut arena).unwrap_err().to_string();
         assert!(error.contains("cannot write /dev/full"), "{error}");

@@ -2,7 +2,7 @@
 //! embedding, attention, projection onto the residual stream.
 
 use compute::ops::attention::{self, Attention as Heads};
-use compute::ops::{columns, position_scale, rope};
+use compute::ops::{copy, position_scale, rope};
 use compute::{DType, Matrix, MatrixRef, Precision};
 
 use crate::adapter::parameters::Parameters;
@@ -201,7 +201,8 @@ impl Attention {
                 let rows = t * own.fused.cols() / row;
                 let fused = own.fused.top(t).reshape(rows, row);
                 for (to, (start, width)) in [q_to, k_to, &mut saved.v].into_iter().zip(columns) {
-                    columns::take(run.device, to.top_mut(t).reshape(rows, width), fused, start);
+                    let part = fused.cols_range(start..start + width);
+                    copy::copy(run.device, to.top_mut(t).reshape(rows, width), part);
                 }
             }
             (Qkv::Apart(linears), _) => {
@@ -216,7 +217,7 @@ impl Attention {
         let Saved { q, k, v, attended, lse, .. } = saved;
         let (keys, values) = match cache {
             Some(cache) => {
-                cache.append(&batch.segments, k, v);
+                cache.append(run.device, &batch.segments, k, v);
                 (cache.keys.as_ref(), cache.values.as_ref())
             }
             None => (k.top(t), v.top(t)),
@@ -226,7 +227,7 @@ impl Attention {
         let (device, precision) = (run.device, run.precision);
         attention::forward(device, precision, &heads, &batch.segments, q.top(t), keys, values, out, lse);
         if exit::is_direct(config) {
-            y.top_mut(t).copy_from(x.top(t));
+            copy::copy(device, y.top_mut(t), x.top(t));
             self.o.forward(run, id(Part::O), y.top_mut(t), true, attended.top(t), scratch);
         } else {
             let branch = saved.exit.branch(config, exit).top_mut(t);
@@ -242,7 +243,7 @@ impl Attention {
         let (t, table) = (batch.tokens(), config.blocks[layer].rope.map(|rope| &pass.positions.tables[rope]));
         let turn = |x: &mut Matrix| {
             if let Some(table) = table {
-                rope::forward(run.device, x.top_mut(t), table, &pass.positions.rows);
+                rope::forward(run.device, x.top_mut(t), table, pass.positions.rows.get());
             }
         };
         let Saved { raw, raw_norms, q, k, .. } = saved;
@@ -266,7 +267,7 @@ impl Attention {
             _ => [q, k].into_iter().for_each(turn),
         }
         if let Some(growth) = &pass.positions.growth {
-            position_scale::apply(run.device, saved.q.top_mut(t), growth, &batch.positions);
+            position_scale::apply(run.device, saved.q.top_mut(t), growth, pass.positions.positions.get());
         }
     }
 
@@ -284,12 +285,12 @@ impl Attention {
         let (t, table) = (batch.tokens(), config.blocks[layer].rope.map(|rope| &pass.positions.tables[rope]));
         let turn_back = |dx: &mut Matrix| {
             if let Some(table) = table {
-                rope::backward(run.device, dx.top_mut(t), table, &pass.positions.rows);
+                rope::backward(run.device, dx.top_mut(t), table, pass.positions.rows.get());
             }
         };
         let Gradients { q: dq, k: dk, v: dv, attended: dattended, k_raw: dk_raw } = own;
         if let Some(growth) = &pass.positions.growth {
-            position_scale::apply(run.device, dq.top_mut(t), growth, &batch.positions);
+            position_scale::apply(run.device, dq.top_mut(t), growth, pass.positions.positions.get());
         }
         let (Some(norms), Some(raw), Some(QkNorm { span, behind_rope })) =
             (&self.qk_norms, &saved.raw, config.qk_norm)
@@ -381,7 +382,7 @@ impl Attention {
                 let rows = t * fused.cols() / row;
                 for (from, (start, width)) in parts.into_iter().zip(columns) {
                     let (to, from) = (fused.top_mut(t).reshape(rows, row), from.top(t).reshape(rows, width));
-                    columns::put(device, to, from, start);
+                    copy::copy(device, to.cols_range(start..start + width), from);
                 }
                 to_input(qkv, Part::Qkv, fused.top(t), false);
             }

@@ -1,6 +1,7 @@
 //! One layer of the decoder: attention and the MLP, each added onto the residual stream, the MLP reading what
 //! attention made of it or, with a parallel residual, the layer's own input.
 
+use compute::ops::copy;
 use compute::{Matrix, Precision};
 
 use crate::adapter::parameters::{Layout, Parameters};
@@ -223,7 +224,7 @@ impl Block {
     ) {
         let t = pass.batch.tokens();
         let input = if pass.config.parallel_residual {
-            work.dparallel.top_mut(t).copy_from(work.dx.top(t));
+            copy::copy(pass.run.device, work.dparallel.top_mut(t), work.dx.top(t));
             x
         } else {
             &*saved.middle.of(layer)

@@ -1,7 +1,8 @@
 //! Keys and values of sequences that are being generated, one matrix a layer for all of them.
 
 use compute::ops::attention::Segment;
-use compute::{Matrix, Precision};
+use compute::ops::copy;
+use compute::{Device, Matrix, Precision};
 
 use crate::config::Config;
 use crate::memory::{Allocator, Component};
@@ -41,13 +42,12 @@ impl Cache {
 
 impl LayerCache {
     /// Writes the new rows of every segment behind what the cache holds of it.
-    pub(crate) fn append(&mut self, segments: &[Segment], keys: &Matrix, values: &Matrix) {
+    pub(crate) fn append(&mut self, device: &Device, segments: &[Segment], keys: &Matrix, values: &Matrix) {
         for segment in segments {
             let rows = segment.keys.end - segment.queries.len()..segment.keys.end;
             for (to, from) in [(&mut self.keys, keys), (&mut self.values, values)] {
-                to.as_mut()
-                    .rows_range(rows.clone())
-                    .copy_from(from.as_ref().rows_range(segment.queries.clone()));
+                let from = from.as_ref().rows_range(segment.queries.clone());
+                copy::copy(device, to.as_mut().rows_range(rows.clone()), from);
             }
         }
     }

@@ -93,10 +93,10 @@ impl Decoder {
         // No backward pass comes to the inputs of frozen layers.
         let nothing = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
         // The spread over experts counts frozen layers too, so that they have to run.
-        if run.router_aux_loss != 0.0 || !buffers.restore_frozen(batch)? {
+        if run.router_aux_loss != 0.0 || !buffers.restore_frozen(run.device, batch)? {
             self.embed(run, batch, buffers);
             let Ok(()) = self.layers(0..kept, run, batch, None, buffers, nothing);
-            buffers.store_frozen(batch)?;
+            buffers.store_frozen(run.device, batch)?;
         }
         let Ok(()) = self.layers(kept..frozen, run, batch, None, buffers, nothing);
         self.layers(frozen..self.blocks.len(), run, batch, None, buffers, keep)
@@ -111,15 +111,16 @@ impl Decoder {
     /// The beginning of the residual stream.
     fn embed(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) {
         let (device, factor) = (run.device, self.embedding_scale());
+        let Activations { stream, ids, positions, .. } = buffers;
         let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
-        let mut x = buffers.stream[0].top_mut(batch.tokens());
-        embedding::forward(device, x.reborrow(), table, &batch.ids);
+        let mut x = stream[0].top_mut(batch.tokens());
+        embedding::forward(device, x.reborrow(), table, ids.get());
         if factor != 1.0 {
             scale::in_place(device, x.reborrow(), factor);
         }
         if let Some(table) = &self.position_embedding {
             let table = run.weight(ModuleId::Positions, table);
-            embedding::add(device, x, table, &batch.positions);
+            embedding::add(device, x, table, positions.positions.get());
         }
     }
 
@@ -161,7 +162,7 @@ impl Decoder {
     /// The loss of every target of a batch that went through [`Decoder::forward`], in nats.
     pub fn losses(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations, losses: &mut [f32]) {
         let Activations { stream, work, head, .. } = buffers;
-        let stream = (stream.last().expect("there is a residual stream"), &work.linear.lora.names[..]);
+        let stream = (stream.last().expect("there is a residual stream"), work.linear.lora.names.host());
         self.output().losses(run, &self.config, stream, &batch.targets, losses, head);
     }
 
@@ -172,7 +173,7 @@ impl Decoder {
     pub fn logits<'b>(&self, run: &Run<'_>, rows: &[usize], buffers: &'b mut Activations) -> MatrixRef<'b> {
         assert!(rows.len() <= buffers.logits_rows(), "{} rows of {}", rows.len(), buffers.logits_rows());
         let Activations { stream, work, head, .. } = buffers;
-        let stream = (stream.last().expect("there is a residual stream"), &work.linear.lora.names[..]);
+        let stream = (stream.last().expect("there is a residual stream"), work.linear.lora.names.host());
         self.output().logits(run, &self.config, stream, rows.iter().copied(), head)
     }
 
@@ -192,7 +193,7 @@ impl Decoder {
     /// If the batch is larger than the buffers were laid out for, or they were not laid out for training.
     pub fn forward_to_train(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) -> Result<()> {
         assert_ne!(buffers.extent().purpose, Purpose::Infer, "gradients need buffers laid out for training");
-        self.pass(run, batch, buffers, Inputs::put)
+        self.pass(run, batch, buffers, |inputs, layer, x| inputs.put(run.device, layer, x))
     }
 
     /// Behind [`Decoder::forward_to_train`] of the same batch: adds to `gradients` those of an objective
@@ -220,8 +221,8 @@ impl Decoder {
         let targets = batch.targets.len();
         assert_eq!((targets, targets), (weights.len(), losses.len()), "targets, weights and losses");
         let t = batch.tokens();
-        let Activations { stream, inputs, saved, work, positions, head, .. } = buffers;
-        let last = (stream.last().expect("there is a residual stream"), &work.linear.lora.names[..]);
+        let Activations { stream, inputs, saved, work, positions, head, ids, .. } = buffers;
+        let last = (stream.last().expect("there is a residual stream"), work.linear.lora.names.host());
         let (dx, config) = (work.dx.top_mut(t), &self.config);
         self.output().losses_and_gradients(
             run,
@@ -244,7 +245,7 @@ impl Decoder {
             let x = match inputs {
                 None => &stream[layer],
                 Some(inputs) => {
-                    inputs.get(layer, stream[0].top_mut(t))?;
+                    inputs.get(run.device, layer, stream[0].top_mut(t))?;
                     &stream[0]
                 }
             };
@@ -252,14 +253,14 @@ impl Decoder {
             block.backward(pass, layer, x, saved, gradients, work);
         }
         if let (Some(table), _) = gradients_of(run, ModuleId::Positions, gradients) {
-            embedding::backward(run.device, table, work.dx.top(t), &batch.positions);
+            embedding::backward(run.device, table, work.dx.top(t), positions.positions.get());
         }
         if let (Some(table), _) = gradients_of(run, ModuleId::Embedding, gradients) {
             let factor = self.embedding_scale();
             if factor != 1.0 {
                 scale::in_place(run.device, work.dx.top_mut(t), factor);
             }
-            embedding::backward(run.device, table, work.dx.top(t), &batch.ids);
+            embedding::backward(run.device, table, work.dx.top(t), ids.get());
         }
         Ok(())
     }

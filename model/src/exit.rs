@@ -1,7 +1,7 @@
 //! How what a half of a block computes, its branch, joins the residual stream: as it is, scaled, or behind a
 //! norm.
 
-use compute::ops::{residual, scale};
+use compute::ops::{copy, residual, scale};
 use compute::{Matrix, Precision};
 
 use crate::adapter::parameters::Parameters;
@@ -96,7 +96,7 @@ pub(crate) fn forward(
             scratch.normed.top(t)
         }
     };
-    y.top_mut(t).copy_from(residual.top(t));
+    copy::copy(run.device, y.top_mut(t), residual.top(t));
     residual::add_scaled(run.device, y.top_mut(t), joining, config.residual_scale);
 }
 

@@ -9,7 +9,7 @@
 
 use compute::ops::gated;
 use compute::ops::routing::{self, Load, Routing};
-use compute::{Buffer, DType, Matrix, MatrixMut, MatrixRef, Precision};
+use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::Parameters;
 use crate::block::Pass;
@@ -50,12 +50,12 @@ pub(crate) struct Scratch {
     /// The same times the weight of each row, what the last layers read `[S, F]`.
     weighted: Matrix,
     dhidden: Matrix,
-    /// Gradients of the weights `[T * k]`.
-    dweights: Buffer<f32>,
+    /// Gradients of the weights `[T * k, 1]`.
+    dweights: Matrix,
     /// How tokens spread over experts, over all layers of a pass that has a loss for it.
     load: Load,
-    /// The gradient of that loss by the probabilities of any token, or zeros `[E]`.
-    dp: Buffer<f32>,
+    /// The gradient of that loss by the probabilities of any token, or zeros `[1, E]`.
+    dp: Matrix,
 }
 
 /// Rows and inner width of a batch by expert.
@@ -78,7 +78,7 @@ impl Saved {
         let routed = if count > 0 { tokens } else { 0 };
         let logits = allocator.matrix(component, routed, count, DType::F32);
         let bytes = Routing::size_bytes(count, per_token, tokens) as u64;
-        let room = if allocator.count(component, bytes) { tokens } else { 0 };
+        let room = allocator.count(component, bytes).map_or(0, |_| tokens);
         Saved { logits, routing: Routing::new(count, per_token, normalized, room), gate, up }
     }
 }
@@ -96,11 +96,12 @@ impl Scratch {
         let mut buffer = |rows, cols| allocator.matrix(Component::Workspace, rows, cols, precision.dtype());
         let (input, output) = (buffer(rows, config.hidden_size), buffer(rows, config.hidden_size));
         let (hidden, weighted, dhidden) = (buffer(rows, inner), buffer(rows, inner), buffer(back, inner));
-        let dweights = allocator.vector(Component::Workspace, back);
+        let dweights = allocator.matrix(Component::Workspace, back, 1, DType::F32);
         let count = config.experts.map_or(0, |experts| experts.count);
         let bytes = Load::size_bytes(count) as u64;
-        let load = Load::new(if allocator.count(Component::Workspace, bytes) { count } else { 0 });
-        let dp = allocator.vector(Component::Workspace, if training { count } else { 0 });
+        let load = Load::new(allocator.count(Component::Workspace, bytes).map_or(0, |_| count));
+        let of_experts = if training { count } else { 0 };
+        let dp = allocator.matrix(Component::Workspace, 1, of_experts, DType::F32);
         Scratch { input, output, hidden, weighted, dhidden, dweights, load, dp }
     }
 
@@ -111,7 +112,7 @@ impl Scratch {
 
     /// Between forward and backward pass: `scale` times the loss of the load is to be minimized too.
     pub(crate) fn balance(&mut self, scale: f64) {
-        self.load.gradient(scale, &mut self.dp);
+        self.dp.as_mut().upload(|dp| self.load.gradient(scale, dp.f32()));
     }
 
     /// The loss of the load, if the pass was to compute it.
@@ -206,8 +207,8 @@ impl Experts {
             let (dy, h) = (input.as_ref().rows_range(rows.clone()), weighted.as_ref().rows_range(rows));
             down.backward(run, id, dh, false, dy, h, gradients, scratch);
         }
-        let dweights = &mut dweights[..all];
-        routing::weigh_backward(device, dhidden.top_mut(all), hidden.top(all), dweights, routing);
+        let to = dweights.top_mut(all);
+        routing::weigh_backward(device, dhidden.top_mut(all), hidden.top(all), to, routing);
         gated::backward(device, act, gate.top_mut(all), up.top_mut(all), dhidden.top(all));
         routing::gather(device, input.top_mut(all), x, routing);
         for (expert, linears, rows) in each().filter(|(_, _, rows)| !rows.is_empty()) {
@@ -220,8 +221,8 @@ impl Experts {
             }
         }
         routing::sum(device, dx.top_mut(t), false, output.top(all), routing);
-        let dp = if run.router_aux_loss != 0.0 { &dp[..] } else { &[] };
-        routing::choose_backward(device, logits.top_mut(t), dweights, dp, routing);
+        let dp = (run.router_aux_loss != 0.0).then(|| dp.as_ref());
+        routing::choose_backward(device, logits.top_mut(t), dweights.top(all), dp, routing);
         let id = ModuleId::Linear { layer, part: Part::Router };
         self.router.backward(run, id, Some(dx.top_mut(t)), true, logits.top(t), x, gradients, scratch);
     }

@@ -11,8 +11,9 @@
 use std::ops::Range;
 use std::path::Path;
 
+use compute::ops::copy;
 use compute::ops::matmul::FEW_ROWS;
-use compute::{DType, MatrixMut, MatrixRef, Precision};
+use compute::{DType, Device, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::Layout;
 use crate::arena::{self, Arena};
@@ -101,7 +102,7 @@ impl FrozenActivations {
     }
 
     /// Gives the rows of a batch back in `x [T, C]`, if all of them are there.
-    pub(crate) fn get(&mut self, batch: &Batch, mut x: MatrixMut<'_>) -> Result<bool> {
+    pub(crate) fn get(&mut self, device: &Device, batch: &Batch, mut x: MatrixMut<'_>) -> Result<bool> {
         if !takes_part(batch) || !batch.examples.iter().all(|&example| self.filled[example]) {
             return Ok(false);
         }
@@ -109,15 +110,15 @@ impl FrozenActivations {
             let n = self.elements_of(example, segment.queries.len());
             let mut rows = x.reborrow().rows_range(segment.queries.clone()).reshape(n, 1);
             for (page, there, here) in self.parts(example) {
-                let page = MatrixRef::from_words(there.end, 1, self.dtype, self.arena.page(page)?);
-                rows.reborrow().rows_range(here).copy_from(page.rows_range(there));
+                let page = self.arena.page(page)?.reinterpret(there.end, 1, self.dtype);
+                copy::copy(device, rows.reborrow().rows_range(here), page.rows_range(there));
             }
         }
         Ok(true)
     }
 
     /// Keeps those rows `x [T, C]` of a batch that are not there yet and for which there is room.
-    pub(crate) fn put(&mut self, batch: &Batch, x: MatrixRef<'_>) -> Result<()> {
+    pub(crate) fn put(&mut self, device: &Device, batch: &Batch, x: MatrixRef<'_>) -> Result<()> {
         if !takes_part(batch) {
             return Ok(());
         }
@@ -128,8 +129,8 @@ impl FrozenActivations {
             let n = self.elements_of(example, segment.queries.len());
             let rows = x.rows_range(segment.queries.clone()).reshape(n, 1);
             for (page, there, here) in self.parts(example) {
-                let page = MatrixMut::from_words(there.end, 1, self.dtype, self.arena.page_mut(page)?);
-                page.rows_range(there).copy_from(rows.rows_range(here));
+                let page = self.arena.page_mut(page)?.reinterpret(there.end, 1, self.dtype);
+                copy::copy(device, page.rows_range(there), rows.rows_range(here));
             }
             self.filled[example] = true;
         }

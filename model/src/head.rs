@@ -1,7 +1,7 @@
 //! The output head: final norm, projection onto the vocabulary and cross entropy, in chunks of the rows that
 //! carry loss. Logits exist for one chunk at a time; rows without loss are never projected.
 
-use compute::ops::{cross_entropy, scale, soft_cap};
+use compute::ops::{copy, cross_entropy, scale, soft_cap};
 use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::{Layout, Parameters};
@@ -13,6 +13,7 @@ use crate::memory::{Allocator, Component};
 use crate::names::ModuleId;
 use crate::norm::{self, Norm};
 use crate::run::Run;
+use crate::staged::Staged;
 
 /// Logits held at once: enough rows to make the projection efficient, few enough to stay small beside the
 /// model.
@@ -31,7 +32,12 @@ pub(crate) struct Workspace {
     /// Logits as they were capped, where the family caps them `[rows, V]`: their gradient needs them.
     capped: Matrix,
     dnormed: Matrix,
-    tokens: Vec<u32>,
+    /// Which rows of the batch these are, and the tokens that follow.
+    numbers: Staged<u32>,
+    tokens: Staged<u32>,
+    /// Of each target `[rows, 1]`.
+    losses: Matrix,
+    weights: Matrix,
     linear: linear::Scratch,
 }
 
@@ -65,7 +71,10 @@ impl Workspace {
             logits,
             capped,
             dnormed,
-            tokens: Vec::with_capacity(rows),
+            numbers: Staged::new(rows, Component::Workspace, allocator),
+            tokens: Staged::new(rows, Component::Workspace, allocator),
+            losses: allocator.matrix(Component::Workspace, rows, 1, DType::F32),
+            weights: allocator.matrix(Component::Workspace, if training { rows } else { 0 }, 1, DType::F32),
             linear: linear::Scratch {
                 lora: lora::Buffers::new(layout, dropout, rows, c, precision, allocator),
                 dora,
@@ -97,13 +106,11 @@ impl Head<'_> {
         rows: impl Iterator<Item = usize>,
         work: &'w mut Workspace,
     ) -> MatrixRef<'w> {
-        let mut n = 0;
-        work.linear.lora.names.clear();
-        for row in rows {
-            work.linear.lora.names.extend(names.get(row));
-            work.gathered.as_mut().rows_range(n..n + 1).copy_from(stream.as_ref().rows_range(row..row + 1));
-            n += 1;
-        }
+        work.numbers.set(rows.map(|row| row as u32));
+        let rows = work.numbers.host();
+        work.linear.lora.names.set(rows.iter().filter_map(|&row| names.get(row as usize).copied()));
+        let n = rows.len();
+        copy::gather(run.device, work.gathered.top_mut(n), stream.as_ref(), work.numbers.get());
         let (normed, id) = (work.normed.top_mut(n), ModuleId::FinalNorm);
         self.norm.forward(run, config, id, normed, work.gathered.top(n), &mut work.norm);
         let (x, y) = (work.normed.top(n), work.logits.top_mut(n));
@@ -128,10 +135,12 @@ impl Head<'_> {
     ) {
         let rows = work.rows;
         for (targets, losses) in targets.chunks(rows).zip(losses.chunks_mut(rows)) {
-            work.tokens.clear();
-            work.tokens.extend(targets.iter().map(|t| t.token));
+            let n = targets.len();
+            work.tokens.set(targets.iter().map(|t| t.token));
             self.logits(run, config, stream, targets.iter().map(|t| t.row), work);
-            cross_entropy::forward(run.device, work.logits.top(targets.len()), &work.tokens, losses);
+            let (logits, tokens) = (work.logits.top(n), work.tokens.get());
+            cross_entropy::forward(run.device, logits, tokens, work.losses.top_mut(n));
+            losses.copy_from_slice(work.losses.top(n).download().f32());
         }
     }
 
@@ -149,19 +158,22 @@ impl Head<'_> {
         gradients: &mut Parameters,
         work: &mut Workspace,
     ) {
-        dx.clear();
+        copy::fill(run.device, dx.reborrow(), 0.0);
         let rows = work.rows;
         let chunks = targets.chunks(rows).zip(weights.chunks(rows)).zip(losses.chunks_mut(rows));
         for ((targets, weights), losses) in chunks {
             let n = targets.len();
-            work.tokens.clear();
-            work.tokens.extend(targets.iter().map(|t| t.token));
+            work.tokens.set(targets.iter().map(|t| t.token));
+            work.weights.top_mut(n).upload(|to| to.f32().copy_from_slice(weights));
             self.logits(run, config, stream, targets.iter().map(|t| t.row), work);
-            let Workspace { gathered, normed, norm, logits, capped, dnormed, tokens, linear, .. } = work;
+            let Workspace { gathered, normed, norm, logits, capped, dnormed, linear, .. } = work;
             if config.logits_cap.is_some() {
-                capped.top_mut(n).copy_from(logits.top(n));
+                copy::copy(run.device, capped.top_mut(n), logits.top(n));
             }
-            cross_entropy::forward_backward(run.device, logits.top_mut(n), tokens, weights, losses);
+            let (tokens, weights) = (work.tokens.get(), work.weights.top(n));
+            let (to, of_targets) = (logits.top_mut(n), work.losses.top_mut(n));
+            cross_entropy::forward_backward(run.device, to, tokens, weights, of_targets);
+            losses.copy_from_slice(work.losses.top(n).download().f32());
             match (config.logits_scale, config.logits_cap) {
                 (1.0, None) => {}
                 (factor, None) => scale::in_place(run.device, logits.top_mut(n), factor),
@@ -175,11 +187,7 @@ impl Head<'_> {
             // norm.
             let (dx_rows, dn, x) = (normed.top_mut(n), dnormed.top(n), gathered.top(n));
             self.norm.backward(run, config, ModuleId::FinalNorm, dx_rows, false, dn, x, norm, gradients);
-            for (i, target) in targets.iter().enumerate() {
-                dx.reborrow()
-                    .rows_range(target.row..target.row + 1)
-                    .copy_from(normed.as_ref().rows_range(i..i + 1));
-            }
+            copy::scatter(run.device, dx.reborrow(), normed.top(n), work.numbers.get());
         }
     }
 }

@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use compute::{DType, MatrixMut, MatrixRef};
+use compute::ops::copy;
+use compute::{DType, Device, MatrixMut, MatrixRef};
 
 use crate::arena::{self, Arena};
 use crate::error::Result;
@@ -55,24 +56,24 @@ impl Inputs {
     }
 
     /// Keeps the input of a layer.
-    pub(crate) fn put(&mut self, layer: usize, x: MatrixRef<'_>) -> Result<()> {
+    pub(crate) fn put(&mut self, device: &Device, layer: usize, x: MatrixRef<'_>) -> Result<()> {
         let n = x.rows() * x.cols();
         for (i, start) in (0..n).step_by(self.elements).enumerate() {
             let from = x.reshape(n, 1).rows_range(start..n.min(start + self.elements));
             let page = self.arena.blank_page(layer * self.pages + i)?;
-            MatrixMut::from_words(from.rows(), 1, self.dtype, page).copy_from(from);
+            copy::copy(device, page.reinterpret(from.rows(), 1, self.dtype), from);
         }
         Ok(())
     }
 
     /// Gives the input of a layer back.
-    pub(crate) fn get(&mut self, layer: usize, x: MatrixMut<'_>) -> Result<()> {
+    pub(crate) fn get(&mut self, device: &Device, layer: usize, x: MatrixMut<'_>) -> Result<()> {
         let n = x.rows() * x.cols();
         let mut x = x.reshape(n, 1);
         for (i, start) in (0..n).step_by(self.elements).enumerate() {
-            let mut to = x.reborrow().rows_range(start..n.min(start + self.elements));
-            let page = self.arena.page(layer * self.pages + i)?;
-            to.copy_from(MatrixRef::from_words(to.rows(), 1, self.dtype, page));
+            let to = x.reborrow().rows_range(start..n.min(start + self.elements));
+            let page = self.arena.page(layer * self.pages + i)?.reinterpret(to.rows(), 1, self.dtype);
+            copy::copy(device, to, page);
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ mod positions;
 pub mod quantize;
 mod run;
 pub mod shapes;
+mod staged;
 mod weights;
 
 pub use activations::{Activations, Checkpointing, Extent, Keeping, Purpose};

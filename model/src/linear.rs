@@ -1,7 +1,7 @@
 //! A linear layer `y = x Wᵀ + b`: the one place where how a weight is stored meets what is trained on it.
 
 use compute::ops::matmul::{Factor, matmul};
-use compute::ops::{bias, magnitude};
+use compute::ops::{bias, copy, magnitude};
 use compute::quant::Quantized;
 use compute::{Device, Matrix, MatrixMut, MatrixRef};
 
@@ -69,9 +69,9 @@ impl<'a> BaseWeight<'a> {
     ///
     /// # Panics
     /// If the shapes do not agree.
-    pub fn copy_to(self, device: &Device, mut to: MatrixMut<'_>) {
+    pub fn copy_to(self, device: &Device, to: MatrixMut<'_>) {
         match self {
-            BaseWeight::Dense(weight) => to.copy_from(weight),
+            BaseWeight::Dense(weight) => copy::copy(device, to, weight),
             BaseWeight::Quantized(weight) => weight.dequantize_rows(device, 0..weight.rows(), to),
         }
     }

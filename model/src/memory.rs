@@ -1,6 +1,7 @@
 //! The memory plan: the constructor of every long-lived buffer runs once to count and once to allocate.
 
-use compute::{Buffer, DType, Matrix};
+use bytemuck::Pod;
+use compute::{DType, Device, Matrix, Vector};
 
 /// What a buffer is for, as the plan's table shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,46 +89,47 @@ impl MemoryPlan {
     }
 }
 
-/// Hands out buffers and keeps the account; when only planning, the buffers are empty.
+/// Hands out buffers of a device and keeps the account; when only planning, the buffers are empty.
 #[derive(Debug)]
 pub struct Allocator {
     plan: MemoryPlan,
-    real: bool,
+    /// None: only counts.
+    device: Option<Device>,
 }
 
 impl Allocator {
-    /// Counts and allocates.
-    pub fn real() -> Self {
-        Allocator { plan: MemoryPlan::default(), real: true }
+    /// Counts, and allocates in the memory of a device.
+    pub fn real(device: &Device) -> Self {
+        Allocator { plan: MemoryPlan::default(), device: Some(device.clone()) }
     }
 
     /// Only counts.
     pub fn planning() -> Self {
-        Allocator { plan: MemoryPlan::default(), real: false }
+        Allocator { plan: MemoryPlan::default(), device: None }
     }
 
     /// A matrix for this component: zeros where something is added up in it, else [`Matrix::unset`].
     pub fn matrix(&mut self, component: Component, rows: usize, cols: usize, dtype: DType) -> Matrix {
         let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(dtype.size() as u64);
-        self.plan.add(component, bytes);
-        let rows = if self.real { rows } else { 0 };
-        if component.begins_at_zero() {
-            Matrix::zeros(rows, cols, dtype)
-        } else {
-            Matrix::unset(rows, cols, dtype)
+        match self.count(component, bytes) {
+            None => Matrix::zeros(0, cols, dtype),
+            Some(device) if component.begins_at_zero() => device.zeros(rows, cols, dtype),
+            Some(device) => device.unset(rows, cols, dtype),
         }
     }
 
-    /// A vector of `f32` zeros for this component.
-    pub fn vector(&mut self, component: Component, len: usize) -> Buffer<f32> {
-        self.plan.add(component, len as u64 * 4);
-        Buffer::zeros(if self.real { len } else { 0 })
+    /// A vector of whole numbers for this component.
+    pub fn vector<T: Pod>(&mut self, component: Component, len: usize) -> Vector<T> {
+        match self.count(component, (len * size_of::<T>()) as u64) {
+            None => Vector::zeros(&Device::null(), 0),
+            Some(device) => Vector::zeros(device, len),
+        }
     }
 
-    /// Counts memory that is made elsewhere; whether it is to be made.
-    pub fn count(&mut self, component: Component, bytes: u64) -> bool {
+    /// Counts memory that is made elsewhere: on this device, if it is to be made.
+    pub fn count(&mut self, component: Component, bytes: u64) -> Option<&Device> {
         self.plan.add(component, bytes);
-        self.real
+        self.device.as_ref()
     }
 
     /// What was handed out.

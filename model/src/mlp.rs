@@ -1,7 +1,9 @@
 //! The MLP half of a block: norm, projections up, activation, projection down onto the residual stream; or a
 //! mixture of such.
 
-use compute::ops::{activation, columns, gated};
+use std::ops::Range;
+
+use compute::ops::{activation, copy, gated};
 use compute::{Matrix, Precision};
 
 use crate::adapter::parameters::Parameters;
@@ -98,7 +100,7 @@ impl Mlp {
             let id = ModuleId::Linear { layer, part: Part::GateUp };
             linears[0].forward(run, id, fused.top_mut(t), false, input, scratch);
             for (n, y) in saved.first.iter_mut().enumerate() {
-                columns::take(run.device, y.top_mut(t), fused.top(t), n * config.intermediate_size);
+                copy::copy(run.device, y.top_mut(t), fused.top(t).cols_range(half(config, n)));
             }
             return;
         }
@@ -130,7 +132,7 @@ impl Mlp {
             activate(pass, &self.layers, &saved.first, hidden);
             let down = self.layers.down();
             if exit::is_direct(config) {
-                y.top_mut(t).copy_from(residual.top(t));
+                copy::copy(run.device, y.top_mut(t), residual.top(t));
                 return down.forward(run, id, y.top_mut(t), true, hidden.top(t), scratch);
             }
             let branch = saved.exit.branch(config, exit).top_mut(t);
@@ -202,7 +204,7 @@ impl Mlp {
             let mut gradients_of_first = [&*first, &*second];
             if let Layers::Fused(_) = &self.layers {
                 for (n, dy) in gradients_of_first.into_iter().enumerate() {
-                    columns::put(device, fused.top_mut(t), dy.top(t), n * config.intermediate_size);
+                    copy::copy(device, fused.top_mut(t).cols_range(half(config, n)), dy.top(t));
                 }
                 gradients_of_first[0] = fused;
             }
@@ -257,6 +259,12 @@ impl Layers {
             _ => self.first().find(|(_, p)| *p == part).map(|(linear, _)| linear),
         }
     }
+}
+
+/// Which columns of what gate and up give as one layer are the gate's (0) and up's (1).
+fn half(config: &Config, n: usize) -> Range<usize> {
+    let inner = config.intermediate_size;
+    n * inner..(n + 1) * inner
 }
 
 /// `hidden [T, F]`: what stands before the last layer.

@@ -3,7 +3,7 @@
 
 use compute::ops::layer_norm;
 use compute::ops::rms_norm::{self, Offset};
-use compute::{Buffer, Matrix, MatrixMut, MatrixRef};
+use compute::{DType, Matrix, MatrixMut, MatrixRef};
 
 use crate::adapter::parameters::Parameters;
 use crate::config::{Config, NormKind};
@@ -23,15 +23,16 @@ pub(crate) struct Norm {
 /// What the backward pass needs of the forward pass, a number for each row.
 #[derive(Debug)]
 pub(crate) struct Saved {
-    rstd: Buffer<f32>,
+    rstd: Matrix,
     /// Of a layer norm.
-    mean: Buffer<f32>,
+    mean: Matrix,
 }
 
 impl Saved {
     pub(crate) fn new(config: &Config, rows: usize, component: Component, allocator: &mut Allocator) -> Self {
         let means = if config.norm == NormKind::Layer { rows } else { 0 };
-        Saved { rstd: allocator.vector(component, rows), mean: allocator.vector(component, means) }
+        let mut of_rows = |rows| allocator.matrix(component, rows, 1, DType::F32);
+        Saved { rstd: of_rows(rows), mean: of_rows(means) }
     }
 }
 
@@ -48,10 +49,10 @@ impl Norm {
     ) {
         let (device, eps, rows) = (run.device, config.norm_eps, x.rows());
         let (weight, bias) = self.parameters(run, id);
-        let rstd = &mut saved.rstd[..rows];
+        let rstd = saved.rstd.top_mut(rows);
         match offset(config.norm) {
             Some(offset) => rms_norm::forward(device, y, x, weight, offset, eps, rstd),
-            None => layer_norm::forward(device, y, x, weight, bias, eps, &mut saved.mean[..rows], rstd),
+            None => layer_norm::forward(device, y, x, weight, bias, eps, saved.mean.top_mut(rows), rstd),
         }
     }
 
@@ -72,11 +73,11 @@ impl Norm {
         let (device, rows) = (run.device, x.rows());
         let (weight, _) = self.parameters(run, id);
         let (dweight, dbias) = gradients_of(run, id, gradients);
-        let rstd = &saved.rstd[..rows];
+        let rstd = saved.rstd.top(rows);
         match offset(config.norm) {
             Some(offset) => rms_norm::backward(device, dx, accumulate, dy, x, weight, offset, rstd, dweight),
             None => {
-                let mean = &saved.mean[..rows];
+                let mean = saved.mean.top(rows);
                 layer_norm::backward(device, dx, accumulate, dy, x, weight, mean, rstd, dweight, dbias);
             }
         }

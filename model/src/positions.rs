@@ -1,12 +1,15 @@
 //! How layers are told where their tokens stand: rotary tables, which row of them each token of a batch
 //! takes, and how queries grow.
 
+use compute::Device;
+use compute::ops::attention::Segment;
 use compute::ops::position_scale::PositionScale;
-use compute::ops::rope::{RopeTable, Rotation};
+use compute::ops::rope::RopeTable;
 
 use crate::batch::Batch;
-use crate::config::Config;
+use crate::config::{Config, QueryGrowth};
 use crate::memory::{Allocator, Component};
+use crate::staged::Staged;
 
 /// Tables for sequences up to some length, and the rows that the batch at hand takes of them.
 #[derive(Debug)]
@@ -14,7 +17,9 @@ pub(crate) struct Positions {
     /// One for each of [`Config::ropes`].
     pub(crate) tables: Vec<RopeTable>,
     /// The row of the tables of each token `[T]`.
-    pub(crate) rows: Vec<u32>,
+    pub(crate) rows: Staged<u32>,
+    /// The position of each token in its sequence `[T]`.
+    pub(crate) positions: Staged<u32>,
     pub(crate) growth: Option<PositionScale>,
     /// Where frequencies depend on a sequence's length (LongRoPE): the longest that takes the short ones,
     /// whose rows come first.
@@ -33,15 +38,21 @@ impl Positions {
     /// Tables for sequences of at most so many tokens.
     pub(crate) fn new(config: &Config, tokens: usize, positions: usize, allocator: &mut Allocator) -> Self {
         let original = config.ropes.iter().find_map(|rotation| rotation.scaling.short_context());
-        let bytes: usize =
-            config.ropes.iter().map(|rotation| RopeTable::size_bytes(rotation, positions)).sum();
-        let real = allocator.count(Component::Workspace, bytes as u64);
-        let made = if real { positions } else { 0 };
-        let table = |rotation: &Rotation| RopeTable::new(config.head_dim, rotation, made);
-        let growth = config.query_growth.map(|growth| PositionScale::new(growth.beta, growth.original, made));
+        let component = Component::Workspace;
+        let of_tables = config.ropes.iter().map(|rotation| RopeTable::size_bytes(rotation, positions));
+        let of_growth = config.query_growth.map_or(0, |_| PositionScale::size_bytes(positions));
+        let bytes = of_tables.sum::<usize>() + of_growth;
+        let make = |device: &Device| {
+            let table = |rotation| RopeTable::new(device, config.head_dim, rotation, positions);
+            let growth =
+                |growth: QueryGrowth| PositionScale::new(device, growth.beta, growth.original, positions);
+            (config.ropes.iter().map(table).collect(), config.query_growth.map(growth))
+        };
+        let (tables, growth) = allocator.count(component, bytes as u64).map(make).unwrap_or_default();
         Positions {
-            tables: config.ropes.iter().map(table).collect(),
-            rows: Vec::with_capacity(if real { tokens } else { 0 }),
+            tables,
+            rows: Staged::new(tokens, component, allocator),
+            positions: Staged::new(tokens, component, allocator),
             growth,
             long: original.map(|original| Long { original, positions }),
         }
@@ -49,16 +60,16 @@ impl Positions {
 
     /// Takes up a batch of whole sequences, or of what is appended to sequences in a cache.
     pub(crate) fn set(&mut self, batch: &Batch, cached: bool) {
-        self.rows.clear();
-        self.rows.extend_from_slice(&batch.positions);
-        let Some(Long { original, positions }) = self.long else { return };
-        for segment in &batch.segments {
+        self.positions.set(batch.positions.iter().copied());
+        let row_of = |segment: &Segment| {
             // transformers decides by the length of the sequence. One that grows in a cache cannot change its
             // mind: there the longest that the buffers were laid out for decides.
-            let length = if cached { positions } else { segment.keys.len() };
-            if length > original {
-                self.rows[segment.queries.clone()].iter_mut().for_each(|row| *row += positions as u32);
-            }
-        }
+            let first = self.long.map_or(0, |Long { original, positions }| {
+                let length = if cached { positions } else { segment.keys.len() };
+                if length > original { positions as u32 } else { 0 }
+            });
+            batch.positions[segment.queries.clone()].iter().map(move |position| first + position)
+        };
+        self.rows.set(batch.segments.iter().flat_map(row_of));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use compute::ops::copy;
 use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix};
 
@@ -120,7 +121,7 @@ fn error(device: &Device, values: &Matrix, weight: &Quantized) -> (f64, f64) {
     let mut got = Matrix::zeros(ROWS, cols, DType::F32);
     for start in (0..rows).step_by(ROWS) {
         let range = start..rows.min(start + ROWS);
-        expected.top_mut(range.len()).copy_from(values.as_ref().rows_range(range.clone()));
+        copy::copy(device, expected.top_mut(range.len()), values.as_ref().rows_range(range.clone()));
         weight.dequantize_rows(device, range.clone(), got.top_mut(range.len()));
         for (e, g) in expected.top(range.len()).f32().iter().zip(got.top(range.len()).f32()) {
             squares += f64::from(*e) * f64::from(*e);

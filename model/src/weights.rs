@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use compute::ops::noise;
+use compute::ops::{copy, noise};
 use compute::quant::{Format, Quantized};
-use compute::{DType, Device, Matrix, MatrixMut, Precision, random};
+use compute::{DType, Device, Matrix, Precision, random};
 
 use crate::adapter::folder::AdapterFolder;
 use crate::attention::{Attention, Qkv};
@@ -55,12 +55,18 @@ impl Decoder {
         let checkpoint = Checkpoint::open(folder)?;
         checkpoint.check(&config)?;
         let dtype = held_dtype(checkpoint.main_dtype(), precision);
-        let read = |p: &Parameter, to: MatrixMut<'_>| match adapter.and_then(|a| Some((a, a.replacement(p)?)))
-        {
-            Some((adapter, key)) => adapter.read_into(key, to),
-            None => checkpoint.read_parameter(p, &config, to),
+        let read = |p: &Parameter, dtype: DType| {
+            let mut values = Matrix::zeros(p.rows, p.cols, dtype);
+            match adapter.and_then(|a| Some((a, a.replacement(p)?))) {
+                Some((adapter, key)) => adapter.read_into(key, values.as_mut())?,
+                None => checkpoint.read_parameter(p, &config, values.as_mut())?,
+            }
+            Ok(device.take(values))
         };
-        let stored = |p: &Parameter| checkpoint.read_quantized(p);
+        let stored = |p: &Parameter| {
+            let weight = checkpoint.read_quantized(p)?;
+            Ok(weight.map(|weight| weight.to_device(device)))
+        };
         let quantization = quantization.filter(|_| config.quantization.is_none());
         if quantization.is_some() {
             adapter.map_or(Ok(()), AdapterFolder::check_quantizable)?;
@@ -78,12 +84,9 @@ impl Decoder {
         quantization: Option<Format>,
         seed: u64,
     ) -> Self {
-        let fill = |p: &Parameter, to: MatrixMut<'_>| {
-            random_parameter(p, config, device, seed, to);
-            Ok(())
-        };
+        let make = |p: &Parameter, dtype: DType| Ok(random_parameter(p, config, device, seed, dtype));
         let stored = |_: &Parameter| Ok(None);
-        build(config, device, precision, precision.dtype(), quantization, &stored, &fill)
+        build(config, device, precision, precision.dtype(), quantization, &stored, &make)
             .expect("random numbers cannot fail")
     }
 
@@ -130,7 +133,8 @@ fn element_dtype(parameter: &Parameter, matrices: DType) -> DType {
     if parameter.is_vector() { DType::F32 } else { matrices }
 }
 
-type Fill<'a> = &'a dyn Fn(&Parameter, MatrixMut<'_>) -> Result<()>;
+/// The values of a parameter, in the memory of the device.
+type Values<'a> = &'a dyn Fn(&Parameter, DType) -> Result<Matrix>;
 /// The weight that a checkpoint has in four bits, if it does.
 type Stored<'a> = &'a dyn Fn(&Parameter) -> Result<Option<Quantized>>;
 
@@ -141,12 +145,11 @@ fn build(
     dtype: DType,
     quantization: Option<Format>,
     stored: Stored<'_>,
-    fill: Fill<'_>,
+    values: Values<'_>,
 ) -> Result<Decoder> {
     let matrix = |id: ModuleId, bias: bool| {
         let parameter = config.parameter(id, bias);
-        let mut to = Matrix::zeros(parameter.rows, parameter.cols, element_dtype(&parameter, dtype));
-        fill(&parameter, to.as_mut()).map(|()| to)
+        values(&parameter, element_dtype(&parameter, dtype))
     };
     let weight = |id: ModuleId| {
         let parameter = config.parameter(id, false);
@@ -220,15 +223,25 @@ fn build(
 }
 
 /// One parameter of a model that begins from nothing.
-fn random_parameter(parameter: &Parameter, config: &Config, device: &Device, seed: u64, to: MatrixMut<'_>) {
+fn random_parameter(
+    parameter: &Parameter,
+    config: &Config,
+    device: &Device,
+    seed: u64,
+    dtype: DType,
+) -> Matrix {
+    let mut to = device.zeros(parameter.rows, parameter.cols, dtype);
     if parameter.bias {
-        return;
+        return to;
     }
     if parameter.is_vector() {
         // A norm whose weight is added to one begins at zero.
-        let plus_one = config.norm == NormKind::RmsPlusOne;
-        return to.f32().fill(if plus_one { 0.0 } else { 1.0 });
+        if config.norm != NormKind::RmsPlusOne {
+            copy::fill(device, to.as_mut(), 1.0);
+        }
+        return to;
     }
     let key = parameter.name().bytes().fold(seed, |key, byte| random::key(key, u64::from(byte)));
-    noise::nearly_normal(device, to, config.initializer_range, key);
+    noise::nearly_normal(device, to.as_mut(), config.initializer_range, key);
+    to
 }

@@ -70,11 +70,7 @@ impl Rule {
     /// Words of 32 bits that the state of so many parameters takes: the moments one after the other; in eight
     /// bits the scales of both, then the codes of both.
     fn words(self, parameters: usize, eight_bit: bool) -> usize {
-        if eight_bit {
-            2 * parameters.div_ceil(BLOCK) + (2 * parameters).div_ceil(4)
-        } else {
-            self.moments() * parameters
-        }
+        if eight_bit { Moments8::words(parameters) } else { self.moments() * parameters }
     }
 
     /// The most parameters whose state is within so many words: whole blocks, one at least.
@@ -152,7 +148,7 @@ impl Optimizer {
                     runs.push((count, rule.words(parameters, eight_bit)));
                 }
             }
-            if allocator.count(Component::Optimizer, 0) {
+            if allocator.count(Component::Optimizer, 0).is_some() {
                 pieces.extend(range.clone().step_by(most).map(|start| Piece {
                     range: start..range.end.min(start + most),
                     multiple,
@@ -207,16 +203,16 @@ impl Optimizer {
         for (index, piece) in self.pieces.iter().enumerate() {
             let state = self.arena.page_mut(index).map_err(TrainError::of_pages)?;
             let learning_rate = learning_rate * piece.multiple;
-            let p = &mut parameters.values_mut()[piece.range.clone()];
-            let g = &gradients.values()[piece.range.clone()];
+            let p = parameters.values_mut().cols_range(piece.range.clone());
+            let g = gradients.values().cols_range(piece.range.clone());
             match rule {
                 Rule::AdamW { betas: [beta1, beta2], eps }
                 | Rule::AdamW8bit { betas: [beta1, beta2], eps } => {
                     let settings = optimizer::AdamW { learning_rate, beta1, beta2, eps, weight_decay, step };
                     if piece.eight_bit {
-                        adamw_8bit(device, p, g, moments_8bit(state, p.len()), &settings, clip);
+                        adamw_8bit(device, p, g, state, &settings, clip);
                     } else {
-                        let (m, v) = state.split_at_mut(p.len());
+                        let (m, v) = state.split_at(p.cols());
                         optimizer::adamw(device, p, g, m, v, &settings, clip);
                     }
                 }
@@ -261,7 +257,8 @@ impl Optimizer {
         let metadata = [("format".to_owned(), "pt".to_owned())].into();
         let mut writer = CheckpointWriter::file(path, &metadata, self.specs(layout))?;
         for (index, piece) in self.pieces.iter().enumerate() {
-            let (n, state) = (piece.range.len(), self.arena.page(index).map_err(TrainError::of_pages)?);
+            let page = self.arena.page(index).map_err(TrainError::of_pages)?.download();
+            let (n, state) = (piece.range.len(), page.f32());
             for part in parts(layout, &piece.range) {
                 let name = |prefix: &str| format!("{prefix}{}", part.name);
                 if !piece.eight_bit {
@@ -300,25 +297,34 @@ impl Optimizer {
             let problem = "does not hold the tensors of this run's settings; it belongs to another run";
             return Err(wrong(problem.to_owned()).into());
         }
+        for (index, piece) in self.pieces.iter().enumerate() {
+            let page = self.arena.page_mut(index).map_err(TrainError::of_pages)?;
+            page.upload(|state| self.settings.rule.read_page(state.f32(), piece, layout, &file))?;
+        }
+        Ok(())
+    }
+}
+
+impl Rule {
+    /// Fills the state of a piece from the file of a checkpoint.
+    fn read_page(self, state: &mut [f32], piece: &Piece, layout: &Layout, file: &Checkpoint) -> Result<()> {
+        let n = piece.range.len();
         let read = |prefix: &str, part: &Part<'_>, start: usize, values: &mut [f32]| {
             file.read_part(&format!("{prefix}{}", part.name), start, values)
         };
-        for (index, piece) in self.pieces.iter().enumerate() {
-            let (n, state) = (piece.range.len(), self.arena.page_mut(index).map_err(TrainError::of_pages)?);
-            for part in parts(layout, &piece.range) {
-                if !piece.eight_bit {
-                    for (moment, prefix) in MOMENTS[..self.settings.rule.moments()].iter().enumerate() {
-                        let values = &mut state[moment * n + part.offset..][..part.len];
-                        read(prefix, &part, part.start, values)?;
-                    }
-                    continue;
+        for part in parts(layout, &piece.range) {
+            if !piece.eight_bit {
+                for (moment, prefix) in MOMENTS[..self.moments()].iter().enumerate() {
+                    let values = &mut state[moment * n + part.offset..][..part.len];
+                    read(prefix, &part, part.start, values)?;
                 }
-                let Moments8 { m, v, m_absmax, v_absmax } = moments_8bit(state, n);
-                read(ABSMAX[0], &part, part.start / BLOCK, m_absmax)?;
-                read(ABSMAX[1], &part, part.start / BLOCK, v_absmax)?;
-                for (prefix, codes) in CODES.iter().zip([m, v]) {
-                    file.read_bytes(&format!("{prefix}{}", part.name), part.start, codes)?;
-                }
+                continue;
+            }
+            let Moments8 { m, v, m_absmax, v_absmax } = Moments8::of(state, n);
+            read(ABSMAX[0], &part, part.start / BLOCK, m_absmax)?;
+            read(ABSMAX[1], &part, part.start / BLOCK, v_absmax)?;
+            for (prefix, codes) in CODES.iter().zip([m, v]) {
+                file.read_bytes(&format!("{prefix}{}", part.name), part.start, codes)?;
             }
         }
         Ok(())
@@ -343,15 +349,6 @@ fn parts<'a>(layout: &'a Layout, range: &Range<usize>) -> impl Iterator<Item = P
         let len = to.checked_sub(from).filter(|&len| len > 0)?;
         Some(Part { name: &tensor.name, start: from - tensor.range.start, offset: from - range.start, len })
     })
-}
-
-/// A page of moments in eight bits for `n` parameters.
-fn moments_8bit(state: &mut [f32], n: usize) -> Moments8<'_> {
-    let blocks = n.div_ceil(BLOCK);
-    let (absmax, codes) = state.split_at_mut(2 * blocks);
-    let (m_absmax, v_absmax) = absmax.split_at_mut(blocks);
-    let (m, rest) = bytemuck::cast_slice_mut::<f32, u8>(codes).split_at_mut(n);
-    Moments8 { m, v: &mut rest[..n], m_absmax, v_absmax }
 }
 
 fn row(values: &[f32]) -> MatrixRef<'_> {

@@ -9,10 +9,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use compute::ops::reduce;
-use compute::random;
+use compute::ops::{copy, reduce};
+use compute::{MatrixRef, random};
 use data::{Dataset, Example, OrderSpec};
-use model::adapter::parameters::Tensor;
 use model::checkpoint::sweep;
 use model::memory::{Allocator, Component, MemoryPlan};
 use model::{
@@ -238,7 +237,7 @@ impl<'a> Trainer<'a> {
         let plan = StepPlan::new(train, order, batch_size, epochs, max_steps);
         let Settings { micro_batch_tokens, checkpointing, .. } = settings;
         let extent = plan.demand(eval).extent(micro_batch_tokens, checkpointing, decoder.precision);
-        let mut allocator = Allocator::real();
+        let mut allocator = Allocator::real(&decoder.device);
         let layout = &adapter.layout;
         allocator.count(Component::Adapter, 4 * layout.len() as u64); // it was made before
         let gradients = Parameters::zeros(layout, Component::Gradients, &mut allocator);
@@ -425,9 +424,9 @@ impl<'a> Trainer<'a> {
         if reduce::sum_of_squares(&self.decoder.device, parameters.values()).is_finite() {
             return Ok(());
         }
-        let values = |tensor: &Tensor| &parameters.values()[tensor.range.clone()];
+        let values = parameters.values().download();
         let wrong = self.adapter.layout.tensors().iter().find_map(|tensor| {
-            let value = values(tensor).iter().find(|value| !value.is_finite())?;
+            let value = values.f32()[tensor.range.clone()].iter().find(|value| !value.is_finite())?;
             Some((format!("a value of `{}`", tensor.name), f64::from(*value)))
         });
         let (what, value) = wrong.expect("finite f32 values have a finite sum of squares in f64");
@@ -450,7 +449,7 @@ impl<'a> Trainer<'a> {
         let trained: usize = examples.iter().map(|(_, e)| e.trained_tokens()).sum();
         let scale = 1.0 / trained.max(1) as f32;
         let step_key = random::key(random::key(self.settings.seed, 0xd40), step);
-        self.gradients.values_mut().fill(0.0);
+        copy::fill(&self.decoder.device, self.gradients.values_mut(), 0.0);
         let mut sum = 0.0;
         for batch in &micro_batches(&examples, self.buffers.extent().tokens) {
             sum += self.add_gradients(batch, scale, step_key)?;
@@ -672,7 +671,7 @@ fn fingerprint(examples: &[Example]) -> u64 {
 }
 
 /// A hash of values, to the bit (FNV-1a over words).
-fn digest(values: &[f32]) -> u64 {
+fn digest(values: MatrixRef<'_>) -> u64 {
     let add = |hash: u64, value: &f32| (hash ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3);
-    values.iter().fold(0xcbf2_9ce4_8422_2325, add)
+    values.download().f32().iter().fold(0xcbf2_9ce4_8422_2325, add)
 }

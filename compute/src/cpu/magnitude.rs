@@ -46,6 +46,17 @@ multiversion! {
     }
 }
 
+pub(crate) fn set_row_norms(cpu: &Cpu, w: MatrixMut<'_>, m: MatrixRef<'_>) {
+    let (rows, width, m) = (w.rows(), w.cols(), m.f32());
+    cpu.for_rows(2 * width, RowsMut::new(w.f32(), rows), |range, w| {
+        for (row, m) in w.chunks_exact_mut(width).zip(&m[range]) {
+            let norm = row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>().sqrt();
+            let factor = f64::from(*m) / norm;
+            row.iter_mut().for_each(|w| *w = (f64::from(*w) * factor) as f32);
+        }
+    });
+}
+
 pub(crate) fn norms(
     cpu: &Cpu,
     norms: MatrixMut<'_>,

@@ -5,7 +5,7 @@ pub(crate) mod adamw_8bit;
 pub(crate) mod attention;
 pub(crate) mod bias;
 mod column_sums;
-pub(crate) mod columns;
+pub(crate) mod copy;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod embedding;

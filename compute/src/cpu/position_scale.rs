@@ -4,13 +4,12 @@ use super::Cpu;
 use super::rows::RowsMut;
 use super::simd::{Element, by_dtype, multiversion};
 use crate::MatrixMut;
-use crate::ops::position_scale::PositionScale;
 
-pub(crate) fn apply(cpu: &Cpu, x: MatrixMut<'_>, scale: &PositionScale, positions: &[u32]) {
+pub(crate) fn apply(cpu: &Cpu, x: MatrixMut<'_>, factors: &[f32], positions: &[u32]) {
     let (tokens, width) = (x.rows(), x.cols());
     by_dtype!(x.dtype(), X => {
         cpu.for_rows(width, RowsMut::new(X::of_mut(x), tokens), |range, x| {
-            scale_rows(x, &scale.factors, &positions[range]);
+            scale_rows(x, factors, &positions[range]);
         });
     });
 }

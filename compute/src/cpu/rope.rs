@@ -9,20 +9,21 @@ use crate::ops::rope::RopeTable;
 /// Turns by the angle of each token's row of the table times `direction` (1 or -1).
 pub(crate) fn turn(cpu: &Cpu, x: MatrixMut<'_>, table: &RopeTable, rows: &[u32], direction: f32) {
     let (tokens, width) = (x.rows(), x.cols());
+    let (cos, sin) = (table.cos.as_ref().f32(), table.sin.as_ref().f32());
     by_dtype!(x.dtype(), X => {
         cpu.for_rows(width, RowsMut::new(X::of_mut(x), tokens), |range, x| {
-            turn_rows(x, table, &rows[range], direction);
+            turn_rows(x, table, cos, sin, &rows[range], direction);
         });
     });
 }
 
 multiversion! {
-    fn turn_rows<X: Element>(x: &mut [X], table: &RopeTable, rows: &[u32], direction: f32) {
+    fn turn_rows<X: Element>(x: &mut [X], table: &RopeTable, cos: &[f32], sin: &[f32], rows: &[u32], direction: f32) {
         let half = table.dims / 2;
         let width = x.len() / rows.len();
         for (x, &row) in x.chunks_exact_mut(width).zip(rows) {
             let first = row as usize * half;
-            let (cos, sin) = (&table.cos[first..][..half], &table.sin[first..][..half]);
+            let (cos, sin) = (&cos[first..][..half], &sin[first..][..half]);
             let angles = || cos.iter().zip(sin).map(|(cos, sin)| (cos, sin * direction));
             for head in x.chunks_exact_mut(table.head_dim()) {
                 let head = &mut head[..table.dims];

@@ -13,9 +13,11 @@ const TASK_ELEMENTS: usize = 1 << 15;
 /// Tasks per thread, so that one that started late does not keep the others waiting.
 const TASKS_PER_THREAD: usize = 4;
 
-/// A mutable slice seen as `rows` rows of equal width, to be divided among threads.
+/// A mutable slice seen as `rows` rows of equal width, to be divided among threads. The last one may be
+/// shorter: what lies behind it belongs to somebody else.
 pub(crate) struct RowsMut<'a, T> {
     start: *mut T,
+    len: usize,
     rows: usize,
     width: usize,
     slice: PhantomData<&'a mut [T]>,
@@ -26,7 +28,13 @@ impl<'a, T> RowsMut<'a, T> {
     pub(crate) fn new(slice: &'a mut [T], rows: usize) -> Self {
         let width = slice.len().checked_div(rows).unwrap_or(0);
         assert_eq!(slice.len(), rows * width, "a slice divides into {rows} rows");
-        RowsMut { start: slice.as_mut_ptr(), rows, width, slice: PhantomData }
+        RowsMut { start: slice.as_mut_ptr(), len: slice.len(), rows, width, slice: PhantomData }
+    }
+
+    /// `slice` as `rows` rows whose begins are `stride` apart.
+    pub(crate) fn strided(slice: &'a mut [T], rows: usize, stride: usize) -> Self {
+        assert!(slice.len() <= rows * stride, "a slice of {} in {rows} rows of {stride}", slice.len());
+        RowsMut { start: slice.as_mut_ptr(), len: slice.len(), rows, width: stride, slice: PhantomData }
     }
 }
 
@@ -60,10 +68,9 @@ unsafe impl<'a, T: Send> Split for RowsMut<'a, T> {
 
     unsafe fn part(&self, rows: Range<usize>) -> &'a mut [T] {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
-        // SAFETY: within the slice by the assertion; nobody else holds these rows by the caller's promise.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.start.add(rows.start * self.width), rows.len() * self.width)
-        }
+        let [start, end] = [rows.start, rows.end].map(|row| self.len.min(row * self.width));
+        // SAFETY: within the slice by the minimum; nobody else holds these rows by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), end - start) }
     }
 }
 

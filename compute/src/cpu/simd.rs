@@ -7,7 +7,10 @@
 
 use std::sync::OnceLock;
 
+use bytemuck::Pod;
+
 use super::gemm::Isa;
+use crate::matrix::{Slice, SliceMut};
 use crate::{MatrixMut, MatrixRef, bf16};
 
 /// How many partial sums a reduction keeps: two AVX-512 registers, enough to hide the latency of an addition.
@@ -104,14 +107,34 @@ macro_rules! by_dtype {
 pub(crate) use by_dtype;
 
 /// A stored element: `f32` or `bf16`. Arithmetic is in `f32`.
-pub(crate) trait Element: Copy + Send + Sync + 'static {
+pub(crate) trait Element: Pod + Send + Sync {
     fn load(self) -> f32;
     /// Rounds to nearest, ties to even.
     fn store(value: f32) -> Self;
-    /// A matrix's elements; panics if they are of the other type.
-    fn of(matrix: MatrixRef<'_>) -> &[Self];
-    /// A matrix's elements; panics if they are of the other type.
-    fn of_mut(matrix: MatrixMut<'_>) -> &mut [Self];
+    /// Elements; panics if they are of the other type.
+    fn of_slice(slice: Slice<'_>) -> &[Self];
+    /// Elements; panics if they are of the other type.
+    fn of_slice_mut(slice: SliceMut<'_>) -> &mut [Self];
+
+    /// A matrix's elements, which have no gaps between their rows; panics if they are of the other type.
+    fn of(matrix: MatrixRef<'_>) -> &[Self] {
+        Self::of_slice(matrix.slice())
+    }
+
+    /// A matrix's elements, as [`Element::of`].
+    fn of_mut(matrix: MatrixMut<'_>) -> &mut [Self] {
+        Self::of_slice_mut(matrix.slice())
+    }
+
+    /// What lies from a matrix's first element to its last, gaps included.
+    fn of_strided(matrix: MatrixRef<'_>) -> &[Self] {
+        Self::of_slice(matrix.strided())
+    }
+
+    /// What lies from a matrix's first element to its last, gaps included.
+    fn of_strided_mut(matrix: MatrixMut<'_>) -> &mut [Self] {
+        Self::of_slice_mut(matrix.strided())
+    }
 }
 
 impl Element for f32 {
@@ -125,12 +148,18 @@ impl Element for f32 {
         value
     }
 
-    fn of(matrix: MatrixRef<'_>) -> &[f32] {
-        matrix.f32()
+    fn of_slice(slice: Slice<'_>) -> &[f32] {
+        match slice {
+            Slice::F32(s) => s,
+            Slice::Bf16(_) => panic!("expected f32, got bf16"),
+        }
     }
 
-    fn of_mut(matrix: MatrixMut<'_>) -> &mut [f32] {
-        matrix.f32()
+    fn of_slice_mut(slice: SliceMut<'_>) -> &mut [f32] {
+        match slice {
+            SliceMut::F32(s) => s,
+            SliceMut::Bf16(_) => panic!("expected f32, got bf16"),
+        }
     }
 }
 
@@ -150,12 +179,18 @@ impl Element for bf16 {
         bf16::from_bits(if value.is_nan() { quiet } else { rounded } as u16)
     }
 
-    fn of(matrix: MatrixRef<'_>) -> &[bf16] {
-        matrix.bf16()
+    fn of_slice(slice: Slice<'_>) -> &[bf16] {
+        match slice {
+            Slice::Bf16(s) => s,
+            Slice::F32(_) => panic!("expected bf16, got f32"),
+        }
     }
 
-    fn of_mut(matrix: MatrixMut<'_>) -> &mut [bf16] {
-        matrix.bf16()
+    fn of_slice_mut(slice: SliceMut<'_>) -> &mut [bf16] {
+        match slice {
+            SliceMut::Bf16(s) => s,
+            SliceMut::F32(_) => panic!("expected bf16, got f32"),
+        }
     }
 }
 

@@ -24,7 +24,7 @@
 
 use super::optimizer::AdamW;
 use crate::profile::Work;
-use crate::{Device, cpu};
+use crate::{Device, MatrixMut, MatrixRef, cpu};
 
 pub use crate::quant::dynamic_map::BLOCK;
 
@@ -41,27 +41,53 @@ pub struct Moments8<'a> {
     pub v_absmax: &'a mut [f32],
 }
 
-/// One step of AdamW over a tensor, or over a part of it that begins with a block.
+impl<'a> Moments8<'a> {
+    /// The 32-bit words that the moments of `n` elements take.
+    pub fn words(n: usize) -> usize {
+        2 * n.div_ceil(BLOCK) + (2 * n).div_ceil(4)
+    }
+
+    /// The moments of `n` elements in so many words of the host's memory: the scales of both moments, then the
+    /// codes of both.
+    ///
+    /// # Panics
+    /// If there is another number of words.
+    pub fn of(state: &'a mut [f32], n: usize) -> Self {
+        assert_eq!(state.len(), Moments8::words(n), "words for the moments of {n} elements");
+        let blocks = n.div_ceil(BLOCK);
+        let (absmax, codes) = state.split_at_mut(2 * blocks);
+        let (m_absmax, v_absmax) = absmax.split_at_mut(blocks);
+        let (m, rest) = bytemuck::cast_slice_mut::<f32, u8>(codes).split_at_mut(n);
+        Moments8 { m, v: &mut rest[..n], m_absmax, v_absmax }
+    }
+}
+
+/// One step of AdamW over a tensor `[1, n]`, or over a part of it that begins with a block; `state[1, words]`
+/// holds the moments as [`Moments8::of`] has them.
 ///
 /// # Panics
 /// If the lengths do not fit each other or the step is 0.
 pub fn adamw_8bit(
     device: &Device,
-    params: &mut [f32],
-    grads: &[f32],
-    moments: Moments8<'_>,
+    params: MatrixMut<'_>,
+    grads: MatrixRef<'_>,
+    state: MatrixMut<'_>,
     settings: &AdamW,
     grad_scale: f32,
 ) {
-    let blocks = params.len().div_ceil(BLOCK);
-    assert_eq!(params.len(), grads.len(), "parameters and gradients");
-    assert_eq!(params.len(), moments.m.len(), "parameters and codes of the first moments");
-    assert_eq!(params.len(), moments.v.len(), "parameters and codes of the second moments");
-    assert_eq!(blocks, moments.m_absmax.len(), "blocks and scales of the first moments");
-    assert_eq!(blocks, moments.v_absmax.len(), "blocks and scales of the second moments");
+    let n = params.cols();
+    for (m, cols) in [(params.as_ref(), n), (grads, n), (state.as_ref(), Moments8::words(n))] {
+        assert_eq!((1, cols), (m.rows(), m.cols()), "parameters, gradients and the words of moments");
+    }
     assert!(settings.step > 0, "the first step of AdamW is 1, not 0");
-    let _watch = device.watch("adamw_8bit", || Work::bytes(params.len() * (4 + 4 + 4 + 4)));
+    let _watch = device.watch("adamw_8bit", [params.home(), grads.home(), state.home()], || {
+        Work::bytes(n * (4 + 4 + 4 + 4))
+    });
     match device {
-        Device::Cpu(cpu) => cpu::adamw_8bit::adamw_8bit(cpu, params, grads, moments, settings, grad_scale),
+        Device::Cpu(cpu) => {
+            let moments = Moments8::of(state.f32(), n);
+            cpu::adamw_8bit::adamw_8bit(cpu, params.f32(), grads.f32(), moments, settings, grad_scale);
+        }
+        Device::Null(_) => {}
     }
 }

@@ -84,9 +84,12 @@ pub fn forward(
     );
     assert_eq!((lse.rows(), lse.cols()), (q.rows(), attention.heads), "lse is [T, H]");
     assert_disjoint(segments, |s| &s.queries);
-    let _watch = device.watch("attention", || attention.work(segments, 2, q.dtype().size()));
+    let _watch = device.watch("attention", [q.home(), k.home(), v.home(), out.home(), lse.home()], || {
+        attention.work(segments, 2, q.dtype().size())
+    });
     match device {
         Device::Cpu(device) => cpu::forward(device, precision, attention, segments, q, k, v, out, lse.f32()),
+        Device::Null(_) => {}
     }
 }
 
@@ -128,11 +131,16 @@ pub fn backward(
     assert_eq!((lse.rows(), lse.cols()), (q.rows(), attention.heads), "lse is [T, H]");
     assert_disjoint(segments, |s| &s.queries);
     assert_disjoint(segments, |s| &s.keys);
-    let _watch = device.watch("attention backward", || attention.work(segments, 5, 2 * q.dtype().size()));
+    let _watch = device.watch(
+        "attention backward",
+        [q.home(), k.home(), v.home(), out.home(), lse.home(), dout.home(), dq.home(), dk.home(), dv.home()],
+        || attention.work(segments, 5, 2 * q.dtype().size()),
+    );
     match device {
         Device::Cpu(device) => {
             cpu::backward(device, precision, attention, segments, q, k, v, out, lse.f32(), dout, dq, dk, dv)
         }
+        Device::Null(_) => {}
     }
 }
 

@@ -12,44 +12,63 @@
 //! no precision.
 
 use crate::profile::Work;
-use crate::{Device, MatrixMut, MatrixRef, cpu};
+use crate::{Device, MatrixMut, MatrixRef, VectorRef, cpu};
 
-/// `losses[N]` from `logits[N, V]` (`f32`), which become the gradients of the losses weighted by
-/// `weights[N]`.
+/// `losses[N, 1]` from `logits[N, V]`, which become the gradients of the losses weighted by `weights[N, 1]`;
+/// all `f32`.
 ///
 /// # Panics
 /// If the shapes do not agree or a target is not below `V`.
 pub fn forward_backward(
     device: &Device,
     logits: MatrixMut<'_>,
-    targets: &[u32],
-    weights: &[f32],
-    losses: &mut [f32],
+    targets: VectorRef<'_, u32>,
+    weights: MatrixRef<'_>,
+    losses: MatrixMut<'_>,
 ) {
-    check(logits.as_ref(), targets, losses);
-    assert_eq!(targets.len(), weights.len(), "targets and weights");
-    let _watch = device.watch("cross entropy and gradient", || Work::bytes(2 * logits.size_bytes()));
+    check(logits.as_ref(), targets, losses.as_ref());
+    assert_eq!((targets.len(), 1), (weights.rows(), weights.cols()), "targets and weights");
+    let _watch = device.watch(
+        "cross entropy and gradient",
+        [logits.home(), targets.home(), weights.home(), losses.home()],
+        || Work::bytes(2 * logits.size_bytes()),
+    );
     match device {
-        Device::Cpu(cpu) => cpu::cross_entropy::forward_backward(cpu, logits, targets, weights, losses),
+        Device::Cpu(cpu) => {
+            let targets = ids(targets, logits.cols());
+            cpu::cross_entropy::forward_backward(cpu, logits, targets, weights.f32(), losses.f32());
+        }
+        Device::Null(_) => {}
     }
 }
 
-/// `losses[N]` from `logits[N, V]` (`f32`), for evaluation.
+/// `losses[N, 1]` from `logits[N, V]` (both `f32`), for evaluation.
 ///
 /// # Panics
 /// As [`forward_backward`].
-pub fn forward(device: &Device, logits: MatrixRef<'_>, targets: &[u32], losses: &mut [f32]) {
-    check(logits, targets, losses);
-    let _watch = device.watch("cross entropy", || Work::bytes(logits.size_bytes()));
+pub fn forward(device: &Device, logits: MatrixRef<'_>, targets: VectorRef<'_, u32>, losses: MatrixMut<'_>) {
+    check(logits, targets, losses.as_ref());
+    let _watch = device.watch("cross entropy", [logits.home(), targets.home(), losses.home()], || {
+        Work::bytes(logits.size_bytes())
+    });
     match device {
-        Device::Cpu(cpu) => cpu::cross_entropy::forward(cpu, logits, targets, losses),
+        Device::Cpu(cpu) => {
+            cpu::cross_entropy::forward(cpu, logits, ids(targets, logits.cols()), losses.f32());
+        }
+        Device::Null(_) => {}
     }
 }
 
-fn check(logits: MatrixRef<'_>, targets: &[u32], losses: &[f32]) {
+fn check(logits: MatrixRef<'_>, targets: VectorRef<'_, u32>, losses: MatrixRef<'_>) {
     assert_eq!(logits.rows(), targets.len(), "rows of logits and targets");
-    assert_eq!(logits.rows(), losses.len(), "rows of logits and losses");
-    if let Some((n, id)) = targets.iter().enumerate().find(|&(_, &id)| id as usize >= logits.cols()) {
-        panic!("target {n} is {id}, but there are {} logits", logits.cols());
+    assert_eq!((logits.rows(), 1), (losses.rows(), losses.cols()), "rows of logits and losses");
+}
+
+/// Targets that the host can read, all below `logits`.
+fn ids(targets: VectorRef<'_, u32>, logits: usize) -> &[u32] {
+    let targets = targets.host();
+    if let Some((n, id)) = targets.iter().enumerate().find(|&(_, &id)| id as usize >= logits) {
+        panic!("target {n} is {id}, but there are {logits} logits");
     }
+    targets
 }

@@ -11,7 +11,7 @@
 //! turns `dy` into `dx`.
 
 use crate::profile::Work;
-use crate::{Device, MatrixMut, MatrixRef, cpu};
+use crate::{Device, MatrixMut, MatrixRef, VectorRef, cpu};
 
 /// `y[T, C] = mask * x[T, C] / (1 - p)`, or `y += ...` if `accumulate`; with `p = 0` nothing is dropped.
 /// `rows[T]` are the rows' names.
@@ -23,14 +23,17 @@ pub fn apply(
     y: MatrixMut<'_>,
     x: MatrixRef<'_>,
     p: f32,
-    (key, rows): (u64, &[u64]),
+    (key, rows): (u64, VectorRef<'_, u64>),
     accumulate: bool,
 ) {
     assert_eq!(x.rows(), rows.len(), "rows of a dropout and their names");
     assert_eq!((y.rows(), y.cols()), (x.rows(), x.cols()), "shapes of a dropout's result and input");
     assert!((0.0..1.0).contains(&p), "a dropout probability of {p} is not in 0..1");
-    let _watch = device.watch("dropout", || Work::bytes(x.size_bytes() * if accumulate { 3 } else { 2 }));
+    let _watch = device.watch("dropout", [y.home(), x.home(), rows.home()], || {
+        Work::bytes(x.size_bytes() * if accumulate { 3 } else { 2 })
+    });
     match device {
-        Device::Cpu(cpu) => cpu::dropout::apply(cpu, y, x, p, (key, rows), accumulate),
+        Device::Cpu(cpu) => cpu::dropout::apply(cpu, y, x, p, (key, rows.host()), accumulate),
+        Device::Null(_) => {}
     }
 }

@@ -14,17 +14,19 @@
 //! ```
 
 use crate::profile::Work;
-use crate::{Device, MatrixMut, MatrixRef, cpu};
+use crate::{Device, MatrixMut, MatrixRef, VectorRef, cpu};
 
 /// `y[T, C] = table[ids]`. The table may be of another element type than `y`.
 ///
 /// # Panics
 /// If the shapes do not agree or an id is not a row of the table.
-pub fn forward(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u32]) {
-    check(y.rows(), y.cols(), table.rows(), table.cols(), ids);
-    let _watch = device.watch("embedding", || Work::bytes(2 * y.size_bytes()));
+pub fn forward(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: VectorRef<'_, u32>) {
+    check(y.as_ref(), table, ids);
+    let _watch =
+        device.watch("embedding", [y.home(), table.home(), ids.home()], || Work::bytes(2 * y.size_bytes()));
     match device {
-        Device::Cpu(cpu) => cpu::embedding::forward(cpu, y, table, ids),
+        Device::Cpu(cpu) => cpu::embedding::forward(cpu, y, table, places(ids, table.rows())),
+        Device::Null(_) => {}
     }
 }
 
@@ -32,11 +34,13 @@ pub fn forward(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u
 ///
 /// # Panics
 /// As [`forward`].
-pub fn add(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u32]) {
-    check(y.rows(), y.cols(), table.rows(), table.cols(), ids);
-    let _watch = device.watch("embedding", || Work::bytes(3 * y.size_bytes()));
+pub fn add(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: VectorRef<'_, u32>) {
+    check(y.as_ref(), table, ids);
+    let _watch =
+        device.watch("embedding", [y.home(), table.home(), ids.home()], || Work::bytes(3 * y.size_bytes()));
     match device {
-        Device::Cpu(cpu) => cpu::embedding::add(cpu, y, table, ids),
+        Device::Cpu(cpu) => cpu::embedding::add(cpu, y, table, places(ids, table.rows())),
+        Device::Null(_) => {}
     }
 }
 
@@ -44,18 +48,30 @@ pub fn add(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u32])
 ///
 /// # Panics
 /// If the shapes do not agree or an id is not a row of the table.
-pub fn backward(device: &Device, dtable: MatrixMut<'_>, dy: MatrixRef<'_>, ids: &[u32]) {
-    check(dy.rows(), dy.cols(), dtable.rows(), dtable.cols(), ids);
-    let _watch = device.watch("embedding backward", || Work::bytes(3 * dy.size_bytes()));
+pub fn backward(device: &Device, dtable: MatrixMut<'_>, dy: MatrixRef<'_>, ids: VectorRef<'_, u32>) {
+    check(dy, dtable.as_ref(), ids);
+    let _watch = device.watch("embedding backward", [dtable.home(), dy.home(), ids.home()], || {
+        Work::bytes(3 * dy.size_bytes())
+    });
     match device {
-        Device::Cpu(cpu) => cpu::embedding::backward(cpu, dtable, dy, ids),
+        Device::Cpu(cpu) => {
+            let ids = places(ids, dtable.rows());
+            cpu::embedding::backward(cpu, dtable, dy, ids);
+        }
+        Device::Null(_) => {}
     }
 }
 
-fn check(tokens: usize, width: usize, vocabulary: usize, table_width: usize, ids: &[u32]) {
-    assert_eq!(tokens, ids.len(), "rows of an embedding and token ids");
-    assert_eq!(width, table_width, "width of an embedding and of its table");
+fn check(tokens: MatrixRef<'_>, table: MatrixRef<'_>, ids: VectorRef<'_, u32>) {
+    assert_eq!(tokens.rows(), ids.len(), "rows of an embedding and token ids");
+    assert_eq!(tokens.cols(), table.cols(), "width of an embedding and of its table");
+}
+
+/// Ids that the host can read, all of them rows of the table.
+fn places(ids: VectorRef<'_, u32>, vocabulary: usize) -> &[u32] {
+    let ids = ids.host();
     if let Some((t, id)) = ids.iter().enumerate().find(|&(_, &id)| id as usize >= vocabulary) {
         panic!("token {t} has id {id}, but the embedding table has {vocabulary} rows");
     }
+    ids
 }

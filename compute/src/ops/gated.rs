@@ -49,9 +49,11 @@ pub fn forward(
 ) {
     assert_eq!((y.rows(), y.cols()), (gate.rows(), gate.cols()), "shapes of a gated result and its gate");
     assert_eq!((y.rows(), y.cols()), (up.rows(), up.cols()), "shapes of a gated result and its input");
-    let _watch = device.watch("gated activation", || Work::bytes(3 * y.size_bytes()));
+    let _watch = device
+        .watch("gated activation", [y.home(), gate.home(), up.home()], || Work::bytes(3 * y.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::gated::forward(cpu, activation, y, gate, up),
+        Device::Null(_) => {}
     }
 }
 
@@ -68,8 +70,11 @@ pub fn backward(
 ) {
     assert_eq!((dy.rows(), dy.cols()), (gate.rows(), gate.cols()), "shapes of a gated gradient and its gate");
     assert_eq!((dy.rows(), dy.cols()), (up.rows(), up.cols()), "shapes of a gated gradient and its input");
-    let _watch = device.watch("gated activation backward", || Work::bytes(5 * dy.size_bytes()));
+    let _watch = device.watch("gated activation backward", [gate.home(), up.home(), dy.home()], || {
+        Work::bytes(5 * dy.size_bytes())
+    });
     match device {
         Device::Cpu(cpu) => cpu::gated::backward(cpu, activation, gate, up, dy),
+        Device::Null(_) => {}
     }
 }

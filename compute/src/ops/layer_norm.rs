@@ -1,7 +1,7 @@
 //! Layer normalization (Ba, Kiros, Hinton, 2016, arXiv:1607.06450), as torch's `LayerNorm`.
 //!
-//! Forward, `x[T, C]`, `y[T, C]`, `weight[1, C]`, `bias[1, C]` or none; `mean[T]` and `rstd[T]` are kept for
-//! the backward:
+//! Forward, `x[T, C]`, `y[T, C]`, `weight[1, C]`, `bias[1, C]` or none; `mean[T, 1]` and `rstd[T, 1]` (`f32`) are
+//! kept for the backward:
 //!
 //! ```text
 //! mean[t] = mean_c x[t, c]
@@ -21,7 +21,7 @@
 use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, cpu};
 
-/// `y[T, C]`, `mean[T]` and `rstd[T]` from `x[T, C]`, `weight[1, C]` and `bias[1, C]`, which are `f32`.
+/// `y[T, C]`, `mean[T, 1]` and `rstd[T, 1]` from `x[T, C]`, `weight[1, C]` and `bias[1, C]`, which are `f32`.
 ///
 /// # Panics
 /// If the shapes do not agree, or `x` and `y` differ in element type.
@@ -32,15 +32,22 @@ pub fn forward(
     weight: MatrixRef<'_>,
     bias: Option<MatrixRef<'_>>,
     eps: f32,
-    mean: &mut [f32],
-    rstd: &mut [f32],
+    mean: MatrixMut<'_>,
+    rstd: MatrixMut<'_>,
 ) {
     assert_eq!((y.rows(), y.cols()), (x.rows(), x.cols()), "shapes of a norm's result and input");
-    check(x, weight, mean, rstd);
+    check(x, weight, mean.as_ref(), rstd.as_ref());
     assert!(bias.is_none_or(|bias| (bias.rows(), bias.cols()) == (1, x.cols())), "shape of a norm's bias");
-    let _watch = device.watch("norm", || Work::bytes(2 * x.size_bytes()));
+    let _watch = device.watch(
+        "norm",
+        [y.home(), x.home(), weight.home(), mean.home(), rstd.home()]
+            .into_iter()
+            .chain(bias.as_ref().map(|m| m.home())),
+        || Work::bytes(2 * x.size_bytes()),
+    );
     match device {
-        Device::Cpu(cpu) => cpu::layer_norm::forward(cpu, y, x, weight, bias, eps, mean, rstd),
+        Device::Cpu(cpu) => cpu::layer_norm::forward(cpu, y, x, weight, bias, eps, mean.f32(), rstd.f32()),
+        Device::Null(_) => {}
     }
 }
 
@@ -56,8 +63,8 @@ pub fn backward(
     dy: MatrixRef<'_>,
     x: MatrixRef<'_>,
     weight: MatrixRef<'_>,
-    mean: &[f32],
-    rstd: &[f32],
+    mean: MatrixRef<'_>,
+    rstd: MatrixRef<'_>,
     dweight: Option<MatrixMut<'_>>,
     dbias: Option<MatrixMut<'_>>,
 ) {
@@ -69,15 +76,38 @@ pub fn backward(
         assert_eq!((1, x.cols()), (d.rows(), d.cols()), "shape of the gradient of a norm's weight or bias");
     }
     let passes = if accumulate { 4 } else { 3 };
-    let _watch = device.watch("norm backward", || Work::bytes(dx.size_bytes() * passes));
+    let _watch = device.watch(
+        "norm backward",
+        [dx.home(), dy.home(), x.home(), weight.home(), mean.home(), rstd.home()]
+            .into_iter()
+            .chain(dweight.as_ref().map(|m| m.home()))
+            .chain(dbias.as_ref().map(|m| m.home())),
+        || Work::bytes(dx.size_bytes() * passes),
+    );
     match device {
-        Device::Cpu(cpu) => {
-            cpu::layer_norm::backward(cpu, dx, accumulate, dy, x, weight, mean, rstd, dweight, dbias)
-        }
+        Device::Cpu(cpu) => cpu::layer_norm::backward(
+            cpu,
+            dx,
+            accumulate,
+            dy,
+            x,
+            weight,
+            mean.f32(),
+            rstd.f32(),
+            dweight,
+            dbias,
+        ),
+        Device::Null(_) => {}
     }
 }
 
-fn check(x: MatrixRef<'_>, weight: MatrixRef<'_>, mean: &[f32], rstd: &[f32]) {
+fn check(x: MatrixRef<'_>, weight: MatrixRef<'_>, mean: MatrixRef<'_>, rstd: MatrixRef<'_>) {
     assert_eq!((1, x.cols()), (weight.rows(), weight.cols()), "shape of a norm's weight");
-    assert_eq!((x.rows(), x.rows()), (mean.len(), rstd.len()), "rows of a norm, their means and deviations");
+    for of_rows in [mean, rstd] {
+        assert_eq!(
+            (x.rows(), 1),
+            (of_rows.rows(), of_rows.cols()),
+            "rows of a norm, their means or deviations"
+        );
+    }
 }

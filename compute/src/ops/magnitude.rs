@@ -30,15 +30,41 @@ use crate::{Device, MatrixMut, MatrixRef, cpu};
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn row_squares(device: &Device, mut squares: MatrixMut<'_>, w: Weight<'_>) {
-    let (rows, bytes) = match w {
-        Weight::Dense(w) => (w.rows(), w.size_bytes()),
-        Weight::Quantized(w) => (w.rows(), w.size_bytes()),
+pub fn row_squares(device: &Device, squares: MatrixMut<'_>, w: Weight<'_>) {
+    let (rows, bytes, home) = match w {
+        Weight::Dense(w) => (w.rows(), w.size_bytes(), w.home()),
+        Weight::Quantized(w) => (w.rows(), w.size_bytes(), w.home()),
     };
     assert_eq!((1, rows), (squares.rows(), squares.cols()), "a square for each row");
-    let _watch = device.watch("norms of rows", || Work::bytes(bytes));
+    let _watch = device.watch("norms of rows", [squares.home(), home], || Work::bytes(bytes));
     match device {
-        Device::Cpu(cpu) => cpu::magnitude::row_squares(cpu, squares.reborrow(), w),
+        Device::Cpu(cpu) => cpu::magnitude::row_squares(cpu, squares, w),
+        Device::Null(_) => {}
+    }
+}
+
+/// `norms[1, out]`: the norm of every row of `w[out, in]`.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn row_norms(device: &Device, mut norms: MatrixMut<'_>, w: Weight<'_>) {
+    row_squares(device, norms.reborrow(), w);
+    match device {
+        Device::Cpu(_) => norms.f32().iter_mut().for_each(|square| *square = square.sqrt()),
+        Device::Null(_) => {}
+    }
+}
+
+/// Scales every row of `w[out, in]` to the norm that `m[1, out]` has for it; both `f32`.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn set_row_norms(device: &Device, w: MatrixMut<'_>, m: MatrixRef<'_>) {
+    assert_eq!((1, w.rows()), (m.rows(), m.cols()), "a norm for each row");
+    let _watch = device.watch("norms of rows", [w.home(), m.home()], || Work::bytes(3 * w.size_bytes()));
+    match device {
+        Device::Cpu(cpu) => cpu::magnitude::set_row_norms(cpu, w, m),
+        Device::Null(_) => {}
     }
 }
 
@@ -68,9 +94,13 @@ pub fn norms(
     assert_eq!((1, out), (norms.rows(), norms.cols()), "a norm for each row");
     assert_eq!((1, out), (squares.rows(), squares.cols()), "a square for each row");
     assert_eq!([(rank, out), (rank, rank)], [u, a].map(|m| (m.rows(), m.cols())), "shapes of A Wᵀ and A Aᵀ");
-    let _watch = device.watch("norms of rows", || Work::bytes(2 * u.size_bytes()));
+    let _watch =
+        device.watch("norms of rows", [norms.home(), squares.home(), b.home(), u.home(), a.home()], || {
+            Work::bytes(2 * u.size_bytes())
+        });
     match device {
         Device::Cpu(cpu) => cpu::magnitude::norms(cpu, norms, squares, (u, a), b, scale),
+        Device::Null(_) => {}
     }
 }
 
@@ -87,9 +117,12 @@ pub fn forward(
 ) {
     check(y.as_ref(), z, m, n);
     let passes = if accumulate { 3 } else { 2 };
-    let _watch = device.watch("magnitudes", || Work::bytes(passes * z.size_bytes()));
+    let _watch = device.watch("magnitudes", [y.home(), z.home(), m.home(), n.home()], || {
+        Work::bytes(passes * z.size_bytes())
+    });
     match device {
         Device::Cpu(cpu) => cpu::magnitude::forward(cpu, y, accumulate, z, (m, n)),
+        Device::Null(_) => {}
     }
 }
 
@@ -108,9 +141,14 @@ pub fn backward(
     check(dz.as_ref(), dy, m, n);
     check(z, dy, m, n);
     assert_eq!((1, dm.cols()), (m.rows(), m.cols()), "the gradient of a magnitude for each column");
-    let _watch = device.watch("magnitudes backward", || Work::bytes(4 * dy.size_bytes()));
+    let _watch = device.watch(
+        "magnitudes backward",
+        [dz.home(), dm.home(), dy.home(), z.home(), m.home(), n.home()],
+        || Work::bytes(4 * dy.size_bytes()),
+    );
     match device {
         Device::Cpu(cpu) => cpu::magnitude::backward(cpu, dz, dm, dy, z, (m, n)),
+        Device::Null(_) => {}
     }
 }
 

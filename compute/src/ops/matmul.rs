@@ -6,7 +6,7 @@
 use crate::cpu::gemm::{self, FourBit, Operand, OperandMut, Right};
 use crate::profile::{Key, Work};
 use crate::quant::Quantized;
-use crate::{Device, MatrixMut, MatrixRef, Precision};
+use crate::{Device, Home, MatrixMut, MatrixRef, Precision};
 
 /// Products of at most so many rows may sum in another order than those of more, of which each row is the
 /// same to the byte whatever stands beside it.
@@ -32,24 +32,49 @@ pub enum Factor<'a> {
 }
 
 impl<'a> Factor<'a> {
+    /// As the host's kernels take it.
     fn right(self) -> Right<'a> {
         match self {
             Factor::Plain(m) => Right::Dense(Operand {
-                data: m.data,
+                data: m.strided(),
                 rows: m.rows(),
                 cols: m.cols(),
-                row_stride: m.cols(),
+                row_stride: m.stride(),
                 col_stride: 1,
             }),
             Factor::Transposed(m) => Right::Dense(Operand {
-                data: m.data,
+                data: m.strided(),
                 rows: m.cols(),
                 cols: m.rows(),
                 row_stride: 1,
-                col_stride: m.cols(),
+                col_stride: m.stride(),
             }),
             Factor::Quantized(m) => Right::FourBit(FourBit::plain(m)),
             Factor::QuantizedTransposed(m) => Right::FourBit(FourBit::transposed(m)),
+        }
+    }
+
+    fn left(self) -> Operand<'a> {
+        match self.right() {
+            Right::Dense(operand) => operand,
+            Right::FourBit(_) => panic!("a weight in four bits stands on the right of a product"),
+        }
+    }
+
+    /// Rows and columns of `op(m)`.
+    fn size(self) -> (usize, usize) {
+        match self {
+            Factor::Plain(m) => (m.rows(), m.cols()),
+            Factor::Transposed(m) => (m.cols(), m.rows()),
+            Factor::Quantized(m) => (m.rows(), m.cols()),
+            Factor::QuantizedTransposed(m) => (m.cols(), m.rows()),
+        }
+    }
+
+    fn home(self) -> Home {
+        match self {
+            Factor::Plain(m) | Factor::Transposed(m) => m.home(),
+            Factor::Quantized(m) | Factor::QuantizedTransposed(m) => m.home(),
         }
     }
 
@@ -68,13 +93,6 @@ impl<'a> Factor<'a> {
             (true, true) => "product and update",
             (false, false) => "product in four bits",
             (false, true) => "product in four bits and update",
-        }
-    }
-
-    fn left(self) -> Operand<'a> {
-        match self.right() {
-            Right::Dense(operand) => operand,
-            Right::FourBit(_) => panic!("a weight in four bits stands on the right of a product"),
         }
     }
 }
@@ -136,27 +154,41 @@ fn run(
     c: MatrixMut<'_>,
 ) {
     let (rows, cols, written) = (c.rows(), c.cols(), c.size_bytes() * if accumulate { 2 } else { 1 });
-    let (factors, depth) = ((a.left(), b.right()), a.left().cols);
+    let depth = a.size().1;
+    assert_eq!((rows, depth), a.size(), "rows of a product, and of its left factor");
+    assert_eq!((depth, cols), b.size(), "the inner size of a product, and its columns");
     let key = Key { operation: b.product_name(update.is_some()), size: Some([rows, cols, depth]) };
-    let _watch = device.watch(key, || {
+    let homes = [a.home(), b.home(), c.home()].into_iter().chain(update.iter().flat_map(Update::homes));
+    let _watch = device.watch(key, homes, || {
         let product = Work {
             flops: 2 * (rows * cols * depth) as u64,
             bytes: (a.size_bytes() + b.size_bytes() + written) as u64,
         };
         product + update.as_ref().map_or(Work::default(), |update| update.work(rows, cols, depth))
     });
-    let update = update.map(|Update { first, scale, s, second }| {
-        let (rows, cols) = (s.rows(), s.cols());
-        let s = OperandMut { data: s.data, rows, cols, row_stride: cols };
-        gemm::Update { first: first.map(Factor::right), scale, s, second: second.right() }
-    });
-    let c = OperandMut { data: c.data, rows, cols, row_stride: cols };
     match device {
-        Device::Cpu(cpu) => gemm::gemm(cpu, precision, alpha, factors, update, accumulate, c),
+        Device::Cpu(cpu) => {
+            let update = update.map(|Update { first, scale, s, second }| {
+                let (first, second) = (first.map(Factor::right), second.right());
+                gemm::Update { first, scale, s: operand_mut(s), second }
+            });
+            gemm::gemm(cpu, precision, alpha, (a.left(), b.right()), update, accumulate, operand_mut(c));
+        }
+        Device::Null(_) => {}
     }
 }
 
+/// A result as the host's kernels take it.
+fn operand_mut(c: MatrixMut<'_>) -> OperandMut<'_> {
+    let (rows, cols, row_stride) = (c.rows(), c.cols(), c.stride());
+    OperandMut { data: c.strided(), rows, cols, row_stride }
+}
+
 impl Update<'_> {
+    fn homes(&self) -> impl Iterator<Item = Home> + use<> {
+        [Some(self.s.home()), Some(self.second.home()), self.first.map(Factor::home)].into_iter().flatten()
+    }
+
     /// What it adds to a product's work.
     fn work(&self, rows: usize, cols: usize, depth: usize) -> Work {
         let rank = self.s.cols();

@@ -5,7 +5,7 @@ pub mod activation;
 pub mod adamw_8bit;
 pub mod attention;
 pub mod bias;
-pub mod columns;
+pub mod copy;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;

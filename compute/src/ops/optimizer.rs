@@ -1,4 +1,4 @@
-//! Optimizer steps over flat `f32` buffers, one pass each.
+//! Optimizer steps over parameters, gradients and moments of one shape, `f32`, one pass each.
 //!
 //! `g = grad_scale * grad` throughout; `grad_scale` carries the clipping. Weight decay is decoupled and comes
 //! first: `p = p * (1 - lr * wd)`. Then, for [`adamw`] (Loshchilov, Hutter, 2017, arXiv:1711.05101):
@@ -26,7 +26,7 @@
 //! constants are computed in `f64` and rounded once.
 
 use crate::profile::Work;
-use crate::{Device, cpu};
+use crate::{Device, MatrixMut, MatrixRef, cpu};
 
 /// Settings of one step of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,54 +70,69 @@ pub struct Sgd {
 /// One step of AdamW; `m` and `v` are the moments, zero before the first step.
 ///
 /// # Panics
-/// If the lengths differ or the step is 0.
+/// If the shapes differ or the step is 0.
 pub fn adamw(
     device: &Device,
-    params: &mut [f32],
-    grads: &[f32],
-    m: &mut [f32],
-    v: &mut [f32],
+    params: MatrixMut<'_>,
+    grads: MatrixRef<'_>,
+    m: MatrixMut<'_>,
+    v: MatrixMut<'_>,
     settings: &AdamW,
     grad_scale: f32,
 ) {
-    assert_eq!(params.len(), grads.len(), "parameters and gradients");
-    assert_eq!(params.len(), m.len(), "parameters and first moments");
-    assert_eq!(params.len(), v.len(), "parameters and second moments");
+    assert_eq!(shape(params.as_ref()), shape(grads), "parameters and gradients");
+    assert_eq!(shape(params.as_ref()), shape(m.as_ref()), "parameters and first moments");
+    assert_eq!(shape(params.as_ref()), shape(v.as_ref()), "parameters and second moments");
     assert!(settings.step > 0, "the first step of AdamW is 1, not 0");
-    let _watch = device.watch("adamw", || Work::bytes(params.len() * 4 * 7));
+    let _watch = device.watch("adamw", [params.home(), grads.home(), m.home(), v.home()], || {
+        Work::bytes(7 * grads.size_bytes())
+    });
     match device {
-        Device::Cpu(cpu) => cpu::optimizer::adamw(cpu, params, grads, m, v, settings, grad_scale),
+        Device::Cpu(cpu) => {
+            let (p, g, m, v) = (params.f32(), grads.f32(), m.f32(), v.f32());
+            cpu::optimizer::adamw(cpu, p, g, m, v, settings, grad_scale);
+        }
+        Device::Null(_) => {}
     }
 }
 
 /// One step of Lion; `m` is the moment, zero before the first step.
 ///
 /// # Panics
-/// If the lengths differ.
+/// If the shapes differ.
 pub fn lion(
     device: &Device,
-    params: &mut [f32],
-    grads: &[f32],
-    m: &mut [f32],
+    params: MatrixMut<'_>,
+    grads: MatrixRef<'_>,
+    m: MatrixMut<'_>,
     settings: &Lion,
     grad_scale: f32,
 ) {
-    assert_eq!(params.len(), grads.len(), "parameters and gradients");
-    assert_eq!(params.len(), m.len(), "parameters and moments");
-    let _watch = device.watch("lion", || Work::bytes(params.len() * 4 * 5));
+    assert_eq!(shape(params.as_ref()), shape(grads), "parameters and gradients");
+    assert_eq!(shape(params.as_ref()), shape(m.as_ref()), "parameters and moments");
+    let _watch =
+        device.watch("lion", [params.home(), grads.home(), m.home()], || Work::bytes(5 * grads.size_bytes()));
     match device {
-        Device::Cpu(cpu) => cpu::optimizer::lion(cpu, params, grads, m, settings, grad_scale),
+        Device::Cpu(cpu) => {
+            cpu::optimizer::lion(cpu, params.f32(), grads.f32(), m.f32(), settings, grad_scale);
+        }
+        Device::Null(_) => {}
     }
 }
 
 /// One step of gradient descent.
 ///
 /// # Panics
-/// If the lengths differ.
-pub fn sgd(device: &Device, params: &mut [f32], grads: &[f32], settings: &Sgd, grad_scale: f32) {
-    assert_eq!(params.len(), grads.len(), "parameters and gradients");
-    let _watch = device.watch("sgd", || Work::bytes(params.len() * 4 * 3));
+/// If the shapes differ.
+pub fn sgd(device: &Device, params: MatrixMut<'_>, grads: MatrixRef<'_>, settings: &Sgd, grad_scale: f32) {
+    assert_eq!(shape(params.as_ref()), shape(grads), "parameters and gradients");
+    let _watch = device.watch("sgd", [params.home(), grads.home()], || Work::bytes(3 * grads.size_bytes()));
     match device {
-        Device::Cpu(cpu) => cpu::optimizer::sgd(cpu, params, grads, settings, grad_scale),
+        Device::Cpu(cpu) => cpu::optimizer::sgd(cpu, params.f32(), grads.f32(), settings, grad_scale),
+        Device::Null(_) => {}
     }
+}
+
+fn shape(m: MatrixRef<'_>) -> (usize, usize) {
+    (m.rows(), m.cols())
 }

@@ -8,22 +8,30 @@
 //! The map is linear with a diagonal matrix, so it is its own backward.
 
 use crate::profile::Work;
-use crate::{Device, MatrixMut, cpu};
+use crate::{DType, Device, Matrix, MatrixMut, VectorRef, cpu};
 
 /// The factor of every position.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PositionScale {
-    pub(crate) factors: Vec<f32>,
+    /// `[1, positions]`
+    pub(crate) factors: Matrix,
 }
 
 impl PositionScale {
-    /// The factors of positions `0..positions`.
+    /// The factors of positions `0..positions`, in the memory of a device.
     ///
     /// # Panics
     /// If `original` is 0.
-    pub fn new(beta: f64, original: usize, positions: usize) -> Self {
+    pub fn new(device: &Device, beta: f64, original: usize, positions: usize) -> Self {
         let factor = |p: usize| 1.0 + beta as f32 * (1.0 + (p / original) as f32).ln();
-        PositionScale { factors: (0..positions).map(factor).collect() }
+        let mut factors = Matrix::unset(1, positions, DType::F32);
+        factors.as_mut().f32().iter_mut().enumerate().for_each(|(p, value)| *value = factor(p));
+        PositionScale { factors: device.take(factors) }
+    }
+
+    /// Bytes that the factors of so many positions take.
+    pub fn size_bytes(positions: usize) -> usize {
+        positions * size_of::<f32>()
     }
 }
 
@@ -31,12 +39,22 @@ impl PositionScale {
 ///
 /// # Panics
 /// If there is not one position for each row, or one is beyond the table.
-pub fn apply(device: &Device, x: MatrixMut<'_>, scale: &PositionScale, positions: &[u32]) {
+pub fn apply(device: &Device, x: MatrixMut<'_>, scale: &PositionScale, positions: VectorRef<'_, u32>) {
     assert_eq!(x.rows(), positions.len(), "rows and positions");
-    let most = scale.factors.len();
-    assert!(positions.iter().all(|&p| (p as usize) < most), "a position beyond the {most} of the table");
-    let _watch = device.watch("scale by position", || Work::bytes(2 * x.size_bytes()));
+    let _watch =
+        device.watch("scale by position", [x.home(), scale.factors.home(), positions.home()], || {
+            Work::bytes(2 * x.size_bytes())
+        });
     match device {
-        Device::Cpu(cpu) => cpu::position_scale::apply(cpu, x, scale, positions),
+        Device::Cpu(cpu) => {
+            let (factors, positions) = (scale.factors.as_ref().f32(), positions.host());
+            let most = factors.len();
+            assert!(
+                positions.iter().all(|&p| (p as usize) < most),
+                "a position beyond the {most} of the table"
+            );
+            cpu::position_scale::apply(cpu, x, factors, positions);
+        }
+        Device::Null(_) => {}
     }
 }

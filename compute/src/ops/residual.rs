@@ -15,9 +15,10 @@ use crate::{Device, MatrixMut, MatrixRef, cpu};
 /// If the shapes or the element types do not agree.
 pub fn add(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>) {
     assert_eq!((y.rows(), y.cols()), (x.rows(), x.cols()), "shapes of a residual and what is added");
-    let _watch = device.watch("residual", || Work::bytes(3 * x.size_bytes()));
+    let _watch = device.watch("residual", [y.home(), x.home()], || Work::bytes(3 * x.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::residual::add(cpu, y, x),
+        Device::Null(_) => {}
     }
 }
 
@@ -30,8 +31,9 @@ pub fn add_scaled(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>, factor: f
         return add(device, y, x);
     }
     assert_eq!((y.rows(), y.cols()), (x.rows(), x.cols()), "shapes of a residual and what is added");
-    let _watch = device.watch("residual", || Work::bytes(3 * x.size_bytes()));
+    let _watch = device.watch("residual", [y.home(), x.home()], || Work::bytes(3 * x.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::residual::add_scaled(cpu, y, x, factor),
+        Device::Null(_) => {}
     }
 }

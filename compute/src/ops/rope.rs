@@ -23,7 +23,7 @@
 //! `modeling_rope_utils.py` computes them: at large positions a frequency's last bit shows.
 
 use crate::profile::Work;
-use crate::{Device, MatrixMut, cpu};
+use crate::{DType, Device, Matrix, MatrixMut, VectorRef, cpu};
 
 /// How frequencies are changed to reach beyond the context that a model was first trained on. Names and
 /// meanings are those of `rope_parameters` (`rope_scaling`) in config.json.
@@ -203,10 +203,10 @@ fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>)
 }
 
 /// Cosines and sines of every position, `[rows, r / 2]` each, with the attention factor multiplied in.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct RopeTable {
-    pub(crate) cos: Vec<f32>,
-    pub(crate) sin: Vec<f32>,
+    pub(crate) cos: Matrix,
+    pub(crate) sin: Matrix,
     pub(crate) dims: usize,
     pub(crate) interleaved: bool,
     head_dim: usize,
@@ -214,30 +214,31 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table of positions `0..positions` for heads of size `head_dim`. Where frequencies depend on a
+    /// The table of positions `0..positions` for heads of size `head_dim`, in the memory of a device. Where frequencies depend on a
     /// sequence's length ([`RopeScaling::short_context`]) the rows of short sequences come first, then as
     /// many of long ones.
     ///
     /// # Panics
     /// If more dimensions than a head has, or an odd number, are to be turned.
-    pub fn new(head_dim: usize, rotation: &Rotation, positions: usize) -> Self {
+    pub fn new(device: &Device, head_dim: usize, rotation: &Rotation, positions: usize) -> Self {
         let Rotation { dims, theta, ref scaling, interleaved } = *rotation;
         assert!(dims <= head_dim, "{dims} dimensions of a head of {head_dim} are turned");
         let rows = RopeTable::rows_of(scaling, positions);
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        cos.reserve_exact(rows * dims / 2);
-        sin.reserve_exact(rows * dims / 2);
+        let mut tables = [(); 2].map(|()| Matrix::unset(rows, dims / 2, DType::F32));
+        let [cos, sin] = &mut tables;
+        let mut entries = cos.as_mut().f32().iter_mut().zip(sin.as_mut().f32());
         for long in [false, true].into_iter().take(if rows > positions { 2 } else { 1 }) {
             let (frequencies, m) = scaling.frequencies(dims, theta, long);
             let m = m as f32;
             for p in 0..positions {
                 for f in &frequencies {
                     let angle = p as f32 * f;
-                    cos.push(angle.cos() * m);
-                    sin.push(angle.sin() * m);
+                    let (cos, sin) = entries.next().expect("a place for each frequency of each position");
+                    (*cos, *sin) = (angle.cos() * m, angle.sin() * m);
                 }
             }
         }
+        let [cos, sin] = tables.map(|table| device.take(table));
         RopeTable { cos, sin, dims, interleaved, head_dim, rows }
     }
 
@@ -267,11 +268,14 @@ impl RopeTable {
 ///
 /// # Panics
 /// If `x` is not made of heads of the table's size, or a row is beyond the table.
-pub fn forward(device: &Device, x: MatrixMut<'_>, table: &RopeTable, rows: &[u32]) {
+pub fn forward(device: &Device, x: MatrixMut<'_>, table: &RopeTable, rows: VectorRef<'_, u32>) {
     check(&x, table, rows);
-    let _watch = device.watch("rotary embedding", || Work::bytes(2 * x.size_bytes()));
+    let _watch = device.watch("rotary embedding", [x.home(), table.cos.home(), rows.home()], || {
+        Work::bytes(2 * x.size_bytes())
+    });
     match device {
-        Device::Cpu(cpu) => cpu::rope::turn(cpu, x, table, rows, 1.0),
+        Device::Cpu(cpu) => cpu::rope::turn(cpu, x, table, places(rows, table), 1.0),
+        Device::Null(_) => {}
     }
 }
 
@@ -279,15 +283,19 @@ pub fn forward(device: &Device, x: MatrixMut<'_>, table: &RopeTable, rows: &[u32
 ///
 /// # Panics
 /// As [`forward`].
-pub fn backward(device: &Device, dx: MatrixMut<'_>, table: &RopeTable, rows: &[u32]) {
+pub fn backward(device: &Device, dx: MatrixMut<'_>, table: &RopeTable, rows: VectorRef<'_, u32>) {
     check(&dx, table, rows);
-    let _watch = device.watch("rotary embedding backward", || Work::bytes(2 * dx.size_bytes()));
+    let _watch =
+        device.watch("rotary embedding backward", [dx.home(), table.cos.home(), rows.home()], || {
+            Work::bytes(2 * dx.size_bytes())
+        });
     match device {
-        Device::Cpu(cpu) => cpu::rope::turn(cpu, dx, table, rows, -1.0),
+        Device::Cpu(cpu) => cpu::rope::turn(cpu, dx, table, places(rows, table), -1.0),
+        Device::Null(_) => {}
     }
 }
 
-fn check(x: &MatrixMut<'_>, table: &RopeTable, rows: &[u32]) {
+fn check(x: &MatrixMut<'_>, table: &RopeTable, rows: VectorRef<'_, u32>) {
     assert_eq!(x.rows(), rows.len(), "tokens and their rows of the rotary table");
     assert!(
         table.head_dim > 0 && x.cols().is_multiple_of(table.head_dim),
@@ -295,7 +303,13 @@ fn check(x: &MatrixMut<'_>, table: &RopeTable, rows: &[u32]) {
         x.cols(),
         table.head_dim
     );
+}
+
+/// Rows that the host can read, all of them in the table.
+fn places<'a>(rows: VectorRef<'a, u32>, table: &RopeTable) -> &'a [u32] {
+    let rows = rows.host();
     if let Some((t, row)) = rows.iter().enumerate().find(|&(_, &row)| row as usize >= table.rows) {
         panic!("token {t} takes row {row}, but the rotary table has {} rows", table.rows);
     }
+    rows
 }

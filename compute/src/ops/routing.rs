@@ -186,13 +186,14 @@ impl Load {
 pub fn load(device: &Device, logits: MatrixRef<'_>, routing: &Routing, load: &mut Load) {
     assert_eq!((logits.cols(), load.chosen.len()), (routing.experts, routing.experts), "experts");
     assert_eq!(logits.rows() * routing.per_token, routing.rows(), "pairs of tokens and experts");
-    let _watch = device.watch("load of experts", || Work::bytes(logits.size_bytes()));
+    let _watch = device.watch("load of experts", [logits.home()], || Work::bytes(logits.size_bytes()));
     load.rows += logits.rows() as u64;
     for (expert, chosen) in load.chosen.iter_mut().enumerate() {
         *chosen += routing.rows_of(expert).len() as u64;
     }
     match device {
         Device::Cpu(_) => cpu::routing::load(logits, &mut load.probability),
+        Device::Null(_) => {}
     }
 }
 
@@ -202,34 +203,48 @@ pub fn load(device: &Device, logits: MatrixRef<'_>, routing: &Routing, load: &mu
 /// If the number of columns is not that of the experts.
 pub fn choose(device: &Device, logits: MatrixRef<'_>, routing: &mut Routing) {
     assert_eq!(logits.cols(), routing.experts, "columns of a router's result and experts");
-    let _watch = device.watch("choice of experts", || Work::bytes(logits.size_bytes()));
+    let _watch = device.watch("choice of experts", [logits.home()], || Work::bytes(logits.size_bytes()));
     let pairs = logits.rows() * routing.per_token;
     routing.chosen.resize(pairs, 0);
     routing.weights.resize(pairs, 0.0);
     match device {
         Device::Cpu(cpu) => cpu::routing::choose(cpu, logits, routing),
+        // As if tokens spread evenly.
+        Device::Null(_) => {
+            let experts = (0..routing.experts as u32).cycle();
+            routing.chosen.iter_mut().zip(experts).for_each(|(chosen, expert)| *chosen = expert);
+        }
     }
     routing.sort();
 }
 
 /// In place: `logits[T, E]`, by which the experts were chosen, become their gradients, from those of the
-/// weights `dweights[T * k]` and those of any token's probabilities `dp[E]`; empty: none.
+/// weights `dweights[T * k, 1]` and those of any token's probabilities `dp[1, E]`, if there are any.
 ///
 /// # Panics
 /// If the sizes do not agree.
 pub fn choose_backward(
     device: &Device,
     logits: MatrixMut<'_>,
-    dweights: &[f32],
-    dp: &[f32],
+    dweights: MatrixRef<'_>,
+    dp: Option<MatrixRef<'_>>,
     routing: &Routing,
 ) {
-    assert!(dp.is_empty() || dp.len() == routing.experts, "gradients of {} probabilities", dp.len());
+    let size = (1, routing.experts);
+    assert!(dp.is_none_or(|dp| (dp.rows(), dp.cols()) == size), "gradients of probabilities: {dp:?}");
     let pairs = logits.rows() * routing.per_token;
-    assert_eq!((routing.chosen.len(), dweights.len()), (pairs, pairs), "pairs of tokens and experts");
-    let _watch = device.watch("choice of experts backward", || Work::bytes(2 * logits.size_bytes()));
+    assert_eq!((routing.chosen.len(), dweights.rows()), (pairs, pairs), "pairs of tokens and experts");
+    let _watch = device.watch(
+        "choice of experts backward",
+        [logits.home(), dweights.home()].into_iter().chain(dp.map(|dp| dp.home())),
+        || Work::bytes(2 * logits.size_bytes()),
+    );
     match device {
-        Device::Cpu(cpu) => cpu::routing::choose_backward(cpu, logits, dweights, dp, routing),
+        Device::Cpu(cpu) => {
+            let dp = dp.map_or(&[][..], |dp| dp.f32());
+            cpu::routing::choose_backward(cpu, logits, dweights.f32(), dp, routing);
+        }
+        Device::Null(_) => {}
     }
 }
 
@@ -239,9 +254,10 @@ pub fn choose_backward(
 /// If the shapes or the element types do not agree.
 pub fn gather(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>, routing: &Routing) {
     check_rows(y.as_ref(), x, routing);
-    let _watch = device.watch("rows by expert", || Work::bytes(2 * y.size_bytes()));
+    let _watch = device.watch("rows by expert", [y.home(), x.home()], || Work::bytes(2 * y.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::routing::gather(cpu, y, x, routing),
+        Device::Null(_) => {}
     }
 }
 
@@ -252,9 +268,11 @@ pub fn gather(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>, routing: &Rou
 /// If the shapes or the element types do not agree.
 pub fn sum(device: &Device, y: MatrixMut<'_>, accumulate: bool, x: MatrixRef<'_>, routing: &Routing) {
     check_rows(x, y.as_ref(), routing);
-    let _watch = device.watch("sum over experts", || Work::bytes(x.size_bytes() + y.size_bytes()));
+    let _watch = device
+        .watch("sum over experts", [y.home(), x.home()], || Work::bytes(x.size_bytes() + y.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::routing::sum(cpu, y, accumulate, x, routing),
+        Device::Null(_) => {}
     }
 }
 
@@ -265,13 +283,14 @@ pub fn sum(device: &Device, y: MatrixMut<'_>, accumulate: bool, x: MatrixRef<'_>
 pub fn weigh(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>, routing: &Routing) {
     assert_eq!((y.rows(), y.cols()), (x.rows(), x.cols()), "shapes of weighted rows and their source");
     assert_eq!(x.rows(), routing.rows(), "rows by expert");
-    let _watch = device.watch("weights of experts", || Work::bytes(2 * y.size_bytes()));
+    let _watch = device.watch("weights of experts", [y.home(), x.home()], || Work::bytes(2 * y.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::routing::weigh(cpu, y, x, routing),
+        Device::Null(_) => {}
     }
 }
 
-/// In place: `dy[S, F]` becomes `dx`; `dweights[T * k]` from `x[S, F]`.
+/// In place: `dy[S, F]` becomes `dx`; `dweights[T * k, 1]` from `x[S, F]`.
 ///
 /// # Panics
 /// If the shapes or the element types do not agree.
@@ -279,14 +298,17 @@ pub fn weigh_backward(
     device: &Device,
     dy: MatrixMut<'_>,
     x: MatrixRef<'_>,
-    dweights: &mut [f32],
+    dweights: MatrixMut<'_>,
     routing: &Routing,
 ) {
     assert_eq!((dy.rows(), dy.cols()), (x.rows(), x.cols()), "shapes of weighted rows and their source");
-    assert_eq!((x.rows(), dweights.len()), (routing.rows(), routing.rows()), "rows by expert");
-    let _watch = device.watch("weights of experts backward", || Work::bytes(3 * x.size_bytes()));
+    assert_eq!((x.rows(), dweights.rows()), (routing.rows(), routing.rows()), "rows by expert");
+    let _watch = device.watch("weights of experts backward", [dy.home(), x.home(), dweights.home()], || {
+        Work::bytes(3 * x.size_bytes())
+    });
     match device {
-        Device::Cpu(cpu) => cpu::routing::weigh_backward(cpu, dy, x, dweights, routing),
+        Device::Cpu(cpu) => cpu::routing::weigh_backward(cpu, dy, x, dweights.f32(), routing),
+        Device::Null(_) => {}
     }
 }
 

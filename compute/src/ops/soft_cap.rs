@@ -13,9 +13,10 @@ use crate::{Device, MatrixMut, MatrixRef, cpu};
 /// If the cap is not above 0.
 pub fn forward(device: &Device, x: MatrixMut<'_>, factor: f32, cap: f32) {
     assert!(cap > 0.0, "a cap of {cap}");
-    let _watch = device.watch("soft cap", || Work::bytes(2 * x.size_bytes()));
+    let _watch = device.watch("soft cap", [x.home()], || Work::bytes(2 * x.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::soft_cap::forward(cpu, x, factor, cap),
+        Device::Null(_) => {}
     }
 }
 
@@ -26,8 +27,9 @@ pub fn forward(device: &Device, x: MatrixMut<'_>, factor: f32, cap: f32) {
 pub fn backward(device: &Device, dy: MatrixMut<'_>, y: MatrixRef<'_>, factor: f32, cap: f32) {
     assert!(cap > 0.0, "a cap of {cap}");
     assert_eq!((dy.rows(), dy.cols()), (y.rows(), y.cols()), "shapes of a cap's gradient and result");
-    let _watch = device.watch("soft cap backward", || Work::bytes(3 * y.size_bytes()));
+    let _watch = device.watch("soft cap backward", [dy.home(), y.home()], || Work::bytes(3 * y.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::soft_cap::backward(cpu, dy, y, factor, cap),
+        Device::Null(_) => {}
     }
 }

@@ -6,7 +6,7 @@ use compute::ops::adamw_8bit::{BLOCK, Moments8, adamw_8bit};
 use compute::ops::optimizer::AdamW;
 use compute::quant::dynamic_map;
 
-use crate::common::{normals, on_threads};
+use crate::common::{normals, on_threads, row, row_mut};
 
 /// Parameters and state of one tensor.
 #[derive(Clone)]
@@ -25,8 +25,18 @@ impl Tensor {
     }
 
     fn step(&mut self, device: &Device, grads: &[f32], settings: &AdamW, grad_scale: f32) {
-        let Tensor { p, m, v, m_absmax, v_absmax } = self;
-        adamw_8bit(device, p, grads, Moments8 { m, v, m_absmax, v_absmax }, settings, grad_scale);
+        let n = self.p.len();
+        let mut state = vec![0.0; Moments8::words(n)];
+        let moments = Moments8::of(&mut state, n);
+        moments.m.copy_from_slice(&self.m);
+        moments.v.copy_from_slice(&self.v);
+        moments.m_absmax.copy_from_slice(&self.m_absmax);
+        moments.v_absmax.copy_from_slice(&self.v_absmax);
+        let (p, words) = (row_mut(&mut self.p), row_mut(&mut state));
+        adamw_8bit(device, p, row(grads), words, settings, grad_scale);
+        let Moments8 { m, v, m_absmax, v_absmax } = Moments8::of(&mut state, n);
+        (self.m, self.v) = (m.to_vec(), v.to_vec());
+        (self.m_absmax, self.v_absmax) = (m_absmax.to_vec(), v_absmax.to_vec());
     }
 
     /// The moments that the codes stand for.

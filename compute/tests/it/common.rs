@@ -1,6 +1,6 @@
 //! What the tests of operations share: random inputs, derivatives by differences, comparison, and threads.
 
-use compute::{Cpu, DType, Device, Matrix, bf16, random};
+use compute::{Cpu, DType, Device, Matrix, MatrixMut, MatrixRef, bf16, random};
 
 /// The instruction sets that this machine has, the plainest first.
 pub(crate) fn cpus(threads: usize) -> Vec<Cpu> {
@@ -35,6 +35,26 @@ pub(crate) fn normals(n: usize, key: u64) -> Vec<f32> {
 /// A matrix of normal values.
 pub(crate) fn matrix(rows: usize, cols: usize, dtype: DType, key: u64) -> Matrix {
     Matrix::from_f32(rows, cols, &normals(rows * cols, key)).to_dtype(dtype)
+}
+
+/// Values as a matrix `[n, 1]`.
+pub(crate) fn column(values: &[f32]) -> MatrixRef<'_> {
+    MatrixRef::from_f32(values.len(), 1, values)
+}
+
+/// Values as a matrix `[n, 1]`, to change.
+pub(crate) fn column_mut(values: &mut [f32]) -> MatrixMut<'_> {
+    MatrixMut::from_f32(values.len(), 1, values)
+}
+
+/// Values as a matrix `[1, n]`.
+pub(crate) fn row(values: &[f32]) -> MatrixRef<'_> {
+    MatrixRef::from_f32(1, values.len(), values)
+}
+
+/// Values as a matrix `[1, n]`, to change.
+pub(crate) fn row_mut(values: &mut [f32]) -> MatrixMut<'_> {
+    MatrixMut::from_f32(1, values.len(), values)
 }
 
 /// Ids below `bound`.

@@ -3,7 +3,9 @@
 use compute::ops::cross_entropy;
 use compute::{DType, Device, Matrix};
 
-use crate::common::{assert_within, gradient, ids, matrix, normals, on_threads, shapes, small_shapes, wide};
+use crate::common::{
+    assert_within, column, column_mut, gradient, ids, matrix, normals, on_threads, shapes, small_shapes, wide,
+};
 
 /// `log Σ exp(logits) - logits[target]`, row by row
 fn definition(logits: &[f64], targets: &[u32]) -> Vec<f64> {
@@ -19,9 +21,15 @@ fn definition(logits: &[f64], targets: &[u32]) -> Vec<f64> {
 fn run(logits: &Matrix, targets: &[u32], weights: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let results = on_threads(|device| {
         let mut losses = vec![0.0; targets.len()];
-        cross_entropy::forward(device, logits.as_ref(), targets, &mut losses);
+        cross_entropy::forward(device, logits.as_ref(), targets.into(), column_mut(&mut losses));
         let (mut dlogits, mut again) = (logits.to_dtype(DType::F32), vec![0.0; targets.len()]);
-        cross_entropy::forward_backward(device, dlogits.as_mut(), targets, weights, &mut again);
+        cross_entropy::forward_backward(
+            device,
+            dlogits.as_mut(),
+            targets.into(),
+            column(weights),
+            column_mut(&mut again),
+        );
         assert_eq!(losses, again, "evaluation and training see the same losses");
         vec![losses, dlogits.to_vec()]
     });
@@ -92,5 +100,5 @@ fn extreme_logits_neither_overflow_nor_lose_the_target() {
 #[should_panic(expected = "target 1 is 3, but there are 3 logits")]
 fn a_target_beyond_the_vocabulary_is_refused() {
     let logits = matrix(2, 3, DType::F32, 1);
-    cross_entropy::forward(&Device::cpu(1), logits.as_ref(), &[0, 3], &mut [0.0; 2]);
+    cross_entropy::forward(&Device::cpu(1), logits.as_ref(), (&[0, 3]).into(), column_mut(&mut [0.0; 2]));
 }

@@ -13,7 +13,7 @@ fn names(rows: usize) -> Vec<u64> {
 fn apply(x: &Matrix, p: f32, key: u64) -> Vec<f32> {
     let results = on_threads(|device| {
         let mut y = matrix(x.rows(), x.cols(), x.dtype(), 77);
-        dropout::apply(device, y.as_mut(), x.as_ref(), p, (key, &names(x.rows())), false);
+        dropout::apply(device, y.as_mut(), x.as_ref(), p, (key, (&names(x.rows())).into()), false);
         vec![y.to_vec()]
     });
     results.into_iter().next().expect("one result")
@@ -71,7 +71,7 @@ fn accumulating_adds_to_what_was_there() {
         let (x, held) = (matrix(9, 41, dtype, 1), matrix(9, 41, dtype, 2));
         let got = on_threads(|device| {
             let mut y = matrix(9, 41, dtype, 2);
-            dropout::apply(device, y.as_mut(), x.as_ref(), 0.5, (3, &names(x.rows())), true);
+            dropout::apply(device, y.as_mut(), x.as_ref(), 0.5, (3, (&names(x.rows())).into()), true);
             vec![y.to_vec()]
         });
         let masked = apply(&x, 0.5, 3); // doubled or dropped: exact in either type

@@ -4,7 +4,8 @@ use compute::ops::layer_norm;
 use compute::{DType, Matrix};
 
 use crate::common::{
-    DTYPES, assert_close, assert_within, dot, gradient, matrix, on_threads, shapes, small_shapes, wide,
+    DTYPES, assert_close, assert_within, column, column_mut, dot, gradient, matrix, on_threads, shapes,
+    small_shapes, wide,
 };
 
 const EPS: f32 = 1e-5;
@@ -40,7 +41,16 @@ fn the_result_is_that_of_the_definition() {
                 let (mut means, mut deviations) = (vec![0.0; rows], vec![0.0; rows]);
                 let bias = has_bias.then(|| bias.as_ref());
                 let (y_to, x, weight) = (y.as_mut(), x.as_ref(), weight.as_ref());
-                layer_norm::forward(device, y_to, x, weight, bias, EPS, &mut means, &mut deviations);
+                layer_norm::forward(
+                    device,
+                    y_to,
+                    x,
+                    weight,
+                    bias,
+                    EPS,
+                    column_mut(&mut means),
+                    column_mut(&mut deviations),
+                );
                 vec![y.to_vec(), means, deviations]
             });
             let (x, bias) = (wide(&x), if has_bias { wide(&bias) } else { vec![0.0; cols] });
@@ -71,7 +81,7 @@ fn the_gradients_are_those_of_the_definition() {
                 let mut dbias = held(1, cols, DType::F32, 7);
                 let (dw, db) = (Some(dweight.as_mut()), Some(dbias.as_mut()));
                 let (dy, x, weight) = (dy.as_ref(), x.as_ref(), weight.as_ref());
-                let (means, deviations) = (&means, &deviations);
+                let (means, deviations) = (column(&means), column(&deviations));
                 layer_norm::backward(
                     device,
                     dx.as_mut(),

@@ -1,11 +1,12 @@
 //! The matrix product against its definition in `f64`: every instruction set of this machine, element type,
 //! transposition and ragged size.
 
+use compute::ops::copy::copy;
 use compute::ops::matmul::{Factor, matmul};
-use compute::{Cpu, DType, Device, Matrix, Precision, bf16};
+use compute::{Cpu, DType, Device, Matrix, MatrixRef, Precision, bf16};
 use proptest::prelude::*;
 
-use crate::common::cpus;
+use crate::common::{cpus, matrix};
 
 /// A product to be computed: everything but the device.
 #[derive(Clone, Debug)]
@@ -264,4 +265,43 @@ fn what_cannot_be_multiplied_spreads_only_where_it_stands() {
 fn an_unknown_instruction_set_is_an_error_that_names_the_known_ones() {
     let message = Cpu::with_isa(1, "sse9").unwrap_err();
     assert!(message.contains("sse9") && message.contains("avx512bf16, avx512, avx2, portable"), "{message}");
+}
+
+/// Factors and results whose rows stand apart, as parts of the columns of wider matrices do.
+#[test]
+fn parts_of_the_columns_give_the_bytes_of_matrices_of_their_own() {
+    let apart = |m: MatrixRef<'_>| {
+        let mut own = Matrix::zeros(m.rows(), m.cols(), m.dtype());
+        copy(&Device::cpu(1), own.as_mut(), m);
+        own
+    };
+    for cpu in cpus(2) {
+        let device = &Device::Cpu(cpu);
+        for (m, n, k) in [(1, 5, 9), (3, 64, 33), (4, 17, 130), (7, 19, 64), (70, 100, 300), (130, 33, 17)] {
+            for (dtype, precision) in
+                [(DType::F32, Precision::F32), (DType::Bf16, Precision::Bf16), (DType::Bf16, Precision::F32)]
+            {
+                let (a, b, bt) =
+                    (matrix(m, k + 5, dtype, 1), matrix(k, n + 2, dtype, 2), matrix(n, k + 9, dtype, 3));
+                let (a, b) = (a.as_ref().cols_range(3..k + 3), b.as_ref().cols_range(1..n + 1));
+                let bt = bt.as_ref().cols_range(9..k + 9);
+                for accumulate in [false, true] {
+                    for (b, own, is_transposed) in [(b, apart(b), false), (bt, apart(bt), true)] {
+                        let factor = |m| if is_transposed { Factor::Transposed(m) } else { Factor::Plain(m) };
+                        let mut got = matrix(m, n + 7, dtype, 4);
+                        let part = got.as_mut().cols_range(2..n + 2);
+                        matmul(device, precision, 0.5, Factor::Plain(a), factor(b), accumulate, part);
+                        let held = matrix(m, n + 7, dtype, 4);
+                        let mut want = apart(held.as_ref().cols_range(2..n + 2));
+                        let own_a = apart(a);
+                        let (own_a, own_b) = (Factor::Plain(own_a.as_ref()), factor(own.as_ref()));
+                        matmul(device, precision, 0.5, own_a, own_b, accumulate, want.as_mut());
+                        let mut whole = held;
+                        copy(device, whole.as_mut().cols_range(2..n + 2), want.as_ref());
+                        assert_eq!(got.to_vec(), whole.to_vec(), "{m} x {n} x {k}, {dtype}, {precision:?}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -6,7 +6,7 @@
 use compute::Device;
 use compute::ops::optimizer::{AdamW, Lion, Sgd, adamw, lion, sgd};
 
-use crate::common::{normals, on_threads};
+use crate::common::{normals, on_threads, row, row_mut};
 
 const PARAMS: [f32; 8] = [0.5, -1.25, 3.0, 0.001, -0.75, 2.5e-3, 1.0, -4.0];
 
@@ -46,7 +46,15 @@ fn adamw_steps_are_pytorch_s() {
     ];
     let (mut p, mut m, mut v) = (PARAMS, [0.0; 8], [0.0; 8]);
     for (n, (grads, want)) in (1..).zip(GRADS.iter().zip(want)) {
-        adamw(&Device::cpu(1), &mut p, grads, &mut m, &mut v, &adamw_settings(n), 0.5);
+        adamw(
+            &Device::cpu(1),
+            row_mut(&mut p),
+            row(grads),
+            row_mut(&mut m),
+            row_mut(&mut v),
+            &adamw_settings(n),
+            0.5,
+        );
         assert_bits(&p, want, &format!("parameters after step {n}"));
     }
     let first =
@@ -61,7 +69,13 @@ fn adamw_steps_are_pytorch_s() {
 fn sgd_steps_are_pytorch_s() {
     let mut p = PARAMS;
     for grads in &GRADS {
-        sgd(&Device::cpu(1), &mut p, grads, &Sgd { learning_rate: 1e-2, weight_decay: 0.1 }, 0.5);
+        sgd(
+            &Device::cpu(1),
+            row_mut(&mut p),
+            row(grads),
+            &Sgd { learning_rate: 1e-2, weight_decay: 0.1 },
+            0.5,
+        );
     }
     let want =
         [0x3eff9dd4, 0xbf9fefc3, 0x403f8554, 0x3a8355cf, 0xbf3f6cca, 0x3bc3615c, 0x3f7e14b0, 0xc07f1258];
@@ -73,7 +87,7 @@ fn lion_steps_are_those_of_the_paper_in_pytorch() {
     let (mut p, mut m) = (PARAMS, [0.0; 8]);
     let settings = Lion { learning_rate: 1e-2, beta1: 0.9, beta2: 0.99, weight_decay: 0.1 };
     for grads in &GRADS {
-        lion(&Device::cpu(1), &mut p, grads, &mut m, &settings, 0.5);
+        lion(&Device::cpu(1), row_mut(&mut p), row(grads), row_mut(&mut m), &settings, 0.5);
     }
     let want =
         [0x3efa1e2e, 0xbfa0cd40, 0x403ec958, 0x3a83fd70, 0xbf4718ce, 0xbbf65536, 0x3f7cace3, 0xc07fdef1];
@@ -88,8 +102,24 @@ fn steps_have_the_same_bytes_on_any_number_of_threads() {
     let (n, grads) = (50_001, normals(50_001, 1));
     on_threads(|device| {
         let (mut p, mut m, mut v) = (normals(n, 2), vec![0.0; n], vec![0.0; n]);
-        adamw(device, &mut p, &grads, &mut m, &mut v, &adamw_settings(1), 1.0);
-        adamw(device, &mut p, &grads, &mut m, &mut v, &adamw_settings(2), 1.0);
+        adamw(
+            device,
+            row_mut(&mut p),
+            row(&grads),
+            row_mut(&mut m),
+            row_mut(&mut v),
+            &adamw_settings(1),
+            1.0,
+        );
+        adamw(
+            device,
+            row_mut(&mut p),
+            row(&grads),
+            row_mut(&mut m),
+            row_mut(&mut v),
+            &adamw_settings(2),
+            1.0,
+        );
         vec![p, m, v]
     });
 }

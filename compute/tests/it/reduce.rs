@@ -1,8 +1,8 @@
-//! Reductions of flat buffers.
+//! Reductions.
 
 use compute::ops::reduce;
 
-use crate::common::{normals, on_threads};
+use crate::common::{normals, on_threads, row};
 
 #[test]
 fn the_sum_of_squares_is_that_of_the_definition() {
@@ -11,7 +11,7 @@ fn the_sum_of_squares_is_that_of_the_definition() {
         let want: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
         let mut got = f64::NAN;
         let halves = on_threads(|device| {
-            let sum = reduce::sum_of_squares(device, &x);
+            let sum = reduce::sum_of_squares(device, row(&x));
             let bits = sum.to_bits();
             vec![vec![f32::from_bits((bits >> 32) as u32), f32::from_bits(bits as u32)]]
         });

@@ -4,7 +4,8 @@ use compute::ops::rms_norm::{self, Offset};
 use compute::{DType, Matrix};
 
 use crate::common::{
-    DTYPES, assert_close, assert_within, dot, gradient, matrix, on_threads, shapes, small_shapes, wide,
+    DTYPES, assert_close, assert_within, column, column_mut, dot, gradient, matrix, on_threads, shapes,
+    small_shapes, wide,
 };
 
 const EPS: f32 = 1e-5;
@@ -40,7 +41,15 @@ fn the_result_is_that_of_the_definition() {
             let (x, weight) = (matrix(rows, cols, dtype, 1), matrix(1, cols, weight_dtype, 2));
             let got = on_threads(|device| {
                 let (mut y, mut rstd) = (Matrix::zeros(rows, cols, dtype), vec![0.0; rows]);
-                rms_norm::forward(device, y.as_mut(), x.as_ref(), weight.as_ref(), offset, EPS, &mut rstd);
+                rms_norm::forward(
+                    device,
+                    y.as_mut(),
+                    x.as_ref(),
+                    weight.as_ref(),
+                    offset,
+                    EPS,
+                    column_mut(&mut rstd),
+                );
                 vec![y.to_vec(), rstd]
             });
             assert_close(dtype, &got[0], &definition(&wide(&x), &wide(&weight), offset), "y");
@@ -63,7 +72,17 @@ fn the_gradients_are_those_of_the_definition() {
                         (matrix(rows, cols, dtype, 4), matrix(1, cols, DType::F32, 5));
                     let (dy, x, weight) = (dy.as_ref(), x.as_ref(), weight.as_ref());
                     let dw = Some(dweight.as_mut());
-                    rms_norm::backward(device, dx.as_mut(), accumulate, dy, x, weight, offset, &rstd, dw);
+                    rms_norm::backward(
+                        device,
+                        dx.as_mut(),
+                        accumulate,
+                        dy,
+                        x,
+                        weight,
+                        offset,
+                        column(&rstd),
+                        dw,
+                    );
                     vec![dx.to_vec(), dweight.to_vec()]
                 });
                 let (x, weight, dy) = (wide(&x), wide(&weight), wide(&dy));
@@ -100,7 +119,7 @@ fn large_gradients_have_the_same_bytes_on_any_number_of_threads() {
                 x,
                 weight,
                 Offset::None,
-                &rstd,
+                column(&rstd),
                 Some(dw.as_mut()),
             );
             vec![dx.to_vec(), dw.to_vec()]

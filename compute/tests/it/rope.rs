@@ -66,10 +66,10 @@ fn heads_are_turned_as_the_definition_says() {
             DTYPES.into_iter().flat_map(|d| rotations(head).into_iter().map(move |r| (d, r)))
         {
             let (x, positions) = (matrix(tokens, heads * head, dtype, 1), ids(tokens, POSITIONS, 2));
-            let table = RopeTable::new(head, &rotation, POSITIONS);
+            let table = RopeTable::new(&Device::cpu(1), head, &rotation, POSITIONS);
             let got = on_threads(|device| {
                 let mut y = matrix(tokens, heads * head, dtype, 1);
-                rope::forward(device, y.as_mut(), &table, &positions);
+                rope::forward(device, y.as_mut(), &table, (&positions).into());
                 vec![y.to_vec()]
             });
             let want = definition(&wide(&x), &positions, head, &rotation);
@@ -86,10 +86,10 @@ fn the_gradient_is_that_of_the_definition() {
         {
             let (x, dy) = (matrix(tokens, heads * head, dtype, 1), matrix(tokens, heads * head, dtype, 3));
             let positions = ids(tokens, POSITIONS, 2);
-            let table = RopeTable::new(head, &rotation, POSITIONS);
+            let table = RopeTable::new(&Device::cpu(1), head, &rotation, POSITIONS);
             let got = on_threads(|device| {
                 let mut dx = matrix(tokens, heads * head, dtype, 3);
-                rope::backward(device, dx.as_mut(), &table, &positions);
+                rope::backward(device, dx.as_mut(), &table, (&positions).into());
                 vec![dx.to_vec()]
             });
             let loss = |x: &[f64]| dot(&definition(x, &positions, head, &rotation), &wide(&dy));
@@ -196,11 +196,11 @@ fn longrope_has_a_row_for_each_position_of_short_and_of_long_sequences() {
         }
     }
     let rotation = Rotation { dims: 6, theta: THETA, scaling, interleaved: false };
-    let table = RopeTable::new(8, &rotation, 100);
+    let table = RopeTable::new(&Device::cpu(1), 8, &rotation, 100);
     assert_eq!((table.rows(), RopeTable::size_bytes(&rotation, 100)), (200, 2 * 200 * 3 * 4));
     let turned = |row: u32| {
         let mut x = Matrix::from_f32(1, 8, &[1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 7.0, 8.0]);
-        rope::forward(&Device::cpu(1), x.as_mut(), &table, &[row]);
+        rope::forward(&Device::cpu(1), x.as_mut(), &table, (&[row]).into());
         x.to_vec()
     };
     for (row, factors) in [(37, &short), (137, &long)] {
@@ -218,6 +218,6 @@ fn longrope_has_a_row_for_each_position_of_short_and_of_long_sequences() {
 #[should_panic(expected = "token 1 takes row 300, but the rotary table has 300 rows")]
 fn a_position_beyond_the_table_is_refused() {
     let rotation = Rotation { dims: 4, theta: THETA, scaling: RopeScaling::None, interleaved: false };
-    let table = RopeTable::new(4, &rotation, POSITIONS);
-    rope::forward(&Device::cpu(1), Matrix::zeros(2, 4, DType::F32).as_mut(), &table, &[299, 300]);
+    let table = RopeTable::new(&Device::cpu(1), 4, &rotation, POSITIONS);
+    rope::forward(&Device::cpu(1), Matrix::zeros(2, 4, DType::F32).as_mut(), &table, (&[299, 300]).into());
 }

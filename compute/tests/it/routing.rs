@@ -3,7 +3,9 @@
 use compute::ops::routing::{self, Load, Routing};
 use compute::{DType, Device, Matrix};
 
-use crate::common::{DTYPES, assert_close, assert_within, dot, gradient, matrix, on_threads, wide};
+use crate::common::{
+    DTYPES, assert_close, assert_within, column_mut, dot, gradient, matrix, on_threads, row, wide,
+};
 
 /// Tokens, experts, experts a token.
 const SHAPES: [(usize, usize, usize); 6] =
@@ -72,7 +74,13 @@ fn the_gradient_of_the_choice_is_that_of_the_weights() {
             let got = on_threads(|device| {
                 let routing = choose(device, &logits, k, normalized);
                 let mut dlogits = matrix(tokens, experts, DType::F32, 1);
-                routing::choose_backward(device, dlogits.as_mut(), &dw.to_vec(), &[], &routing);
+                routing::choose_backward(
+                    device,
+                    dlogits.as_mut(),
+                    dw.as_ref().reshape(tokens * k, 1),
+                    None,
+                    &routing,
+                );
                 vec![dlogits.to_vec()]
             });
             let chosen = choose(&Device::cpu(1), &logits, k, normalized).chosen().to_vec();
@@ -108,7 +116,13 @@ fn the_load_of_experts_and_its_gradient_are_those_of_the_definition() {
             load.gradient(scale, &mut dp);
             let mut dlogits = matrix(tokens, experts, DType::F32, 1);
             let routing = choose(device, &layers[0], k, true);
-            routing::choose_backward(device, dlogits.as_mut(), &dw.to_vec(), &dp, &routing);
+            routing::choose_backward(
+                device,
+                dlogits.as_mut(),
+                dw.as_ref().reshape(tokens * k, 1),
+                Some(row(&dp)),
+                &routing,
+            );
             vec![dlogits.to_vec(), vec![load.loss() as f32]]
         });
         let device = Device::cpu(1);
@@ -190,7 +204,7 @@ fn weights_of_rows_and_their_gradients_are_those_of_the_definition() {
                 let mut y = Matrix::zeros(tokens * k, width, dtype);
                 routing::weigh(device, y.as_mut(), x.as_ref(), &routing);
                 let (mut dx, mut dw) = (matrix(tokens * k, width, dtype, 3), vec![0.0; tokens * k]);
-                routing::weigh_backward(device, dx.as_mut(), x.as_ref(), &mut dw, &routing);
+                routing::weigh_backward(device, dx.as_mut(), x.as_ref(), column_mut(&mut dw), &routing);
                 vec![y.to_vec(), dx.to_vec(), dw]
             });
             let routing = choose(&Device::cpu(1), &logits, k, true);

@@ -2,7 +2,7 @@
 
 use compute::ops::position_scale::{self, PositionScale};
 use compute::ops::{residual, scale, soft_cap};
-use compute::{DType, Matrix};
+use compute::{DType, Device, Matrix};
 
 use crate::common::{
     DTYPES, assert_close, assert_within, dot, gradient, ids, matrix, on_threads, shapes, small_shapes, wide,
@@ -48,13 +48,13 @@ fn a_factor_of_one_adds_as_without() {
 /// `1 + beta ln(1 + floor(p / original))`, as `get_llama_4_attn_scale` of transformers.
 #[test]
 fn rows_grow_with_their_position() {
-    let table = PositionScale::new(0.1, 16, 100);
+    let table = PositionScale::new(&Device::cpu(1), 0.1, 16, 100);
     for (rows, cols) in shapes() {
         for dtype in DTYPES {
             let (x, positions) = (matrix(rows, cols, dtype, 1), ids(rows, 100, 2));
             let got = on_threads(|device| {
                 let mut y = matrix(rows, cols, dtype, 1);
-                position_scale::apply(device, y.as_mut(), &table, &positions);
+                position_scale::apply(device, y.as_mut(), &table, (&positions).into());
                 vec![y.to_vec()]
             });
             let factor = |p: u32| 1.0 + 0.1 * (1.0 + (f64::from(p) / 16.0).floor()).ln();

@@ -11,7 +11,7 @@ use compute::ops::{
 };
 use compute::{Cpu, DType, Device, Matrix};
 
-use crate::common::{DTYPES, ids, matrix, normals};
+use crate::common::{DTYPES, column, column_mut, ids, matrix, normals, row, row_mut};
 
 const ROWS: usize = 5;
 const COLS: usize = 206;
@@ -24,24 +24,42 @@ fn results(device: &Device, dtype: DType) -> Vec<Vec<f32>> {
     let (mut y, mut up, mut rstd) = (input(6), input(7), vec![0.0; ROWS]);
     let mut kept = Vec::new();
 
-    embedding::forward(device, y.as_mut(), table.as_ref(), &tokens);
+    embedding::forward(device, y.as_mut(), table.as_ref(), (&tokens).into());
     bias::add(device, y.as_mut(), weight.as_ref());
     residual::add(device, y.as_mut(), x.as_ref());
-    dropout::apply(device, y.as_mut(), x.as_ref(), 0.2, (8, &[3, 1, 4, 15, 9]), true);
+    dropout::apply(device, y.as_mut(), x.as_ref(), 0.2, (8, (&[3, 1, 4, 15, 9]).into()), true);
     kept.push(y.to_vec());
 
-    rms_norm::forward(device, y.as_mut(), x.as_ref(), weight.as_ref(), Offset::None, 1e-6, &mut rstd);
+    rms_norm::forward(
+        device,
+        y.as_mut(),
+        x.as_ref(),
+        weight.as_ref(),
+        Offset::None,
+        1e-6,
+        column_mut(&mut rstd),
+    );
     kept.push(y.to_vec());
     let mut dweight = Matrix::zeros(1, COLS, DType::F32);
     let (dx, dw) = (y.as_mut(), Some(dweight.as_mut()));
-    rms_norm::backward(device, dx, true, dy.as_ref(), x.as_ref(), weight.as_ref(), Offset::None, &rstd, dw);
+    rms_norm::backward(
+        device,
+        dx,
+        true,
+        dy.as_ref(),
+        x.as_ref(),
+        weight.as_ref(),
+        Offset::None,
+        column(&rstd),
+        dw,
+    );
     bias::backward(device, dweight.as_mut(), dy.as_ref());
     kept.extend([y.to_vec(), dweight.to_vec()]);
 
     let scaling = RopeScaling::None;
     let rotation = Rotation { dims: COLS, theta: 10_000.0, scaling, interleaved: false };
-    let table = rope::RopeTable::new(COLS, &rotation, 9);
-    rope::forward(device, y.as_mut(), &table, &tokens);
+    let table = rope::RopeTable::new(device, COLS, &rotation, 9);
+    rope::forward(device, y.as_mut(), &table, (&tokens).into());
     kept.push(y.to_vec());
 
     for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
@@ -57,15 +75,29 @@ fn digest() -> u64 {
     let mut kept: Vec<Vec<f32>> = DTYPES.into_iter().flat_map(|dtype| results(device, dtype)).collect();
 
     let (mut logits, mut losses) = (matrix(ROWS, COLS, DType::F32, 1), vec![0.0; ROWS]);
-    cross_entropy::forward_backward(device, logits.as_mut(), &ids(ROWS, COLS, 2), &[0.3; ROWS], &mut losses);
+    cross_entropy::forward_backward(
+        device,
+        logits.as_mut(),
+        (&ids(ROWS, COLS, 2)).into(),
+        column(&[0.3; ROWS]),
+        column_mut(&mut losses),
+    );
     let settings =
         AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step: 1 };
     let (mut params, mut m, mut v) = (normals(COLS, 3), normals(COLS, 4), vec![1.0; COLS]);
-    optimizer::adamw(device, &mut params, &normals(COLS, 5), &mut m, &mut v, &settings, 0.7);
+    optimizer::adamw(
+        device,
+        row_mut(&mut params),
+        row(&normals(COLS, 5)),
+        row_mut(&mut m),
+        row_mut(&mut v),
+        &settings,
+        0.7,
+    );
     kept.extend([
         logits.to_vec(),
         losses,
-        vec![reduce::sum_of_squares(device, &params) as f32],
+        vec![reduce::sum_of_squares(device, row(&params)) as f32],
         params,
         m,
         v,

@@ -41,20 +41,13 @@ impl Layout {
 /// Magnitudes begin as the norms of the frozen rows: the adapted model begins as the base.
 pub(super) fn initialize(adapter: &mut Adapter, dora: Dora, weight: BaseWeight<'_>, device: &Device) {
     let tensor = &adapter.layout.tensors()[dora.magnitude];
-    let mut norms = adapter.parameters.tensor_mut(tensor);
-    magnitude::row_squares(device, norms.reborrow(), weight.rows());
-    norms.f32().iter_mut().for_each(|square| *square = square.sqrt());
+    magnitude::row_norms(device, adapter.parameters.tensor_mut(tensor), weight.rows());
 }
 
 /// Turns the frozen weight's values `w [out, in]` into those of the adapted one.
 pub(super) fn merge(adapter: &Adapter, dora: Dora, device: &Device, mut w: MatrixMut<'_>) {
     lora::merge(adapter, dora.lora, device, w.reborrow());
-    let (magnitudes, cols) = (adapter.tensor(dora.magnitude).f32(), w.cols());
-    for (row, m) in w.f32().chunks_exact_mut(cols).zip(magnitudes) {
-        let norm = row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>().sqrt();
-        let factor = f64::from(*m) / norm;
-        row.iter_mut().for_each(|w| *w = (f64::from(*w) * factor) as f32);
-    }
+    magnitude::set_row_norms(device, w, adapter.tensor(dora.magnitude));
 }
 
 /// What this method needs beside LoRA's buffers; empty without it.

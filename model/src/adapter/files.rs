@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use compute::{DType, Matrix, MatrixMut};
+use compute::{DType, Device, Matrix, MatrixMut};
 
 use super::folder::AdapterFolder;
 use super::parameters::{Adapter, Layout, Parameters, Tensor};
@@ -52,7 +52,7 @@ impl Layout {
 }
 
 impl Adapter {
-    /// Reads an adapter folder for a model that the user calls `base`.
+    /// Reads an adapter folder for a model that the user calls `base`, into the memory of a device.
     ///
     /// What the folder's file has of the base's own weights is not part of the adapter: see
     /// [`AdapterFolder::base_tensors`].
@@ -60,9 +60,14 @@ impl Adapter {
     /// # Errors
     /// If its settings are not supported, or its tensors are not exactly those that the settings call for on
     /// this model.
-    pub fn load(folder: &Path, config: &Config, base: Option<&str>) -> Result<(Adapter, AdapterFolder)> {
+    pub fn load(
+        folder: &Path,
+        config: &Config,
+        base: Option<&str>,
+        device: &Device,
+    ) -> Result<(Adapter, AdapterFolder)> {
         let files = AdapterFolder::open(folder, config, base)?;
-        Ok((files.read()?, files))
+        Ok((files.read(device)?, files))
     }
 }
 
@@ -89,10 +94,8 @@ fn in_file(parameters: &Parameters, tensor: &Tensor) -> Option<Matrix> {
         return None;
     }
     let mut written = Matrix::unset(tensor.rows / experts, tensor.cols * experts, DType::F32);
-    transpose(
-        parameters.tensor(tensor).reshape(experts, elements),
-        written.as_mut().reshape(elements, experts),
-    );
+    let tensor = parameters.tensor(tensor).reshape(experts, elements).download();
+    transpose(tensor.as_ref(), written.as_mut().reshape(elements, experts));
     Some(written)
 }
 
@@ -103,14 +106,15 @@ pub(super) fn read_tensor(
     read: impl FnOnce(MatrixMut<'_>) -> Result<()>,
 ) -> Result<()> {
     let (experts, elements) = (tensor.experts, tensor.range.len() / tensor.experts);
-    let to = parameters.tensor_mut(tensor);
-    if experts == 1 {
-        return read(to);
-    }
-    let mut written = Matrix::zeros(tensor.rows / experts, tensor.cols * experts, DType::F32);
-    read(written.as_mut())?;
-    transpose(written.as_ref().reshape(elements, experts), to.reshape(experts, elements));
-    Ok(())
+    parameters.tensor_mut(tensor).upload(|to| {
+        if experts == 1 {
+            return read(to);
+        }
+        let mut written = Matrix::zeros(tensor.rows / experts, tensor.cols * experts, DType::F32);
+        read(written.as_mut())?;
+        transpose(written.as_ref().reshape(elements, experts), to.reshape(experts, elements));
+        Ok(())
+    })
 }
 
 /// Writes flat buffers of one layout as a safetensors file, every tensor as `f32` under its name behind the

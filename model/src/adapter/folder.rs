@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use compute::{DType, Matrix, MatrixMut};
+use compute::{DType, Device, Matrix, MatrixMut};
 use serde_json::Value;
 
 use super::files::read_tensor;
@@ -248,13 +248,13 @@ impl AdapterFolder {
         Ok(opened)
     }
 
-    /// The adapter itself, laid out for [`AdapterFolder::model`].
+    /// The adapter itself, laid out for [`AdapterFolder::model`], in the memory of a device.
     ///
     /// # Errors
     /// If a tensor has a value that is not finite, or cannot be read.
-    pub fn read(&self) -> Result<Adapter> {
+    pub fn read(&self, device: &Device) -> Result<Adapter> {
         let layout = Layout::of_adapter(&self.resolution, &self.model);
-        let mut adapter = Adapter::zeros(layout, self.config.lora_dropout as f32);
+        let mut adapter = Adapter::zeros(layout, self.config.lora_dropout as f32, device);
         let Adapter { layout, parameters, .. } = &mut adapter;
         for tensor in layout.tensors() {
             read_tensor(parameters, tensor, |to| self.tensors.read_into(&tensor.name, to))?;

@@ -2,8 +2,8 @@
 //! base's.
 
 use compute::MatrixRef;
-use compute::ops::bias;
 use compute::ops::matmul::{Factor, matmul};
+use compute::ops::{bias, copy};
 
 use super::parameters::{Adapter, Layout, Parameters, Role, Trained};
 use crate::decoder::Decoder;
@@ -37,7 +37,7 @@ pub(super) fn initialize(adapter: &mut Adapter, full: Full, module: ModuleId, de
     decoder.base_weight(module).copy_to(&decoder.device, to);
     if let Some(index) = full.bias {
         let bias = decoder.base_bias(module).expect("a module trained with its bias has one");
-        adapter.parameters.tensor_mut(&tensors[index]).copy_from(bias);
+        copy::copy(&decoder.device, adapter.parameters.tensor_mut(&tensors[index]), bias);
     }
 }
 

@@ -15,6 +15,7 @@ use super::parameters::{Adapter, Layout, Parameters, Role, Trained};
 use crate::memory::{Allocator, Component};
 use crate::names::{Module, ModuleId, Part};
 use crate::run::Run;
+use crate::staged::Staged;
 
 /// A low-rank update of one linear layer: `h = W0 x + scale * B A x` (Hu et al. 2021, equation 3).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,7 +87,7 @@ pub(crate) struct Buffers {
     ds: Matrix,
     /// What the rows at hand are called, for masks that do not depend on their neighbours `[T]`; set once a
     /// batch.
-    pub(crate) names: Vec<u64>,
+    pub(crate) names: Staged<u64>,
 }
 
 impl Buffers {
@@ -102,10 +103,10 @@ impl Buffers {
         let dropped = if dropout > 0.0 { tokens } else { 0 };
         let mut buffer = |rows, cols, dtype| allocator.matrix(Component::Workspace, rows, cols, dtype);
         Buffers {
-            dropped: buffer(dropped, width, precision.dtype()),
             s: buffer(tokens, layout.max_rank(), DType::F32),
             ds: buffer(tokens, layout.max_rank(), DType::F32),
-            names: Vec::with_capacity(dropped),
+            dropped: buffer(dropped, width, precision.dtype()),
+            names: Staged::new(dropped, Component::Workspace, allocator),
         }
     }
 }
@@ -122,8 +123,9 @@ pub(super) fn initialize(adapter: &mut Adapter, lora: Lora, init: Init, seed: u6
         Init::Default => (2.0 * random::uniform(key, i) - 1.0) * bound,
         Init::Gaussian => random::normal(key, i) / lora.rank as f64,
     };
-    let a = adapter.parameters.tensor_mut(tensor).f32();
-    a.iter_mut().enumerate().for_each(|(i, v)| *v = value(i as u64) as f32);
+    adapter.parameters.tensor_mut(tensor).upload(|a| {
+        a.f32().iter_mut().enumerate().for_each(|(i, v)| *v = value(i as u64) as f32);
+    });
 }
 
 /// Adds the update to the frozen weight's values `w [out, in]`.
@@ -188,7 +190,7 @@ pub(crate) fn backward(
     // The dropped input is spent: its buffer takes its gradient, which then passes the same mask.
     let mut through = dropped.as_mut().prefix(rows, cols);
     matmul(device, precision, 1.0, Factor::Plain(ds), Factor::Plain(a), false, through.reborrow());
-    dropout::apply(device, dx, through.as_ref(), adapter.dropout, (key, &names[..rows]), true);
+    dropout::apply(device, dx, through.as_ref(), adapter.dropout, (key, names.get()), true);
 }
 
 /// What dropout leaves of the input, if there is dropout.
@@ -196,11 +198,11 @@ fn dropped_input<'a>(
     run: &Run<'_>,
     key: Option<u64>,
     x: MatrixRef<'_>,
-    names: &[u64],
+    names: &Staged<u64>,
     buffer: &'a mut Matrix,
 ) -> Option<MatrixRef<'a>> {
     let key = key?;
     let dropped = buffer.as_mut().prefix(x.rows(), x.cols());
-    dropout::apply(run.device, dropped, x, run.adapter().dropout, (key, &names[..x.rows()]), false);
+    dropout::apply(run.device, dropped, x, run.adapter().dropout, (key, names.get()), false);
     Some(buffer.as_ref().prefix(x.rows(), x.cols()))
 }

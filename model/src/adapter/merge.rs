@@ -49,7 +49,7 @@ impl Decoder {
             false => to.write(name, values),
             true => {
                 let mut turned = Matrix::unset(values.cols(), values.rows(), values.dtype());
-                transpose(values, turned.as_mut());
+                transpose(values.download().as_ref(), turned.as_mut());
                 to.write(name, turned.as_ref())
             }
         };
@@ -60,7 +60,7 @@ impl Decoder {
                 write(adapter.tensor(if parameter.bias { bias() } else { full.weight }))
             }
             Some(update @ (Trained::Lora(_) | Trained::Dora(_))) if !parameter.bias => {
-                let mut merged = Matrix::zeros(parameter.rows, parameter.cols, DType::F32);
+                let mut merged = self.device.zeros(parameter.rows, parameter.cols, DType::F32);
                 self.base_weight(module).copy_to(&self.device, merged.as_mut());
                 match update {
                     Trained::Dora(update) => dora::merge(adapter, update, &self.device, merged.as_mut()),
@@ -128,14 +128,16 @@ impl Decoder {
         let (tokens, precision) = (batch.tokens(), self.precision);
         let extent = Extent { tokens, positions: TOKENS, purpose: Purpose::Infer, precision };
         let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
-        let mut buffers = Activations::new(&self.config, &layout, 0.0, extent, &mut Allocator::real());
+        let mut buffers =
+            Activations::new(&self.config, &layout, 0.0, extent, &mut Allocator::real(&self.device));
         let run = self.run(adapter);
         self.forward(&run, &batch, None, &mut buffers);
         let mut logits = Matrix::zeros(tokens, self.config.vocab_size, DType::F32);
         let rows: Vec<usize> = (0..tokens).collect();
         for rows in rows.chunks(buffers.logits_rows()) {
             let from = self.logits(&run, rows, &mut buffers);
-            logits.as_mut().rows_range(rows[0]..rows[0] + rows.len()).copy_from(from);
+            let to = logits.as_mut().rows_range(rows[0]..rows[0] + rows.len());
+            to.f32().copy_from_slice(from.download().f32());
         }
         logits
     }

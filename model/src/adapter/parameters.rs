@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use compute::{DType, Matrix, MatrixMut, MatrixRef};
+use compute::{DType, Device, Matrix, MatrixMut, MatrixRef};
 
 pub use super::dora::Dora;
 pub use super::full::Full;
@@ -191,32 +191,32 @@ impl Parameters {
         Parameters { data: allocator.matrix(component, 1, layout.len(), DType::F32) }
     }
 
-    /// All elements.
-    pub fn values(&self) -> &[f32] {
-        self.data.as_ref().f32()
+    /// All elements `[1, n]`.
+    pub fn values(&self) -> MatrixRef<'_> {
+        self.data.as_ref()
     }
 
-    /// All elements, to change.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        self.data.as_mut().f32()
+    /// All elements `[1, n]`, to change.
+    pub fn values_mut(&mut self) -> MatrixMut<'_> {
+        self.data.as_mut()
     }
 
     /// One tensor.
     pub fn tensor(&self, tensor: &Tensor) -> MatrixRef<'_> {
-        MatrixRef::from_f32(tensor.rows, tensor.cols, &self.values()[tensor.range.clone()])
+        self.values().cols_range(tensor.range.clone()).reshape(tensor.rows, tensor.cols)
     }
 
     /// One tensor, to change.
     pub fn tensor_mut(&mut self, tensor: &Tensor) -> MatrixMut<'_> {
-        MatrixMut::from_f32(tensor.rows, tensor.cols, &mut self.values_mut()[tensor.range.clone()])
+        self.values_mut().cols_range(tensor.range.clone()).reshape(tensor.rows, tensor.cols)
     }
 
     /// A tensor and the one right behind it, to change: A and B of a low-rank update.
     pub fn pair_mut(&mut self, first: &Tensor, second: &Tensor) -> (MatrixMut<'_>, MatrixMut<'_>) {
         assert_eq!(first.range.end, second.range.start, "the two tensors of a pair lie side by side");
-        let both = &mut self.values_mut()[first.range.start..second.range.end];
-        let (a, b) = both.split_at_mut(first.range.len());
-        (MatrixMut::from_f32(first.rows, first.cols, a), MatrixMut::from_f32(second.rows, second.cols, b))
+        let both = self.values_mut().cols_range(first.range.start..second.range.end);
+        let (a, b) = both.split_at(first.range.len());
+        (a.reshape(first.rows, first.cols), b.reshape(second.rows, second.cols))
     }
 
     /// A and B of a low-rank update, to change.
@@ -242,15 +242,18 @@ impl Adapter {
     /// Whether it is made of low-rank updates only and every B is zero, so that it changes nothing.
     pub fn is_without_effect(&self) -> bool {
         self.layout.modules.values().all(|trained| match trained {
-            Trained::Lora(lora) => self.lora(*lora).1.f32().iter().all(|&value| value == 0.0),
+            Trained::Lora(lora) => {
+                let b = self.lora(*lora).1.download();
+                b.f32().iter().all(|&value| value == 0.0)
+            }
             // Magnitudes count for themselves, whatever B is.
             Trained::Dora(_) | Trained::Full(_) => false,
         })
     }
 
-    /// An adapter of zeros.
-    pub fn zeros(layout: Layout, dropout: f32) -> Self {
-        let parameters = Parameters::zeros(&layout, Component::Adapter, &mut Allocator::real());
+    /// An adapter of zeros, in the memory of a device.
+    pub fn zeros(layout: Layout, dropout: f32, device: &Device) -> Self {
+        let parameters = Parameters::zeros(&layout, Component::Adapter, &mut Allocator::real(device));
         Adapter { layout, parameters, dropout }
     }
 

@@ -246,7 +246,8 @@ fn header(metadata: &BTreeMap<String, String>, specs: &[TensorSpec]) -> (Vec<u8>
 /// Converts and writes a buffer's worth at a time.
 fn write_values(file: &mut File, values: MatrixRef<'_>, dtype: StoredDType) -> io::Result<()> {
     let elements = values.rows() * values.cols();
-    let values = values.reshape(elements, 1);
+    let values = values.download();
+    let values = values.as_ref().reshape(elements, 1);
     let rows = BUFFER / dtype.size();
     let mut buffer = Vec::with_capacity(BUFFER.min(elements * dtype.size()));
     for start in (0..elements).step_by(rows) {

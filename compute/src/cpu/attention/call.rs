@@ -47,7 +47,7 @@ impl Call<'_> {
             scratch.q.pack(rows.start, q);
             scratch.max[rows.clone()].fill(f32::NEG_INFINITY);
             scratch.denominator[rows.clone()].fill(0.0);
-            scratch.sums.as_mut().rows_range(rows).clear();
+            scratch.sums.as_mut().rows_range(rows).f32().fill(0.0);
         }
         let visible = self.spec.visible_to(segment, tokens);
         for keys in tiles(visible.clone()) {
@@ -208,7 +208,7 @@ impl Call<'_> {
             let at = (segment.queries.start + token) * self.spec.heads + group * heads;
             lse.copy_from_slice(&kept.lse[at..at + heads]);
         }
-        scratch.sums.top_mut(rows).clear();
+        scratch.sums.top_mut(rows).f32().fill(0.0);
     }
 
     /// Leaves a tile's probabilities in `scratch.p_columns` and the gradients of its scores in `scratch.p`
@@ -275,7 +275,7 @@ impl Call<'_> {
         let row_stride = m.cols();
         let start = (segment.keys.start + keys.start) * row_stride + group * cols;
         let span = start..start + (rows - 1) * row_stride + cols;
-        let data = match m.data {
+        let data = match m.slice() {
             Slice::F32(s) => Slice::F32(&s[span]),
             Slice::Bf16(s) => Slice::Bf16(&s[span]),
         };
@@ -287,7 +287,7 @@ impl Call<'_> {
     fn prefetch(&self, segment: &Segment, groups: &Range<usize>, keys: Range<usize>) {
         let bytes = self.spec.head_dim * self.q.dtype().size();
         for m in [self.k, self.v] {
-            let start: *const u8 = match m.data {
+            let start: *const u8 = match m.slice() {
                 Slice::F32(s) => s.as_ptr().cast(),
                 Slice::Bf16(s) => s.as_ptr().cast(),
             };
@@ -318,12 +318,18 @@ fn load<'a>(
 ) -> Operand<'a> {
     let (width, rows) = (spec.group() * spec.head_dim, tokens.len() * spec.group());
     let starts = tokens.clone().map(|t| (segment.queries.start + t) * m.cols() + group * width);
-    match (m.data, to.top_mut(rows).data) {
+    match (m.slice(), to.top_mut(rows).slice()) {
         (Slice::F32(from), SliceMut::F32(to)) => copy_rows(from, starts, width, to),
         (Slice::Bf16(from), SliceMut::Bf16(to)) => copy_rows(from, starts, width, to),
         _ => unreachable!("scratch has the type of q"),
     }
-    Operand { data: to.top(rows).data, rows, cols: spec.head_dim, row_stride: spec.head_dim, col_stride: 1 }
+    Operand {
+        data: to.top(rows).slice(),
+        rows,
+        cols: spec.head_dim,
+        row_stride: spec.head_dim,
+        col_stride: 1,
+    }
 }
 
 fn copy_rows<X: Copy>(from: &[X], starts: impl Iterator<Item = usize>, width: usize, to: &mut [X]) {

@@ -25,7 +25,7 @@ unsafe impl Sync for Shared<'_> {}
 impl<'a> Shared<'a> {
     pub(super) fn new(m: MatrixMut<'a>) -> Self {
         let (rows, cols) = (m.rows(), m.cols());
-        let data = match m.data {
+        let data = match m.slice() {
             SliceMut::F32(s) => Data::F32(s.as_mut_ptr()),
             SliceMut::Bf16(s) => Data::Bf16(s.as_mut_ptr()),
         };

@@ -201,14 +201,14 @@ impl PackedRight {
 }
 
 fn start(m: &Matrix) -> *const u8 {
-    match m.as_ref().data {
+    match m.as_ref().slice() {
         Slice::F32(s) => s.as_ptr().cast(),
         Slice::Bf16(s) => s.as_ptr().cast(),
     }
 }
 
 fn start_mut(m: &mut Matrix) -> *mut u8 {
-    match m.as_mut().data {
+    match m.as_mut().slice() {
         SliceMut::F32(s) => s.as_mut_ptr().cast(),
         SliceMut::Bf16(s) => s.as_mut_ptr().cast(),
     }
