@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cpu::Cpu;
 use crate::profile::{Key, Profile, Watch, Work};
-use crate::{DType, Home, Matrix};
+use crate::{DType, Home, Matrix, Precision};
 
 /// The place where matrices live and operations run. A closed set, matched inside each operation.
 #[derive(Clone, Debug)]
@@ -31,6 +31,30 @@ impl Device {
     /// The device that computes nothing.
     pub fn null() -> Self {
         Device::Null(Null::default())
+    }
+
+    /// The name of the instruction set in use.
+    pub fn isa(&self) -> &'static str {
+        match self {
+            Device::Cpu(cpu) => cpu.isa(),
+            Device::Null(_) => "none",
+        }
+    }
+
+    /// Floating-point operations a second that it could reach ([`Cpu::peak_flops`]).
+    pub fn peak_flops(&self, precision: Precision) -> f64 {
+        match self {
+            Device::Cpu(cpu) => cpu.peak_flops(precision),
+            Device::Null(_) => f64::INFINITY,
+        }
+    }
+
+    /// Threads of the host that work for it.
+    pub fn threads(&self) -> usize {
+        match self {
+            Device::Cpu(cpu) => cpu.threads(),
+            Device::Null(_) => 1,
+        }
     }
 
     /// Whose memory its operations work on.

@@ -113,7 +113,9 @@ impl<'a> Generator<'a> {
     pub fn new(decoder: &'a Decoder, adapter: Option<&'a Adapter>, context: usize) -> Self {
         let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
         let mut allocator = Allocator::real(&decoder.device);
-        let (buffers, cache) = room(&decoder.config, &layout, decoder.precision, context, &mut allocator);
+        let (mut buffers, cache) = room(&decoder.config, &layout, decoder.precision, context, &mut allocator);
+        // The adapter is lent for as long as this lives.
+        adapter.into_iter().for_each(|adapter| buffers.fix(decoder, adapter));
         Generator { decoder, adapter, buffers, cache, cached: Vec::new() }
     }
 

@@ -284,7 +284,7 @@ pub(crate) struct TrainingSection {
     #[schemars(range(min = 1))]
     pub(crate) early_stopping_patience: Option<u64>,
     /// How much the spread of tokens over experts counts beside the loss, as router_aux_loss_coef of
-    /// transformers; 0: not at all.
+    /// transformers; 0: not at all. It is evened out among the tokens in memory at once.
     #[schemars(range(min = 0, max = 1e3))]
     pub(crate) router_aux_loss: f64,
     /// Of all that is random: the same seed and settings give the same bytes.

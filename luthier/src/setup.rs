@@ -283,7 +283,8 @@ pub(crate) fn adopt(section: &AdapterSection, files: &AdapterFolder) -> AdapterS
         }
         Some(Selection::Expression(expression)) => TargetModules::Regex(expression.clone()),
         Some(Selection::List(names)) => TargetModules::Names(names.clone()),
-        None => TargetModules::Names(targets::default_targets(&files.model)),
+        // PEFT's default for the family, which is nothing for some if parameters are named.
+        None => TargetModules::Names(targets::names(&files.resolution, &files.model)),
     };
     AdapterSection {
         r: folder.r,

@@ -177,7 +177,7 @@ impl Attention {
         saved: &mut Saved,
         work: &mut Workspace,
     ) {
-        let Pass { run, config, batch, .. } = pass;
+        let Pass { run, groups, config, batch, .. } = pass;
         let t = batch.tokens();
         let id = |part| ModuleId::Linear { layer, part };
         let Workspace { normed, linear: scratch, attention: own, exit, .. } = work;
@@ -186,7 +186,7 @@ impl Attention {
             None => x.top(t),
             Some(norm) => {
                 let id = ModuleId::Norm { layer, part: NormPart::Attention };
-                norm.forward(run, config, id, normed.top_mut(t), x.top(t), &mut saved.norm);
+                norm.forward(groups, config, id, normed.top_mut(t), x.top(t), &mut saved.norm);
                 normed.top(t)
             }
         };
@@ -196,7 +196,7 @@ impl Attention {
         };
         match (&self.qkv, config.fused_qkv) {
             (Qkv::Fused(qkv), Some(order)) => {
-                qkv.forward(run, id(Part::Qkv), own.fused.top_mut(t), false, input, scratch);
+                qkv.forward(groups, id(Part::Qkv), own.fused.top_mut(t), false, input, scratch);
                 let (row, columns) = parts_of(config, order);
                 let rows = t * own.fused.cols() / row;
                 let fused = own.fused.top(t).reshape(rows, row);
@@ -208,7 +208,7 @@ impl Attention {
             (Qkv::Apart(linears), _) => {
                 let parts = [Part::Q, Part::K, Part::V];
                 for ((linear, part), to) in linears.iter().zip(parts).zip([q_to, k_to, &mut saved.v]) {
-                    linear.forward(run, id(part), to.top_mut(t), false, input, scratch);
+                    linear.forward(groups, id(part), to.top_mut(t), false, input, scratch);
                 }
             }
             (Qkv::Fused(_), None) => unreachable!("the configuration says how a fused projection is ordered"),
@@ -228,10 +228,10 @@ impl Attention {
         attention::forward(device, precision, &heads, &batch.segments, q.top(t), keys, values, out, lse);
         if exit::is_direct(config) {
             copy::copy(device, y.top_mut(t), x.top(t));
-            self.o.forward(run, id(Part::O), y.top_mut(t), true, attended.top(t), scratch);
+            self.o.forward(groups, id(Part::O), y.top_mut(t), true, attended.top(t), scratch);
         } else {
             let branch = saved.exit.branch(config, exit).top_mut(t);
-            self.o.forward(run, id(Part::O), branch, false, attended.top(t), scratch);
+            self.o.forward(groups, id(Part::O), branch, false, attended.top(t), scratch);
             let behind = ModuleId::Norm { layer, part: NormPart::AfterAttention };
             exit::forward(pass, self.norm_behind.as_ref(), behind, y, x, &mut saved.exit, exit);
         }
@@ -239,7 +239,7 @@ impl Attention {
 
     /// Norms of queries and keys, and their positions, in the family's order.
     fn place(&self, pass: Pass<'_>, layer: usize, saved: &mut Saved) {
-        let Pass { run, config, batch, .. } = pass;
+        let Pass { run, groups, config, batch, .. } = pass;
         let (t, table) = (batch.tokens(), config.blocks[layer].rope.map(|rope| &pass.positions.tables[rope]));
         let turn = |x: &mut Matrix| {
             if let Some(table) = table {
@@ -258,7 +258,7 @@ impl Attention {
                 {
                     let (rows, cols) = rows_of(config, span, t, to.cols());
                     let (to, from) = (to.top_mut(t).reshape(rows, cols), from.top(t).reshape(rows, cols));
-                    norm.forward(run, config, ModuleId::Norm { layer, part }, to, from, saved);
+                    norm.forward(groups, config, ModuleId::Norm { layer, part }, to, from, saved);
                 }
                 if !behind_rope {
                     [q, k].into_iter().for_each(turn);
@@ -279,9 +279,9 @@ impl Attention {
         layer: usize,
         saved: &Saved,
         own: &'a mut Gradients,
-        gradients: &mut Parameters,
+        gradients: &mut [Parameters],
     ) -> [&'a Matrix; 3] {
-        let Pass { run, config, batch, .. } = pass;
+        let Pass { run, groups, config, batch, .. } = pass;
         let (t, table) = (batch.tokens(), config.blocks[layer].rope.map(|rope| &pass.positions.tables[rope]));
         let turn_back = |dx: &mut Matrix| {
             if let Some(table) = table {
@@ -310,7 +310,17 @@ impl Attention {
             let (rows, cols) = rows_of(config, span, t, from.cols());
             let id = ModuleId::Norm { layer, part };
             let (to, from) = (to.top_mut(t).reshape(rows, cols), from.top(t).reshape(rows, cols));
-            norm.backward(run, config, id, to, false, from, raw.top(t).reshape(rows, cols), saved, gradients);
+            norm.backward(
+                groups,
+                config,
+                id,
+                to,
+                false,
+                from,
+                raw.top(t).reshape(rows, cols),
+                saved,
+                gradients,
+            );
         }
         if behind_rope {
             [&mut *dattended, &mut *dk_raw].into_iter().for_each(turn_back);
@@ -326,10 +336,10 @@ impl Attention {
         layer: usize,
         x: &Matrix,
         saved: &mut Saved,
-        gradients: &mut Parameters,
+        gradients: &mut [Parameters],
         work: &mut Workspace,
     ) {
-        let Pass { run, config, batch, .. } = pass;
+        let Pass { run, groups, config, batch, .. } = pass;
         let t = batch.tokens();
         let (device, id) = (run.device, |part| ModuleId::Linear { layer, part });
         let Workspace { normed, dx, dnormed, dparallel, linear: scratch, attention: own, exit, .. } = work;
@@ -342,7 +352,7 @@ impl Attention {
         let Scratch { fused, gradients: own } = own;
         let dattended = Some(own.attended.top_mut(t));
         let attended = saved.attended.top(t);
-        self.o.backward(run, id(Part::O), dattended, false, dbranch.top(t), attended, gradients, scratch);
+        self.o.backward(groups, id(Part::O), dattended, false, dbranch.top(t), attended, gradients, scratch);
         attention::backward(
             device,
             run.precision,
@@ -364,7 +374,7 @@ impl Attention {
         let input = match &self.norm {
             None => x.top(t),
             Some(norm) => {
-                norm.forward(run, config, norm_id, normed.top_mut(t), x.top(t), &mut saved.norm);
+                norm.forward(groups, config, norm_id, normed.top_mut(t), x.top(t), &mut saved.norm);
                 normed.top(t)
             }
         };
@@ -374,7 +384,7 @@ impl Attention {
                 None => (dx.top_mut(t), true),
                 Some(_) => (dnormed.top_mut(t), accumulate),
             };
-            linear.backward(run, id(part), Some(to), accumulate, dy, input, gradients, scratch);
+            linear.backward(groups, id(part), Some(to), accumulate, dy, input, gradients, scratch);
         };
         match (&self.qkv, config.fused_qkv) {
             (Qkv::Fused(qkv), Some(order)) => {
@@ -395,7 +405,7 @@ impl Attention {
         }
         if let Some(norm) = &self.norm {
             let (dx, dy) = (dx.top_mut(t), dnormed.top(t));
-            norm.backward(run, config, norm_id, dx, true, dy, x.top(t), &saved.norm, gradients);
+            norm.backward(groups, config, norm_id, dx, true, dy, x.top(t), &saved.norm, gradients);
         }
     }
 }

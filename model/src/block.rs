@@ -14,7 +14,7 @@ use crate::memory::{Allocator, Component};
 use crate::mlp::{self, Mlp};
 use crate::names::{ModuleId, Part};
 use crate::positions::Positions;
-use crate::run::Run;
+use crate::run::{Group, Run};
 use crate::{exit, experts, linear};
 
 /// Frozen weights of a layer.
@@ -157,7 +157,9 @@ impl Workspace {
 /// What a pass over a layer needs beside the layer: constant over the layers of a pass.
 #[derive(Clone, Copy)]
 pub(crate) struct Pass<'a> {
+    /// Device, precision and the loss of experts; of adapters, those of the first group.
     pub(crate) run: &'a Run<'a>,
+    pub(crate) groups: &'a [Group<'a>],
     pub(crate) config: &'a Config,
     pub(crate) positions: &'a Positions,
     pub(crate) batch: &'a Batch,
@@ -219,7 +221,7 @@ impl Block {
         layer: usize,
         x: &Matrix,
         saved: &mut Saved,
-        gradients: &mut Parameters,
+        gradients: &mut [Parameters],
         work: &mut Workspace,
     ) {
         let t = pass.batch.tokens();

@@ -99,8 +99,6 @@ pub struct Biases {
     pub output: bool,
     /// The MLP's layers.
     pub mlp: bool,
-    /// The head.
-    pub head: bool,
 }
 
 /// What the MLP half of a block is.
@@ -233,6 +231,8 @@ mod bounds {
     pub(super) const HEADS: usize = 1 << 14;
     pub(super) const HEAD: usize = 1 << 14;
     pub(super) const EXPERTS: usize = 1 << 12;
+    /// Of all layers together.
+    pub(super) const EXPERTS_OF_ALL: usize = 1 << 17;
     pub(super) const POSITIONS: usize = 1 << 32;
     /// Bytes of config.json.
     pub(super) const FILE: u64 = 16 << 20;
@@ -312,6 +312,8 @@ impl Config {
     }
 }
 
+/// Numbers above 0 that can be computed with, also as `f32` and as divisors.
+const POSITIVE: std::ops::RangeInclusive<f64> = 1e-9..=1e9;
 /// GPT-2's field that divides attention's factor by the block's number.
 const BY_LAYER: &str = "scale_attn_by_inverse_layer_idx";
 /// The field that says whether the head is the embedding's weight.
@@ -331,7 +333,7 @@ fn read(
     let fields = &fields.with_aliases(row.aliases);
     refuse_unsupported(fields, row)?;
     let [vocab_size, hidden_size, intermediate_size, layers, heads] = sizes(fields, row)?;
-    let experts = experts(fields, row)?;
+    let experts = experts(fields, row, layers)?;
     let mlps = mlps(fields, row, layers)?;
     let max_position_embeddings =
         fields.size_or("max_position_embeddings", bounds::POSITIONS, row.max_position_embeddings)?;
@@ -349,9 +351,9 @@ fn read(
         (None, None) => (head_dim as f32).powf(-0.5),
     };
     // Gemma's embeddings are as long as its width is large.
-    let embedding_scale = match row.norm {
-        NormKind::RmsPlusOne => (hidden_size as f64).sqrt(),
-        _ => number("embedding_multiplier")?.unwrap_or(1.0),
+    let embedding_scale = match row.embeddings_by_width {
+        true => (hidden_size as f64).sqrt(),
+        false => number("embedding_multiplier")?.unwrap_or(1.0),
     };
     // Token ids and the like may stand in either place.
     let either = |field: &str| if fields.get(field).is_some() { fields } else { outer };
@@ -377,13 +379,13 @@ fn read(
             Residual::Serial => false,
             Residual::ParallelField => fields.flag_or("use_parallel_residual", true)?,
         },
-        qk_norm: qk_norm(fields, row)?,
+        qk_norm: row.qk_norm.map(|(span, behind_rope)| QkNorm { span, behind_rope }),
         positions: if row.rotary == Rotary::Learned { Positions::Learned } else { Positions::Rotary },
         ropes,
         query_growth,
         max_position_embeddings,
         attention_scale,
-        attention_scale_by_layer: row.transposed && fields.flag_or(BY_LAYER, false)?,
+        attention_scale_by_layer: row.flag(fields, BY_LAYER)?,
         attention_cap: number("attn_logit_softcapping")?.map(|cap| cap as f32),
         embedding_scale: embedding_scale as f32,
         residual_scale: number("residual_multiplier")?.unwrap_or(1.0) as f32,
@@ -448,8 +450,13 @@ impl Row {
         };
         match fields.get(field) {
             Some(Value::Null) => Ok(None),
-            _ => Ok(fields.optional_float(field, f64::MIN_POSITIVE..=1e9)?.or(default)),
+            _ => Ok(fields.optional_float(field, POSITIVE)?.or(default)),
         }
+    }
+
+    /// A flag that changes the arithmetic, if the family has it.
+    fn flag(&self, fields: &Fields<'_>, field: &'static str) -> Result<bool> {
+        Ok(self.flags.contains(&field) && fields.flag_or(field, false)?)
     }
 }
 
@@ -485,7 +492,7 @@ fn refuse_unsupported(fields: &Fields<'_>, row: &Row) -> Result<()> {
     let knows = |field: &str| {
         row.numbers.iter().any(|(name, _)| *name == field)
             || row.ignores.contains(&field)
-            || (field == BY_LAYER && row.transposed)
+            || row.flags.contains(&field)
             || row.experts.is_some_and(|experts| experts.count.0.contains(&field))
             || (field == "no_rope_layers" && row.rotary == Rotary::Skipping)
     };
@@ -498,11 +505,14 @@ fn refuse_unsupported(fields: &Fields<'_>, row: &Row) -> Result<()> {
             }
         }
     }
-    // Only part of what GPT-2's class can do is in use.
-    if fields.present("scale_attn_weights") == Some(&Value::Bool(false)) {
-        return Err(
-            fields.error("scale_attn_weights", "is false: attention without its scale is not supported")
-        );
+    // What classes can do without, and models never do.
+    let needed = [("scale_attn_weights", "its scale"), ("use_qk_norm", "norms of queries and keys")];
+    for (field, what) in
+        needed.into_iter().filter(|(field, _)| *field != "use_qk_norm" || row.qk_norm.is_some())
+    {
+        if !fields.flag_or(field, true)? {
+            return Err(fields.error(field, format!("is false: attention without {what} is not supported")));
+        }
     }
     Ok(())
 }
@@ -519,8 +529,7 @@ fn sizes(fields: &Fields<'_>, row: &Row) -> Result<[usize; 5]> {
     let mut sizes = [0; 5];
     for (place, (name, most)) in names.into_iter().enumerate() {
         sizes[place] = match row.sizes {
-            // GPT-2's inner width follows the width.
-            Some(_) if name == "intermediate_size" && fields.present(name).is_none() && row.transposed => {
+            Some(_) if name == "intermediate_size" && fields.present(name).is_none() && row.four_widths => {
                 4 * sizes[1]
             }
             Some(defaults) => fields.size_or(name, most, defaults[place])?,
@@ -566,7 +575,7 @@ fn head_dim(fields: &Fields<'_>, row: &Row, hidden_size: usize, heads: usize) ->
 
 fn biases(fields: &Fields<'_>, row: &Row) -> Result<Biases> {
     let attention = |default| fields.flag_or("attention_bias", default);
-    let of = |qkv, output, mlp| Biases { qkv, output, mlp, head: false };
+    let of = |qkv, output, mlp| Biases { qkv, output, mlp };
     Ok(match row.biases {
         BiasRule::None => Biases::default(),
         BiasRule::Qkv => of(true, false, false),
@@ -584,12 +593,7 @@ fn biases(fields: &Fields<'_>, row: &Row) -> Result<Biases> {
     })
 }
 
-fn qk_norm(fields: &Fields<'_>, row: &Row) -> Result<Option<QkNorm>> {
-    let of = |(span, behind_rope)| QkNorm { span, behind_rope };
-    Ok(row.qk_norm.map(of).filter(|_| fields.flag_or("use_qk_norm", true).unwrap_or(true)))
-}
-
-fn experts(fields: &Fields<'_>, row: &Row) -> Result<Option<Experts>> {
+fn experts(fields: &Fields<'_>, row: &Row, layers: usize) -> Result<Option<Experts>> {
     let Some(rule) = row.experts else { return Ok(None) };
     let (names, default) = rule.count;
     let name = names.iter().find(|name| fields.present(name).is_some()).unwrap_or(&names[0]);
@@ -601,20 +605,30 @@ fn experts(fields: &Fields<'_>, row: &Row) -> Result<Option<Experts>> {
     }
     let normalized = rule.normalized || fields.flag_or("norm_topk_prob", false)?;
     let inner = fields.size_or(rule.inner.0, bounds::INNER, rule.inner.1)?;
+    if count * layers > bounds::EXPERTS_OF_ALL {
+        let problem = format!("is {count}, on {layers} layers: more than {} in all", bounds::EXPERTS_OF_ALL);
+        return Err(fields.error(*name, problem));
+    }
     Ok(Some(Experts { count, per_token, inner, normalized }))
 }
 
-/// What the MLP half of each layer is: with experts, `mlp_only_layers` and `decoder_sparse_step` leave some
-/// layers without.
+/// What the MLP half of each layer is: of some families with experts, `mlp_only_layers` and
+/// `decoder_sparse_step` leave some layers without.
 fn mlps(fields: &Fields<'_>, row: &Row, layers: usize) -> Result<Vec<Mlp>> {
     let plain = if row.gated { Mlp::Gated } else { Mlp::Plain };
-    if row.experts.is_none() {
-        return Ok(vec![plain; layers]);
+    match row.experts {
+        None => return Ok(vec![plain; layers]),
+        Some(experts) if !experts.some_layers => return Ok(vec![Mlp::Experts; layers]),
+        Some(_) => {}
     }
     let name = "mlp_only_layers";
     let without = match fields.present(name) {
         None => Vec::new(),
-        Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).collect(),
+        Some(Value::Array(list)) => {
+            let number = |value: &Value| value.as_u64().filter(|&layer| layer < layers as u64);
+            let number = |value| number(value).ok_or_else(|| fields.wrong(name, value, "numbers of layers"));
+            list.iter().map(number).collect::<Result<Vec<_>>>()?
+        }
         Some(value) => return Err(fields.wrong(name, value, "a list of layers")),
     };
     let step = fields.size_or("decoder_sparse_step", bounds::LAYERS, 1)?;

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::ops::Range;
 
-use compute::ops::{embedding, scale};
+use compute::ops::{copy, embedding, scale};
 use compute::{Device, Matrix, MatrixRef, Precision, bf16};
 
 use crate::activations::{Activations, Purpose};
@@ -18,7 +18,13 @@ use crate::inputs::Inputs;
 use crate::linear::{BaseWeight, Linear};
 use crate::names::{ModuleId, NormPart};
 use crate::norm::Norm;
-use crate::run::{Run, gradients_of};
+use crate::run::{Group, Run, gradients_of};
+
+/// The targets in these rows: they are in order.
+fn targets_of(batch: &Batch, rows: &Range<usize>) -> Range<usize> {
+    let before = |row: usize| batch.targets.partition_point(|target| target.row < row);
+    before(rows.start)..before(rows.end)
+}
 
 /// A frozen model on a device. Adapters stay apart from it: every pass names the one it uses.
 #[derive(Debug)]
@@ -58,10 +64,27 @@ impl Decoder {
         cache: Option<&mut Cache>,
         buffers: &mut Activations,
     ) {
+        self.forward_groups(&[Group::of_all(run, batch)], batch, cache, buffers);
+    }
+
+    /// [`Decoder::forward`] of a batch whose rows have several adapters. The rows of a group come to what they
+    /// come to alone, to the byte, as long as there are not few of them
+    /// ([`FEW_ROWS`](compute::ops::matmul::FEW_ROWS)).
+    ///
+    /// # Panics
+    /// As [`Decoder::forward`]; also if the groups are not all rows of the batch in order, sequences whole.
+    pub fn forward_groups(
+        &self,
+        groups: &[Group<'_>],
+        batch: &Batch,
+        cache: Option<&mut Cache>,
+        buffers: &mut Activations,
+    ) {
+        Group::check(groups, batch);
         buffers.set(batch, cache.is_some());
-        self.embed(run, batch, buffers);
+        self.embed(groups, buffers);
         let keep = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
-        let Ok(()) = self.layers(0..self.blocks.len(), run, batch, cache, buffers, keep);
+        let Ok(()) = self.layers(0..self.blocks.len(), groups, batch, cache, buffers, keep);
     }
 
     /// [`Decoder::forward`] of whole sequences, which begins behind the frozen layers where what they give is
@@ -75,52 +98,58 @@ impl Decoder {
     /// # Panics
     /// If the batch is larger than the buffers were laid out for.
     pub fn forward_examples(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) -> Result<()> {
-        self.pass(run, batch, buffers, |_, _, _| Ok(()))
+        self.pass(&[Group::of_all(run, batch)], batch, buffers, |_, _, _| Ok(()))
     }
 
     /// [`Decoder::forward_examples`]; a layer's input is shown to `keep` where the residual stream does not
     /// keep it.
     fn pass(
         &self,
-        run: &Run<'_>,
+        groups: &[Group<'_>],
         batch: &Batch,
         buffers: &mut Activations,
         keep: impl Fn(&mut Inputs, usize, MatrixRef<'_>) -> Result<()>,
     ) -> Result<()> {
+        Group::check(groups, batch);
         buffers.set(batch, false);
-        let (kept, frozen) = (buffers.frozen_layers(), self.frozen_layers(run));
+        let (kept, frozen) = (buffers.frozen_layers(), self.frozen_layers(groups));
         assert!(kept <= frozen, "the result of {kept} layers is kept, and {frozen} are frozen");
         // No backward pass comes to the inputs of frozen layers.
         let nothing = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
-        // The spread over experts counts frozen layers too, so that they have to run.
-        if run.router_aux_loss != 0.0 || !buffers.restore_frozen(run.device, batch)? {
-            self.embed(run, batch, buffers);
-            let Ok(()) = self.layers(0..kept, run, batch, None, buffers, nothing);
-            buffers.store_frozen(run.device, batch)?;
+        // No layer with experts is among those that are kept: what it adds to the loss of their load is not lost.
+        if !buffers.restore_frozen(&self.device, batch)? {
+            self.embed(groups, buffers);
+            let Ok(()) = self.layers(0..kept, groups, batch, None, buffers, nothing);
+            buffers.store_frozen(&self.device, batch)?;
         }
-        let Ok(()) = self.layers(kept..frozen, run, batch, None, buffers, nothing);
-        self.layers(frozen..self.blocks.len(), run, batch, None, buffers, keep)
+        let Ok(()) = self.layers(kept..frozen, groups, batch, None, buffers, nothing);
+        self.layers(frozen..self.blocks.len(), groups, batch, None, buffers, keep)
     }
 
     /// Layers below everything that a pass trains.
-    fn frozen_layers(&self, run: &Run<'_>) -> usize {
+    fn frozen_layers(&self, groups: &[Group<'_>]) -> usize {
         let layers = self.blocks.len();
-        run.adapter.map_or(layers, |adapter| adapter.layout.frozen_layers(layers))
+        let of_group = |group: &Group<'_>| {
+            group.run.adapter.map_or(layers, |adapter| adapter.layout.frozen_layers(layers))
+        };
+        groups.iter().map(of_group).min().unwrap_or(layers)
     }
 
     /// The beginning of the residual stream.
-    fn embed(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) {
-        let (device, factor) = (run.device, self.embedding_scale());
+    fn embed(&self, groups: &[Group<'_>], buffers: &mut Activations) {
+        let (device, factor) = (&self.device, self.embedding_scale());
         let Activations { stream, ids, positions, .. } = buffers;
-        let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
-        let mut x = stream[0].top_mut(batch.tokens());
-        embedding::forward(device, x.reborrow(), table, ids.get());
-        if factor != 1.0 {
-            scale::in_place(device, x.reborrow(), factor);
-        }
-        if let Some(table) = &self.position_embedding {
-            let table = run.weight(ModuleId::Positions, table);
-            embedding::add(device, x, table, positions.positions.get());
+        for Group { rows, run } in groups {
+            let mut x = stream[0].as_mut().rows_range(rows.clone());
+            let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
+            embedding::forward(device, x.reborrow(), table, ids.get().range(rows.clone()));
+            if factor != 1.0 {
+                scale::in_place(device, x.reborrow(), factor);
+            }
+            if let Some(table) = &self.position_embedding {
+                let table = run.weight(ModuleId::Positions, table);
+                embedding::add(device, x, table, positions.positions.get().range(rows.clone()));
+            }
         }
     }
 
@@ -136,7 +165,7 @@ impl Decoder {
     fn layers<E>(
         &self,
         layers: Range<usize>,
-        run: &Run<'_>,
+        groups: &[Group<'_>],
         batch: &Batch,
         mut cache: Option<&mut Cache>,
         buffers: &mut Activations,
@@ -144,7 +173,8 @@ impl Decoder {
     ) -> Result<(), E> {
         let t = batch.tokens();
         let Activations { stream, inputs, saved, work, positions, .. } = buffers;
-        let pass = Pass { run, config: &self.config, positions, batch };
+        let Some(Group { run, .. }) = groups.first() else { return Ok(()) };
+        let pass = Pass { run, groups, config: &self.config, positions, batch };
         for layer in layers {
             let block = &self.blocks[layer];
             // Each layer's output has its own buffer, or it replaces the input.
@@ -193,7 +223,25 @@ impl Decoder {
     /// If the batch is larger than the buffers were laid out for, or they were not laid out for training.
     pub fn forward_to_train(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) -> Result<()> {
         assert_ne!(buffers.extent().purpose, Purpose::Infer, "gradients need buffers laid out for training");
-        self.pass(run, batch, buffers, |inputs, layer, x| inputs.put(run.device, layer, x))
+        self.forward_groups_to_train(&[Group::of_all(run, batch)], batch, buffers)
+    }
+
+    /// [`Decoder::forward_to_train`] of a batch whose rows have several adapters, as
+    /// [`Decoder::forward_groups`].
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_to_train`].
+    ///
+    /// # Panics
+    /// As [`Decoder::forward_to_train`] and [`Decoder::forward_groups`].
+    pub fn forward_groups_to_train(
+        &self,
+        groups: &[Group<'_>],
+        batch: &Batch,
+        buffers: &mut Activations,
+    ) -> Result<()> {
+        assert_ne!(buffers.extent().purpose, Purpose::Infer, "gradients need buffers laid out for training");
+        self.pass(groups, batch, buffers, |inputs, layer, x| inputs.put(&self.device, layer, x))
     }
 
     /// Behind [`Decoder::forward_to_train`] of the same batch: adds to `gradients` those of an objective
@@ -217,50 +265,79 @@ impl Decoder {
         losses: &mut [f32],
         gradients: &mut Parameters,
     ) -> Result<()> {
+        let (groups, gradients) = ([Group::of_all(run, batch)], std::slice::from_mut(gradients));
+        self.backward_groups(&groups, batch, weights, buffers, losses, gradients)
+    }
+
+    /// [`Decoder::backward`] behind [`Decoder::forward_groups_to_train`] of the same groups, with gradients
+    /// for each of them: those that it has alone, to the byte.
+    ///
+    /// # Errors
+    /// As [`Decoder::backward`].
+    ///
+    /// # Panics
+    /// As [`Decoder::backward`], and if there are not gradients for each group.
+    pub fn backward_groups(
+        &self,
+        groups: &[Group<'_>],
+        batch: &Batch,
+        weights: &[f32],
+        buffers: &mut Activations,
+        losses: &mut [f32],
+        gradients: &mut [Parameters],
+    ) -> Result<()> {
         assert_ne!(buffers.extent().purpose, Purpose::Infer, "gradients need buffers laid out for training");
+        assert_eq!(groups.len(), gradients.len(), "groups and their gradients");
         let targets = batch.targets.len();
         assert_eq!((targets, targets), (weights.len(), losses.len()), "targets, weights and losses");
-        let t = batch.tokens();
+        let Some(Group { run, .. }) = groups.first() else { return Ok(()) };
+        let (t, config, device) = (batch.tokens(), &self.config, &self.device);
         let Activations { stream, inputs, saved, work, positions, head, ids, .. } = buffers;
         let last = (stream.last().expect("there is a residual stream"), work.linear.lora.names.host());
-        let (dx, config) = (work.dx.top_mut(t), &self.config);
-        self.output().losses_and_gradients(
-            run,
-            config,
-            last,
-            dx,
-            &batch.targets,
-            weights,
-            losses,
-            gradients,
-            head,
-        );
+        copy::fill(device, work.dx.top_mut(t), 0.0);
+        for (Group { rows, run }, gradients) in groups.iter().zip(gradients.iter_mut()) {
+            let of_group = targets_of(batch, rows);
+            self.output().losses_and_gradients(
+                run,
+                config,
+                last,
+                work.dx.top_mut(t),
+                &batch.targets[of_group.clone()],
+                &weights[of_group.clone()],
+                &mut losses[of_group],
+                gradients,
+                head,
+            );
+        }
         if run.router_aux_loss != 0.0 {
             let weight: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
             work.experts.balance(f64::from(run.router_aux_loss) * weight);
         }
-        let pass = Pass { run, config, positions, batch };
-        for layer in (self.frozen_layers(run)..self.blocks.len()).rev() {
+        let pass = Pass { run, groups, config, positions, batch };
+        for layer in (self.frozen_layers(groups)..self.blocks.len()).rev() {
             let block = &self.blocks[layer];
             let x = match inputs {
                 None => &stream[layer],
                 Some(inputs) => {
-                    inputs.get(run.device, layer, stream[0].top_mut(t))?;
+                    inputs.get(device, layer, stream[0].top_mut(t))?;
                     &stream[0]
                 }
             };
             block.recompute(pass, layer, x, saved, work);
             block.backward(pass, layer, x, saved, gradients, work);
         }
-        if let (Some(table), _) = gradients_of(run, ModuleId::Positions, gradients) {
-            embedding::backward(run.device, table, work.dx.top(t), positions.positions.get());
-        }
-        if let (Some(table), _) = gradients_of(run, ModuleId::Embedding, gradients) {
-            let factor = self.embedding_scale();
-            if factor != 1.0 {
-                scale::in_place(run.device, work.dx.top_mut(t), factor);
+        let factor = self.embedding_scale();
+        for (Group { rows, run }, gradients) in groups.iter().zip(gradients) {
+            let (mut dx, places) = (work.dx.as_mut().rows_range(rows.clone()), positions.positions.get());
+            if let (Some(table), _) = gradients_of(run, ModuleId::Positions, gradients) {
+                embedding::backward(device, table, dx.as_ref(), places.range(rows.clone()));
             }
-            embedding::backward(run.device, table, work.dx.top(t), ids.get());
+            if let (Some(table), _) = gradients_of(run, ModuleId::Embedding, gradients) {
+                if factor != 1.0 {
+                    scale::in_place(device, dx.reborrow(), factor);
+                }
+                embedding::backward(device, table, dx.as_ref(), ids.get().range(rows.clone()));
+            }
         }
         Ok(())
     }

@@ -86,13 +86,13 @@ pub(crate) fn forward(
     saved: &mut Saved,
     scratch: &mut Scratch,
 ) {
-    let Pass { run, config, batch, .. } = pass;
+    let Pass { run, groups, config, batch, .. } = pass;
     let t = batch.tokens();
     let Saved { norm: kept, branch } = saved;
     let joining = match norm {
         None => scratch.branch.top(t),
         Some(norm) => {
-            norm.forward(run, config, id, scratch.normed.top_mut(t), branch.top(t), kept);
+            norm.forward(groups, config, id, scratch.normed.top_mut(t), branch.top(t), kept);
             scratch.normed.top(t)
         }
     };
@@ -108,9 +108,9 @@ pub(crate) fn backward<'a>(
     dx: &'a Matrix,
     saved: &Saved,
     scratch: &'a mut Scratch,
-    gradients: &mut Parameters,
+    gradients: &mut [Parameters],
 ) -> &'a Matrix {
-    let Pass { run, config, batch, .. } = pass;
+    let Pass { run, groups, config, batch, .. } = pass;
     let t = batch.tokens();
     if is_direct(config) {
         return dx;
@@ -121,7 +121,7 @@ pub(crate) fn backward<'a>(
         Some(norm) => {
             // No family has both a norm behind and a factor.
             let (x, kept) = (saved.branch.top(t), &saved.norm);
-            norm.backward(run, config, id, dbranch, false, dx.top(t), x, kept, gradients);
+            norm.backward(groups, config, id, dbranch, false, dx.top(t), x, kept, gradients);
         }
     }
     &scratch.dbranch

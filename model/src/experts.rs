@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::linear::{self, Linear};
 use crate::memory::{Allocator, Component};
 use crate::names::{ModuleId, Part};
+use crate::run::{Group, Run};
 
 /// Frozen weights.
 #[derive(Debug)]
@@ -132,10 +133,11 @@ impl Experts {
         own: &mut Scratch,
         scratch: &mut linear::Scratch,
     ) {
-        let (run, t) = (pass.run, x.rows());
+        let (run, groups, t) = (pass.run, pass.groups, x.rows());
+        let of_experts = run_of_experts(pass);
         let Saved { logits, routing, gate, up } = saved;
         let id = ModuleId::Linear { layer, part: Part::Router };
-        self.router.forward(run, id, logits.top_mut(t), false, x, scratch);
+        self.router.forward(groups, id, logits.top_mut(t), false, x, scratch);
         routing::choose(run.device, logits.top(t), routing);
         let rows = routing.rows();
         routing::gather(run.device, own.input.top_mut(rows), x, routing);
@@ -148,7 +150,7 @@ impl Experts {
             for (linear, part, y) in [(linear_gate, Part::Gate, &mut *gate), (linear_up, Part::Up, &mut *up)]
             {
                 let (id, y) = (ModuleId::Expert { layer, expert, part }, y.as_mut().rows_range(rows.clone()));
-                linear.forward(run, id, y, false, x, scratch);
+                linear.forward_rows(&of_experts, id, y, false, x, scratch);
             }
         }
     }
@@ -164,6 +166,7 @@ impl Experts {
         scratch: &mut linear::Scratch,
     ) {
         let (run, routing) = (pass.run, &saved.routing);
+        let of_experts = run_of_experts(pass);
         if run.router_aux_loss != 0.0 {
             routing::load(run.device, saved.logits.top(pass.batch.tokens()), routing, &mut own.load);
         }
@@ -175,7 +178,7 @@ impl Experts {
             }
             let id = ModuleId::Expert { layer, expert, part: Part::Down };
             let y = own.output.as_mut().rows_range(rows.clone());
-            down.forward(run, id, y, false, own.weighted.as_ref().rows_range(rows), scratch);
+            down.forward_rows(&of_experts, id, y, false, own.weighted.as_ref().rows_range(rows), scratch);
         }
         routing::sum(run.device, y, false, own.output.top(routing.rows()), routing);
     }
@@ -190,11 +193,12 @@ impl Experts {
         dy: MatrixRef<'_>,
         x: MatrixRef<'_>,
         saved: &mut Saved,
-        gradients: &mut Parameters,
+        gradients: &mut [Parameters],
         own: &mut Scratch,
         scratch: &mut linear::Scratch,
     ) {
-        let (run, device, t) = (pass.run, pass.run.device, x.rows());
+        let (run, groups, device, t) = (pass.run, pass.groups, pass.run.device, x.rows());
+        let of_experts = run_of_experts(pass);
         activate(pass, saved, own);
         let Saved { logits, routing, gate, up } = saved;
         let Scratch { input, output, hidden, weighted, dhidden, dweights, dp, .. } = own;
@@ -205,7 +209,7 @@ impl Experts {
             let id = ModuleId::Expert { layer, expert, part: Part::Down };
             let dh = Some(dhidden.as_mut().rows_range(rows.clone()));
             let (dy, h) = (input.as_ref().rows_range(rows.clone()), weighted.as_ref().rows_range(rows));
-            down.backward(run, id, dh, false, dy, h, gradients, scratch);
+            down.backward_rows(&of_experts, id, dh, false, dy, h, &mut gradients[0], scratch);
         }
         let to = dweights.top_mut(all);
         routing::weigh_backward(device, dhidden.top_mut(all), hidden.top(all), to, routing);
@@ -217,15 +221,28 @@ impl Experts {
                 let id = ModuleId::Expert { layer, expert, part };
                 let dx = Some(output.as_mut().rows_range(rows.clone()));
                 let dy = dy.as_ref().rows_range(rows.clone());
-                linears[n].backward(run, id, dx, n > 0, dy, x, gradients, scratch);
+                linears[n].backward_rows(&of_experts, id, dx, n > 0, dy, x, &mut gradients[0], scratch);
             }
         }
         routing::sum(device, dx.top_mut(t), false, output.top(all), routing);
         let dp = (run.router_aux_loss != 0.0).then(|| dp.as_ref());
         routing::choose_backward(device, logits.top_mut(t), dweights.top(all), dp, routing);
         let id = ModuleId::Linear { layer, part: Part::Router };
-        self.router.backward(run, id, Some(dx.top_mut(t)), true, logits.top(t), x, gradients, scratch);
+        self.router.backward(groups, id, Some(dx.top_mut(t)), true, logits.top(t), x, gradients, scratch);
     }
+}
+
+/// With which adapter the experts' own layers run: rows of several groups are mixed there, so that such groups
+/// may train routers but no expert.
+fn run_of_experts<'a>(pass: Pass<'a>) -> Run<'a> {
+    let [group] = pass.groups else {
+        let of_expert = |module| matches!(module, ModuleId::Expert { .. });
+        let trains =
+            |g: &Group<'_>| g.run.adapter.is_some_and(|a| a.layout.modules().any(|(m, _)| of_expert(m)));
+        assert!(!pass.groups.iter().any(trains), "experts that several groups of rows train apart");
+        return Run { adapter: None, ..*pass.run };
+    };
+    group.run
 }
 
 /// What the last layers read, from what the first ones gave.

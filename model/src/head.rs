@@ -38,7 +38,7 @@ pub(crate) struct Workspace {
     /// Of each target `[rows, 1]`.
     losses: Matrix,
     weights: Matrix,
-    linear: linear::Scratch,
+    pub(crate) linear: linear::Scratch,
 }
 
 impl Workspace {
@@ -112,9 +112,9 @@ impl Head<'_> {
         let n = rows.len();
         copy::gather(run.device, work.gathered.top_mut(n), stream.as_ref(), work.numbers.get());
         let (normed, id) = (work.normed.top_mut(n), ModuleId::FinalNorm);
-        self.norm.forward(run, config, id, normed, work.gathered.top(n), &mut work.norm);
+        self.norm.forward_rows(run, config, id, normed, work.gathered.top(n), &mut work.norm, 0);
         let (x, y) = (work.normed.top(n), work.logits.top_mut(n));
-        self.projection.forward(run, ModuleId::Head, y, false, x, &mut work.linear);
+        self.projection.forward_rows(run, ModuleId::Head, y, false, x, &mut work.linear);
         match (config.logits_scale, config.logits_cap) {
             (1.0, None) => {}
             (factor, None) => scale::in_place(run.device, work.logits.top_mut(n), factor),
@@ -144,8 +144,8 @@ impl Head<'_> {
         }
     }
 
-    /// The loss of every target; `dx [T, C]`, the gradient of their sum weighted by `weights` with respect to
-    /// the residual stream, and the gradients of what is trained on the head.
+    /// The loss of every target; into `dx [T, C]`, the gradient of their sum weighted by `weights` with respect
+    /// to the residual stream, in the rows of targets; and the gradients of what is trained on the head.
     pub(crate) fn losses_and_gradients(
         &self,
         run: &Run<'_>,
@@ -158,7 +158,6 @@ impl Head<'_> {
         gradients: &mut Parameters,
         work: &mut Workspace,
     ) {
-        copy::fill(run.device, dx.reborrow(), 0.0);
         let rows = work.rows;
         let chunks = targets.chunks(rows).zip(weights.chunks(rows)).zip(losses.chunks_mut(rows));
         for ((targets, weights), losses) in chunks {
@@ -182,11 +181,12 @@ impl Head<'_> {
                 }
             }
             let (dn, dy, input) = (Some(dnormed.top_mut(n)), logits.top(n), normed.top(n));
-            self.projection.backward(run, ModuleId::Head, dn, false, dy, input, gradients, linear);
+            self.projection.backward_rows(run, ModuleId::Head, dn, false, dy, input, gradients, linear);
             // The chunk's normalized rows are spent: their buffer takes the gradient of the rows before the
             // norm.
             let (dx_rows, dn, x) = (normed.top_mut(n), dnormed.top(n), gathered.top(n));
-            self.norm.backward(run, config, ModuleId::FinalNorm, dx_rows, false, dn, x, norm, gradients);
+            let id = ModuleId::FinalNorm;
+            self.norm.backward_rows(run, config, id, dx_rows, false, dn, x, norm, 0, gradients);
             copy::scatter(run.device, dx.reborrow(), normed.top(n), work.numbers.get());
         }
     }

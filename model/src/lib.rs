@@ -42,4 +42,4 @@ pub use error::{ModelError, Result};
 pub use frozen::{FrozenActivations, FrozenExtent};
 pub use linear::BaseWeight;
 pub use names::{Module, ModuleId, NormPart, Parameter, Part};
-pub use run::Run;
+pub use run::{Group, Run};

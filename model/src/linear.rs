@@ -8,7 +8,7 @@ use compute::{Device, Matrix, MatrixMut, MatrixRef};
 use crate::adapter::parameters::{Parameters, Trained};
 use crate::adapter::{dora, full, lora};
 use crate::names::ModuleId;
-use crate::run::Run;
+use crate::run::{Group, Run};
 
 /// How a frozen weight is stored.
 #[derive(Debug)]
@@ -118,9 +118,30 @@ pub(crate) struct Scratch {
 }
 
 impl Linear {
-    /// `y [T, out] = x [T, in] Wᵀ + b`, or `y += ...` to add onto the residual stream, with what is trained
-    /// on `module`.
+    /// `y [T, out] = x [T, in] Wᵀ + b`, or `y += ...` to add onto the residual stream, with what each group
+    /// of rows trains on `module`.
     pub(crate) fn forward(
+        &self,
+        groups: &[Group<'_>],
+        module: ModuleId,
+        mut y: MatrixMut<'_>,
+        accumulate: bool,
+        x: MatrixRef<'_>,
+        scratch: &mut Scratch,
+    ) {
+        for Group { rows, run } in groups {
+            let (y, x) = (y.reborrow().rows_range(rows.clone()), x.rows_range(rows.clone()));
+            scratch.lora.first_row = rows.start;
+            self.forward_rows(run, module, y, accumulate, x, scratch);
+        }
+        if groups.len() > 1 {
+            // The groups of rows have used one place for their products.
+            scratch.dora.forget(module);
+        }
+    }
+
+    /// [`Linear::forward`] of rows of one group.
+    pub(crate) fn forward_rows(
         &self,
         run: &Run<'_>,
         module: ModuleId,
@@ -156,8 +177,29 @@ impl Linear {
         }
     }
 
-    /// Adds the gradients of what is trained on `module` and, if wanted, sets (or adds to) `dx [T, in]`.
+    /// Adds the gradients of what each group trains on `module` and, if wanted, sets (or adds to)
+    /// `dx [T, in]`.
     pub(crate) fn backward(
+        &self,
+        groups: &[Group<'_>],
+        module: ModuleId,
+        mut dx: Option<MatrixMut<'_>>,
+        accumulate: bool,
+        dy: MatrixRef<'_>,
+        x: MatrixRef<'_>,
+        gradients: &mut [Parameters],
+        scratch: &mut Scratch,
+    ) {
+        for (Group { rows, run }, gradients) in groups.iter().zip(gradients) {
+            let dx = dx.as_mut().map(|dx| dx.reborrow().rows_range(rows.clone()));
+            let (dy, x) = (dy.rows_range(rows.clone()), x.rows_range(rows.clone()));
+            scratch.lora.first_row = rows.start;
+            self.backward_rows(run, module, dx, accumulate, dy, x, gradients, scratch);
+        }
+    }
+
+    /// [`Linear::backward`] of rows of one group.
+    pub(crate) fn backward_rows(
         &self,
         run: &Run<'_>,
         module: ModuleId,

@@ -82,14 +82,14 @@ impl Mlp {
         saved: &mut Saved,
         work: &mut Workspace,
     ) {
-        let Pass { run, config, batch, .. } = pass;
+        let Pass { run, groups, config, batch, .. } = pass;
         let t = batch.tokens();
         let Workspace { normed, fused, linear: scratch, experts: own, .. } = work;
         let input = match &self.norm {
             None => x.top(t),
             Some(norm) => {
                 let id = ModuleId::Norm { layer, part: NormPart::Mlp };
-                norm.forward(run, config, id, normed.top_mut(t), x.top(t), &mut saved.norm);
+                norm.forward(groups, config, id, normed.top_mut(t), x.top(t), &mut saved.norm);
                 normed.top(t)
             }
         };
@@ -98,7 +98,7 @@ impl Mlp {
         }
         if let Layers::Fused(linears) = &self.layers {
             let id = ModuleId::Linear { layer, part: Part::GateUp };
-            linears[0].forward(run, id, fused.top_mut(t), false, input, scratch);
+            linears[0].forward(groups, id, fused.top_mut(t), false, input, scratch);
             for (n, y) in saved.first.iter_mut().enumerate() {
                 copy::copy(run.device, y.top_mut(t), fused.top(t).cols_range(half(config, n)));
             }
@@ -106,7 +106,7 @@ impl Mlp {
         }
         for ((linear, part), y) in self.layers.first().zip(&mut saved.first) {
             let id = ModuleId::Linear { layer, part };
-            linear.forward(run, id, y.top_mut(t), false, input, scratch);
+            linear.forward(groups, id, y.top_mut(t), false, input, scratch);
         }
     }
 
@@ -120,7 +120,7 @@ impl Mlp {
         saved: &mut Saved,
         work: &mut Workspace,
     ) {
-        let Pass { run, config, batch, .. } = pass;
+        let Pass { run, groups, config, batch, .. } = pass;
         let t = batch.tokens();
         let behind = ModuleId::Norm { layer, part: NormPart::AfterMlp };
         let Workspace { hidden, linear: scratch, exit, experts: own, .. } = work;
@@ -133,10 +133,10 @@ impl Mlp {
             let down = self.layers.down();
             if exit::is_direct(config) {
                 copy::copy(run.device, y.top_mut(t), residual.top(t));
-                return down.forward(run, id, y.top_mut(t), true, hidden.top(t), scratch);
+                return down.forward(groups, id, y.top_mut(t), true, hidden.top(t), scratch);
             }
             let branch = saved.exit.branch(config, exit).top_mut(t);
-            down.forward(run, id, branch, false, hidden.top(t), scratch);
+            down.forward(groups, id, branch, false, hidden.top(t), scratch);
         }
         exit::forward(pass, self.norm_behind.as_ref(), behind, y, residual, &mut saved.exit, exit);
     }
@@ -149,10 +149,10 @@ impl Mlp {
         layer: usize,
         x: &Matrix,
         saved: &mut Saved,
-        gradients: &mut Parameters,
+        gradients: &mut [Parameters],
         work: &mut Workspace,
     ) {
-        let Pass { run, config, batch, .. } = pass;
+        let Pass { run, groups, config, batch, .. } = pass;
         let t = batch.tokens();
         let (device, id) = (run.device, |part| ModuleId::Linear { layer, part });
         let behind = ModuleId::Norm { layer, part: NormPart::AfterMlp };
@@ -174,7 +174,7 @@ impl Mlp {
         let input = match &self.norm {
             None => x.top(t),
             Some(norm) => {
-                norm.forward(run, config, norm_id, normed.top_mut(t), x.top(t), &mut saved.norm);
+                norm.forward(groups, config, norm_id, normed.top_mut(t), x.top(t), &mut saved.norm);
                 normed.top(t)
             }
         };
@@ -194,7 +194,7 @@ impl Mlp {
             // Nor was the activation's.
             activate(pass, &self.layers, &saved.first, hidden);
             let (down, dh) = (self.layers.down(), Some(dhidden.top_mut(t)));
-            down.backward(run, id(Part::Down), dh, false, dy.top(t), hidden.top(t), gradients, scratch);
+            down.backward(groups, id(Part::Down), dh, false, dy.top(t), hidden.top(t), gradients, scratch);
             let [first, second] = &mut saved.first;
             let (act, dh) = (config.activation, dhidden.top(t));
             match &self.layers {
@@ -213,12 +213,12 @@ impl Mlp {
             let first_layers = self.layers.first().zip(gradients_of_first);
             for (n, ((linear, part), dy)) in first_layers.enumerate() {
                 let (to, added) = (Some(to.top_mut(t)), added || n > 0);
-                linear.backward(run, id(part), to, added, dy.top(t), input, gradients, scratch);
+                linear.backward(groups, id(part), to, added, dy.top(t), input, gradients, scratch);
             }
         }
         if let Some(norm) = &self.norm {
             let (dx, dy) = (dx.top_mut(t), dnormed.top(t));
-            norm.backward(run, config, norm_id, dx, true, dy, x.top(t), &saved.norm, gradients);
+            norm.backward(groups, config, norm_id, dx, true, dy, x.top(t), &saved.norm, gradients);
         }
     }
 }

@@ -508,7 +508,7 @@ impl Config {
         let (rows, cols, bias) = match id {
             ModuleId::Embedding => (self.vocab_size, c, false),
             ModuleId::Positions => (self.max_position_embeddings, c, false),
-            ModuleId::Head => (self.vocab_size, c, biases.head),
+            ModuleId::Head => (self.vocab_size, c, false),
             ModuleId::FinalNorm => (1, c, norm_bias),
             ModuleId::Norm { part, .. } => match (part, self.qk_norm) {
                 (NormPart::Q | NormPart::K, Some(QkNorm { span: Span::Head, .. })) => {

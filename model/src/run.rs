@@ -1,8 +1,11 @@
 //! What every layer needs to know of the pass it takes part in.
 
+use std::ops::Range;
+
 use compute::{Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::{Adapter, Parameters};
+use crate::batch::Batch;
 use crate::names::{ModuleId, Part};
 
 /// One pass over the model: where and how to compute, and with which adapter.
@@ -20,6 +23,38 @@ pub struct Run<'a> {
     /// is not computed. It is that of transformers (`router_aux_loss_coef`), over all layers and tokens of a
     /// batch together.
     pub router_aux_loss: f32,
+}
+
+/// Rows of a batch that have an adapter of their own, or none: whole sequences.
+#[derive(Clone, Debug)]
+pub struct Group<'a> {
+    /// Which rows.
+    pub rows: Range<usize>,
+    /// With which adapter they pass, and under which key of dropout. Device, precision and the loss of experts
+    /// are those of the first group.
+    pub run: Run<'a>,
+}
+
+impl<'a> Group<'a> {
+    /// All rows of a batch.
+    pub fn of_all(run: &Run<'a>, batch: &Batch) -> Self {
+        Group { rows: 0..batch.tokens(), run: *run }
+    }
+
+    /// Makes sure that groups are all rows of a batch, one after the other, sequences whole.
+    ///
+    /// # Panics
+    /// If they are not.
+    pub(crate) fn check(groups: &[Group<'_>], batch: &Batch) {
+        let mut next = 0;
+        for Group { rows, .. } in groups {
+            assert_eq!(rows.start, next, "groups follow each other");
+            let cut = |at: usize| batch.segments.iter().any(|s| s.queries.start < at && at < s.queries.end);
+            assert!(rows.end >= rows.start && !cut(rows.end), "groups of whole sequences, not {rows:?}");
+            next = rows.end;
+        }
+        assert_eq!(next, batch.tokens(), "groups of all rows");
+    }
 }
 
 impl<'a> Run<'a> {

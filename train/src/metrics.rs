@@ -17,6 +17,10 @@ pub struct StepMetrics {
     pub epoch: f64,
     /// Mean loss over the tokens that carry loss in the whole step, in nats.
     pub loss: f64,
+    /// The loss of an uneven load of experts before its coefficient, where it is trained: the mean over
+    /// micro-batches, by their tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router_aux_loss: Option<f64>,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
     /// The rate this step used.

@@ -450,9 +450,10 @@ impl<'a> Trainer<'a> {
         let scale = 1.0 / trained.max(1) as f32;
         let step_key = random::key(random::key(self.settings.seed, 0xd40), step);
         copy::fill(&self.decoder.device, self.gradients.values_mut(), 0.0);
-        let mut sum = 0.0;
+        let (mut sum, mut load) = (0.0, 0.0);
         for batch in &micro_batches(&examples, self.buffers.extent().tokens) {
             sum += self.add_gradients(batch, scale, step_key)?;
+            load += self.buffers.router_aux_loss() * batch.tokens() as f64 / tokens as f64;
         }
         let loss = sum / trained.max(1) as f64;
         if !loss.is_finite() {
@@ -468,6 +469,7 @@ impl<'a> Trainer<'a> {
             step,
             epoch: self.plan.epochs_done(step),
             loss,
+            router_aux_loss: (self.settings.router_aux_loss != 0.0).then_some(load),
             grad_norm,
             learning_rate,
             tokens: tokens as u64,

@@ -51,7 +51,7 @@ pub(crate) fn set_row_norms(cpu: &Cpu, w: MatrixMut<'_>, m: MatrixRef<'_>) {
     cpu.for_rows(2 * width, RowsMut::new(w.f32(), rows), |range, w| {
         for (row, m) in w.chunks_exact_mut(width).zip(&m[range]) {
             let norm = row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum::<f64>().sqrt();
-            let factor = f64::from(*m) / norm;
+            let factor = if norm == 0.0 { 0.0 } else { f64::from(*m) / norm };
             row.iter_mut().for_each(|w| *w = (f64::from(*w) * factor) as f32);
         }
     });
@@ -61,22 +61,20 @@ pub(crate) fn norms(
     cpu: &Cpu,
     norms: MatrixMut<'_>,
     squares: MatrixRef<'_>,
-    (u, a): (MatrixRef<'_>, MatrixRef<'_>),
+    (u, v): (MatrixRef<'_>, MatrixRef<'_>),
     b: MatrixRef<'_>,
     scale: f32,
 ) {
     let (out, rank) = (b.rows(), b.cols());
-    let (squares, u, a, b) = (squares.f32(), u.f32(), a.f32(), b.f32());
+    let (squares, u, v, b) = (squares.f32(), u.f32(), v.f32(), b.f32());
     let s = f64::from(scale);
-    cpu.for_rows(rank * rank, RowsMut::new(norms.f32(), out), |range, norms| {
+    cpu.for_rows(4 * rank, RowsMut::new(norms.f32(), out), |range, norms| {
         for (norm, o) in norms.iter_mut().zip(range) {
-            let b = &b[o * rank..][..rank];
+            let (b, v) = (&b[o * rank..][..rank], &v[o * rank..][..rank]);
             let (mut cross, mut own) = (0.0, 0.0);
-            for (r, b_r) in b.iter().enumerate() {
-                let b_r = f64::from(*b_r);
-                cross += b_r * f64::from(u[r * out + o]);
-                let row = &a[r * rank..][..rank];
-                own += b_r * row.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            for (r, (b, v)) in b.iter().zip(v).enumerate() {
+                cross += f64::from(*b) * f64::from(u[r * out + o]);
+                own += f64::from(*b) * f64::from(*v);
             }
             *norm = (f64::from(squares[o]) + s * (2.0 * cross + s * own)).max(0.0).sqrt() as f32;
         }
@@ -122,12 +120,18 @@ pub(crate) fn backward(
     });
 }
 
+/// A row of zeros has no direction: it stays one, whatever its magnitude.
+#[inline(always)]
+fn ratio(of: f32, norm: f32) -> f32 {
+    if norm == 0.0 { 0.0 } else { of / norm }
+}
+
 multiversion! {
     fn scale_rows<X: Element>(y: &mut [X], accumulate: bool, z: &[X], m: &[f32], n: &[f32]) {
         let width = m.len();
         for (y, z) in y.chunks_exact_mut(width).zip(z.chunks_exact(width)) {
             for (((y, z), m), n) in y.iter_mut().zip(z).zip(m).zip(n) {
-                let scaled = m / n * z.load();
+                let scaled = ratio(*m, *n) * z.load();
                 *y = X::store(if accumulate { y.load() + scaled } else { scaled });
             }
         }
@@ -137,7 +141,7 @@ multiversion! {
 multiversion! {
     fn add_products<X: Element>(sums: &mut [f64; COLUMNS], dy: &[X], z: &[X], n: &[f32]) {
         for (((sum, dy), z), n) in sums.iter_mut().zip(dy).zip(z).zip(n) {
-            *sum += f64::from(dy.load() * z.load() / n);
+            *sum += f64::from(ratio(dy.load() * z.load(), *n));
         }
     }
 }

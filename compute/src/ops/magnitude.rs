@@ -5,19 +5,19 @@
 //! magnitudes `m[out]`:
 //!
 //! ```text
-//! y[t, o] (+)= g[o] z[t, o]                           g[o] = m[o] / n[o]
+//! y[t, o] (+)= g[o] z[t, o]                           g[o] = m[o] / n[o], 0 where n[o] is
 //! ```
 //!
 //! Norms are constants to the gradient, as in PEFT. Backward:
 //!
 //! ```text
-//! dz[t, o] = g[o] dy[t, o]                            dm[o] += Σ_t dy[t, o] z[t, o] / n[o]
+//! dz[t, o] = g[o] dy[t, o]                            dm[o] += Σ_t dy[t, o] z[t, o] / n[o], 0 where n[o] is
 //! ```
 //!
-//! `W'` is never made. With `u = A Wᵀ [R, out]` and `a = A Aᵀ [R, R]`:
+//! `W'` is never made. With `u = A Wᵀ [R, out]` and `v = B A Aᵀ [out, R]`:
 //!
 //! ```text
-//! n[o]² = |W[o]|² + 2 s Σ_r B[o, r] u[r, o] + s² Σ_rq B[o, r] a[r, q] B[o, q]
+//! n[o]² = |W[o]|² + 2 s Σ_r B[o, r] u[r, o] + s² Σ_r B[o, r] v[o, r]
 //! ```
 //!
 //! The terms nearly cancel where an update takes back what a row was, so they are added in `f64`.
@@ -77,7 +77,7 @@ pub enum Weight<'a> {
     Quantized(&'a Quantized),
 }
 
-/// `norms[1, out]`, by the squares of the frozen rows `[1, out]`, `u[R, out]`, `a[R, R]`, `b[out, R]`; all
+/// `norms[1, out]`, by the squares of the frozen rows `[1, out]`, `u[R, out]`, `v[out, R]`, `b[out, R]`; all
 /// `f32`.
 ///
 /// # Panics
@@ -86,20 +86,20 @@ pub fn norms(
     device: &Device,
     norms: MatrixMut<'_>,
     squares: MatrixRef<'_>,
-    (u, a): (MatrixRef<'_>, MatrixRef<'_>),
+    (u, v): (MatrixRef<'_>, MatrixRef<'_>),
     b: MatrixRef<'_>,
     scale: f32,
 ) {
     let (out, rank) = (b.rows(), b.cols());
     assert_eq!((1, out), (norms.rows(), norms.cols()), "a norm for each row");
     assert_eq!((1, out), (squares.rows(), squares.cols()), "a square for each row");
-    assert_eq!([(rank, out), (rank, rank)], [u, a].map(|m| (m.rows(), m.cols())), "shapes of A Wᵀ and A Aᵀ");
+    assert_eq!([(rank, out), (out, rank)], [u, v].map(|m| (m.rows(), m.cols())), "shapes of A Wᵀ and B A Aᵀ");
     let _watch =
-        device.watch("norms of rows", [norms.home(), squares.home(), b.home(), u.home(), a.home()], || {
-            Work::bytes(2 * u.size_bytes())
+        device.watch("norms of rows", [norms.home(), squares.home(), b.home(), u.home(), v.home()], || {
+            Work::bytes(3 * u.size_bytes())
         });
     match device {
-        Device::Cpu(cpu) => cpu::magnitude::norms(cpu, norms, squares, (u, a), b, scale),
+        Device::Cpu(cpu) => cpu::magnitude::norms(cpu, norms, squares, (u, v), b, scale),
         Device::Null(_) => {}
     }
 }

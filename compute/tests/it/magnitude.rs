@@ -11,8 +11,8 @@ use crate::common::{
 };
 
 /// Rows, columns, rank.
-const WEIGHTS: [(usize, usize, usize); 5] =
-    [(1, 1, 1), (5, 33, 2), (130, 64, 8), (31, 1500, 16), (64, 11_008, 3)];
+const WEIGHTS: [(usize, usize, usize); 6] =
+    [(1, 1, 1), (5, 33, 2), (130, 64, 8), (31, 1500, 16), (64, 11_008, 3), (96, 200, 150)];
 
 #[test]
 fn norms_are_those_of_the_adapted_weight() {
@@ -42,6 +42,7 @@ fn norms_of(device: &Device, w: Weight<'_>, a: &Matrix, b: &Matrix) -> Vec<f32> 
     let (mut squares, mut norms) = (Matrix::zeros(1, out, DType::F32), Matrix::zeros(1, out, DType::F32));
     magnitude::row_squares(device, squares.as_mut(), w);
     let (mut u, mut gram) = (Matrix::zeros(rank, out, DType::F32), Matrix::zeros(rank, rank, DType::F32));
+    let mut v = Matrix::zeros(out, rank, DType::F32);
     let right = match w {
         Weight::Dense(w) => Factor::Transposed(w),
         Weight::Quantized(w) => Factor::QuantizedTransposed(w),
@@ -49,7 +50,9 @@ fn norms_of(device: &Device, w: Weight<'_>, a: &Matrix, b: &Matrix) -> Vec<f32> 
     let (left, precision) = (Factor::Plain(a.as_ref()), Precision::F32);
     matmul(device, precision, 1.0, left, right, false, u.as_mut());
     matmul(device, precision, 1.0, left, Factor::Transposed(a.as_ref()), false, gram.as_mut());
-    let products = (u.as_ref(), gram.as_ref());
+    let (b_left, gram) = (Factor::Plain(b.as_ref()), Factor::Plain(gram.as_ref()));
+    matmul(device, precision, 1.0, b_left, gram, false, v.as_mut());
+    let products = (u.as_ref(), v.as_ref());
     magnitude::norms(device, norms.as_mut(), squares.as_ref(), products, b.as_ref(), SCALE);
     norms.to_vec()
 }
@@ -77,6 +80,34 @@ fn scaled(z: &[f64], m: &[f64], n: &[f64]) -> Vec<f64> {
 fn positive(cols: usize, key: u64) -> Matrix {
     let values: Vec<f32> = matrix(1, cols, DType::F32, key).to_vec().iter().map(|v| v.abs() + 0.5).collect();
     Matrix::from_f32(1, cols, &values)
+}
+
+#[test]
+fn rows_get_the_norms_that_they_are_told_and_zeros_stay_zeros() {
+    for (rows, cols) in shapes() {
+        let (mut w, m) = (matrix(rows, cols, DType::F32, 1), positive(rows, 2));
+        w.as_mut().rows_range(0..1).f32().fill(0.0);
+        let got = on_threads(|device| {
+            let (mut scaled, mut norms) = (w.to_dtype(DType::F32), Matrix::zeros(1, rows, DType::F32));
+            magnitude::set_row_norms(device, scaled.as_mut(), m.as_ref());
+            magnitude::row_norms(device, norms.as_mut(), Weight::Dense(scaled.as_ref()));
+            vec![scaled.to_vec(), norms.to_vec()]
+        });
+        assert!(got[0][..cols].iter().all(|v| *v == 0.0) && got[1][0] == 0.0);
+        assert_within(1e-6, &got[1][1..], &wide(&m)[1..], "norms");
+    }
+}
+
+#[test]
+fn a_row_without_a_norm_gives_zeros_and_gets_no_gradient() {
+    let (z, m, n) = (Matrix::zeros(3, 1, DType::F32), positive(1, 1), Matrix::zeros(1, 1, DType::F32));
+    let (mut y, mut dm) = (matrix(3, 1, DType::F32, 2), Matrix::zeros(1, 1, DType::F32));
+    let (device, of_columns) = (&Device::cpu(1), (m.as_ref(), n.as_ref()));
+    magnitude::forward(device, y.as_mut(), false, z.as_ref(), of_columns);
+    assert_eq!(y.to_vec(), [0.0; 3]);
+    let dy = matrix(3, 1, DType::F32, 3);
+    magnitude::backward(device, y.as_mut(), dm.as_mut(), dy.as_ref(), z.as_ref(), of_columns);
+    assert_eq!((y.to_vec(), dm.to_vec()), (vec![0.0; 3], vec![0.0]));
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request<'_> {
 fn uncached(decoder: &Decoder, prompt: &[u32], new: usize) -> Vec<u32> {
     let mut ids = prompt.to_vec();
     let extent = Extent { tokens: 64, positions: 64, purpose: Purpose::Infer, precision: Precision::F32 };
-    let allocator = &mut Allocator::real();
+    let allocator = &mut Allocator::real(&Device::cpu(2));
     let mut buffers = Activations::new(&decoder.config, &Layout::default(), 0.0, extent, allocator);
     for _ in 0..new {
         let mut batch = Batch::new();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
-use compute::quant::Code;
+use compute::quant::{Code, Format};
 
 use crate::run_file::Precision;
 
@@ -34,7 +34,14 @@ pub(crate) struct Sampling {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held(pub(crate) Option<Code>);
 
-fn parse_held(text: &str) -> Result<Held, String> {
+impl Held {
+    /// The format that it stands for.
+    pub(crate) fn format(self) -> Option<Format> {
+        self.0.map(|code| Format { code, ..Format::QLORA })
+    }
+}
+
+pub(super) fn parse_held(text: &str) -> Result<Held, String> {
     match text {
         "none" => Ok(Held(None)),
         _ => parse_code(text).map(|code| Held(Some(code))).map_err(|message| format!("{message}, or none")),

@@ -6,7 +6,7 @@ use clap::Args;
 use compute::quant::{BLOCK_SIZES, Code};
 use model::StoredDType;
 
-use super::speak::parse_code;
+use super::speak::{Held, parse_code, parse_held};
 
 #[derive(Args, Debug)]
 pub(crate) struct Merge {
@@ -22,6 +22,10 @@ pub(crate) struct Merge {
     /// How the merged weights are stored: f32, f16 or bf16 [default: as the base's are]
     #[arg(long, value_name = "TYPE", value_parser = parse_stored)]
     pub(crate) dtype: Option<StoredDType>,
+    /// How the base is held that the adapter is added to: nf4, fp4 or none [default: as the adapter knew it in
+    /// training, or none]
+    #[arg(long, value_name = "TYPE", value_parser = parse_held)]
+    pub(crate) quantization: Option<Held>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

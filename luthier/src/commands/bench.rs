@@ -134,6 +134,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<ExitCode> {
     let settings = settings(args)?;
     let (run, subject) = (&settings.run, Subject::open(args)?);
+    setup::check_model(&settings, &subject.config)?;
     let steps = args.steps.unwrap_or(STEPS) as usize;
     let (length, batch) = (setup::max_length(run, None), setup::batch_size(run));
     let trained = setup::trained(run, &subject.config, &subject.name)?;
@@ -143,7 +144,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let (sizes, plan) = setup::fit(run, &subject.config, subject.stored(), &trained, needs)?;
     let device = global.device()?;
     let decoder = subject.load(&device, run)?;
-    let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout);
+    let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, &device);
     adapter.initialize(setup::init(run), run.training.seed, &decoder);
 
     let example = |n: u64| {
@@ -195,7 +196,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
         "shape": subject.name,
         "precision": run.precision,
         "quantization": run.quantization,
-        "isa": isa(&device),
+        "isa": device.isa(),
         "tokens_per_step": length * batch,
         "steps": steps,
         "tokens_per_second": tokens_per_second,
@@ -267,14 +268,13 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
     let adapted = match trained.peft {
         None => None,
         Some(_) => {
-            let mut adapter = Adapter::zeros(trained.layout, 0.0);
+            let mut adapter = Adapter::zeros(trained.layout, 0.0, &device);
             adapter.initialize(setup::init(run), run.training.seed, &decoder);
             Some(Generating::measure(&decoder, Some(&adapter), new)?)
         }
     };
     let peak_memory = train::peak_memory_bytes();
     let (read, multiplied) = weights_of_a_token(&subject.config, &decoder);
-    let Device::Cpu(cpu) = &device;
     let peaks = Peaks::measure(&device, run.precision.engine());
     let Peaks { flops: peak, bandwidth } = peaks;
     let roofline = |of: &Generating| Roofline::new(of.profile.clone(), new, of.seconds, peaks);
@@ -284,8 +284,8 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         "shape": subject.name,
         "precision": run.precision,
         "quantization": run.quantization,
-        "threads": cpu.threads(),
-        "isa": isa(&device),
+        "threads": device.threads(),
+        "isa": device.isa(),
         "prompt_tokens": alone.prompt,
         "prefill_tokens": alone.prefill,
         "new_tokens": new,
@@ -404,12 +404,6 @@ fn weights_of_a_token(config: &Config, decoder: &Decoder) -> (f64, f64) {
         let (part, size) = (config.part_of_tokens(m.id), decoder.base_weight(m.id).size_bytes());
         (bytes + part * size as f64, number + part * m.parameter_count() as f64)
     })
-}
-
-/// The instruction set in use.
-fn isa(device: &Device) -> &'static str {
-    let Device::Cpu(cpu) = device;
-    cpu.isa()
 }
 
 fn tell(args: &BenchArgs, facts: &Value, lines: &[(&str, String)], table: &str) -> anyhow::Result<ExitCode> {

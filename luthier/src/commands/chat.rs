@@ -37,9 +37,9 @@ Say something. The model remembers the conversation. A line that ends in \\ goes
 const FIRST_CONTEXT: usize = 2048;
 
 pub(super) fn run(args: cli::Chat, global: &Global) -> anyhow::Result<ExitCode> {
-    let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref())?;
+    let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref(), global)?;
     let template = speaker.template(args.chat_template.as_deref())?;
-    let decoder = speaker.load(&args.sampling, global, FIRST_CONTEXT, None)?;
+    let decoder = speaker.load(&args.sampling, FIRST_CONTEXT, None)?;
     let mut conversation = Conversation {
         stops: speaker.stops(Some(&template)),
         generator: Generator::new(&decoder, speaker.adapter(), FIRST_CONTEXT),

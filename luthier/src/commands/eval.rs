@@ -23,10 +23,12 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     let cli::Eval::Perplexity(args) = args;
     let mut settings = args.settings()?;
     settings.validate(Purpose::Other)?;
-    let subject = Subject::open(args.model.as_deref(), args.adapter.as_deref())?;
+    let device = global.device()?;
+    let subject = Subject::open(args.model.as_deref(), args.adapter.as_deref(), &device)?;
     subject.lend(&mut settings);
     let run = &settings.run;
     let Subject { base, adapter, .. } = subject;
+    setup::check_model(&settings, &base.config)?;
     let tokenizer = base.tokenizer()?;
     let path = run.data.eval.as_ref().expect("--data is required and stands here");
     let data = setup::dataset(run, path, Some(&base.config), &tokenizer, None)?;
@@ -34,8 +36,8 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     setup::warnings(&data.report, &base.config).iter().for_each(|warning| eprintln!("warning: {warning}"));
     let extent = extent(run, &data, &base, &layout, global.threads())?;
 
-    let decoder = base.load(&global.device()?, extent.precision, setup::quantization(run))?;
-    let mut buffers = Activations::new(&base.config, &layout, 0.0, extent, &mut Allocator::real());
+    let decoder = base.load(&device, extent.precision, setup::quantization(run))?;
+    let mut buffers = Activations::new(&base.config, &layout, 0.0, extent, &mut Allocator::real(&device));
     let begun = Instant::now();
     let (sum, tokens) = evaluate(&decoder.run(adapter.as_ref()), &decoder, &data.examples, &mut buffers)?;
     let loss = sum / tokens as f64;

@@ -58,7 +58,8 @@ pub(super) fn run(args: cli::Example, global: &Global) -> anyhow::Result<ExitCod
     let training = training(&args);
     let base = Base::open(training.run.model.as_deref().expect("given"))?;
     let questions = Question::read(&folder.join("eval.jsonl"), &base.tokenizer()?)?;
-    let student = Student::new(&base, &training.settings()?, &global.device()?)?;
+    let device = global.device()?;
+    let student = Student::new(&base, &training.settings()?, &device)?;
 
     let before = student.answer(&questions, None, "asking the base model")?;
     let (begun, run) = (Instant::now(), folder.join("run"));
@@ -68,7 +69,7 @@ pub(super) fn run(args: cli::Example, global: &Global) -> anyhow::Result<ExitCod
         return Ok(ExitCode::from(STOPPED));
     }
     let time = (!trained_before).then(|| begun.elapsed());
-    let adapter = base.adapter(&run)?;
+    let adapter = base.adapter(&run, &device)?;
     let after = student.answer(&questions, Some(&adapter), "asking the adapted model")?;
 
     terminal::print_line(report(folder, &questions, [&before, &after], &adapter, time))?;

@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
-use compute::{Precision, quant};
+use compute::{Device, Precision};
 use data::{Chat, ChatTemplate, Tokenizer};
 use infer::{Finish, Generation, Generator, Request, Sampling};
 use model::memory::MemoryPlan;
@@ -29,7 +29,7 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
     if args.data.is_some() {
         return many::run(args, global);
     }
-    let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref())?;
+    let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref(), global)?;
     let (prompt, stops) = match &args.messages {
         None => {
             let text = args.prompt.as_deref().expect("one of the three is required");
@@ -42,7 +42,7 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
             (prompt, speaker.stops(Some(&template)))
         }
     };
-    let decoder = speaker.load_for(&args, global, prompt.len())?;
+    let decoder = speaker.load_for(&args, prompt.len())?;
     let mut generator = Generator::new(&decoder, speaker.adapter(), context(prompt.len(), args.max_tokens));
     let sampling = args.sampling.engine();
     let ask = Ask { prompt: &prompt, max_tokens: args.max_tokens, stops: &stops, sampling };
@@ -133,13 +133,16 @@ impl Ended {
 pub(super) struct Speaker {
     pub(super) subject: Subject,
     pub(super) tokenizer: Tokenizer,
+    /// Where model and adapter live.
+    device: Device,
 }
 
 impl Speaker {
-    pub(super) fn open(model: Option<&str>, adapter: Option<&str>) -> anyhow::Result<Self> {
-        let subject = Subject::open(model, adapter)?;
+    pub(super) fn open(model: Option<&str>, adapter: Option<&str>, global: &Global) -> anyhow::Result<Self> {
+        let device = global.device()?;
+        let subject = Subject::open(model, adapter, &device)?;
         let tokenizer = subject.base.tokenizer()?;
-        Ok(Speaker { subject, tokenizer })
+        Ok(Speaker { subject, tokenizer, device })
     }
 
     pub(super) fn adapter(&self) -> Option<&Adapter> {
@@ -151,18 +154,14 @@ impl Speaker {
     pub(super) fn load(
         &self,
         sampling: &cli::Sampling,
-        global: &Global,
         context: usize,
         fewer: Option<(usize, usize)>,
     ) -> anyhow::Result<Decoder> {
-        let held = sampling
-            .quantization
-            .map(|Held(code)| code.map(|code| quant::Format { code, ..quant::Format::QLORA }));
-        let quantization = self.subject.quantization(held);
+        let quantization = self.subject.quantization(sampling.quantization.map(Held::format));
         let precision = sampling.precision.engine();
         let Base { config, stored, .. } = &self.subject.base;
         let stored = stored.as_ref();
-        let inference = Inference { config, stored, precision, quantization, threads: global.threads() };
+        let inference = Inference { config, stored, precision, quantization, threads: self.device.threads() };
         let need = |inference: Inference<'_>, context: usize| {
             let context = context.min(config.max_position_embeddings);
             inference.plan(&self.buffers(inference.precision, context), context)
@@ -174,13 +173,13 @@ impl Speaker {
                 fewer.map(|(tokens, context)| (format!("--max-tokens {tokens}"), need(inference, context)));
             fewer.into_iter().chain(smaller).collect()
         })?;
-        self.subject.base.load(&global.device()?, precision, quantization)
+        self.subject.base.load(&self.device, precision, quantization)
     }
 
     /// The same for one answer of `generate` to a prompt of so many tokens.
-    fn load_for(&self, args: &cli::Generate, global: &Global, prompt: usize) -> anyhow::Result<Decoder> {
+    fn load_for(&self, args: &cli::Generate, prompt: usize) -> anyhow::Result<Decoder> {
         let fewer = (FEW_TOKENS, context(prompt, FEW_TOKENS));
-        self.load(&args.sampling, global, context(prompt, args.max_tokens), Some(fewer))
+        self.load(&args.sampling, context(prompt, args.max_tokens), Some(fewer))
     }
 
     /// What a generator for sequences of `context` tokens allocates.

@@ -299,8 +299,10 @@ fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
         "alpha": config.lora_alpha,
         "scale": model::adapter::peft::scaling(config.r, config.lora_alpha, config.use_rslora),
         "rslora": config.use_rslora,
+        "dora": config.use_dora,
         "dropout": config.lora_dropout,
         "target_modules": targets,
+        "target_parameters": config.target_parameters,
         "rank_pattern": patterns(config.rank_pattern.into_iter().map(|(k, v)| (k, json!(v))).collect()),
         "alpha_pattern": patterns(config.alpha_pattern.into_iter().map(|(k, v)| (k, json!(v))).collect()),
         "modules_to_save": config.modules_to_save,
@@ -322,14 +324,15 @@ fn of_adapter(folder: &Path) -> anyhow::Result<Map<String, Value>> {
 
 /// For each kind of module how many values are trained in place of how many.
 fn arithmetic(updates: &[Update]) -> Map<String, Value> {
-    let mut kinds: BTreeMap<(String, usize, usize, usize), usize> = BTreeMap::new();
-    for Update { module, rank, outer, inner } in updates {
+    let mut kinds: BTreeMap<(String, usize, usize, usize, usize), usize> = BTreeMap::new();
+    for Update { module, rank, experts, outer, inner } in updates {
         let is_number = |part: &&str| part.bytes().all(|b| b.is_ascii_digit());
         let path: Vec<&str> = module.split('.').collect();
         let after_layer = path.iter().rposition(is_number).map_or(0, |at| at + 1);
-        *kinds.entry((path[after_layer..].join("."), *outer, *inner, *rank)).or_default() += 1;
+        *kinds.entry((path[after_layer..].join("."), *experts, *outer, *inner, *rank)).or_default() += 1;
     }
-    let line = |((name, outer, inner, rank), number): ((String, usize, usize, usize), usize)| {
+    let line = |((name, experts, outer, inner, rank), number): ((String, _, usize, usize, usize), usize)| {
+        let number = number * experts;
         let (all, trained) = (outer as f64 * inner as f64, rank as f64 * (outer as f64 + inner as f64));
         let times = (10.0 * all / trained).round() / 10.0;
         let text = format!(

@@ -13,7 +13,7 @@ use model::checkpoint::{Staging, write_whole};
 use model::{Decoder, ModelError, StoredDType};
 use serde_json::json;
 
-use crate::cli::{self, Global};
+use crate::cli::{self, Global, Held};
 use crate::error::user;
 use crate::setup::{Base, Subject};
 use crate::terminal;
@@ -23,10 +23,13 @@ const WORTH_A_WARNING: f64 = 0.1;
 
 pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode> {
     let staging = Staging::folder(&args.output)?;
-    let Subject { base, adapter, .. } = Subject::open(args.model.as_deref(), Some(&args.adapter))?;
-    let adapter = adapter.expect("an adapter was named");
     let device = global.device()?;
-    let load = |base: &Base| base.load(&device, Precision::F32, None);
+    let subject = Subject::open(args.model.as_deref(), Some(&args.adapter), &device)?;
+    // An adapter has learnt to make up for the rounding of the base that it was trained over.
+    let quantization = subject.quantization(args.quantization.map(Held::format));
+    let Subject { base, adapter, .. } = subject;
+    let adapter = adapter.expect("an adapter was named");
+    let load = |base: &Base| base.load(&device, Precision::F32, quantization);
     // What the adapter's file has in place of the base's own weights is a part of what it does. Of two
     // vocabularies only one can be asked.
     let comparable = base.is_changed() && !base.is_resized();

@@ -26,7 +26,8 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
         return with_data(args, settings, global);
     }
     let (run, threads) = (&settings.run, global.threads());
-    let check_frozen = |config: &Config, name: &str| {
+    let check = |config: &Config, name: &str| {
+        setup::check_model(&settings, config)?;
         let (trained, needs) = (setup::trained(run, config, name)?, Needs::expected(run, config, threads));
         setup::check_frozen(&settings, config, &trained.layout, needs.repeated)
     };
@@ -34,7 +35,7 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
         // A shape is no model of this machine: without a budget it is planned without a limit.
         (Some(shape), _) => {
             let (config, budget) = (Config::named(shape)?, run.memory.map(|m| m.0));
-            check_frozen(&config, shape)?;
+            check(&config, shape)?;
             Box::new(move |run| {
                 let needs = Needs::expected(run, &config, threads);
                 Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget, needs)
@@ -46,7 +47,7 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
             if base.stored.is_some() {
                 Checkpoint::open(&base.folder)?.check(&base.config)?;
             }
-            check_frozen(&base.config, &base.name)?;
+            check(&base.config, &base.name)?;
             let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
             Box::new(move |run| {
                 let needs = Needs::expected(run, &base.config, threads);

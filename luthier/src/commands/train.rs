@@ -272,9 +272,9 @@ pub(super) fn load(
             return Err(settings.refuse("model", message));
         }
     };
-    let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout);
+    let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, &decoder.device);
     match &run.adapter.init_from {
-        Some(folder) => adapter.parameters = base.adapter(folder)?.parameters,
+        Some(folder) => adapter.parameters = base.adapter(folder, device)?.parameters,
         None => adapter.initialize(setup::init(run), seed, &decoder),
     }
     Ok((decoder, adapter))

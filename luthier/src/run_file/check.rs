@@ -134,7 +134,7 @@ impl Settings {
         )?;
         let targets = match &adapter.target_modules {
             TargetModules::AllLinear => true,
-            TargetModules::Names(names) => !names.is_empty(),
+            TargetModules::Names(names) => !names.is_empty() || !adapter.target_parameters.is_empty(),
             TargetModules::Regex(regex) => !regex.is_empty(),
         };
         self.require(targets, "adapter.target_modules", "names no module")?;
@@ -153,6 +153,17 @@ impl Settings {
                 &format!("gives `{pattern}` the alpha {alpha}, which {alpha_range}"),
             )?;
         }
+        let of_experts = !adapter.target_parameters.is_empty();
+        self.require(
+            !of_experts || adapter.method == Method::Lora,
+            "adapter.method",
+            "must be lora with adapter.target_parameters: PEFT has nothing else for experts",
+        )?;
+        self.require(
+            !of_experts || adapter.dropout == 0.0,
+            "adapter.dropout",
+            "must be 0 with adapter.target_parameters: PEFT has no dropout before experts",
+        )?;
         self.require(
             adapter.method != Method::Full || adapter.init_from.is_none(),
             "adapter.init_from",

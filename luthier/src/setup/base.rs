@@ -27,11 +27,11 @@ impl Subject {
     /// Opens what `--model` and `--adapter` name. Without a model it is the one that the adapter was trained
     /// on, as its run folder or its configuration says. Where the adapter's file has weights of the base
     /// itself they take their place. The tokenizer and its chat template are those in the adapter's folder,
-    /// if there are any. Notes go to stderr.
+    /// if there are any. The adapter's values go to the memory of `device`, notes to stderr.
     ///
     /// # Errors
     /// If neither names a model, or one does not fit the other.
-    pub(crate) fn open(model: Option<&str>, adapter: Option<&str>) -> anyhow::Result<Self> {
+    pub(crate) fn open(model: Option<&str>, adapter: Option<&str>, device: &Device) -> anyhow::Result<Self> {
         let Some(name) = adapter else {
             let model = model.ok_or_else(|| {
                 user("no model is named: give one by --model, or the run folder of an adapter by --adapter")
@@ -64,7 +64,7 @@ impl Subject {
         {
             eprintln!("note: {name} was trained on {other}; --model {model} is used");
         }
-        let adapter = base.take_over(&folder, run.as_deref())?;
+        let adapter = base.take_over(&folder, run.as_deref(), device)?;
         Ok(Subject { base, adapter: Some(adapter), remembered })
     }
 
@@ -173,7 +173,7 @@ impl Base {
 
     /// Makes this the base that the adapter in `folder` means, and reads the adapter. `run`: the run folder
     /// that it belongs to.
-    fn take_over(&mut self, folder: &Path, run: Option<&Path>) -> anyhow::Result<Adapter> {
+    fn take_over(&mut self, folder: &Path, run: Option<&Path>, device: &Device) -> anyhow::Result<Adapter> {
         // A run folder says itself what the adapter was trained on.
         let files = self.check_adapter(folder, run.is_none().then_some(&*self.name))?;
         files.notes.iter().for_each(|note| eprintln!("note: {note}"));
@@ -188,7 +188,7 @@ impl Base {
             ),
             None => {}
         }
-        let adapter = files.read()?;
+        let adapter = files.read(device)?;
         self.config = files.model.clone();
         self.changed_by = (!files.base_tensors.is_empty()).then_some(files);
         Ok(adapter)
@@ -239,11 +239,11 @@ impl Base {
         Ok(files)
     }
 
-    /// Reads an adapter that leaves this model as it is; notes go to stderr.
-    pub(crate) fn adapter(&self, folder: &Path) -> anyhow::Result<Adapter> {
+    /// Reads an adapter that leaves this model as it is into the memory of a device; notes go to stderr.
+    pub(crate) fn adapter(&self, folder: &Path, device: &Device) -> anyhow::Result<Adapter> {
         let files = self.adapter_folder(folder)?;
         files.require_unchanged_base()?;
         files.notes.iter().for_each(|note| eprintln!("note: {note}"));
-        Ok(files.read()?)
+        Ok(files.read(device)?)
     }
 }

@@ -3,9 +3,10 @@
 
 use data::Dataset;
 use model::Config;
+use model::config::Positions;
 
 use super::order;
-use crate::run_file::{MAX_EPOCHS, Method, RunFile};
+use crate::run_file::{MAX_EPOCHS, Method, RunFile, Settings};
 
 /// What an open setting became, where that is not the usual: a word for it, and the value with its reason.
 pub(crate) type Settled = (&'static str, String);
@@ -35,6 +36,26 @@ const MOST_RATES: f64 = 10.0;
 pub(crate) fn max_length(run: &RunFile, config: Option<&Config>) -> usize {
     let context = config.map_or(usize::MAX, |config| config.max_position_embeddings);
     run.data.max_length.unwrap_or(USUAL_LENGTH.min(context))
+}
+
+/// Refuses settings that the model has nothing for: texts beyond its table of positions, a loss of experts
+/// without experts.
+pub(crate) fn check_model(settings: &Settings, config: &Config) -> anyhow::Result<()> {
+    let (run, most) = (&settings.run, config.max_position_embeddings);
+    let longest = max_length(run, Some(config));
+    if config.positions == Positions::Learned && longest > most {
+        let model = config.family.model_type();
+        let message = format!(
+            "is {longest}, and this {model} model has learned {most} positions, beyond which it cannot read; set it to \
+             {most} or less"
+        );
+        return Err(settings.refuse("data.max_length", message));
+    }
+    if run.training.router_aux_loss != 0.0 && config.experts.is_none() {
+        let message = "is for models with experts, and this one has none; leave it out";
+        return Err(settings.refuse("training.router_aux_loss", message));
+    }
+    Ok(())
 }
 
 /// Rows of an optimizer step, at most if that is still open.

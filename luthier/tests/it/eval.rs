@@ -36,7 +36,8 @@ fn mean_loss(folder: &Path, adapter: Option<&Adapter>) -> (f64, usize) {
     let decoder = Decoder::load(&folder.join("model"), &Device::cpu(1), Precision::F32, None).unwrap();
     let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
     let extent = Extent { tokens: 256, positions: 256, purpose: Purpose::Infer, precision: Precision::F32 };
-    let mut buffers = Activations::new(&decoder.config, &layout, 0.0, extent, &mut Allocator::real());
+    let mut buffers =
+        Activations::new(&decoder.config, &layout, 0.0, extent, &mut Allocator::real(&Device::cpu(2)));
     let (mut sum, mut tokens) = (0.0, 0);
     for example in preview["examples"].as_array().unwrap() {
         let ids: Vec<u32> = serde_json::from_value(example["token_ids"].clone()).unwrap();
@@ -58,7 +59,7 @@ fn the_loss_is_the_mean_over_all_trained_tokens() {
     let folder = folder();
     let path = tiny_adapter(folder.path(), 0.5);
     let decoder = Decoder::load(&folder.path().join("model"), &Device::cpu(1), Precision::F32, None).unwrap();
-    let (adapter, _) = Adapter::load(&path, &decoder.config, None).unwrap();
+    let (adapter, _) = Adapter::load(&path, &decoder.config, None, &Device::cpu(2)).unwrap();
     assert_ne!(adapter.layout, Layout::default());
     let base = "eval perplexity --model model --data data.jsonl --set precision=f32 --json";
     let base: Vec<&str> = base.split(' ').collect();

@@ -34,7 +34,14 @@ pub(crate) fn tiny_model_stored(folder: &Path, dtype: StoredDType) -> PathBuf {
     let model = folder.join("model");
     fs::create_dir_all(&model).unwrap();
     let base = Decoder::random(&config(), &Device::cpu(1), Precision::F32, None, 5);
-    base.write_model_files(&Adapter::zeros(Layout::default(), 0.0), &model, &model, &model, dtype).unwrap();
+    base.write_model_files(
+        &Adapter::zeros(Layout::default(), 0.0, &Device::cpu(2)),
+        &model,
+        &model,
+        &model,
+        dtype,
+    )
+    .unwrap();
     write(&model.join("tokenizer.json"), &tokenizer());
     write(
         &model.join("tokenizer_config.json"),
@@ -53,8 +60,8 @@ pub(crate) fn tiny_adapter(folder: &Path, size: f32) -> PathBuf {
         ..PeftConfig::default()
     };
     let resolution = targets::resolve(&settings, &config()).unwrap();
-    let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &config()), 0.0);
-    for (i, value) in adapter.parameters.values_mut().iter_mut().enumerate() {
+    let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &config()), 0.0, &Device::cpu(2));
+    for (i, value) in adapter.parameters.values_mut().f32().iter_mut().enumerate() {
         *value = size * (2.0 * compute::random::uniform(9, i as u64) as f32 - 1.0);
     }
     save_adapter(&path, &settings.settled(&resolution, &config()), &adapter.layout, &adapter.parameters)

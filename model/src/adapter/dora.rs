@@ -8,8 +8,8 @@
 
 use std::collections::BTreeMap;
 
-use compute::ops::magnitude;
 use compute::ops::matmul::{Factor, matmul};
+use compute::ops::{copy, magnitude};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use super::lora::{self, Lora};
@@ -59,10 +59,13 @@ pub(crate) struct Memory {
     /// Products before their magnitudes `[T, out]`. The last layers have their own, so that the backward pass
     /// finds them.
     products: BTreeMap<Option<Part>, Products>,
-    /// `A Wᵀ`, `A Aᵀ`, and the norms that come of them.
+    /// `A Wᵀ`, `A Aᵀ`, `B A Aᵀ`, and the norms that come of them.
     across: Matrix,
+    gram: Matrix,
     own: Matrix,
     norms: Matrix,
+    /// Norms of an adapter that no longer changes, where they are there; never in training.
+    fixed: BTreeMap<ModuleId, (Matrix, bool)>,
     /// A product's gradient `[T, out]`; only in training.
     dproduct: Matrix,
 }
@@ -76,9 +79,17 @@ struct Products {
 }
 
 impl Products {
+    fn place(&self, module: ModuleId) -> usize {
+        module.layer().unwrap_or(self.first).saturating_sub(self.first)
+    }
+
     fn of(&mut self, module: ModuleId) -> &mut (Matrix, Option<ModuleId>) {
-        let layer = module.layer().unwrap_or(self.first);
-        &mut self.places[layer.saturating_sub(self.first)]
+        let place = self.place(module);
+        &mut self.places[place]
+    }
+
+    fn get(&self, module: ModuleId) -> &Matrix {
+        &self.places[self.place(module)].0
     }
 }
 
@@ -102,13 +113,16 @@ impl Memory {
         allocator: &mut Allocator,
     ) -> Self {
         let component = Component::Workspace;
-        let (mut squares, mut products) = (BTreeMap::new(), BTreeMap::new());
+        let (mut squares, mut fixed, mut products) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let (mut rank, mut out) = (0, 0);
         for (module, trained) in layout.modules().filter(|(module, _)| takes(*module)) {
             let Trained::Dora(dora) = trained else { continue };
             let rows = layout.tensors()[dora.magnitude].cols;
             (rank, out) = (rank.max(dora.lora.rank), out.max(rows));
             squares.insert(module, (allocator.matrix(component, 1, rows, DType::F32), false));
+            if !training {
+                fixed.insert(module, (allocator.matrix(component, 1, rows, DType::F32), false));
+            }
             let dtype = if module == ModuleId::Head { DType::F32 } else { precision.dtype() };
             products.entry(kind(module)).or_insert_with(|| {
                 let places = kind(module).map_or(1, |part| kept(part).clamp(1, layers));
@@ -125,14 +139,43 @@ impl Memory {
             squares,
             products,
             across: allocator.matrix(component, rank, out, DType::F32),
-            own: allocator.matrix(component, rank, rank, DType::F32),
+            gram: allocator.matrix(component, rank, rank, DType::F32),
+            own: allocator.matrix(component, out, rank, DType::F32),
             norms: allocator.matrix(component, 1, out, DType::F32),
+            fixed,
             dproduct: allocator.matrix(component, back, out, dtype),
         }
     }
 
-    /// Brings the norms of a module's adapted rows to the front of `self.norms`.
+    /// Computes the norms of a module's adapted rows once for all passes to come: the adapter must not change
+    /// any more.
+    pub(crate) fn fix(&mut self, run: &Run<'_>, module: ModuleId, dora: Dora, weight: BaseWeight<'_>) {
+        self.measure(run, module, dora.lora, weight);
+        let Some((fixed, known)) = self.fixed.get_mut(&module) else { return };
+        copy::copy(run.device, fixed.as_mut(), self.norms.as_ref().prefix(1, dora.lora.out));
+        *known = true;
+    }
+
+    /// Lets the backward pass make a module's product again.
+    pub(crate) fn forget(&mut self, module: ModuleId) {
+        if let Some(products) = self.products.get_mut(&kind(module)) {
+            products.of(module).1 = None;
+        }
+    }
+
+    /// The norms of a module that was measured.
+    fn norms(&self, module: ModuleId, out: usize) -> MatrixRef<'_> {
+        match self.fixed.get(&module) {
+            Some((fixed, true)) => fixed.as_ref(),
+            _ => self.norms.as_ref().prefix(1, out),
+        }
+    }
+
+    /// Brings the norms of a module's adapted rows to where [`Memory::norms`] finds them.
     fn measure(&mut self, run: &Run<'_>, module: ModuleId, lora: Lora, weight: BaseWeight<'_>) {
+        if matches!(self.fixed.get(&module), Some((_, true))) {
+            return;
+        }
         let (device, (a, b)) = (run.device, run.adapter().lora(lora));
         let (squares, known) = self.squares.get_mut(&module).expect(LAID_OUT);
         if !*known {
@@ -140,11 +183,14 @@ impl Memory {
             *known = true;
         }
         let (rank, out) = (lora.rank, b.rows());
-        let (mut across, mut own) =
-            (self.across.as_mut().prefix(rank, out), self.own.as_mut().prefix(rank, rank));
+        let (mut across, mut gram) =
+            (self.across.as_mut().prefix(rank, out), self.gram.as_mut().prefix(rank, rank));
+        let mut own = self.own.as_mut().prefix(out, rank);
         let (left, precision) = (Factor::Plain(a), Precision::F32);
         matmul(device, precision, 1.0, left, weight.transposed(), false, across.reborrow());
-        matmul(device, precision, 1.0, left, Factor::Transposed(a), false, own.reborrow());
+        matmul(device, precision, 1.0, left, Factor::Transposed(a), false, gram.reborrow());
+        let (left, right) = (Factor::Plain(b), Factor::Plain(gram.as_ref()));
+        matmul(device, precision, 1.0, left, right, false, own.reborrow());
         let (norms, products) = (self.norms.as_mut().prefix(1, out), (across.as_ref(), own.as_ref()));
         magnitude::norms(device, norms, squares.as_ref(), products, b, lora.scale);
     }
@@ -166,8 +212,8 @@ pub(crate) fn forward(
     *there = Some(module);
     let (key, to) = (run.mask_key(module), z.as_mut().prefix(x.rows(), m.cols()));
     lora::forward(run, dora.lora, key, to, false, (x, weight.transposed()), lora);
-    let (z, n) = (z.as_ref().prefix(x.rows(), m.cols()), memory.norms.as_ref().prefix(1, m.cols()));
-    magnitude::forward(run.device, y, accumulate, z, (m, n));
+    let z = memory.products[&kind(module)].get(module).as_ref().prefix(x.rows(), m.cols());
+    magnitude::forward(run.device, y, accumulate, z, (m, memory.norms(module, m.cols())));
 }
 
 /// Adds to the gradients of A, B and the magnitudes; if it is wanted, sets `dx [T, in]`, or adds to it.

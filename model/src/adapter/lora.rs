@@ -88,6 +88,8 @@ pub(crate) struct Buffers {
     /// What the rows at hand are called, for masks that do not depend on their neighbours `[T]`; set once a
     /// batch.
     pub(crate) names: Staged<u64>,
+    /// Which of the rows that have names is the first one at hand.
+    pub(crate) first_row: usize,
 }
 
 impl Buffers {
@@ -107,6 +109,7 @@ impl Buffers {
             ds: buffer(tokens, layout.max_rank(), DType::F32),
             dropped: buffer(dropped, width, precision.dtype()),
             names: Staged::new(dropped, Component::Workspace, allocator),
+            first_row: 0,
         }
     }
 }
@@ -146,9 +149,9 @@ pub(crate) fn forward(
     (x, w): (MatrixRef<'_>, Factor<'_>),
     buffers: &mut Buffers,
 ) {
-    let Buffers { dropped, s, names, .. } = buffers;
+    let Buffers { dropped, s, names, first_row, .. } = buffers;
     let s = s.as_mut().prefix(x.rows(), lora.rank);
-    let dropped = dropped_input(run, key, x, names, dropped);
+    let dropped = dropped_input(run, key, x, (names, *first_row), dropped);
     let factors = run.adapter().lora(lora);
     low_rank::forward(run.device, run.precision, y, accumulate, (x, w), dropped, factors, lora.scale, s);
 }
@@ -168,7 +171,7 @@ pub(crate) fn backward(
     let (adapter, device, precision) = (run.adapter(), run.device, run.precision);
     let (a, b) = adapter.lora(lora);
     let (da, db) = gradients.lora_mut(&adapter.layout, lora);
-    let Buffers { dropped, s, ds, names } = buffers;
+    let Buffers { dropped, s, ds, names, first_row } = buffers;
     let (rows, cols, rank) = (x.rows(), x.cols(), lora.rank);
     let (s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));
     let dx = match (dx, key) {
@@ -182,7 +185,7 @@ pub(crate) fn backward(
             dx
         }
     };
-    let input = dropped_input(run, key, x, names, dropped).unwrap_or(x);
+    let input = dropped_input(run, key, x, (names, *first_row), dropped).unwrap_or(x);
     let ds = ds.as_ref();
     low_rank::backward(device, precision, da, db, (dy, ds), (input, a), lora.scale, s);
     let (Some((mut dx, accumulate)), Some(key)) = (dx, key) else { return };
@@ -190,7 +193,8 @@ pub(crate) fn backward(
     // The dropped input is spent: its buffer takes its gradient, which then passes the same mask.
     let mut through = dropped.as_mut().prefix(rows, cols);
     matmul(device, precision, 1.0, Factor::Plain(ds), Factor::Plain(a), false, through.reborrow());
-    dropout::apply(device, dx, through.as_ref(), adapter.dropout, (key, names.get()), true);
+    let names = names.get().range(*first_row..*first_row + rows);
+    dropout::apply(device, dx, through.as_ref(), adapter.dropout, (key, names), true);
 }
 
 /// What dropout leaves of the input, if there is dropout.
@@ -198,11 +202,12 @@ fn dropped_input<'a>(
     run: &Run<'_>,
     key: Option<u64>,
     x: MatrixRef<'_>,
-    names: &Staged<u64>,
+    (names, first_row): (&Staged<u64>, usize),
     buffer: &'a mut Matrix,
 ) -> Option<MatrixRef<'a>> {
     let key = key?;
+    let names = names.get().range(first_row..first_row + x.rows());
     let dropped = buffer.as_mut().prefix(x.rows(), x.cols());
-    dropout::apply(run.device, dropped, x, run.adapter().dropout, (key, names.get()), false);
+    dropout::apply(run.device, dropped, x, run.adapter().dropout, (key, names), false);
     Some(buffer.as_ref().prefix(x.rows(), x.cols()))
 }

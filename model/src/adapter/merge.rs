@@ -120,13 +120,14 @@ impl Decoder {
     pub fn probe(&self, adapter: Option<&Adapter>) -> Matrix {
         const SEQUENCES: usize = 4;
         const TOKENS: usize = 16;
+        let length = TOKENS.min(self.config.max_position_embeddings);
         let mut batch = Batch::new();
         for sequence in 0..SEQUENCES as u64 {
             let token = |i| random::below(random::key(0, sequence), i, self.config.vocab_size as u64) as u32;
-            batch.push_unlabelled(&(0..TOKENS as u64).map(token).collect::<Vec<_>>());
+            batch.push_unlabelled(&(0..length as u64).map(token).collect::<Vec<_>>());
         }
         let (tokens, precision) = (batch.tokens(), self.precision);
-        let extent = Extent { tokens, positions: TOKENS, purpose: Purpose::Infer, precision };
+        let extent = Extent { tokens, positions: length, purpose: Purpose::Infer, precision };
         let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
         let mut buffers =
             Activations::new(&self.config, &layout, 0.0, extent, &mut Allocator::real(&self.device));

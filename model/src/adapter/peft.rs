@@ -489,6 +489,8 @@ pub struct Update {
     pub module: String,
     /// R.
     pub rank: usize,
+    /// Of how many experts of a block it is; 1 for any other layer.
+    pub experts: usize,
     /// Rows of the module's weight and of B.
     pub outer: usize,
     /// Columns of the module's weight and of A.
@@ -509,9 +511,9 @@ pub fn updates(config: &PeftConfig, tensors: &AdapterTensors) -> Result<Vec<Upda
             ref shape => Err(wrong(key, format!("has shape {shape:?}; an A or a B is a matrix"))),
         }
     };
-    let (a, b) = (".lora_A.weight", ".lora_B.weight");
+    let (a, b, magnitude) = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector");
     let known = |path: &str| match path.contains(".lora_") {
-        true => path.ends_with(a) || path.ends_with(b),
+        true => path.ends_with(a) || path.ends_with(b) || config.use_dora && path.ends_with(magnitude),
         false => path.ends_with(".weight") || path.ends_with(".bias"),
     };
     for key in tensors.keys() {
@@ -532,18 +534,24 @@ pub fn updates(config: &PeftConfig, tensors: &AdapterTensors) -> Result<Vec<Upda
             return Err(wrong(key, format!("has {rank} rows, its B {cols} columns; both are the rank")));
         }
         // Of an update of experts, whose number is the model's to say, the file has all of them.
-        let fits = |named: usize| match config.target_parameters.is_empty() {
-            true => rank == named,
-            false => rank.is_multiple_of(named),
-        };
-        if !fits(config.r) && !config.rank_pattern.iter().any(|&(_, named)| fits(named)) {
+        let fits = |named: &usize| rank == *named;
+        let fits_experts =
+            |named: &usize| !config.target_parameters.is_empty() && rank.is_multiple_of(*named);
+        let named = || std::iter::once(config.r).chain(config.rank_pattern.iter().map(|&(_, named)| named));
+        let Some(of_one) = named().find(fits).or_else(|| named().find(fits_experts)) else {
             let problem = format!(
                 "is of rank {rank}, which {CONFIG_FILE} does not name: `r` is {}; the two files must be of one adapter",
                 config.r
             );
             return Err(wrong(key, problem));
-        }
-        updates.push(Update { module: module.to_owned(), rank, outer, inner });
+        };
+        updates.push(Update {
+            module: module.to_owned(),
+            rank: of_one,
+            experts: rank / of_one,
+            outer,
+            inner,
+        });
     }
     Ok(updates)
 }

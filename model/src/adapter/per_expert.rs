@@ -32,6 +32,10 @@ pub(super) fn convert(
     if !config.target_parameters.is_empty() || !tensors.keys().any(of_expert) {
         return Ok(None);
     }
+    if config.use_dora {
+        let problem = "is on for layers of experts, which PEFT with transformers 5 has no DoRA for; merge the adapter in PEFT";
+        return Err(ModelError::setting("use_dora", problem));
+    }
     let old = targets::resolve_with_experts(config, model)?;
     let (apart, modules): (Vec<Target>, Vec<Target>) =
         old.targets.into_iter().partition(|target| targets::is_parameter(target.module));

@@ -130,14 +130,30 @@ pub fn default_targets(model: &Config) -> Vec<String> {
 /// Every linear layer but the head, in any case of letters.
 pub const ALL_LINEAR: &str = "all-linear";
 
+fn is_all_linear(selection: &Selection) -> bool {
+    matches!(selection, Selection::Expression(text) if text.eq_ignore_ascii_case(ALL_LINEAR))
+}
+
 /// Applies an adapter's settings to a model.
 ///
 /// # Errors
 /// If a name, an expression or a pattern matches nothing or something that is not a linear layer, or an
 /// expression is not valid.
 pub fn resolve(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
-    let resolution = resolve_as_peft(settings, model)?;
+    let mut modules = module_tree(model);
+    if settings.target_modules.as_ref().is_some_and(is_all_linear) {
+        modules.retain(|node| !node.id.is_some_and(|module| is_named_as_experts(module, model)));
+    }
+    let resolution = resolve_in(settings, model, &modules)?;
     refuse(&resolution.unused)?;
+    if let Some(target) = resolution.targets.iter().find(|t| is_named_as_experts(t.module, model)) {
+        let problem = format!(
+            "chooses {}, whose name PEFT takes for the experts of this family's other layers: it would read the adapter as \
+             another one; leave the MLP's layers out",
+            target.path
+        );
+        return Err(ModelError::setting("target_modules", problem));
+    }
     if !resolution.parameters.is_empty() && settings.use_dora {
         let problem = "must be false with target_parameters: PEFT has no DoRA of experts";
         return Err(ModelError::setting("use_dora", problem));
@@ -248,6 +264,13 @@ pub(super) fn is_parameter(module: ModuleId) -> bool {
     matches!(module, ModuleId::Expert { .. } | ModuleId::Linear { part: Part::Router, .. })
 }
 
+/// Whether a linear layer is one of an MLP without experts in a model that has experts elsewhere: PEFT (0.21
+/// with transformers 5) turns its name into parameters of experts wherever it stands among targets.
+fn is_named_as_experts(module: ModuleId, model: &Config) -> bool {
+    let of_mlp = |part| matches!(part, Part::Gate | Part::Up | Part::Down | Part::GateUp);
+    model.experts.is_some() && matches!(module, ModuleId::Linear { part, .. } if of_mlp(part))
+}
+
 /// Names that select exactly these layers, by the rule for lists that all versions of PEFT share: the ends of
 /// their paths, or where other modules of the model end so, too, the whole paths.
 pub fn names(resolution: &Resolution, model: &Config) -> Vec<String> {
@@ -328,7 +351,7 @@ fn select(
     let defaults = Selection::List(if parameters { Vec::new() } else { defaults });
     let targets = settings.target_modules.as_ref().unwrap_or(&defaults);
     let layers = LayerFilter::new(settings, targets)?;
-    let all_linear = matches!(targets, Selection::Expression(e) if e.eq_ignore_ascii_case(ALL_LINEAR));
+    let all_linear = is_all_linear(targets);
     let mut included = Matcher::new("target_modules", targets)?;
     let mut excluded =
         settings.exclude_modules.as_ref().map(|e| Matcher::new("exclude_modules", e)).transpose()?;

@@ -1,7 +1,7 @@
 //! The families: a row of fields for each, with what its configuration class in transformers takes where
 //! config.json is silent.
 
-use super::{NormKind, Norms, Span};
+use super::{BY_LAYER, NormKind, Norms, Span};
 use crate::names::{Table, tables};
 
 /// A supported family of models.
@@ -81,6 +81,8 @@ pub(super) struct Row {
     pub(super) rope_theta: f64,
     /// Which part of each head is turned; none: all of it, always.
     pub(super) partial_rotary: Option<f64>,
+    /// What the family alone has among the parameters of its rotary embedding.
+    pub(super) rope_extra: RopeExtra,
     /// Whether neighbours `(2i, 2i + 1)` are turned together, rather than `(i, i + D / 2)`.
     pub(super) interleaved: bool,
     pub(super) fused: Fused,
@@ -88,10 +90,16 @@ pub(super) struct Row {
     pub(super) gated: bool,
     /// Linear layers are stored `[in, out]`.
     pub(super) transposed: bool,
+    /// Whether the inner width is four times the width where the file does not say it.
+    pub(super) four_widths: bool,
+    /// Whether embeddings are multiplied by the root of the width.
+    pub(super) embeddings_by_width: bool,
     pub(super) experts: Option<ExpertFields>,
     /// Numbers that change the arithmetic and that this family has, with their defaults; elsewhere they are
     /// refused.
     pub(super) numbers: &'static [(&'static str, Option<f64>)],
+    /// Flags that change the arithmetic and that this family has, off if absent; elsewhere they are refused.
+    pub(super) flags: &'static [&'static str],
     /// Fields that change the arithmetic elsewhere, and that the family's own code passes over.
     pub(super) ignores: &'static [&'static str],
 }
@@ -161,6 +169,24 @@ pub(super) enum Rotary {
     LocalUnscaled,
 }
 
+/// What only one family writes among its rotary parameters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum RopeExtra {
+    None,
+    /// `dynamic` with an `alpha`, by which the base grows whatever the length of the text (Hunyuan).
+    DynamicAlpha,
+    /// `su` and `yarn` for what is `longrope` now (early releases of Phi-3).
+    LongRopeByOldNames,
+    /// `llama_4_scaling_beta`, by which queries grow; and all of [`MINISTRAL3_ROPE`] where there are no
+    /// parameters at all.
+    QueryGrowth,
+}
+
+/// The parameters that transformers' `Ministral3Config` takes where there are none.
+pub(super) const MINISTRAL3_ROPE: &str = r#"{"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 16.0,
+    "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0, "mscale_all_dim": 1.0,
+    "mscale": 1.0, "llama_4_scaling_beta": 0.1}"#;
+
 /// Which projections are one layer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fused {
@@ -184,6 +210,8 @@ pub(super) struct ExpertFields {
     pub(super) inner: (&'static str, usize),
     /// Whether the weights of a token's experts always sum to one; else `norm_topk_prob` says.
     pub(super) normalized: bool,
+    /// Whether `mlp_only_layers` and `decoder_sparse_step` leave some layers without.
+    pub(super) some_layers: bool,
 }
 
 const LLAMA: Row = Row {
@@ -210,12 +238,16 @@ const LLAMA: Row = Row {
     rotary: Rotary::All,
     rope_theta: 10_000.0,
     partial_rotary: None,
+    rope_extra: RopeExtra::None,
     interleaved: false,
     fused: Fused::None,
     gated: true,
     transposed: false,
+    four_widths: false,
+    embeddings_by_width: false,
     experts: None,
     numbers: &[],
+    flags: &[],
     ignores: &[],
 };
 
@@ -267,6 +299,7 @@ const GEMMA2: Row = Row {
     norms: Norms { before: true, behind: true },
     biases: Biases::AttentionField,
     windows: Windows::Pattern { window: 4096, every: 2 },
+    embeddings_by_width: true,
     numbers: &[
         ("query_pre_attn_scalar", Some(256.0)),
         ("attn_logit_softcapping", Some(50.0)),
@@ -300,6 +333,7 @@ const PHI3: Row = Row {
     biases: Biases::None,
     windows: Windows::AllLayers(None),
     partial_rotary: Some(1.0),
+    rope_extra: RopeExtra::LongRopeByOldNames,
     fused: Fused::QkvAndGateUp,
     ..LLAMA
 };
@@ -328,6 +362,8 @@ const GPT2: Row = Row {
     fused: Fused::Qkv,
     gated: false,
     transposed: true,
+    four_widths: true,
+    flags: &[BY_LAYER],
     ..LLAMA
 };
 
@@ -389,7 +425,7 @@ const MINISTRAL3: Row = Row {
     max_position_embeddings: 262_144,
     norm_eps: ("rms_norm_eps", 1e-5),
     windows: Windows::AllLayers(None),
-    rope_theta: 1_000_000.0,
+    rope_extra: RopeExtra::QueryGrowth,
     ..MISTRAL
 };
 
@@ -437,6 +473,7 @@ const HUNYUAN: Row = Row {
     norm_eps: ("rms_norm_eps", 1e-5),
     biases: Biases::AttentionField,
     qk_norm: Some((Span::Head, true)),
+    rope_extra: RopeExtra::DynamicAlpha,
     ..LLAMA
 };
 
@@ -466,6 +503,7 @@ const QWEN3_MOE: Row = Row {
         per_token: 8,
         inner: ("moe_intermediate_size", 768),
         normalized: false,
+        some_layers: true,
     }),
     ..QWEN3
 };
@@ -482,6 +520,7 @@ const MIXTRAL: Row = Row {
         per_token: 2,
         inner: ("intermediate_size", 14_336),
         normalized: true,
+        some_layers: false,
     }),
     ..MISTRAL
 };

@@ -3,10 +3,10 @@
 //! layer.
 
 use compute::ops::rope::{RopeScaling, Rotation};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::family::{Fused, Rotary, Row};
-use super::{Fields, QueryGrowth, bounds};
+use super::family::{MINISTRAL3_ROPE, RopeExtra, Rotary, Row};
+use super::{Fields, POSITIVE, QueryGrowth, bounds};
 use crate::error::Result;
 
 const KINDS: [&str; 2] = ["full_attention", "sliding_attention"];
@@ -37,7 +37,12 @@ pub(super) fn read(
 ) -> Result<Ropes> {
     // transformers 5 takes a present `rope_scaling` before `rope_parameters`.
     let name = if fields.present("rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" };
+    let default: Map<String, Value>;
     let map = match fields.present(name) {
+        None if row.rope_extra == RopeExtra::QueryGrowth => {
+            default = serde_json::from_str(MINISTRAL3_ROPE).expect("the default is a JSON object");
+            Some(&default)
+        }
         None => None,
         Some(Value::Object(map)) => Some(map),
         Some(value) => return Err(fields.wrong(name, value, "an object")),
@@ -84,7 +89,6 @@ pub(super) fn read(
 }
 
 const THETA: std::ops::RangeInclusive<f64> = 1.0..=1e15;
-const POSITIVE: std::ops::RangeInclusive<f64> = f64::MIN_POSITIVE..=1e9;
 
 /// The layers that turn queries and keys, by `no_rope_layers` (1: they do) or `no_rope_layer_interval`.
 pub(super) fn turned_layers(fields: &Fields<'_>, layers: usize) -> Result<Vec<Option<usize>>> {
@@ -137,7 +141,12 @@ impl Source<'_> {
     /// How queries grow with their position, if the parameters say so.
     fn query_growth(&self) -> Result<Option<QueryGrowth>> {
         let Some(inner) = &self.inner else { return Ok(None) };
-        let Some(beta) = inner.optional_float("llama_4_scaling_beta", 0.0..=1e3)? else { return Ok(None) };
+        let name = "llama_4_scaling_beta";
+        let Some(beta) = inner.optional_float(name, 0.0..=1e3)? else { return Ok(None) };
+        if self.row.rope_extra != RopeExtra::QueryGrowth {
+            let problem = format!("is {beta}: queries of {} models do not grow", self.row.model_type);
+            return Err(inner.error(name, problem));
+        }
         Ok(Some(QueryGrowth { beta, original: self.original()? }))
     }
 
@@ -157,12 +166,14 @@ impl Source<'_> {
             None | Some("default") => RopeScaling::None,
             Some("linear") => RopeScaling::Linear { factor: inner.float("factor", POSITIVE)? },
             Some("llama3") => self.llama3(inner)?,
-            // Early releases of Phi-3 call it by other names.
-            Some("su" | "yarn") if self.row.fused == Fused::QkvAndGateUp => self.longrope(inner)?,
+            Some("su" | "yarn") if self.row.rope_extra == RopeExtra::LongRopeByOldNames => {
+                self.longrope(inner)?
+            }
             Some("longrope") => self.longrope(inner)?,
             Some("yarn") => self.yarn(inner)?,
-            // Hunyuan's: the base itself grows, whatever the length of the text.
-            Some("dynamic") if inner.present("alpha").is_some() => {
+            Some("dynamic")
+                if self.row.rope_extra == RopeExtra::DynamicAlpha && inner.present("alpha").is_some() =>
+            {
                 let (alpha, dims) = (inner.float("alpha", POSITIVE)?, self.head_dim as f64);
                 return Ok((theta * alpha.powf(dims / (dims - 2.0)), RopeScaling::None));
             }

@@ -72,7 +72,7 @@ pub(crate) fn training_buffers(
 ) -> Activations {
     let purpose = Purpose::Train(Checkpointing::None);
     let extent = Extent { tokens, positions: tokens, purpose, precision: decoder.precision };
-    Activations::new(&decoder.config, layout, dropout, extent, &mut Allocator::real())
+    Activations::new(&decoder.config, layout, dropout, extent, &mut Allocator::real(&Device::cpu(2)))
 }
 
 /// The logits of every row of a batch.

@@ -54,7 +54,7 @@ fn a_family_is_a_row_of_fields() {
         all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         llama(all).unwrap()
     };
-    let biases = |qkv, output, mlp| Biases { qkv, output, mlp, head: false };
+    let biases = |qkv, output, mlp| Biases { qkv, output, mlp };
     let qwen2 = of("qwen2", json!({}));
     assert_eq!(
         (qwen2.family, qwen2.biases, qwen2.qk_norm),
@@ -188,7 +188,7 @@ refused! {
     an_unknown_activation_is_refused: {"hidden_act": "relu"} => "`hidden_act` is \"relu\"; supported are";
     an_unknown_rope_type_is_refused: {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}} => "`rope_scaling.rope_type` is \"dynamic\"; supported are `default`, `linear`, `llama3`, `longrope` and `yarn`";
     a_rope_factor_must_be_there: {"rope_scaling": {"rope_type": "linear"}} => "`rope_scaling.factor` is missing";
-    a_rope_factor_must_be_positive: {"rope_parameters": {"rope_type": "linear", "factor": 0.0}} => "`rope_parameters.factor` is 0.0; expected a number above 0";
+    a_rope_factor_must_be_positive: {"rope_parameters": {"rope_type": "linear", "factor": 0.0}} => "`rope_parameters.factor` is 0.0; expected a number from 0.000000001 to 1000000000";
     llama3_bands_must_not_cross: {"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}} => "`rope_scaling.high_freq_factor` is 4, which must be above low_freq_factor 4";
     rope_by_layer_type_is_refused: {"rope_parameters": {"full_attention": {"rope_type": "default"}}} => "`rope_parameters` has parameters of its own for \"full_attention\", which a llama model has not";
     rope_must_be_an_object: {"rope_scaling": 2.0} => "`rope_scaling` is 2.0; expected an object";
@@ -198,6 +198,13 @@ refused! {
     other_kinds_of_quantization_are_named: {"quantization_config": {"quant_method": "gptq", "bits": 4}} => "`quantization_config` is of \"gptq\"; of quantized checkpoints only those of bitsandbytes in 4 bits are supported";
     an_unknown_code_is_refused: {"quantization_config": {"load_in_4bit": true, "bnb_4bit_quant_type": "nf3"}} => "has the bnb_4bit_quant_type \"nf3\"";
     foreign_features_are_named: {"final_logit_softcapping": 30.0} => "`final_logit_softcapping` is 30.0: models with this feature are not supported";
+    numbers_that_vanish_in_f32_are_refused: {"model_type": "granite", "attention_multiplier": 1e-50} => "`attention_multiplier` is 1e-50; expected a number from";
+    experts_of_all_layers_are_bounded: {"model_type": "qwen3_moe", "num_hidden_layers": 4096, "num_experts": 4096} => "`num_experts` is 4096, on 4096 layers: more than 131072 in all";
+    layers_without_experts_are_numbers: {"model_type": "qwen3_moe", "mlp_only_layers": ["0"]} => "`mlp_only_layers` is \"0\"; expected numbers of layers";
+    queries_of_other_families_do_not_grow: {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}} => "`rope_parameters.llama_4_scaling_beta` is 0.1: queries of llama models do not grow";
+    a_base_that_grows_is_one_familys: {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}} => "`rope_scaling.type` is \"dynamic\"";
+    norms_of_queries_are_not_left_out: {"model_type": "hunyuan_v1_dense", "use_qk_norm": false} => "`use_qk_norm` is false";
+    whether_norms_are_left_out_is_a_flag: {"model_type": "hunyuan_v1_dense", "use_qk_norm": "no"} => "`use_qk_norm` is \"no\"; expected true or false";
     attention_sinks_are_not_supported: {"attention_sinks": true} => "`attention_sinks` is true";
     layer_types_must_have_one_entry_per_layer: {"model_type": "qwen3", "layer_types": ["full_attention"]} => "`layer_types` has 1 entries for num_hidden_layers 3";
     an_unknown_layer_type_is_refused: {"model_type": "qwen3", "layer_types": ["full_attention", "linear_attention", "full_attention"]} => "`layer_types[1]` is \"linear_attention\"";

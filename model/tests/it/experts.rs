@@ -21,7 +21,7 @@ use crate::common::{
 const CASES: [&str; 2] = ["qwen3-moe", "mixtral"];
 
 fn open(case: &str, name: &str, config: &Config) -> (Adapter, AdapterFolder) {
-    Adapter::load(&fixture(case).join(name), config, None).unwrap()
+    Adapter::load(&fixture(case).join(name), config, None, &Device::cpu(2)).unwrap()
 }
 
 /// The labelled sequences of a fixture.
@@ -46,8 +46,10 @@ fn gradients(
     let purpose = Purpose::Train(checkpointing);
     let (tokens, precision) = (batch.tokens(), decoder.precision);
     let extent = Extent { tokens, positions: tokens, purpose, precision };
-    let mut buffers = Activations::new(&decoder.config, layout, 0.0, extent, &mut Allocator::real());
-    let mut gradients = Parameters::zeros(layout, Component::Gradients, &mut Allocator::real());
+    let mut buffers =
+        Activations::new(&decoder.config, layout, 0.0, extent, &mut Allocator::real(&Device::cpu(2)));
+    let mut gradients =
+        Parameters::zeros(layout, Component::Gradients, &mut Allocator::real(&Device::cpu(2)));
     let mut losses = vec![0.0; batch.targets.len()];
     let scale = 1.0 / losses.len() as f32;
     let run = Run { router_aux_loss, ..decoder.run(Some(adapter)) };
@@ -112,8 +114,8 @@ fn adapters_over_experts_are_written_as_they_were_read() {
             };
             assert_eq!(bytes(&ours), bytes(&theirs), "{case}: {name}");
         }
-        let (again, files) = Adapter::load(folder.path(), &config, None).unwrap();
-        assert_eq!(again.parameters.values(), adapter.parameters.values());
+        let (again, files) = Adapter::load(folder.path(), &config, None, &Device::cpu(2)).unwrap();
+        assert_eq!(again.parameters.values().f32(), adapter.parameters.values().f32());
         assert_eq!(files.config, settings);
     }
 }
@@ -146,7 +148,7 @@ fn adapters_of_experts_one_by_one_have_the_logits_of_peft_and_are_written_as_ove
     // Gate and up of rank 2 each are one update of rank 4, for each of four experts.
     assert_eq!((shape("base_layer.lora_A"), shape("base_layer.lora_B")), (vec![16, 32], vec![48, 16]));
     assert_eq!((shape("lora_A"), shape("lora_B")), (vec![8, 24], vec![32, 8]));
-    let (again, _) = Adapter::load(folder.path(), &decoder.config, None).unwrap();
+    let (again, _) = Adapter::load(folder.path(), &decoder.config, None, &Device::cpu(2)).unwrap();
     assert_eq!(logits(&again), got);
 }
 
@@ -169,7 +171,7 @@ fn adapters_of_some_experts_or_of_one_of_gate_and_up_are_refused() {
         let mut settings = settings.clone();
         settings["target_modules"] = targets;
         std::fs::write(folder.path().join(CONFIG_FILE), settings.to_string()).unwrap();
-        let error = Adapter::load(folder.path(), &config, None).unwrap_err().to_string();
+        let error = Adapter::load(folder.path(), &config, None, &Device::cpu(2)).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
     }
 }
@@ -257,7 +259,7 @@ fn random(case: &str, threads: usize, count: usize, per_token: usize, normalized
 
 /// All weights of a model, to be trained.
 fn all_weights(decoder: &Decoder) -> Adapter {
-    let mut adapter = Adapter::zeros(Layout::full(&decoder.config), 0.0);
+    let mut adapter = Adapter::zeros(Layout::full(&decoder.config), 0.0, &Device::cpu(2));
     adapter.initialize(Init::Default, 0, decoder);
     adapter
 }
@@ -284,15 +286,15 @@ fn along_signs(
     let mut all = Vec::new();
     for tensor in tensors {
         let range = tensor.range.clone();
-        let before = adapter.parameters.values()[range.clone()].to_vec();
+        let before = adapter.parameters.values().f32()[range.clone()].to_vec();
         let mut at = |far: f32| {
-            let values = &mut adapter.parameters.values_mut()[range.clone()];
+            let values = &mut adapter.parameters.values_mut().f32()[range.clone()];
             values.iter_mut().zip(&before).enumerate().for_each(|(i, (v, b))| *v = b + far * sign(i));
             loss(adapter)
         };
         let difference = (at(step) - at(-step)) / (2.0 * f64::from(step));
         at(0.0);
-        let got = gradients.values()[range.clone()].iter().enumerate();
+        let got = gradients.values().f32()[range.clone()].iter().enumerate();
         let got = got.map(|(i, &g)| f64::from(g) * f64::from(sign(i))).sum::<f64>();
         all.push((tensor.name.clone(), got, difference));
     }
@@ -345,11 +347,13 @@ fn the_loss_of_the_load_is_trained_over_all_layers_together() {
         assert!(load > 2.0 && load < 5.0, "{load}");
         let block = Checkpointing::Block(Keeping::default());
         let (_, again, recomputed) = gradients(&decoder, &adapter, &batch, 0.5, block);
-        assert_eq!((again, recomputed.values()), (load, with.values()), "{case}: computed again");
-        let mut of_load = Parameters::zeros(&adapter.layout, Component::Gradients, &mut Allocator::real());
-        let both = with.values().iter().zip(without.values());
+        assert_eq!((again, recomputed.values().f32()), (load, with.values().f32()), "{case}: computed again");
+        let mut of_load =
+            Parameters::zeros(&adapter.layout, Component::Gradients, &mut Allocator::real(&Device::cpu(2)));
+        let both = with.values().f32().iter().zip(without.values().f32());
         of_load
             .values_mut()
+            .f32()
             .iter_mut()
             .zip(both)
             .for_each(|(to, (with, without))| *to = 2.0 * (with - without));
@@ -372,11 +376,12 @@ fn losses_and_gradients_do_not_depend_on_the_number_of_threads() {
             &settings(&["gate_up_proj", "down_proj", "gate.weight"], &["q_proj"]),
             &decoder.config,
         );
-        let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution.unwrap(), &decoder.config), 0.0);
-        let values = adapter.parameters.values_mut().iter_mut().enumerate();
+        let mut adapter =
+            Adapter::zeros(Layout::of_adapter(&resolution.unwrap(), &decoder.config), 0.0, &Device::cpu(2));
+        let values = adapter.parameters.values_mut().f32().iter_mut().enumerate();
         values.for_each(|(i, v)| *v = 0.1 * compute::random::normal(9, i as u64) as f32);
         let (loss, load, gradients) = gradients(&decoder, &adapter, &tokens(70), 0.1, Checkpointing::None);
-        (loss, load, gradients.values().to_vec())
+        (loss, load, gradients.values().f32().to_vec())
     };
     assert_eq!(pass(1), pass(3));
 }
@@ -385,7 +390,7 @@ fn losses_and_gradients_do_not_depend_on_the_number_of_threads() {
 fn updates_of_experts_begin_without_effect_and_each_with_values_of_its_own() {
     let decoder = load("mixtral");
     let resolution = targets::resolve(&settings(&["gate_up_proj"], &[]), &decoder.config).unwrap();
-    let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &decoder.config), 0.0);
+    let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &decoder.config), 0.0, &Device::cpu(2));
     adapter.initialize(Init::Default, 1, &decoder);
     assert!(adapter.is_without_effect());
     let a = &adapter.layout.tensors()[0];
@@ -407,7 +412,7 @@ fn the_plan_counts_what_is_allocated() {
             Activations::new(&decoder.config, &layout, 0.0, extent, &mut allocator);
             allocator.into_plan()
         };
-        let (planned, made) = (plan(Allocator::planning()), plan(Allocator::real()));
+        let (planned, made) = (plan(Allocator::planning()), plan(Allocator::real(&Device::cpu(2))));
         for component in [Component::Activations, Component::Workspace] {
             assert_eq!(planned.bytes(component), made.bytes(component));
         }

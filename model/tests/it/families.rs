@@ -51,13 +51,15 @@ fn losses_and_gradients_of_adapters_are_those_of_peft() {
     let mut wrong = Vec::new();
     for case in ALL.into_iter().filter(|case| fixture(case).join("adapter").exists()) {
         let decoder = load(case);
-        let (adapter, _) = Adapter::load(&fixture(case).join("adapter"), &decoder.config, None).unwrap();
+        let (adapter, _) =
+            Adapter::load(&fixture(case).join("adapter"), &decoder.config, None, &Device::cpu(2)).unwrap();
         let expected = Tensors::read(&fixture(case).join("expected_adapter.safetensors"));
         let mut batch = Batch::new();
         for i in 0..2 {
             batch.push(&expected.ids(&format!("input_ids.{i}")), &expected.labels(&format!("labels.{i}")));
         }
-        let mut gradients = Parameters::zeros(&adapter.layout, Component::Gradients, &mut Allocator::real());
+        let mut gradients =
+            Parameters::zeros(&adapter.layout, Component::Gradients, &mut Allocator::real(&Device::cpu(2)));
         let mut buffers = training_buffers(&decoder, &adapter.layout, 0.0, batch.tokens());
         let mut losses = vec![0.0; batch.targets.len()];
         let scale = 1.0 / losses.len() as f32;
@@ -110,7 +112,8 @@ fn packed_sequences_have_the_logits_of_separate_ones() {
 fn merged_models_compute_what_base_and_adapter_compute_and_keep_the_other_parts() {
     for case in ALL.into_iter().filter(|case| fixture(case).join("adapter").exists()) {
         let base = load(case);
-        let (adapter, _) = Adapter::load(&fixture(case).join("adapter"), &base.config, None).unwrap();
+        let (adapter, _) =
+            Adapter::load(&fixture(case).join("adapter"), &base.config, None, &Device::cpu(2)).unwrap();
         let folder = check_merged(case, &base, &adapter);
         let (from, to) =
             (Checkpoint::open(&fixture(case)).unwrap(), Checkpoint::open(folder.path()).unwrap());
@@ -167,7 +170,7 @@ fn cached_sequences_have_the_logits_of_whole_ones() {
         whole.push_unlabelled(&ids);
         let mut buffers = training_buffers(&decoder, &Layout::default(), 0.0, length);
         let want = all_logits(&decoder, &run, &whole, &mut buffers);
-        let mut allocator = Allocator::real();
+        let mut allocator = Allocator::real(&Device::cpu(2));
         let extent =
             Extent { tokens: 17, positions: length, purpose: Purpose::Infer, precision: Precision::F32 };
         let mut buffers = Activations::new(&decoder.config, &Layout::default(), 0.0, extent, &mut allocator);

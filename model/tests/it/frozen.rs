@@ -77,7 +77,7 @@ fn the_plan_is_what_is_made_and_no_more_than_the_budget() {
             allocator.into_plan().bytes(Component::FrozenActivations)
         };
         let planned = plan(&lengths, Allocator::planning());
-        assert_eq!(planned, plan(&lengths, Allocator::real()));
+        assert_eq!(planned, plan(&lengths, Allocator::real(&Device::cpu(2))));
         assert_eq!(planned, plan(&[53], Allocator::planning()), "only the sum of the lengths counts");
         assert!(planned <= memory && (planned == 53 * row || 2 * planned > memory), "{planned} of {memory}");
         assert_eq!(planned == 53 * row, memory >= 53 * row);
@@ -91,7 +91,7 @@ fn there_is_nothing_to_keep_without_a_frozen_layer_or_an_example() {
         [(Layout::full(&decoder.config), &[3, 4][..]), (Layout::default(), &[0, 0]), (Layout::default(), &[])]
     {
         let extent = FrozenExtent { lengths, memory: u64::MAX };
-        let mut allocator = Allocator::real();
+        let mut allocator = Allocator::real(&Device::cpu(2));
         let frozen = FrozenActivations::new(&decoder.config, &layout, Precision::F32, extent, &mut allocator);
         assert!(frozen.is_none() && allocator.into_plan().total() == 0);
     }

@@ -25,7 +25,7 @@ struct Passed {
 /// shorter batch.
 fn passed(decoder: &Decoder, checkpointing: Checkpointing) -> Passed {
     let layout = Layout::full(&decoder.config);
-    let mut adapter = Adapter::zeros(layout.clone(), 0.0);
+    let mut adapter = Adapter::zeros(layout.clone(), 0.0, &Device::cpu(2));
     adapter.initialize(Init::Default, 0, decoder);
     let extent = Extent {
         tokens: TOKENS,
@@ -36,11 +36,13 @@ fn passed(decoder: &Decoder, checkpointing: Checkpointing) -> Passed {
     let mut planning = Allocator::planning();
     Activations::new(&decoder.config, &layout, 0.0, extent, &mut planning);
     let planned = planning.into_plan().bytes(Component::Activations);
-    let mut buffers = Activations::new(&decoder.config, &layout, 0.0, extent, &mut Allocator::real());
+    let mut buffers =
+        Activations::new(&decoder.config, &layout, 0.0, extent, &mut Allocator::real(&Device::cpu(2)));
     let folder = tempfile::tempdir().unwrap();
     buffers.open(folder.path()).unwrap();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the file has no name");
-    let mut gradients = Parameters::zeros(&layout, Component::Gradients, &mut Allocator::real());
+    let mut gradients =
+        Parameters::zeros(&layout, Component::Gradients, &mut Allocator::real(&Device::cpu(2)));
     let mut all = Vec::new();
     for tokens in [TOKENS, TOKENS / 3] {
         let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 7 % decoder.config.vocab_size as u32).collect();
@@ -54,7 +56,7 @@ fn passed(decoder: &Decoder, checkpointing: Checkpointing) -> Passed {
         decoder.backward(&run, &batch, &weights, &mut buffers, &mut losses, &mut gradients).unwrap();
         all.extend(losses);
     }
-    Passed { losses: all, gradients: gradients.values().to_vec(), planned }
+    Passed { losses: all, gradients: gradients.values().f32().to_vec(), planned }
 }
 
 fn load(case: &str, precision: Precision) -> Decoder {

@@ -6,6 +6,7 @@ mod config;
 mod experts;
 mod families;
 mod frozen;
+mod groups;
 mod inputs;
 mod merge;
 mod names;

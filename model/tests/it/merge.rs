@@ -34,8 +34,8 @@ fn made_up(base: &Decoder, config: PeftConfig) -> Adapter {
 }
 
 fn random_values(layout: Layout) -> Adapter {
-    let mut adapter = Adapter::zeros(layout, 0.0);
-    for (i, value) in adapter.parameters.values_mut().iter_mut().enumerate() {
+    let mut adapter = Adapter::zeros(layout, 0.0, &Device::cpu(2));
+    for (i, value) in adapter.parameters.values_mut().f32().iter_mut().enumerate() {
         *value = compute::random::uniform(1, i as u64) as f32 - 0.5;
     }
     adapter
@@ -54,7 +54,8 @@ fn a_merged_model_computes_what_peft_computes_with_the_adapter() {
         ("qwen3", "adapter"),
     ] {
         let base = load(case);
-        let (adapter, _) = Adapter::load(&fixture(case).join(folder), &base.config, None).unwrap();
+        let (adapter, _) =
+            Adapter::load(&fixture(case).join(folder), &base.config, None, &Device::cpu(2)).unwrap();
         let expected = Tensors::read(&fixture(case).join(format!("expected_{folder}.safetensors")));
         let output = tempfile::tempdir().unwrap();
         let merged = merged(&base, &adapter, case, StoredDType::F32, &output.path().join("m"));
@@ -116,7 +117,8 @@ fn biases_are_merged_with_their_weights() {
 #[test]
 fn what_is_not_adapted_keeps_its_bytes_and_sixteen_bits_round_within_the_bound() {
     let base = load("llama3");
-    let (adapter, _) = Adapter::load(&fixture("llama3").join("adapter"), &base.config, None).unwrap();
+    let (adapter, _) =
+        Adapter::load(&fixture("llama3").join("adapter"), &base.config, None, &Device::cpu(2)).unwrap();
     for dtype in [StoredDType::Bf16, StoredDType::F16] {
         let output = tempfile::tempdir().unwrap();
         let merged = merged(&base, &adapter, "llama3", dtype, output.path());

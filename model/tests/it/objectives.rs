@@ -19,16 +19,18 @@ fn batch() -> Batch {
 /// The gradient of the losses so weighted, and the losses.
 fn gradient(case: &str, weights: &dyn Fn(&[f32]) -> Vec<f32>) -> (Vec<f32>, Vec<f32>) {
     let decoder = load(case);
-    let (adapter, _) = Adapter::load(&fixture(case).join("adapter"), &decoder.config, None).unwrap();
+    let (adapter, _) =
+        Adapter::load(&fixture(case).join("adapter"), &decoder.config, None, &decoder.device).unwrap();
     let (run, batch) = (decoder.run(Some(&adapter)), batch());
     let mut buffers = training_buffers(&decoder, &adapter.layout, 0.0, batch.tokens());
-    let mut gradients = Parameters::zeros(&adapter.layout, Component::Gradients, &mut Allocator::real());
+    let mut gradients =
+        Parameters::zeros(&adapter.layout, Component::Gradients, &mut Allocator::real(&decoder.device));
     let [mut before, mut after] = [(); 2].map(|()| vec![0.0; batch.targets.len()]);
     decoder.forward_to_train(&run, &batch, &mut buffers).unwrap();
     decoder.losses(&run, &batch, &mut buffers, &mut before);
     decoder.backward(&run, &batch, &weights(&before), &mut buffers, &mut after, &mut gradients).unwrap();
     assert_eq!(before, after, "{case}: asking for the losses first changes nothing");
-    (gradients.values().to_vec(), after)
+    (gradients.values().f32().to_vec(), after)
 }
 
 #[test]

@@ -48,7 +48,7 @@ fn gradients_of_all_weights_are_those_of_transformers() {
     for case in ["llama-bias", "qwen3"] {
         let decoder = load(case);
         let expected = Tensors::read(&fixture(case).join("expected_full.safetensors"));
-        let mut adapter = Adapter::zeros(Layout::full(&decoder.config), 0.0);
+        let mut adapter = Adapter::zeros(Layout::full(&decoder.config), 0.0, &decoder.device);
         adapter.initialize(model::adapter::init::Init::Default, 0, &decoder);
         check_gradients(case, &decoder, &adapter, &expected);
     }
@@ -60,7 +60,8 @@ fn check_gradients(case: &str, decoder: &model::Decoder, adapter: &Adapter, expe
     for i in 0..2 {
         batch.push(&expected.ids(&format!("input_ids.{i}")), &expected.labels(&format!("labels.{i}")));
     }
-    let mut gradients = Parameters::zeros(&adapter.layout, Component::Gradients, &mut Allocator::real());
+    let mut gradients =
+        Parameters::zeros(&adapter.layout, Component::Gradients, &mut Allocator::real(&decoder.device));
     let mut buffers = training_buffers(decoder, &adapter.layout, 0.0, batch.tokens());
     let mut losses = vec![0.0; batch.targets.len()];
     let scale = 1.0 / losses.len() as f32;
@@ -95,7 +96,7 @@ fn logits_and_gradients_of_adapters_are_those_of_peft() {
     for (case, name) in cases {
         let decoder = load(case);
         let what = format!("{case}/adapter{name}");
-        let (adapter, _) = Adapter::load(&fixture(&what), &decoder.config, None).unwrap();
+        let (adapter, _) = Adapter::load(&fixture(&what), &decoder.config, None, &decoder.device).unwrap();
         let expected = Tensors::read(&fixture(case).join(format!("expected_adapter{name}.safetensors")));
         let run = decoder.run(Some(&adapter));
         for i in 0..2 {

@@ -438,8 +438,8 @@ fn a_merged_model_computes_what_a_quantized_base_and_its_adapter_compute() {
         let config =
             PeftConfig { r: 4, target_modules: Some(Selection::List(names)), ..PeftConfig::default() };
         let resolution = targets::resolve(&config, &base.config).unwrap();
-        let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &base.config), 0.0);
-        for (i, value) in adapter.parameters.values_mut().iter_mut().enumerate() {
+        let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &base.config), 0.0, &Device::cpu(2));
+        for (i, value) in adapter.parameters.values_mut().f32().iter_mut().enumerate() {
             *value = compute::random::uniform(1, i as u64) as f32 - 0.5;
         }
         let output = tempfile::tempdir().unwrap();

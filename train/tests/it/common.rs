@@ -136,7 +136,8 @@ pub(crate) fn lora_of_rank(decoder: &Decoder, dropout: f32, r: usize) -> (Adapte
         ..PeftConfig::default()
     };
     let resolution = targets::resolve(&peft, &decoder.config).unwrap();
-    let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &decoder.config), dropout);
+    let mut adapter =
+        Adapter::zeros(Layout::of_adapter(&resolution, &decoder.config), dropout, &decoder.device);
     adapter.initialize(Init::Default, 1, decoder);
     (adapter, peft)
 }

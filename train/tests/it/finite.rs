@@ -105,8 +105,9 @@ fn a_gradient_whose_square_is_too_large_for_the_moments_ends_the_run() {
         ..PeftConfig::default()
     };
     let resolution = model::adapter::targets::resolve(&peft, &decoder.config).unwrap();
-    let mut scaled = Adapter::zeros(model::Layout::of_adapter(&resolution, &decoder.config), 0.0);
-    scaled.parameters.values_mut().copy_from_slice(adapter.parameters.values());
+    let mut scaled =
+        Adapter::zeros(model::Layout::of_adapter(&resolution, &decoder.config), 0.0, &decoder.device);
+    scaled.parameters.values_mut().f32().copy_from_slice(adapter.parameters.values().f32());
     let mut settings = with_rate(1e-3);
     settings.optimizer.max_grad_norm = 0.0;
     let out = tempfile::tempdir().unwrap();

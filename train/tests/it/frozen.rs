@@ -32,7 +32,7 @@ fn lora(decoder: &Decoder, upper: Upper) -> (Adapter, PeftConfig) {
         ..PeftConfig::default()
     };
     let resolution = targets::resolve(&peft, &decoder.config).unwrap();
-    let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &decoder.config), 0.1);
+    let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, &decoder.config), 0.1, &decoder.device);
     adapter.initialize(Init::Default, 1, decoder);
     (adapter, peft)
 }

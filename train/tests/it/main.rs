@@ -6,6 +6,7 @@ mod finite;
 mod forecast;
 mod frozen;
 mod memory;
+mod null;
 mod optimizer;
 mod parity;
 mod resume;

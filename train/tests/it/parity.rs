@@ -18,11 +18,12 @@ fn check(name: &str) {
     let decoder = Decoder::load(&base, &Device::cpu(2), Precision::F32, None).unwrap();
     let full = run["adapter"]["method"] == "full";
     let (adapter, peft) = if full {
-        let mut adapter = Adapter::zeros(Layout::full(&decoder.config), 0.0);
+        let mut adapter = Adapter::zeros(Layout::full(&decoder.config), 0.0, &Device::cpu(2));
         adapter.initialize(Init::Default, 0, &decoder);
         (adapter, PeftConfig::default())
     } else {
-        let (adapter, files) = Adapter::load(&folder.join("initial"), &decoder.config, None).unwrap();
+        let (adapter, files) =
+            Adapter::load(&folder.join("initial"), &decoder.config, None, &Device::cpu(2)).unwrap();
         (adapter, files.config)
     };
     let layout = adapter.layout.clone();

@@ -23,8 +23,7 @@ pub(super) struct Peaks {
 
 impl Peaks {
     pub(super) fn measure(device: &Device, precision: Precision) -> Self {
-        let Device::Cpu(cpu) = device;
-        Peaks { flops: cpu.peak_flops(precision), bandwidth: read_bandwidth(cpu.threads()) }
+        Peaks { flops: device.peak_flops(precision), bandwidth: read_bandwidth(device.threads()) }
     }
 
     /// The least seconds that this work can take: those of its arithmetic, or of its bytes if all came from

@@ -41,7 +41,7 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
     if args.json && output.is_stdout() {
         return Err(user("--json prints a summary: name a file for the answers by --output"));
     }
-    let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref())?;
+    let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref(), global)?;
     let questions = questions(&files)?;
     if questions.is_empty() {
         return Err(user(format!("{} has no records", data.display())));
@@ -60,7 +60,7 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
             data.display()
         )));
     };
-    let decoder = speaker.load_for(&args, global, prompt)?;
+    let decoder = speaker.load_for(&args, prompt)?;
     let mut generator = Generator::new(&decoder, speaker.adapter(), context(prompt, args.max_tokens));
     let stop = signal::stop_on_request()?;
     let stopped = || stop.load(Ordering::Relaxed);

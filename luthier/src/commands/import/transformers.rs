@@ -318,6 +318,10 @@ pub(super) fn targets(t: &mut Translation<'_>, key: &'static str, all: &[&str]) 
     };
     match names.iter().any(|name| all.contains(&name.as_str())) {
         true => t.put("adapter.target_modules", "all-linear", &[key]),
+        // As PEFT where experts' parameters are named: then modules are only those that are named, too.
+        false if names.is_empty() && t.has("adapter.target_parameters") => {
+            t.default("adapter.target_modules", Vec::<String>::new());
+        }
         false if names.is_empty() => t.default("adapter.target_modules", default_targets(t)),
         false => t.put("adapter.target_modules", names, &[key]),
     }

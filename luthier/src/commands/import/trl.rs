@@ -165,8 +165,10 @@ fn adapter(t: &mut Translation<'_>) {
     }
     t.default("adapter.r", 16);
     t.default("adapter.alpha", 32);
-    t.default("adapter.dropout", 0.05);
+    // Before parameters of experts PEFT has no dropout.
+    t.default("adapter.dropout", if t.has("adapter.target_parameters") { 0.0 } else { 0.05 });
     transformers::targets(t, "lora_target_modules", &["all-linear"]);
+    transformers::dora(t, "use_dora");
     if t.is_on("load_in_4bit") {
         let kind = t.text("bnb_4bit_quant_type").unwrap_or("nf4");
         let double = t.is_on("use_bnb_nested_quant");

@@ -48,6 +48,7 @@ impl Prepared {
         global: &Global,
     ) -> anyhow::Result<Self> {
         base.config.check_quantization(&base.folder, setup::quantization(&settings.run))?;
+        setup::check_model(&settings, &base.config)?;
         let tokenizer = base.tokenizer()?;
         let mut settled = setup::settle_by_model(&mut settings.run, &base.config);
         let (train, eval) = setup::datasets(&settings.run, Some(&base.config), &tokenizer, begun)?;

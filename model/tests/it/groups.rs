@@ -1,0 +1,132 @@
+//! Several adapters in one pass: what each group of rows comes to alone.
+
+use compute::{Device, Precision};
+use model::adapter::init::Init;
+use model::adapter::peft::{PeftConfig, Selection};
+use model::adapter::targets;
+use model::memory::{Allocator, Component};
+use model::{
+    Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Group, Keeping, Layout, Parameters, Purpose,
+    Run,
+};
+
+use crate::common::fixture;
+
+/// An adapter whose values are all of some size, and the key of its masks.
+fn adapter(decoder: &Decoder, settings: PeftConfig, seed: u64) -> Adapter {
+    let resolution = targets::resolve(&settings, &decoder.config).unwrap();
+    let layout = Layout::of_adapter(&resolution, &decoder.config);
+    let mut adapter = Adapter::zeros(layout, settings.lora_dropout as f32, &decoder.device);
+    adapter.initialize(Init::Default, seed, decoder);
+    for (i, value) in adapter.parameters.values_mut().f32().iter_mut().enumerate() {
+        *value += 0.1 * (compute::random::uniform(seed, i as u64) as f32 - 0.5);
+    }
+    adapter
+}
+
+fn lora(names: &[&str], r: usize, dropout: f64) -> PeftConfig {
+    let names = names.iter().map(|name| (*name).to_owned()).collect();
+    let target_modules = Some(Selection::List(names));
+    PeftConfig { target_modules, r, lora_dropout: dropout, ..PeftConfig::default() }
+}
+
+/// Sequences of a group, numbered in the run.
+fn sequences(group: u64, vocabulary: usize) -> Vec<Vec<u32>> {
+    let token =
+        |s: u64, i: u64| compute::random::below(compute::random::key(group, s), i, vocabulary as u64) as u32;
+    (0..3).map(|s| (0..6 + 3 * s).map(|i| token(s, i)).collect()).collect()
+}
+
+fn push(batch: &mut Batch, group: usize, vocabulary: usize) {
+    for (s, ids) in sequences(group as u64, vocabulary).iter().enumerate() {
+        batch.push(ids, &ids.iter().map(|&id| id as i32).collect::<Vec<_>>());
+        batch.examples.push(10 * group + s);
+    }
+}
+
+/// Buffers for all of these adapters: those of one that has all their modules at the largest rank.
+fn buffers(decoder: &Decoder, layout: &Layout, checkpointing: Checkpointing) -> Activations {
+    let purpose = Purpose::Train(checkpointing);
+    let extent = Extent { tokens: 200, positions: 40, purpose, precision: decoder.precision };
+    Activations::new(&decoder.config, layout, 0.1, extent, &mut Allocator::real(&decoder.device))
+}
+
+#[test]
+fn groups_of_rows_come_to_what_they_come_to_alone() {
+    for (case, whole) in
+        [("llama3", "norm"), ("gemma3", "embed_tokens"), ("gpt2", "wte"), ("qwen3-moe", "lm_head")]
+    {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let decoder = Decoder::load(&fixture(case), &Device::cpu(2), precision, None).unwrap();
+            let (q, o) = if case == "gpt2" { ("c_attn", "attn.c_proj") } else { ("q_proj", "o_proj") };
+            let dora = PeftConfig { use_dora: true, ..lora(&[o, q], 3, 0.0) };
+            let saved = PeftConfig { modules_to_save: vec![whole.to_owned()], ..lora(&[q], 2, 0.0) };
+            let adapters = [
+                adapter(&decoder, lora(&[q, o], 4, 0.1), 1),
+                adapter(&decoder, dora, 2),
+                adapter(&decoder, saved.clone(), 3),
+            ];
+            // The joint layout: DoRA's modules at the largest rank.
+            let joint = PeftConfig { r: 4, use_dora: true, ..lora(&[q, o], 4, 0.0) };
+            let joint = adapter(&decoder, joint, 1).layout;
+            let run = |adapter, key| Run { dropout_key: Some(key), ..decoder.run(adapter) };
+            let runs = [
+                run(Some(&adapters[0]), 7),
+                run(None, 8),
+                run(Some(&adapters[1]), 9),
+                run(Some(&adapters[2]), 10),
+            ];
+            let gradients = |run: &Run<'_>| {
+                let layout = run.adapter.map(|a| a.layout.clone()).unwrap_or_default();
+                Parameters::zeros(&layout, Component::Gradients, &mut Allocator::real(&decoder.device))
+            };
+            for checkpointing in [Checkpointing::None, Checkpointing::Block(Keeping::default())] {
+                let (mut together, mut groups) = (Batch::new(), Vec::new());
+                for (n, run) in runs.iter().enumerate() {
+                    let start = together.tokens();
+                    push(&mut together, n, decoder.config.vocab_size);
+                    groups.push(Group { rows: start..together.tokens(), run: *run });
+                }
+                let mut work = buffers(&decoder, &joint, checkpointing);
+                decoder.forward_groups_to_train(&groups, &together, &mut work).unwrap();
+                let (mut losses, weights) =
+                    (vec![0.0; together.targets.len()], vec![0.3; together.targets.len()]);
+                let mut got: Vec<Parameters> = runs.iter().map(gradients).collect();
+                decoder
+                    .backward_groups(&groups, &together, &weights, &mut work, &mut losses, &mut got)
+                    .unwrap();
+                let mut rest = &losses[..];
+                for (n, run) in runs.iter().enumerate() {
+                    let mut alone = Batch::new();
+                    push(&mut alone, n, decoder.config.vocab_size);
+                    let mut work = buffers(&decoder, &joint, checkpointing);
+                    let (mut want, mut of_group) = (gradients(run), vec![0.0; alone.targets.len()]);
+                    decoder.forward_to_train(run, &alone, &mut work).unwrap();
+                    let weights = vec![0.3; of_group.len()];
+                    decoder.backward(run, &alone, &weights, &mut work, &mut of_group, &mut want).unwrap();
+                    let (losses, others) = rest.split_at(of_group.len());
+                    assert_eq!(losses, of_group, "{case}, group {n}, {checkpointing:?}");
+                    assert_eq!(
+                        got[n].values().f32(),
+                        want.values().f32(),
+                        "{case}, group {n}, {checkpointing:?}"
+                    );
+                    assert!(run.adapter.is_none() || want.values().f32().iter().any(|g| *g != 0.0));
+                    rest = others;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "groups of whole sequences")]
+fn a_sequence_is_of_one_group() {
+    let decoder = Decoder::load(&fixture("llama3"), &Device::cpu(1), Precision::F32, None).unwrap();
+    let mut batch = Batch::new();
+    batch.push_unlabelled(&[1, 2, 3, 4]);
+    let run = decoder.run(None);
+    let groups = [Group { rows: 0..2, run }, Group { rows: 2..4, run }];
+    let mut work = buffers(&decoder, &Layout::default(), Checkpointing::None);
+    decoder.forward_groups(&groups, &batch, None, &mut work);
+}
