@@ -46,7 +46,7 @@ const CASES: [Case; 20] = [
     case("gpt-neox-serial", "gpt_neox", NEOX),
     case("hunyuan", "hunyuan_v1_dense", LLAMA),
     case("ernie4-5", "ernie4_5", LLAMA),
-    case("qwen3-moe", "qwen3_moe", LLAMA),
+    case("qwen3-moe", "qwen3_moe", ATTENTION),
     case("mixtral", "mixtral", ATTENTION),
 ];
 
@@ -239,7 +239,139 @@ fn a_token_is_measured_by_the_experts_that_are_chosen_for_it() {
     assert_eq!(told["weight_bytes_per_token"], 2 * (config.active_parameter_count() - table + norms));
     let train = ["bench", "train", "--model", "model", "--steps", "1"];
     let told = facts(folder.path(), &with(&train, &["data.max_length=40"]));
-    assert!(told["flops_per_second"].as_f64().unwrap() > 0.0, "{told}");
+    let of_all: f64 =
+        config.modules().iter().filter(|m| !m.id.is_norm()).map(|m| (4 * m.rows * m.cols) as f64).sum();
+    let [flops, tokens] = ["flops_per_second", "tokens_per_second"].map(|name| told[name].as_f64().unwrap());
+    // Two experts of five, and attention over 40 tokens.
+    assert!((0.3..0.8).contains(&(flops / tokens / of_all)), "{told}, all layers {of_all}");
+}
+
+/// What `eval` says of a base with an adapter, and of what merging them gave.
+fn apart_and_merged(folder: &Path, run: &str) -> (f64, f64) {
+    let merged = format!("{run}-merged");
+    succeed(folder, &["merge", "--adapter", run, "--output", &merged, "--dtype", "f32"]);
+    (perplexity(folder, &["model", "--adapter", run]), perplexity(folder, &[&merged]))
+}
+
+#[test]
+fn dora_is_trained_inspected_asked_and_merged() {
+    for name in ["llama2", "phi3", "gpt2"] {
+        let folder = folder(name);
+        let folder = folder.path();
+        for (run, more) in
+            [("plain", &[][..]), ("four", &["quantization=nf4"]), ("dropped", &["adapter.dropout=0.1"])]
+        {
+            let train = ["train", "--model", "model", "--data", "d.jsonl", "--output", run];
+            succeed(folder, &with(&with(&with(&train, &STEPS), &["adapter.method=dora"]), more));
+            let adapter = facts(folder, &["inspect", run])["adapter"].clone();
+            assert_eq!(adapter["dora"], json!(true), "{name}: {adapter}");
+            assert_eq!(
+                facts(folder, &["inspect", &format!("{run}/checkpoints/step-000003")])["dora"],
+                json!(true)
+            );
+            let (apart, merged) = apart_and_merged(folder, run);
+            assert!((merged - apart).abs() < 1e-4 * apart, "{name}, {run}: {apart} apart, {merged} merged");
+            let usual =
+                ["generate", "--adapter", run, "--prompt", "so", "--max-tokens", "8", "--precision", "f32"];
+            assert_eq!(facts(folder, &usual)["token_ids"].as_array().unwrap().len(), 8, "{name}");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_is_merged_into_the_base_that_it_was_trained_over() {
+    let folder = folder("olmo3");
+    succeed(folder.path(), &with(&with(&TRAIN, &STEPS), &["quantization=nf4"]));
+    let (apart, merged) = apart_and_merged(folder.path(), "run");
+    assert!((merged - apart).abs() < 1e-4 * apart, "{apart} apart, {merged} merged");
+    let plain =
+        ["merge", "--adapter", "run", "--output", "plain", "--dtype", "f32", "--quantization", "none"];
+    succeed(folder.path(), &plain);
+    let plain = perplexity(folder.path(), &["plain"]);
+    assert!((plain - apart).abs() > 1e-3 * apart, "another base: {apart} apart, {plain} merged");
+}
+
+#[test]
+fn experts_alone_are_trained_inspected_gone_on_from_and_merged() {
+    const EXPERTS: [&str; 2] = [
+        "adapter.target_modules=[]",
+        "adapter.target_parameters=[mlp.experts.gate_up_proj, mlp.experts.down_proj]",
+    ];
+    let folder = folder("qwen3-moe");
+    let folder = folder.path();
+    let load = ["training.router_aux_loss=0.1"];
+    succeed(folder, &with(&with(&with(&TRAIN, &STEPS), &EXPERTS), &load));
+    let adapter = facts(folder, &["inspect", "run"])["adapter"].clone();
+    assert_eq!(adapter["target_modules"], json!([]), "{adapter}");
+    assert_eq!(adapter["target_parameters"].as_array().unwrap().len(), 2, "{adapter}");
+    let metrics = fs::read_to_string(folder.join("run/metrics.jsonl")).unwrap();
+    let step: Value =
+        serde_json::from_str(metrics.lines().find(|l| l.contains("grad_norm")).unwrap()).unwrap();
+    assert!(step["router_aux_loss"].as_f64().unwrap() >= 1.9, "{step}");
+    let (apart, merged) = apart_and_merged(folder, "run");
+    assert!((merged - apart).abs() < 1e-4 * apart, "{apart} apart, {merged} merged");
+    let again = ["train", "--model", "model", "--data", "d.jsonl", "--output", "again"];
+    succeed(folder, &with(&with(&again, &STEPS), &["adapter.init_from=run"]));
+    let saved = fs::read_to_string(folder.join("again/run.yaml")).unwrap();
+    assert!(saved.contains("target_modules: []"), "{saved}");
+    fs::remove_file(folder.join("again/adapter_config.json")).unwrap();
+    succeed(folder, &["train", "--resume", "again"]);
+    for (setting, told) in [
+        ("adapter.dropout=0.1", "adapter.dropout must be 0 with adapter.target_parameters"),
+        ("adapter.method=dora", "adapter.method must be lora with adapter.target_parameters"),
+    ] {
+        let said = failure(folder, &with(&with(&again, &EXPERTS), &[setting]));
+        assert!(said.starts_with("exit code 2\n") && said.replace('`', "").contains(told), "{said}");
+    }
+}
+
+#[test]
+fn what_a_model_has_nothing_for_is_refused_before_the_first_step() {
+    let gpt2 = folder("gpt2");
+    for command in [&TRAIN[..], &["plan", "--model", "model"], &["bench", "train", "--model", "model"]] {
+        let told = failure(gpt2.path(), &with(command, &["data.max_length=41"]));
+        assert!(told.starts_with("exit code 2\n") && told.contains("has learned 40 positions"), "{told}");
+    }
+    let dense = folder("llama2");
+    let told = failure(dense.path(), &with(&with(&TRAIN, &STEPS), &["training.router_aux_loss=0.1"]));
+    assert!(told.starts_with("exit code 2\n") && told.contains("this one has none"), "{told}");
+    // PEFT would take these layers for experts.
+    let mixed = folder("qwen3-moe");
+    let told =
+        failure(mixed.path(), &with(&with(&TRAIN, &STEPS), &["adapter.target_modules=[q_proj, up_proj]"]));
+    assert!(told.starts_with("exit code 2\n") && told.contains("PEFT takes for the experts"), "{told}");
+}
+
+#[test]
+fn what_only_experts_train_is_imported_as_it_is() {
+    let folder = folder("qwen3-moe");
+    let parameters = r#"["mlp.experts.down_proj"]"#;
+    for (file, text) in [
+        (
+            "adapter_config.json",
+            format!(
+                r#"{{"peft_type": "LORA", "r": 2, "target_modules": [], "target_parameters": {parameters}, "base_model_name_or_path": "model"}}"#
+            ),
+        ),
+        (
+            "trl.yaml",
+            format!(
+                "model_name_or_path: model\nuse_peft: true\nlora_target_parameters: {parameters}\ndataset_name: d.jsonl\noutput_dir: run\n"
+            ),
+        ),
+    ] {
+        fs::write(folder.path().join(file), text).unwrap();
+        succeed(folder.path(), &["import", file, "--output", "run.yaml"]);
+        let run = fs::read_to_string(folder.path().join("run.yaml")).unwrap();
+        assert!(run.contains("target_modules: []") && !run.contains("dropout: 0.05"), "{file}: {run}");
+        fs::remove_file(folder.path().join("run.yaml")).unwrap();
+    }
+    let text =
+        "model_name_or_path: model\nuse_peft: true\nuse_dora: true\ndataset_name: d.jsonl\noutput_dir: run\n";
+    fs::write(folder.path().join("trl.yaml"), text).unwrap();
+    succeed(folder.path(), &["import", "trl.yaml", "--output", "run.yaml"]);
+    let run = fs::read_to_string(folder.path().join("run.yaml")).unwrap();
+    assert!(run.contains("method: dora"), "{run}");
 }
 
 #[test]

@@ -198,7 +198,7 @@ refused! {
     other_kinds_of_quantization_are_named: {"quantization_config": {"quant_method": "gptq", "bits": 4}} => "`quantization_config` is of \"gptq\"; of quantized checkpoints only those of bitsandbytes in 4 bits are supported";
     an_unknown_code_is_refused: {"quantization_config": {"load_in_4bit": true, "bnb_4bit_quant_type": "nf3"}} => "has the bnb_4bit_quant_type \"nf3\"";
     foreign_features_are_named: {"final_logit_softcapping": 30.0} => "`final_logit_softcapping` is 30.0: models with this feature are not supported";
-    numbers_that_vanish_in_f32_are_refused: {"model_type": "granite", "attention_multiplier": 1e-50} => "`attention_multiplier` is 1e-50; expected a number from";
+    numbers_that_vanish_in_f32_are_refused: {"model_type": "granite", "attention_multiplier": 1e-50} => "expected a number from 0.000000001 to 1000000000";
     experts_of_all_layers_are_bounded: {"model_type": "qwen3_moe", "num_hidden_layers": 4096, "num_experts": 4096} => "`num_experts` is 4096, on 4096 layers: more than 131072 in all";
     layers_without_experts_are_numbers: {"model_type": "qwen3_moe", "mlp_only_layers": ["0"]} => "`mlp_only_layers` is \"0\"; expected numbers of layers";
     queries_of_other_families_do_not_grow: {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}} => "`rope_parameters.llama_4_scaling_beta` is 0.1: queries of llama models do not grow";
