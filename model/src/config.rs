@@ -584,8 +584,8 @@ fn biases(fields: &Fields<'_>, row: &Row) -> Result<Biases> {
         BiasRule::AttentionAndMlpFields => {
             of(attention(false)?, attention(false)?, fields.flag_or("mlp_bias", false)?)
         }
-        BiasRule::AllField => {
-            let all = fields.flag_or("use_bias", false)?;
+        BiasRule::AllField(default) => {
+            let all = fields.flag_or("use_bias", default)?;
             of(all, all, all)
         }
         BiasRule::AttentionFieldAndMlp => of(attention(true)?, attention(true)?, true),

@@ -27,7 +27,7 @@ const fn case(name: &'static str, family: &'static str, targets: &'static [&'sta
     Case { name, family, targets }
 }
 
-const CASES: [Case; 20] = [
+const CASES: [Case; 21] = [
     case("gemma3", "gemma3_text", LLAMA),
     case("gemma3-wrapped", "gemma3_text", LLAMA),
     case("gemma2", "gemma2", LLAMA),
@@ -44,6 +44,7 @@ const CASES: [Case; 20] = [
     case("glm4", "glm4", &["down_proj", "gate_up_proj", "k_proj", "o_proj", "q_proj", "v_proj"]),
     case("gpt-neox", "gpt_neox", NEOX),
     case("gpt-neox-serial", "gpt_neox", NEOX),
+    case("starcoder2", "starcoder2", &["c_fc", "c_proj", "k_proj", "o_proj", "q_proj", "v_proj"]),
     case("hunyuan", "hunyuan_v1_dense", LLAMA),
     case("ernie4-5", "ernie4_5", LLAMA),
     case("qwen3-moe", "qwen3_moe", ATTENTION),
@@ -167,6 +168,7 @@ fn what_sets_a_family_apart_is_told() {
         ("ministral3", &["queries_grow_every"]),
         ("glm4", &["rotated_dimensions", "norms"]),
         ("gpt-neox", &["attention_and_mlp", "rotated_dimensions"]),
+        ("starcoder2", &["norm"]),
         ("hunyuan", &["norms_of_queries_and_keys"]),
         ("mixtral", &["experts"]),
     ] {

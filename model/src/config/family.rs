@@ -37,6 +37,8 @@ pub enum Family {
     Glm4,
     /// GPT-NeoX and Pythia: layer norms, both halves read the same input.
     GptNeoX,
+    /// StarCoder2: Mistral with layer norms, biases, and no gate in the MLP.
+    Starcoder2,
     /// Hunyuan, dense: norms of queries and keys behind the rotary embedding.
     Hunyuan,
     /// ERNIE 4.5, dense: pairs of neighbours turned.
@@ -125,8 +127,8 @@ pub(super) enum Biases {
     AttentionField,
     /// By the fields `attention_bias` and `mlp_bias`.
     AttentionAndMlpFields,
-    /// By the field `use_bias`, on all.
-    AllField,
+    /// By the field `use_bias`, on all; this if absent.
+    AllField(bool),
     /// By the field `attention_bias` (true if absent) on attention; always on the MLP.
     AttentionFieldAndMlp,
     /// Always, on all.
@@ -465,6 +467,24 @@ const GPT_NEOX: Row = Row {
     ..LLAMA
 };
 
+const STARCODER2: Row = Row {
+    model_type: "starcoder2",
+    architecture: "Starcoder2ForCausalLM",
+    names: &tables::STARCODER2,
+    kv_heads: Some(2),
+    max_position_embeddings: 4096,
+    bos: Some(50_256),
+    eos: &[50_256],
+    tied: true,
+    activation: ("hidden_act", "gelu_pytorch_tanh"),
+    norm: NormKind::Layer,
+    norm_eps: ("norm_epsilon", 1e-5),
+    biases: Biases::AllField(true),
+    windows: Windows::AllLayers(None),
+    gated: false,
+    ..LLAMA
+};
+
 const HUNYUAN: Row = Row {
     model_type: "hunyuan_v1_dense",
     architecture: "HunYuanDenseV1ForCausalLM",
@@ -486,7 +506,7 @@ const ERNIE45: Row = Row {
     pad: Some(0),
     tied: true,
     norm_eps: ("rms_norm_eps", 1e-5),
-    biases: Biases::AllField,
+    biases: Biases::AllField(false),
     rope_theta: 500_000.0,
     interleaved: true,
     ..LLAMA
@@ -527,7 +547,7 @@ const MIXTRAL: Row = Row {
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 19] = [
+    pub const ALL: [Family; 20] = [
         Family::Llama,
         Family::Mistral,
         Family::Qwen2,
@@ -543,6 +563,7 @@ impl Family {
         Family::Ministral3,
         Family::Glm4,
         Family::GptNeoX,
+        Family::Starcoder2,
         Family::Hunyuan,
         Family::Ernie45,
         Family::Qwen3Moe,
@@ -566,6 +587,7 @@ impl Family {
             Family::Ministral3 => &MINISTRAL3,
             Family::Glm4 => &GLM4,
             Family::GptNeoX => &GPT_NEOX,
+            Family::Starcoder2 => &STARCODER2,
             Family::Hunyuan => &HUNYUAN,
             Family::Ernie45 => &ERNIE45,
             Family::Qwen3Moe => &QWEN3_MOE,

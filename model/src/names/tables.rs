@@ -145,6 +145,21 @@ pub(crate) const GPT_NEOX: Table = Table {
     ..LLAMA
 };
 
+/// StarCoder2: Llama's attention, GPT-2's MLP.
+pub(crate) const STARCODER2: Table = Table {
+    parts: &[
+        (Q, "self_attn.q_proj"),
+        (K, "self_attn.k_proj"),
+        (V, "self_attn.v_proj"),
+        (O, "self_attn.o_proj"),
+        (Up, "mlp.c_fc"),
+        (Down, "mlp.c_proj"),
+    ],
+    norms: &[(Attention, "input_layernorm"), (Mlp, "post_attention_layernorm")],
+    activation: "mlp.act",
+    ..LLAMA
+};
+
 /// What holds the model of texts inside a wrapper.
 pub(crate) const WRAPPED: &str = "model.language_model";
 

@@ -16,7 +16,7 @@ use crate::common::{
 };
 
 /// The fixtures of `make_families.py`.
-pub(crate) const ALL: [&str; 21] = [
+pub(crate) const ALL: [&str; 22] = [
     "gemma3",
     "gemma3-wrapped",
     "gemma2",
@@ -33,6 +33,7 @@ pub(crate) const ALL: [&str; 21] = [
     "glm4",
     "gpt-neox",
     "gpt-neox-serial",
+    "starcoder2",
     "hunyuan",
     "ernie4-5",
     "qwen3-moe",

@@ -215,6 +215,11 @@ fn queries_scaled_by_position() {
 }
 
 #[test]
+fn layer_norms_and_biases_beside_a_rotary_embedding() {
+    check("starcoder2");
+}
+
+#[test]
 fn norms_behind_the_rotation() {
     check("hunyuan");
 }
