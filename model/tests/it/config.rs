@@ -70,6 +70,30 @@ fn a_family_is_a_row_of_fields() {
     assert_eq!((windows(&mistral), mistral.max_position_embeddings), (vec![Some(4096); 3], 131_072));
 }
 
+/// `Ministral3Config` makes up a whole object where the file has none; where it has one, only the base.
+#[test]
+fn ministrals_rotary_embedding_is_the_classs_own_where_the_file_has_none() {
+    let silent = llama(json!({"model_type": "ministral3"})).unwrap();
+    let RopeScaling::Yarn { factor, original_max_position_embeddings, mscale_all_dim, .. } =
+        silent.ropes[0].scaling
+    else {
+        panic!("{:?}", silent.ropes);
+    };
+    assert_eq!((factor, original_max_position_embeddings, mscale_all_dim), (16.0, 16_384, Some(1.0)));
+    assert_eq!((silent.ropes[0].theta, silent.query_growth.unwrap().beta), (1e6, 0.1));
+    let plain =
+        llama(json!({"model_type": "ministral3", "rope_parameters": {"rope_type": "default"}})).unwrap();
+    assert_eq!((plain.ropes[0].theta, &plain.ropes[0].scaling), (1e4, &RopeScaling::None));
+    assert!(plain.query_growth.is_none());
+}
+
+/// Mixtral's class passes over the fields by which Qwen3's leaves some layers without experts.
+#[test]
+fn all_layers_of_mixtral_have_experts() {
+    let fields = json!({"model_type": "mixtral", "decoder_sparse_step": 2, "mlp_only_layers": [0]});
+    assert!(llama(fields).unwrap().blocks.iter().all(|block| block.mlp == Mlp::Experts));
+}
+
 fn windows(config: &Config) -> Vec<Option<usize>> {
     config.blocks.iter().map(|block| block.window).collect()
 }

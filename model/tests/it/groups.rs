@@ -53,7 +53,8 @@ fn buffers(decoder: &Decoder, layout: &Layout, checkpointing: Checkpointing) -> 
 
 #[test]
 fn groups_of_rows_come_to_what_they_come_to_alone() {
-    for (case, whole) in [("llama3", "norm"), ("gemma3", "embed_tokens"), ("gpt2", "wte"), ("glm4", "lm_head")]
+    for (case, whole) in
+        [("llama3", "norm"), ("gemma3", "embed_tokens"), ("gpt2", "wte"), ("glm4", "lm_head")]
     {
         for precision in [Precision::F32, Precision::Bf16] {
             let decoder = Decoder::load(&fixture(case), &Device::cpu(2), precision, None).unwrap();
