@@ -213,7 +213,17 @@ impl Quantized {
             assert!(block_size.is_power_of_two(), "blocks of {block_size} scales");
             assert_eq!(absmax.len(), codes.len().div_ceil(*block_size), "a scale for each block of scales");
         }
-        let codes = Buffer::zeros(elements.div_ceil(2));
+        Quantized::of(rows, cols, block_size, table, Buffer::zeros(elements.div_ceil(2)), scales)
+    }
+
+    fn of(
+        rows: usize,
+        cols: usize,
+        block_size: usize,
+        table: [f32; 16],
+        codes: Buffer<u8>,
+        scales: Scales,
+    ) -> Self {
         let size_bytes = codes.len() + scales.size_bytes();
         Quantized { rows, cols, block_size, table, codes, scales, home: Home::Host, size_bytes }
     }
@@ -239,6 +249,7 @@ impl Quantized {
     pub fn quantize(device: &Device, values: MatrixRef<'_>, format: Format) -> Self {
         let Format { code, block_size, double_quant } = format;
         let (rows, cols) = (values.rows(), values.cols());
+        assert!(BLOCK_SIZES.contains(&block_size), "a block size of {block_size}");
         let _watch = device.watch("quantize", [values.home()], || Work::bytes(values.size_bytes()));
         match device {
             Device::Cpu(cpu) => {
@@ -246,7 +257,7 @@ impl Quantized {
                 let mut codes = Buffer::zeros((rows * cols).div_ceil(2));
                 cpu::quant::quantize(cpu, values, block_size, code, &mut codes, &mut scales);
                 let scales = if double_quant { Scales::double(&scales) } else { Scales::Plain(scales) };
-                Quantized { codes, ..Quantized::new(rows, cols, block_size, code.table(), scales) }
+                Quantized::of(rows, cols, block_size, code.table(), codes, scales)
             }
             Device::Null(_) => Quantized::null(rows, cols, block_size, format.size_bytes(rows * cols)),
         }

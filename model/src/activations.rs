@@ -16,6 +16,7 @@ use crate::inputs::Inputs;
 use crate::memory::{Allocator, Component};
 use crate::names::ModuleId;
 use crate::positions::Positions;
+use crate::run::Group;
 use crate::staged::Staged;
 
 /// What the forward pass keeps of each layer for the backward pass.
@@ -154,6 +155,23 @@ impl Activations {
     pub fn open(&mut self, folder: &Path) -> Result<()> {
         self.inputs.as_mut().map_or(Ok(()), |inputs| inputs.open(folder))?;
         self.frozen.as_mut().map_or(Ok(()), |frozen| frozen.open(folder))
+    }
+
+    /// Makes sure that several groups of rows can pass together through these buffers.
+    pub(crate) fn check(&self, groups: &[Group<'_>], batch: &Batch) {
+        Group::check(groups, batch);
+        if groups.len() < 2 {
+            return;
+        }
+        let most = self.work.linear.lora.max_rank();
+        for Group { run, .. } in groups {
+            let rank = run.adapter.map_or(0, |adapter| adapter.layout.max_rank());
+            assert!(rank <= most, "an adapter of rank {rank} in buffers for ranks up to {most}");
+            // By place in the batch an example would have other masks than by itself.
+            let drops = run.dropout_key.is_some() && run.adapter.is_some_and(|adapter| adapter.dropout > 0.0);
+            let numbered = batch.examples.len() == batch.segments.len();
+            assert!(numbered || !drops, "examples without numbers in groups that drop inputs");
+        }
     }
 
     /// Takes up a batch, for which there must be room.

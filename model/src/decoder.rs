@@ -73,7 +73,8 @@ impl Decoder {
     /// expert often has few rows.
     ///
     /// # Panics
-    /// As [`Decoder::forward`]; also if the groups are not all rows of the batch in order, sequences whole.
+    /// As [`Decoder::forward`]; also if the groups are not all rows of the batch in order, sequences whole, if
+    /// the buffers were laid out for lower ranks, or if inputs are dropped and examples have no numbers.
     pub fn forward_groups(
         &self,
         groups: &[Group<'_>],
@@ -81,7 +82,7 @@ impl Decoder {
         cache: Option<&mut Cache>,
         buffers: &mut Activations,
     ) {
-        Group::check(groups, batch);
+        buffers.check(groups, batch);
         buffers.set(batch, cache.is_some());
         self.embed(groups, buffers);
         let keep = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
@@ -111,7 +112,7 @@ impl Decoder {
         buffers: &mut Activations,
         keep: impl Fn(&mut Inputs, usize, MatrixRef<'_>) -> Result<()>,
     ) -> Result<()> {
-        Group::check(groups, batch);
+        buffers.check(groups, batch);
         buffers.set(batch, false);
         let (kept, frozen) = (buffers.frozen_layers(), self.frozen_layers(groups));
         assert!(kept <= frozen, "the result of {kept} layers is kept, and {frozen} are frozen");
@@ -192,12 +193,28 @@ impl Decoder {
 
     /// The loss of every target of a batch that went through [`Decoder::forward`], in nats.
     pub fn losses(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations, losses: &mut [f32]) {
-        let Activations { stream, work, head, .. } = buffers;
-        let stream = (stream.last().expect("there is a residual stream"), work.linear.lora.names.host());
-        self.output().losses(run, &self.config, stream, &batch.targets, losses, head);
+        self.losses_of_groups(&[Group::of_all(run, batch)], batch, buffers, losses);
     }
 
-    /// Logits `[rows.len(), V]` of these rows of a batch that went through [`Decoder::forward`].
+    /// [`Decoder::losses`] behind [`Decoder::forward_groups`] of the same groups.
+    pub fn losses_of_groups(
+        &self,
+        groups: &[Group<'_>],
+        batch: &Batch,
+        buffers: &mut Activations,
+        losses: &mut [f32],
+    ) {
+        let Activations { stream, work, head, .. } = buffers;
+        let stream = (stream.last().expect("there is a residual stream"), work.linear.lora.names.host());
+        for Group { rows, run } in groups {
+            let of_group = targets_of(batch, rows);
+            let (targets, losses) = (&batch.targets[of_group.clone()], &mut losses[of_group]);
+            self.output().losses(run, &self.config, stream, targets, losses, head);
+        }
+    }
+
+    /// Logits `[rows.len(), V]` of these rows of a batch that went through [`Decoder::forward`]; of several
+    /// groups, of rows of the run's own.
     ///
     /// # Panics
     /// If more than [`Activations::logits_rows`] rows are asked for.

@@ -15,6 +15,7 @@ pub(crate) struct Staged<T> {
 impl<T: Pod> Staged<T> {
     pub(crate) fn new(most: usize, component: Component, allocator: &mut Allocator) -> Self {
         let device = allocator.vector(component, most);
+        allocator.count(component, (most * size_of::<T>()) as u64);
         Staged { host: Vec::with_capacity(device.len()), device }
     }
 

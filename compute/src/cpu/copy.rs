@@ -6,6 +6,9 @@ use super::simd::{Element, by_dtype, multiversion};
 use crate::{MatrixMut, MatrixRef};
 
 pub(crate) fn copy(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>) {
+    if y.cols() == 0 {
+        return;
+    }
     if y.as_ref().is_contiguous() && x.is_contiguous() {
         let n = y.rows() * y.cols();
         return copy_rows(cpu, y.reshape(n, 1), x.reshape(n, 1));
@@ -46,8 +49,12 @@ multiversion! {
 
 pub(crate) fn fill(cpu: &Cpu, y: MatrixMut<'_>, value: f32) {
     let (rows, cols, stride) = (y.rows(), y.cols(), y.stride());
+    if cols == 0 {
+        return;
+    }
     // What lies without gaps may be divided anywhere.
-    let (rows, cols, stride) = if stride == cols { (rows * cols, 1, 1) } else { (rows, cols, stride) };
+    let whole = y.as_ref().is_contiguous();
+    let (rows, cols, stride) = if whole { (rows * cols, 1, 1) } else { (rows, cols, stride) };
     by_dtype!(y.dtype(), Y => {
         let value = Y::store(value);
         cpu.for_rows(cols, RowsMut::strided(Y::of_strided_mut(y), rows, stride), |_, y| {
@@ -61,6 +68,9 @@ pub(crate) fn fill(cpu: &Cpu, y: MatrixMut<'_>, value: f32) {
 
 pub(crate) fn gather(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>, rows: &[u32]) {
     let (cols, to_stride, from_stride) = (y.cols(), y.stride(), x.stride());
+    if cols == 0 {
+        return;
+    }
     by_dtype!(y.dtype(), Y => by_dtype!(x.dtype(), X => {
         let x = X::of_strided(x);
         cpu.for_rows(cols, RowsMut::strided(Y::of_strided_mut(y), rows.len(), to_stride), |range, y| {
@@ -73,6 +83,9 @@ pub(crate) fn gather(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>, rows: &[u32]
 
 pub(crate) fn scatter(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>, rows: &[u32]) {
     let (all, cols, to_stride, from_stride) = (y.rows(), y.cols(), y.stride(), x.stride());
+    if cols == 0 {
+        return;
+    }
     // A task owns a range of the rows of `y` and looks through all numbers for them, so that no row is written
     // by two threads.
     let work = (rows.len() * cols).div_ceil(all.max(1));

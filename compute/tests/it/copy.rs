@@ -71,6 +71,22 @@ fn rows_are_gathered_and_scattered_by_their_numbers() {
 }
 
 #[test]
+fn matrices_without_columns_and_parts_of_one_row_are_moved_too() {
+    for device in [Device::cpu(1), Device::cpu(3)] {
+        let device = &device;
+        let (mut y, x) = (Matrix::zeros(3, 0, DType::F32), matrix(3, 5, DType::F32, 1));
+        let none = x.as_ref().cols_range(2..2);
+        copy(device, y.as_mut(), none);
+        fill(device, y.as_mut(), 1.0);
+        gather(device, y.as_mut(), none, (&[2, 0, 1]).into());
+        scatter(device, y.as_mut(), none, (&[2, 0, 1]).into());
+        let mut flat = Matrix::zeros(1, 300_000, DType::F32);
+        fill(device, flat.as_mut().cols_range(7..250_007), 0.5);
+        assert_eq!(flat.to_vec().iter().filter(|v| **v == 0.5).count(), 250_000);
+    }
+}
+
+#[test]
 fn of_a_row_that_is_named_twice_the_last_one_counts() {
     let (mut y, x) = (Matrix::zeros(3, 2, DType::F32), matrix(3, 2, DType::F32, 1));
     scatter(&Device::cpu(2), y.as_mut(), x.as_ref(), (&[1, 2, 1]).into());

@@ -27,9 +27,16 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let subject = Subject::open(args.model.as_deref(), Some(&args.adapter), &device)?;
     // An adapter has learnt to make up for the rounding of the base that it was trained over.
     let quantization = subject.quantization(args.quantization.map(Held::format));
+    let trained = subject.remembered.as_ref().map(|run| run.precision.engine());
     let Subject { base, adapter, .. } = subject;
     let adapter = adapter.expect("an adapter was named");
-    let load = |base: &Base| base.load(&device, Precision::F32, quantization);
+    let load = |base: &Base| -> anyhow::Result<Decoder> {
+        // What is quantized on loading is quantized as its run held it; all else is added and compared in f32.
+        let held = trained.filter(|_| quantization.is_some()).unwrap_or(Precision::F32);
+        let mut decoder = base.load(&device, held, quantization)?;
+        decoder.precision = Precision::F32;
+        Ok(decoder)
+    };
     // What the adapter's file has in place of the base's own weights is a part of what it does. Of two
     // vocabularies only one can be asked.
     let comparable = base.is_changed() && !base.is_resized();

@@ -120,6 +120,8 @@ impl Subject {
                 }
                 trained
             }
+            // The code says how; the rest is as it was.
+            Some(format) if format.map(|f| f.code) == trained.map(|f| f.code) => trained,
             Some(format) => {
                 if self.remembered.is_some() && format.map(|f| f.code) != trained.map(|f| f.code) {
                     let (now, then) = (words(format), words(trained));

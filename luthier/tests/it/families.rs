@@ -240,7 +240,7 @@ fn a_token_is_measured_by_the_experts_that_are_chosen_for_it() {
     let norms = (config.hidden_size * (2 * config.layers + 1)) as u64;
     assert_eq!(told["weight_bytes_per_token"], 2 * (config.active_parameter_count() - table + norms));
     let train = ["bench", "train", "--model", "model", "--steps", "1"];
-    let told = facts(folder.path(), &with(&train, &["data.max_length=40"]));
+    let told = facts(folder.path(), &with(&train, &["data.max_length=40", "adapter.r=1"]));
     let of_all: f64 =
         config.modules().iter().filter(|m| !m.id.is_norm()).map(|m| (4 * m.rows * m.cols) as f64).sum();
     let [flops, tokens] = ["flops_per_second", "tokens_per_second"].map(|name| told[name].as_f64().unwrap());
@@ -291,6 +291,28 @@ fn an_adapter_is_merged_into_the_base_that_it_was_trained_over() {
     succeed(folder.path(), &plain);
     let plain = perplexity(folder.path(), &["plain"]);
     assert!((plain - apart).abs() > 1e-3 * apart, "another base: {apart} apart, {plain} merged");
+}
+
+/// Quantized on loading by a run in bf16, a base of f32 is rounded first: so it is when it is merged.
+#[test]
+fn a_base_is_merged_as_its_run_quantized_it() {
+    let folder = folder("llama2");
+    let settings = ["precision=bf16", "quantization={type: nf4, block_size: 128, double_quant: false}"];
+    succeed(folder.path(), &with(&with(&TRAIN, &STEPS), &settings));
+    for (output, more) in [("merged", &[][..]), ("named", &["--quantization", "nf4"])] {
+        let merge = ["merge", "--adapter", "run", "--output", output, "--dtype", "f32"];
+        succeed(folder.path(), &[&merge, more].concat());
+    }
+    let weights = |of: &str| fs::read(folder.path().join(of).join("model.safetensors")).unwrap();
+    assert_eq!(weights("merged"), weights("named"));
+    let apart = facts(
+        folder.path(),
+        &with(&["eval", "perplexity", "--data", "d.jsonl", "--adapter", "run"], &["precision=bf16"]),
+    )["loss"]
+        .as_f64()
+        .unwrap();
+    let merged = perplexity(folder.path(), &["merged"]);
+    assert!((merged - apart).abs() < 2e-2 * apart, "{apart} apart, {merged} merged");
 }
 
 #[test]

@@ -64,8 +64,9 @@ pub(crate) struct Memory {
     gram: Matrix,
     own: Matrix,
     norms: Matrix,
-    /// Norms of an adapter that no longer changes, where they are there; never in training.
-    fixed: BTreeMap<ModuleId, (Matrix, bool)>,
+    /// Norms of an adapter that no longer changes, and where in memory it is, if they are there; never in
+    /// training.
+    fixed: BTreeMap<ModuleId, (Matrix, Option<usize>)>,
     /// A product's gradient `[T, out]`; only in training.
     dproduct: Matrix,
 }
@@ -91,6 +92,11 @@ impl Products {
     fn get(&self, module: ModuleId) -> &Matrix {
         &self.places[self.place(module)].0
     }
+}
+
+/// Where a pass's adapter is in memory: which one it is, as long as it is lent.
+fn address(run: &Run<'_>) -> usize {
+    std::ptr::from_ref(run.adapter()).addr()
 }
 
 /// Of which kind a module is.
@@ -121,7 +127,7 @@ impl Memory {
             (rank, out) = (rank.max(dora.lora.rank), out.max(rows));
             squares.insert(module, (allocator.matrix(component, 1, rows, DType::F32), false));
             if !training {
-                fixed.insert(module, (allocator.matrix(component, 1, rows, DType::F32), false));
+                fixed.insert(module, (allocator.matrix(component, 1, rows, DType::F32), None));
             }
             let dtype = if module == ModuleId::Head { DType::F32 } else { precision.dtype() };
             products.entry(kind(module)).or_insert_with(|| {
@@ -150,10 +156,17 @@ impl Memory {
     /// Computes the norms of a module's adapted rows once for all passes to come: the adapter must not change
     /// any more.
     pub(crate) fn fix(&mut self, run: &Run<'_>, module: ModuleId, dora: Dora, weight: BaseWeight<'_>) {
+        let Some((_, known)) = self.fixed.get_mut(&module) else { return };
+        *known = None;
         self.measure(run, module, dora.lora, weight);
-        let Some((fixed, known)) = self.fixed.get_mut(&module) else { return };
+        let (fixed, known) = self.fixed.get_mut(&module).expect("it was there");
         copy::copy(run.device, fixed.as_mut(), self.norms.as_ref().prefix(1, dora.lora.out));
-        *known = true;
+        *known = Some(address(run));
+    }
+
+    /// Whether the norms of this pass's adapter on a module are fixed.
+    fn is_fixed(&self, run: &Run<'_>, module: ModuleId) -> bool {
+        self.fixed.get(&module).is_some_and(|(_, known)| *known == Some(address(run)))
     }
 
     /// Lets the backward pass make a module's product again.
@@ -164,16 +177,16 @@ impl Memory {
     }
 
     /// The norms of a module that was measured.
-    fn norms(&self, module: ModuleId, out: usize) -> MatrixRef<'_> {
-        match self.fixed.get(&module) {
-            Some((fixed, true)) => fixed.as_ref(),
-            _ => self.norms.as_ref().prefix(1, out),
+    fn norms(&self, run: &Run<'_>, module: ModuleId, out: usize) -> MatrixRef<'_> {
+        match self.is_fixed(run, module) {
+            true => self.fixed[&module].0.as_ref(),
+            false => self.norms.as_ref().prefix(1, out),
         }
     }
 
     /// Brings the norms of a module's adapted rows to where [`Memory::norms`] finds them.
     fn measure(&mut self, run: &Run<'_>, module: ModuleId, lora: Lora, weight: BaseWeight<'_>) {
-        if matches!(self.fixed.get(&module), Some((_, true))) {
+        if self.is_fixed(run, module) {
             return;
         }
         let (device, (a, b)) = (run.device, run.adapter().lora(lora));
@@ -213,7 +226,7 @@ pub(crate) fn forward(
     let (key, to) = (run.mask_key(module), z.as_mut().prefix(x.rows(), m.cols()));
     lora::forward(run, dora.lora, key, to, false, (x, weight.transposed()), lora);
     let z = memory.products[&kind(module)].get(module).as_ref().prefix(x.rows(), m.cols());
-    magnitude::forward(run.device, y, accumulate, z, (m, memory.norms(module, m.cols())));
+    magnitude::forward(run.device, y, accumulate, z, (m, memory.norms(run, module, m.cols())));
 }
 
 /// Adds to the gradients of A, B and the magnitudes; if it is wanted, sets `dx [T, in]`, or adds to it.

@@ -114,6 +114,13 @@ impl Buffers {
     }
 }
 
+impl Buffers {
+    /// The largest rank that they are for.
+    pub(crate) fn max_rank(&self) -> usize {
+        self.s.cols()
+    }
+}
+
 /// A begins by `init`; B stays zero, so that the adapted model begins as the base.
 pub(super) fn initialize(adapter: &mut Adapter, lora: Lora, init: Init, seed: u64) {
     if lora.first != [0, 0] {

@@ -95,6 +95,10 @@ fn groups_of_rows_come_to_what_they_come_to_alone() {
                 decoder
                     .backward_groups(&groups, &together, &weights, &mut work, &mut losses, &mut got)
                     .unwrap();
+                let mut asked = vec![0.0; losses.len()];
+                decoder.forward_groups_to_train(&groups, &together, &mut work).unwrap();
+                decoder.losses_of_groups(&groups, &together, &mut work, &mut asked);
+                assert_eq!(asked, losses, "{case}: losses alone");
                 let mut rest = &losses[..];
                 for (n, run) in runs.iter().enumerate() {
                     let mut alone = Batch::new();
@@ -117,6 +121,36 @@ fn groups_of_rows_come_to_what_they_come_to_alone() {
             }
         }
     }
+}
+
+/// Norms that are computed once for all passes give the bytes of norms that each pass computes, whichever adapter
+/// they were computed for before.
+#[test]
+fn norms_of_an_adapter_that_does_not_change_are_computed_once() {
+    let decoder = Decoder::load(&fixture("llama3"), &Device::cpu(2), Precision::F32, None).unwrap();
+    let dora = |seed| {
+        adapter(&decoder, PeftConfig { use_dora: true, ..lora(&["q_proj", "down_proj"], 3, 0.0) }, seed)
+    };
+    let (first, second) = (dora(1), dora(2));
+    let extent = Extent { tokens: 40, positions: 40, purpose: Purpose::Infer, precision: Precision::F32 };
+    let mut buffers =
+        Activations::new(&decoder.config, &first.layout, 0.0, extent, &mut Allocator::real(&decoder.device));
+    let mut batch = Batch::new();
+    push(&mut batch, 0, decoder.config.vocab_size);
+    let mut losses = |adapter: &Adapter, fixed: Option<&Adapter>| {
+        fixed.into_iter().for_each(|adapter| buffers.fix(&decoder, adapter));
+        let (run, mut losses) = (decoder.run(Some(adapter)), vec![0.0; batch.targets.len()]);
+        decoder.forward(&run, &batch, None, &mut buffers);
+        decoder.losses(&run, &batch, &mut buffers, &mut losses);
+        losses
+    };
+    let each = [&first, &second].map(|adapter| losses(adapter, None));
+    assert_ne!(each[0], each[1]);
+    assert_eq!(losses(&first, Some(&first)), each[0]);
+    assert_eq!(losses(&first, Some(&first)), each[0], "fixed twice");
+    assert_eq!(losses(&second, None), each[1], "another adapter than the fixed one");
+    assert_eq!(losses(&second, Some(&second)), each[1]);
+    assert_eq!(losses(&first, None), each[0]);
 }
 
 #[test]

@@ -13,6 +13,36 @@ use train::{Outcome, Rule, Settings};
 
 use crate::common::{random_examples, run_adapter, settings};
 
+/// The model crate's fixtures of all families, and one in four bits.
+const FAMILIES: [&str; 26] = [
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "gemma3-wrapped",
+    "phi3",
+    "phi3-longrope",
+    "gpt2",
+    "gpt2-scaled",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "olmo3",
+    "ministral3",
+    "mistral3-wrapped",
+    "glm4",
+    "gpt-neox",
+    "gpt-neox-serial",
+    "starcoder2",
+    "hunyuan",
+    "ernie4-5",
+    "qwen3-moe",
+    "mixtral",
+    "nf4",
+];
+
 fn fixture(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures").join(case)
 }
@@ -69,30 +99,7 @@ fn paged() -> Settings {
 
 #[test]
 fn every_family_is_trained_and_merged_by_operations_alone() {
-    for case in [
-        "llama3",
-        "qwen2",
-        "qwen3",
-        "gemma2",
-        "gemma3",
-        "gemma3-wrapped",
-        "phi3",
-        "phi3-longrope",
-        "gpt2",
-        "smollm3",
-        "granite",
-        "olmo2",
-        "olmo3",
-        "ministral3",
-        "glm4",
-        "gpt-neox",
-        "gpt-neox-serial",
-        "hunyuan",
-        "ernie4-5",
-        "qwen3-moe",
-        "mixtral",
-        "nf4",
-    ] {
+    for case in FAMILIES {
         for precision in [Precision::F32, Precision::Bf16] {
             train_and_merge(case, &load(case, precision, None), all_linear(), &settings());
         }
