@@ -4,8 +4,8 @@
 use compute::ops::copy;
 use compute::{Matrix, Precision};
 
+use crate::adapter::method::{dora, lora};
 use crate::adapter::parameters::{Layout, Parameters};
-use crate::adapter::{dora, lora};
 use crate::attention::{self, Attention};
 use crate::batch::Batch;
 use crate::cache::LayerCache;

@@ -4,8 +4,8 @@
 use compute::ops::{copy, cross_entropy, scale, soft_cap};
 use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
 
+use crate::adapter::method::{dora, lora};
 use crate::adapter::parameters::{Layout, Parameters};
-use crate::adapter::{dora, lora};
 use crate::batch::Target;
 use crate::config::Config;
 use crate::linear::{self, Linear};

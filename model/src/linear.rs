@@ -5,8 +5,8 @@ use compute::ops::{bias, copy, magnitude};
 use compute::quant::Quantized;
 use compute::{Device, Matrix, MatrixMut, MatrixRef};
 
+use crate::adapter::method::{dora, full, lora};
 use crate::adapter::parameters::{Parameters, Trained};
-use crate::adapter::{dora, full, lora};
 use crate::names::ModuleId;
 use crate::run::{Group, Run};
 

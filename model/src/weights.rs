@@ -7,7 +7,7 @@ use compute::ops::{copy, noise};
 use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix, Precision, random};
 
-use crate::adapter::folder::AdapterFolder;
+use crate::adapter::peft::folder::AdapterFolder;
 use crate::attention::{Attention, Qkv};
 use crate::block::Block;
 use crate::checkpoint::{Checkpoint, StoredDType, StoredWeights};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use model::adapter::files::{read_parameters, save_adapter, write_parameters};
+use model::adapter::peft::files::{read_parameters, save_adapter, write_parameters};
 use model::adapter::peft::{CONFIG_FILE, PeftConfig, WEIGHTS_FILE};
 use model::{Adapter, Decoder, Layout, Parameters, StoredDType};
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use compute::ops::rope::RopeScaling;
 use compute::quant::Format;
 use data::{ChatTemplate, Tokenizer};
-use model::adapter::folder::AdapterFiles;
+use model::adapter::peft::folder::AdapterFiles;
 use model::adapter::peft::{self, CONFIG_FILE, Selection, Update};
 use model::config::{Mlp, NormKind, Norms, Positions, Span};
 use model::{Checkpoint, Config};

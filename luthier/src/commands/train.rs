@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use data::ChatTemplate;
-use model::adapter::targets;
+use model::adapter::peft::targets;
 use model::{Adapter, Decoder, StoredDType};
 use train::{History, Job, Outcome, Saves, Saving, TrainError, Trainer};
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use compute::quant::Format;
 use compute::{Device, Precision};
 use data::Tokenizer;
-use model::adapter::folder::AdapterFolder;
 use model::adapter::peft::CONFIG_FILE;
+use model::adapter::peft::folder::AdapterFolder;
 use model::{Adapter, Checkpoint, Config, Decoder, StoredDType, StoredWeights};
 
 use crate::error::{Advised, user};

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use compute::{Device, Precision};
-use model::adapter::files::save_adapter;
+use model::adapter::peft::files::save_adapter;
+use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
-use model::adapter::targets;
 use model::{Adapter, Config, Decoder, Layout, StoredDType};
 use serde_json::{Map, Value, json};
 

@@ -1,7 +1,7 @@
 //! The values that training begins from.
 
+use super::method::{dora, full, lora};
 use super::parameters::{Adapter, Trained};
-use super::{dora, full, lora};
 use crate::decoder::Decoder;
 use crate::names::ModuleId;
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use compute::{DType, Matrix, MatrixRef, random};
 
+use super::method::{dora, lora};
 use super::parameters::{Adapter, Trained};
-use super::{dora, lora};
 use crate::activations::{Activations, Extent, Purpose};
 use crate::batch::Batch;
 use crate::checkpoint::{

@@ -1,14 +1,8 @@
-//! Adapters: what is trained beside the frozen base, how it begins, how files say it, how it merges.
+//! Adapters. Under `linear`: trained tensors and the methods that they belong to. Over `decoder`: how they begin,
+//! how files say them, how they merge.
 
-pub(crate) mod dora;
-pub mod files;
-pub mod folder;
-pub(crate) mod full;
 pub mod init;
-pub(crate) mod lora;
 pub mod merge;
-mod mlx;
+pub(crate) mod method;
 pub mod parameters;
 pub mod peft;
-mod per_expert;
-pub mod targets;

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef};
 
-pub use super::dora::Dora;
-pub use super::full::Full;
-pub use super::lora::Lora;
+pub use super::method::dora::Dora;
+pub use super::method::full::Full;
+pub use super::method::lora::Lora;
 use crate::config::Config;
 use crate::memory::{Allocator, Component};
 use crate::names::ModuleId;
@@ -104,7 +104,13 @@ impl Layout {
     }
 
     /// Adds a tensor behind the others, and says where.
-    pub(super) fn push(&mut self, role: Role, name: String, [rows, cols]: [usize; 2], vector: bool) -> usize {
+    pub(in crate::adapter) fn push(
+        &mut self,
+        role: Role,
+        name: String,
+        [rows, cols]: [usize; 2],
+        vector: bool,
+    ) -> usize {
         let range = self.len..self.len + rows * cols;
         self.len = range.end;
         self.tensors.push(Tensor { name, role, rows, cols, experts: 1, vector, range });
@@ -112,12 +118,12 @@ impl Layout {
     }
 
     /// Says that a tensor is the experts' of a block, one below the other.
-    pub(super) fn share_among_experts(&mut self, tensor: usize, experts: usize) {
+    pub(in crate::adapter) fn share_among_experts(&mut self, tensor: usize, experts: usize) {
         self.tensors[tensor].experts = experts;
     }
 
     /// Trains something on a module, whose tensors were just added.
-    pub(super) fn train(&mut self, module: ModuleId, trained: Trained) {
+    pub(in crate::adapter) fn train(&mut self, module: ModuleId, trained: Trained) {
         self.modules.insert(module, trained);
     }
 

@@ -2,11 +2,11 @@
 //! the edges.
 
 use compute::{Device, Precision};
-use model::adapter::files::save_adapter;
-use model::adapter::folder::AdapterFolder;
 use model::adapter::init::Init;
+use model::adapter::peft::files::save_adapter;
+use model::adapter::peft::folder::AdapterFolder;
+use model::adapter::peft::targets;
 use model::adapter::peft::{CONFIG_FILE, PeftConfig, Selection, WEIGHTS_FILE};
-use model::adapter::targets;
 use model::memory::{Allocator, Component};
 use model::{
     Activations, Adapter, Batch, Checkpoint, Checkpointing, Config, Decoder, Extent, Keeping, Layout,

@@ -3,8 +3,8 @@
 
 use compute::{Device, Precision};
 use model::adapter::init::Init;
+use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
-use model::adapter::targets;
 use model::memory::{Allocator, Component};
 use model::{
     Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Keeping, Layout, Parameters, Purpose,

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use compute::{Device, Matrix, Precision};
 use model::adapter::merge::Difference;
+use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
-use model::adapter::targets;
 use model::checkpoint::Staging;
 use model::{Adapter, Batch, Checkpoint, Decoder, Layout, StoredDType};
 

@@ -5,11 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use compute::{DType, Matrix, MatrixRef};
-use model::adapter::folder::AdapterFolder;
+use model::adapter::peft::folder::AdapterFolder;
+use model::adapter::peft::targets;
 use model::adapter::peft::{
     AdapterTensor, PeftConfig, Selection, a_key, b_key, key_prefix, scaling, write_adapter,
 };
-use model::adapter::targets;
 use model::{Checkpoint, Config, ModuleId, Part};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -311,7 +311,7 @@ fn a_model_folder_is_not_an_adapter() {
 fn what_is_written_is_read_again() {
     let config = Config::load(&fixture("qwen2")).unwrap();
     let settings = PeftConfig { r: 2, modules_to_save: vec!["norm".into()], ..PeftConfig::default() };
-    let resolution = model::adapter::targets::resolve(&settings, &config).unwrap();
+    let resolution = model::adapter::peft::targets::resolve(&settings, &config).unwrap();
     let values: Vec<f32> = (0..4096).map(|i| i as f32 * 0.25).collect();
     let mut tensors = Vec::new();
     let mut add = |key: String, shape: &[usize]| {

@@ -1,7 +1,7 @@
 //! The arithmetic of sizes, checked against numbers that papers and model cards give.
 
+use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
-use model::adapter::targets;
 use model::shapes::{self, ModuleKind, ModuleShape, Shape, lora_parameters};
 use model::{Config, Layout};
 

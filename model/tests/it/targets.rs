@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use model::adapter::peft::PeftConfig;
-use model::adapter::targets::{resolve, resolve_as_peft};
+use model::adapter::peft::targets::{resolve, resolve_as_peft};
 use model::{Config, ModelError, ModuleId, Part};
 use serde_json::{Value, json};
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use compute::quant::Format;
 use compute::{Device, MatrixRef, Precision};
-use model::adapter::folder::AdapterFolder;
+use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::{AdapterTensor, PeftConfig, Selection, write_adapter};
 use model::checkpoint::{CheckpointWriter, TensorSpec};
 use model::{Adapter, Batch, Checkpoint, Config, Decoder, ModelError, StoredDType};

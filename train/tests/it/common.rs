@@ -8,8 +8,8 @@ use std::time::Duration;
 use compute::{Device, Precision};
 use data::{Dataset, Example, OrderSpec, Source};
 use model::adapter::init::Init;
+use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
-use model::adapter::targets;
 use model::{Adapter, Checkpointing, Config, Decoder, Layout};
 use serde_json::Value;
 use train::{

@@ -104,7 +104,7 @@ fn a_gradient_whose_square_is_too_large_for_the_moments_ends_the_run() {
         target_modules: Some(model::adapter::peft::Selection::Expression("all-linear".into())),
         ..PeftConfig::default()
     };
-    let resolution = model::adapter::targets::resolve(&peft, &decoder.config).unwrap();
+    let resolution = model::adapter::peft::targets::resolve(&peft, &decoder.config).unwrap();
     let mut scaled =
         Adapter::zeros(model::Layout::of_adapter(&resolution, &decoder.config), 0.0, &decoder.device);
     scaled.parameters.values_mut().f32().copy_from_slice(adapter.parameters.values().f32());

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use compute::quant::Format;
 use compute::{Device, Precision};
 use model::adapter::init::Init;
+use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
-use model::adapter::targets;
 use model::{Adapter, Checkpointing, Decoder, Keeping, Layout, StoredDType, arena};
 use train::{Outcome, Rule, Settings};
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use model::Config;
-use model::adapter::targets::{self, DEFAULT_TARGETS};
+use model::adapter::peft::targets::{self, DEFAULT_TARGETS};
 use serde_json::{Value, json};
 
 use super::translation::Meaning::{Is, Lost, Needless, Read, Refused};

@@ -16,10 +16,10 @@ use serde_json::Value;
 
 use super::files::read_tensor;
 use super::mlx::Settings as MlxSettings;
-use super::parameters::{Adapter, Layout};
-use super::peft::{self, CONFIG_FILE, PREFIX, PeftConfig, a_key, b_key, key_prefix};
 use super::per_expert;
 use super::targets::{self, Resolution};
+use super::{self as peft, CONFIG_FILE, PREFIX, PeftConfig, a_key, b_key, key_prefix};
+use crate::adapter::parameters::{Adapter, Layout};
 use crate::checkpoint::{Checkpoint, transpose};
 use crate::config::Config;
 use crate::error::{ModelError, Result, nearest, quoted};

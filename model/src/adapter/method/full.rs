@@ -5,7 +5,7 @@ use compute::MatrixRef;
 use compute::ops::matmul::{Factor, matmul};
 use compute::ops::{bias, copy};
 
-use super::parameters::{Adapter, Layout, Parameters, Role, Trained};
+use crate::adapter::parameters::{Adapter, Layout, Parameters, Role, Trained};
 use crate::decoder::Decoder;
 use crate::names::{Module, ModuleId};
 use crate::run::Run;
@@ -31,7 +31,7 @@ impl Layout {
 }
 
 /// It begins as the base has it.
-pub(super) fn initialize(adapter: &mut Adapter, full: Full, module: ModuleId, decoder: &Decoder) {
+pub(in crate::adapter) fn initialize(adapter: &mut Adapter, full: Full, module: ModuleId, decoder: &Decoder) {
     let tensors = adapter.layout.tensors();
     let to = adapter.parameters.tensor_mut(&tensors[full.weight]);
     decoder.base_weight(module).copy_to(&decoder.device, to);

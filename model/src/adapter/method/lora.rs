@@ -10,8 +10,8 @@ use compute::ops::matmul::{Factor, matmul};
 use compute::ops::{dropout, low_rank};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision, random};
 
-use super::init::Init;
-use super::parameters::{Adapter, Layout, Parameters, Role, Trained};
+use crate::adapter::init::Init;
+use crate::adapter::parameters::{Adapter, Layout, Parameters, Role, Trained};
 use crate::memory::{Allocator, Component};
 use crate::names::{Module, ModuleId, Part};
 use crate::run::Run;
@@ -34,7 +34,7 @@ pub struct Lora {
 
 impl Lora {
     /// The rows of A and of B in their tensors.
-    pub(super) fn rows(self) -> [Range<usize>; 2] {
+    pub(in crate::adapter) fn rows(self) -> [Range<usize>; 2] {
         let [a, b] = self.first;
         [a..a + self.rank, b..b + self.out]
     }
@@ -122,7 +122,7 @@ impl Buffers {
 }
 
 /// A begins by `init`; B stays zero, so that the adapted model begins as the base.
-pub(super) fn initialize(adapter: &mut Adapter, lora: Lora, init: Init, seed: u64) {
+pub(in crate::adapter) fn initialize(adapter: &mut Adapter, lora: Lora, init: Init, seed: u64) {
     if lora.first != [0, 0] {
         return; // it shares the tensors of another one
     }
@@ -139,7 +139,7 @@ pub(super) fn initialize(adapter: &mut Adapter, lora: Lora, init: Init, seed: u6
 }
 
 /// Adds the update to the frozen weight's values `w [out, in]`.
-pub(super) fn merge(adapter: &Adapter, lora: Lora, device: &Device, w: MatrixMut<'_>) {
+pub(in crate::adapter) fn merge(adapter: &Adapter, lora: Lora, device: &Device, w: MatrixMut<'_>) {
     let (a, b) = adapter.lora(lora);
     let (a, b) = (Factor::Plain(a), Factor::Plain(b));
     matmul(device, Precision::F32, lora.scale, b, a, true, w);

@@ -12,7 +12,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::folder::AdapterTensors;
-use super::peft::{ALPHA, CONFIG_FILE, DROPOUT, MAX_RANK, PREFIX, PeftConfig, Selection, texts};
+use super::{ALPHA, CONFIG_FILE, DROPOUT, MAX_RANK, PREFIX, PeftConfig, Selection, texts};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Fields};
 use crate::error::{ModelError, Result};

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use fancy_regex::Regex;
 
-use super::peft::{PeftConfig, Selection, scaling};
+use super::{PeftConfig, Selection, scaling};
 use crate::config::{Config, Mlp};
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Part};

@@ -13,7 +13,7 @@ use compute::ops::{copy, magnitude};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use super::lora::{self, Lora};
-use super::parameters::{Adapter, Layout, Parameters, Role, Trained};
+use crate::adapter::parameters::{Adapter, Layout, Parameters, Role, Trained};
 use crate::linear::{BaseWeight, Scratch};
 use crate::memory::{Allocator, Component};
 use crate::names::{Module, ModuleId, Part};
@@ -39,13 +39,18 @@ impl Layout {
 }
 
 /// Magnitudes begin as the norms of the frozen rows: the adapted model begins as the base.
-pub(super) fn initialize(adapter: &mut Adapter, dora: Dora, weight: BaseWeight<'_>, device: &Device) {
+pub(in crate::adapter) fn initialize(
+    adapter: &mut Adapter,
+    dora: Dora,
+    weight: BaseWeight<'_>,
+    device: &Device,
+) {
     let tensor = &adapter.layout.tensors()[dora.magnitude];
     magnitude::row_norms(device, adapter.parameters.tensor_mut(tensor), weight.rows());
 }
 
 /// Turns the frozen weight's values `w [out, in]` into those of the adapted one.
-pub(super) fn merge(adapter: &Adapter, dora: Dora, device: &Device, mut w: MatrixMut<'_>) {
+pub(in crate::adapter) fn merge(adapter: &Adapter, dora: Dora, device: &Device, mut w: MatrixMut<'_>) {
     lora::merge(adapter, dora.lora, device, w.reborrow());
     magnitude::set_row_norms(device, w, adapter.tensor(dora.magnitude));
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 use compute::{DType, Device, Matrix, MatrixMut};
 
 use super::folder::AdapterFolder;
-use super::parameters::{Adapter, Layout, Parameters, Tensor};
-use super::peft::{AdapterTensor, PeftConfig, key_prefix, write_adapter};
 use super::targets::Resolution;
+use super::{AdapterTensor, PeftConfig, key_prefix, write_adapter};
+use crate::adapter::parameters::{Adapter, Layout, Parameters, Tensor};
 use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec, transpose};
 use crate::config::Config;
 use crate::error::{ModelError, Result};

@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 
 use super::folder::{AdapterTensors, Assembled, Piece};
-use super::peft::{PREFIX, PeftConfig, Selection, a_key, b_key};
 use super::targets::{self, ParameterTarget, Resolution, Target};
+use super::{PREFIX, PeftConfig, Selection, a_key, b_key};
 use crate::config::Config;
 use crate::error::{ModelError, Result};
 use crate::names::{ModuleId, Part};
