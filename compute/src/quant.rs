@@ -200,8 +200,8 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// A matrix in the host's memory, of codes and scales that come from elsewhere; its codes, zero at first, are filled by the
-    /// caller through [`Quantized::codes_mut`].
+    /// A matrix in the host's memory, of codes and scales that come from elsewhere; its codes, zero at first,
+    /// are filled by the caller through [`Quantized::codes_mut`].
     ///
     /// # Panics
     /// If there is not one scale for each block, or the block size is not one of [`BLOCK_SIZES`].

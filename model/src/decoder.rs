@@ -67,14 +67,14 @@ impl Decoder {
         self.forward_groups(&[Group::of_all(run, batch)], batch, cache, buffers);
     }
 
-    /// [`Decoder::forward`] of a batch whose rows have several adapters. The rows of a group come to what they
-    /// come to alone, to the byte, as long as there are not few of them
+    /// [`Decoder::forward`] of a batch whose rows have several adapters. The rows of a group come to what
+    /// they come to alone, to the byte, as long as there are not few of them
     /// ([`FEW_ROWS`](compute::ops::matmul::FEW_ROWS)); of a layer with experts but for rounding, because an
     /// expert often has few rows.
     ///
     /// # Panics
-    /// As [`Decoder::forward`]; also if the groups are not all rows of the batch in order, sequences whole, if
-    /// the buffers were laid out for lower ranks, or if inputs are dropped and examples have no numbers.
+    /// As [`Decoder::forward`]; also if the groups are not all rows of the batch in order, sequences whole,
+    /// if the buffers were laid out for lower ranks, or if inputs are dropped and examples have no numbers.
     pub fn forward_groups(
         &self,
         groups: &[Group<'_>],
@@ -118,7 +118,8 @@ impl Decoder {
         assert!(kept <= frozen, "the result of {kept} layers is kept, and {frozen} are frozen");
         // No backward pass comes to the inputs of frozen layers.
         let nothing = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
-        // No layer with experts is among those that are kept: what it adds to the loss of their load is not lost.
+        // No layer with experts is among those that are kept: what it adds to the loss of their load is not
+        // lost.
         if !buffers.restore_frozen(&self.device, batch)? {
             self.embed(groups, buffers);
             let Ok(()) = self.layers(0..kept, groups, batch, None, buffers, nothing);

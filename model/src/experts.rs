@@ -232,8 +232,8 @@ impl Experts {
     }
 }
 
-/// With which adapter the experts' own layers run: rows of several groups are mixed there, so that such groups
-/// may train routers but no expert.
+/// With which adapter the experts' own layers run: rows of several groups are mixed there, so that such
+/// groups may train routers but no expert.
 fn run_of_experts<'a>(pass: Pass<'a>) -> Run<'a> {
     let [group] = pass.groups else {
         let of_expert = |module| matches!(module, ModuleId::Expert { .. });

@@ -144,8 +144,9 @@ impl Head<'_> {
         }
     }
 
-    /// The loss of every target; into `dx [T, C]`, the gradient of their sum weighted by `weights` with respect
-    /// to the residual stream, in the rows of targets; and the gradients of what is trained on the head.
+    /// The loss of every target; into `dx [T, C]`, the gradient of their sum weighted by `weights` with
+    /// respect to the residual stream, in the rows of targets; and the gradients of what is trained on the
+    /// head.
     pub(crate) fn losses_and_gradients(
         &self,
         run: &Run<'_>,

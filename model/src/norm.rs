@@ -101,7 +101,8 @@ impl Norm {
         }
     }
 
-    /// [`Norm::backward`] of rows of one group, of which `first` is the first one that something was saved of.
+    /// [`Norm::backward`] of rows of one group, of which `first` is the first one that something was saved
+    /// of.
     pub(crate) fn backward_rows(
         &self,
         run: &Run<'_>,

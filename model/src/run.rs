@@ -30,8 +30,8 @@ pub struct Run<'a> {
 pub struct Group<'a> {
     /// Which rows.
     pub rows: Range<usize>,
-    /// With which adapter they pass, and under which key of dropout. Device, precision and the loss of experts
-    /// are those of the first group.
+    /// With which adapter they pass, and under which key of dropout. Device, precision and the loss of
+    /// experts are those of the first group.
     pub run: Run<'a>,
 }
 

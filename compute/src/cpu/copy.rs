@@ -86,8 +86,8 @@ pub(crate) fn scatter(cpu: &Cpu, y: MatrixMut<'_>, x: MatrixRef<'_>, rows: &[u32
     if cols == 0 {
         return;
     }
-    // A task owns a range of the rows of `y` and looks through all numbers for them, so that no row is written
-    // by two threads.
+    // A task owns a range of the rows of `y` and looks through all numbers for them, so that no row is
+    // written by two threads.
     let work = (rows.len() * cols).div_ceil(all.max(1));
     by_dtype!(y.dtype(), Y => by_dtype!(x.dtype(), X => {
         let x = X::of_strided(x);

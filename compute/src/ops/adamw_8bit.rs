@@ -47,8 +47,8 @@ impl<'a> Moments8<'a> {
         2 * n.div_ceil(BLOCK) + (2 * n).div_ceil(4)
     }
 
-    /// The moments of `n` elements in so many words of the host's memory: the scales of both moments, then the
-    /// codes of both.
+    /// The moments of `n` elements in so many words of the host's memory: the scales of both moments, then
+    /// the codes of both.
     ///
     /// # Panics
     /// If there is another number of words.

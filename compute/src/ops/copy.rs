@@ -48,8 +48,8 @@ pub fn gather(device: &Device, y: MatrixMut<'_>, x: MatrixRef<'_>, rows: VectorR
     }
 }
 
-/// These rows of `y[T, N]` become those of `x[R, N]`; others stay as they are. The last one counts where a row
-/// is named twice.
+/// These rows of `y[T, N]` become those of `x[R, N]`; others stay as they are. The last one counts where a
+/// row is named twice.
 ///
 /// # Panics
 /// If the shapes do not agree or there is no such row.

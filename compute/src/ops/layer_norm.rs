@@ -1,7 +1,7 @@
 //! Layer normalization (Ba, Kiros, Hinton, 2016, arXiv:1607.06450), as torch's `LayerNorm`.
 //!
-//! Forward, `x[T, C]`, `y[T, C]`, `weight[1, C]`, `bias[1, C]` or none; `mean[T, 1]` and `rstd[T, 1]` (`f32`) are
-//! kept for the backward:
+//! Forward, `x[T, C]`, `y[T, C]`, `weight[1, C]`, `bias[1, C]` or none; `mean[T, 1]` and `rstd[T, 1]` (`f32`)
+//! are kept for the backward:
 //!
 //! ```text
 //! mean[t] = mean_c x[t, c]

@@ -214,9 +214,9 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table of positions `0..positions` for heads of size `head_dim`, in the memory of a device. Where frequencies depend on a
-    /// sequence's length ([`RopeScaling::short_context`]) the rows of short sequences come first, then as
-    /// many of long ones.
+    /// The table of positions `0..positions` for heads of size `head_dim`, in the memory of a device. Where
+    /// frequencies depend on a sequence's length ([`RopeScaling::short_context`]) the rows of short sequences
+    /// come first, then as many of long ones.
     ///
     /// # Panics
     /// If more dimensions than a head has, or an odd number, are to be turned.

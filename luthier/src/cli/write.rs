@@ -22,8 +22,8 @@ pub(crate) struct Merge {
     /// How the merged weights are stored: f32, f16 or bf16 [default: as the base's are]
     #[arg(long, value_name = "TYPE", value_parser = parse_stored)]
     pub(crate) dtype: Option<StoredDType>,
-    /// How the base is held that the adapter is added to: nf4, fp4 or none [default: as the adapter knew it in
-    /// training, or none]
+    /// How the base is held that the adapter is added to: nf4, fp4 or none [default: as the adapter knew it
+    /// in training, or none]
     #[arg(long, value_name = "TYPE", value_parser = parse_held)]
     pub(crate) quantization: Option<Held>,
     /// Print one JSON object

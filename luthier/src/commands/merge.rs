@@ -31,7 +31,8 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let Subject { base, adapter, .. } = subject;
     let adapter = adapter.expect("an adapter was named");
     let load = |base: &Base| -> anyhow::Result<Decoder> {
-        // What is quantized on loading is quantized as its run held it; all else is added and compared in f32.
+        // What is quantized on loading is quantized as its run held it; all else is added and compared in
+        // f32.
         let held = trained.filter(|_| quantization.is_some()).unwrap_or(Precision::F32);
         let mut decoder = base.load(&device, held, quantization)?;
         decoder.precision = Precision::F32;

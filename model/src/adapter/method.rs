@@ -1,5 +1,5 @@
-//! What is trained beside, or in place of, a frozen weight: a file for each method, with its tensors, how they
-//! begin, its passes and its merge.
+//! What is trained beside, or in place of, a frozen weight: a file for each method, with its tensors, how
+//! they begin, its passes and its merge.
 
 pub(crate) mod dora;
 pub(crate) mod full;

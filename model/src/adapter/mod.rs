@@ -1,5 +1,5 @@
-//! Adapters. Under `linear`: trained tensors and the methods that they belong to. Over `decoder`: how they begin,
-//! how files say them, how they merge.
+//! Adapters. Under `linear`: trained tensors and the methods that they belong to. Over `decoder`: how they
+//! begin, how files say them, how they merge.
 
 pub mod init;
 pub mod merge;

@@ -1,5 +1,5 @@
-//! Adapters as PEFT has them on disk: the settings, which of a model's layers they mean, the tensors and their
-//! keys, and folders of both, also of other programs and releases.
+//! Adapters as PEFT has them on disk: the settings, which of a model's layers they mean, the tensors and
+//! their keys, and folders of both, also of other programs and releases.
 
 pub mod files;
 pub mod folder;

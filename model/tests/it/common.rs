@@ -125,8 +125,8 @@ pub(crate) fn off_transformers(case: &str, decoder: &Decoder) -> Vec<String> {
     wrong
 }
 
-/// Merges an adapter into a fixture's model, compares what the merged model computes with what base and adapter
-/// do, and returns the folder of the merged model.
+/// Merges an adapter into a fixture's model, compares what the merged model computes with what base and
+/// adapter do, and returns the folder of the merged model.
 #[track_caller]
 pub(crate) fn check_merged(case: &str, base: &Decoder, adapter: &Adapter) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

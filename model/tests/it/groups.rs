@@ -123,8 +123,8 @@ fn groups_of_rows_come_to_what_they_come_to_alone() {
     }
 }
 
-/// Norms that are computed once for all passes give the bytes of norms that each pass computes, whichever adapter
-/// they were computed for before.
+/// Norms that are computed once for all passes give the bytes of norms that each pass computes, whichever
+/// adapter they were computed for before.
 #[test]
 fn norms_of_an_adapter_that_does_not_change_are_computed_once() {
     let decoder = Decoder::load(&fixture("llama3"), &Device::cpu(2), Precision::F32, None).unwrap();

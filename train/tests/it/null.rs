@@ -1,5 +1,5 @@
-//! Training and merging over a device without elements: nothing but operations and transfers touches a device's
-//! memory, whatever the family, the method and where things are kept.
+//! Training and merging over a device without elements: nothing but operations and transfers touches a
+//! device's memory, whatever the family, the method and where things are kept.
 
 use std::path::{Path, PathBuf};
 
