@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use compute::ops::low_rank;
-use compute::ops::matmul::{Factor, matmul};
+use compute::ops::matmul::{Epilogue, Factor, matmul};
 use compute::quant::{Format, Quantized};
 use compute::{Cpu, DType, Device, Matrix, Precision};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -172,6 +172,7 @@ fn low_rank(c: &mut Criterion) {
                         factors,
                         2.0,
                         s.as_mut(),
+                        Epilogue::default(),
                     );
                 });
             });

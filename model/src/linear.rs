@@ -1,6 +1,6 @@
 //! A linear layer `y = x Wᵀ + b`: the one place where how a weight is stored meets what is trained on it.
 
-use compute::ops::matmul::{Factor, matmul};
+use compute::ops::matmul::{Epilogue, Factor, matmul};
 use compute::ops::{bias, copy, magnitude};
 use compute::quant::Quantized;
 use compute::{Device, Matrix, MatrixMut, MatrixRef};
@@ -162,6 +162,7 @@ impl Linear {
                     y.reborrow(),
                     accumulate,
                     (x, w),
+                    Epilogue::default(),
                     &mut scratch.lora,
                 );
             }

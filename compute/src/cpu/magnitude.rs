@@ -81,6 +81,11 @@ pub(crate) fn norms(
     });
 }
 
+pub(crate) fn factors(g: MatrixMut<'_>, (m, n): (MatrixRef<'_>, MatrixRef<'_>)) {
+    let values = m.f32().iter().zip(n.f32());
+    g.f32().iter_mut().zip(values).for_each(|(g, (m, n))| *g = ratio(*m, *n));
+}
+
 pub(crate) fn forward(
     cpu: &Cpu,
     y: MatrixMut<'_>,

@@ -22,12 +22,12 @@
 //! never appears: the work is `2 T R (in + out)` forward and twice that backward.
 
 use super::matmul::Factor::{self, Plain, Transposed};
-use super::matmul::{Update, matmul, matmul_update};
+use super::matmul::{Epilogue, Update, matmul, matmul_update};
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
 /// `s[T, R] = scale * x aᵀ`, then `y[T, out] = x w + s bᵀ`, or `y += ...`. `w` is the right factor that
 /// stands for the frozen weight, transposed; `dropped` is what dropout left of `x`, if there is dropout, and
-/// takes its place in `s`.
+/// takes its place in `s`. The epilogue is of `y`, or of what is added to it.
 ///
 /// # Panics
 /// If the shapes do not agree.
@@ -41,6 +41,7 @@ pub fn forward(
     (a, b): (MatrixRef<'_>, MatrixRef<'_>),
     scale: f32,
     mut s: MatrixMut<'_>,
+    epilogue: Epilogue<'_>,
 ) {
     let a = Transposed(a);
     if let Some(input) = dropped {
@@ -48,7 +49,7 @@ pub fn forward(
     }
     let first = dropped.is_none().then_some(a);
     let update = Update { first, scale, s, second: Transposed(b) };
-    matmul_update(device, precision, (Plain(x), w), update, accumulate, y);
+    matmul_update(device, precision, (Plain(x), w), Some(update), epilogue, accumulate, y);
 }
 
 /// `ds[T, R] = scale * dy b`, then `dx[T, in] = dy w + ds a`, or `dx += ...`, where nothing was dropped. `w`
@@ -67,7 +68,7 @@ pub fn input_gradient(
     ds: MatrixMut<'_>,
 ) {
     let update = Update { first: Some(Plain(b)), scale, s: ds, second: Plain(a) };
-    matmul_update(device, precision, (Plain(dy), w), update, accumulate, dx);
+    matmul_update(device, precision, (Plain(dy), w), Some(update), Epilogue::default(), accumulate, dx);
 }
 
 /// `ds[T, R] = scale * dy b`, where [`input_gradient`] does not make it.

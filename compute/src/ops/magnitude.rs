@@ -104,6 +104,20 @@ pub fn norms(
     }
 }
 
+/// `g[1, out] = m / n`, 0 where `n` is; all `f32`.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn factors(device: &Device, g: MatrixMut<'_>, (m, n): (MatrixRef<'_>, MatrixRef<'_>)) {
+    check(g.as_ref(), g.as_ref(), m, n);
+    let homes = [g.home(), m.home(), n.home()];
+    let _watch = device.watch("magnitudes", homes, || Work::bytes(3 * g.size_bytes()));
+    match device {
+        Device::Cpu(_) => cpu::magnitude::factors(g, (m, n)),
+        Device::Null(_) => {}
+    }
+}
+
 /// `y[T, out] = g z`, or `y += ...`, from `z[T, out]` of the same type, `m[1, out]` and `n[1, out]` (`f32`).
 ///
 /// # Panics

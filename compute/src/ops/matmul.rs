@@ -111,7 +111,7 @@ pub fn matmul(
     accumulate: bool,
     c: MatrixMut<'_>,
 ) {
-    run(device, precision, alpha, (a, b), None, accumulate, c);
+    run(device, precision, alpha, (a, b), None, Epilogue::default(), accumulate, c);
 }
 
 /// A low-rank update of a product by `a [M, K]`: with `s [M, R] = scale * a * first`, which is overwritten,
@@ -128,8 +128,18 @@ pub struct Update<'a> {
     pub second: Factor<'a>,
 }
 
+/// What becomes of a product's columns while they are in registers: `c[m, n] = scale[n] * p[m, n] + bias[n]`,
+/// or `c += ...`, of a product `p` that is not rounded before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// `[1, N]`, `f32`; none: 1.
+    pub scale: Option<MatrixRef<'a>>,
+    /// `[1, N]`, `f32`; none: 0.
+    pub bias: Option<MatrixRef<'a>>,
+}
+
 /// `c = a * b + s * second`, or `c += ...`: the product of a frozen weight and its low-rank update, in one
-/// pass over `a` and one over `c`, rounded once. As [`matmul`] otherwise.
+/// pass over `a` and one over `c`, rounded once, with an epilogue. As [`matmul`] otherwise.
 ///
 /// # Panics
 /// As [`matmul`].
@@ -137,11 +147,12 @@ pub fn matmul_update(
     device: &Device,
     precision: Precision,
     (a, b): (Factor<'_>, Factor<'_>),
-    update: Update<'_>,
+    update: Option<Update<'_>>,
+    epilogue: Epilogue<'_>,
     accumulate: bool,
     c: MatrixMut<'_>,
 ) {
-    run(device, precision, 1.0, (a, b), Some(update), accumulate, c);
+    run(device, precision, 1.0, (a, b), update, epilogue, accumulate, c);
 }
 
 fn run(
@@ -150,6 +161,7 @@ fn run(
     alpha: f32,
     (a, b): (Factor<'_>, Factor<'_>),
     update: Option<Update<'_>>,
+    epilogue: Epilogue<'_>,
     accumulate: bool,
     c: MatrixMut<'_>,
 ) {
@@ -158,7 +170,12 @@ fn run(
     assert_eq!((rows, depth), a.size(), "rows of a product, and of its left factor");
     assert_eq!((depth, cols), b.size(), "the inner size of a product, and its columns");
     let key = Key { operation: b.product_name(update.is_some()), size: Some([rows, cols, depth]) };
+    let of_columns = [epilogue.scale, epilogue.bias];
+    for m in of_columns.into_iter().flatten() {
+        assert_eq!((1, cols), (m.rows(), m.cols()), "an epilogue's values and columns");
+    }
     let homes = [a.home(), b.home(), c.home()].into_iter().chain(update.iter().flat_map(Update::homes));
+    let homes = homes.chain(of_columns.into_iter().flatten().map(|m| m.home()));
     let _watch = device.watch(key, homes, || {
         let product = Work {
             flops: 2 * (rows * cols * depth) as u64,
@@ -172,7 +189,9 @@ fn run(
                 let (first, second) = (first.map(Factor::right), second.right());
                 gemm::Update { first, scale, s: operand_mut(s), second }
             });
-            gemm::gemm(cpu, precision, alpha, (a.left(), b.right()), update, accumulate, operand_mut(c));
+            let [scale, bias] = of_columns.map(|m| m.map(|m| m.f32()));
+            let (factors, epilogue) = ((a.left(), b.right()), gemm::Epilogue { scale, bias });
+            gemm::gemm(cpu, precision, alpha, factors, update, epilogue, accumulate, operand_mut(c));
         }
         Device::Null(_) => {}
     }

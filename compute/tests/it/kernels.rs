@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use compute::ops::matmul::{Factor, Update, matmul, matmul_update};
+use compute::ops::matmul::{Epilogue, Factor, Update, matmul, matmul_update};
 use compute::quant::{BLOCK_SIZES, Quantized, Scales};
 use compute::{Cpu, DType, Device, Matrix, Precision, bf16, random};
 
@@ -228,7 +228,7 @@ impl Case {
             s: s.as_mut(),
             second: Factor::Transposed(inputs.second.as_ref()),
         };
-        matmul_update(&device, precision, (a, b), update, accumulate, c.as_mut());
+        matmul_update(&device, precision, (a, b), Some(update), Epilogue::default(), accumulate, c.as_mut());
         (c.to_vec(), s.to_vec())
     }
 

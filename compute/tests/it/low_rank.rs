@@ -2,7 +2,7 @@
 //! differences.
 
 use compute::ops::low_rank;
-use compute::ops::matmul::Factor;
+use compute::ops::matmul::{Epilogue, Factor};
 use compute::{DType, Matrix, MatrixRef, Precision};
 
 use crate::common::{assert_within, dot, gradient, matrix, on_threads, wide};
@@ -100,7 +100,18 @@ fn the_result_is_that_of_the_definition_alone_or_added_to_what_is_there() {
                 let (x, w) = (x.as_ref(), Factor::Transposed(w.as_ref()));
                 let (factors, s_out) = ((a.as_ref(), b.as_ref()), s.as_mut());
                 let y_out = y.as_mut();
-                low_rank::forward(device, precision, y_out, accumulate, (x, w), None, factors, SCALE, s_out);
+                low_rank::forward(
+                    device,
+                    precision,
+                    y_out,
+                    accumulate,
+                    (x, w),
+                    None,
+                    factors,
+                    SCALE,
+                    s_out,
+                    Epilogue::default(),
+                );
                 vec![y.to_vec(), s.to_vec()]
             });
             let (x, w, a, b) = (wide(&x), wide(&w), wide(&a), wide(&b));
@@ -158,7 +169,18 @@ fn the_sum_that_comes_first_is_the_same_to_the_byte_made_with_the_product_or_bef
                 let mut s = Matrix::zeros(tokens, rank, DType::F32);
                 let (y_out, s_out) = (y.as_mut(), s.as_mut());
                 let (x, factors) = ((x.as_ref(), Factor::Transposed(w.as_ref())), (a.as_ref(), b.as_ref()));
-                low_rank::forward(device, Precision::Bf16, y_out, false, x, dropped, factors, SCALE, s_out);
+                low_rank::forward(
+                    device,
+                    Precision::Bf16,
+                    y_out,
+                    false,
+                    x,
+                    dropped,
+                    factors,
+                    SCALE,
+                    s_out,
+                    Epilogue::default(),
+                );
                 vec![y.to_vec(), s.to_vec()]
             })
         };

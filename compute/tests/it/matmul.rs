@@ -2,7 +2,8 @@
 //! transposition and ragged size.
 
 use compute::ops::copy::copy;
-use compute::ops::matmul::{Factor, matmul};
+use compute::ops::matmul::{Epilogue, Factor, Update, matmul, matmul_update};
+use compute::quant::{Format, Quantized};
 use compute::{Cpu, DType, Device, Matrix, MatrixRef, Precision, bf16};
 use proptest::prelude::*;
 
@@ -299,6 +300,68 @@ fn parts_of_the_columns_give_the_bytes_of_matrices_of_their_own() {
                         let mut whole = held;
                         copy(device, whole.as_mut().cols_range(2..n + 2), want.as_ref());
                         assert_eq!(got.to_vec(), whole.to_vec(), "{m} x {n} x {k}, {dtype}, {precision:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `c[m, n] (+)= scale[n] * (a b + s second)[m, n] + bias[n]` by the definition in `f64`, of products of few rows
+/// and of many, whole and in parts of their depth, with an update and without, over four bits too.
+#[test]
+fn an_epilogue_scales_columns_and_adds_to_them_before_what_is_written_is_rounded() {
+    let wide = |m: &Matrix| m.to_vec().into_iter().map(f64::from).collect::<Vec<_>>();
+    for cpu in cpus(2) {
+        let device = &Device::Cpu(cpu);
+        for (m, n, k) in
+            [(1, 70, 64), (3, 33, 4097), (5, 3, 64), (37, 130, 192), (70, 17, 11_008), (300, 64, 100)]
+        {
+            for (dtype, is_four_bit) in [(DType::F32, false), (DType::Bf16, false), (DType::F32, true)] {
+                let (a, dense, r) = (matrix(m, k, DType::F32, 1), matrix(n, k, DType::F32, 2), 5);
+                let four_bit = Quantized::quantize(device, dense.as_ref(), Format::QLORA);
+                let b = if is_four_bit { four_bit.dequantize(device, DType::F32) } else { dense };
+                let (s, second) = (matrix(m, r, DType::F32, 3), matrix(n, r, DType::F32, 4));
+                let (scale, bias) = (matrix(1, n, DType::F32, 5), matrix(1, n, DType::F32, 6));
+                let w = match is_four_bit {
+                    true => Factor::QuantizedTransposed(&four_bit),
+                    false => Factor::Transposed(b.as_ref()),
+                };
+                for case in 0..16 {
+                    let [accumulate, has_update, has_scale, has_bias] =
+                        [1, 2, 4, 8].map(|bit| case & bit != 0);
+                    let (mut c, mut held_s) = (matrix(m, n, dtype, 7), s.to_dtype(DType::F32));
+                    let update = has_update.then(|| Update {
+                        first: None,
+                        scale: 1.0,
+                        s: held_s.as_mut(),
+                        second: Factor::Transposed(second.as_ref()),
+                    });
+                    let epilogue = Epilogue {
+                        scale: has_scale.then(|| scale.as_ref()),
+                        bias: has_bias.then(|| bias.as_ref()),
+                    };
+                    let factors = (Factor::Plain(a.as_ref()), w);
+                    matmul_update(device, Precision::F32, factors, update, epilogue, accumulate, c.as_mut());
+                    let (a, b, s, second) = (wide(&a), wide(&b), wide(&s), wide(&second));
+                    let (scale, bias, held) = (wide(&scale), wide(&bias), wide(&matrix(m, n, dtype, 7)));
+                    for (at, got) in c.to_vec().into_iter().enumerate() {
+                        let (i, j) = (at / n, at % n);
+                        let dot = |x: &[f64], y: &[f64], depth: usize| -> f64 {
+                            (0..depth).map(|d| x[i * depth + d] * y[j * depth + d]).sum()
+                        };
+                        let mut want = dot(&a, &b, k);
+                        want += if has_update { dot(&s, &second, r) } else { 0.0 };
+                        want *= if has_scale { scale[j] } else { 1.0 };
+                        want += if has_bias { bias[j] } else { 0.0 };
+                        want += if accumulate { held[at] } else { 0.0 };
+                        let near = 2e-5 * (k as f64).sqrt();
+                        let tolerance = if dtype == DType::F32 { near } else { near + want.abs() / 200.0 };
+                        let error = (f64::from(got) - want).abs();
+                        assert!(
+                            error <= tolerance,
+                            "{m} x {n} x {k}, {dtype}, case {case}: {got}, not {want}"
+                        );
                     }
                 }
             }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::kernel::{Kernel, Target, TargetStart};
 use super::layout::{Block, Layout};
 use super::scratch::{self, Room, Scratch};
-use super::{Operand, OperandMut, Right, few_rows, portable};
+use super::{Epilogue, Operand, OperandMut, Right, few_rows, portable};
 use crate::cpu::{Pool, simd};
 use crate::matrix::{Slice, SliceMut};
 
@@ -44,6 +44,7 @@ pub(super) struct Product<'a> {
     pub(super) b: Right<'a>,
     /// What goes into the same sums.
     pub(super) update: Option<Update<'a>>,
+    pub(super) epilogue: Epilogue<'a>,
     pub(super) accumulate: bool,
     pub(super) c: Target,
 }
@@ -102,9 +103,14 @@ impl<'a> Product<'a> {
         alpha: f32,
         (a, b): (Operand<'a>, Right<'a>),
         update: Option<super::Update<'a>>,
+        epilogue: Epilogue<'a>,
         accumulate: bool,
         c: OperandMut<'a>,
     ) -> Option<Self> {
+        assert!(epilogue.is_none() || alpha == 1.0, "an epilogue of a product with a factor of {alpha}");
+        for of_columns in [epilogue.scale, epilogue.bias].into_iter().flatten() {
+            assert_eq!(of_columns.len(), c.cols, "an epilogue's values and columns");
+        }
         let check = |a: (usize, usize), b: &Right<'_>, c: (usize, usize)| {
             assert_eq!((a.0, b.cols(), a.1), (c.0, c.1, b.rows()), "shapes of a product");
             if let Right::Dense(b) = b {
@@ -126,11 +132,13 @@ impl<'a> Product<'a> {
         // An update of rank 0 adds nothing.
         let update = update.filter(|update| update.rank > 0);
         let (cols, c) = (c.cols, c.target("c"));
-        let product = Product { kernel, alpha, a, b, update, accumulate, c };
+        let product = Product { kernel, alpha, a, b, update, epilogue, accumulate, c };
         match b {
             // Packed rows of `a` would have to be turned, for one narrow panel: the other way round they are
             // the panels.
-            Right::Dense(b) if cols <= kernel.lanes && a.col_stride != 1 && update.is_none() => {
+            Right::Dense(b)
+                if cols <= kernel.lanes && a.col_stride != 1 && update.is_none() && epilogue.is_none() =>
+            {
                 let c = Target { row_stride: c.col_stride, col_stride: c.row_stride, ..c };
                 Some(Product { a: b.transposed(), b: a.transposed().into(), c, ..product })
             }
@@ -177,7 +185,8 @@ impl<'a> Product<'a> {
     /// The product that makes an update's `s`, if it is to be made.
     fn product_of_s(&self) -> Option<Product<'a>> {
         let Update { first, scale, s, .. } = self.update?;
-        Some(Product { alpha: scale, b: first?, update: None, accumulate: false, c: s, ..*self })
+        let epilogue = Epilogue::default();
+        Some(Product { alpha: scale, b: first?, update: None, epilogue, accumulate: false, c: s, ..*self })
     }
 
     /// Makes an update's `s`, on its own.
@@ -331,6 +340,7 @@ impl<'a> Product<'a> {
                 if is_last {
                     let valid = kernel.rows.min(block.rows.len() - row);
                     let c = self.c.at(block.rows.start + row, cols.start);
+                    self.epilogue.apply(sums, width, valid, cols.clone());
                     store(sums, width, valid, cols.len(), self.alpha, self.accumulate, c);
                 }
             }

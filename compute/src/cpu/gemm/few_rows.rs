@@ -110,6 +110,7 @@ unsafe fn compute(
             }
             let (alpha, accumulate) = (product.alpha, product.accumulate);
             let c = product.c.at(0, col);
+            product.epilogue.apply(sums, WIDTH, product.a.rows, cols.clone());
             (kernel.store)(sums, WIDTH, product.a.rows, cols.len(), alpha, accumulate, c);
         }
     }

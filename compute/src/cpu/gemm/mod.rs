@@ -42,6 +42,8 @@ pub(crate) use pack512::join;
 pub(crate) use packed::{LeftLayout, PackedLeft, PackedRight, Packing, RightLayout};
 pub(crate) use scratch::{SHARED_MEMORY, THREAD_MEMORY};
 
+use std::ops::Range;
+
 use super::Cpu;
 use crate::Precision;
 use crate::matrix::{Slice, SliceMut};
@@ -89,8 +91,39 @@ pub(crate) struct Update<'a> {
     pub(crate) second: Right<'a>,
 }
 
+/// What becomes of the columns of a result before it is rounded and written: factors, then what is added.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Epilogue<'a> {
+    pub(crate) scale: Option<&'a [f32]>,
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+impl Epilogue<'_> {
+    fn is_none(&self) -> bool {
+        self.scale.is_none() && self.bias.is_none()
+    }
+
+    /// Applies it to the sums of these columns, `sums[rows, width]`.
+    ///
+    /// # Safety
+    /// There are so many rows of `cols.len()` sums, `width` apart, which nobody else touches now.
+    unsafe fn apply(&self, sums: *mut f32, width: usize, rows: usize, cols: Range<usize>) {
+        for row in 0..rows {
+            // SAFETY: as the caller promises.
+            let sums = unsafe { std::slice::from_raw_parts_mut(sums.add(row * width), cols.len()) };
+            if let Some(scale) = self.scale {
+                sums.iter_mut().zip(&scale[cols.clone()]).for_each(|(sum, factor)| *sum *= factor);
+            }
+            if let Some(bias) = self.bias {
+                sums.iter_mut().zip(&bias[cols.clone()]).for_each(|(sum, bias)| *sum += bias);
+            }
+        }
+    }
+}
+
 /// `c = alpha * a * b` or, accumulating, `c += alpha * a * b`, on all threads; with an update, `alpha * (a *
-/// b + s * second)`, of which the parts are not rounded.
+/// b + s * second)`, of which the parts are not rounded. With an epilogue, of columns of what is written or
+/// added, `alpha` is 1.
 ///
 /// # Panics
 /// If shapes do not agree, or data is shorter than its shape and strides say.
@@ -100,10 +133,12 @@ pub(crate) fn gemm(
     alpha: f32,
     factors: (Operand<'_>, Right<'_>),
     update: Option<Update<'_>>,
+    epilogue: Epilogue<'_>,
     accumulate: bool,
     c: OperandMut<'_>,
 ) {
-    let product = Product::new(Kernel::of(cpu.isa, precision), alpha, factors, update, accumulate, c);
+    let kernel = Kernel::of(cpu.isa, precision);
+    let product = Product::new(kernel, alpha, factors, update, epilogue, accumulate, c);
     if let Some(product) = product {
         product.run(&Team::Pool(&cpu.pool));
     }

@@ -8,8 +8,8 @@
 
 use std::collections::BTreeMap;
 
-use compute::ops::matmul::{Factor, matmul};
-use compute::ops::{copy, magnitude};
+use compute::ops::magnitude;
+use compute::ops::matmul::{Epilogue, Factor, matmul};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use super::lora::{self, Lora};
@@ -69,8 +69,8 @@ pub(crate) struct Memory {
     gram: Matrix,
     own: Matrix,
     norms: Matrix,
-    /// Norms of an adapter that no longer changes, and where in memory it is, if they are there; never in
-    /// training.
+    /// Factors `m / n` of an adapter that no longer changes, and where in memory it is, if they are there; never
+    /// in training.
     fixed: BTreeMap<ModuleId, (Matrix, Option<usize>)>,
     /// A product's gradient `[T, out]`; only in training.
     dproduct: Matrix,
@@ -85,17 +85,9 @@ struct Products {
 }
 
 impl Products {
-    fn place(&self, module: ModuleId) -> usize {
-        module.layer().unwrap_or(self.first).saturating_sub(self.first)
-    }
-
     fn of(&mut self, module: ModuleId) -> &mut (Matrix, Option<ModuleId>) {
-        let place = self.place(module);
-        &mut self.places[place]
-    }
-
-    fn get(&self, module: ModuleId) -> &Matrix {
-        &self.places[self.place(module)].0
+        let layer = module.layer().unwrap_or(self.first);
+        &mut self.places[layer.saturating_sub(self.first)]
     }
 }
 
@@ -158,20 +150,22 @@ impl Memory {
         }
     }
 
-    /// Computes the norms of a module's adapted rows once for all passes to come: the adapter must not change
-    /// any more.
+    /// Computes the factors of a module's rows once for all passes to come: the adapter must not change any
+    /// more.
     pub(crate) fn fix(&mut self, run: &Run<'_>, module: ModuleId, dora: Dora, weight: BaseWeight<'_>) {
         let Some((_, known)) = self.fixed.get_mut(&module) else { return };
         *known = None;
         self.measure(run, module, dora.lora, weight);
         let (fixed, known) = self.fixed.get_mut(&module).expect("it was there");
-        copy::copy(run.device, fixed.as_mut(), self.norms.as_ref().prefix(1, dora.lora.out));
+        let (m, n) = (run.adapter().tensor(dora.magnitude), self.norms.as_ref().prefix(1, dora.lora.out));
+        magnitude::factors(run.device, fixed.as_mut(), (m, n));
         *known = Some(address(run));
     }
 
-    /// Whether the norms of this pass's adapter on a module are fixed.
-    fn is_fixed(&self, run: &Run<'_>, module: ModuleId) -> bool {
-        self.fixed.get(&module).is_some_and(|(_, known)| *known == Some(address(run)))
+    /// The factors of this pass's adapter on a module, if they are fixed.
+    fn fixed(&self, run: &Run<'_>, module: ModuleId) -> Option<MatrixRef<'_>> {
+        let (factors, _) = self.fixed.get(&module).filter(|(_, known)| *known == Some(address(run)))?;
+        Some(factors.as_ref())
     }
 
     /// Lets the backward pass make a module's product again.
@@ -181,19 +175,8 @@ impl Memory {
         }
     }
 
-    /// The norms of a module that was measured.
-    fn norms(&self, run: &Run<'_>, module: ModuleId, out: usize) -> MatrixRef<'_> {
-        match self.is_fixed(run, module) {
-            true => self.fixed[&module].0.as_ref(),
-            false => self.norms.as_ref().prefix(1, out),
-        }
-    }
-
-    /// Brings the norms of a module's adapted rows to where [`Memory::norms`] finds them.
+    /// Brings the norms of a module's adapted rows to the front of `self.norms`.
     fn measure(&mut self, run: &Run<'_>, module: ModuleId, lora: Lora, weight: BaseWeight<'_>) {
-        if self.is_fixed(run, module) {
-            return;
-        }
         let (device, (a, b)) = (run.device, run.adapter().lora(lora));
         let (squares, known) = self.squares.get_mut(&module).expect(LAID_OUT);
         if !*known {
@@ -224,14 +207,19 @@ pub(crate) fn forward(
     (x, weight): (MatrixRef<'_>, BaseWeight<'_>),
     Scratch { lora, dora: memory }: &mut Scratch,
 ) {
+    if let Some(scale) = memory.fixed(run, module) {
+        let (factors, epilogue) = ((x, weight.transposed()), Epilogue { scale: Some(scale), bias: None });
+        return lora::forward(run, dora.lora, run.mask_key(module), y, accumulate, factors, epilogue, lora);
+    }
     memory.measure(run, module, dora.lora, weight);
     let m = run.adapter().tensor(dora.magnitude);
     let (z, there) = memory.products.get_mut(&kind(module)).expect(LAID_OUT).of(module);
     *there = Some(module);
     let (key, to) = (run.mask_key(module), z.as_mut().prefix(x.rows(), m.cols()));
-    lora::forward(run, dora.lora, key, to, false, (x, weight.transposed()), lora);
-    let z = memory.products[&kind(module)].get(module).as_ref().prefix(x.rows(), m.cols());
-    magnitude::forward(run.device, y, accumulate, z, (m, memory.norms(run, module, m.cols())));
+    let w = weight.transposed();
+    lora::forward(run, dora.lora, key, to, false, (x, w), Epilogue::default(), lora);
+    let (z, n) = (z.as_ref().prefix(x.rows(), m.cols()), memory.norms.as_ref().prefix(1, m.cols()));
+    magnitude::forward(run.device, y, accumulate, z, (m, n));
 }
 
 /// Adds to the gradients of A, B and the magnitudes; if it is wanted, sets `dx [T, in]`, or adds to it.
@@ -253,7 +241,7 @@ pub(crate) fn backward(
     if *there != Some(module) {
         // Another layer has used the place since: the product is made again.
         let (to, w) = (z.as_mut().prefix(rows, out), weight.transposed());
-        lora::forward(run, dora.lora, key, to, false, (x, w), lora);
+        lora::forward(run, dora.lora, key, to, false, (x, w), Epilogue::default(), lora);
     }
     // What was kept is of this batch alone.
     *there = None;

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use compute::ops::matmul::{Factor, matmul};
+use compute::ops::matmul::{Epilogue, Factor, matmul};
 use compute::ops::{dropout, low_rank};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision, random};
 
@@ -146,7 +146,7 @@ pub(in crate::adapter) fn merge(adapter: &Adapter, lora: Lora, device: &Device, 
 }
 
 /// `y [T, out] = x [T, in] w + update`, or `y += ...`. `w` stands for the frozen weight, transposed; `key`
-/// drops inputs in training.
+/// drops inputs in training; the epilogue is of what is written or added.
 pub(crate) fn forward(
     run: &Run<'_>,
     lora: Lora,
@@ -154,13 +154,15 @@ pub(crate) fn forward(
     y: MatrixMut<'_>,
     accumulate: bool,
     (x, w): (MatrixRef<'_>, Factor<'_>),
+    epilogue: Epilogue<'_>,
     buffers: &mut Buffers,
 ) {
     let Buffers { dropped, s, names, first_row, .. } = buffers;
     let s = s.as_mut().prefix(x.rows(), lora.rank);
     let dropped = dropped_input(run, key, x, (names, *first_row), dropped);
     let factors = run.adapter().lora(lora);
-    low_rank::forward(run.device, run.precision, y, accumulate, (x, w), dropped, factors, lora.scale, s);
+    let (device, precision, scale) = (run.device, run.precision, lora.scale);
+    low_rank::forward(device, precision, y, accumulate, (x, w), dropped, factors, scale, s, epilogue);
 }
 
 /// Adds to the gradients of A and B; if it is wanted, `dx [T, in] = dy w + update`, or `dx += ...`. `w`
