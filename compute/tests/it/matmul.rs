@@ -355,7 +355,9 @@ fn an_epilogue_scales_columns_and_adds_to_them_before_what_is_written_is_rounded
                         want *= if has_scale { scale[j] } else { 1.0 };
                         want += if has_bias { bias[j] } else { 0.0 };
                         want += if accumulate { held[at] } else { 0.0 };
-                        let near = 2e-5 * (k as f64).sqrt();
+                        // What the sum may lose is scaled, too.
+                        let factor = if has_scale { scale[j].abs().max(1.0) } else { 1.0 };
+                        let near = 2e-5 * (k as f64).sqrt() * factor;
                         let tolerance = if dtype == DType::F32 { near } else { near + want.abs() / 200.0 };
                         let error = (f64::from(got) - want).abs();
                         assert!(
