@@ -54,10 +54,12 @@ pub(super) fn read(
             format!("has parameters of its own for {kind:?}, which a {} model has not", row.model_type);
         return Err(fields.error(name, problem));
     }
-    let of_kind = |kind: &str| -> Result<Option<Fields<'_>>> {
+    let places = KINDS.map(|kind| format!("{name}.{kind}"));
+    let of_kind = |n: usize| -> Result<Option<Fields<'_>>> {
         let Some(kinds) = by_kind else { return Ok(map.map(|map| Fields::new(fields.path, name, map))) };
+        let kind = KINDS[n];
         match kinds.get(kind) {
-            Some(Value::Object(map)) => Ok(Some(Fields::new(fields.path, name, map))),
+            Some(Value::Object(map)) => Ok(Some(Fields::new(fields.path, &places[n], map))),
             Some(value) => {
                 Err(fields.error(format!("{name}.{kind}"), format!("is {value}; expected an object")))
             }
@@ -65,7 +67,7 @@ pub(super) fn read(
         }
     };
     let source = |inner| Source { row, outer: fields, inner, max_positions, head_dim };
-    let global = source(of_kind(KINDS[0])?);
+    let global = source(of_kind(0)?);
     let (theta, scaling) = global.read(row.rope_theta)?;
     let turned = global.turned()?;
     let rope = |theta, scaling| Rotation { theta, scaling, dims: turned, interleaved: row.interleaved };
@@ -79,7 +81,7 @@ pub(super) fn read(
         Rotary::LocalUnscaled | Rotary::LocalBase(_) => {
             let base = if let Rotary::LocalBase(base) = row.rotary { base } else { row.rope_theta };
             let (local_theta, local_scaling) = match by_kind {
-                Some(kinds) if kinds.contains_key(KINDS[1]) => source(of_kind(KINDS[1])?).read(base)?,
+                Some(kinds) if kinds.contains_key(KINDS[1]) => source(of_kind(1)?).read(base)?,
                 _ => (fields.float_or("rope_local_base_freq", base, THETA)?, RopeScaling::None),
             };
             (vec![rope(theta, scaling), rope(local_theta, local_scaling)], local(windows))
@@ -224,6 +226,10 @@ impl Source<'_> {
 
     fn longrope(&self, inner: &Fields<'_>) -> Result<RopeScaling> {
         let original = self.original()?;
+        if original < 2 {
+            let problem = format!("is {original}: no text is shorter, so that nothing can be stretched");
+            return Err(inner.error("original_max_position_embeddings", problem));
+        }
         let pairs = self.turned()? / 2;
         let factors = |name: &str| -> Result<Vec<f64>> {
             let value = inner.present(name).ok_or_else(|| inner.missing(name))?;
