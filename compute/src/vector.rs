@@ -104,6 +104,18 @@ impl<'a, T> VectorRef<'a, T> {
     }
 }
 
+impl<'a> VectorRef<'a, u32> {
+    /// The elements, which must be in the host's memory and below `bound`; `wrong` says what is wrong with one,
+    /// by its place and itself.
+    pub(crate) fn below(self, bound: usize, wrong: impl FnOnce(usize, u32) -> String) -> &'a [u32] {
+        let numbers = self.host();
+        if let Some((place, &number)) = numbers.iter().enumerate().find(|&(_, &n)| n as usize >= bound) {
+            panic!("{}", wrong(place, number));
+        }
+        numbers
+    }
+}
+
 impl<'a, T> From<&'a [T]> for VectorRef<'a, T> {
     /// Elements in the host's memory.
     fn from(values: &'a [T]) -> Self {

@@ -66,9 +66,5 @@ fn check(logits: MatrixRef<'_>, targets: VectorRef<'_, u32>, losses: MatrixRef<'
 
 /// Targets that the host can read, all below `logits`.
 fn ids(targets: VectorRef<'_, u32>, logits: usize) -> &[u32] {
-    let targets = targets.host();
-    if let Some((n, id)) = targets.iter().enumerate().find(|&(_, &id)| id as usize >= logits) {
-        panic!("target {n} is {id}, but there are {logits} logits");
-    }
-    targets
+    targets.below(logits, |n, id| format!("target {n} is {id}, but there are {logits} logits"))
 }

@@ -69,9 +69,6 @@ fn check(tokens: MatrixRef<'_>, table: MatrixRef<'_>, ids: VectorRef<'_, u32>) {
 
 /// Ids that the host can read, all of them rows of the table.
 fn places(ids: VectorRef<'_, u32>, vocabulary: usize) -> &[u32] {
-    let ids = ids.host();
-    if let Some((t, id)) = ids.iter().enumerate().find(|&(_, &id)| id as usize >= vocabulary) {
-        panic!("token {t} has id {id}, but the embedding table has {vocabulary} rows");
-    }
-    ids
+    let wrong = |t, id| format!("token {t} has id {id}, but the embedding table has {vocabulary} rows");
+    ids.below(vocabulary, wrong)
 }

@@ -47,12 +47,10 @@ pub fn apply(device: &Device, x: MatrixMut<'_>, scale: &PositionScale, positions
         });
     match device {
         Device::Cpu(cpu) => {
-            let (factors, positions) = (scale.factors.as_ref().f32(), positions.host());
+            let factors = scale.factors.as_ref().f32();
             let most = factors.len();
-            assert!(
-                positions.iter().all(|&p| (p as usize) < most),
-                "a position beyond the {most} of the table"
-            );
+            let positions =
+                positions.below(most, |_, p| format!("position {p} beyond the {most} of the table"));
             cpu::position_scale::apply(cpu, x, factors, positions);
         }
         Device::Null(_) => {}

@@ -307,9 +307,6 @@ fn check(x: &MatrixMut<'_>, table: &RopeTable, rows: VectorRef<'_, u32>) {
 
 /// Rows that the host can read, all of them in the table.
 fn places<'a>(rows: VectorRef<'a, u32>, table: &RopeTable) -> &'a [u32] {
-    let rows = rows.host();
-    if let Some((t, row)) = rows.iter().enumerate().find(|&(_, &row)| row as usize >= table.rows) {
-        panic!("token {t} takes row {row}, but the rotary table has {} rows", table.rows);
-    }
-    rows
+    let all = table.rows;
+    rows.below(all, |t, row| format!("token {t} takes row {row}, but the rotary table has {all} rows"))
 }

@@ -102,24 +102,10 @@ fn steps_have_the_same_bytes_on_any_number_of_threads() {
     let (n, grads) = (50_001, normals(50_001, 1));
     on_threads(|device| {
         let (mut p, mut m, mut v) = (normals(n, 2), vec![0.0; n], vec![0.0; n]);
-        adamw(
-            device,
-            row_mut(&mut p),
-            row(&grads),
-            row_mut(&mut m),
-            row_mut(&mut v),
-            &adamw_settings(1),
-            1.0,
-        );
-        adamw(
-            device,
-            row_mut(&mut p),
-            row(&grads),
-            row_mut(&mut m),
-            row_mut(&mut v),
-            &adamw_settings(2),
-            1.0,
-        );
+        for n in 1..3 {
+            let moments = (row_mut(&mut m), row_mut(&mut v));
+            adamw(device, row_mut(&mut p), row(&grads), moments.0, moments.1, &adamw_settings(n), 1.0);
+        }
         vec![p, m, v]
     });
 }

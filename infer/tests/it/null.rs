@@ -1,27 +1,42 @@
 //! Generation over a device without elements.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use compute::{Device, Precision};
 use infer::{Finish, Generator, Request, Sampling};
 use model::{Adapter, Decoder};
 
+/// What lies in a folder and holds this file, in order.
+fn folders_with(folder: &Path, file: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<PathBuf> = all.filter(|path| path.join(file).exists()).collect();
+    found.sort();
+    found
+}
+
 #[test]
 fn text_is_generated_by_operations_and_transfers_alone() {
-    for case in ["llama3", "gemma3", "gpt2", "phi3-longrope", "ministral3", "qwen3-moe", "nf4"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures").join(case);
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+    let (mut tried, mut of_adapters) = (0, 0);
+    for folder in folders_with(&models, "config.json") {
+        let case = folder.display();
         for precision in [Precision::F32, Precision::Bf16] {
             let decoder = Decoder::load(&folder, &Device::null(), precision, None).unwrap();
-            let adapter = folder.join("adapter");
-            let adapter = adapter
-                .exists()
-                .then(|| Adapter::load(&adapter, &decoder.config, None, &decoder.device).unwrap().0);
-            let mut generator = Generator::new(&decoder, adapter.as_ref(), 30);
-            let prompt = [3, 14, 15, 9, 2, 6, 5];
-            let request =
-                Request { prompt: &prompt, max_tokens: 9, stop: &[], sampling: Sampling::default() };
-            let generation = generator.generate(request, &mut |_| true).unwrap();
-            assert_eq!((generation.tokens.len(), generation.finish), (9, Finish::Length), "{case}");
+            let read =
+                |path: PathBuf| Adapter::load(&path, &decoder.config, None, &decoder.device).unwrap().0;
+            let adapters: Vec<Adapter> =
+                folders_with(&folder, "adapter_config.json").into_iter().map(read).collect();
+            for adapter in std::iter::once(None).chain(adapters.iter().map(Some)) {
+                let mut generator = Generator::new(&decoder, adapter, 30);
+                let prompt = [3, 14, 15, 9, 2, 6, 5];
+                let request =
+                    Request { prompt: &prompt, max_tokens: 9, stop: &[], sampling: Sampling::default() };
+                let generation = generator.generate(request, &mut |_| true).unwrap();
+                assert_eq!((generation.tokens.len(), generation.finish), (9, Finish::Length), "{case}");
+                (tried, of_adapters) = (tried + 1, of_adapters + usize::from(adapter.is_some()));
+            }
         }
     }
+    assert!(tried > 100 && of_adapters > 40, "{tried} generations, {of_adapters} with an adapter");
 }
