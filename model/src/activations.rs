@@ -138,7 +138,8 @@ impl Activations {
     }
 
     /// Computes once what depends on the adapter alone, for the passes to come of buffers for inference: the
-    /// adapter must be the one of all of them, and not change any more.
+    /// adapter must stay where it is and not change any more. Passes with another one compute as if
+    /// nothing was fixed. In bf16 what is fixed rounds once where a pass that computes it rounds twice.
     pub fn fix(&mut self, decoder: &Decoder, adapter: &Adapter) {
         let run = decoder.run(Some(adapter));
         for (module, trained) in adapter.layout.modules() {

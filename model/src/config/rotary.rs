@@ -228,7 +228,7 @@ impl Source<'_> {
         let original = self.original()?;
         if original < 2 {
             let problem = format!("is {original}: no text is shorter, so that nothing can be stretched");
-            return Err(inner.error("original_max_position_embeddings", problem));
+            return Err(self.outer.error("original_max_position_embeddings", problem));
         }
         let pairs = self.turned()? / 2;
         let factors = |name: &str| -> Result<Vec<f64>> {

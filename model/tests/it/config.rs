@@ -229,7 +229,7 @@ refused! {
     a_base_that_grows_is_one_familys: {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}} => "`rope_scaling.type` is \"dynamic\"";
     norms_of_queries_are_not_left_out: {"model_type": "hunyuan_v1_dense", "use_qk_norm": false} => "`use_qk_norm` is false";
     whether_norms_are_left_out_is_a_flag: {"model_type": "hunyuan_v1_dense", "use_qk_norm": "no"} => "`use_qk_norm` is \"no\"; expected true or false";
-    a_longrope_needs_a_context_to_stretch: {"model_type": "phi3", "original_max_position_embeddings": 1, "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [1.0, 1.0]}} => "original_max_position_embeddings` is 1: no text is shorter";
+    a_longrope_needs_a_context_to_stretch: {"model_type": "phi3", "original_max_position_embeddings": 1, "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [1.0, 1.0]}} => "`original_max_position_embeddings` is 1: no text is shorter";
     parameters_of_a_kind_of_layer_are_named_with_it: {"model_type": "gemma3_text", "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 0.0}, "sliding_attention": {"rope_type": "default"}}} => "`rope_parameters.full_attention.factor` is 0.0";
     attention_sinks_are_not_supported: {"attention_sinks": true} => "`attention_sinks` is true";
     layer_types_must_have_one_entry_per_layer: {"model_type": "qwen3", "layer_types": ["full_attention"]} => "`layer_types` has 1 entries for num_hidden_layers 3";

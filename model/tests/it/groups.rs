@@ -30,11 +30,16 @@ fn lora(names: &[&str], r: usize, dropout: f64) -> PeftConfig {
     PeftConfig { target_modules, r, lora_dropout: dropout, ..PeftConfig::default() }
 }
 
+/// The group of few rows.
+const FEW: u64 = 4;
+
 /// Sequences of a group, numbered in the run.
 fn sequences(group: u64, vocabulary: usize) -> Vec<Vec<u32>> {
     let token =
         |s: u64, i: u64| compute::random::below(compute::random::key(group, s), i, vocabulary as u64) as u32;
-    (0..3).map(|s| (0..6 + 3 * s).map(|i| token(s, i)).collect()).collect()
+    // The last group is one short sequence: products of so few rows go another way.
+    let (count, least) = if group == FEW { (1, 3) } else { (3, 6) };
+    (0..count).map(|s| (0..least + 3 * s).map(|i| token(s, i)).collect()).collect()
 }
 
 fn push(batch: &mut Batch, group: usize, vocabulary: usize) {
@@ -75,6 +80,7 @@ fn groups_of_rows_come_to_what_they_come_to_alone() {
                 run(None, 8),
                 run(Some(&adapters[1]), 9),
                 run(Some(&adapters[2]), 10),
+                run(Some(&adapters[0]), 11),
             ];
             let gradients = |run: &Run<'_>| {
                 let layout = run.adapter.map(|a| a.layout.clone()).unwrap_or_default();
@@ -127,12 +133,18 @@ fn groups_of_rows_come_to_what_they_come_to_alone() {
 /// adapter they were computed for before.
 #[test]
 fn norms_of_an_adapter_that_does_not_change_are_computed_once() {
-    let decoder = Decoder::load(&fixture("llama3"), &Device::cpu(2), Precision::F32, None).unwrap();
+    for precision in [Precision::F32, Precision::Bf16] {
+        check_fixed(precision);
+    }
+}
+
+fn check_fixed(precision: Precision) {
+    let decoder = Decoder::load(&fixture("llama3"), &Device::cpu(2), precision, None).unwrap();
     let dora = |seed| {
         adapter(&decoder, PeftConfig { use_dora: true, ..lora(&["q_proj", "down_proj"], 3, 0.0) }, seed)
     };
     let (first, second) = (dora(1), dora(2));
-    let extent = Extent { tokens: 40, positions: 40, purpose: Purpose::Infer, precision: Precision::F32 };
+    let extent = Extent { tokens: 40, positions: 40, purpose: Purpose::Infer, precision };
     let mut buffers =
         Activations::new(&decoder.config, &first.layout, 0.0, extent, &mut Allocator::real(&decoder.device));
     let mut batch = Batch::new();
@@ -146,11 +158,43 @@ fn norms_of_an_adapter_that_does_not_change_are_computed_once() {
     };
     let each = [&first, &second].map(|adapter| losses(adapter, None));
     assert_ne!(each[0], each[1]);
-    assert_eq!(losses(&first, Some(&first)), each[0]);
-    assert_eq!(losses(&first, Some(&first)), each[0], "fixed twice");
+    // In bf16 what is fixed rounds once where the others round twice.
+    let same = |got: &[f32], want: &[f32]| match precision {
+        Precision::F32 => assert_eq!(got, want),
+        Precision::Bf16 => got.iter().zip(want).for_each(|(g, w)| assert!((g - w).abs() < 0.05 * w.abs())),
+    };
+    same(&losses(&first, Some(&first)), &each[0]);
+    same(&losses(&first, Some(&first)), &each[0]);
     assert_eq!(losses(&second, None), each[1], "another adapter than the fixed one");
-    assert_eq!(losses(&second, Some(&second)), each[1]);
+    same(&losses(&second, Some(&second)), &each[1]);
     assert_eq!(losses(&first, None), each[0]);
+}
+
+/// Two groups, the second with an adapter of this rank and dropout, in buffers for rank 2, whose examples have
+/// no numbers.
+fn pass_unprepared(r: usize, dropout: f64) {
+    let decoder = Decoder::load(&fixture("llama3"), &Device::cpu(1), Precision::F32, None).unwrap();
+    let [small, other] =
+        [lora(&["q_proj"], 2, 0.0), lora(&["q_proj"], r, dropout)].map(|s| adapter(&decoder, s, 1));
+    let mut batch = Batch::new();
+    batch.push_unlabelled(&[1, 2, 3]);
+    batch.push_unlabelled(&[4, 5, 6]);
+    let run = Run { dropout_key: Some(1), ..decoder.run(Some(&other)) };
+    let groups = [Group { rows: 0..3, run: decoder.run(None) }, Group { rows: 3..6, run }];
+    let mut work = buffers(&decoder, &small.layout, Checkpointing::None);
+    decoder.forward_groups(&groups, &batch, None, &mut work);
+}
+
+#[test]
+#[should_panic(expected = "an adapter of rank 3 in buffers for ranks up to 2")]
+fn buffers_are_for_the_ranks_of_all_groups() {
+    pass_unprepared(3, 0.0);
+}
+
+#[test]
+#[should_panic(expected = "examples without numbers in groups that drop inputs")]
+fn examples_that_drop_inputs_have_numbers() {
+    pass_unprepared(2, 0.1);
 }
 
 #[test]
