@@ -43,3 +43,4 @@ pub use frozen::{FrozenActivations, FrozenExtent};
 pub use linear::BaseWeight;
 pub use names::{Module, ModuleId, NormPart, Parameter, Part};
 pub use run::{Group, Run};
+pub use weights::OnLoading;

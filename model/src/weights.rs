@@ -21,6 +21,15 @@ use crate::mlp::{Layers, Mlp};
 use crate::names::{ModuleId, NormPart, Parameter, Part};
 use crate::norm::Norm;
 
+/// How the blocks' linear layers are quantized as they come.
+#[derive(Clone, Copy, Debug)]
+pub struct OnLoading {
+    /// To what.
+    pub format: Format,
+    /// For which precision they are held before: what is rounded first has other scales and codes.
+    pub held: Precision,
+}
+
 impl Decoder {
     /// Loads the model of a Hugging Face folder. Weights keep 16 bits where the file has bf16 (products widen
     /// them exactly) and otherwise take the run's precision. With a quantization the blocks' linear layers
@@ -35,7 +44,8 @@ impl Decoder {
         precision: Precision,
         quantization: Option<Format>,
     ) -> Result<Self> {
-        Decoder::load_for(folder, None, device, precision, quantization)
+        let on_loading = quantization.map(|format| OnLoading { format, held: precision });
+        Decoder::load_for(folder, None, device, precision, on_loading)
     }
 
     /// As [`Decoder::load`], the base of an adapter: with as many tokens as the adapter has rows for, and
@@ -48,10 +58,10 @@ impl Decoder {
         adapter: Option<&AdapterFolder>,
         device: &Device,
         precision: Precision,
-        quantization: Option<Format>,
+        quantization: Option<OnLoading>,
     ) -> Result<Self> {
         let config = Config::load(folder)?;
-        config.check_quantization(folder, quantization)?;
+        config.check_quantization(folder, quantization.map(|on_loading| on_loading.format))?;
         let checkpoint = Checkpoint::open(folder)?;
         checkpoint.check(&config)?;
         let dtype = held_dtype(checkpoint.main_dtype(), precision);
@@ -72,6 +82,8 @@ impl Decoder {
             adapter.map_or(Ok(()), AdapterFolder::check_quantizable)?;
         }
         let config = adapter.map_or(&config, |adapter| &adapter.model);
+        let quantization = quantization
+            .map(|OnLoading { format, held }| (format, held_dtype(checkpoint.main_dtype(), held)));
         build(config, device, precision, dtype, quantization, &stored, &read)
     }
 
@@ -86,7 +98,9 @@ impl Decoder {
     ) -> Self {
         let make = |p: &Parameter, dtype: DType| Ok(random_parameter(p, config, device, seed, dtype));
         let stored = |_: &Parameter| Ok(None);
-        build(config, device, precision, precision.dtype(), quantization, &stored, &make)
+        let dtype = precision.dtype();
+        let quantization = quantization.map(|format| (format, dtype));
+        build(config, device, precision, dtype, quantization, &stored, &make)
             .expect("random numbers cannot fail")
     }
 
@@ -143,7 +157,7 @@ fn build(
     device: &Device,
     precision: Precision,
     dtype: DType,
-    quantization: Option<Format>,
+    quantization: Option<(Format, DType)>,
     stored: Stored<'_>,
     values: Values<'_>,
 ) -> Result<Decoder> {
@@ -156,10 +170,12 @@ fn build(
         if let Some(weight) = stored(&parameter)? {
             return Ok(Weight::Quantized(weight));
         }
-        let dense = matrix(id, false)?;
         Ok(match quantization.filter(|_| parameter.is_quantizable()) {
-            Some(format) => Weight::Quantized(Quantized::quantize(device, dense.as_ref(), format)),
-            None => Weight::Dense(dense),
+            Some((format, dtype)) => {
+                let dense = values(&parameter, element_dtype(&parameter, dtype))?;
+                Weight::Quantized(Quantized::quantize(device, dense.as_ref(), format))
+            }
+            None => Weight::Dense(matrix(id, false)?),
         })
     };
     let linear = |id: ModuleId| {

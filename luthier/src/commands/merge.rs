@@ -30,14 +30,9 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let trained = subject.remembered.as_ref().map(|run| run.precision.engine());
     let Subject { base, adapter, .. } = subject;
     let adapter = adapter.expect("an adapter was named");
-    let load = |base: &Base| -> anyhow::Result<Decoder> {
-        // What is quantized on loading is quantized as its run held it; all else is added and compared in
-        // f32.
-        let held = trained.filter(|_| quantization.is_some()).unwrap_or(Precision::F32);
-        let mut decoder = base.load(&device, held, quantization)?;
-        decoder.precision = Precision::F32;
-        Ok(decoder)
-    };
+    // What is quantized on loading is quantized as its run held it; all else is as the files have it.
+    let held = trained.unwrap_or(Precision::F32);
+    let load = |base: &Base| base.load_to_merge(&device, quantization, held);
     // What the adapter's file has in place of the base's own weights is a part of what it does. Of two
     // vocabularies only one can be asked.
     let comparable = base.is_changed() && !base.is_resized();

@@ -7,7 +7,7 @@ use compute::{Device, Precision};
 use data::Tokenizer;
 use model::adapter::peft::CONFIG_FILE;
 use model::adapter::peft::folder::AdapterFolder;
-use model::{Adapter, Checkpoint, Config, Decoder, StoredDType, StoredWeights};
+use model::{Adapter, Checkpoint, Config, Decoder, OnLoading, StoredDType, StoredWeights};
 
 use crate::error::{Advised, user};
 use crate::hub;
@@ -123,7 +123,7 @@ impl Subject {
             // The code says how; the rest is as it was.
             Some(format) if format.map(|f| f.code) == trained.map(|f| f.code) => trained,
             Some(format) => {
-                if self.remembered.is_some() && format.map(|f| f.code) != trained.map(|f| f.code) {
+                if self.remembered.is_some() {
                     let (now, then) = (words(format), words(trained));
                     eprintln!("note: the base is held in {now}; in training it was {then}");
                 }
@@ -219,7 +219,20 @@ impl Base {
         quantization: Option<Format>,
     ) -> anyhow::Result<Decoder> {
         let adapter = self.changed_by.as_ref();
-        Ok(Decoder::load_for(&self.folder, adapter, device, precision, quantization)?)
+        let on_loading = quantization.map(|format| OnLoading { format, held: precision });
+        Ok(Decoder::load_for(&self.folder, adapter, device, precision, on_loading)?)
+    }
+
+    /// The same in f32, quantized from what a run of this precision held.
+    pub(crate) fn load_to_merge(
+        &self,
+        device: &Device,
+        quantization: Option<Format>,
+        held: Precision,
+    ) -> anyhow::Result<Decoder> {
+        let adapter = self.changed_by.as_ref();
+        let on_loading = quantization.map(|format| OnLoading { format, held });
+        Ok(Decoder::load_for(&self.folder, adapter, device, Precision::F32, on_loading)?)
     }
 
     /// The tokenizer, which must not have tokens that the model does not know.

@@ -46,8 +46,8 @@ pub(crate) fn check_model(settings: &Settings, config: &Config) -> anyhow::Resul
     if config.positions == Positions::Learned && longest > most {
         let model = config.family.model_type();
         let message = format!(
-            "is {longest}, and this {model} model has learned {most} positions, beyond which it cannot read; set it to \
-             {most} or less"
+            "is {longest}, and this {model} model has learned {most} positions, beyond which it cannot read; \
+             set it to {most} or less"
         );
         return Err(settings.refuse("data.max_length", message));
     }

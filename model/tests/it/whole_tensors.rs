@@ -10,7 +10,7 @@ use compute::{Device, MatrixRef, Precision};
 use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::{AdapterTensor, PeftConfig, Selection, write_adapter};
 use model::checkpoint::{CheckpointWriter, TensorSpec};
-use model::{Adapter, Batch, Checkpoint, Config, Decoder, ModelError, StoredDType};
+use model::{Adapter, Batch, Checkpoint, Config, Decoder, ModelError, OnLoading, StoredDType};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
@@ -177,7 +177,8 @@ fn a_weight_in_four_bits_is_not_replaced() {
     let told = open(adapter_with("nf4", &[(key, &shape, &[0.5])]).path(), "nf4").unwrap_err().to_string();
     assert!(told.contains("up_proj.weight` stands for a weight that the base has in four bits"), "{told}");
     let files = open(adapter_with("llama2", &[(key, &[56, 40], &[0.5])]).path(), "llama2").unwrap();
-    let (device, format) = (Device::cpu(1), Some(Format::QLORA));
+    let on_loading = OnLoading { format: Format::QLORA, held: Precision::F32 };
+    let (device, format) = (Device::cpu(1), Some(on_loading));
     let told =
         Decoder::load_for(&fixture("llama2"), Some(&files), &device, Precision::F32, format).unwrap_err();
     assert!(told.to_string().contains("which is to be quantized"), "{told}");

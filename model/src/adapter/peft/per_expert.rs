@@ -33,7 +33,8 @@ pub(super) fn convert(
         return Ok(None);
     }
     if config.use_dora {
-        let problem = "is on for layers of experts, which PEFT with transformers 5 has no DoRA for; merge the adapter in PEFT";
+        let problem = "is on for layers of experts, which PEFT with transformers 5 has no DoRA for; merge the \
+                       adapter in PEFT";
         return Err(ModelError::setting("use_dora", problem));
     }
     let old = targets::resolve_with_experts(config, model)?;

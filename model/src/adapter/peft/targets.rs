@@ -148,8 +148,8 @@ pub fn resolve(settings: &PeftConfig, model: &Config) -> Result<Resolution> {
     refuse(&resolution.unused)?;
     if let Some(target) = resolution.targets.iter().find(|t| is_named_as_experts(t.module, model)) {
         let problem = format!(
-            "chooses {}, whose name PEFT takes for the experts of this family's other layers: it would read the adapter as \
-             another one; leave the MLP's layers out",
+            "chooses {}, whose name PEFT takes for the experts of this family's other layers: it would read \
+             the adapter as another one; leave the MLP's layers out",
             target.path
         );
         return Err(ModelError::setting("target_modules", problem));
