@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use compute::ops::low_rank;
-use compute::ops::matmul::{Epilogue, Factor, matmul};
+use compute::ops::matmul::{Factor, Product, matmul, multiply};
 use compute::quant::{Format, Quantized};
 use compute::{Cpu, DType, Device, Matrix, Precision};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -161,36 +161,21 @@ fn low_rank(c: &mut Criterion) {
             group.throughput(Throughput::Elements(frozen + adapter));
             group.bench_function(BenchmarkId::new(format!("{what} forward"), &size), |bencher| {
                 bencher.iter(|| {
-                    let (x, factors) = ((x.as_ref(), w.transposed()), (a.as_ref(), b.as_ref()));
-                    low_rank::forward(
-                        &device,
-                        precision,
-                        y.as_mut(),
-                        false,
-                        x,
-                        None,
-                        factors,
-                        2.0,
-                        s.as_mut(),
-                        Epilogue::default(),
-                    );
+                    let (x, factors) =
+                        ((Factor::Plain(x.as_ref()), w.transposed()), (a.as_ref(), b.as_ref()));
+                    let update = Some(low_rank::forward(factors, 2.0, s.as_mut(), false));
+                    let product = Product { update, ..Product::new(x, false, y.as_mut()) };
+                    multiply(&device, precision, vec![product]);
                 });
             });
             group.throughput(Throughput::Elements(frozen + 3 * adapter));
             group.bench_function(BenchmarkId::new(format!("{what} backward"), &size), |bencher| {
                 bencher.iter(|| {
                     let (a, b) = (a.as_ref(), b.as_ref());
-                    let w = (dy.as_ref(), w.plain());
-                    low_rank::input_gradient(
-                        &device,
-                        precision,
-                        dx.as_mut(),
-                        false,
-                        w,
-                        (a, b),
-                        2.0,
-                        ds.as_mut(),
-                    );
+                    let factors = (Factor::Plain(dy.as_ref()), w.plain());
+                    let update = Some(low_rank::input_gradient((a, b), 2.0, ds.as_mut()));
+                    let product = Product { update, ..Product::new(factors, false, dx.as_mut()) };
+                    multiply(&device, precision, vec![product]);
                     let (dy, x) = ((dy.as_ref(), ds.as_ref()), (x.as_ref(), a));
                     let (da, db) = (da.as_mut(), db.as_mut());
                     low_rank::backward(&device, precision, da, db, dy, x, 2.0, s.as_mut());

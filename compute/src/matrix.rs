@@ -226,6 +226,17 @@ pub(crate) enum Slice<'a> {
     Bf16(&'a [bf16]),
 }
 
+impl Slice<'_> {
+    /// Whether both are the same memory.
+    pub(crate) fn is_same(&self, other: &Slice<'_>) -> bool {
+        match (self, other) {
+            (Slice::F32(x), Slice::F32(y)) => std::ptr::eq(*x, *y),
+            (Slice::Bf16(x), Slice::Bf16(y)) => std::ptr::eq(*x, *y),
+            _ => false,
+        }
+    }
+}
+
 /// Elements of a mutably borrowed matrix in the host's memory.
 pub(crate) enum SliceMut<'a> {
     F32(&'a mut [f32]),
@@ -612,6 +623,20 @@ impl<'a> MatrixMut<'a> {
         };
         let part = |cols, data| MatrixMut { rows: 1, cols, stride: cols, data };
         (part(at, first), part(self.cols - at, second))
+    }
+
+    /// Takes the first rows off, and leaves the others.
+    ///
+    /// # Panics
+    /// If there are fewer, or gaps between the rows.
+    pub fn split_off_rows(&mut self, count: usize) -> MatrixMut<'a> {
+        let nothing = MatrixMut { rows: 0, cols: 0, stride: 0, data: DataMut::Null(self.dtype()) };
+        let all = std::mem::replace(self, nothing);
+        let (rows, cols) = (all.rows, all.cols);
+        check_range("rows", &(0..count), rows);
+        let (first, others) = all.reshape(1, rows * cols).split_at(count * cols);
+        *self = others.reshape(rows - count, cols);
+        first.reshape(count, cols)
     }
 
     /// The elements, which must be `f32` in the host's memory, without gaps.

@@ -130,7 +130,8 @@ impl Workspace {
         };
         let (of_blocks, rows) = (|module| module != ModuleId::Head, (tokens, training));
         let dora = dora::Memory::new(layout, of_blocks, (config.layers, of_part), rows, precision, allocator);
-        let lora = lora::Buffers::new(layout, dropout, tokens, widest, precision, allocator);
+        let sizes = (tokens, tokens * config.experts.map_or(1, |experts| experts.per_token));
+        let lora = lora::Buffers::new(layout, dropout, sizes, widest, precision, allocator);
         let linear = linear::Scratch { lora, dora };
         let attention = attention::Scratch::new(config, tokens, training, precision, allocator);
         let experts = experts::Scratch::new(config, tokens, training, precision, allocator);

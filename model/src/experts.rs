@@ -14,10 +14,10 @@ use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
 use crate::adapter::parameters::Parameters;
 use crate::block::Pass;
 use crate::config::Config;
-use crate::linear::{self, Linear};
+use crate::linear::{self, Linear, Rows};
 use crate::memory::{Allocator, Component};
 use crate::names::{ModuleId, Part};
-use crate::run::{Group, Run};
+use crate::run::Group;
 
 /// Frozen weights.
 #[derive(Debug)]
@@ -134,24 +134,15 @@ impl Experts {
         scratch: &mut linear::Scratch,
     ) {
         let (run, groups, t) = (pass.run, pass.groups, x.rows());
-        let of_experts = run_of_experts(pass);
         let Saved { logits, routing, gate, up } = saved;
         let id = ModuleId::Linear { layer, part: Part::Router };
         self.router.forward(groups, id, logits.top_mut(t), false, x, scratch);
         routing::choose(run.device, logits.top(t), routing);
         let rows = routing.rows();
         routing::gather(run.device, own.input.top_mut(rows), x, routing);
-        for (expert, [linear_gate, linear_up, _]) in self.experts.iter().enumerate() {
-            let rows = routing.rows_of(expert);
-            if rows.is_empty() {
-                continue;
-            }
-            let x = own.input.as_ref().rows_range(rows.clone());
-            for (linear, part, y) in [(linear_gate, Part::Gate, &mut *gate), (linear_up, Part::Up, &mut *up)]
-            {
-                let (id, y) = (ModuleId::Expert { layer, expert, part }, y.as_mut().rows_range(rows.clone()));
-                linear.forward_rows(&of_experts, id, y, false, x, scratch);
-            }
+        for (place, y) in [(0, gate), (1, up)] {
+            let all = self.rows(pass, layer, place, routing);
+            linear::forward(&all, y.top_mut(rows), false, own.input.top(rows), scratch);
         }
     }
 
@@ -166,20 +157,12 @@ impl Experts {
         scratch: &mut linear::Scratch,
     ) {
         let (run, routing) = (pass.run, &saved.routing);
-        let of_experts = run_of_experts(pass);
         if run.router_aux_loss != 0.0 {
             routing::load(run.device, saved.logits.top(pass.batch.tokens()), routing, &mut own.load);
         }
         activate(pass, saved, own);
-        for (expert, [_, _, down]) in self.experts.iter().enumerate() {
-            let rows = routing.rows_of(expert);
-            if rows.is_empty() {
-                continue;
-            }
-            let id = ModuleId::Expert { layer, expert, part: Part::Down };
-            let y = own.output.as_mut().rows_range(rows.clone());
-            down.forward_rows(&of_experts, id, y, false, own.weighted.as_ref().rows_range(rows), scratch);
-        }
+        let (all, rows) = (self.rows(pass, layer, 2, routing), routing.rows());
+        linear::forward(&all, own.output.top_mut(rows), false, own.weighted.top(rows), scratch);
         routing::sum(run.device, y, false, own.output.top(routing.rows()), routing);
     }
 
@@ -198,31 +181,20 @@ impl Experts {
         scratch: &mut linear::Scratch,
     ) {
         let (run, groups, device, t) = (pass.run, pass.groups, pass.run.device, x.rows());
-        let of_experts = run_of_experts(pass);
         activate(pass, saved, own);
         let Saved { logits, routing, gate, up } = saved;
         let Scratch { input, output, hidden, weighted, dhidden, dweights, dp, .. } = own;
         let (all, act) = (routing.rows(), pass.config.activation);
         routing::gather(device, input.top_mut(all), dy, routing);
-        let each = || self.experts.iter().enumerate().map(|(e, linears)| (e, linears, routing.rows_of(e)));
-        for (expert, [_, _, down], rows) in each().filter(|(_, _, rows)| !rows.is_empty()) {
-            let id = ModuleId::Expert { layer, expert, part: Part::Down };
-            let dh = Some(dhidden.as_mut().rows_range(rows.clone()));
-            let (dy, h) = (input.as_ref().rows_range(rows.clone()), weighted.as_ref().rows_range(rows));
-            down.backward_rows(&of_experts, id, dh, false, dy, h, &mut gradients[0], scratch);
-        }
+        let (of_down, dh) = (self.rows(pass, layer, 2, routing), Some(dhidden.top_mut(all)));
+        linear::backward(&of_down, dh, false, input.top(all), weighted.top(all), gradients, scratch);
         let to = dweights.top_mut(all);
         routing::weigh_backward(device, dhidden.top_mut(all), hidden.top(all), to, routing);
         gated::backward(device, act, gate.top_mut(all), up.top_mut(all), dhidden.top(all));
         routing::gather(device, input.top_mut(all), x, routing);
-        for (expert, linears, rows) in each().filter(|(_, _, rows)| !rows.is_empty()) {
-            let x = input.as_ref().rows_range(rows.clone());
-            for (n, (part, dy)) in [(Part::Gate, &*gate), (Part::Up, &*up)].into_iter().enumerate() {
-                let id = ModuleId::Expert { layer, expert, part };
-                let dx = Some(output.as_mut().rows_range(rows.clone()));
-                let dy = dy.as_ref().rows_range(rows.clone());
-                linears[n].backward_rows(&of_experts, id, dx, n > 0, dy, x, &mut gradients[0], scratch);
-            }
+        for (place, dy) in [(0, &*gate), (1, &*up)] {
+            let (of_place, dx) = (self.rows(pass, layer, place, routing), Some(output.top_mut(all)));
+            linear::backward(&of_place, dx, place > 0, dy.top(all), input.top(all), gradients, scratch);
         }
         routing::sum(device, dx.top_mut(t), false, output.top(all), routing);
         let dp = (run.router_aux_loss != 0.0).then(|| dp.as_ref());
@@ -230,19 +202,19 @@ impl Experts {
         let id = ModuleId::Linear { layer, part: Part::Router };
         self.router.backward(groups, id, Some(dx.top_mut(t)), true, logits.top(t), x, gradients, scratch);
     }
-}
 
-/// With which adapter the experts' own layers run: rows of several groups are mixed there, so that such
-/// groups may train routers but no expert.
-fn run_of_experts<'a>(pass: Pass<'a>) -> Run<'a> {
-    let [group] = pass.groups else {
-        let of_expert = |module| matches!(module, ModuleId::Expert { .. });
-        let trains =
-            |g: &Group<'_>| g.run.adapter.is_some_and(|a| a.layout.modules().any(|(m, _)| of_expert(m)));
-        assert!(!pass.groups.iter().any(trains), "experts that several groups of rows train apart");
-        return Run { adapter: None, ..*pass.run };
-    };
-    group.run
+    /// The rows of each expert, and among them of each group, through one of its layers (gate, up or down).
+    fn rows<'a>(&'a self, pass: Pass<'a>, layer: usize, place: usize, routing: &Routing) -> Vec<Rows<'a>> {
+        let (part, mut all) = (Part::GATED[place], Vec::new());
+        for (expert, linears) in self.experts.iter().enumerate() {
+            let (linear, module) = (&linears[place], ModuleId::Expert { layer, expert, part });
+            all.extend(pass.groups.iter().enumerate().map(|(group, Group { rows, run })| {
+                let range = routing.rows_of_tokens(expert, rows);
+                Rows { range, linear, module, run, group }
+            }));
+        }
+        all
+    }
 }
 
 /// What the last layers read, from what the first ones gave.

@@ -8,7 +8,7 @@ use crate::adapter::method::{dora, lora};
 use crate::adapter::parameters::{Layout, Parameters};
 use crate::batch::Target;
 use crate::config::Config;
-use crate::linear::{self, Linear};
+use crate::linear::{self, Linear, Rows};
 use crate::memory::{Allocator, Component};
 use crate::names::ModuleId;
 use crate::norm::{self, Norm};
@@ -76,7 +76,7 @@ impl Workspace {
             losses: allocator.matrix(Component::Workspace, rows, 1, DType::F32),
             weights: allocator.matrix(Component::Workspace, if training { rows } else { 0 }, 1, DType::F32),
             linear: linear::Scratch {
-                lora: lora::Buffers::new(layout, dropout, rows, c, precision, allocator),
+                lora: lora::Buffers::new(layout, dropout, (rows, rows), c, precision, allocator),
                 dora,
             },
         }
@@ -96,6 +96,11 @@ pub(crate) struct Head<'a> {
 }
 
 impl Head<'_> {
+    /// The first rows of a chunk, on their way through the projection.
+    fn rows<'r>(&'r self, run: &'r Run<'r>, count: usize) -> Rows<'r> {
+        Rows { range: 0..count, linear: self.projection, module: ModuleId::Head, run, group: 0 }
+    }
+
     /// Logits of these rows of the residual stream, which are called so where dropout is in use; at most
     /// [`Workspace::rows`] of them. `f32`, `[rows.len(), V]`.
     pub(crate) fn logits<'w>(
@@ -114,7 +119,7 @@ impl Head<'_> {
         let (normed, id) = (work.normed.top_mut(n), ModuleId::FinalNorm);
         self.norm.forward_rows(run, config, id, normed, work.gathered.top(n), &mut work.norm, 0);
         let (x, y) = (work.normed.top(n), work.logits.top_mut(n));
-        self.projection.forward_rows(run, ModuleId::Head, y, false, x, &mut work.linear);
+        linear::forward(&[self.rows(run, n)], y, false, x, &mut work.linear);
         match (config.logits_scale, config.logits_cap) {
             (1.0, None) => {}
             (factor, None) => scale::in_place(run.device, work.logits.top_mut(n), factor),
@@ -182,7 +187,8 @@ impl Head<'_> {
                 }
             }
             let (dn, dy, input) = (Some(dnormed.top_mut(n)), logits.top(n), normed.top(n));
-            self.projection.backward_rows(run, ModuleId::Head, dn, false, dy, input, gradients, linear);
+            let (all, gradients_of) = ([self.rows(run, n)], std::slice::from_mut(&mut *gradients));
+            linear::backward(&all, dn, false, dy, input, gradients_of, linear);
             // The chunk's normalized rows are spent: their buffer takes the gradient of the rows before the
             // norm.
             let (dx_rows, dn, x) = (normed.top_mut(n), dnormed.top(n), gathered.top(n));

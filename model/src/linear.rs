@@ -1,12 +1,15 @@
 //! A linear layer `y = x Wᵀ + b`: the one place where how a weight is stored meets what is trained on it.
 
-use compute::ops::matmul::{Epilogue, Factor, matmul};
+use std::ops::Range;
+
+use compute::ops::matmul::{Epilogue, Factor, Product, multiply};
 use compute::ops::{bias, copy, magnitude};
 use compute::quant::Quantized;
 use compute::{Device, Matrix, MatrixMut, MatrixRef};
 
-use crate::adapter::method::{dora, full, lora};
-use crate::adapter::parameters::{Parameters, Trained};
+use crate::adapter::method::dora::{self, Place};
+use crate::adapter::method::{full, lora};
+use crate::adapter::parameters::{Dora, Lora, Parameters, Trained};
 use crate::names::ModuleId;
 use crate::run::{Group, Run};
 
@@ -117,133 +120,192 @@ pub(crate) struct Scratch {
     pub(crate) dora: dora::Memory,
 }
 
+/// Some rows of a batch on their way through a layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Rows<'a> {
+    /// Which rows; those behind them in a list begin where they end.
+    pub(crate) range: Range<usize>,
+    /// Through which layer they go ...
+    pub(crate) linear: &'a Linear,
+    /// ... what it is called ...
+    pub(crate) module: ModuleId,
+    /// ... with which adapter ...
+    pub(crate) run: &'a Run<'a>,
+    /// ... and of which group they are, whose gradients are added to.
+    pub(crate) group: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// The input of these rows and the layer's weight.
+    fn forward_factors<'x>(&self, x: MatrixRef<'x>) -> (Factor<'x>, Factor<'x>)
+    where
+        'a: 'x,
+    {
+        (Factor::Plain(x.rows_range(self.range.clone())), self.weight().transposed())
+    }
+
+    fn trained(&self) -> Option<Trained> {
+        self.run.adapter.and_then(|adapter| adapter.layout.get(self.module))
+    }
+
+    /// The low-rank update of the layer, alone or in DoRA.
+    pub(crate) fn lora(&self) -> Option<Lora> {
+        self.trained().and_then(Trained::lora)
+    }
+
+    pub(crate) fn dora(&self) -> Option<Dora> {
+        match self.trained() {
+            Some(Trained::Dora(dora)) => Some(dora),
+            _ => None,
+        }
+    }
+
+    /// The weight as the base has it, or as it is trained whole.
+    pub(crate) fn weight(&self) -> BaseWeight<'a> {
+        match self.trained() {
+            Some(Trained::Full(full)) => BaseWeight::Dense(self.run.adapter().tensor(full.weight)),
+            _ => self.linear.weight.as_ref(),
+        }
+    }
+
+    fn bias(&self) -> Option<MatrixRef<'a>> {
+        match self.trained() {
+            Some(Trained::Full(full)) => full.bias.map(|index| self.run.adapter().tensor(index)),
+            _ => self.linear.bias.as_ref().map(Matrix::as_ref),
+        }
+    }
+}
+
 impl Linear {
-    /// `y [T, out] = x [T, in] Wᵀ + b`, or `y += ...` to add onto the residual stream, with what each group
-    /// of rows trains on `module`.
+    /// [`forward`] of the rows of several groups through this layer.
     pub(crate) fn forward(
         &self,
         groups: &[Group<'_>],
         module: ModuleId,
-        mut y: MatrixMut<'_>,
+        y: MatrixMut<'_>,
         accumulate: bool,
         x: MatrixRef<'_>,
         scratch: &mut Scratch,
     ) {
-        for Group { rows, run } in groups {
-            let (y, x) = (y.reborrow().rows_range(rows.clone()), x.rows_range(rows.clone()));
-            scratch.lora.first_row = rows.start;
-            self.forward_rows(run, module, y, accumulate, x, scratch);
-        }
-        if groups.len() > 1 {
-            // The groups of rows have used one place for their products.
-            scratch.dora.forget(module);
-        }
+        forward(&self.rows_of(groups, module), y, accumulate, x, scratch);
     }
 
-    /// [`Linear::forward`] of rows of one group.
-    pub(crate) fn forward_rows(
-        &self,
-        run: &Run<'_>,
-        module: ModuleId,
-        mut y: MatrixMut<'_>,
-        accumulate: bool,
-        x: MatrixRef<'_>,
-        scratch: &mut Scratch,
-    ) {
-        let trained = run.adapter.and_then(|a| a.layout.get(module));
-        let weight = self.weight(run, trained);
-        let w = weight.transposed();
-        match trained {
-            Some(Trained::Lora(update)) => {
-                lora::forward(
-                    run,
-                    update,
-                    run.mask_key(module),
-                    y.reborrow(),
-                    accumulate,
-                    (x, w),
-                    Epilogue::default(),
-                    &mut scratch.lora,
-                );
-            }
-            Some(Trained::Dora(update)) => {
-                dora::forward(run, update, module, y.reborrow(), accumulate, (x, weight), scratch);
-            }
-            Some(Trained::Full(_)) | None => {
-                matmul(run.device, run.precision, 1.0, Factor::Plain(x), w, accumulate, y.reborrow());
-            }
-        }
-        if let Some(b) = self.bias(run, trained) {
-            bias::add(run.device, y, b);
-        }
-    }
-
-    /// Adds the gradients of what each group trains on `module` and, if wanted, sets (or adds to)
-    /// `dx [T, in]`.
+    /// [`backward`] of the rows of several groups through this layer.
     pub(crate) fn backward(
         &self,
         groups: &[Group<'_>],
         module: ModuleId,
-        mut dx: Option<MatrixMut<'_>>,
+        dx: Option<MatrixMut<'_>>,
         accumulate: bool,
         dy: MatrixRef<'_>,
         x: MatrixRef<'_>,
         gradients: &mut [Parameters],
         scratch: &mut Scratch,
     ) {
-        for (Group { rows, run }, gradients) in groups.iter().zip(gradients) {
-            let dx = dx.as_mut().map(|dx| dx.reborrow().rows_range(rows.clone()));
-            let (dy, x) = (dy.rows_range(rows.clone()), x.rows_range(rows.clone()));
-            scratch.lora.first_row = rows.start;
-            self.backward_rows(run, module, dx, accumulate, dy, x, gradients, scratch);
-        }
+        backward(&self.rows_of(groups, module), dx, accumulate, dy, x, gradients, scratch);
     }
 
-    /// [`Linear::backward`] of rows of one group.
-    pub(crate) fn backward_rows(
-        &self,
-        run: &Run<'_>,
-        module: ModuleId,
-        dx: Option<MatrixMut<'_>>,
-        accumulate: bool,
-        dy: MatrixRef<'_>,
-        x: MatrixRef<'_>,
-        gradients: &mut Parameters,
-        scratch: &mut Scratch,
-    ) {
-        let trained = run.adapter.and_then(|a| a.layout.get(module));
-        let weight = self.weight(run, trained);
-        let (w, dx) = (weight.plain(), dx.map(|dx| (dx, accumulate)));
-        match trained {
-            Some(Trained::Lora(update)) => {
-                let key = run.mask_key(module);
-                lora::backward(run, update, key, dx, (dy, w), x, gradients, &mut scratch.lora);
+    fn rows_of<'a>(&'a self, groups: &'a [Group<'a>], module: ModuleId) -> Vec<Rows<'a>> {
+        let rows = |(group, Group { rows, run }): (usize, &'a Group<'a>)| {
+            let range = rows.clone();
+            Rows { range, linear: self, module, run, group }
+        };
+        groups.iter().enumerate().map(rows).collect()
+    }
+}
+
+/// `y [S, out] = x [S, in] Wᵀ + b`, or `y += ...` to add onto the residual stream: all rows together, each
+/// through its layer and with what its adapter trains there.
+pub(crate) fn forward(
+    all: &[Rows<'_>],
+    mut y: MatrixMut<'_>,
+    accumulate: bool,
+    x: MatrixRef<'_>,
+    Scratch { lora, dora }: &mut Scratch,
+) {
+    let Some(Rows { run, module, .. }) = all.first() else { return };
+    lora.drop_inputs(all, x);
+    let (mut rest, mut s, mut places) = (y.reborrow(), lora.s.as_mut(), dora.places(*module, x.rows()));
+    let products = all.iter().map(|rows| {
+        let count = rows.range.len();
+        let (to, s, place) = (rest.split_off_rows(count), s.split_off_rows(count), places.next(rows));
+        let update = rows.lora().map(|trained| lora::update(rows, trained, x, &lora.dropped, s));
+        let product = Product { update, ..Product::new(rows.forward_factors(x), accumulate, to) };
+        match place {
+            None => product,
+            Some(Place::Scaled(scale)) => {
+                Product { epilogue: Epilogue { scale: Some(scale), bias: None }, ..product }
             }
-            Some(Trained::Dora(update)) => {
-                dora::backward(run, update, module, dx, (dy, weight), x, gradients, scratch);
-            }
-            Some(Trained::Full(_)) | None => {
-                if let Some((dx, accumulate)) = dx {
-                    matmul(run.device, run.precision, 1.0, Factor::Plain(dy), w, accumulate, dx);
-                }
-                if let Some(Trained::Full(copy)) = trained {
-                    full::backward(run, copy, dy, x, gradients);
-                }
-            }
+            Some(Place::Apart(z)) => Product { accumulate: false, c: z, ..product },
+        }
+    });
+    multiply(run.device, run.precision, products.collect());
+    for rows in all {
+        let mut y = y.reborrow().rows_range(rows.range.clone());
+        if let Some(trained) = rows.dora() {
+            dora.finish(rows, trained, y.reborrow(), accumulate);
+        }
+        if let Some(b) = rows.bias() {
+            bias::add(run.device, y, b);
         }
     }
+}
 
-    fn weight<'a>(&'a self, run: &Run<'a>, trained: Option<Trained>) -> BaseWeight<'a> {
-        match trained {
-            Some(Trained::Full(full)) => BaseWeight::Dense(run.adapter().tensor(full.weight)),
-            _ => self.weight.as_ref(),
+/// Adds the gradients of what is trained on the layers of all rows and, if wanted, sets (or adds to)
+/// `dx [S, in]`.
+pub(crate) fn backward(
+    all: &[Rows<'_>],
+    mut dx: Option<MatrixMut<'_>>,
+    accumulate: bool,
+    dy: MatrixRef<'_>,
+    x: MatrixRef<'_>,
+    gradients: &mut [Parameters],
+    Scratch { lora, dora }: &mut Scratch,
+) {
+    let Some(Rows { run, module, .. }) = all.first() else { return };
+    let (device, precision) = (run.device, run.precision);
+    lora.drop_inputs(all, x);
+    if all.iter().any(|rows| rows.dora().is_some()) {
+        if !dora.has_products(*module) {
+            // Another layer has used their place since: they are made again.
+            let (mut s, mut places) = (lora.s.as_mut(), dora.places(*module, x.rows()));
+            let again = all.iter().filter_map(|rows| {
+                let (s, place) = (s.split_off_rows(rows.range.len()), places.next(rows));
+                let (Some(trained), Some(Place::Apart(z))) = (rows.lora(), place) else { return None };
+                let update = Some(lora::update(rows, trained, x, &lora.dropped, s));
+                Some(Product { update, ..Product::new(rows.forward_factors(x), false, z) })
+            });
+            multiply(device, precision, again.collect());
         }
+        for rows in all {
+            if let Some(trained) = rows.dora() {
+                dora.backward(rows, trained, dy.rows_range(rows.range.clone()), &mut gradients[rows.group]);
+            }
+        }
+        dora.forget_products(*module);
     }
-
-    fn bias<'a>(&'a self, run: &Run<'a>, trained: Option<Trained>) -> Option<MatrixRef<'a>> {
-        match trained {
-            Some(Trained::Full(full)) => full.bias.map(|index| run.adapter().tensor(index)),
-            _ => self.bias.as_ref().map(Matrix::as_ref),
+    // The gradients of the products: of what DoRA scales they are its own.
+    let of_product = |rows: &Rows<'_>| match rows.dora() {
+        Some(trained) => dora.product_gradient(rows, trained),
+        None => dy.rows_range(rows.range.clone()),
+    };
+    if let Some(dx) = &mut dx {
+        let (mut rest, mut ds) = (dx.reborrow(), lora.ds.as_mut());
+        let products = all.iter().map(|rows| {
+            let (to, ds) = (rest.split_off_rows(rows.range.len()), ds.split_off_rows(rows.range.len()));
+            let update = rows.lora().and_then(|trained| lora::input_gradient(rows, trained, ds));
+            let factors = (Factor::Plain(of_product(rows)), rows.weight().plain());
+            Product { update, ..Product::new(factors, accumulate, to) }
+        });
+        multiply(device, precision, products.collect());
+    }
+    for rows in all {
+        let (dy, gradients) = (of_product(rows), &mut gradients[rows.group]);
+        let dx = dx.as_mut().map(|dx| dx.reborrow().rows_range(rows.range.clone()));
+        if let Some(trained) = rows.lora() {
+            lora::backward(rows, trained, dx, dy, x, gradients, lora);
+        } else if let Some(Trained::Full(copy)) = rows.trained() {
+            full::backward(rows.run, copy, dy, x.rows_range(rows.range.clone()), gradients);
         }
     }
 }

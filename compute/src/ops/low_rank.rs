@@ -21,54 +21,43 @@
 //! the update is a longer sum in it, so there is no further pass over `x`, `dy`, `y` or `dx`. `in x out`
 //! never appears: the work is `2 T R (in + out)` forward and twice that backward.
 
-use super::matmul::Factor::{self, Plain, Transposed};
-use super::matmul::{Epilogue, Update, matmul, matmul_update};
+use super::matmul::Factor::{Plain, Transposed};
+use super::matmul::{Update, matmul};
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
-/// `s[T, R] = scale * x aᵀ`, then `y[T, out] = x w + s bᵀ`, or `y += ...`. `w` is the right factor that
-/// stands for the frozen weight, transposed; `dropped` is what dropout left of `x`, if there is dropout, and
-/// takes its place in `s`. The epilogue is of `y`, or of what is added to it.
-///
-/// # Panics
-/// If the shapes do not agree.
-pub fn forward(
-    device: &Device,
-    precision: Precision,
-    y: MatrixMut<'_>,
-    accumulate: bool,
-    (x, w): (MatrixRef<'_>, Factor<'_>),
-    dropped: Option<MatrixRef<'_>>,
-    (a, b): (MatrixRef<'_>, MatrixRef<'_>),
+/// What the product `x w` becomes `y[T, out]` by, with `s[T, R]`: made there, or by [`dropped`] before it.
+pub fn forward<'a>(
+    (a, b): (MatrixRef<'a>, MatrixRef<'a>),
     scale: f32,
-    mut s: MatrixMut<'_>,
-    epilogue: Epilogue<'_>,
-) {
-    let a = Transposed(a);
-    if let Some(input) = dropped {
-        matmul(device, precision, scale, Plain(input), a, false, s.reborrow());
-    }
-    let first = dropped.is_none().then_some(a);
-    let update = Update { first, scale, s, second: Transposed(b) };
-    matmul_update(device, precision, (Plain(x), w), Some(update), epilogue, accumulate, y);
+    s: MatrixMut<'a>,
+    is_dropped: bool,
+) -> Update<'a> {
+    let first = (!is_dropped).then_some(Transposed(a));
+    Update { first, scale, s, second: Transposed(b) }
 }
 
-/// `ds[T, R] = scale * dy b`, then `dx[T, in] = dy w + ds a`, or `dx += ...`, where nothing was dropped. `w`
-/// is the right factor that stands for the frozen weight.
+/// `s[T, R] = scale * dropped aᵀ`, of what dropout left of `x`.
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn input_gradient(
+pub fn dropped(
     device: &Device,
     precision: Precision,
-    dx: MatrixMut<'_>,
-    accumulate: bool,
-    (dy, w): (MatrixRef<'_>, Factor<'_>),
-    (a, b): (MatrixRef<'_>, MatrixRef<'_>),
+    dropped: MatrixRef<'_>,
+    a: MatrixRef<'_>,
     scale: f32,
-    ds: MatrixMut<'_>,
+    s: MatrixMut<'_>,
 ) {
-    let update = Update { first: Some(Plain(b)), scale, s: ds, second: Plain(a) };
-    matmul_update(device, precision, (Plain(dy), w), Some(update), Epilogue::default(), accumulate, dx);
+    matmul(device, precision, scale, Plain(dropped), Transposed(a), false, s);
+}
+
+/// What the product `dy w` becomes `dx[T, in]` by, where nothing was dropped; it makes `ds[T, R]`.
+pub fn input_gradient<'a>(
+    (a, b): (MatrixRef<'a>, MatrixRef<'a>),
+    scale: f32,
+    ds: MatrixMut<'a>,
+) -> Update<'a> {
+    Update { first: Some(Plain(b)), scale, s: ds, second: Plain(a) }
 }
 
 /// `ds[T, R] = scale * dy b`, where [`input_gradient`] does not make it.

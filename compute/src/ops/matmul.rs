@@ -86,13 +86,17 @@ impl<'a> Factor<'a> {
     }
 
     /// What a product by this factor is called in a profile.
-    fn product_name(self, has_update: bool) -> &'static str {
+    fn product_name(self, has_update: bool, is_single: bool) -> &'static str {
         let dense = matches!(self, Factor::Plain(_) | Factor::Transposed(_));
-        match (dense, has_update) {
-            (true, false) => "product",
-            (true, true) => "product and update",
-            (false, false) => "product in four bits",
-            (false, true) => "product in four bits and update",
+        match (dense, has_update, is_single) {
+            (true, false, true) => "product",
+            (true, true, true) => "product and update",
+            (false, false, true) => "product in four bits",
+            (false, true, true) => "product in four bits and update",
+            (true, false, false) => "products",
+            (true, true, false) => "products and updates",
+            (false, false, false) => "products in four bits",
+            (false, true, false) => "products in four bits and updates",
         }
     }
 }
@@ -111,7 +115,7 @@ pub fn matmul(
     accumulate: bool,
     c: MatrixMut<'_>,
 ) {
-    run(device, precision, alpha, (a, b), None, Epilogue::default(), accumulate, c);
+    multiply(device, precision, vec![Product { alpha, ..Product::new((a, b), accumulate, c) }]);
 }
 
 /// A low-rank update of a product by `a [M, K]`: with `s [M, R] = scale * a * first`, which is overwritten,
@@ -138,61 +142,104 @@ pub struct Epilogue<'a> {
     pub bias: Option<MatrixRef<'a>>,
 }
 
-/// `c = a * b + s * second`, or `c += ...`: the product of a frozen weight and its low-rank update, in one
-/// pass over `a` and one over `c`, rounded once, with an epilogue. As [`matmul`] otherwise.
+impl<'a> Epilogue<'a> {
+    fn of_columns(&self) -> impl Iterator<Item = MatrixRef<'a>> + use<'a> {
+        [self.scale, self.bias].into_iter().flatten()
+    }
+}
+
+/// A product, one of those that [`multiply`] computes together:
+///
+/// ```text
+/// c[M, N] = alpha * (a[M, K] b[K, N] + s[M, R] second[R, N])        (+ c)
+/// ```
+///
+/// with an epilogue, rounded once. With an update it is the product of a frozen weight and its low-rank update,
+/// in one pass over `a` and one over `c`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// Factor on the sums; 1 where there is an epilogue.
+    pub alpha: f32,
+    /// `[M, K]`
+    pub a: Factor<'a>,
+    /// `[K, N]`
+    pub b: Factor<'a>,
+    /// What goes into the same sums.
+    pub update: Option<Update<'a>>,
+    /// What becomes of the sums' columns.
+    pub epilogue: Epilogue<'a>,
+    /// Whether they are added to `c`.
+    pub accumulate: bool,
+    /// `[M, N]`
+    pub c: MatrixMut<'a>,
+}
+
+impl<'a> Product<'a> {
+    /// `c = a * b`, or `c += a * b`.
+    pub fn new((a, b): (Factor<'a>, Factor<'a>), accumulate: bool, c: MatrixMut<'a>) -> Self {
+        Product { alpha: 1.0, a, b, update: None, epilogue: Epilogue::default(), accumulate, c }
+    }
+
+    /// By what calls are added up: its name and its size. Of several, these rows.
+    fn key(&self, rows: usize, is_single: bool) -> Key {
+        let operation = self.b.product_name(self.update.is_some(), is_single);
+        Key { operation, size: Some([rows, self.c.cols(), self.a.size().1]) }
+    }
+
+    /// # Panics
+    /// If the shapes do not agree.
+    fn check(&self) {
+        let (rows, cols, depth) = (self.c.rows(), self.c.cols(), self.a.size().1);
+        assert_eq!((rows, depth), self.a.size(), "rows of a product, and of its left factor");
+        assert_eq!((depth, cols), self.b.size(), "the inner size of a product, and its columns");
+        for m in self.epilogue.of_columns() {
+            assert_eq!((1, cols), (m.rows(), m.cols()), "an epilogue's values and columns");
+        }
+    }
+
+    fn homes(&self) -> impl Iterator<Item = Home> {
+        let factors = [self.a.home(), self.b.home(), self.c.home()];
+        let of_update = self.update.iter().flat_map(Update::homes);
+        factors.into_iter().chain(of_update).chain(self.epilogue.of_columns().map(|m| m.home()))
+    }
+
+    fn work(&self) -> Work {
+        let (rows, cols, depth) = (self.c.rows(), self.c.cols(), self.a.size().1);
+        let written = self.c.size_bytes() * if self.accumulate { 2 } else { 1 };
+        let product = Work {
+            flops: 2 * (rows * cols * depth) as u64,
+            bytes: (self.a.size_bytes() + self.b.size_bytes() + written) as u64,
+        };
+        product + self.update.as_ref().map_or(Work::default(), |update| update.work(rows, cols, depth))
+    }
+
+    /// As the host's kernels take it.
+    fn call(self) -> gemm::Call<'a> {
+        let update = self.update.map(|Update { first, scale, s, second }| {
+            let (first, second) = (first.map(Factor::right), second.right());
+            gemm::Update { first, scale, s: operand_mut(s), second }
+        });
+        let [scale, bias] = [self.epilogue.scale, self.epilogue.bias].map(|m| m.map(|m| m.f32()));
+        let (a, b, c) = (self.a.left(), self.b.right(), operand_mut(self.c));
+        let epilogue = gemm::Epilogue { scale, bias };
+        gemm::Call { alpha: self.alpha, a, b, update, epilogue, accumulate: self.accumulate, c }
+    }
+}
+
+/// Computes products together: rows with an adapter each by one frozen weight, which is then read once, or the
+/// rows of each expert by its own weight. Each product comes to what it comes to alone, to the byte.
 ///
 /// # Panics
 /// As [`matmul`].
-pub fn matmul_update(
-    device: &Device,
-    precision: Precision,
-    (a, b): (Factor<'_>, Factor<'_>),
-    update: Option<Update<'_>>,
-    epilogue: Epilogue<'_>,
-    accumulate: bool,
-    c: MatrixMut<'_>,
-) {
-    run(device, precision, 1.0, (a, b), update, epilogue, accumulate, c);
-}
-
-fn run(
-    device: &Device,
-    precision: Precision,
-    alpha: f32,
-    (a, b): (Factor<'_>, Factor<'_>),
-    update: Option<Update<'_>>,
-    epilogue: Epilogue<'_>,
-    accumulate: bool,
-    c: MatrixMut<'_>,
-) {
-    let (rows, cols, written) = (c.rows(), c.cols(), c.size_bytes() * if accumulate { 2 } else { 1 });
-    let depth = a.size().1;
-    assert_eq!((rows, depth), a.size(), "rows of a product, and of its left factor");
-    assert_eq!((depth, cols), b.size(), "the inner size of a product, and its columns");
-    let key = Key { operation: b.product_name(update.is_some()), size: Some([rows, cols, depth]) };
-    let of_columns = [epilogue.scale, epilogue.bias];
-    for m in of_columns.into_iter().flatten() {
-        assert_eq!((1, cols), (m.rows(), m.cols()), "an epilogue's values and columns");
-    }
-    let homes = [a.home(), b.home(), c.home()].into_iter().chain(update.iter().flat_map(Update::homes));
-    let homes = homes.chain(of_columns.into_iter().flatten().map(|m| m.home()));
-    let _watch = device.watch(key, homes, || {
-        let product = Work {
-            flops: 2 * (rows * cols * depth) as u64,
-            bytes: (a.size_bytes() + b.size_bytes() + written) as u64,
-        };
-        product + update.as_ref().map_or(Work::default(), |update| update.work(rows, cols, depth))
-    });
+pub fn multiply(device: &Device, precision: Precision, products: Vec<Product<'_>>) {
+    products.iter().for_each(Product::check);
+    let Some(first) = products.first() else { return };
+    let rows = products.iter().map(|product| product.c.rows()).sum();
+    let key = first.key(rows, products.len() == 1);
+    let homes = products.iter().flat_map(Product::homes);
+    let _watch = device.watch(key, homes, || products.iter().map(Product::work).sum());
     match device {
-        Device::Cpu(cpu) => {
-            let update = update.map(|Update { first, scale, s, second }| {
-                let (first, second) = (first.map(Factor::right), second.right());
-                gemm::Update { first, scale, s: operand_mut(s), second }
-            });
-            let [scale, bias] = of_columns.map(|m| m.map(|m| m.f32()));
-            let (factors, epilogue) = ((a.left(), b.right()), gemm::Epilogue { scale, bias });
-            gemm::gemm(cpu, precision, alpha, factors, update, epilogue, accumulate, operand_mut(c));
-        }
+        Device::Cpu(cpu) => gemm::gemm(cpu, precision, products.into_iter().map(Product::call)),
         Device::Null(_) => {}
     }
 }

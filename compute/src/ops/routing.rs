@@ -93,6 +93,16 @@ impl Routing {
         self.starts[expert]..self.starts[expert + 1]
     }
 
+    /// The rows of an expert that are of these tokens.
+    pub fn rows_of_tokens(&self, expert: usize, tokens: &Range<usize>) -> Range<usize> {
+        let all = self.rows_of(expert);
+        let before = |token: usize| {
+            let pairs = &self.pair[all.clone()];
+            all.start + pairs.partition_point(|&pair| (pair as usize) < token * self.per_token)
+        };
+        before(tokens.start)..before(tokens.end)
+    }
+
     /// Weights of the pairs `[T * k]`, a token's together.
     pub fn weights(&self) -> &[f32] {
         &self.weights

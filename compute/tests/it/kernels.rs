@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use compute::ops::matmul::{Epilogue, Factor, Update, matmul, matmul_update};
+use compute::ops::matmul::{Factor, Product, Update, matmul, multiply};
 use compute::quant::{BLOCK_SIZES, Quantized, Scales};
 use compute::{Cpu, DType, Device, Matrix, Precision, bf16, random};
 
@@ -228,7 +228,8 @@ impl Case {
             s: s.as_mut(),
             second: Factor::Transposed(inputs.second.as_ref()),
         };
-        matmul_update(&device, precision, (a, b), Some(update), Epilogue::default(), accumulate, c.as_mut());
+        let product = Product { update: Some(update), ..Product::new((a, b), accumulate, c.as_mut()) };
+        multiply(&device, precision, vec![product]);
         (c.to_vec(), s.to_vec())
     }
 

@@ -2,7 +2,7 @@
 //! differences.
 
 use compute::ops::low_rank;
-use compute::ops::matmul::{Epilogue, Factor};
+use compute::ops::matmul::{Factor, Product, multiply};
 use compute::{DType, Matrix, MatrixRef, Precision};
 
 use crate::common::{assert_within, dot, gradient, matrix, on_threads, wide};
@@ -100,18 +100,9 @@ fn the_result_is_that_of_the_definition_alone_or_added_to_what_is_there() {
                 let (x, w) = (x.as_ref(), Factor::Transposed(w.as_ref()));
                 let (factors, s_out) = ((a.as_ref(), b.as_ref()), s.as_mut());
                 let y_out = y.as_mut();
-                low_rank::forward(
-                    device,
-                    precision,
-                    y_out,
-                    accumulate,
-                    (x, w),
-                    None,
-                    factors,
-                    SCALE,
-                    s_out,
-                    Epilogue::default(),
-                );
+                let update = Some(low_rank::forward(factors, SCALE, s_out, false));
+                let product = Product { update, ..Product::new((Factor::Plain(x), w), accumulate, y_out) };
+                multiply(device, precision, vec![product]);
                 vec![y.to_vec(), s.to_vec()]
             });
             let (x, w, a, b) = (wide(&x), wide(&w), wide(&a), wide(&b));
@@ -140,7 +131,9 @@ fn the_gradients_are_those_of_the_definition() {
                 (Matrix::zeros(tokens, rank, DType::F32), Matrix::zeros(tokens, rank, DType::F32));
             let (dy, x, a, b) = (dy.as_ref(), x.as_ref(), a.as_ref(), b.as_ref());
             let (to, w) = (dx.as_mut(), Factor::Plain(w.as_ref()));
-            low_rank::input_gradient(device, precision, to, true, (dy, w), (a, b), SCALE, ds.as_mut());
+            let update = Some(low_rank::input_gradient((a, b), SCALE, ds.as_mut()));
+            let product = Product { update, ..Product::new((Factor::Plain(dy), w), true, to) };
+            multiply(device, precision, vec![product]);
             let (dy, to) = ((dy, ds.as_ref()), (da.as_mut(), db.as_mut()));
             low_rank::backward(device, precision, to.0, to.1, dy, (x, a), SCALE, s.as_mut());
             vec![dx.to_vec(), da.to_vec(), db.to_vec()]
@@ -167,20 +160,14 @@ fn the_sum_that_comes_first_is_the_same_to_the_byte_made_with_the_product_or_bef
             on_threads(|device| {
                 let mut y = Matrix::zeros(tokens, output, DType::Bf16);
                 let mut s = Matrix::zeros(tokens, rank, DType::F32);
-                let (y_out, s_out) = (y.as_mut(), s.as_mut());
+                let (y_out, mut s_out) = (y.as_mut(), s.as_mut());
                 let (x, factors) = ((x.as_ref(), Factor::Transposed(w.as_ref())), (a.as_ref(), b.as_ref()));
-                low_rank::forward(
-                    device,
-                    Precision::Bf16,
-                    y_out,
-                    false,
-                    x,
-                    dropped,
-                    factors,
-                    SCALE,
-                    s_out,
-                    Epilogue::default(),
-                );
+                if let Some(input) = dropped {
+                    low_rank::dropped(device, Precision::Bf16, input, factors.0, SCALE, s_out.reborrow());
+                }
+                let update = Some(low_rank::forward(factors, SCALE, s_out, dropped.is_some()));
+                let product = Product { update, ..Product::new((Factor::Plain(x.0), x.1), false, y_out) };
+                multiply(device, Precision::Bf16, vec![product]);
                 vec![y.to_vec(), s.to_vec()]
             })
         };

@@ -18,6 +18,7 @@ mod magnitude;
 mod matmul;
 mod noise;
 mod optimizer;
+mod products;
 mod profile;
 mod quant;
 mod random;

@@ -2,7 +2,7 @@
 //! transposition and ragged size.
 
 use compute::ops::copy::copy;
-use compute::ops::matmul::{Epilogue, Factor, Update, matmul, matmul_update};
+use compute::ops::matmul::{Epilogue, Factor, Product, Update, matmul, multiply};
 use compute::quant::{Format, Quantized};
 use compute::{Cpu, DType, Device, Matrix, MatrixRef, Precision, bf16};
 use proptest::prelude::*;
@@ -342,7 +342,9 @@ fn an_epilogue_scales_columns_and_adds_to_them_before_what_is_written_is_rounded
                         bias: has_bias.then(|| bias.as_ref()),
                     };
                     let factors = (Factor::Plain(a.as_ref()), w);
-                    matmul_update(device, Precision::F32, factors, update, epilogue, accumulate, c.as_mut());
+                    let product =
+                        Product { update, epilogue, ..Product::new(factors, accumulate, c.as_mut()) };
+                    multiply(device, Precision::F32, vec![product]);
                     let (a, b, s, second) = (wide(&a), wide(&b), wide(&s), wide(&second));
                     let (scale, bias, held) = (wide(&scale), wide(&bias), wide(&matrix(m, n, dtype, 7)));
                     for (at, got) in c.to_vec().into_iter().enumerate() {

@@ -61,69 +61,87 @@ fn groups_of_rows_come_to_what_they_come_to_alone() {
     for (case, whole) in
         [("llama3", "norm"), ("gemma3", "embed_tokens"), ("gpt2", "wte"), ("glm4", "lm_head")]
     {
-        for precision in [Precision::F32, Precision::Bf16] {
-            let decoder = Decoder::load(&fixture(case), &Device::cpu(2), precision, None).unwrap();
-            let (q, o) = if case == "gpt2" { ("c_attn", "attn.c_proj") } else { ("q_proj", "o_proj") };
-            let dora = PeftConfig { use_dora: true, ..lora(&[o, q], 3, 0.0) };
-            let saved = PeftConfig { modules_to_save: vec![whole.to_owned()], ..lora(&[q], 2, 0.0) };
-            let adapters = [
-                adapter(&decoder, lora(&[q, o], 4, 0.1), 1),
-                adapter(&decoder, dora, 2),
-                adapter(&decoder, saved.clone(), 3),
-            ];
-            // The joint layout: DoRA's modules at the largest rank.
-            let joint = PeftConfig { r: 4, use_dora: true, ..lora(&[q, o], 4, 0.0) };
-            let joint = adapter(&decoder, joint, 1).layout;
-            let run = |adapter, key| Run { dropout_key: Some(key), ..decoder.run(adapter) };
-            let runs = [
-                run(Some(&adapters[0]), 7),
-                run(None, 8),
-                run(Some(&adapters[1]), 9),
-                run(Some(&adapters[2]), 10),
-                run(Some(&adapters[0]), 11),
-            ];
-            let gradients = |run: &Run<'_>| {
-                let layout = run.adapter.map(|a| a.layout.clone()).unwrap_or_default();
-                Parameters::zeros(&layout, Component::Gradients, &mut Allocator::real(&decoder.device))
-            };
-            for checkpointing in [Checkpointing::None, Checkpointing::Block(Keeping::default())] {
-                let (mut together, mut groups) = (Batch::new(), Vec::new());
-                for (n, run) in runs.iter().enumerate() {
-                    let start = together.tokens();
-                    push(&mut together, n, decoder.config.vocab_size);
-                    groups.push(Group { rows: start..together.tokens(), run: *run });
-                }
+        let (q, o) = if case == "gpt2" { ("c_attn", "attn.c_proj") } else { ("q_proj", "o_proj") };
+        let dora = |r| PeftConfig { use_dora: true, ..lora(&[o, q], r, 0.0) };
+        let saved = PeftConfig { modules_to_save: vec![whole.to_owned()], ..lora(&[q], 2, 0.0) };
+        // The joint layout: DoRA's modules at the largest rank.
+        check_groups(case, [lora(&[q, o], 4, 0.1), dora(3), saved], dora(4));
+    }
+}
+
+/// Among experts the rows of all groups meet, each expert's sorted by group.
+#[test]
+fn groups_of_rows_train_experts_apart() {
+    for case in ["qwen3-moe", "mixtral"] {
+        let experts = |names: &[&str], r, modules: &[&str]| {
+            let names = names.iter().map(|name| format!("mlp.experts.{name}")).collect();
+            PeftConfig { target_parameters: names, ..lora(modules, r, 0.0) }
+        };
+        let all = ["gate_up_proj", "down_proj"];
+        let adapters = [
+            experts(&all, 4, &["q_proj"]),
+            experts(&all[..1], 2, &["o_proj"]),
+            experts(&all[1..], 3, &["q_proj"]),
+        ];
+        check_groups(case, adapters, experts(&all, 4, &["q_proj", "o_proj"]));
+    }
+}
+
+/// That five groups of rows with these adapters and none come to what each comes to alone, in buffers for a
+/// joint layout.
+fn check_groups(case: &str, adapters: [PeftConfig; 3], joint: PeftConfig) {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let decoder = Decoder::load(&fixture(case), &Device::cpu(2), precision, None).unwrap();
+        let mut seed = 0;
+        let adapters = adapters.clone().map(|settings| {
+            seed += 1;
+            adapter(&decoder, settings, seed)
+        });
+        let joint = adapter(&decoder, joint.clone(), 1).layout;
+        let run = |adapter, key| Run { dropout_key: Some(key), ..decoder.run(adapter) };
+        let runs = [
+            run(Some(&adapters[0]), 7),
+            run(None, 8),
+            run(Some(&adapters[1]), 9),
+            run(Some(&adapters[2]), 10),
+            run(Some(&adapters[0]), 11),
+        ];
+        let gradients = |run: &Run<'_>| {
+            let layout = run.adapter.map(|a| a.layout.clone()).unwrap_or_default();
+            Parameters::zeros(&layout, Component::Gradients, &mut Allocator::real(&decoder.device))
+        };
+        for checkpointing in [Checkpointing::None, Checkpointing::Block(Keeping::default())] {
+            let (mut together, mut groups) = (Batch::new(), Vec::new());
+            for (n, run) in runs.iter().enumerate() {
+                let start = together.tokens();
+                push(&mut together, n, decoder.config.vocab_size);
+                groups.push(Group { rows: start..together.tokens(), run: *run });
+            }
+            let mut work = buffers(&decoder, &joint, checkpointing);
+            decoder.forward_groups_to_train(&groups, &together, &mut work).unwrap();
+            let (mut losses, weights) =
+                (vec![0.0; together.targets.len()], vec![0.3; together.targets.len()]);
+            let mut got: Vec<Parameters> = runs.iter().map(gradients).collect();
+            decoder.backward_groups(&groups, &together, &weights, &mut work, &mut losses, &mut got).unwrap();
+            let mut asked = vec![0.0; losses.len()];
+            decoder.forward_groups_to_train(&groups, &together, &mut work).unwrap();
+            decoder.losses_of_groups(&groups, &together, &mut work, &mut asked);
+            assert_eq!(asked, losses, "{case}: losses alone");
+            let mut rest = &losses[..];
+            for (n, run) in runs.iter().enumerate() {
+                let mut alone = Batch::new();
+                push(&mut alone, n, decoder.config.vocab_size);
                 let mut work = buffers(&decoder, &joint, checkpointing);
-                decoder.forward_groups_to_train(&groups, &together, &mut work).unwrap();
-                let (mut losses, weights) =
-                    (vec![0.0; together.targets.len()], vec![0.3; together.targets.len()]);
-                let mut got: Vec<Parameters> = runs.iter().map(gradients).collect();
-                decoder
-                    .backward_groups(&groups, &together, &weights, &mut work, &mut losses, &mut got)
-                    .unwrap();
-                let mut asked = vec![0.0; losses.len()];
-                decoder.forward_groups_to_train(&groups, &together, &mut work).unwrap();
-                decoder.losses_of_groups(&groups, &together, &mut work, &mut asked);
-                assert_eq!(asked, losses, "{case}: losses alone");
-                let mut rest = &losses[..];
-                for (n, run) in runs.iter().enumerate() {
-                    let mut alone = Batch::new();
-                    push(&mut alone, n, decoder.config.vocab_size);
-                    let mut work = buffers(&decoder, &joint, checkpointing);
-                    let (mut want, mut of_group) = (gradients(run), vec![0.0; alone.targets.len()]);
-                    decoder.forward_to_train(run, &alone, &mut work).unwrap();
-                    let weights = vec![0.3; of_group.len()];
-                    decoder.backward(run, &alone, &weights, &mut work, &mut of_group, &mut want).unwrap();
-                    let (losses, others) = rest.split_at(of_group.len());
-                    assert_eq!(losses, of_group, "{case}, group {n}, {checkpointing:?}");
-                    assert_eq!(
-                        got[n].values().f32(),
-                        want.values().f32(),
-                        "{case}, group {n}, {checkpointing:?}"
-                    );
-                    assert!(run.adapter.is_none() || want.values().f32().iter().any(|g| *g != 0.0));
-                    rest = others;
-                }
+                let (mut want, mut of_group) = (gradients(run), vec![0.0; alone.targets.len()]);
+                decoder.forward_to_train(run, &alone, &mut work).unwrap();
+                let weights = vec![0.3; of_group.len()];
+                decoder.backward(run, &alone, &weights, &mut work, &mut of_group, &mut want).unwrap();
+                let (losses, others) = rest.split_at(of_group.len());
+                let what = || format!("{case}, {precision:?}, group {n}, {checkpointing:?}");
+                assert_eq!(losses, of_group, "{}", what());
+                assert_eq!(got[n].values().f32(), want.values().f32(), "{}", what());
+                assert!(run.adapter.is_none() || want.values().f32().iter().any(|g| *g != 0.0));
+                rest = others;
             }
         }
     }

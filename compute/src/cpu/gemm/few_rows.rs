@@ -3,11 +3,13 @@
 
 use std::ops::Range;
 
-use super::block::{Prefetch, Product, Team};
 use super::four_bit::{FewRows, FourBit};
 use super::kernel::Kernel;
 use super::layout::Layout;
-use super::scratch::{self, Room, Scratch};
+use super::prefetch::Prefetch;
+use super::product::Product;
+use super::scratch::{self, Room, SHARED_A_BYTES, Scratch};
+use super::team::Team;
 use super::{Operand, Right};
 
 /// At most this many rows of `a`: with more, packing weights for a tile costs less than reading them twice.
@@ -50,54 +52,59 @@ pub(super) fn applies(product: &Product<'_>) -> bool {
         && product.layout().few_rows_fit()
 }
 
-/// Columns of a task: a few tasks for each thread, whole groups of weight rows.
-fn cols_per_task(product: &Product<'_>, threads: usize) -> usize {
-    let parts = if threads == 1 { 1 } else { 8 * threads };
-    product.b.cols().div_ceil(parts).next_multiple_of(COLS)
-}
-
-/// Computes the product, whose update's `s` is there: the rows are packed once, for all tasks, then columns
-/// are handed out.
-pub(super) fn run(product: &Product<'_>, team: &Team<'_>) {
-    let layout = product.layout();
+/// Computes products whose updates' `s` are there: their rows are packed once, for all tasks, as many at once
+/// as there is room for, then columns are handed out.
+pub(super) fn run(products: &[&Product<'_>], team: &Team<'_>) {
+    if products.is_empty() {
+        return;
+    }
     scratch::with_shared(|room, _| {
-        // The rows of the second pair stand behind those of the first.
-        let second = product.update.map(|update| {
-            // SAFETY: an update's `s` was made before.
-            let s = unsafe { update.s(0..product.a.rows) };
-            let behind = layout.few_rows_bytes(product.a.cols);
-            let room = room.part(behind, layout.few_rows_bytes(update.rank));
-            Pair::pack(&layout, product.kernel, s, update.second, room)
-        });
-        let room = room.part(0, layout.few_rows_bytes(product.a.cols));
-        let first = Pair::pack(&layout, product.kernel, product.a, product.b, room);
-        let alone = product.b.cols() * product.a.cols <= ALONE;
-        let team = if alone { &Team::Alone } else { team };
-        let cols = cols_per_task(product, team.threads());
-        team.run(product.b.cols().div_ceil(cols), |task| {
-            let block = task * cols..product.b.cols().min((task + 1) * cols);
-            // SAFETY: tasks have columns of their own; the rows are packed.
-            scratch::with(|scratch| unsafe { compute(product, block, &first, second.as_ref(), scratch) });
-        });
+        let (mut together, mut used) = (Vec::with_capacity(products.len()), 0);
+        for product in products {
+            let bytes = product.layout().few_rows_of_all_bytes();
+            if used + bytes > SHARED_A_BYTES {
+                run_packed(&together, team);
+                (together, used) = (Vec::new(), 0);
+            }
+            together.push(Packed::new(product, room.part(used, bytes)));
+            used += bytes;
+        }
+        run_packed(&together, team);
     });
 }
 
-/// Writes some columns of `c`.
-///
-/// # Safety
-/// Nobody else touches these columns of `c` now, and the packed rows are alive.
-unsafe fn compute(
-    product: &Product<'_>,
-    block: Range<usize>,
-    first: &Pair<'_>,
-    second: Option<&Pair<'_>>,
-    scratch: Scratch,
-) {
-    let kernel = product.kernel;
-    let (sums, more) = (scratch.sums.sums(0, SUMS), scratch.sums.sums(SUMS, SUMS));
-    for col in block.clone().step_by(WIDTH) {
-        let cols = col..block.end.min(col + WIDTH);
-        // SAFETY: both have room for sums; the part written of `c` lies inside the block.
+/// A product whose few rows are packed.
+struct Packed<'p, 'a> {
+    product: &'p Product<'a>,
+    first: Pair<'a>,
+    /// The update's.
+    second: Option<Pair<'a>>,
+}
+
+impl<'p, 'a> Packed<'p, 'a> {
+    /// Packs the rows into this room, which is theirs as long as this lives.
+    fn new(product: &'p Product<'a>, room: Room) -> Self {
+        let (layout, kernel) = (product.layout(), product.kernel);
+        let behind = layout.few_rows_bytes(product.a.cols);
+        let second = product.update.map(|update| {
+            // SAFETY: an update's `s` was made before.
+            let s = unsafe { update.s(0..product.a.rows) };
+            let room = room.part(behind, layout.few_rows_bytes(update.rank));
+            Pair::pack(&layout, kernel, s, update.second, room)
+        });
+        let first = Pair::pack(&layout, kernel, product.a, product.b, room.part(0, behind));
+        Packed { product, first, second }
+    }
+
+    /// Writes some columns of `c`.
+    ///
+    /// # Safety
+    /// Nobody else touches these columns of `c` now, and the packed rows are alive.
+    unsafe fn compute(&self, cols: Range<usize>, scratch: Scratch) {
+        let Packed { product, first, second } = self;
+        let kernel = product.kernel;
+        let (sums, more) = (scratch.sums.sums(0, SUMS), scratch.sums.sums(SUMS, SUMS));
+        // SAFETY: both have room for sums; what is written of `c` lies inside.
         unsafe {
             if let Some(second) = second {
                 // An update's weights come from memory while the frozen ones are multiplied.
@@ -109,11 +116,38 @@ unsafe fn compute(
                 add(more, sums, product.a.rows * WIDTH);
             }
             let (alpha, accumulate) = (product.alpha, product.accumulate);
-            let c = product.c.at(0, col);
+            let c = product.c.at(0, cols.start);
             product.epilogue.apply(sums, WIDTH, product.a.rows, cols.clone());
             (kernel.store)(sums, WIDTH, product.a.rows, cols.len(), alpha, accumulate, c);
         }
     }
+}
+
+/// Hands out columns of products whose rows are packed; those of a right factor that neighbours have in
+/// common are one task, so that it comes from memory once.
+fn run_packed(packed: &[Packed<'_, '_>], team: &Team<'_>) {
+    let weights: usize = packed.iter().map(|p| p.product.b.cols() * p.product.a.cols).sum();
+    let team = if weights <= ALONE { &Team::Alone } else { team };
+    let families: Vec<_> = packed.chunk_by(|x, y| x.product.b.is_same(&y.product.b)).collect();
+    // A few tasks for each thread, whole groups of weight rows.
+    let parts = if team.threads() == 1 { 1 } else { (8 * team.threads()).div_ceil(families.len().max(1)) };
+    let mut tasks = Vec::new();
+    for &family in &families {
+        let all = family[0].product.b.cols();
+        let size = all.div_ceil(parts).next_multiple_of(COLS);
+        tasks.extend((0..all).step_by(size).map(|col| (family, col..all.min(col + size))));
+    }
+    team.run(tasks.len(), |task| {
+        let (family, block) = &tasks[task];
+        scratch::with(|scratch| {
+            for col in block.clone().step_by(WIDTH) {
+                for packed in *family {
+                    // SAFETY: tasks have columns of their own; the rows are packed.
+                    unsafe { packed.compute(col..block.end.min(col + WIDTH), scratch) };
+                }
+            }
+        });
+    });
 }
 
 /// `to += from`

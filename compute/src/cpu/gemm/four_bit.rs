@@ -58,6 +58,12 @@ impl<'a> FourBit<'a> {
         self.transposed
     }
 
+    /// Whether it is the same part of the same weight.
+    pub(super) fn is_same(&self, other: &FourBit<'_>) -> bool {
+        let part = |m: &FourBit<'_>| (m.transposed, m.first, m.rows, m.cols);
+        std::ptr::eq(self.weight, other.weight) && part(self) == part(other)
+    }
+
     /// A part of it.
     pub(super) fn view(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         let (down, along) = if self.transposed { (cols.start, rows.start) } else { (rows.start, cols.start) };

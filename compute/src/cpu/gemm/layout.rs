@@ -190,10 +190,20 @@ impl Layout {
         self.whole_tiles(self.rows.div_ceil(self.rows.div_ceil(most)))
     }
 
-    /// The blocks of some rows that are packed for all tasks.
-    pub(super) fn shared_grid(&self, rows: Range<usize>, threads: usize) -> Grid {
-        let max_rows = SHARED_ROWS / self.kernel.rows * self.kernel.rows;
-        self.grid(Block { rows, cols: 0..self.cols }, max_rows, SHARED_COLS, threads)
+    /// Most rows of a block whose `a` is packed for all tasks, whole tiles.
+    fn shared_block_rows(&self) -> usize {
+        SHARED_ROWS / self.kernel.rows * self.kernel.rows
+    }
+
+    /// Whether so many packed rows are one block over some columns.
+    pub(super) fn is_one_block(&self, rows: usize) -> bool {
+        rows <= self.shared_block_rows()
+    }
+
+    /// The blocks of so many rows that are packed for all tasks.
+    pub(super) fn shared_grid(&self, rows: usize, threads: usize) -> Grid {
+        let whole = Block { rows: 0..rows, cols: 0..self.cols };
+        self.grid(whole, self.shared_block_rows(), SHARED_COLS, threads)
     }
 
     /// The blocks of the whole product where each task packs its own `a`: few of them share rows.
@@ -220,7 +230,12 @@ impl Layout {
 
     /// Whether the few rows of a product have room as packed tiles, its own and its update's.
     pub(super) fn few_rows_fit(&self) -> bool {
-        self.few_rows_bytes(self.depth) + self.few_rows_bytes(self.rank) <= SHARED_A_BYTES
+        self.few_rows_of_all_bytes() <= SHARED_A_BYTES
+    }
+
+    /// Bytes of the few rows of a product as packed tiles, its own and its update's.
+    pub(super) fn few_rows_of_all_bytes(&self) -> usize {
+        self.few_rows_bytes(self.depth) + self.few_rows_bytes(self.rank)
     }
 
     /// Bytes of a tile of a few packed rows over the whole of a depth: more than [`FewRows::pack`] writes.
@@ -266,7 +281,8 @@ mod tests {
                 }
                 // Strips fill the rows one after the other: only the last one may end inside a tile.
                 assert!(at.strip_rows().is_multiple_of(at.kernel.rows));
-                [1, 2, 3, 16].map(|threads| (at.shared_grid(0..shared.rows.min(at.rows), threads), false))
+                let rows = at.whole_tiles(shared.rows.min(at.rows));
+                [1, 2, 3, 16].map(|threads| (at.shared_grid(rows, threads), false))
             }
             None => [1, 2, 3, 16].map(|threads| (at.own_grid(threads), true)),
         };

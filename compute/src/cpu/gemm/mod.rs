@@ -29,9 +29,12 @@ mod pack;
 mod pack512;
 mod packed;
 mod portable;
+mod prefetch;
+mod product;
 #[cfg(target_arch = "x86_64")]
 mod scales;
 mod scratch;
+mod team;
 
 pub(crate) use few_rows::ROWS as FEW_ROWS;
 pub(crate) use four_bit::FourBit;
@@ -47,8 +50,9 @@ use std::ops::Range;
 use super::Cpu;
 use crate::Precision;
 use crate::matrix::{Slice, SliceMut};
-use block::{Product, Team};
 use kernel::Kernel;
+use product::Product;
+use team::Team;
 
 /// A factor of a product: logically `[rows, cols]`, element `(i, j)` at `data[i * row_stride + j *
 /// col_stride]`, one of the strides 1.
@@ -121,25 +125,25 @@ impl Epilogue<'_> {
     }
 }
 
-/// `c = alpha * a * b` or, accumulating, `c += alpha * a * b`, on all threads; with an update, `alpha * (a *
-/// b + s * second)`, of which the parts are not rounded. With an epilogue, of columns of what is written or
-/// added, `alpha` is 1.
+/// A product: `c = alpha * a * b` or, accumulating, `c += alpha * a * b`; with an update, `alpha * (a * b + s
+/// * second)`, of which the parts are not rounded. With an epilogue, of columns of what is written or added,
+/// `alpha` is 1.
+pub(crate) struct Call<'a> {
+    pub(crate) alpha: f32,
+    pub(crate) a: Operand<'a>,
+    pub(crate) b: Right<'a>,
+    pub(crate) update: Option<Update<'a>>,
+    pub(crate) epilogue: Epilogue<'a>,
+    pub(crate) accumulate: bool,
+    pub(crate) c: OperandMut<'a>,
+}
+
+/// Computes products on all threads, together. Each is the same to the byte as alone.
 ///
 /// # Panics
 /// If shapes do not agree, or data is shorter than its shape and strides say.
-pub(crate) fn gemm(
-    cpu: &Cpu,
-    precision: Precision,
-    alpha: f32,
-    factors: (Operand<'_>, Right<'_>),
-    update: Option<Update<'_>>,
-    epilogue: Epilogue<'_>,
-    accumulate: bool,
-    c: OperandMut<'_>,
-) {
+pub(crate) fn gemm<'a>(cpu: &Cpu, precision: Precision, calls: impl Iterator<Item = Call<'a>>) {
     let kernel = Kernel::of(cpu.isa, precision);
-    let product = Product::new(kernel, alpha, factors, update, epilogue, accumulate, c);
-    if let Some(product) = product {
-        product.run(&Team::Pool(&cpu.pool));
-    }
+    let products: Vec<_> = calls.filter_map(|call| Product::new(kernel, call)).collect();
+    block::run(&products, &Team::Pool(&cpu.pool));
 }

@@ -9,12 +9,12 @@
 use std::collections::BTreeMap;
 
 use compute::ops::magnitude;
-use compute::ops::matmul::{Epilogue, Factor, matmul};
+use compute::ops::matmul::{Factor, matmul};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use super::lora::{self, Lora};
 use crate::adapter::parameters::{Adapter, Layout, Parameters, Role, Trained};
-use crate::linear::{BaseWeight, Scratch};
+use crate::linear::{BaseWeight, Rows};
 use crate::memory::{Allocator, Component};
 use crate::names::{Module, ModuleId, Part};
 use crate::run::Run;
@@ -71,10 +71,13 @@ pub(crate) struct Memory {
     norms: Matrix,
     /// Factors `m / n` of an adapter that no longer changes, and where in memory it is, if they are there; never
     /// in training.
-    fixed: BTreeMap<ModuleId, (Matrix, Option<usize>)>,
+    fixed: Fixed,
     /// A product's gradient `[T, out]`; only in training.
     dproduct: Matrix,
 }
+
+/// Factors of the rows of modules, and of the adapter at which address they are.
+type Fixed = BTreeMap<ModuleId, (Matrix, Option<usize>)>;
 
 /// The products of one kind of module.
 #[derive(Debug)]
@@ -162,17 +165,61 @@ impl Memory {
         *known = Some(address(run));
     }
 
-    /// The factors of this pass's adapter on a module, if they are fixed.
-    fn fixed(&self, run: &Run<'_>, module: ModuleId) -> Option<MatrixRef<'_>> {
-        let (factors, _) = self.fixed.get(&module).filter(|(_, known)| *known == Some(address(run)))?;
-        Some(factors.as_ref())
+    /// Where the products of some rows of `[S, in]` through a module go.
+    pub(crate) fn places(&mut self, module: ModuleId, rows: usize) -> Places<'_> {
+        let z = self.products.get_mut(&kind(module)).map(|products| {
+            let (z, there) = products.of(module);
+            *there = Some(module);
+            z.top_mut(rows)
+        });
+        Places { fixed: &self.fixed, z }
     }
 
-    /// Lets the backward pass make a module's product again.
-    pub(crate) fn forget(&mut self, module: ModuleId) {
+    /// Whether the products of the last forward pass through a module are there.
+    pub(crate) fn has_products(&mut self, module: ModuleId) -> bool {
+        self.products.get_mut(&kind(module)).is_some_and(|products| products.of(module).1 == Some(module))
+    }
+
+    /// What was kept of a module was that batch's alone.
+    pub(crate) fn forget_products(&mut self, module: ModuleId) {
         if let Some(products) = self.products.get_mut(&kind(module)) {
             products.of(module).1 = None;
         }
+    }
+
+    /// `y`, or what is added to it, from the products of some rows, unless that was all.
+    pub(crate) fn finish(&mut self, rows: &Rows<'_>, dora: Dora, y: MatrixMut<'_>, accumulate: bool) {
+        if fixed(&self.fixed, rows).is_some() {
+            return;
+        }
+        self.measure(rows.run, rows.module, dora.lora, rows.weight());
+        let (z, _) = self.products.get_mut(&kind(rows.module)).expect(LAID_OUT).of(rows.module);
+        let (m, z) = (rows.run.adapter().tensor(dora.magnitude), z.as_ref().rows_range(rows.range.clone()));
+        magnitude::forward(rows.run.device, y, accumulate, z, (m, self.norms.as_ref().prefix(1, m.cols())));
+    }
+
+    /// Adds to the gradient of the magnitudes, from some rows of `dy`, and brings the products' gradient.
+    pub(crate) fn backward(
+        &mut self,
+        rows: &Rows<'_>,
+        dora: Dora,
+        dy: MatrixRef<'_>,
+        gradients: &mut Parameters,
+    ) {
+        self.measure(rows.run, rows.module, dora.lora, rows.weight());
+        let (adapter, range) = (rows.run.adapter(), rows.range.clone());
+        let (m, tensor) = (adapter.tensor(dora.magnitude), &adapter.layout.tensors()[dora.magnitude]);
+        let (z, _) = self.products.get_mut(&kind(rows.module)).expect(LAID_OUT).of(rows.module);
+        let (z, n) = (z.as_ref().rows_range(range.clone()), self.norms.as_ref().prefix(1, m.cols()));
+        let all = self.dproduct.rows();
+        let dz = self.dproduct.as_mut().prefix(all, m.cols()).rows_range(range);
+        magnitude::backward(rows.run.device, dz, gradients.tensor_mut(tensor), dy, z, (m, n));
+    }
+
+    /// The products' gradient in some rows, behind [`Memory::backward`] of them.
+    pub(crate) fn product_gradient(&self, rows: &Rows<'_>, dora: Dora) -> MatrixRef<'_> {
+        let out = dora.lora.out;
+        self.dproduct.as_ref().prefix(self.dproduct.rows(), out).rows_range(rows.range.clone())
     }
 
     /// Brings the norms of a module's adapted rows to the front of `self.norms`.
@@ -197,59 +244,36 @@ impl Memory {
     }
 }
 
-/// `y [T, out]`, or what is added to it: the product of `x [T, in]` by the adapted weight.
-pub(crate) fn forward(
-    run: &Run<'_>,
-    dora: Dora,
-    module: ModuleId,
-    y: MatrixMut<'_>,
-    accumulate: bool,
-    (x, weight): (MatrixRef<'_>, BaseWeight<'_>),
-    Scratch { lora, dora: memory }: &mut Scratch,
-) {
-    if let Some(scale) = memory.fixed(run, module) {
-        let (factors, epilogue) = ((x, weight.transposed()), Epilogue { scale: Some(scale), bias: None });
-        return lora::forward(run, dora.lora, run.mask_key(module), y, accumulate, factors, epilogue, lora);
-    }
-    memory.measure(run, module, dora.lora, weight);
-    let m = run.adapter().tensor(dora.magnitude);
-    let (z, there) = memory.products.get_mut(&kind(module)).expect(LAID_OUT).of(module);
-    *there = Some(module);
-    let (key, to) = (run.mask_key(module), z.as_mut().prefix(x.rows(), m.cols()));
-    let w = weight.transposed();
-    lora::forward(run, dora.lora, key, to, false, (x, w), Epilogue::default(), lora);
-    let (z, n) = (z.as_ref().prefix(x.rows(), m.cols()), memory.norms.as_ref().prefix(1, m.cols()));
-    magnitude::forward(run.device, y, accumulate, z, (m, n));
+/// Where the products of the rows of a list go, one after the other.
+pub(crate) struct Places<'m> {
+    fixed: &'m Fixed,
+    z: Option<MatrixMut<'m>>,
 }
 
-/// Adds to the gradients of A, B and the magnitudes; if it is wanted, sets `dx [T, in]`, or adds to it.
-pub(crate) fn backward(
-    run: &Run<'_>,
-    dora: Dora,
-    module: ModuleId,
-    dx: Option<(MatrixMut<'_>, bool)>,
-    (dy, weight): (MatrixRef<'_>, BaseWeight<'_>),
-    x: MatrixRef<'_>,
-    gradients: &mut Parameters,
-    Scratch { lora, dora: memory }: &mut Scratch,
-) {
-    memory.measure(run, module, dora.lora, weight);
-    let adapter = run.adapter();
-    let (m, tensor) = (adapter.tensor(dora.magnitude), &adapter.layout.tensors()[dora.magnitude]);
-    let (rows, out, key) = (dy.rows(), m.cols(), run.mask_key(module));
-    let (z, there) = memory.products.get_mut(&kind(module)).expect(LAID_OUT).of(module);
-    if *there != Some(module) {
-        // Another layer has used the place since: the product is made again.
-        let (to, w) = (z.as_mut().prefix(rows, out), weight.transposed());
-        lora::forward(run, dora.lora, key, to, false, (x, w), Epilogue::default(), lora);
+/// Where the product of some rows goes, of DoRA.
+pub(crate) enum Place<'m> {
+    /// To `y`, its columns times the factors of an adapter that does not change.
+    Scaled(MatrixRef<'m>),
+    /// To a place of its own, from which [`Memory::finish`] makes `y`.
+    Apart(MatrixMut<'m>),
+}
+
+impl<'m> Places<'m> {
+    /// The place of the next rows of the list, if they have DoRA.
+    pub(crate) fn next(&mut self, rows: &Rows<'_>) -> Option<Place<'m>> {
+        let z = self.z.as_mut().map(|z| z.split_off_rows(rows.range.len()));
+        rows.dora()?;
+        match fixed(self.fixed, rows) {
+            Some(factors) => Some(Place::Scaled(factors)),
+            None => Some(Place::Apart(z.expect(LAID_OUT))),
+        }
     }
-    // What was kept is of this batch alone.
-    *there = None;
-    let (z, n) = (z.as_ref().prefix(rows, out), memory.norms.as_ref().prefix(1, out));
-    let dz = memory.dproduct.as_mut().prefix(rows, out);
-    magnitude::backward(run.device, dz, gradients.tensor_mut(tensor), dy, z, (m, n));
-    let dz = memory.dproduct.as_ref().prefix(rows, out);
-    lora::backward(run, dora.lora, key, dx, (dz, weight.plain()), x, gradients, lora);
+}
+
+/// The factors of an adapter on a module, if they are fixed.
+fn fixed<'m>(all: &'m Fixed, rows: &Rows<'_>) -> Option<MatrixRef<'m>> {
+    let (factors, _) = all.get(&rows.module).filter(|(_, known)| *known == Some(address(rows.run)))?;
+    Some(factors.as_ref())
 }
 
 const LAID_OUT: &str = "the buffers were laid out for this adapter";

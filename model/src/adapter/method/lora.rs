@@ -6,15 +6,15 @@
 
 use std::ops::Range;
 
-use compute::ops::matmul::{Epilogue, Factor, matmul};
+use compute::ops::matmul::{Factor, Update, matmul};
 use compute::ops::{dropout, low_rank};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision, random};
 
 use crate::adapter::init::Init;
 use crate::adapter::parameters::{Adapter, Layout, Parameters, Role, Trained};
+use crate::linear::Rows;
 use crate::memory::{Allocator, Component};
 use crate::names::{Module, ModuleId, Part};
-use crate::run::Run;
 use crate::staged::Staged;
 
 /// A low-rank update of one linear layer: `h = W0 x + scale * B A x` (Hu et al. 2021, equation 3).
@@ -79,25 +79,23 @@ impl Layout {
 /// Buffers that every linear layer uses in turn.
 #[derive(Debug)]
 pub(crate) struct Buffers {
-    /// The input as the update sees it when some of it is dropped `[T, in]`.
-    dropped: Matrix,
-    /// `s = scale * A x` `[T, R]`.
-    s: Matrix,
-    /// Its gradient `[T, R]`.
-    ds: Matrix,
+    /// The inputs as updates see them when some of them are dropped `[T, in]`.
+    pub(crate) dropped: Matrix,
+    /// `s = scale * A x` `[S, R]`.
+    pub(crate) s: Matrix,
+    /// Its gradient `[S, R]`.
+    pub(crate) ds: Matrix,
     /// What the rows at hand are called, for masks that do not depend on their neighbours `[T]`; set once a
     /// batch.
     pub(crate) names: Staged<u64>,
-    /// Which of the rows that have names is the first one at hand.
-    pub(crate) first_row: usize,
 }
 
 impl Buffers {
-    /// For `tokens` rows and inputs of at most `width` columns.
+    /// For inputs of at most `width` columns: `tokens` rows, and where experts read them `rows`.
     pub(crate) fn new(
         layout: &Layout,
         dropout: f32,
-        tokens: usize,
+        (tokens, rows): (usize, usize),
         width: usize,
         precision: Precision,
         allocator: &mut Allocator,
@@ -105,19 +103,27 @@ impl Buffers {
         let dropped = if dropout > 0.0 { tokens } else { 0 };
         let mut buffer = |rows, cols, dtype| allocator.matrix(Component::Workspace, rows, cols, dtype);
         Buffers {
-            s: buffer(tokens, layout.max_rank(), DType::F32),
-            ds: buffer(tokens, layout.max_rank(), DType::F32),
+            s: buffer(rows, layout.max_rank(), DType::F32),
+            ds: buffer(rows, layout.max_rank(), DType::F32),
             dropped: buffer(dropped, width, precision.dtype()),
             names: Staged::new(dropped, Component::Workspace, allocator),
-            first_row: 0,
         }
     }
-}
 
-impl Buffers {
     /// The largest rank that they are for.
     pub(crate) fn max_rank(&self) -> usize {
         self.s.cols()
+    }
+
+    /// Drops some of the inputs `x [T, in]`, in the rows that have dropout.
+    pub(crate) fn drop_inputs(&mut self, all: &[Rows<'_>], x: MatrixRef<'_>) {
+        for rows in all {
+            let Some(key) = rows.run.mask_key(rows.module) else { continue };
+            let (range, rate) = (rows.range.clone(), rows.run.adapter().dropout);
+            let to = self.dropped.as_mut().prefix(x.rows(), x.cols()).rows_range(range.clone());
+            let (x, names) = (x.rows_range(range.clone()), self.names.get().range(range));
+            dropout::apply(rows.run.device, to, x, rate, (key, names), false);
+        }
     }
 }
 
@@ -145,78 +151,65 @@ pub(in crate::adapter) fn merge(adapter: &Adapter, lora: Lora, device: &Device, 
     matmul(device, Precision::F32, lora.scale, b, a, true, w);
 }
 
-/// `y [T, out] = x [T, in] w + update`, or `y += ...`. `w` stands for the frozen weight, transposed; `key`
-/// drops inputs in training; the epilogue is of what is written or added.
-pub(crate) fn forward(
-    run: &Run<'_>,
+/// What the product of some rows of `x` by the frozen weight becomes the adapted layer's by. `s` is made
+/// there or, of [dropped](Buffers::drop_inputs) inputs, now.
+pub(crate) fn update<'a>(
+    rows: &Rows<'a>,
     lora: Lora,
-    key: Option<u64>,
-    y: MatrixMut<'_>,
-    accumulate: bool,
-    (x, w): (MatrixRef<'_>, Factor<'_>),
-    epilogue: Epilogue<'_>,
-    buffers: &mut Buffers,
-) {
-    let Buffers { dropped, s, names, first_row, .. } = buffers;
-    let s = s.as_mut().prefix(x.rows(), lora.rank);
-    let dropped = dropped_input(run, key, x, (names, *first_row), dropped);
-    let factors = run.adapter().lora(lora);
-    let (device, precision, scale) = (run.device, run.precision, lora.scale);
-    low_rank::forward(device, precision, y, accumulate, (x, w), dropped, factors, scale, s, epilogue);
+    x: MatrixRef<'_>,
+    dropped: &Matrix,
+    s: MatrixMut<'a>,
+) -> Update<'a> {
+    let (run, mut s) = (rows.run, s.cols_range(0..lora.rank));
+    let (a, b) = run.adapter().lora(lora);
+    let is_dropped = run.mask_key(rows.module).is_some();
+    if is_dropped {
+        let input = dropped.as_ref().prefix(x.rows(), x.cols()).rows_range(rows.range.clone());
+        low_rank::dropped(run.device, run.precision, input, a, lora.scale, s.reborrow());
+    }
+    low_rank::forward((a, b), lora.scale, s, is_dropped)
 }
 
-/// Adds to the gradients of A and B; if it is wanted, `dx [T, in] = dy w + update`, or `dx += ...`. `w`
-/// stands for the frozen weight.
+/// What the product of some rows of `dy` by the frozen weight becomes `dx` by, unless the update's part of it
+/// goes through dropout.
+pub(crate) fn input_gradient<'a>(rows: &Rows<'a>, lora: Lora, ds: MatrixMut<'a>) -> Option<Update<'a>> {
+    let is_dropped = rows.run.mask_key(rows.module).is_some();
+    let ds = ds.cols_range(0..lora.rank);
+    (!is_dropped).then(|| low_rank::input_gradient(rows.run.adapter().lora(lora), lora.scale, ds))
+}
+
+/// Adds to the gradients of A and B, from some rows of `dy` and of the inputs `x [S, in]`; and to `dx`, if it
+/// is wanted, what goes through dropout. The rest of it is there.
 pub(crate) fn backward(
-    run: &Run<'_>,
+    rows: &Rows<'_>,
     lora: Lora,
-    key: Option<u64>,
-    dx: Option<(MatrixMut<'_>, bool)>,
-    (dy, w): (MatrixRef<'_>, Factor<'_>),
+    dx: Option<MatrixMut<'_>>,
+    dy: MatrixRef<'_>,
     x: MatrixRef<'_>,
     gradients: &mut Parameters,
     buffers: &mut Buffers,
 ) {
-    let (adapter, device, precision) = (run.adapter(), run.device, run.precision);
+    let Rows { range, run, .. } = rows;
+    let (adapter, device, precision, key) =
+        (run.adapter(), run.device, run.precision, run.mask_key(rows.module));
     let (a, b) = adapter.lora(lora);
     let (da, db) = gradients.lora_mut(&adapter.layout, lora);
-    let Buffers { dropped, s, ds, names, first_row } = buffers;
-    let (rows, cols, rank) = (x.rows(), x.cols(), lora.rank);
-    let (s, mut ds) = (s.as_mut().prefix(rows, rank), ds.as_mut().prefix(rows, rank));
-    let dx = match (dx, key) {
-        (Some((dx, accumulate)), None) => {
-            let (scale, ds) = (lora.scale, ds.reborrow());
-            low_rank::input_gradient(device, precision, dx, accumulate, (dy, w), (a, b), scale, ds);
-            None
-        }
-        (dx, _) => {
-            low_rank::rank_gradient(device, precision, dy, b, lora.scale, ds.reborrow());
-            dx
-        }
+    let Buffers { dropped, s, ds, names } = buffers;
+    let [s, mut ds] = [s, ds].map(|m| m.as_mut().rows_range(range.clone()).cols_range(0..lora.rank));
+    if dx.is_none() || key.is_some() {
+        low_rank::rank_gradient(device, precision, dy, b, lora.scale, ds.reborrow());
+    }
+    let input = match key {
+        Some(_) => dropped.as_ref().prefix(x.rows(), x.cols()),
+        None => x,
     };
-    let input = dropped_input(run, key, x, (names, *first_row), dropped).unwrap_or(x);
-    let ds = ds.as_ref();
-    low_rank::backward(device, precision, da, db, (dy, ds), (input, a), lora.scale, s);
-    let (Some((mut dx, accumulate)), Some(key)) = (dx, key) else { return };
-    matmul(device, precision, 1.0, Factor::Plain(dy), w, accumulate, dx.reborrow());
+    let input = input.rows_range(range.clone());
+    low_rank::backward(device, precision, da, db, (dy, ds.as_ref()), (input, a), lora.scale, s);
+    let (Some(dx), Some(key)) = (dx, key) else { return };
     // The dropped input is spent: its buffer takes its gradient, which then passes the same mask.
-    let mut through = dropped.as_mut().prefix(rows, cols);
-    matmul(device, precision, 1.0, Factor::Plain(ds), Factor::Plain(a), false, through.reborrow());
-    let names = names.get().range(*first_row..*first_row + rows);
+    let mut through = dropped.as_mut().prefix(x.rows(), x.cols()).rows_range(range.clone());
+    let factors = (Factor::Plain(ds.as_ref()), Factor::Plain(a));
+    matmul(device, precision, 1.0, factors.0, factors.1, false, through.reborrow());
+    let names = names.get().range(range.clone());
     dropout::apply(device, dx, through.as_ref(), adapter.dropout, (key, names), true);
-}
-
-/// What dropout leaves of the input, if there is dropout.
-fn dropped_input<'a>(
-    run: &Run<'_>,
-    key: Option<u64>,
-    x: MatrixRef<'_>,
-    (names, first_row): (&Staged<u64>, usize),
-    buffer: &'a mut Matrix,
-) -> Option<MatrixRef<'a>> {
-    let key = key?;
-    let names = names.get().range(first_row..first_row + x.rows());
-    let dropped = buffer.as_mut().prefix(x.rows(), x.cols());
-    dropout::apply(run.device, dropped, x, run.adapter().dropout, (key, names), false);
-    Some(buffer.as_ref().prefix(x.rows(), x.cols()))
 }

@@ -1,0 +1,190 @@
+//! Products that are computed together come to the bytes that each comes to alone, whatever they share: a right
+//! factor, as rows with an adapter each do, or none, as experts do.
+
+use compute::ops::matmul::{Epilogue, Factor, Product, Update, multiply};
+use compute::quant::{Format, Quantized};
+use compute::{DType, Device, Matrix, Precision};
+
+use crate::common::{cpus, matrix};
+
+/// Of one of the products: its rows, the rank of its update (0: none), which right factor it has, and whether
+/// its columns have an epilogue.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    rows: usize,
+    rank: usize,
+    weight: usize,
+    has_epilogue: bool,
+}
+
+fn part(rows: usize, rank: usize, weight: usize) -> Part {
+    Part { rows, rank, weight, has_epilogue: false }
+}
+
+/// How weights stand, and are read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Weights {
+    Plain(DType),
+    Transposed(DType),
+    FourBit,
+    FourBitTransposed,
+}
+
+/// Everything that a list of products reads and writes.
+struct Case {
+    inputs: Vec<Matrix>,
+    dense: Vec<Matrix>,
+    four_bit: Vec<Quantized>,
+    /// A and B of each update.
+    updates: Vec<[Matrix; 2]>,
+    columns: [Matrix; 2],
+    weights: Weights,
+    parts: Vec<Part>,
+    size: [usize; 2],
+    dtype: DType,
+}
+
+impl Case {
+    fn new(device: &Device, [k, n]: [usize; 2], parts: &[Part], weights: Weights, dtype: DType) -> Self {
+        let count = 1 + parts.iter().map(|part| part.weight).max().unwrap();
+        let (rows, cols, of_weight) = match weights {
+            Weights::Plain(dtype) => (k, n, dtype),
+            Weights::FourBit => (k, n, DType::F32),
+            Weights::Transposed(dtype) => (n, k, dtype),
+            Weights::FourBitTransposed => (n, k, DType::F32),
+        };
+        let dense: Vec<_> = (0..count).map(|w| matrix(rows, cols, of_weight, 10 + w as u64)).collect();
+        let is_four_bit = matches!(weights, Weights::FourBit | Weights::FourBitTransposed);
+        let quantize = |m: &Matrix| Quantized::quantize(device, m.as_ref(), Format::QLORA);
+        let four_bit = if is_four_bit { dense.iter().map(quantize).collect() } else { Vec::new() };
+        let each = |f: &dyn Fn(&Part, u64) -> Matrix| -> Vec<Matrix> {
+            parts.iter().zip(100..).map(|(part, seed)| f(part, seed)).collect()
+        };
+        let inputs = each(&|part, seed| matrix(part.rows, k, dtype, seed));
+        let a = each(&|part, seed| matrix(part.rank, k, DType::F32, seed + 100));
+        let b = each(&|part, seed| matrix(n, part.rank, DType::F32, seed + 200));
+        let updates = a.into_iter().zip(b).map(|(a, b)| [a, b]).collect();
+        let columns = [1, 2].map(|seed| matrix(1, n, DType::F32, seed));
+        Case {
+            inputs,
+            dense,
+            four_bit,
+            updates,
+            columns,
+            weights,
+            parts: parts.to_vec(),
+            size: [k, n],
+            dtype,
+        }
+    }
+
+    /// What these of the products come to, computed together: their results, and the `s` of their updates.
+    fn run(&self, device: &Device, precision: Precision, accumulate: bool, which: &[usize]) -> Vec<Vec<f32>> {
+        let [_, n] = self.size;
+        let old = |i: usize| matrix(self.parts[i].rows, n, self.dtype, 300 + i as u64);
+        let mut results: Vec<_> = which.iter().map(|&i| old(i)).collect();
+        let s = |&i: &usize| Matrix::zeros(self.parts[i].rows, self.parts[i].rank, DType::F32);
+        let mut of_updates: Vec<_> = which.iter().map(s).collect();
+        let lists = which.iter().zip(&mut results).zip(&mut of_updates);
+        let products = lists.map(|((&i, c), s)| {
+            let Part { rank, weight, has_epilogue, .. } = self.parts[i];
+            let b = match self.weights {
+                Weights::Plain(_) => Factor::Plain(self.dense[weight].as_ref()),
+                Weights::Transposed(_) => Factor::Transposed(self.dense[weight].as_ref()),
+                Weights::FourBit => Factor::Quantized(&self.four_bit[weight]),
+                Weights::FourBitTransposed => Factor::QuantizedTransposed(&self.four_bit[weight]),
+            };
+            let [first, second] = &self.updates[i];
+            let update = (rank > 0).then(|| Update {
+                first: Some(Factor::Transposed(first.as_ref())),
+                scale: 0.5,
+                s: s.as_mut(),
+                second: Factor::Transposed(second.as_ref()),
+            });
+            let [scale, bias] = &self.columns;
+            let epilogue = Epilogue { scale: Some(scale.as_ref()), bias: Some(bias.as_ref()) };
+            let epilogue = if has_epilogue { epilogue } else { Epilogue::default() };
+            let factors = (Factor::Plain(self.inputs[i].as_ref()), b);
+            Product { update, epilogue, ..Product::new(factors, accumulate, c.as_mut()) }
+        });
+        multiply(device, precision, products.collect());
+        results.iter().zip(&of_updates).map(|(c, s)| [c.to_vec(), s.to_vec()].concat()).collect()
+    }
+
+    fn check(&self, device: &Device, precision: Precision, what: &str) {
+        for accumulate in [false, true] {
+            let all: Vec<_> = (0..self.parts.len()).collect();
+            let together = self.run(device, precision, accumulate, &all);
+            for (i, together) in together.iter().enumerate() {
+                let alone = &self.run(device, precision, accumulate, &[i])[0];
+                let at = together.iter().zip(alone).position(|(x, y)| x.to_bits() != y.to_bits());
+                assert!(
+                    at.is_none(),
+                    "{what}, {:?} of {:?}, {:?}, {precision:?}, {}: element {at:?}",
+                    self.parts[i],
+                    self.size,
+                    self.weights,
+                    self.dtype
+                );
+            }
+        }
+    }
+}
+
+/// The ways in which weights are kept, with what multiplies them.
+fn ways() -> [(Weights, DType, Precision); 6] {
+    [
+        (Weights::Transposed(DType::F32), DType::F32, Precision::F32),
+        (Weights::Plain(DType::F32), DType::F32, Precision::F32),
+        (Weights::Transposed(DType::Bf16), DType::Bf16, Precision::Bf16),
+        (Weights::Plain(DType::Bf16), DType::Bf16, Precision::Bf16),
+        (Weights::FourBitTransposed, DType::Bf16, Precision::Bf16),
+        (Weights::FourBit, DType::F32, Precision::F32),
+    ]
+}
+
+fn check(sizes: &[[usize; 2]], parts: &[Part], threads: usize) {
+    for cpu in cpus(threads) {
+        let what = format!("{}, {threads} threads", cpu.isa());
+        let device = Device::Cpu(cpu);
+        for &size in sizes {
+            for (weights, dtype, precision) in ways() {
+                Case::new(&device, size, parts, weights, dtype).check(&device, precision, &what);
+            }
+        }
+    }
+}
+
+/// Rows of several adapters, whole tiles and ragged, few and many, with updates of several ranks and without,
+/// by one weight.
+#[test]
+fn rows_with_an_adapter_each_by_one_weight() {
+    let mut parts =
+        vec![part(9, 4, 0), part(1, 4, 0), part(17, 0, 0), part(3, 0, 0), part(64, 16, 0), part(5, 33, 0)];
+    parts[2].has_epilogue = true;
+    parts[3].has_epilogue = true;
+    for threads in [1, 2, 3] {
+        check(&[[64, 130], [192, 17], [320, 300]], &parts, threads);
+    }
+}
+
+/// As many experts as there are, of which each has other rows.
+#[test]
+fn rows_of_each_expert_by_its_own_weight() {
+    let rows = [32, 1, 0, 7, 40, 4, 2, 33, 8, 129];
+    let parts: Vec<_> = rows.iter().enumerate().map(|(e, &rows)| part(rows, 3 * (e % 2), e)).collect();
+    for threads in [1, 2, 3] {
+        check(&[[64, 192], [320, 130]], &parts, threads);
+    }
+}
+
+/// More rows than are packed at once, deeper than is packed at once, and neighbours with and without something
+/// in common.
+#[test]
+fn more_than_is_packed_at_once() {
+    let parts =
+        [part(500, 8, 0), part(40, 0, 0), part(530, 0, 0), part(20, 4, 1), part(21, 4, 1), part(22, 2, 0)];
+    check(&[[2112, 136]], &parts, 2);
+    let parts = [part(30, 16, 0), part(100, 0, 0), part(70, 4, 1), part(2, 4, 1)];
+    check(&[[11_008, 136]], &parts, 2);
+}
