@@ -103,13 +103,11 @@ impl Checkpoint {
         Err(no_weights(folder))
     }
 
-    /// As [`Checkpoint::open`], or one without tensors where the folder has no weights: a model may begin
-    /// from random ones.
-    pub(crate) fn open_if_any(folder: &Path) -> Result<Checkpoint> {
-        match [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file()) {
-            true => Checkpoint::open(folder),
-            false => Ok(Checkpoint::empty(folder)),
-        }
+    /// As [`Checkpoint::open`]; none where the folder has no weights, since a model may begin from random
+    /// ones.
+    pub(crate) fn open_if_any(folder: &Path) -> Result<Option<Checkpoint>> {
+        let any = [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file());
+        any.then(|| Checkpoint::open(folder)).transpose()
     }
 
     /// Opens one safetensors file.
@@ -639,7 +637,8 @@ fn shard_path(folder: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn no_weights(folder: &Path) -> ModelError {
+/// That a folder has no weights, with what it has in their place.
+pub(crate) fn no_weights(folder: &Path) -> ModelError {
     if !folder.is_dir() {
         let source = io::Error::new(io::ErrorKind::NotFound, "there is no such folder");
         return ModelError::read(folder, source);

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use model::adapter::parameters::{Dora, Trained as Part};
 use model::memory::Component;
 use model::shapes::{ModuleKind, ModuleShape, Shape};
-use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType, StoredWeights};
+use model::{Checkpointing, Config, ModuleId, StoredDType, StoredWeights};
 use serde_json::{Map, Value, json};
 
 use super::train::{Prepared, line_of_time};
@@ -43,9 +43,9 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
         }
         (None, Some(model)) => {
             let base = Base::open(model)?;
-            base.config.check_quantization(&base.folder, setup::quantization(run))?;
-            if base.stored.is_some() {
-                Checkpoint::open(&base.folder)?.check(&base.config)?;
+            base.files.check_quantization(setup::quantization(run))?;
+            if let Some(weights) = &base.files.checkpoint {
+                weights.check(&base.config)?;
             }
             check(&base.config, &base.name)?;
             let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);

@@ -196,7 +196,7 @@ fn saving<'a>(trained: &'a Trained, base: &'a Base, tokenizer: &'a Path) -> Savi
     match &trained.peft {
         Some(config) => Saving::Adapter(config),
         None => {
-            Saving::Model { base: &base.folder, tokenizer, dtype: base.dtype().unwrap_or(StoredDType::F32) }
+            Saving::Model { base: &base.files, tokenizer, dtype: base.dtype().unwrap_or(StoredDType::F32) }
         }
     }
 }
@@ -263,7 +263,7 @@ pub(super) fn load(
     let decoder = match base.stored {
         Some(_) => base.load(device, precision, setup::quantization(run))?,
         None if trained.peft.is_none() && run.adapter.init == run_file::Init::Gaussian => {
-            eprintln!("note: {} has no weights; training begins from random ones", base.folder.display());
+            eprintln!("note: {} has no weights; training begins from random ones", base.files.path.display());
             Decoder::random(&base.config, device, precision, None, seed)
         }
         None => {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use compute::quant::{Code, Format};
 use compute::{DType, Device, Precision};
-use model::{BaseWeight, Config, Decoder, ModuleId, Part};
+use model::{BaseWeight, Config, Decoder, ModelFolder, ModuleId, Part};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
@@ -105,7 +105,7 @@ fn every_family_is_planned_trained_measured_asked_merged_and_quantized() {
     for Case { name, family, targets } in CASES {
         let folder = folder(name);
         let folder = folder.path();
-        let config = Config::load(&folder.join("model")).unwrap();
+        let config = ModelFolder::open(&folder.join("model")).unwrap().config;
         let known = facts(folder, &["inspect", "model"]);
         assert_eq!(known["family"], family, "{name}");
         assert_eq!(known["parameters"], config.parameter_count(), "{name}");

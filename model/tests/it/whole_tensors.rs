@@ -14,19 +14,19 @@ use model::{Adapter, Batch, Checkpoint, Config, Decoder, ModelError, OnLoading, 
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
-use crate::common::{Tensors, all_logits, fixture, largest_difference, training_buffers};
+use crate::common::{Tensors, all_logits, fixture, largest_difference, opened, training_buffers};
 
 fn open(folder: &Path, case: &str) -> Result<AdapterFolder, ModelError> {
-    let config = Config::load(&fixture(case)).unwrap();
-    let mut files = AdapterFolder::open(folder, &config, None)?;
-    files.compare(&Checkpoint::open(&fixture(case)).unwrap(), &config)?;
+    let base = opened(case);
+    let mut files = AdapterFolder::open(folder, &base.config, None)?;
+    files.compare(&base)?;
     Ok(files)
 }
 
 fn logits(folder: &Path, case: &str, ids: &[u32]) -> Vec<f32> {
     let files = open(folder, case).unwrap();
     let device = Device::cpu(2);
-    let decoder = Decoder::load_for(&fixture(case), Some(&files), &device, Precision::F32, None).unwrap();
+    let decoder = Decoder::load_for(&opened(case), Some(&files), &device, Precision::F32, None).unwrap();
     let adapter = files.read(&Device::cpu(2)).unwrap();
     let mut batch = Batch::new();
     batch.push_unlabelled(ids);
@@ -180,14 +180,14 @@ fn a_weight_in_four_bits_is_not_replaced() {
     let on_loading = OnLoading { format: Format::QLORA, held: Precision::F32 };
     let (device, format) = (Device::cpu(1), Some(on_loading));
     let told =
-        Decoder::load_for(&fixture("llama2"), Some(&files), &device, Precision::F32, format).unwrap_err();
+        Decoder::load_for(&opened("llama2"), Some(&files), &device, Precision::F32, format).unwrap_err();
     assert!(told.to_string().contains("which is to be quantized"), "{told}");
     // Embeddings are not in four bits.
     let shape = [config.vocab_size, config.hidden_size];
     let folder = adapter_with("nf4", &[("model.embed_tokens.weight", &shape, &[0.5])]);
     let files = open(folder.path(), "nf4").unwrap();
     assert_eq!(files.base_tensors.len(), 1);
-    Decoder::load_for(&fixture("nf4"), Some(&files), &device, Precision::F32, None).unwrap();
+    Decoder::load_for(&opened("nf4"), Some(&files), &device, Precision::F32, None).unwrap();
 }
 
 macro_rules! refused {

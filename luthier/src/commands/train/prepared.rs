@@ -47,7 +47,7 @@ impl Prepared {
         begun: Option<i64>,
         global: &Global,
     ) -> anyhow::Result<Self> {
-        base.config.check_quantization(&base.folder, setup::quantization(&settings.run))?;
+        base.files.check_quantization(setup::quantization(&settings.run))?;
         setup::check_model(&settings, &base.config)?;
         let tokenizer = base.tokenizer()?;
         let mut settled = setup::settle_by_model(&mut settings.run, &base.config);

@@ -23,6 +23,7 @@ use crate::adapter::parameters::{Adapter, Layout};
 use crate::checkpoint::{Checkpoint, transpose};
 use crate::config::Config;
 use crate::error::{ModelError, Result, nearest, quoted};
+use crate::folder::ModelFolder;
 use crate::names::{ModuleId, Parameter};
 
 /// The tensors of an adapter under the keys and in the shapes that PEFT gives them.
@@ -279,9 +280,10 @@ impl AdapterFolder {
     /// Leaves of [`AdapterFolder::base_tensors`] those that are not the base's own, rounded or not.
     ///
     /// # Errors
-    /// If one that differs cannot take the base's place, or two that stand for the same differ from each
-    /// other.
-    pub fn compare(&mut self, base: &Checkpoint, config: &Config) -> Result<()> {
+    /// If one that differs cannot take the base's place, two that stand for the same differ from each other,
+    /// or the base has no weights.
+    pub fn compare(&mut self, base: &ModelFolder) -> Result<()> {
+        let (config, base) = (&base.config, base.require_weights()?);
         let file = &self.tensors.file;
         let mut kept: Vec<BaseTensor> = Vec::new();
         for tensor in std::mem::take(&mut self.base_tensors) {
