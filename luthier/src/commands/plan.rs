@@ -7,12 +7,13 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use model::adapter::parameters::{Dora, Trained as Part};
+use model::adapter::peft::folder::AdapterFolder;
 use model::memory::Component;
 use model::shapes::{ModuleKind, ModuleShape, Shape};
 use model::{Checkpointing, Config, ModuleId, StoredDType, StoredWeights};
 use serde_json::{Map, Value, json};
 
-use super::train::{Prepared, line_of_time};
+use super::train::{Prepared, adopt_initial_adapter, line_of_time};
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::{Purpose, RunFile, Settings};
@@ -20,10 +21,16 @@ use crate::setup::{self, Base, Choice, Needs};
 use crate::terminal::{self, Table, bytes, count};
 
 pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> {
-    let settings = args.run.settings()?;
+    let mut settings = args.run.settings()?;
     settings.validate(Purpose::Other)?;
+    let model = settings.run.model.clone().filter(|_| args.shape.is_none());
+    let base = model.map(|model| Base::open(&model)).transpose()?;
+    let initial = match &base {
+        Some(base) => adopt_initial_adapter(&mut settings, base)?,
+        None => None,
+    };
     if !args.run.data.is_empty() {
-        return with_data(args, settings, global);
+        return with_data(args, settings, base, initial, global);
     }
     let (run, threads) = (&settings.run, global.threads());
     let check = |config: &Config, name: &str| {
@@ -31,7 +38,7 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
         let (trained, needs) = (setup::trained(run, config, name)?, Needs::expected(run, config, threads));
         setup::check_frozen(&settings, config, &trained.layout, needs.repeated)
     };
-    let look: Look<'_> = match (&args.shape, &run.model) {
+    let look: Look<'_> = match (&args.shape, base) {
         // A shape is no model of this machine: without a budget it is planned without a limit.
         (Some(shape), _) => {
             let (config, budget) = (Config::named(shape)?, run.memory.map(|m| m.0));
@@ -41,8 +48,7 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
                 Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget, needs)
             })
         }
-        (None, Some(model)) => {
-            let base = Base::open(model)?;
+        (None, Some(base)) => {
             base.files.check_quantization(setup::quantization(run))?;
             if let Some(weights) = &base.files.checkpoint {
                 weights.check(&base.config)?;
@@ -75,14 +81,19 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
 }
 
 /// Plans a run whose examples are at hand, and measures its time.
-fn with_data(args: cli::Plan, settings: Settings, global: &Global) -> anyhow::Result<ExitCode> {
-    let model = settings.run.model.clone().filter(|_| args.shape.is_none());
-    let Some(model) = model else {
+fn with_data(
+    args: cli::Plan,
+    settings: Settings,
+    base: Option<Base>,
+    initial: Option<AdapterFolder>,
+    global: &Global,
+) -> anyhow::Result<ExitCode> {
+    let Some(base) = base else {
         let message =
             "--data: steps and time need a model, by --model or in the run file; a shape has no tokenizer";
         return Err(user(message));
     };
-    let prepared = Prepared::new(settings, Base::open(&model)?, None, global)?;
+    let prepared = Prepared::new(settings, base, initial, None, global)?;
     prepared.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     let (run, base) = (&prepared.settings.run, &prepared.base);
     let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);

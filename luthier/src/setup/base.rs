@@ -221,25 +221,21 @@ impl Base {
         Ok(Tokenizer::load(&self.tokenizer_folder)?)
     }
 
-    /// An adapter folder checked against this model, and against its weights where it has such, too.
+    /// An adapter folder that leaves this model as it is, checked against it; notes go to stderr.
     pub(crate) fn adapter_folder(&self, folder: &Path) -> anyhow::Result<AdapterFolder> {
-        self.check_adapter(folder, Some(&self.name))
+        let files = self.check_adapter(folder, Some(&self.name))?;
+        files.require_unchanged_base()?;
+        files.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        Ok(files)
     }
 
-    /// The same, with a note if its own configuration names another base than `name`.
+    /// An adapter folder checked against this model, and against its weights where it has such, too. There is
+    /// a note if its own configuration names another base than `name`.
     fn check_adapter(&self, folder: &Path, name: Option<&str>) -> anyhow::Result<AdapterFolder> {
         let mut files = AdapterFolder::open(folder, &self.config, name)?;
         if !files.base_tensors.is_empty() {
             files.compare(&self.files)?;
         }
         Ok(files)
-    }
-
-    /// Reads an adapter that leaves this model as it is into the memory of a device; notes go to stderr.
-    pub(crate) fn adapter(&self, folder: &Path, device: &Device) -> anyhow::Result<Adapter> {
-        let files = self.adapter_folder(folder)?;
-        files.require_unchanged_base()?;
-        files.notes.iter().for_each(|note| eprintln!("note: {note}"));
-        Ok(files.read(device)?)
     }
 }
