@@ -331,13 +331,7 @@ impl Checkpoint {
     /// whichever name it has.
     pub fn read_parameter(&self, parameter: &Parameter, config: &Config, to: MatrixMut<'_>) -> Result<()> {
         let name = self.stored_name(parameter, config)?;
-        if !parameter.transposed {
-            return self.read_into(&name, to);
-        }
-        let mut turned = Matrix::unset(parameter.cols, parameter.rows, to.dtype());
-        self.read_into(&name, turned.as_mut())?;
-        transpose(turned.as_ref(), to);
-        Ok(())
+        read_as_stored(parameter.transposed, to, |to| self.read_into(&name, to))
     }
 
     /// What the file says of a parameter.
@@ -503,6 +497,21 @@ pub(crate) fn transpose(from: MatrixRef<'_>, to: MatrixMut<'_>) {
         DType::F32 => turn(from.f32(), to.f32(), rows),
         DType::Bf16 => turn(from.bf16(), to.bf16(), rows),
     }
+}
+
+/// Fills a matrix `[N, M]` by a function that reads it as a file has it, `[M, N]` if it is transposed there.
+pub(crate) fn read_as_stored(
+    transposed: bool,
+    to: MatrixMut<'_>,
+    read: impl FnOnce(MatrixMut<'_>) -> Result<()>,
+) -> Result<()> {
+    if !transposed {
+        return read(to);
+    }
+    let mut turned = Matrix::unset(to.cols(), to.rows(), to.dtype());
+    read(turned.as_mut())?;
+    transpose(turned.as_ref(), to);
+    Ok(())
 }
 
 /// The fields of config.json that fix a parameter's shape, with their values.

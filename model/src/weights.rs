@@ -67,9 +67,10 @@ impl Decoder {
         let dtype = held_dtype(checkpoint.main_dtype(), precision);
         let read = |p: &Parameter, dtype: DType| {
             let mut values = Matrix::zeros(p.rows, p.cols, dtype);
-            match adapter.and_then(|a| Some((a, a.replacement(p)?))) {
-                Some((adapter, key)) => adapter.read_into(key, values.as_mut())?,
-                None => checkpoint.read_parameter(p, config, values.as_mut())?,
+            let replaced =
+                adapter.map_or(Ok(false), |adapter| adapter.read_replacement(p, values.as_mut()))?;
+            if !replaced {
+                checkpoint.read_parameter(p, config, values.as_mut())?;
             }
             Ok(device.take(values))
         };
