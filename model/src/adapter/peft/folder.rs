@@ -1,4 +1,5 @@
-//! An adapter's folder: its settings and tensors, whoever wrote them, and how they fit a model.
+//! An adapter's folder: its settings and tensors, whoever wrote them, and how they fit a model. A missing
+//! tensor, which PEFT passes over with a warning, is an error.
 //!
 //! PEFT loads what a file holds into the model by name: besides the low-rank updates and the modules that the
 //! settings name, any weight of the base that stands in the file takes the base's place. It writes such
