@@ -328,9 +328,9 @@ fn arithmetic(updates: &[Update]) -> Map<String, Value> {
     let line = |((name, experts, outer, inner, rank), number): ((String, _, usize, usize, usize), usize)| {
         let number = number * experts;
         let (all, trained) = (outer as f64 * inner as f64, rank as f64 * (outer as f64 + inner as f64));
-        let times = (10.0 * all / trained).round() / 10.0;
+        let times = terminal::times_fewer(all, trained);
         let text = format!(
-            "{number} of {outer} x {inner} at r = {rank}: {trained} values each instead of {all}, {times} times fewer"
+            "{number} of {outer} x {inner} at r = {rank}: {trained} values each instead of {all}, {times}"
         );
         (name, Value::from(text))
     };

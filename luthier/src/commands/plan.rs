@@ -18,7 +18,7 @@ use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::{Purpose, RunFile, Settings};
 use crate::setup::{self, Base, Choice, Needs};
-use crate::terminal::{self, Table, bytes, count};
+use crate::terminal::{self, Table, bytes, count, times, times_fewer};
 
 pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> {
     let mut settings = args.run.settings()?;
@@ -214,13 +214,13 @@ impl Outlook {
     fn text(&self, run: &RunFile) -> String {
         let (all, plan) = (self.parameters, &self.choice.plan);
         let mut text = format!(
-            "{}: {}, {} parameters; trained {} ({}), {} times fewer\n\n{}\n\n{LORA_ARITHMETIC}\n\n",
+            "{}: {}, {} parameters; trained {} ({}), {}\n\n{}\n\n{LORA_ARITHMETIC}\n\n",
             self.shape.name,
             self.family,
             count(all as f64),
             count(self.trainable as f64),
             percent(self.trainable, all),
-            times(all, self.trainable),
+            times_fewer(all as f64, self.trainable.max(1) as f64),
             module_table(&self.shape, &self.updates),
         );
         let mut table = Table::new(["memory", "", "bytes"]);
@@ -360,17 +360,11 @@ pub(super) fn module_table(shape: &Shape, updates: &[Update]) -> Table {
             count(full as f64),
             row.rank().map_or(String::new(), |r| r.to_string()),
             or_empty(count(trained as f64)),
-            or_empty(times(full, trained)),
+            or_empty(times(full as f64, trained as f64)),
             or_empty(count((trained * row.number as u64) as f64)),
         ]);
     }
     table
-}
-
-/// How many times fewer, for people.
-fn times(all: u64, some: u64) -> String {
-    let times = all as f64 / some.max(1) as f64;
-    if times < 999.5 { count(times) } else { format!("{times:.0}") }
 }
 
 fn percent(some: u64, all: u64) -> String {
