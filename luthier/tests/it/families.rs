@@ -295,8 +295,8 @@ fn an_adapter_is_merged_into_the_base_that_it_was_trained_over() {
     assert!((plain - apart).abs() > 1e-3 * apart, "another base: {apart} apart, {plain} merged");
 }
 
-/// Quantized on loading by a run in bf16, a base of f32 is rounded first, in blocks of the run's own size. What is not
-/// quantized is merged as the base has it.
+/// Quantized on loading by a run in bf16, a base of f32 is rounded first, in blocks of the run's own size.
+/// What is not quantized is merged as the base has it.
 #[test]
 fn a_base_is_merged_as_its_run_quantized_it() {
     let folder = folder("llama2");
