@@ -105,8 +105,8 @@ impl<'a, T> VectorRef<'a, T> {
 }
 
 impl<'a> VectorRef<'a, u32> {
-    /// The elements, which must be in the host's memory and below `bound`; `wrong` says what is wrong with one,
-    /// by its place and itself.
+    /// The elements, which must be in the host's memory and below `bound`; `wrong` says what is wrong with
+    /// one, by its place and itself.
     pub(crate) fn below(self, bound: usize, wrong: impl FnOnce(usize, u32) -> String) -> &'a [u32] {
         let numbers = self.host();
         if let Some((place, &number)) = numbers.iter().enumerate().find(|&(_, &n)| n as usize >= bound) {

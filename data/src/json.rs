@@ -5,10 +5,10 @@
 //! looked at here:
 //!
 //! - `NaN`, `Infinity` and `-Infinity`, which Python writes where a table has no value, are null.
-//! - An integer beyond 64 bits in a description or a call of tools keeps its digits: it becomes a text of a mark and the
-//!   digits, which the template's values turn back into an integer. (serde_json's `arbitrary_precision` would
-//!   make every number of every crate a text, token ids included.) `NaN` is an error there: null would be
-//!   another value than the author's.
+//! - An integer beyond 64 bits in a description or a call of tools keeps its digits: it becomes a text of a
+//!   mark and the digits, which the template's values turn back into an integer. (serde_json's
+//!   `arbitrary_precision` would make every number of every crate a text, token ids included.) `NaN` is an
+//!   error there: null would be another value than the author's.
 
 use serde_json::Value as Json;
 

@@ -5,9 +5,12 @@
 //! Its sentences come from the templates below and a counter, so the same program writes the same bytes on
 //! every machine. What is written:
 //!
-//! - `example/base/`: `config.json` and a tokenizer trained on the text, the folder from which pretraining starts;
-//! - `example/train.jsonl`, `example/eval.jsonl`: conversations that ask for a happening as JSON, and held-out ones;
-//! - the folder given as argument (default `target/example`): `text.jsonl`, the pretraining text, which is not kept.
+//! - `example/base/`: `config.json` and a tokenizer trained on the text, the folder from which pretraining
+//!   starts;
+//! - `example/train.jsonl`, `example/eval.jsonl`: conversations that ask for a happening as JSON, and
+//!   held-out ones;
+//! - the folder given as argument (default `target/example`): `text.jsonl`, the pretraining text, which is
+//!   not kept.
 //!
 //! `example/README.md` tells how the weights are made from that.
 

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! run.yaml                                         the resolved settings, paths in full: they make the
-//! folder a run's tokenizer.json ..., chat_template.jinja          what the examples were rendered with
+//!                                                  folder a run's
+//! tokenizer.json ..., chat_template.jinja          what the examples were rendered with
 //! checkpoints/                                     all that a resume needs, and the best evaluation's
-//! tensors metrics.jsonl                                    a line for each step and each evaluation
-//! adapter_config.json, adapter_model.safetensors   the result README.md
-//! the model card
+//!                                                  tensors
+//! metrics.jsonl                                    a line for each step and each evaluation
+//! adapter_config.json, adapter_model.safetensors   the result
+//! README.md                                        the model card
 //! ```
 
 mod card;

@@ -121,6 +121,21 @@ pub(crate) fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// How many times as large `all` is as `some`, for people.
+pub(crate) fn times(all: f64, some: f64) -> String {
+    let times = all / some;
+    if times < 999.5 { count(times) } else { format!("{times:.0}") }
+}
+
+/// How many fewer, or more, `some` are than `all`: `191 times fewer`.
+pub(crate) fn times_fewer(all: f64, some: f64) -> String {
+    match () {
+        () if some < all => format!("{} times fewer", times(all, some)),
+        () if some > all => format!("{} times as many", times(some, all)),
+        () => "as many".to_owned(),
+    }
+}
+
 /// A number for people: `950`, `4.72 M`, `175 B` (three significant digits; thousands, millions, billions).
 pub(crate) fn count(n: f64) -> String {
     const UNITS: [&str; 5] = ["", " K", " M", " B", " T"];
@@ -267,6 +282,10 @@ mod tests {
         assert_eq!(count(55.613), "55.6");
         assert_eq!(count(4_718_592.0), "4.72 M");
         assert_eq!(count(174_604_000_000.0), "175 B");
+        assert_eq!(times_fewer(8e9, 41.9e6), "191 times fewer");
+        assert_eq!(times_fewer(174.6e9, 4.7e6), "37149 times fewer");
+        assert_eq!(times_fewer(512.0, 768.0), "1.50 times as many");
+        assert_eq!(times_fewer(512.0, 512.0), "as many");
         assert_eq!(duration(Duration::from_millis(420)), "0.42 s");
         assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");
         assert_eq!(duration(Duration::from_secs(7800)), "2 h 10 min");

@@ -103,13 +103,11 @@ impl Checkpoint {
         Err(no_weights(folder))
     }
 
-    /// As [`Checkpoint::open`], or one without tensors where the folder has no weights: a model may begin
-    /// from random ones.
-    pub(crate) fn open_if_any(folder: &Path) -> Result<Checkpoint> {
-        match [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file()) {
-            true => Checkpoint::open(folder),
-            false => Ok(Checkpoint::empty(folder)),
-        }
+    /// As [`Checkpoint::open`]; none where the folder has no weights, since a model may begin from random
+    /// ones.
+    pub(crate) fn open_if_any(folder: &Path) -> Result<Option<Checkpoint>> {
+        let any = [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file());
+        any.then(|| Checkpoint::open(folder)).transpose()
     }
 
     /// Opens one safetensors file.
@@ -333,13 +331,7 @@ impl Checkpoint {
     /// whichever name it has.
     pub fn read_parameter(&self, parameter: &Parameter, config: &Config, to: MatrixMut<'_>) -> Result<()> {
         let name = self.stored_name(parameter, config)?;
-        if !parameter.transposed {
-            return self.read_into(&name, to);
-        }
-        let mut turned = Matrix::unset(parameter.cols, parameter.rows, to.dtype());
-        self.read_into(&name, turned.as_mut())?;
-        transpose(turned.as_ref(), to);
-        Ok(())
+        read_as_stored(parameter.transposed, to, |to| self.read_into(&name, to))
     }
 
     /// What the file says of a parameter.
@@ -507,6 +499,21 @@ pub(crate) fn transpose(from: MatrixRef<'_>, to: MatrixMut<'_>) {
     }
 }
 
+/// Fills a matrix `[N, M]` by a function that reads it as a file has it, `[M, N]` if it is transposed there.
+pub(crate) fn read_as_stored(
+    transposed: bool,
+    to: MatrixMut<'_>,
+    read: impl FnOnce(MatrixMut<'_>) -> Result<()>,
+) -> Result<()> {
+    if !transposed {
+        return read(to);
+    }
+    let mut turned = Matrix::unset(to.cols(), to.rows(), to.dtype());
+    read(turned.as_mut())?;
+    transpose(turned.as_ref(), to);
+    Ok(())
+}
+
 /// The fields of config.json that fix a parameter's shape, with their values.
 fn shape_fields(parameter: &Parameter, config: &Config) -> String {
     use crate::names::{NormPart, Part};
@@ -639,7 +646,8 @@ fn shard_path(folder: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn no_weights(folder: &Path) -> ModelError {
+/// That a folder has no weights, with what it has in their place.
+pub(crate) fn no_weights(folder: &Path) -> ModelError {
     if !folder.is_dir() {
         let source = io::Error::new(io::ErrorKind::NotFound, "there is no such folder");
         return ModelError::read(folder, source);

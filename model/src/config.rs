@@ -239,19 +239,13 @@ mod bounds {
 }
 
 impl Config {
-    /// Reads `config.json` of a model folder.
+    /// Reads `config.json` of a model folder. Whether a wrapper's head is tied may be left to the weights, at
+    /// which [`ModelFolder::open`] looks.
+    ///
+    /// [`ModelFolder::open`]: crate::ModelFolder::open
     pub fn load(folder: &Path) -> Result<Config> {
         let path = folder.join("config.json");
-        let mut config = Config::from_json(&read_small_file(&path, bounds::FILE)?, &path)?;
-        // Wrappers that do not say whether the head is tied are tied only where the file has no head: so
-        // transformers 5 takes them.
-        let silent = !config.raw.contains_key(TIED) && config.names.root != config.names.table.root;
-        if silent
-            && Checkpoint::open(folder).is_ok_and(|files| files.has(&config.parameter(ModuleId::Head, false)))
-        {
-            config.tie_word_embeddings = false;
-        }
-        Ok(config)
+        Config::from_json(&read_small_file(&path, bounds::FILE)?, &path)
     }
 
     /// Reads the text of a `config.json`; `path` is only named in errors.
@@ -300,6 +294,15 @@ impl Config {
         let field = if raw.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         raw.insert(field.to_owned(), Value::from(dtype.torch_name()));
         serde_json::to_string_pretty(&Value::Object(raw)).expect("a JSON object serializes") + "\n"
+    }
+
+    /// Wrappers that do not say whether the head is tied are tied only where the weights have no head: so
+    /// transformers 5 takes them.
+    pub(crate) fn settle_head(&mut self, weights: &Checkpoint) {
+        let silent = !self.raw.contains_key(TIED) && self.names.root != self.names.table.root;
+        if silent && weights.has(&self.parameter(ModuleId::Head, false)) {
+            self.tie_word_embeddings = false;
+        }
     }
 
     /// Says in the file, too, that the head has a weight of its own.

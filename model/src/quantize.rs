@@ -7,11 +7,11 @@ use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix};
 
 use crate::checkpoint::{
-    Checkpoint, CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer,
-    quantized, write_whole,
+    CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer, quantized,
+    write_whole,
 };
-use crate::config::Config;
 use crate::error::{ModelError, Result};
+use crate::folder::ModelFolder;
 use crate::names::Parameter;
 
 /// What became of one weight.
@@ -41,30 +41,31 @@ impl QuantizedWeight {
     }
 }
 
-/// Writes the model of `folder` with its blocks' linear layers in four bits into the folder `to`, which
-/// exists; config.json comes last. In memory is one tensor at a time.
+/// Writes a model with its blocks' linear layers in four bits into the folder `to`, which exists; config.json
+/// comes last. In memory is one tensor at a time.
 ///
 /// # Errors
-/// If the folder is no supported model or quantized already, or a file cannot be read or written.
+/// If the weights are not those of the configuration or quantized already, or a file cannot be read or
+/// written.
 pub fn quantize_folder(
-    folder: &Path,
+    from: &ModelFolder,
     to: &Path,
     device: &Device,
     format: Format,
     observe: &mut dyn FnMut(&QuantizedWeight),
 ) -> Result<Vec<QuantizedWeight>> {
-    let config = Config::load(folder)?;
+    let config = &from.config;
     if let Some(stored) = config.quantization {
         let problem = format!(
             "says that the weights are {} already; quantize the model's 16-bit checkpoint",
             stored.code
         );
-        return Err(ModelError::field(&folder.join("config.json"), "quantization_config", problem));
+        return Err(ModelError::field(&from.path.join("config.json"), "quantization_config", problem));
     }
-    let checkpoint = Checkpoint::open(folder)?;
-    checkpoint.check(&config)?;
+    let checkpoint = from.require_weights()?;
+    checkpoint.check(config)?;
     let main = checkpoint.main_dtype().unwrap_or(StoredDType::Bf16);
-    let stored = |p: &Parameter| Ok::<_, ModelError>(checkpoint.stored(p, &config)?.dtype);
+    let stored = |p: &Parameter| Ok::<_, ModelError>(checkpoint.stored(p, config)?.dtype);
     let parameters = config.parameters();
     let mut specs = Vec::new();
     for parameter in &parameters {
@@ -79,13 +80,13 @@ pub fn quantize_folder(
             });
         }
     }
-    specs.extend(checkpoint.foreign(&config));
+    specs.extend(checkpoint.foreign(config));
     let mut writer = CheckpointWriter::model(to, specs, SHARD_BYTES)?;
     let mut report = Vec::new();
     for parameter in &parameters {
         let dtype = stored(parameter)?;
         let mut values = Matrix::zeros(parameter.rows, parameter.cols, dtype.matrix_dtype());
-        checkpoint.read_parameter(parameter, &config, values.as_mut())?;
+        checkpoint.read_parameter(parameter, config, values.as_mut())?;
         if !parameter.is_linear_of_transformers() {
             writer.write(&checkpoint.spelling(parameter), values.as_ref())?;
             continue;
@@ -103,10 +104,10 @@ pub fn quantize_folder(
         });
         observe(report.last().expect("just pushed"));
     }
-    checkpoint.copy_foreign(&config, &mut writer)?;
+    checkpoint.copy_foreign(config, &mut writer)?;
     writer.finish()?;
-    copy_tokenizer(folder, to, true)?;
-    copy_companions(folder, to)?;
+    copy_tokenizer(&from.path, to, true)?;
+    copy_companions(&from.path, to)?;
     let json = config.quantized(format, main.torch_name()).to_json(main);
     write_whole(&to.join("config.json"), json.as_bytes())?;
     Ok(report)

@@ -10,11 +10,12 @@ use compute::{DType, Device, Matrix, Precision, random};
 use crate::adapter::peft::folder::AdapterFolder;
 use crate::attention::{Attention, Qkv};
 use crate::block::Block;
-use crate::checkpoint::{Checkpoint, StoredDType, StoredWeights};
+use crate::checkpoint::{StoredDType, StoredWeights};
 use crate::config::{self, Config, NormKind, Positions};
 use crate::decoder::Decoder;
 use crate::error::Result;
 use crate::experts::Experts;
+use crate::folder::ModelFolder;
 use crate::linear::{Linear, Weight};
 use crate::memory::{Component, MemoryPlan};
 use crate::mlp::{Layers, Mlp};
@@ -45,31 +46,31 @@ impl Decoder {
         quantization: Option<Format>,
     ) -> Result<Self> {
         let on_loading = quantization.map(|format| OnLoading { format, held: precision });
-        Decoder::load_for(folder, None, device, precision, on_loading)
+        Decoder::load_for(&ModelFolder::open(folder)?, None, device, precision, on_loading)
     }
 
-    /// As [`Decoder::load`], the base of an adapter: with as many tokens as the adapter has rows for, and
-    /// with the weights that the adapter's file has in place of the base's own.
+    /// As [`Decoder::load`], of a folder that is open, the base of an adapter: with as many tokens as the
+    /// adapter has rows for, and with the weights that the adapter's file has in place of the base's own.
     ///
     /// # Errors
     /// As [`Decoder::load`]; also if such a weight is one that is to be quantized.
     pub fn load_for(
-        folder: &Path,
+        base: &ModelFolder,
         adapter: Option<&AdapterFolder>,
         device: &Device,
         precision: Precision,
         quantization: Option<OnLoading>,
     ) -> Result<Self> {
-        let config = Config::load(folder)?;
-        config.check_quantization(folder, quantization.map(|on_loading| on_loading.format))?;
-        let checkpoint = Checkpoint::open(folder)?;
-        checkpoint.check(&config)?;
+        base.check_quantization(quantization.map(|on_loading| on_loading.format))?;
+        let (config, checkpoint) = (&base.config, base.require_weights()?);
+        checkpoint.check(config)?;
         let dtype = held_dtype(checkpoint.main_dtype(), precision);
         let read = |p: &Parameter, dtype: DType| {
             let mut values = Matrix::zeros(p.rows, p.cols, dtype);
-            match adapter.and_then(|a| Some((a, a.replacement(p)?))) {
-                Some((adapter, key)) => adapter.read_into(key, values.as_mut())?,
-                None => checkpoint.read_parameter(p, &config, values.as_mut())?,
+            let replaced =
+                adapter.map_or(Ok(false), |adapter| adapter.read_replacement(p, values.as_mut()))?;
+            if !replaced {
+                checkpoint.read_parameter(p, config, values.as_mut())?;
             }
             Ok(device.take(values))
         };
@@ -81,7 +82,7 @@ impl Decoder {
         if quantization.is_some() {
             adapter.map_or(Ok(()), AdapterFolder::check_quantizable)?;
         }
-        let config = adapter.map_or(&config, |adapter| &adapter.model);
+        let config = adapter.map_or(config, |adapter| &adapter.model);
         let quantization = quantization
             .map(|OnLoading { format, held }| (format, held_dtype(checkpoint.main_dtype(), held)));
         build(config, device, precision, dtype, quantization, &stored, &read)

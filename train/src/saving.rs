@@ -5,7 +5,7 @@ use std::path::Path;
 
 use model::adapter::peft::files::{read_parameters, save_adapter, write_parameters};
 use model::adapter::peft::{CONFIG_FILE, PeftConfig, WEIGHTS_FILE};
-use model::{Adapter, Decoder, Layout, Parameters, StoredDType};
+use model::{Adapter, Decoder, Layout, ModelFolder, Parameters, StoredDType};
 
 use crate::error::{Result, TrainError};
 
@@ -18,8 +18,8 @@ pub enum Saving<'a> {
     Adapter(&'a PeftConfig),
     /// A model folder: everything was trained.
     Model {
-        /// The base's folder, for what stands beside its weights.
-        base: &'a Path,
+        /// The base's folder, for the names of its weights and what stands beside them.
+        base: &'a ModelFolder,
         /// Where the tokenizer's files come from.
         tokenizer: &'a Path,
         /// How the result's weights are stored; checkpoints hold `f32`.

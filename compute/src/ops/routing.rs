@@ -31,8 +31,8 @@
 //! token: a row for each. However tokens are spread over experts, there are `S` of them.
 //!
 //! ```text
-//! gather:  y[s] = x[t(s)]                  sum:  y[t] = Σ_j x[s(t, j)]                each is the other's
-//! backward weigh:   y[s] = w[s] x[s]                dx[s] = w[s] dy[s]       dw[s] = dy[s] · x[s]
+//! gather:  y[s] = x[t(s)]           sum:  y[t] = Σ_j x[s(t, j)]      each is the other's backward pass
+//! weigh:   y[s] = w[s] x[s]         dx[s] = w[s] dy[s]               dw[s] = dy[s] · x[s]
 //! ```
 
 use std::ops::Range;

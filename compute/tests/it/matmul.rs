@@ -307,8 +307,8 @@ fn parts_of_the_columns_give_the_bytes_of_matrices_of_their_own() {
     }
 }
 
-/// `c[m, n] (+)= scale[n] * (a b + s second)[m, n] + bias[n]` by the definition in `f64`, of products of few rows
-/// and of many, whole and in parts of their depth, with an update and without, over four bits too.
+/// `c[m, n] (+)= scale[n] * (a b + s second)[m, n] + bias[n]` by the definition in `f64`, of products of few
+/// rows and of many, whole and in parts of their depth, with an update and without, over four bits too.
 #[test]
 fn an_epilogue_scales_columns_and_adds_to_them_before_what_is_written_is_rounded() {
     let wide = |m: &Matrix| m.to_vec().into_iter().map(f64::from).collect::<Vec<_>>();

@@ -5,15 +5,15 @@
 //! by side, well within what they share, the one hands over to the other. That gives the tokens of the whole
 //! text if that place
 //!
-//! - begins a word for both. Pre-tokenizers match words from left to right and remember nothing; no known one looks further
-//!   ahead than what the pieces share. So the earlier piece has the words of the whole up to there, the later
-//!   one has them from there on, and words are encoded one by one.
-//! - or lies within one word (the whole text, where the tokenizer has no words) that goes over all that the pieces share, and the
-//!   model is a byte pair encoding. Such a word is a run of one kind of character, which a pre-tokenizer that
-//!   begins within it takes up to the same end. And a byte pair encoding gives a sequence of tokens in which
-//!   each two neighbours, encoded alone, are these two tokens, and every sequence with that property is the
-//!   encoding of its text (merges within the one neighbour do not depend on what lies beyond it, nor does
-//!   which of the two neighbours' merges comes first).
+//! - begins a word for both. Pre-tokenizers match words from left to right and remember nothing; no known one
+//!   looks further ahead than what the pieces share. So the earlier piece has the words of the whole up to
+//!   there, the later one has them from there on, and words are encoded one by one.
+//! - or lies within one word (the whole text, where the tokenizer has no words) that goes over all that the
+//!   pieces share, and the model is a byte pair encoding. Such a word is a run of one kind of character,
+//!   which a pre-tokenizer that begins within it takes up to the same end. And a byte pair encoding gives a
+//!   sequence of tokens in which each two neighbours, encoded alone, are these two tokens, and every sequence
+//!   with that property is the encoding of its text (merges within the one neighbour do not depend on what
+//!   lies beyond it, nor does which of the two neighbours' merges comes first).
 //!
 //! Where there is no such place, the piece is made longer. A text that has none at all is encoded at once in
 //! the end: one word for a model that is no byte pair encoding, or one of a byte pair encoding with dropout,

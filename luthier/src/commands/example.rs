@@ -69,7 +69,7 @@ pub(super) fn run(args: cli::Example, global: &Global) -> anyhow::Result<ExitCod
         return Ok(ExitCode::from(STOPPED));
     }
     let time = (!trained_before).then(|| begun.elapsed());
-    let adapter = base.adapter(&run, &device)?;
+    let adapter = base.adapter_folder(&run)?.read(&device)?;
     let after = student.answer(&questions, Some(&adapter), "asking the adapted model")?;
 
     terminal::print_line(report(folder, &questions, [&before, &after], &adapter, time))?;

@@ -11,7 +11,7 @@ use data::{ChatTemplate, Tokenizer};
 use model::adapter::peft::folder::AdapterFiles;
 use model::adapter::peft::{self, CONFIG_FILE, Selection, Update};
 use model::config::{Mlp, NormKind, Norms, Positions, Span};
-use model::{Checkpoint, Config};
+use model::{Checkpoint, Config, ModelFolder};
 use serde_json::{Map, Value, json};
 use train::History;
 
@@ -21,9 +21,6 @@ use crate::hub;
 use crate::run_file::{AdapterSection, Method, RunFile, Settings};
 use crate::run_folder;
 use crate::terminal;
-
-/// One of these is where a model's weights are.
-const WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 
 pub(super) fn run(args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCode> {
     let path = Path::new(&args.path);
@@ -86,17 +83,14 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
-    let config = Config::load(folder)?;
-    let (stored, quantization) = match Checkpoint::open(folder) {
-        Ok(checkpoint) => {
+    let ModelFolder { config, checkpoint, .. } = ModelFolder::open(folder)?;
+    let (stored, quantization) = match checkpoint {
+        Some(checkpoint) => {
             checkpoint.check(&config)?;
             (checkpoint.main_dtype().map(|d| d.torch_name()), quantization(&checkpoint, &config)?)
         }
         // A configuration alone is told, too.
-        Err(_) if !WEIGHTS.iter().any(|name| folder.join(name).exists()) => {
-            (None, json!(config.quantization.map(|format| format.code.name())))
-        }
-        Err(error) => return Err(error.into()),
+        None => (None, json!(config.quantization.map(|format| format.code.name()))),
     };
     let windows: Vec<usize> = config.blocks.iter().filter_map(|block| block.window).collect();
     let rope = config.ropes.first();
@@ -334,9 +328,9 @@ fn arithmetic(updates: &[Update]) -> Map<String, Value> {
     let line = |((name, experts, outer, inner, rank), number): ((String, _, usize, usize, usize), usize)| {
         let number = number * experts;
         let (all, trained) = (outer as f64 * inner as f64, rank as f64 * (outer as f64 + inner as f64));
-        let times = (10.0 * all / trained).round() / 10.0;
+        let times = terminal::times_fewer(all, trained);
         let text = format!(
-            "{number} of {outer} x {inner} at r = {rank}: {trained} values each instead of {all}, {times} times fewer"
+            "{number} of {outer} x {inner} at r = {rank}: {trained} values each instead of {all}, {times}"
         );
         (name, Value::from(text))
     };

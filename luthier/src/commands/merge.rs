@@ -10,7 +10,7 @@ use compute::Precision;
 use data::ChatTemplate;
 use model::adapter::merge::Difference;
 use model::checkpoint::{Staging, write_whole};
-use model::{Decoder, ModelError, StoredDType};
+use model::{Decoder, ModelError, OnLoading, StoredDType};
 use serde_json::json;
 
 use crate::cli::{self, Global, Held};
@@ -32,13 +32,15 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let adapter = adapter.expect("an adapter was named");
     // What is quantized on loading is quantized as its run held it; all else is as the files have it.
     let held = trained.unwrap_or(Precision::F32);
-    let load = |base: &Base| base.load_to_merge(&device, quantization, held);
+    let on_loading = quantization.map(|format| OnLoading { format, held });
+    let changed_by = base.changed_by.as_ref();
+    let load = |adapter| Decoder::load_for(&base.files, adapter, &device, Precision::F32, on_loading);
     // What the adapter's file has in place of the base's own weights is a part of what it does. Of two
     // vocabularies only one can be asked.
-    let comparable = base.is_changed() && !base.is_resized();
-    let unchanged = comparable.then(|| load(&Base::open(&base.name)?)).transpose()?;
+    let comparable = changed_by.is_some() && !base.is_resized();
+    let unchanged = comparable.then(|| load(None)).transpose()?;
     let unchanged = unchanged.map(|decoder| decoder.probe(None));
-    let decoder = load(&base)?;
+    let decoder = load(changed_by)?;
     let dtype = args.dtype.or(base.dtype()).expect("its weights were just read");
     let adapted = decoder.probe(Some(&adapter));
     let plain = unchanged.unwrap_or_else(|| decoder.probe(None));
@@ -47,7 +49,7 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
             "logits of base and adapter are not finite: the weights of one of them are damaged or too large",
         ));
     }
-    decoder.write_model_files(&adapter, &base.folder, &base.tokenizer_folder, staging.path(), dtype)?;
+    decoder.write_model_files(&adapter, &base.files, &base.tokenizer_folder, staging.path(), dtype)?;
     let ends = stop_at_end_of_turn(&base, staging.path())?;
     // The merged model is read back in place of the base, not beside it.
     drop((decoder, adapter));

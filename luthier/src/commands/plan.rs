@@ -7,23 +7,30 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use model::adapter::parameters::{Dora, Trained as Part};
+use model::adapter::peft::folder::AdapterFolder;
 use model::memory::Component;
 use model::shapes::{ModuleKind, ModuleShape, Shape};
-use model::{Checkpoint, Checkpointing, Config, ModuleId, StoredDType, StoredWeights};
+use model::{Checkpointing, Config, ModuleId, StoredDType, StoredWeights};
 use serde_json::{Map, Value, json};
 
-use super::train::{Prepared, line_of_time};
+use super::train::{Prepared, adopt_initial_adapter, line_of_time};
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::{Purpose, RunFile, Settings};
 use crate::setup::{self, Base, Choice, Needs};
-use crate::terminal::{self, Table, bytes, count};
+use crate::terminal::{self, Table, bytes, count, times, times_fewer};
 
 pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> {
-    let settings = args.run.settings()?;
+    let mut settings = args.run.settings()?;
     settings.validate(Purpose::Other)?;
+    let model = settings.run.model.clone().filter(|_| args.shape.is_none());
+    let base = model.map(|model| Base::open(&model)).transpose()?;
+    let initial = match &base {
+        Some(base) => adopt_initial_adapter(&mut settings, base)?,
+        None => None,
+    };
     if !args.run.data.is_empty() {
-        return with_data(args, settings, global);
+        return with_data(args, settings, base, initial, global);
     }
     let (run, threads) = (&settings.run, global.threads());
     let check = |config: &Config, name: &str| {
@@ -31,7 +38,7 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
         let (trained, needs) = (setup::trained(run, config, name)?, Needs::expected(run, config, threads));
         setup::check_frozen(&settings, config, &trained.layout, needs.repeated)
     };
-    let look: Look<'_> = match (&args.shape, &run.model) {
+    let look: Look<'_> = match (&args.shape, base) {
         // A shape is no model of this machine: without a budget it is planned without a limit.
         (Some(shape), _) => {
             let (config, budget) = (Config::named(shape)?, run.memory.map(|m| m.0));
@@ -41,11 +48,10 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
                 Outlook::of_model(run, shape, &config, Some(&StoredDType::Bf16.into()), budget, needs)
             })
         }
-        (None, Some(model)) => {
-            let base = Base::open(model)?;
-            base.config.check_quantization(&base.folder, setup::quantization(run))?;
-            if base.stored.is_some() {
-                Checkpoint::open(&base.folder)?.check(&base.config)?;
+        (None, Some(base)) => {
+            base.files.check_quantization(setup::quantization(run))?;
+            if let Some(weights) = &base.files.checkpoint {
+                weights.check(&base.config)?;
             }
             check(&base.config, &base.name)?;
             let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
@@ -75,14 +81,19 @@ pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> 
 }
 
 /// Plans a run whose examples are at hand, and measures its time.
-fn with_data(args: cli::Plan, settings: Settings, global: &Global) -> anyhow::Result<ExitCode> {
-    let model = settings.run.model.clone().filter(|_| args.shape.is_none());
-    let Some(model) = model else {
+fn with_data(
+    args: cli::Plan,
+    settings: Settings,
+    base: Option<Base>,
+    initial: Option<AdapterFolder>,
+    global: &Global,
+) -> anyhow::Result<ExitCode> {
+    let Some(base) = base else {
         let message =
             "--data: steps and time need a model, by --model or in the run file; a shape has no tokenizer";
         return Err(user(message));
     };
-    let prepared = Prepared::new(settings, Base::open(&model)?, None, global)?;
+    let prepared = Prepared::new(settings, base, initial, None, global)?;
     prepared.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     let (run, base) = (&prepared.settings.run, &prepared.base);
     let budget = run.memory.map(|m| m.0).or_else(setup::available_memory);
@@ -203,13 +214,13 @@ impl Outlook {
     fn text(&self, run: &RunFile) -> String {
         let (all, plan) = (self.parameters, &self.choice.plan);
         let mut text = format!(
-            "{}: {}, {} parameters; trained {} ({}), {} times fewer\n\n{}\n\n{LORA_ARITHMETIC}\n\n",
+            "{}: {}, {} parameters; trained {} ({}), {}\n\n{}\n\n{LORA_ARITHMETIC}\n\n",
             self.shape.name,
             self.family,
             count(all as f64),
             count(self.trainable as f64),
             percent(self.trainable, all),
-            times(all, self.trainable),
+            times_fewer(all as f64, self.trainable.max(1) as f64),
             module_table(&self.shape, &self.updates),
         );
         let mut table = Table::new(["memory", "", "bytes"]);
@@ -349,17 +360,11 @@ pub(super) fn module_table(shape: &Shape, updates: &[Update]) -> Table {
             count(full as f64),
             row.rank().map_or(String::new(), |r| r.to_string()),
             or_empty(count(trained as f64)),
-            or_empty(times(full, trained)),
+            or_empty(times(full as f64, trained as f64)),
             or_empty(count((trained * row.number as u64) as f64)),
         ]);
     }
     table
-}
-
-/// How many times fewer, for people.
-fn times(all: u64, some: u64) -> String {
-    let times = all as f64 / some.max(1) as f64;
-    if times < 999.5 { count(times) } else { format!("{times:.0}") }
 }
 
 fn percent(some: u64, all: u64) -> String {

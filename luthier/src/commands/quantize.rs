@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use compute::quant::Format;
 use model::checkpoint::Staging;
-use model::config::Config;
 use model::quantize::{QuantizedWeight, quantize_folder};
+use model::{Config, ModelFolder};
 use serde_json::{Value, json};
 
 use crate::cli::{self, Global};
@@ -14,19 +14,18 @@ use crate::terminal::{self, Progress, Table, bytes, count};
 
 pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCode> {
     let staging = Staging::folder(&args.output)?;
-    let folder = hub::resolve_model(&args.model)?;
+    let from = ModelFolder::open(&hub::resolve_model(&args.model)?)?;
     let format = Format { code: args.code, block_size: args.block_size, double_quant: !args.no_double_quant };
-    let config = Config::load(&folder)?;
-    let total = config.parameters().iter().filter(|p| p.is_quantizable()).count() as u64;
+    let total = from.config.parameters().iter().filter(|p| p.is_quantizable()).count() as u64;
     let mut progress = Progress::items("quantizing", total, 0);
     let mut done = 0;
-    let report = quantize_folder(&folder, staging.path(), &global.device()?, format, &mut |weight| {
+    let report = quantize_folder(&from, staging.path(), &global.device()?, format, &mut |weight| {
         done += 1;
         progress.set(done, &weight.name);
     })?;
     progress.finish("");
     staging.publish()?;
-    let facts = facts(&config, format, &report);
+    let facts = facts(&from.config, format, &report);
     if args.json {
         terminal::print_json(&facts)?;
         return Ok(ExitCode::SUCCESS);

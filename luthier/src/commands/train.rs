@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use data::ChatTemplate;
+use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::targets;
 use model::{Adapter, Decoder, StoredDType};
 use train::{History, Job, Outcome, Saves, Saving, TrainError, Trainer};
@@ -70,12 +71,12 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
             }
             false => error,
         })?;
-    adopt_initial_adapter(&mut settings, &base)?;
+    let initial = adopt_initial_adapter(&mut settings, &base)?;
     if resumed {
         run_folder::go_on(&folder, args.resume.is_some(), &mut settings.run)?;
     }
     let begun = run_folder::begun(&folder, resumed);
-    let mut prepared = Prepared::new(settings, base, Some(begun), global)?;
+    let mut prepared = Prepared::new(settings, base, initial, Some(begun), global)?;
     prepared.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
     if !args.quiet {
         prepared.present();
@@ -85,10 +86,10 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         return Ok(None);
     }
     prepared.sizes.settle(&mut prepared.settings.run);
-    let Prepared { settings, base, tokenizer, train, eval, trained, sizes, needs, .. } = prepared;
+    let Prepared { settings, base, initial, tokenizer, train, eval, trained, sizes, needs, .. } = prepared;
     let run = &settings.run;
     let device = global.device()?;
-    let (decoder, adapter) = load(&settings, &base, &device, &trained)?;
+    let (decoder, adapter) = load(&settings, &base, initial.as_ref(), &device, &trained)?;
     let eval = eval.map(|e| e.examples).unwrap_or_default();
     let template = run_folder::template_source(run, &tokenizer, &train)?;
     let stop = signal::stop_on_request()?;
@@ -196,7 +197,7 @@ fn saving<'a>(trained: &'a Trained, base: &'a Base, tokenizer: &'a Path) -> Savi
     match &trained.peft {
         Some(config) => Saving::Adapter(config),
         None => {
-            Saving::Model { base: &base.folder, tokenizer, dtype: base.dtype().unwrap_or(StoredDType::F32) }
+            Saving::Model { base: &base.files, tokenizer, dtype: base.dtype().unwrap_or(StoredDType::F32) }
         }
     }
 }
@@ -218,16 +219,18 @@ fn advised(error: TrainError, folder: &Path) -> anyhow::Error {
 }
 
 /// With `adapter.init_from`, that folder's configuration counts: it is taken over, and a setting that says
-/// otherwise is refused.
-fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result<()> {
-    let Some(folder) = settings.run.adapter.init_from.clone() else { return Ok(()) };
+/// otherwise is refused. Returns the folder.
+pub(super) fn adopt_initial_adapter(
+    settings: &mut Settings,
+    base: &Base,
+) -> anyhow::Result<Option<AdapterFolder>> {
+    let Some(folder) = settings.run.adapter.init_from.clone() else { return Ok(None) };
     if settings.run.adapter.method == Method::Full {
         return Err(
             settings.refuse("adapter.init_from", "goes on from an adapter, but adapter.method is full")
         );
     }
     let files = base.adapter_folder(&folder)?;
-    files.require_unchanged_base()?;
     let adopted = setup::adopt(&settings.run.adapter, &files);
     let written = settings.run.adapter.clone();
     for key in setup::ADOPTED {
@@ -248,13 +251,15 @@ fn adopt_initial_adapter(settings: &mut Settings, base: &Base) -> anyhow::Result
         }
     }
     settings.run.adapter = adopted;
-    Ok(())
+    Ok(Some(files))
 }
 
-/// The frozen base and what is trained on it, with its initial values.
+/// The frozen base and what is trained on it, with its initial values: those of the adapter `initial`, if
+/// there is one.
 pub(super) fn load(
     settings: &Settings,
     base: &Base,
+    initial: Option<&AdapterFolder>,
     device: &compute::Device,
     trained: &Trained,
 ) -> anyhow::Result<(Decoder, Adapter)> {
@@ -263,7 +268,7 @@ pub(super) fn load(
     let decoder = match base.stored {
         Some(_) => base.load(device, precision, setup::quantization(run))?,
         None if trained.peft.is_none() && run.adapter.init == run_file::Init::Gaussian => {
-            eprintln!("note: {} has no weights; training begins from random ones", base.folder.display());
+            eprintln!("note: {} has no weights; training begins from random ones", base.files.path.display());
             Decoder::random(&base.config, device, precision, None, seed)
         }
         None => {
@@ -273,8 +278,8 @@ pub(super) fn load(
         }
     };
     let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, &decoder.device);
-    match &run.adapter.init_from {
-        Some(folder) => adapter.parameters = base.adapter(folder, device)?.parameters,
+    match initial {
+        Some(files) => adapter.parameters = files.read(device)?.parameters,
         None => adapter.initialize(setup::init(run), seed, &decoder),
     }
     Ok((decoder, adapter))

@@ -116,8 +116,8 @@ fn join(message: String, help: Option<String>) -> String {
     }
 }
 
-/// What people coming from PEFT, TRL or Axolotl may type, and the key that means it here.
-const ELSEWHERE: [(&str, &str); 17] = [
+/// What people coming from PEFT, TRL or Axolotl may type, and the key, or the setting, that means it here.
+const ELSEWHERE: [(&str, &str); 18] = [
     ("base_model", "model"),
     ("model_name_or_path", "model"),
     ("output_dir", "output"),
@@ -130,6 +130,7 @@ const ELSEWHERE: [(&str, &str); 17] = [
     ("lora_dropout", "adapter.dropout"),
     ("lora_target_modules", "adapter.target_modules"),
     ("use_rslora", "adapter.rslora"),
+    ("use_dora", "adapter.method: dora"),
     ("lr", "optimizer.learning_rate"),
     ("lr_scheduler_type", "schedule.name"),
     ("num_train_epochs", "training.epochs"),

@@ -398,6 +398,7 @@ fn wrong_types_name_the_key_the_value_and_what_is_allowed() {
         ("training.activation_precision=f32", "`training.activation_precision`: expected bf16, found `f32`"),
         ("seed=1", "unknown key `seed`; did you mean `training.seed`?"),
         ("lora_alpha=1", "unknown key `lora_alpha`; did you mean `adapter.alpha`?"),
+        ("adapter.use_dora=true", "unknown key `adapter.use_dora`; did you mean `adapter.method: dora`?"),
         ("optimizer.lr=1", "unknown key `optimizer.lr`; did you mean `optimizer.learning_rate`?"),
         ("optimizer.warmup=1", "unknown key `optimizer.warmup`; did you mean `schedule.warmup`?"),
         ("xyzzy=1", "unknown key `xyzzy`\nknown keys: model,"),

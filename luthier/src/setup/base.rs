@@ -7,7 +7,7 @@ use compute::{Device, Precision};
 use data::Tokenizer;
 use model::adapter::peft::CONFIG_FILE;
 use model::adapter::peft::folder::AdapterFolder;
-use model::{Adapter, Checkpoint, Config, Decoder, OnLoading, StoredDType, StoredWeights};
+use model::{Adapter, Config, Decoder, ModelFolder, OnLoading, StoredDType, StoredWeights};
 
 use crate::error::{Advised, user};
 use crate::hub;
@@ -151,26 +151,24 @@ fn same_model(one: &str, other: &str) -> bool {
 pub(crate) struct Base {
     /// What the user called it.
     pub(crate) name: String,
-    pub(crate) folder: PathBuf,
+    pub(crate) files: ModelFolder,
+    /// The files' configuration, as the adapter means it if there is one.
     pub(crate) config: Config,
     /// How its weights are stored; none where the folder has no weights.
     pub(crate) stored: Option<StoredWeights>,
     /// Where its tokenizer is: with the model, or with an adapter that was trained after tokens were added.
     pub(crate) tokenizer_folder: PathBuf,
     /// The adapter whose file has some weights in place of the base's own, if one does.
-    changed_by: Option<AdapterFolder>,
+    pub(crate) changed_by: Option<AdapterFolder>,
 }
 
 impl Base {
-    /// Finds the model, downloading it if need be, and reads its configuration.
+    /// Finds the model, downloading it if need be, and opens it.
     pub(crate) fn open(name: &str) -> anyhow::Result<Self> {
-        let folder = hub::resolve_model(name)?;
-        let config = Config::load(&folder)?;
-        let has_weights =
-            ["model.safetensors", "model.safetensors.index.json"].iter().any(|f| folder.join(f).exists());
-        let stored = if has_weights { Checkpoint::open(&folder)?.weights(&config)? } else { None };
-        let tokenizer_folder = folder.clone();
-        Ok(Base { name: name.to_owned(), folder, config, stored, tokenizer_folder, changed_by: None })
+        let files = ModelFolder::open(&hub::resolve_model(name)?)?;
+        let (config, stored) = (files.config.clone(), files.stored()?);
+        let tokenizer_folder = files.path.clone();
+        Ok(Base { name: name.to_owned(), files, config, stored, tokenizer_folder, changed_by: None })
     }
 
     /// Makes this the base that the adapter in `folder` means, and reads the adapter. `run`: the run folder
@@ -196,11 +194,6 @@ impl Base {
         Ok(adapter)
     }
 
-    /// Whether an adapter's file has weights in place of the base's own.
-    pub(crate) fn is_changed(&self) -> bool {
-        self.changed_by.is_some()
-    }
-
     /// Whether the adapter was trained over a vocabulary that had been made larger.
     pub(crate) fn is_resized(&self) -> bool {
         self.changed_by.as_ref().is_some_and(|files| files.added_tokens > 0)
@@ -220,19 +213,7 @@ impl Base {
     ) -> anyhow::Result<Decoder> {
         let adapter = self.changed_by.as_ref();
         let on_loading = quantization.map(|format| OnLoading { format, held: precision });
-        Ok(Decoder::load_for(&self.folder, adapter, device, precision, on_loading)?)
-    }
-
-    /// The same in f32, quantized from what a run of this precision held.
-    pub(crate) fn load_to_merge(
-        &self,
-        device: &Device,
-        quantization: Option<Format>,
-        held: Precision,
-    ) -> anyhow::Result<Decoder> {
-        let adapter = self.changed_by.as_ref();
-        let on_loading = quantization.map(|format| OnLoading { format, held });
-        Ok(Decoder::load_for(&self.folder, adapter, device, Precision::F32, on_loading)?)
+        Ok(Decoder::load_for(&self.files, adapter, device, precision, on_loading)?)
     }
 
     /// The tokenizer, which must not have tokens that the model does not know.
@@ -240,25 +221,21 @@ impl Base {
         Ok(Tokenizer::load(&self.tokenizer_folder)?)
     }
 
-    /// An adapter folder checked against this model, and against its weights where it has such, too.
+    /// An adapter folder that leaves this model as it is, checked against it; notes go to stderr.
     pub(crate) fn adapter_folder(&self, folder: &Path) -> anyhow::Result<AdapterFolder> {
-        self.check_adapter(folder, Some(&self.name))
-    }
-
-    /// The same, with a note if its own configuration names another base than `name`.
-    fn check_adapter(&self, folder: &Path, name: Option<&str>) -> anyhow::Result<AdapterFolder> {
-        let mut files = AdapterFolder::open(folder, &self.config, name)?;
-        if !files.base_tensors.is_empty() {
-            files.compare(&Checkpoint::open(&self.folder)?, &self.config)?;
-        }
+        let files = self.check_adapter(folder, Some(&self.name))?;
+        files.require_unchanged_base()?;
+        files.notes.iter().for_each(|note| eprintln!("note: {note}"));
         Ok(files)
     }
 
-    /// Reads an adapter that leaves this model as it is into the memory of a device; notes go to stderr.
-    pub(crate) fn adapter(&self, folder: &Path, device: &Device) -> anyhow::Result<Adapter> {
-        let files = self.adapter_folder(folder)?;
-        files.require_unchanged_base()?;
-        files.notes.iter().for_each(|note| eprintln!("note: {note}"));
-        Ok(files.read(device)?)
+    /// An adapter folder checked against this model, and against its weights where it has such, too. There is
+    /// a note if its own configuration names another base than `name`.
+    fn check_adapter(&self, folder: &Path, name: Option<&str>) -> anyhow::Result<AdapterFolder> {
+        let mut files = AdapterFolder::open(folder, &self.config, name)?;
+        if !files.base_tensors.is_empty() {
+            files.compare(&self.files)?;
+        }
+        Ok(files)
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use compute::quant::{Code, Format};
 use compute::{DType, Device, Precision};
-use model::{BaseWeight, Config, Decoder, ModuleId, Part};
+use model::{BaseWeight, Config, Decoder, ModelFolder, ModuleId, Part};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
@@ -105,7 +105,7 @@ fn every_family_is_planned_trained_measured_asked_merged_and_quantized() {
     for Case { name, family, targets } in CASES {
         let folder = folder(name);
         let folder = folder.path();
-        let config = Config::load(&folder.join("model")).unwrap();
+        let config = ModelFolder::open(&folder.join("model")).unwrap().config;
         let known = facts(folder, &["inspect", "model"]);
         assert_eq!(known["family"], family, "{name}");
         assert_eq!(known["parameters"], config.parameter_count(), "{name}");
@@ -295,8 +295,8 @@ fn an_adapter_is_merged_into_the_base_that_it_was_trained_over() {
     assert!((plain - apart).abs() > 1e-3 * apart, "another base: {apart} apart, {plain} merged");
 }
 
-/// Quantized on loading by a run in bf16, a base of f32 is rounded first, in blocks of the run's own size. What is not
-/// quantized is merged as the base has it.
+/// Quantized on loading by a run in bf16, a base of f32 is rounded first, in blocks of the run's own size.
+/// What is not quantized is merged as the base has it.
 #[test]
 fn a_base_is_merged_as_its_run_quantized_it() {
     let folder = folder("llama2");

@@ -34,7 +34,8 @@ fn chat(folder: &Path, arguments: &[&str], lines: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let _ = child.stdin.take().unwrap().write_all(lines.as_bytes()); // it may leave before it has read everything
+    // It may leave before it has read everything.
+    let _ = child.stdin.take().unwrap().write_all(lines.as_bytes());
     child.wait_with_output().unwrap()
 }
 

@@ -547,7 +547,7 @@ fn adapters_that_contradict_themselves_are_not_told_as_if_they_were_sound() {
 
     let told = run(folder.path(), &["inspect", "a"]);
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    let arithmetic = "of 32 x 16 at r = 16: 768 values each instead of 512";
+    let arithmetic = "of 32 x 16 at r = 16: 768 values each instead of 512, 1.50 times as many";
     assert!(told.contains("mlp.up_proj") && told.contains(arithmetic), "{told}");
 }
 

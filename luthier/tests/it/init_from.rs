@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::failure;
@@ -28,4 +28,22 @@ fn an_adapter_of_other_settings_goes_on_with_its_own() {
     fs::remove_dir_all(folder.path().join("on")).unwrap();
     succeed(folder.path(), &command(&[]));
     assert_eq!(fs::read_to_string(folder.path().join("on/adapter_config.json")).unwrap(), config);
+}
+
+#[test]
+fn a_run_that_goes_on_from_an_adapter_is_planned_by_its_settings() {
+    let folder = tempdir().unwrap();
+    tiny_model(folder.path());
+    tiny_adapter(folder.path(), 0.1);
+    write_lines(folder.path().join("d.jsonl"), &[json!({"text": "hello hello hello"})]);
+    let plan = |more: &[&'static str]| -> Value {
+        let usual = ["plan", "--model", "model", "--set", "adapter.init_from=adapter", "--json"];
+        serde_json::from_str(&succeed(folder.path(), &[&usual, more].concat()).0).unwrap()
+    };
+    // Rank 2 on the queries and the MLP's last layer of both blocks.
+    let trained = 2 * 2 * ((32 + 32) + (48 + 32));
+    assert_eq!(plan(&[])["trainable_parameters"], trained);
+    let with_data = plan(&["--data", "d.jsonl", "--set", "data.max_length=32"]);
+    assert_eq!(with_data["trainable_parameters"], trained);
+    assert_eq!(with_data["run"]["trainable_parameters"], trained);
 }

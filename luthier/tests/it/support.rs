@@ -8,7 +8,7 @@ use compute::{Device, Precision};
 use model::adapter::peft::files::save_adapter;
 use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
-use model::{Adapter, Config, Decoder, Layout, StoredDType};
+use model::{Adapter, Config, Decoder, Layout, ModelFolder, StoredDType};
 use serde_json::{Map, Value, json};
 
 use crate::run;
@@ -33,15 +33,11 @@ pub(crate) fn tiny_model(folder: &Path) -> PathBuf {
 pub(crate) fn tiny_model_stored(folder: &Path, dtype: StoredDType) -> PathBuf {
     let model = folder.join("model");
     fs::create_dir_all(&model).unwrap();
-    let base = Decoder::random(&config(), &Device::cpu(1), Precision::F32, None, 5);
-    base.write_model_files(
-        &Adapter::zeros(Layout::default(), 0.0, &Device::cpu(2)),
-        &model,
-        &model,
-        &model,
-        dtype,
-    )
-    .unwrap();
+    fs::write(model.join("config.json"), config().to_json(dtype)).unwrap();
+    let (files, nothing) =
+        (ModelFolder::open(&model).unwrap(), Adapter::zeros(Layout::default(), 0.0, &Device::cpu(2)));
+    let base = Decoder::random(&files.config, &Device::cpu(1), Precision::F32, None, 5);
+    base.write_model_files(&nothing, &files, &model, &model, dtype).unwrap();
     write(&model.join("tokenizer.json"), &tokenizer());
     write(
         &model.join("tokenizer_config.json"),

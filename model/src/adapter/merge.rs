@@ -10,12 +10,13 @@ use super::parameters::{Adapter, Trained};
 use crate::activations::{Activations, Extent, Purpose};
 use crate::batch::Batch;
 use crate::checkpoint::{
-    Checkpoint, CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer,
-    transpose, write_whole,
+    CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer, transpose,
+    write_whole,
 };
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::Result;
+use crate::folder::ModelFolder;
 use crate::linear::BaseWeight;
 use crate::memory::Allocator;
 use crate::names::{ModuleId, Parameter};
@@ -80,38 +81,39 @@ impl Decoder {
     }
 
     /// Writes base and adapter as one model into a folder that exists, with weights stored as `dtype` under
-    /// the names that they have in the folder `base`, the parts that are not for texts as they are there, and
-    /// what stands beside the weights, but the tokenizer's files of the folder `tokenizer`. Each file is
-    /// written aside and renamed; config.json comes last.
+    /// the names that they have in `base`, the parts that are not for texts as they are there, and what
+    /// stands beside the weights, but the tokenizer's files of the folder `tokenizer`. Each file is written
+    /// aside and renamed; config.json comes last.
     ///
     /// # Errors
-    /// If a file cannot be written.
+    /// If a file cannot be read or written.
     pub fn write_model_files(
         &self,
         adapter: &Adapter,
-        base: &Path,
+        base: &ModelFolder,
         tokenizer: &Path,
         folder: &Path,
         dtype: StoredDType,
     ) -> Result<()> {
         let config = merged_config(&self.config, adapter);
-        let (stored, parameters) = (Checkpoint::open_if_any(base)?, config.parameters());
-        let names: Vec<String> = parameters.iter().map(|p| stored.spelling(p)).collect();
+        let (stored, parameters) = (base.checkpoint.as_ref(), config.parameters());
+        let name = |p: &Parameter| stored.map_or_else(|| p.name(), |stored| stored.spelling(p));
+        let names: Vec<String> = parameters.iter().map(name).collect();
         let spec = |(p, name): (&Parameter, &String)| TensorSpec {
             name: name.clone(),
             shape: p.file_shape(),
             dtype,
         };
         let mut specs: Vec<TensorSpec> = parameters.iter().zip(&names).map(spec).collect();
-        specs.extend(stored.foreign(&config));
+        specs.extend(stored.map(|stored| stored.foreign(&config)).unwrap_or_default());
         let mut writer = CheckpointWriter::model(folder, specs, SHARD_BYTES)?;
         for (parameter, name) in parameters.iter().zip(&names) {
             self.write_parameter(adapter, parameter, name, &mut writer)?;
         }
-        stored.copy_foreign(&config, &mut writer)?;
+        stored.map_or(Ok(()), |stored| stored.copy_foreign(&config, &mut writer))?;
         writer.finish()?;
         copy_tokenizer(tokenizer, folder, true)?;
-        copy_companions(base, folder)?;
+        copy_companions(&base.path, folder)?;
         write_whole(&folder.join("config.json"), config.to_json(dtype).as_bytes())
     }
 

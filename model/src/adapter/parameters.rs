@@ -44,6 +44,8 @@ pub struct Tensor {
     /// Of B of the experts of a block, which stand one below the other, `[E * out, R]`: their number `E`.
     /// PEFT's file has them side by side, column by column: `[out, R * E]`. 1 for any other tensor.
     pub experts: usize,
+    /// Whether PEFT's file has it as `[cols, rows]`: a weight of a base that stores its linear layers so.
+    pub transposed: bool,
     /// One-dimensional in files (norm weights, biases).
     pub vector: bool,
     /// Where its elements lie in the flat buffer.
@@ -53,9 +55,10 @@ pub struct Tensor {
 impl Tensor {
     /// Its dimensions in an adapter's file.
     pub fn file_shape(&self) -> Vec<usize> {
-        match self.vector {
-            true => vec![self.cols],
-            false => vec![self.rows / self.experts, self.cols * self.experts],
+        match () {
+            () if self.vector => vec![self.cols],
+            () if self.transposed => vec![self.cols, self.rows],
+            () => vec![self.rows / self.experts, self.cols * self.experts],
         }
     }
 }
@@ -113,13 +116,20 @@ impl Layout {
     ) -> usize {
         let range = self.len..self.len + rows * cols;
         self.len = range.end;
-        self.tensors.push(Tensor { name, role, rows, cols, experts: 1, vector, range });
+        self.tensors.push(Tensor { name, role, rows, cols, experts: 1, transposed: false, vector, range });
         self.tensors.len() - 1
     }
 
     /// Says that a tensor is the experts' of a block, one below the other.
     pub(in crate::adapter) fn share_among_experts(&mut self, tensor: usize, experts: usize) {
         self.tensors[tensor].experts = experts;
+    }
+
+    /// Says that files have the weight of a module that is trained whole as `[in, out]`.
+    pub(in crate::adapter) fn store_transposed(&mut self, module: ModuleId) {
+        if let Some(Trained::Full(full)) = self.get(module) {
+            self.tensors[full.weight].transposed = true;
+        }
     }
 
     /// Trains something on a module, whose tensors were just added.

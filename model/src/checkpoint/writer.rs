@@ -189,7 +189,8 @@ impl CheckpointWriter {
         });
         match &result {
             Ok(()) => named.iter().take(1).for_each(|path| sync_folder(path)),
-            Err(_) => named.iter().for_each(|path| drop(fs::remove_file(path))), // a part of a model is of no use
+            // A part of a model is of no use.
+            Err(_) => named.iter().for_each(|path| drop(fs::remove_file(path))),
         }
         result
     }

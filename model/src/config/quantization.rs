@@ -1,13 +1,11 @@
 //! What config.json says of quantized weights: bitsandbytes' four bits are read, every other kind is refused
 //! by name.
 
-use std::path::Path;
-
 use compute::quant::{Code, Format};
 use serde_json::{Value, json};
 
 use super::{Config, Fields};
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 
 const FIELD: &str = "quantization_config";
 
@@ -63,23 +61,5 @@ impl Config {
         quantized.quantization = Some(format);
         quantized.raw.insert(FIELD.to_owned(), to_json(format, compute_dtype));
         quantized
-    }
-
-    /// Refuses to quantize in one way what a folder holds quantized in another.
-    ///
-    /// # Errors
-    /// If the two differ.
-    pub fn check_quantization(&self, folder: &Path, asked: Option<Format>) -> Result<()> {
-        match (self.quantization, asked) {
-            (Some(stored), Some(asked)) if stored.code != asked.code => {
-                let problem = format!(
-                    "says that the weights are {} already, but {} is asked for; leave `quantization` out, or use the \
-                     model's 16-bit checkpoint",
-                    stored.code, asked.code
-                );
-                Err(ModelError::field(&folder.join("config.json"), FIELD, problem))
-            }
-            _ => Ok(()),
-        }
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use compute::{DType, Matrix, MatrixRef, bf16};
 use model::checkpoint::{CheckpointWriter, TensorSpec};
-use model::{Checkpoint, Config, StoredDType};
+use model::{Checkpoint, Config, ModelFolder, StoredDType};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -471,8 +471,8 @@ fn every_fixture_fits_its_configuration() {
     for entry in
         fs::read_dir(fixture("")).unwrap().flatten().filter(|e| e.path().join("config.json").exists())
     {
-        let config = Config::load(&entry.path()).unwrap();
-        let checkpoint = Checkpoint::open(&entry.path()).unwrap();
+        let ModelFolder { config, checkpoint, .. } = ModelFolder::open(&entry.path()).unwrap();
+        let checkpoint = checkpoint.unwrap();
         checkpoint.check(&config).unwrap();
         for parameter in config.parameters() {
             if checkpoint.read_quantized(&parameter).unwrap().is_some() {

@@ -6,11 +6,18 @@ use std::path::{Path, PathBuf};
 use compute::{Device, Matrix, Precision};
 use model::adapter::merge::Difference;
 use model::memory::Allocator;
-use model::{Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Layout, Purpose, StoredDType};
+use model::{
+    Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Layout, ModelFolder, Purpose, StoredDType,
+};
 
 /// A fixture's folder.
 pub(crate) fn fixture(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(case)
+}
+
+/// The same, opened as a model.
+pub(crate) fn opened(case: &str) -> ModelFolder {
+    ModelFolder::open(&fixture(case)).unwrap()
 }
 
 /// Tensors of a safetensors file: numbers of any type as `f64`, with their shape.
@@ -130,7 +137,7 @@ pub(crate) fn off_transformers(case: &str, decoder: &Decoder) -> Vec<String> {
 #[track_caller]
 pub(crate) fn check_merged(case: &str, base: &Decoder, adapter: &Adapter) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    base.write_model_files(adapter, &fixture(case), &fixture(case), folder.path(), StoredDType::F32).unwrap();
+    base.write_model_files(adapter, &opened(case), &fixture(case), folder.path(), StoredDType::F32).unwrap();
     let merged = Decoder::load(folder.path(), &Device::cpu(2), Precision::F32, None).unwrap();
     let (alone, both, after) = (base.probe(None), base.probe(Some(adapter)), merged.probe(None));
     let difference = Difference::between(&both, &after);

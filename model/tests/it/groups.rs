@@ -188,8 +188,8 @@ fn check_fixed(precision: Precision) {
     assert_eq!(losses(&first, None), each[0]);
 }
 
-/// Two groups, the second with an adapter of this rank and dropout, in buffers for rank 2, whose examples have
-/// no numbers.
+/// Two groups, the second with an adapter of this rank and dropout, in buffers for rank 2, whose examples
+/// have no numbers.
 fn pass_unprepared(r: usize, dropout: f64) {
     let decoder = Decoder::load(&fixture("llama3"), &Device::cpu(1), Precision::F32, None).unwrap();
     let [small, other] =

@@ -5,6 +5,7 @@ mod common;
 mod config;
 mod experts;
 mod families;
+mod folder;
 mod frozen;
 mod groups;
 mod inputs;

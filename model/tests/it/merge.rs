@@ -9,12 +9,12 @@ use model::adapter::peft::{PeftConfig, Selection};
 use model::checkpoint::Staging;
 use model::{Adapter, Batch, Checkpoint, Decoder, Layout, StoredDType};
 
-use crate::common::{Tensors, all_logits, fixture, load, relative_difference, training_buffers};
+use crate::common::{Tensors, all_logits, fixture, load, opened, relative_difference, training_buffers};
 
 /// The folder of a base and an adapter merged and published, and what it loads as.
 fn merged(base: &Decoder, adapter: &Adapter, case: &str, dtype: StoredDType, to: &Path) -> Decoder {
     let staging = Staging::folder(to).unwrap();
-    base.write_model_files(adapter, &fixture(case), &fixture(case), staging.path(), dtype).unwrap();
+    base.write_model_files(adapter, &opened(case), &fixture(case), staging.path(), dtype).unwrap();
     staging.publish().unwrap();
     Decoder::load(to, &Device::cpu(2), Precision::F32, None).unwrap()
 }

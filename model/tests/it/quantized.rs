@@ -12,12 +12,14 @@ use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::memory::Component;
 use model::quantize::quantize_folder;
-use model::{Adapter, BaseWeight, Batch, Checkpoint, Config, Decoder, Layout, Parameter, StoredDType};
+use model::{
+    Adapter, BaseWeight, Batch, Checkpoint, Config, Decoder, Layout, ModelFolder, Parameter, StoredDType,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::{all_logits, fixture, load, training_buffers};
+use crate::common::{all_logits, fixture, load, opened, training_buffers};
 
 const WEIGHT: &str = "model.layers.0.self_attn.q_proj.weight";
 const STATE: &str = ".quant_state.bitsandbytes__nf4";
@@ -280,7 +282,8 @@ fn bytes_in_place_of_weights_are_refused_by_all_who_read_them() {
     let words = "tensor `model.norm.weight` is stored as U8 where weights are needed";
     refused(folder.path(), words);
     let output = tempfile::tempdir().unwrap();
-    let got = quantize_folder(folder.path(), output.path(), &Device::cpu(1), Format::QLORA, &mut |_| {});
+    let from = ModelFolder::open(folder.path()).unwrap();
+    let got = quantize_folder(&from, output.path(), &Device::cpu(1), Format::QLORA, &mut |_| {});
     let got = got.expect_err("bytes are no weights").to_string();
     assert!(got.contains(words), "{got}");
 }
@@ -329,7 +332,7 @@ fn quantized(case: &str, format: Format, output: &Path) -> Vec<model::quantize::
     let mut seen = Vec::new();
     fs::create_dir_all(output).unwrap();
     let report =
-        quantize_folder(&fixture(case), output, &Device::cpu(2), format, &mut |w| seen.push(w.clone()))
+        quantize_folder(&opened(case), output, &Device::cpu(2), format, &mut |w| seen.push(w.clone()))
             .unwrap();
     assert_eq!(seen, report);
     report
@@ -393,11 +396,11 @@ fn a_quantized_folder_loads_as_the_model_quantized_on_loading() {
 fn the_memory_that_is_planned_is_what_the_weights_take() {
     #[track_caller]
     fn check(folder: &Path, format: Option<Format>) {
-        let config = Config::load(folder).unwrap();
-        let stored = Checkpoint::open(folder).unwrap().weights(&config).unwrap();
+        let files = ModelFolder::open(folder).unwrap();
+        let (config, stored) = (&files.config, files.stored().unwrap());
         for precision in [Precision::F32, Precision::Bf16] {
             let decoder = Decoder::load(folder, &Device::cpu(2), precision, format).unwrap();
-            let planned = Decoder::base_memory(&config, stored.as_ref(), precision, format);
+            let planned = Decoder::base_memory(config, stored.as_ref(), precision, format);
             assert_eq!(planned.bytes(Component::Base), taken(&decoder), "{}, {format:?}", folder.display());
         }
     }
@@ -425,8 +428,7 @@ fn the_memory_that_is_planned_is_what_the_weights_take() {
 #[test]
 fn codes_that_are_missing_beside_their_state_are_told_before_memory_is_counted() {
     let folder = changed("nf4", |tensors| drop(tensors.remove(WEIGHT)));
-    let config = Config::load(folder.path()).unwrap();
-    let error = Checkpoint::open(folder.path()).unwrap().weights(&config).unwrap_err().to_string();
+    let error = ModelFolder::open(folder.path()).unwrap().stored().unwrap_err().to_string();
     assert!(error.contains(&format!("tensor `{WEIGHT}` is missing")), "{error}");
 }
 
@@ -443,7 +445,7 @@ fn a_merged_model_computes_what_a_quantized_base_and_its_adapter_compute() {
             *value = compute::random::uniform(1, i as u64) as f32 - 0.5;
         }
         let output = tempfile::tempdir().unwrap();
-        base.write_model_files(&adapter, &fixture(case), &fixture(case), output.path(), StoredDType::F32)
+        base.write_model_files(&adapter, &opened(case), &fixture(case), output.path(), StoredDType::F32)
             .unwrap();
         let merged = loaded(output.path(), None).unwrap();
         assert_eq!(merged.config.quantization, None);
@@ -462,7 +464,7 @@ fn a_merged_model_computes_what_a_quantized_base_and_its_adapter_compute() {
 #[test]
 fn a_folder_that_is_quantized_already_is_refused_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
-    let got = quantize_folder(&fixture("nf4"), folder.path(), &Device::cpu(1), Format::QLORA, &mut |_| {});
+    let got = quantize_folder(&opened("nf4"), folder.path(), &Device::cpu(1), Format::QLORA, &mut |_| {});
     let got = got.unwrap_err().to_string();
     assert!(
         got.contains("says that the weights are nf4 already; quantize the model's 16-bit checkpoint"),

@@ -7,26 +7,32 @@ use std::path::Path;
 
 use compute::quant::Format;
 use compute::{Device, MatrixRef, Precision};
+use model::adapter::init::Init;
+use model::adapter::peft::files::save_adapter;
 use model::adapter::peft::folder::AdapterFolder;
-use model::adapter::peft::{AdapterTensor, PeftConfig, Selection, write_adapter};
+use model::adapter::peft::targets;
+use model::adapter::peft::{AdapterTensor, PeftConfig, Selection, WEIGHTS_FILE, write_adapter};
 use model::checkpoint::{CheckpointWriter, TensorSpec};
-use model::{Adapter, Batch, Checkpoint, Config, Decoder, ModelError, OnLoading, StoredDType};
+use model::{
+    Adapter, BaseWeight, Batch, Checkpoint, Config, Decoder, Layout, ModelError, ModuleId, OnLoading, Part,
+    StoredDType,
+};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
-use crate::common::{Tensors, all_logits, fixture, largest_difference, training_buffers};
+use crate::common::{Tensors, all_logits, fixture, largest_difference, load, opened, training_buffers};
 
 fn open(folder: &Path, case: &str) -> Result<AdapterFolder, ModelError> {
-    let config = Config::load(&fixture(case)).unwrap();
-    let mut files = AdapterFolder::open(folder, &config, None)?;
-    files.compare(&Checkpoint::open(&fixture(case)).unwrap(), &config)?;
+    let base = opened(case);
+    let mut files = AdapterFolder::open(folder, &base.config, None)?;
+    files.compare(&base)?;
     Ok(files)
 }
 
 fn logits(folder: &Path, case: &str, ids: &[u32]) -> Vec<f32> {
     let files = open(folder, case).unwrap();
     let device = Device::cpu(2);
-    let decoder = Decoder::load_for(&fixture(case), Some(&files), &device, Precision::F32, None).unwrap();
+    let decoder = Decoder::load_for(&opened(case), Some(&files), &device, Precision::F32, None).unwrap();
     let adapter = files.read(&Device::cpu(2)).unwrap();
     let mut batch = Batch::new();
     batch.push_unlabelled(ids);
@@ -180,14 +186,71 @@ fn a_weight_in_four_bits_is_not_replaced() {
     let on_loading = OnLoading { format: Format::QLORA, held: Precision::F32 };
     let (device, format) = (Device::cpu(1), Some(on_loading));
     let told =
-        Decoder::load_for(&fixture("llama2"), Some(&files), &device, Precision::F32, format).unwrap_err();
+        Decoder::load_for(&opened("llama2"), Some(&files), &device, Precision::F32, format).unwrap_err();
     assert!(told.to_string().contains("which is to be quantized"), "{told}");
     // Embeddings are not in four bits.
     let shape = [config.vocab_size, config.hidden_size];
     let folder = adapter_with("nf4", &[("model.embed_tokens.weight", &shape, &[0.5])]);
     let files = open(folder.path(), "nf4").unwrap();
     assert_eq!(files.base_tensors.len(), 1);
-    Decoder::load_for(&fixture("nf4"), Some(&files), &device, Precision::F32, None).unwrap();
+    Decoder::load_for(&opened("nf4"), Some(&files), &device, Precision::F32, None).unwrap();
+}
+
+/// GPT-2 stores its linear layers as `[in, out]`, and so does PEFT where it trains one whole.
+#[test]
+fn a_layer_that_the_base_stores_transposed_is_written_as_there_and_read_again() {
+    let (base, device) = (load("gpt2"), Device::cpu(2));
+    // A square one and one that is not.
+    let saved = ["h.1.attn.c_proj", "h.0.mlp.c_fc"].map(String::from).to_vec();
+    let names = Some(Selection::List(vec!["c_attn".into()]));
+    let settings =
+        PeftConfig { target_modules: names, modules_to_save: saved.clone(), ..PeftConfig::default() };
+    let layout = Layout::of_adapter(&targets::resolve(&settings, &base.config).unwrap(), &base.config);
+    let mut adapter = Adapter::zeros(layout, 0.0, &device);
+    adapter.initialize(Init::Default, 1, &base);
+    let folder = tempdir().unwrap();
+    save_adapter(folder.path(), &settings, &adapter.layout, &adapter.parameters).unwrap();
+    let file = Checkpoint::open_file(&folder.path().join(WEIGHTS_FILE)).unwrap();
+    for name in saved {
+        let key = format!("base_model.model.transformer.{name}.weight");
+        let mut values = vec![0.0; file.tensor(&key).unwrap().element_count()];
+        file.read_part(&key, 0, &mut values).unwrap();
+        assert!(values == base_values("gpt2", &format!("{name}.weight")), "{name}");
+    }
+    let (read, _) = Adapter::load(folder.path(), &base.config, None, &device).unwrap();
+    assert!(read.parameters.values().f32() == adapter.parameters.values().f32());
+}
+
+#[test]
+fn a_layer_that_the_base_stores_transposed_is_replaced_by_one_that_is_stored_so() {
+    let (base, device) = (opened("gpt2"), Device::cpu(2));
+    let settings = PeftConfig { r: 2, ..PeftConfig::default() };
+    let layout = Layout::of_adapter(&targets::resolve(&settings, &base.config).unwrap(), &base.config);
+    let adapter = Adapter::zeros(layout, 0.0, &device);
+    let values = base_values("gpt2", "h.1.attn.c_proj.weight");
+    let twice: Vec<f32> = values.iter().map(|value| 2.0 * value).collect();
+    let updates = adapter.layout.tensors().iter().map(|tensor| AdapterTensor {
+        key: tensor.name.clone(),
+        shape: tensor.file_shape(),
+        values: adapter.parameters.tensor(tensor),
+    });
+    let whole = AdapterTensor {
+        key: "base_model.model.transformer.h.1.attn.c_proj.weight".into(),
+        shape: vec![32, 32],
+        values: MatrixRef::from_f32(32, 32, &twice),
+    };
+    let folder = tempdir().unwrap();
+    write_adapter(folder.path(), &settings, &updates.chain([whole]).collect::<Vec<_>>()).unwrap();
+    let files = open(folder.path(), "gpt2").unwrap();
+    let weight = |adapter| {
+        let decoder = Decoder::load_for(&base, adapter, &device, Precision::F32, None).unwrap();
+        match decoder.base_weight(ModuleId::Linear { layer: 1, part: Part::O }) {
+            BaseWeight::Dense(weight) => weight.to_vec(),
+            BaseWeight::Quantized(_) => panic!("nothing is quantized"),
+        }
+    };
+    let expected: Vec<f32> = weight(None).iter().map(|value| 2.0 * value).collect();
+    assert!(weight(Some(&files)) == expected);
 }
 
 macro_rules! refused {
@@ -365,7 +428,7 @@ refused_of_mlx! {
     mlx_lm_needs_its_parameters: {"lora_parameters": null} => "`lora_parameters` is missing";
     mlx_lm_needs_a_scale: {"lora_parameters": {"rank": 4}} => "`lora_parameters.scale` is missing";
     mlx_lm_needs_a_rank: {"lora_parameters": {"rank": 0, "scale": 1.0}} => "`lora_parameters.rank` is 0";
-    another_rank_than_mlx_lms_tensors_have_is_refused: {"lora_parameters": {"rank": 3, "scale": 1.0}} => "has shape [4, 56] but needs [3, 56]";
+    another_rank_than_mlx_lms_tensors_have_is_refused: {"lora_parameters": {"rank": 3, "scale": 1.0}} => "has shape [4, 40] but needs [3, 40]";
     a_layer_that_mlx_lm_does_not_mean_is_refused: {"num_layers": 1}
         => "belongs to layer 0, but `num_layers` means the layers from 1 on";
     a_module_that_mlx_lm_does_not_name_is_refused: {"lora_parameters": {"rank": 4, "scale": 1.0, "keys": ["self_attn.q_proj"]}}

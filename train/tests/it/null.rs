@@ -8,7 +8,7 @@ use compute::{Device, Precision};
 use model::adapter::init::Init;
 use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
-use model::{Adapter, Checkpointing, Decoder, Keeping, Layout, StoredDType, arena};
+use model::{Adapter, Checkpointing, Decoder, Keeping, Layout, ModelFolder, StoredDType, arena};
 use train::{Outcome, Rule, Settings};
 
 use crate::common::{random_examples, run_adapter, settings};
@@ -60,7 +60,8 @@ fn train_and_merge(case: &str, decoder: &Decoder, peft: PeftConfig, settings: &S
     std::fs::create_dir(&merged).unwrap();
     let adapter = adapter(decoder, &peft);
     assert_eq!(decoder.probe(Some(&adapter)).to_vec()[..5], [0.0; 5], "{case}");
-    decoder.write_model_files(&adapter, &fixture(case), &fixture(case), &merged, StoredDType::Bf16).unwrap();
+    let base = ModelFolder::open(&fixture(case)).unwrap();
+    decoder.write_model_files(&adapter, &base, &fixture(case), &merged, StoredDType::Bf16).unwrap();
     assert!(merged.join("config.json").exists(), "{case}");
 }
 

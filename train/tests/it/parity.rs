@@ -6,7 +6,7 @@ use compute::{Device, Matrix, MatrixMut, Precision};
 use data::Dataset;
 use model::adapter::init::Init;
 use model::adapter::peft::{PeftConfig, WEIGHTS_FILE};
-use model::{Adapter, Checkpoint, Decoder, Layout, StoredDType};
+use model::{Adapter, Checkpoint, Decoder, Layout, ModelFolder, StoredDType};
 use train::{Event, Job, Saving, StepMetrics};
 
 use crate::common::{examples, fixture, json, settings_of};
@@ -15,7 +15,8 @@ fn check(name: &str) {
     let folder = fixture(name);
     let run = json(&folder.join("run.json"));
     let base = folder.join(run["model"].as_str().unwrap());
-    let decoder = Decoder::load(&base, &Device::cpu(2), Precision::F32, None).unwrap();
+    let files = ModelFolder::open(&base).unwrap();
+    let decoder = Decoder::load_for(&files, None, &Device::cpu(2), Precision::F32, None).unwrap();
     let full = run["adapter"]["method"] == "full";
     let (adapter, peft) = if full {
         let mut adapter = Adapter::zeros(Layout::full(&decoder.config), 0.0, &Device::cpu(2));
@@ -28,7 +29,7 @@ fn check(name: &str) {
     };
     let layout = adapter.layout.clone();
     let saving = match full {
-        true => Saving::Model { base: &base, tokenizer: &base, dtype: StoredDType::F32 },
+        true => Saving::Model { base: &files, tokenizer: &base, dtype: StoredDType::F32 },
         false => Saving::Adapter(&peft),
     };
     let out = tempfile::tempdir().unwrap();

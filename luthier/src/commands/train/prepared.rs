@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use data::{Dataset, Tokenizer};
+use model::adapter::peft::folder::AdapterFolder;
 use model::memory::MemoryPlan;
 use serde_json::json;
 use train::{Amount, Job, StepPlan, Trainer};
@@ -21,6 +22,8 @@ const SHOWN: usize = 1200;
 pub(in crate::commands) struct Prepared {
     pub(in crate::commands) settings: Settings,
     pub(in crate::commands) base: Base,
+    /// The adapter that training begins from.
+    pub(super) initial: Option<AdapterFolder>,
     pub(super) tokenizer: Tokenizer,
     pub(in crate::commands) train: Dataset,
     pub(in crate::commands) eval: Option<Dataset>,
@@ -44,10 +47,11 @@ impl Prepared {
     pub(in crate::commands) fn new(
         mut settings: Settings,
         base: Base,
+        initial: Option<AdapterFolder>,
         begun: Option<i64>,
         global: &Global,
     ) -> anyhow::Result<Self> {
-        base.config.check_quantization(&base.folder, setup::quantization(&settings.run))?;
+        base.files.check_quantization(setup::quantization(&settings.run))?;
         setup::check_model(&settings, &base.config)?;
         let tokenizer = base.tokenizer()?;
         let mut settled = setup::settle_by_model(&mut settings.run, &base.config);
@@ -73,6 +77,7 @@ impl Prepared {
         Ok(Prepared {
             settings,
             base,
+            initial,
             tokenizer,
             train,
             eval,
@@ -201,7 +206,8 @@ impl Prepared {
             Some(above) => tempfile::tempdir_in(above),
             None => tempfile::tempdir(),
         }?;
-        let (decoder, adapter) = load(&self.settings, &self.base, &global.device()?, &self.trained)?;
+        let (device, initial) = (global.device()?, self.initial.as_ref());
+        let (decoder, adapter) = load(&self.settings, &self.base, initial, &device, &self.trained)?;
         let stop = Default::default();
         let job = Job {
             decoder: &decoder,

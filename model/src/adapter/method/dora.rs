@@ -69,8 +69,7 @@ pub(crate) struct Memory {
     gram: Matrix,
     own: Matrix,
     norms: Matrix,
-    /// Factors `m / n` of an adapter that no longer changes, and where in memory it is, if they are there; never
-    /// in training.
+    /// Factors `m / n` of an adapter that no longer changes, if they are there; never in training.
     fixed: Fixed,
     /// A product's gradient `[T, out]`; only in training.
     dproduct: Matrix,

@@ -40,6 +40,9 @@ impl Layout {
         for &id in &resolution.saved {
             let module = config.module(id);
             layout.add_full(module, &key_prefix(&config.path(id)));
+            if config.parameter(id, false).transposed {
+                layout.store_transposed(id);
+            }
         }
         layout
     }
@@ -87,15 +90,28 @@ pub fn save_adapter(
     write_adapter(folder, config, &tensors.collect::<Vec<_>>())
 }
 
+/// Where PEFT's file has a tensor's elements in another order, rows and columns of the matrix whose transpose
+/// is that order: expert by expert, or as the base stores the weight.
+fn turned(tensor: &Tensor) -> Option<[usize; 2]> {
+    match () {
+        () if tensor.transposed => Some([tensor.rows, tensor.cols]),
+        () if tensor.experts > 1 => Some([tensor.experts, tensor.range.len() / tensor.experts]),
+        () => None,
+    }
+}
+
+/// A matrix for such a tensor as the file has it.
+fn matrix_of_file(tensor: &Tensor) -> Matrix {
+    let shape = tensor.file_shape();
+    Matrix::unset(shape[0], shape[1], DType::F32)
+}
+
 /// A tensor as PEFT's file has it, where that is another order.
 fn in_file(parameters: &Parameters, tensor: &Tensor) -> Option<Matrix> {
-    let (experts, elements) = (tensor.experts, tensor.range.len() / tensor.experts);
-    if experts == 1 {
-        return None;
-    }
-    let mut written = Matrix::unset(tensor.rows / experts, tensor.cols * experts, DType::F32);
-    let tensor = parameters.tensor(tensor).reshape(experts, elements).download();
-    transpose(tensor.as_ref(), written.as_mut().reshape(elements, experts));
+    let [rows, cols] = turned(tensor)?;
+    let mut written = matrix_of_file(tensor);
+    let values = parameters.tensor(tensor).reshape(rows, cols).download();
+    transpose(values.as_ref(), written.as_mut().reshape(cols, rows));
     Some(written)
 }
 
@@ -105,14 +121,11 @@ pub(super) fn read_tensor(
     tensor: &Tensor,
     read: impl FnOnce(MatrixMut<'_>) -> Result<()>,
 ) -> Result<()> {
-    let (experts, elements) = (tensor.experts, tensor.range.len() / tensor.experts);
     parameters.tensor_mut(tensor).upload(|to| {
-        if experts == 1 {
-            return read(to);
-        }
-        let mut written = Matrix::zeros(tensor.rows / experts, tensor.cols * experts, DType::F32);
+        let Some([rows, cols]) = turned(tensor) else { return read(to) };
+        let mut written = matrix_of_file(tensor);
         read(written.as_mut())?;
-        transpose(written.as_ref().reshape(elements, experts), to.reshape(experts, elements));
+        transpose(written.as_ref().reshape(cols, rows), to.reshape(rows, cols));
         Ok(())
     })
 }

@@ -1,4 +1,5 @@
-//! An adapter's folder: its settings and tensors, whoever wrote them, and how they fit a model.
+//! An adapter's folder: its settings and tensors, whoever wrote them, and how they fit a model. A missing
+//! tensor, which PEFT passes over with a warning, is an error.
 //!
 //! PEFT loads what a file holds into the model by name: besides the low-rank updates and the modules that the
 //! settings name, any weight of the base that stands in the file takes the base's place. It writes such
@@ -18,11 +19,12 @@ use super::files::read_tensor;
 use super::mlx::Settings as MlxSettings;
 use super::per_expert;
 use super::targets::{self, Resolution};
-use super::{self as peft, CONFIG_FILE, PREFIX, PeftConfig, a_key, b_key, key_prefix};
+use super::{self as peft, CONFIG_FILE, PREFIX, PeftConfig, key_prefix};
 use crate::adapter::parameters::{Adapter, Layout};
-use crate::checkpoint::{Checkpoint, transpose};
+use crate::checkpoint::{Checkpoint, read_as_stored};
 use crate::config::Config;
 use crate::error::{ModelError, Result, nearest, quoted};
+use crate::folder::ModelFolder;
 use crate::names::{ModuleId, Parameter};
 
 /// The tensors of an adapter under the keys and in the shapes that PEFT gives them.
@@ -137,13 +139,9 @@ impl AdapterTensors {
             }
             return Ok(());
         }
-        let Some(name) = self.transposed.as_ref().and_then(|names| names.get(key)) else {
-            return self.file.read_into(key, to);
-        };
-        let mut turned = Matrix::zeros(to.cols(), to.rows(), to.dtype());
-        self.file.read_into(name, turned.as_mut())?;
-        transpose(turned.as_ref(), to);
-        Ok(())
+        let turned = self.transposed.as_ref().and_then(|names| names.get(key));
+        let name = turned.map_or(key, String::as_str);
+        read_as_stored(turned.is_some(), to, |to| self.file.read_into(name, to))
     }
 
     /// An error about a tensor, under the name that it has in the file.
@@ -213,6 +211,8 @@ pub struct AdapterFolder {
     pub base_tensors: Vec<BaseTensor>,
     /// Tokens that were added to the base's vocabulary before the adapter was trained.
     pub added_tokens: usize,
+    /// The adapter's tensors, for [`AdapterFolder::model`].
+    layout: Layout,
     tensors: AdapterTensors,
 }
 
@@ -240,9 +240,11 @@ impl AdapterFolder {
             model: model.clone(),
             base_tensors: vec![],
             added_tokens: 0,
+            layout: Layout::default(),
             tensors,
         };
         opened.resize_vocabulary()?;
+        opened.layout = Layout::of_adapter(&opened.resolution, &opened.model);
         opened.check()?;
         opened.note(base);
         Ok(opened)
@@ -253,8 +255,7 @@ impl AdapterFolder {
     /// # Errors
     /// If a tensor has a value that is not finite, or cannot be read.
     pub fn read(&self, device: &Device) -> Result<Adapter> {
-        let layout = Layout::of_adapter(&self.resolution, &self.model);
-        let mut adapter = Adapter::zeros(layout, self.config.lora_dropout as f32, device);
+        let mut adapter = Adapter::zeros(self.layout.clone(), self.config.lora_dropout as f32, device);
         let Adapter { layout, parameters, .. } = &mut adapter;
         for tensor in layout.tensors() {
             read_tensor(parameters, tensor, |to| self.tensors.read_into(&tensor.name, to))?;
@@ -270,18 +271,23 @@ impl AdapterFolder {
         self.tensors.read_into(key, to)
     }
 
-    /// The key of the tensor that takes the place of a parameter of the base.
-    pub(crate) fn replacement(&self, parameter: &Parameter) -> Option<&str> {
-        let mut replaced = self.base_tensors.iter();
-        replaced.find(|t| t.parameter == *parameter).map(|t| t.key.as_str())
+    /// Reads the tensor that takes the place of a parameter of the base into its matrix; false if none does.
+    pub(crate) fn read_replacement(&self, parameter: &Parameter, to: MatrixMut<'_>) -> Result<bool> {
+        let Some(BaseTensor { key, .. }) = self.base_tensors.iter().find(|t| t.parameter == *parameter)
+        else {
+            return Ok(false);
+        };
+        read_as_stored(parameter.transposed, to, |to| self.read_into(key, to))?;
+        Ok(true)
     }
 
     /// Leaves of [`AdapterFolder::base_tensors`] those that are not the base's own, rounded or not.
     ///
     /// # Errors
-    /// If one that differs cannot take the base's place, or two that stand for the same differ from each
-    /// other.
-    pub fn compare(&mut self, base: &Checkpoint, config: &Config) -> Result<()> {
+    /// If one that differs cannot take the base's place, two that stand for the same differ from each other,
+    /// or the base has no weights.
+    pub fn compare(&mut self, base: &ModelFolder) -> Result<()> {
+        let (config, base) = (&base.config, base.require_weights()?);
         let file = &self.tensors.file;
         let mut kept: Vec<BaseTensor> = Vec::new();
         for tensor in std::mem::take(&mut self.base_tensors) {
@@ -417,17 +423,18 @@ impl AdapterFolder {
 
     /// Every expected key with its shape is there, and no other but the base's own.
     fn check(&mut self) -> Result<()> {
-        let expected = self.expected();
-        for (key, (shape, what)) in &expected {
+        for tensor in self.layout.tensors() {
+            let (key, shape) = (&tensor.name, tensor.file_shape());
             let Some(found) = self.tensors.shape(key) else {
                 return Err(self.missing(key));
             };
-            if found != *shape {
-                return Err(self.misshapen(key, &found, shape, what));
+            if found != shape {
+                return Err(self.misshapen(key, &found, &shape, &self.reason(key)));
             }
         }
+        let expected: BTreeSet<&str> = self.layout.tensors().iter().map(|t| t.name.as_str()).collect();
         let mut base_tensors = Vec::new();
-        for key in self.tensors.keys().filter(|key| !expected.contains_key(*key)) {
+        for key in self.tensors.keys().filter(|key| !expected.contains(key)) {
             if self.is_copy(key, &expected)? {
                 continue;
             }
@@ -444,9 +451,9 @@ impl AdapterFolder {
 
     /// Whether this is a second copy of what is trained whole: PEFT writes one where it saves embeddings by
     /// another road, too.
-    fn is_copy(&self, key: &str, expected: &BTreeMap<String, (Vec<usize>, String)>) -> Result<bool> {
+    fn is_copy(&self, key: &str, expected: &BTreeSet<&str>) -> Result<bool> {
         let first = key.replace(".modules_to_save.", ".").replace(".default.", ".");
-        if first == key || !expected.contains_key(&first) {
+        if first == key || !expected.contains(first.as_str()) {
             return Ok(false);
         }
         let file = &self.tensors.file;
@@ -489,39 +496,23 @@ impl AdapterFolder {
         Ok(())
     }
 
-    /// Every key that the settings call for: its shape, and where that comes from.
-    fn expected(&self) -> BTreeMap<String, (Vec<usize>, String)> {
-        let mut expected = BTreeMap::new();
-        for target in &self.resolution.targets {
-            let (module, rank) = (self.model.module(target.module), target.rank);
-            let path = &target.path;
-            let what = format!("r {rank}; {path} of the model is {} x {}", module.rows, module.cols);
-            expected.insert(a_key(path), (vec![rank, module.cols], what.clone()));
-            expected.insert(b_key(path), (vec![module.rows, rank], what.clone()));
-            if self.resolution.dora {
-                expected
-                    .insert(format!("{}.lora_magnitude_vector", key_prefix(path)), (vec![module.rows], what));
-            }
+    /// Where the shape of a tensor that the settings call for comes from.
+    fn reason(&self, key: &str) -> String {
+        let Resolution { targets, parameters, .. } = &self.resolution;
+        let path = key.strip_prefix(PREFIX).unwrap_or(key);
+        let place = path.split_once(".lora_").map(|(place, _)| place);
+        if let Some(target) = targets.iter().find(|target| place == Some(target.path.as_str())) {
+            let module = self.model.module(target.module);
+            let size = format!("{} x {}", module.rows, module.cols);
+            return format!("r {}; {} of the model is {size}", target.rank, target.path);
         }
-        for target in &self.resolution.parameters {
+        if let Some(target) = parameters.iter().find(|target| place == Some(target.place.as_str())) {
             let (count, [out, inner]) = target.size(&self.model);
-            let (rows, ranks) = (target.parts().len().max(1) * out, target.rank * count);
-            let name = &target.name;
-            let what = format!("r {}; {name} of the model is {count} x {rows} x {inner}", target.rank);
-            expected.insert(a_key(&target.place), (vec![ranks, inner], what.clone()));
-            expected.insert(b_key(&target.place), (vec![rows, ranks], what));
+            let size = format!("{count} x {} x {inner}", target.parts().len().max(1) * out);
+            return format!("r {}; {} of the model is {size}", target.rank, target.name);
         }
-        for &id in &self.resolution.saved {
-            let module = self.model.module(id);
-            let path = self.model.path(id);
-            let what = format!("{path} of the model, trained whole");
-            let shape = self.model.parameter(id, false).file_shape();
-            expected.insert(format!("{}.weight", key_prefix(&path)), (shape, what.clone()));
-            if module.bias {
-                expected.insert(format!("{}.bias", key_prefix(&path)), (vec![module.bias_len()], what));
-            }
-        }
-        expected
+        let path = path.rsplit_once('.').map_or(path, |(path, _)| path);
+        format!("{path} of the model, trained whole")
     }
 
     /// What a key stands for in the base, if it is the whole weight or bias of a module.
@@ -561,11 +552,11 @@ impl AdapterFolder {
         self.tensors.error(key, problem)
     }
 
-    fn unknown(&self, key: &str, expected: &BTreeMap<String, (Vec<usize>, String)>) -> ModelError {
+    fn unknown(&self, key: &str, expected: &BTreeSet<&str>) -> ModelError {
         if let Some(problem) = foreign_part(key) {
             return self.tensors.error(key, problem);
         }
-        let near = quoted(nearest(key, expected.keys().map(String::as_str), 1));
+        let near = quoted(nearest(key, expected.iter().copied(), 1));
         let problem = format!(
             "is not called for by adapter_config.json on this model (the nearest that is: {near}); {}",
             self.origin()

@@ -1,8 +1,8 @@
-//! Adapter folders as PEFT reads and writes them: `adapter_config.json` beside `adapter_model.safetensors`.
+//! An adapter's settings, `adapter_config.json`: read, checked and written.
 //!
-//! PEFT drops unknown settings (before 0.14 it stops at them) and missing tensors with a warning. Here both
-//! are errors: an adapter that is applied differently from how it was trained gives wrong answers and says
-//! nothing. What is written here is what every version from 0.5 to 0.21 reads alike.
+//! PEFT drops unknown settings with a warning (before 0.14 it stops at them). Here they are errors: an
+//! adapter that is applied differently from how it was trained gives wrong answers and says nothing. What is
+//! written here is what every version from 0.5 to 0.21 reads alike.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;

@@ -1,0 +1,69 @@
+//! A model's folder, opened once: what is judged, planned and loaded are the same files.
+
+use std::path::{Path, PathBuf};
+
+use compute::quant::Format;
+
+use crate::checkpoint::{Checkpoint, StoredWeights, no_weights};
+use crate::config::Config;
+use crate::error::{ModelError, Result};
+
+/// A model's folder: its configuration, and the open files of its weights.
+#[derive(Debug)]
+pub struct ModelFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What its `config.json` describes.
+    pub config: Config,
+    /// Its weights; none where it has no files of them.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+impl ModelFolder {
+    /// Reads the configuration and the headers of the weights, of which nothing else is read.
+    ///
+    /// # Errors
+    /// If config.json is not that of a supported model, or a header is damaged.
+    pub fn open(path: &Path) -> Result<ModelFolder> {
+        let mut config = Config::load(path)?;
+        let checkpoint = Checkpoint::open_if_any(path)?;
+        if let Some(checkpoint) = &checkpoint {
+            config.settle_head(checkpoint);
+        }
+        Ok(ModelFolder { path: path.to_owned(), config, checkpoint })
+    }
+
+    /// The weights.
+    ///
+    /// # Errors
+    /// If the folder has none.
+    pub fn require_weights(&self) -> Result<&Checkpoint> {
+        self.checkpoint.as_ref().ok_or_else(|| no_weights(&self.path))
+    }
+
+    /// How its weights are stored; none if it has none.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::weights`].
+    pub fn stored(&self) -> Result<Option<StoredWeights>> {
+        self.checkpoint.as_ref().map_or(Ok(None), |checkpoint| checkpoint.weights(&self.config))
+    }
+
+    /// Refuses to quantize in one way what the folder holds quantized in another.
+    ///
+    /// # Errors
+    /// If the two differ.
+    pub fn check_quantization(&self, asked: Option<Format>) -> Result<()> {
+        match (self.config.quantization, asked) {
+            (Some(stored), Some(asked)) if stored.code != asked.code => {
+                let problem = format!(
+                    "says that the weights are {} already, but {} is asked for; leave `quantization` out, or use the \
+                     model's 16-bit checkpoint",
+                    stored.code, asked.code
+                );
+                Err(ModelError::field(&self.path.join("config.json"), "quantization_config", problem))
+            }
+            _ => Ok(()),
+        }
+    }
+}
