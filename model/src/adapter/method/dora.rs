@@ -58,25 +58,43 @@ pub(in crate::adapter) fn merge(adapter: &Adapter, dora: Dora, device: &Device, 
 /// What this method needs beside LoRA's buffers; empty without it.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    /// Squared norms of the frozen rows, of every module: they never change, and are computed when first
-    /// asked for.
-    squares: BTreeMap<ModuleId, (Matrix, bool)>,
+    modules: BTreeMap<ModuleId, OfModule>,
     /// Products before their magnitudes `[T, out]`. The last layers have their own, so that the backward pass
     /// finds them.
     products: BTreeMap<Option<Part>, Products>,
-    /// `A Wᵀ`, `A Aᵀ`, `B A Aᵀ`, and the norms that come of them.
+    /// `A Wᵀ`, `A Aᵀ` and `B A Aᵀ`, of which norms come.
     across: Matrix,
     gram: Matrix,
     own: Matrix,
-    norms: Matrix,
-    /// Factors `m / n` of an adapter that no longer changes, if they are there; never in training.
-    fixed: Fixed,
     /// A product's gradient `[T, out]`; only in training.
     dproduct: Matrix,
 }
 
-/// Factors of the rows of modules, and of the adapter at which address they are.
-type Fixed = BTreeMap<ModuleId, (Matrix, Option<usize>)>;
+/// What is known of the rows of a module, `[1, out]` each.
+#[derive(Debug)]
+struct OfModule {
+    /// Squared norms of the frozen rows, and whether they are there: they never change, and are computed when
+    /// first asked for.
+    squares: (Matrix, bool),
+    /// Norms of the adapted rows, and of which adapter: in the backward pass they are what they were in the
+    /// forward pass.
+    norms: (Matrix, Option<usize>),
+    /// Factors `m / n` of an adapter that no longer changes, and which one it is; not in training.
+    fixed: Option<(Matrix, Option<usize>)>,
+}
+
+impl OfModule {
+    fn new(out: usize, training: bool, allocator: &mut Allocator) -> Self {
+        let mut row = || allocator.matrix(Component::Workspace, 1, out, DType::F32);
+        OfModule { squares: (row(), false), norms: (row(), None), fixed: (!training).then(|| (row(), None)) }
+    }
+
+    /// The factors of a pass's adapter, if they are fixed.
+    fn fixed(&self, run: &Run<'_>) -> Option<MatrixRef<'_>> {
+        let (factors, of) = self.fixed.as_ref()?;
+        (*of == Some(address(run))).then(|| factors.as_ref())
+    }
+}
 
 /// The products of one kind of module.
 #[derive(Debug)]
@@ -93,7 +111,7 @@ impl Products {
     }
 }
 
-/// Where a pass's adapter is in memory: which one it is, as long as it is lent.
+/// Where a pass's adapter is in memory, which tells it from others as long as it is lent.
 fn address(run: &Run<'_>) -> usize {
     std::ptr::from_ref(run.adapter()).addr()
 }
@@ -118,16 +136,13 @@ impl Memory {
         allocator: &mut Allocator,
     ) -> Self {
         let component = Component::Workspace;
-        let (mut squares, mut fixed, mut products) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut modules, mut products) = (BTreeMap::new(), BTreeMap::new());
         let (mut rank, mut out) = (0, 0);
         for (module, trained) in layout.modules().filter(|(module, _)| takes(*module)) {
             let Trained::Dora(dora) = trained else { continue };
             let rows = layout.tensors()[dora.magnitude].cols;
             (rank, out) = (rank.max(dora.lora.rank), out.max(rows));
-            squares.insert(module, (allocator.matrix(component, 1, rows, DType::F32), false));
-            if !training {
-                fixed.insert(module, (allocator.matrix(component, 1, rows, DType::F32), None));
-            }
+            modules.insert(module, OfModule::new(rows, training, allocator));
             let dtype = if module == ModuleId::Head { DType::F32 } else { precision.dtype() };
             products.entry(kind(module)).or_insert_with(|| {
                 let places = kind(module).map_or(1, |part| kept(part).clamp(1, layers));
@@ -141,13 +156,11 @@ impl Memory {
         let back = if training && out > 0 { tokens } else { 0 };
         let dtype = if takes(ModuleId::Head) { DType::F32 } else { precision.dtype() };
         Memory {
-            squares,
+            modules,
             products,
             across: allocator.matrix(component, rank, out, DType::F32),
             gram: allocator.matrix(component, rank, rank, DType::F32),
             own: allocator.matrix(component, out, rank, DType::F32),
-            norms: allocator.matrix(component, 1, out, DType::F32),
-            fixed,
             dproduct: allocator.matrix(component, back, out, dtype),
         }
     }
@@ -155,13 +168,12 @@ impl Memory {
     /// Computes the factors of a module's rows once for all passes to come: the adapter must not change any
     /// more.
     pub(crate) fn fix(&mut self, run: &Run<'_>, module: ModuleId, dora: Dora, weight: BaseWeight<'_>) {
-        let Some((_, known)) = self.fixed.get_mut(&module) else { return };
-        *known = None;
         self.measure(run, module, dora.lora, weight);
-        let (fixed, known) = self.fixed.get_mut(&module).expect("it was there");
-        let (m, n) = (run.adapter().tensor(dora.magnitude), self.norms.as_ref().prefix(1, dora.lora.out));
-        magnitude::factors(run.device, fixed.as_mut(), (m, n));
-        *known = Some(address(run));
+        let OfModule { norms: (norms, _), fixed, .. } = self.modules.get_mut(&module).expect(LAID_OUT);
+        let Some((factors, of)) = fixed else { return };
+        let m = run.adapter().tensor(dora.magnitude);
+        magnitude::factors(run.device, factors.as_mut(), (m, norms.as_ref()));
+        *of = Some(address(run));
     }
 
     /// Where the products of some rows of `[S, in]` through a module go.
@@ -171,7 +183,7 @@ impl Memory {
             *there = Some(module);
             z.top_mut(rows)
         });
-        Places { fixed: &self.fixed, z }
+        Places { of_module: self.modules.get(&module), z }
     }
 
     /// Whether the products of the last forward pass through a module are there.
@@ -188,13 +200,14 @@ impl Memory {
 
     /// `y`, or what is added to it, from the products of some rows, unless that was all.
     pub(crate) fn finish(&mut self, rows: &Rows<'_>, dora: Dora, y: MatrixMut<'_>, accumulate: bool) {
-        if fixed(&self.fixed, rows).is_some() {
+        let &Rows { run, module, ref range, .. } = rows;
+        if self.modules.get(&module).expect(LAID_OUT).fixed(run).is_some() {
             return;
         }
-        self.measure(rows.run, rows.module, dora.lora, rows.weight());
-        let (z, _) = self.products.get_mut(&kind(rows.module)).expect(LAID_OUT).of(rows.module);
-        let (m, z) = (rows.run.adapter().tensor(dora.magnitude), z.as_ref().rows_range(rows.range.clone()));
-        magnitude::forward(rows.run.device, y, accumulate, z, (m, self.norms.as_ref().prefix(1, m.cols())));
+        self.measure(run, module, dora.lora, rows.weight());
+        let (z, _) = self.products.get_mut(&kind(module)).expect(LAID_OUT).of(module);
+        let (m, n) = (run.adapter().tensor(dora.magnitude), self.modules[&module].norms.0.as_ref());
+        magnitude::forward(run.device, y, accumulate, z.as_ref().rows_range(range.clone()), (m, n));
     }
 
     /// Adds to the gradient of the magnitudes, from some rows of `dy`, and brings the products' gradient.
@@ -205,14 +218,17 @@ impl Memory {
         dy: MatrixRef<'_>,
         gradients: &mut Parameters,
     ) {
-        self.measure(rows.run, rows.module, dora.lora, rows.weight());
-        let (adapter, range) = (rows.run.adapter(), rows.range.clone());
+        let &Rows { run, module, ref range, .. } = rows;
+        if self.modules.get(&module).expect(LAID_OUT).norms.1 != Some(address(run)) {
+            // Another group's adapter was measured since.
+            self.measure(run, module, dora.lora, rows.weight());
+        }
+        let (z, _) = self.products.get_mut(&kind(module)).expect(LAID_OUT).of(module);
+        let (z, n) = (z.as_ref().rows_range(range.clone()), self.modules[&module].norms.0.as_ref());
+        let (adapter, all) = (run.adapter(), self.dproduct.rows());
         let (m, tensor) = (adapter.tensor(dora.magnitude), &adapter.layout.tensors()[dora.magnitude]);
-        let (z, _) = self.products.get_mut(&kind(rows.module)).expect(LAID_OUT).of(rows.module);
-        let (z, n) = (z.as_ref().rows_range(range.clone()), self.norms.as_ref().prefix(1, m.cols()));
-        let all = self.dproduct.rows();
-        let dz = self.dproduct.as_mut().prefix(all, m.cols()).rows_range(range);
-        magnitude::backward(rows.run.device, dz, gradients.tensor_mut(tensor), dy, z, (m, n));
+        let dz = self.dproduct.as_mut().prefix(all, m.cols()).rows_range(range.clone());
+        magnitude::backward(run.device, dz, gradients.tensor_mut(tensor), dy, z, (m, n));
     }
 
     /// The products' gradient in some rows, behind [`Memory::backward`] of them.
@@ -221,10 +237,11 @@ impl Memory {
         self.dproduct.as_ref().prefix(self.dproduct.rows(), out).rows_range(rows.range.clone())
     }
 
-    /// Brings the norms of a module's adapted rows to the front of `self.norms`.
+    /// Brings the norms of a module's adapted rows.
     fn measure(&mut self, run: &Run<'_>, module: ModuleId, lora: Lora, weight: BaseWeight<'_>) {
         let (device, (a, b)) = (run.device, run.adapter().lora(lora));
-        let (squares, known) = self.squares.get_mut(&module).expect(LAID_OUT);
+        let OfModule { squares: (squares, known), norms: (norms, of), .. } =
+            self.modules.get_mut(&module).expect(LAID_OUT);
         if !*known {
             magnitude::row_squares(device, squares.as_mut(), weight.rows());
             *known = true;
@@ -238,14 +255,15 @@ impl Memory {
         matmul(device, precision, 1.0, left, Factor::Transposed(a), false, gram.reborrow());
         let (left, right) = (Factor::Plain(b), Factor::Plain(gram.as_ref()));
         matmul(device, precision, 1.0, left, right, false, own.reborrow());
-        let (norms, products) = (self.norms.as_mut().prefix(1, out), (across.as_ref(), own.as_ref()));
-        magnitude::norms(device, norms, squares.as_ref(), products, b, lora.scale);
+        let products = (across.as_ref(), own.as_ref());
+        magnitude::norms(device, norms.as_mut(), squares.as_ref(), products, b, lora.scale);
+        *of = Some(address(run));
     }
 }
 
 /// Where the products of the rows of a list go, one after the other.
 pub(crate) struct Places<'m> {
-    fixed: &'m Fixed,
+    of_module: Option<&'m OfModule>,
     z: Option<MatrixMut<'m>>,
 }
 
@@ -262,17 +280,11 @@ impl<'m> Places<'m> {
     pub(crate) fn next(&mut self, rows: &Rows<'_>) -> Option<Place<'m>> {
         let z = self.z.as_mut().map(|z| z.split_off_rows(rows.range.len()));
         rows.dora()?;
-        match fixed(self.fixed, rows) {
+        match self.of_module.expect(LAID_OUT).fixed(rows.run) {
             Some(factors) => Some(Place::Scaled(factors)),
             None => Some(Place::Apart(z.expect(LAID_OUT))),
         }
     }
-}
-
-/// The factors of an adapter on a module, if they are fixed.
-fn fixed<'m>(all: &'m Fixed, rows: &Rows<'_>) -> Option<MatrixRef<'m>> {
-    let (factors, _) = all.get(&rows.module).filter(|(_, known)| *known == Some(address(rows.run)))?;
-    Some(factors.as_ref())
 }
 
 const LAID_OUT: &str = "the buffers were laid out for this adapter";
