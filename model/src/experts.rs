@@ -213,6 +213,7 @@ impl Experts {
                 Rows { range, linear, module, run, group }
             }));
         }
+        all.retain(|rows| !rows.range.is_empty());
         all
     }
 }

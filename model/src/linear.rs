@@ -136,6 +136,16 @@ pub(crate) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// # Panics
+    /// If a list is not of so many rows, one after the other.
+    fn check(all: &[Rows<'_>], count: usize) {
+        let end = all.iter().fold(0, |end, rows| {
+            assert_eq!(rows.range.start, end, "rows of a list follow each other");
+            rows.range.end
+        });
+        assert_eq!(end, count, "rows of a list and of its matrices");
+    }
+
     /// The input of these rows and the layer's weight.
     fn forward_factors<'x>(&self, x: MatrixRef<'x>) -> (Factor<'x>, Factor<'x>)
     where
@@ -223,6 +233,7 @@ pub(crate) fn forward(
     x: MatrixRef<'_>,
     Scratch { lora, dora }: &mut Scratch,
 ) {
+    Rows::check(all, x.rows());
     let Some(Rows { run, module, .. }) = all.first() else { return };
     lora.drop_inputs(all, x);
     let (mut rest, mut s, mut places) = (y.reborrow(), lora.s.as_mut(), dora.places(*module, x.rows()));
@@ -262,6 +273,7 @@ pub(crate) fn backward(
     gradients: &mut [Parameters],
     Scratch { lora, dora }: &mut Scratch,
 ) {
+    Rows::check(all, x.rows());
     let Some(Rows { run, module, .. }) = all.first() else { return };
     let (device, precision) = (run.device, run.precision);
     lora.drop_inputs(all, x);
