@@ -145,6 +145,24 @@ impl Checkpoint {
         &self.path
     }
 
+    /// Gives tensors other names, by which they are known from then on.
+    ///
+    /// # Errors
+    /// If two get the same one.
+    pub(crate) fn rename(&mut self, new: impl Fn(&str) -> Option<String>) -> Result<()> {
+        let mut renamed = BTreeMap::new();
+        for (name, info) in std::mem::take(&mut self.tensors) {
+            let new = new(&name).unwrap_or_else(|| name.clone());
+            if renamed.insert(new.clone(), info).is_some() {
+                let problem =
+                    format!("and another tensor both stand for `{new}`; the file must have one of them");
+                return Err(ModelError::tensor(&self.path, name, problem));
+            }
+        }
+        self.tensors = renamed;
+        Ok(())
+    }
+
     /// Free-text pairs of the header (`format: pt` and the like); empty for shards.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata

@@ -295,6 +295,28 @@ impl Names {
         Some(ModuleId::Expert { layer, expert: number(expert)?, part: Part::GATED[place] })
     }
 
+    /// What this model calls a module, or a tensor, of the same model somewhere else: by itself, or inside a
+    /// wrapper of this or an older release of transformers. `None` if it stands here, or nowhere of these.
+    pub(crate) fn from_elsewhere(&self, name: &str) -> Option<String> {
+        let Table { embedding, positions, layers, final_norm, head, .. } = *self.table;
+        let is_inside = |rest: &&str| {
+            let first = rest.split('.').next();
+            [embedding, positions, layers, final_norm].into_iter().any(|own| first == own.split('.').next())
+        };
+        if self_contained(name, self.root).is_some_and(|rest| is_inside(&rest)) {
+            return None;
+        }
+        let old = tables::OLD_WRAPPED.iter();
+        let mut roots =
+            [self.table.root, tables::WRAPPED].into_iter().chain(old.clone().map(|(root, _)| *root));
+        let inside = roots.find_map(|root| self_contained(name, root).filter(is_inside));
+        let of_head = || {
+            let rest = old.clone().find_map(|(_, old)| name.strip_prefix(old))?;
+            rest.starts_with('.').then(|| format!("{head}{rest}"))
+        };
+        inside.map(|rest| self.inside(rest)).or_else(of_head)
+    }
+
     /// Whether a tensor of this name belongs to another part of a model of which this is the one for texts.
     pub(crate) fn is_foreign(&self, name: &str) -> bool {
         let own = |root: &str, head: &str| {

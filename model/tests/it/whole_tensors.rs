@@ -340,6 +340,52 @@ fn a_second_copy_of_what_is_trained_whole_must_be_equal() {
     );
 }
 
+/// Up to transformers 4.51 wrappers had the model of texts in another place; and an adapter of the model by itself
+/// is one of the model in its wrapper, and the other way round.
+#[test]
+fn adapters_of_a_model_that_stood_elsewhere_are_read() {
+    let key = |path: &str| format!("base_model.model.{path}");
+    let config = Config::load(&fixture("gemma3-wrapped")).unwrap();
+    let from = fixture("gemma3-wrapped").join("adapter");
+    let (adapter, _) = Adapter::load(&from, &config, None, &Device::cpu(1)).unwrap();
+    let moved = |to: &str| {
+        let folder = tempdir().unwrap();
+        let settings = fs::read_to_string(from.join("adapter_config.json")).unwrap();
+        let settings = settings.replace(".*language_model\\\\.layers", ".*layers");
+        assert!(settings.contains("\".*layers"), "{settings}");
+        fs::write(folder.path().join("adapter_config.json"), settings).unwrap();
+        let file = "adapter_model.safetensors";
+        rewrite(&from.join(file), &folder.path().join(file), |name, _| {
+            (name.replace(&key("model.language_model."), &key(to)), false)
+        });
+        folder
+    };
+    let alone = Config::load(&fixture("gemma3")).unwrap();
+    for to in ["language_model.model.", "model.", "model.language_model."] {
+        let folder = moved(to);
+        let (read, _) = Adapter::load(folder.path(), &config, None, &Device::cpu(1)).unwrap();
+        assert_eq!(read.parameters.values().f32(), adapter.parameters.values().f32(), "{to}");
+        let names =
+            |adapter: &Adapter| adapter.layout.tensors().iter().map(|t| t.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&read), names(&adapter), "{to}");
+        // The shapes of the other fixture are others, which is told by the names that it has.
+        let told = Adapter::load(folder.path(), &alone, None, &Device::cpu(1)).unwrap_err().to_string();
+        assert!(told.contains("`base_model.model.model.layers.0."), "{told}");
+    }
+    let twice = moved("model.");
+    let file = twice.path().join("adapter_model.safetensors");
+    let other = tempdir().unwrap();
+    fs::copy(twice.path().join("adapter_config.json"), other.path().join("adapter_config.json")).unwrap();
+    rewrite(&file, &other.path().join("adapter_model.safetensors"), |name, _| {
+        let second = name.contains("layers.1.") && name.contains("q_proj.lora_A");
+        let to = if second { "language_model.model.layers.0." } else { "model.layers.0." };
+        let layer = if second { "model.layers.1." } else { "model.layers.0." };
+        (name.replace(&key(layer), &key(to)), false)
+    });
+    let told = Adapter::load(other.path(), &config, None, &Device::cpu(1)).unwrap_err().to_string();
+    assert!(told.contains("and another tensor both stand for"), "{told}");
+}
+
 /// Writes the tensors of a file as another one: each under the name that `change` gives, transposed (or else
 /// as it is) in the files of mlx-lm; where it also says so, every value is moved.
 fn rewrite(from: &Path, to: &Path, change: impl Fn(&str, &[usize]) -> (String, bool)) {

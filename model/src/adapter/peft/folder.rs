@@ -221,8 +221,13 @@ impl AdapterFolder {
     /// another name is a note, tensors of another shape are an error.
     pub fn open(folder: &Path, model: &Config, base: Option<&str>) -> Result<AdapterFolder> {
         let AdapterFiles { mut config, mut tensors, mlx } = AdapterFiles::open(folder)?;
-        if let Some(settings) = mlx {
-            settings.check_layers(&tensors, model)?;
+        match mlx {
+            Some(settings) => settings.check_layers(&tensors, model)?,
+            // Trained on the model by itself, or with it in another place of the wrapper.
+            None => tensors.file.rename(|key| {
+                let path = model.names.from_elsewhere(key.strip_prefix(PREFIX)?)?;
+                Some(key_prefix(&path))
+            })?,
         }
         let settings = folder.join(CONFIG_FILE);
         let converted =
