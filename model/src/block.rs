@@ -211,7 +211,7 @@ impl Block {
         }
         if !saved.mlp.keeps(layer) {
             let input = if pass.config.parallel_residual { x } else { &*saved.middle.of(layer) };
-            self.mlp.forward_first(pass, layer, input, saved.mlp.of(layer), work);
+            self.mlp.recompute(pass, layer, input, saved.mlp.of(layer), work);
         }
     }
 

@@ -86,18 +86,23 @@ pub(crate) fn forward(
     saved: &mut Saved,
     scratch: &mut Scratch,
 ) {
-    let Pass { run, groups, config, batch, .. } = pass;
+    let Pass { run, config, batch, .. } = pass;
     let t = batch.tokens();
-    let Saved { norm: kept, branch } = saved;
     let joining = match norm {
         None => scratch.branch.top(t),
         Some(norm) => {
-            norm.forward(groups, config, id, scratch.normed.top_mut(t), branch.top(t), kept);
+            normalize(pass, norm, id, saved, scratch);
             scratch.normed.top(t)
         }
     };
     copy::copy(run.device, y.top_mut(t), residual.top(t));
     residual::add_scaled(run.device, y.top_mut(t), joining, config.residual_scale);
+}
+
+/// The norm of a branch, and what its backward pass needs.
+pub(crate) fn normalize(pass: Pass<'_>, norm: &Norm, id: ModuleId, saved: &mut Saved, scratch: &mut Scratch) {
+    let (t, Saved { norm: kept, branch }) = (pass.batch.tokens(), saved);
+    norm.forward(pass.groups, pass.config, id, scratch.normed.top_mut(t), branch.top(t), kept);
 }
 
 /// The gradient of the branch `[T, C]` from that of the residual stream, `dx`, which stays as it is.

@@ -157,9 +157,6 @@ impl Experts {
         scratch: &mut linear::Scratch,
     ) {
         let (run, routing) = (pass.run, &saved.routing);
-        if run.router_aux_loss != 0.0 {
-            routing::load(run.device, saved.logits.top(pass.batch.tokens()), routing, &mut own.load);
-        }
         activate(pass, saved, own);
         let (all, rows) = (self.rows(pass, layer, 2, routing), routing.rows());
         linear::forward(&all, own.output.top_mut(rows), false, own.weighted.top(rows), scratch);
@@ -215,6 +212,14 @@ impl Experts {
         }
         all.retain(|rows| !rows.range.is_empty());
         all
+    }
+}
+
+/// Adds a layer's choices to the load of its experts, if a pass has a loss for it.
+pub(crate) fn count_load(pass: Pass<'_>, saved: &Saved, own: &mut Scratch) {
+    if pass.run.router_aux_loss != 0.0 {
+        let logits = saved.logits.top(pass.batch.tokens());
+        routing::load(pass.run.device, logits, &saved.routing, &mut own.load);
     }
 }
 

@@ -163,6 +163,11 @@ impl<'a> Rows<'a> {
         self.trained().and_then(Trained::lora)
     }
 
+    /// The key of the mask that drops inputs of the update, if there is one and this pass drops any.
+    pub(crate) fn mask_key(&self) -> Option<u64> {
+        self.lora().and_then(|_| self.run.mask_key(self.module))
+    }
+
     pub(crate) fn dora(&self) -> Option<Dora> {
         match self.trained() {
             Some(Trained::Dora(dora)) => Some(dora),
@@ -234,9 +239,9 @@ pub(crate) fn forward(
     Scratch { lora, dora }: &mut Scratch,
 ) {
     Rows::check(all, x.rows());
-    let Some(Rows { run, module, .. }) = all.first() else { return };
+    let Some(Rows { run, .. }) = all.first() else { return };
     lora.drop_inputs(all, x);
-    let (mut rest, mut s, mut places) = (y.reborrow(), lora.s.as_mut(), dora.places(*module, x.rows()));
+    let (mut rest, mut s, mut places) = (y.reborrow(), lora.s.as_mut(), dora.places(all, x.rows()));
     let products = all.iter().map(|rows| {
         let count = rows.range.len();
         let (to, s, place) = (rest.split_off_rows(count), s.split_off_rows(count), places.next(rows));
@@ -280,7 +285,7 @@ pub(crate) fn backward(
     if all.iter().any(|rows| rows.dora().is_some()) {
         if !dora.has_products(*module) {
             // Another layer has used their place since: they are made again.
-            let (mut s, mut places) = (lora.s.as_mut(), dora.places(*module, x.rows()));
+            let (mut s, mut places) = (lora.s.as_mut(), dora.places(all, x.rows()));
             let again = all.iter().filter_map(|rows| {
                 let (s, place) = (s.split_off_rows(rows.range.len()), places.next(rows));
                 let (Some(trained), Some(Place::Apart(z))) = (rows.lora(), place) else { return None };

@@ -122,23 +122,50 @@ impl Mlp {
     ) {
         let Pass { run, groups, config, batch, .. } = pass;
         let t = batch.tokens();
-        let behind = ModuleId::Norm { layer, part: NormPart::AfterMlp };
-        let Workspace { hidden, linear: scratch, exit, experts: own, .. } = work;
-        let id = ModuleId::Linear { layer, part: Part::Down };
-        if let Layers::Experts(experts) = &self.layers {
-            let branch = saved.exit.branch(config, exit).top_mut(t);
-            experts.forward_last(pass, layer, branch, &saved.experts, own, scratch);
-        } else {
+        if exit::is_direct(config) && !matches!(self.layers, Layers::Experts(_)) {
+            let Workspace { hidden, linear: scratch, .. } = work;
             activate(pass, &self.layers, &saved.first, hidden);
-            let down = self.layers.down();
-            if exit::is_direct(config) {
-                copy::copy(run.device, y.top_mut(t), residual.top(t));
-                return down.forward(groups, id, y.top_mut(t), true, hidden.top(t), scratch);
-            }
-            let branch = saved.exit.branch(config, exit).top_mut(t);
-            down.forward(groups, id, branch, false, hidden.top(t), scratch);
+            copy::copy(run.device, y.top_mut(t), residual.top(t));
+            let id = ModuleId::Linear { layer, part: Part::Down };
+            return self.layers.down().forward(groups, id, y.top_mut(t), true, hidden.top(t), scratch);
         }
-        exit::forward(pass, self.norm_behind.as_ref(), behind, y, residual, &mut saved.exit, exit);
+        if let Layers::Experts(_) = &self.layers {
+            experts::count_load(pass, &saved.experts, &mut work.experts);
+        }
+        self.branch(pass, layer, saved, work);
+        let behind = ModuleId::Norm { layer, part: NormPart::AfterMlp };
+        exit::forward(pass, self.norm_behind.as_ref(), behind, y, residual, &mut saved.exit, &mut work.exit);
+    }
+
+    /// What this half gives, before it joins the residual stream: [`exit::Saved::branch`].
+    fn branch(&self, pass: Pass<'_>, layer: usize, saved: &mut Saved, work: &mut Workspace) {
+        let t = pass.batch.tokens();
+        let Workspace { hidden, linear: scratch, exit, experts: own, .. } = work;
+        let branch = saved.exit.branch(pass.config, exit).top_mut(t);
+        if let Layers::Experts(experts) = &self.layers {
+            return experts.forward_last(pass, layer, branch, &saved.experts, own, scratch);
+        }
+        activate(pass, &self.layers, &saved.first, hidden);
+        let id = ModuleId::Linear { layer, part: Part::Down };
+        self.layers.down().forward(pass.groups, id, branch, false, hidden.top(t), scratch);
+    }
+
+    /// Makes again what [`Mlp::backward`] needs of the forward passes: the first layers' results, and where a norm
+    /// stands behind this half what it read and what it keeps.
+    pub(crate) fn recompute(
+        &self,
+        pass: Pass<'_>,
+        layer: usize,
+        x: &Matrix,
+        saved: &mut Saved,
+        work: &mut Workspace,
+    ) {
+        self.forward_first(pass, layer, x, saved, work);
+        if let Some(norm) = &self.norm_behind {
+            self.branch(pass, layer, saved, work);
+            let id = ModuleId::Norm { layer, part: NormPart::AfterMlp };
+            exit::normalize(pass, norm, id, &mut saved.exit, &mut work.exit);
+        }
     }
 
     /// Adds the gradient of the input `x` to that of the output in `work.dx`, and the trained tensors'

@@ -176,26 +176,24 @@ impl Memory {
         *of = Some(address(run));
     }
 
-    /// Where the products of some rows of `[S, in]` through a module go.
-    pub(crate) fn places(&mut self, module: ModuleId, rows: usize) -> Places<'_> {
-        let z = self.products.get_mut(&kind(module)).map(|products| {
-            let (z, there) = products.of(module);
-            *there = Some(module);
-            z.top_mut(rows)
-        });
-        Places { of_module: self.modules.get(&module), z }
+    /// Where the products of the rows of a list go, of a module that some of them train by this method.
+    pub(crate) fn places(&mut self, all: &[Rows<'_>], count: usize) -> Places<'_> {
+        let Some(&Rows { module, .. }) = all.iter().find(|rows| rows.dora().is_some()) else {
+            return Places { of_module: None, z: None };
+        };
+        let (z, there) = self.products.get_mut(&kind(module)).expect(LAID_OUT).of(module);
+        *there = Some(module);
+        Places { of_module: self.modules.get(&module), z: Some(z.top_mut(count)) }
     }
 
     /// Whether the products of the last forward pass through a module are there.
     pub(crate) fn has_products(&mut self, module: ModuleId) -> bool {
-        self.products.get_mut(&kind(module)).is_some_and(|products| products.of(module).1 == Some(module))
+        self.products.get_mut(&kind(module)).expect(LAID_OUT).of(module).1 == Some(module)
     }
 
     /// What was kept of a module was that batch's alone.
     pub(crate) fn forget_products(&mut self, module: ModuleId) {
-        if let Some(products) = self.products.get_mut(&kind(module)) {
-            products.of(module).1 = None;
-        }
+        self.products.get_mut(&kind(module)).expect(LAID_OUT).of(module).1 = None;
     }
 
     /// `y`, or what is added to it, from the products of some rows, unless that was all.

@@ -118,7 +118,7 @@ impl Buffers {
     /// Drops some of the inputs `x [T, in]`, in the rows that have dropout.
     pub(crate) fn drop_inputs(&mut self, all: &[Rows<'_>], x: MatrixRef<'_>) {
         for rows in all {
-            let Some(key) = rows.run.mask_key(rows.module) else { continue };
+            let Some(key) = rows.mask_key() else { continue };
             let (range, rate) = (rows.range.clone(), rows.run.adapter().dropout);
             let to = self.dropped.as_mut().prefix(x.rows(), x.cols()).rows_range(range.clone());
             let (x, names) = (x.rows_range(range.clone()), self.names.get().range(range));
@@ -162,7 +162,7 @@ pub(crate) fn update<'a>(
 ) -> Update<'a> {
     let (run, mut s) = (rows.run, s.cols_range(0..lora.rank));
     let (a, b) = run.adapter().lora(lora);
-    let is_dropped = run.mask_key(rows.module).is_some();
+    let is_dropped = rows.mask_key().is_some();
     if is_dropped {
         let input = dropped.as_ref().prefix(x.rows(), x.cols()).rows_range(rows.range.clone());
         low_rank::dropped(run.device, run.precision, input, a, lora.scale, s.reborrow());
@@ -173,7 +173,7 @@ pub(crate) fn update<'a>(
 /// What the product of some rows of `dy` by the frozen weight becomes `dx` by, unless the update's part of it
 /// goes through dropout.
 pub(crate) fn input_gradient<'a>(rows: &Rows<'a>, lora: Lora, ds: MatrixMut<'a>) -> Option<Update<'a>> {
-    let is_dropped = rows.run.mask_key(rows.module).is_some();
+    let is_dropped = rows.mask_key().is_some();
     let ds = ds.cols_range(0..lora.rank);
     (!is_dropped).then(|| low_rank::input_gradient(rows.run.adapter().lora(lora), lora.scale, ds))
 }
@@ -190,8 +190,7 @@ pub(crate) fn backward(
     buffers: &mut Buffers,
 ) {
     let Rows { range, run, .. } = rows;
-    let (adapter, device, precision, key) =
-        (run.adapter(), run.device, run.precision, run.mask_key(rows.module));
+    let (adapter, device, precision, key) = (run.adapter(), run.device, run.precision, rows.mask_key());
     let (a, b) = adapter.lora(lora);
     let (da, db) = gradients.lora_mut(&adapter.layout, lora);
     let Buffers { dropped, s, ds, names } = buffers;
