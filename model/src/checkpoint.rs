@@ -94,10 +94,10 @@ impl Checkpoint {
     /// and checks every header.
     pub fn open(folder: &Path) -> Result<Checkpoint> {
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
-        if single.is_file() {
+        if single.symlink_metadata().is_ok() {
             return Checkpoint::open_file(&single);
         }
-        if index.is_file() {
+        if index.symlink_metadata().is_ok() {
             return open_shards(folder, &index);
         }
         Err(no_weights(folder))
@@ -106,7 +106,9 @@ impl Checkpoint {
     /// As [`Checkpoint::open`]; none where the folder has no weights, since a model may begin from random
     /// ones.
     pub(crate) fn open_if_any(folder: &Path) -> Result<Option<Checkpoint>> {
-        let any = [SINGLE, INDEX].iter().any(|name| folder.join(name).is_file());
+        // What is there but cannot be read, such as a link to nothing, is no folder without weights.
+        let is_there = |name| folder.join(name).symlink_metadata().is_ok();
+        let any = [SINGLE, INDEX].into_iter().any(is_there) || named(folder, is_shard).is_some();
         any.then(|| Checkpoint::open(folder)).transpose()
     }
 
@@ -670,23 +672,33 @@ pub(crate) fn no_weights(folder: &Path) -> ModelError {
         let source = io::Error::new(io::ErrorKind::NotFound, "there is no such folder");
         return ModelError::read(folder, source);
     }
-    let has = |test: &dyn Fn(&str) -> bool| {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|e| e.file_name().to_string_lossy().into_owned()).find(|name| test(name))
-    };
-    let problem = if let Some(name) = has(&|n| n.starts_with("pytorch_model") && n.contains(".bin")) {
+    let problem = if let Some(name) = named(folder, |n| n.starts_with("pytorch_model") && n.contains(".bin"))
+    {
         format!(
             "has weights only as {name}, a Python pickle, which can run code when it is read; save the model again \
              with save_pretrained(..., safe_serialization=True)"
         )
-    } else if has(&|n| n.starts_with("adapter_model.")).is_some() {
+    } else if named(folder, |n| n.starts_with("adapter_model.")).is_some() {
         "is an adapter, not a model; give it as the adapter and its base as the model".to_owned()
-    } else if let Some(name) = has(&|n| n.ends_with(".gguf")) {
+    } else if let Some(name) = named(folder, |n| n.ends_with(".gguf")) {
         format!("has weights only as {name}; a model folder in the Hugging Face layout is needed")
+    } else if let Some(name) = named(folder, is_shard) {
+        format!("has {name} but no {INDEX}, which says what is in which file; copy it into the folder, too")
     } else {
         format!("has neither {SINGLE} nor {INDEX}")
     };
     ModelError::file(folder, problem)
+}
+
+/// A file of a folder whose name passes a test.
+fn named(folder: &Path, test: impl Fn(&str) -> bool) -> Option<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(|name| test(name))
+}
+
+/// Whether a file is one of several that hold a model.
+fn is_shard(name: &str) -> bool {
+    name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors")
 }
 
 /// Fills `buffer` from a position of the file, leaving no cursor behind: threads may read side by side.

@@ -68,8 +68,7 @@ impl Decoder {
     }
 
     /// [`Decoder::forward`] of a batch whose rows have several adapters. The rows of a group come to what
-    /// they come to alone, to the byte; of a layer with experts but for rounding, because an expert may have
-    /// few rows alone, and products of few rows sum in another order.
+    /// they come to alone, to the byte.
     ///
     /// # Panics
     /// As [`Decoder::forward`]; also if the groups are not all rows of the batch in order, sequences whole,

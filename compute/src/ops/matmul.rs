@@ -118,8 +118,8 @@ pub fn matmul(
     multiply(device, precision, vec![Product { alpha, ..Product::new((a, b), accumulate, c) }]);
 }
 
-/// A low-rank update of a product by `a [M, K]`: with `s [M, R] = scale * a * first`, which is overwritten,
-/// it adds `s * second`. Without `first`, `s` is read as it is.
+/// A low-rank update of a product by `a [M, K]`: it adds `s * second`, with `s [M, R] = scale * a * first`, which
+/// is made, or without `first` with `s` as it is.
 #[derive(Debug)]
 pub struct Update<'a> {
     /// `[K, R]`
@@ -192,6 +192,12 @@ impl<'a> Product<'a> {
         let (rows, cols, depth) = (self.c.rows(), self.c.cols(), self.a.size().1);
         assert_eq!((rows, depth), self.a.size(), "rows of a product, and of its left factor");
         assert_eq!((depth, cols), self.b.size(), "the inner size of a product, and its columns");
+        if let Some(Update { first, s, second, .. }) = &self.update {
+            assert_eq!((rows, cols), (s.rows(), second.size().1), "rows and columns of an update");
+            assert_eq!(s.cols(), second.size().0, "the rank of an update");
+            let made = first.is_none_or(|first| first.size() == (depth, s.cols()));
+            assert!(made, "an update's first factor, of a product {depth} deep");
+        }
         for m in self.epilogue.of_columns() {
             assert_eq!((1, cols), (m.rows(), m.cols()), "an epilogue's values and columns");
         }

@@ -23,6 +23,11 @@ use crate::terminal::{self, Table, bytes, count, times, times_fewer};
 pub(super) fn run(args: cli::Plan, global: &Global) -> anyhow::Result<ExitCode> {
     let mut settings = args.run.settings()?;
     settings.validate(Purpose::Other)?;
+    if let (Some(shape), Some(_)) = (&args.shape, &settings.run.adapter.init_from) {
+        let problem =
+            "an adapter is of one model, which a shape is not; leave it out, or name the model by --model";
+        return Err(user(format!("`adapter.init_from` and --shape {shape}: {problem}")));
+    }
     let model = settings.run.model.clone().filter(|_| args.shape.is_none());
     let base = model.map(|model| Base::open(&model)).transpose()?;
     let initial = match &base {

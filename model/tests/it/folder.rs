@@ -1,6 +1,7 @@
 //! A model's folder, opened once for all that is done with it.
 
 use std::fs;
+use std::path::Path;
 
 use compute::quant::Format;
 use compute::{Device, Precision};
@@ -54,4 +55,25 @@ fn a_folder_of_a_configuration_alone_is_opened_and_has_no_weights_to_load() {
     assert!(told.ends_with("has neither model.safetensors nor model.safetensors.index.json"), "{told}");
     let loaded = Decoder::load(folder.path(), &Device::cpu(1), Precision::F32, None);
     assert_eq!(loaded.unwrap_err().to_string(), told);
+}
+
+#[test]
+fn weights_that_are_there_but_cannot_be_read_are_not_a_configuration_alone() {
+    let refused = |place: &dyn Fn(&Path)| {
+        let folder = tempdir().unwrap();
+        fs::copy(fixture("llama2").join("config.json"), folder.path().join("config.json")).unwrap();
+        place(folder.path());
+        ModelFolder::open(folder.path()).unwrap_err().to_string()
+    };
+    let shard = "model-00001-of-00002.safetensors";
+    let told = refused(&|folder| fs::write(folder.join(shard), "").unwrap());
+    assert!(told.contains(&format!("has {shard} but no model.safetensors.index.json")), "{told}");
+    let told = refused(&|folder| fs::create_dir(folder.join("model.safetensors")).unwrap());
+    assert!(told.contains("model.safetensors"), "{told}");
+    #[cfg(unix)]
+    {
+        let link = |folder: &Path| std::os::unix::fs::symlink("gone", folder.join("model.safetensors"));
+        let told = refused(&|folder| link(folder).unwrap());
+        assert!(told.contains("model.safetensors") && told.contains("No such file"), "{told}");
+    }
 }

@@ -14,7 +14,7 @@ use crate::common::fixture;
 
 /// An adapter whose values are all of some size, and the key of its masks.
 fn adapter(decoder: &Decoder, settings: PeftConfig, seed: u64) -> Adapter {
-    let resolution = targets::resolve(&settings, &decoder.config).unwrap();
+    let resolution = targets::resolve_as_peft(&settings, &decoder.config).unwrap();
     let layout = Layout::of_adapter(&resolution, &decoder.config);
     let mut adapter = Adapter::zeros(layout, settings.lora_dropout as f32, &decoder.device);
     adapter.initialize(Init::Default, seed, decoder);
@@ -78,13 +78,19 @@ fn groups_of_rows_train_experts_apart() {
             PeftConfig { target_parameters: names, ..lora(modules, r, 0.0) }
         };
         let all = ["gate_up_proj", "down_proj"];
-        let adapters = [
-            experts(&all, 4, &["q_proj"]),
-            experts(&all[..1], 2, &["o_proj"]),
-            experts(&all[1..], 3, &["q_proj"]),
-        ];
+        let beside = lora(&["o_proj"], 2, 0.1);
+        let adapters = [experts(&all, 4, &["q_proj"]), beside, experts(&all[1..], 3, &["q_proj"])];
         check_groups(case, adapters, experts(&all, 4, &["q_proj", "o_proj"]));
     }
+}
+
+/// PEFT takes `down_proj` for that of layers without experts, which have other rows than experts do.
+#[test]
+fn layers_without_experts_have_dora_and_dropout_beside_those_with_them() {
+    let dora = |r| PeftConfig { use_dora: true, ..lora(&["q_proj", "down_proj"], r, 0.1) };
+    check_groups("qwen3-moe-step", [dora(2), lora(&["down_proj", "o_proj"], 3, 0.1), dora(3)], {
+        PeftConfig { use_dora: true, ..lora(&["q_proj", "o_proj", "down_proj"], 3, 0.1) }
+    });
 }
 
 /// That five groups of rows with these adapters and none come to what each comes to alone, in buffers for a

@@ -40,6 +40,9 @@ fn makes_s(product: &Product<'_>) -> bool {
 
 /// Products of which each task packs its own rows.
 fn run_own(products: &[&Product<'_>], team: &Team<'_>) {
+    if products.is_empty() {
+        return;
+    }
     let mut tasks = Vec::new();
     for &product in products {
         let grid = product.layout().own_grid(team.threads_for(products.len()));
@@ -54,6 +57,9 @@ fn run_own(products: &[&Product<'_>], team: &Team<'_>) {
 
 /// Products whose rows are packed for all tasks, as many at once as there is room for.
 fn run_shared(products: &[&Product<'_>], team: &Team<'_>) {
+    if products.is_empty() {
+        return;
+    }
     scratch::with_shared(|room, sums| {
         let (mut together, mut used) = (Vec::new(), 0);
         for &product in products {
@@ -101,6 +107,9 @@ struct Packed<'p, 'a> {
 
 /// Packs rows, then computes these rows of every `c`, or goes on with their sums.
 fn run_packed(packed: &[Packed<'_, '_>], team: &Team<'_>) {
+    if packed.is_empty() {
+        return;
+    }
     // Of a single product blocks of `K` are packed apart, so that there are enough tasks.
     let (mut strips, is_single) = (Vec::new(), packed.len() == 1);
     for packed in packed {

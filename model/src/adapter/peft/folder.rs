@@ -541,7 +541,7 @@ impl AdapterFolder {
 
     fn missing(&self, key: &str) -> ModelError {
         let dora = key.replace(".lora_A.weight", ".lora_magnitude_vector");
-        if dora != key && self.tensors.shape(&dora).is_some() {
+        if dora != key && !self.resolution.dora && self.tensors.shape(&dora).is_some() {
             return self.tensors.error(&dora, foreign_part(&dora).expect("it is DoRA's"));
         }
         let near = quoted(nearest(key, self.tensors.keys(), 1));
