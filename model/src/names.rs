@@ -297,7 +297,7 @@ impl Names {
 
     /// What this model calls a module, or a tensor, of the same model somewhere else: by itself, or inside a
     /// wrapper of this or an older release of transformers. `None` if it stands here, or nowhere of these.
-    pub(crate) fn from_elsewhere(&self, name: &str) -> Option<String> {
+    pub(crate) fn moved_here(&self, name: &str) -> Option<String> {
         let Table { embedding, positions, layers, final_norm, head, .. } = *self.table;
         let is_inside = |rest: &&str| {
             let first = rest.split('.').next();

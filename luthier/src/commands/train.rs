@@ -71,9 +71,14 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
             }
             false => error,
         })?;
-    let initial = adopt_initial_adapter(&mut settings, &base)?;
-    if resumed {
-        run_folder::go_on(&folder, args.resume.is_some(), &mut settings.run)?;
+    // What a run began from is needed only until it has saved a step.
+    let (initial, unread) = match adopt_initial_adapter(&mut settings, &base) {
+        Ok(initial) => (initial, None),
+        Err(error) if resumed => (None, Some(error)),
+        Err(error) => return Err(error),
+    };
+    if resumed && let Err(differs) = run_folder::go_on(&folder, args.resume.is_some(), &mut settings.run) {
+        return Err(unread.unwrap_or(differs));
     }
     let begun = run_folder::begun(&folder, resumed);
     let mut prepared = Prepared::new(settings, base, initial, Some(begun), global)?;
@@ -114,8 +119,13 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     };
     let trainer = Trainer::open(job).map_err(|error| advised(error, &folder))?;
     debug_assert_eq!(trainer.memory(), &setup::buffers(run, &base.config, &trained, needs, sizes));
-    if resumed && trainer.step_done() == 0 && !args.quiet {
-        eprintln!("no step of this run was saved: it begins anew");
+    if resumed && trainer.step_done() == 0 {
+        if let Some(error) = unread {
+            return Err(error.context("no step of this run was saved, and what it began from cannot be read"));
+        }
+        if !args.quiet {
+            eprintln!("no step of this run was saved: it begins anew");
+        }
     }
     if !trainer.finished() {
         if resumed {

@@ -280,6 +280,31 @@ fn without_a_checkpoint_a_run_starts_anew() {
     }
 }
 
+/// An adapter that a run began from may be gone once a step is saved, and not before.
+#[test]
+fn what_a_run_began_from_may_be_gone() {
+    let folder = sound();
+    finish(&mut train(folder.path(), "first", &["training.max_steps=2"]));
+    let settings = ["adapter.init_from=first", "training.epochs=20"];
+    finish(&mut train(folder.path(), "whole", &settings));
+    let out = folder.path().join("out");
+    let mut child = train(folder.path(), "out", &settings).stderr(Stdio::null()).spawn().unwrap();
+    until(&mut child, || lines(&out) >= 7);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fs::rename(folder.path().join("first"), folder.path().join("gone")).unwrap();
+    let resume = |out: &str| {
+        let mut command = luthier(folder.path());
+        command.args(["train", "--resume", out]);
+        command
+    };
+    finish(&mut resume("out"));
+    assert!(result(&folder.path().join("whole")) == result(&out));
+    fs::create_dir(folder.path().join("anew")).unwrap();
+    fs::copy(out.join("run.yaml"), folder.path().join("anew/run.yaml")).unwrap();
+    refused(&mut resume("anew"), &["no step of this run was saved", "first"]);
+}
+
 #[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_gone_on_from() {
     let folder = sound();

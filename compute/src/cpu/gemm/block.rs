@@ -12,7 +12,7 @@ use super::layout::{Block, Layout};
 use super::portable;
 use super::prefetch::Prefetch;
 use super::product::Product;
-use super::scratch::{self, Room, SHARED_A_BYTES, Scratch};
+use super::scratch::{self, Room, Scratch};
 use super::team::Team;
 
 /// Computes products, of which none reads what another one writes. Their tasks are handed out together;
@@ -60,34 +60,32 @@ fn run_shared(products: &[&Product<'_>], team: &Team<'_>) {
     if products.is_empty() {
         return;
     }
+    let (whole, others): (Vec<_>, Vec<_>) =
+        products.iter().partition(|product| product.layout().whole_bytes().is_some());
+    let bytes = |product: &&Product<'_>| product.layout().whole_bytes().expect("it is packed at once");
     scratch::with_shared(|room, sums| {
-        let (mut together, mut used) = (Vec::new(), 0);
-        for &product in products {
-            let (layout, all) = (product.layout(), 0..product.a.rows);
-            let shared = layout.shared().expect("its rows are packed for all tasks");
-            if shared.rows < all.len() || shared.k_blocks < layout.k_blocks() {
-                let in_parts = shared.k_blocks < layout.k_blocks();
-                for rows in chunks(all, shared.rows) {
-                    for k_blocks in chunks(0..layout.k_blocks(), shared.k_blocks) {
-                        let (rows, sums) = (rows.clone(), in_parts.then_some(sums));
-                        let makes_s = makes_s(product);
-                        run_packed(&[Packed { product, layout, room, rows, k_blocks, sums, makes_s }], team);
-                    }
-                }
-                continue;
-            }
-            let k_blocks = 0..layout.k_blocks();
-            let bytes = k_blocks.len() * layout.packed_bytes(all.len());
-            if used + bytes > SHARED_A_BYTES {
-                run_packed(&together, team);
-                (together, used) = (Vec::new(), 0);
-            }
-            let (room, makes_s) = (room.part(used, bytes), makes_s(product));
-            together.push(Packed { product, layout, room, rows: all, k_blocks, sums: None, makes_s });
-            used += bytes;
+        for round in scratch::rounds(&whole, bytes) {
+            let mut room = room;
+            let packed: Vec<_> = round.iter().map(|p| Packed::whole(p, room.take(bytes(p)))).collect();
+            run_packed(&packed, team);
         }
-        run_packed(&together, team);
+        for product in others {
+            run_in_parts(product, room, sums, team);
+        }
     });
+}
+
+/// A product that has room for some of its rows at once, or for a part of `K` and its sums.
+fn run_in_parts(product: &Product<'_>, room: Room, sums: Room, team: &Team<'_>) {
+    let layout = product.layout();
+    let shared = layout.shared().expect("its rows are packed for all tasks");
+    let (all, makes_s) = (layout.k_blocks(), makes_s(product));
+    for rows in chunks(0..product.a.rows, shared.rows) {
+        for k_blocks in chunks(0..all, shared.k_blocks) {
+            let (rows, sums) = (rows.clone(), (shared.k_blocks < all).then_some(sums));
+            run_packed(&[Packed { product, layout, room, rows, k_blocks, sums, makes_s }], team);
+        }
+    }
 }
 
 /// Some rows of a product's `a` over some blocks of `K`, packed for all tasks: one block of `K` after the
@@ -107,9 +105,6 @@ struct Packed<'p, 'a> {
 
 /// Packs rows, then computes these rows of every `c`, or goes on with their sums.
 fn run_packed(packed: &[Packed<'_, '_>], team: &Team<'_>) {
-    if packed.is_empty() {
-        return;
-    }
     // Of a single product blocks of `K` are packed apart, so that there are enough tasks.
     let (mut strips, is_single) = (Vec::new(), packed.len() == 1);
     for packed in packed {
@@ -159,7 +154,13 @@ fn rows_of(family: &[Packed<'_, '_>]) -> usize {
     family.iter().map(|packed| packed.layout.whole_tiles(packed.rows.len())).sum()
 }
 
-impl Packed<'_, '_> {
+impl<'p, 'a> Packed<'p, 'a> {
+    /// All of a product, packed into this room.
+    fn whole(product: &'p Product<'a>, room: Room) -> Self {
+        let (layout, rows, makes_s) = (product.layout(), 0..product.a.rows, makes_s(product));
+        Packed { product, layout, room, rows, k_blocks: 0..layout.k_blocks(), sums: None, makes_s }
+    }
+
     /// Packs a strip of rows over these blocks of `K`, and makes these rows of `s` between the factors' own
     /// blocks and the update's.
     ///

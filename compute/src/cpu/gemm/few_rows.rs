@@ -8,7 +8,7 @@ use super::kernel::Kernel;
 use super::layout::Layout;
 use super::prefetch::Prefetch;
 use super::product::Product;
-use super::scratch::{self, Room, SHARED_A_BYTES, Scratch};
+use super::scratch::{self, Room, Scratch};
 use super::team::Team;
 use super::{Operand, Right};
 
@@ -58,18 +58,13 @@ pub(super) fn run(products: &[&Product<'_>], team: &Team<'_>) {
     if products.is_empty() {
         return;
     }
+    let bytes = |product: &&Product<'_>| product.layout().few_rows_of_all_bytes();
     scratch::with_shared(|room, _| {
-        let (mut together, mut used) = (Vec::with_capacity(products.len()), 0);
-        for product in products {
-            let bytes = product.layout().few_rows_of_all_bytes();
-            if used + bytes > SHARED_A_BYTES {
-                run_packed(&together, team);
-                (together, used) = (Vec::new(), 0);
-            }
-            together.push(Packed::new(product, room.part(used, bytes)));
-            used += bytes;
+        for round in scratch::rounds(products, bytes) {
+            let mut room = room;
+            let packed: Vec<_> = round.iter().map(|p| Packed::new(p, room.take(bytes(p)))).collect();
+            run_packed(&packed, team);
         }
-        run_packed(&together, team);
     });
 }
 

@@ -184,6 +184,12 @@ impl Layout {
         Some(Shared { rows, k_blocks: (SHARED_A_BYTES / self.packed_bytes(rows)).min(k_blocks) })
     }
 
+    /// Bytes of all of `a`, if it is packed for all tasks at once.
+    pub(super) fn whole_bytes(&self) -> Option<usize> {
+        let whole = self.shared()? == Shared { rows: self.whole_tiles(self.rows), k_blocks: self.k_blocks() };
+        whole.then(|| self.k_blocks() * self.packed_bytes(self.rows))
+    }
+
     /// Rows of the parts, whole tiles and at most so many in each, that all rows are cut into: each part
     /// packs `b` anew, which is a waste for a few rows that are left over.
     fn equal_parts(&self, most: usize) -> usize {

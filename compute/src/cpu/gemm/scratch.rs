@@ -57,6 +57,16 @@ impl Room {
         Room { start: self.start.wrapping_add(first), bytes }
     }
 
+    /// Takes so many bytes off its front.
+    ///
+    /// # Panics
+    /// If they are not there.
+    pub(super) fn take(&mut self, bytes: usize) -> Room {
+        let taken = self.part(0, bytes);
+        *self = self.part(bytes, self.bytes - bytes);
+        taken
+    }
+
     /// [`Room::part`], counted in sums.
     #[inline]
     pub(super) fn sums(self, first: usize, count: usize) -> *mut f32 {
@@ -81,6 +91,22 @@ pub(super) struct Scratch {
     pub(super) values: Room,
     /// [`SUMS`].
     pub(super) sums: Room,
+}
+
+/// Cuts a list into parts that each have room in what tasks share, all that is packed of them together.
+pub(super) fn rounds<T>(mut list: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let mut used = 0;
+        let fits = |item: &&T| {
+            used += bytes(item);
+            used <= SHARED_A_BYTES
+        };
+        let count = list.iter().take_while(fits).count();
+        assert!(count > 0 || list.is_empty(), "what is packed of one product has room");
+        let (round, rest) = list.split_at(count);
+        list = rest;
+        (count > 0).then_some(round)
+    })
 }
 
 fn floats(count: usize) -> Matrix {

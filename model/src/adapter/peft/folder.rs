@@ -225,7 +225,7 @@ impl AdapterFolder {
             Some(settings) => settings.check_layers(&tensors, model)?,
             // Trained on the model by itself, or with it in another place of the wrapper.
             None => tensors.file.rename(|key| {
-                let path = model.names.from_elsewhere(key.strip_prefix(PREFIX)?)?;
+                let path = model.names.moved_here(key.strip_prefix(PREFIX)?)?;
                 Some(key_prefix(&path))
             })?,
         }
