@@ -17,6 +17,7 @@ mod exit;
 mod experts;
 mod folder;
 mod frozen;
+pub mod gguf;
 mod head;
 mod inputs;
 mod linear;

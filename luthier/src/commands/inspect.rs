@@ -1,4 +1,6 @@
-//! `luthier inspect`: tells what a folder holds, in one screen: a model, an adapter, or a run.
+//! `luthier inspect`: tells what a folder holds, in one screen: a model, an adapter, or a run; or a GGUF file.
+
+mod gguf;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,14 +26,12 @@ use crate::terminal;
 
 pub(super) fn run(args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCode> {
     let path = Path::new(&args.path);
-    if path.extension().is_some_and(|e| e == "gguf") {
-        return Err(user(format!("{}: GGUF files are not read yet", args.path)));
-    }
-    if path.is_file() {
-        let message = "is a file; name the folder of a model, an adapter or a run";
+    let facts = if path.extension().is_some_and(|e| e == "gguf") {
+        gguf::of_file(path)?
+    } else if path.is_file() {
+        let message = "is a file; name a GGUF file, or the folder of a model, an adapter or a run";
         return Err(user(format!("{} {message}", args.path)));
-    }
-    let facts = if path.join(run_folder::SETTINGS).is_file() {
+    } else if path.join(run_folder::SETTINGS).is_file() {
         of_run(path)?
     } else if path.join(CONFIG_FILE).is_file() {
         of_adapter(path)?
@@ -47,8 +47,8 @@ pub(super) fn run(args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCo
 
 /// One line a fact; a fact of facts is indented below its name.
 fn text(facts: &Map<String, Value>) -> String {
-    /// Names of modules and patterns below a fact stand as they are in the model.
-    const BY_MODULE: [&str; 3] = ["rank_pattern", "alpha_pattern", "arithmetic"];
+    /// Names of modules, patterns and types below a fact stand as they are in the model.
+    const AS_IS: [&str; 4] = ["rank_pattern", "alpha_pattern", "arithmetic", "weights"];
     fn lines(facts: &Map<String, Value>, indent: usize, as_is: bool, to: &mut String) {
         let width = facts.keys().map(String::len).max().unwrap_or(0);
         for (name, value) in facts {
@@ -66,7 +66,7 @@ fn text(facts: &Map<String, Value>) -> String {
             to.push_str(format!("{:indent$}{told:width$}  {shown}", "").trim_end());
             to.push('\n');
             if let Value::Object(inner) = value {
-                lines(inner, indent + 2, BY_MODULE.contains(&name.as_str()), to);
+                lines(inner, indent + 2, AS_IS.contains(&name.as_str()), to);
             }
         }
     }

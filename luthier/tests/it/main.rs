@@ -13,6 +13,7 @@ mod example;
 mod families;
 mod frozen;
 mod generate;
+mod gguf;
 mod guide;
 mod hostile;
 mod import;

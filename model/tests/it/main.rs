@@ -7,6 +7,7 @@ mod experts;
 mod families;
 mod folder;
 mod frozen;
+mod gguf;
 mod groups;
 mod inputs;
 mod merge;

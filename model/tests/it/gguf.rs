@@ -1,0 +1,191 @@
+//! Headers of GGUF files: what the package `gguf` reads in them, and files that lie.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use compute::random;
+use model::gguf::{Gguf, GgufValue, TensorType};
+use tempfile::NamedTempFile;
+
+use crate::common::fixture;
+
+thread_local! {
+    static FILE: NamedTempFile = NamedTempFile::new().unwrap();
+}
+
+fn open(bytes: &[u8]) -> Result<Gguf, String> {
+    FILE.with(|file| {
+        fs::write(file.path(), bytes).unwrap();
+        Gguf::open(file.path()).map_err(|error| error.to_string())
+    })
+}
+
+/// Dimensions, type, first byte and number of bytes of a tensor.
+type Place = (Vec<u64>, String, u64, u64);
+
+#[test]
+fn tensors_lie_where_the_package_gguf_finds_them() {
+    let text = fs::read_to_string(fixture("gguf").join("expected.json")).unwrap();
+    let expected: BTreeMap<String, BTreeMap<String, Place>> = serde_json::from_str(&text).unwrap();
+    for (name, expected) in expected {
+        let file = Gguf::open(&fixture("gguf").join(&name)).unwrap();
+        let found = file.tensors().iter().map(|(name, tensor)| {
+            let kind = tensor.kind.name().to_owned();
+            (name.clone(), (tensor.dimensions.clone(), kind, tensor.start, tensor.size_bytes))
+        });
+        assert_eq!(found.collect::<BTreeMap<_, _>>(), expected, "{name}");
+        assert!(!expected.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn metadata_has_every_kind_of_value() {
+    let file = Gguf::open(&fixture("gguf").join("model.gguf")).unwrap();
+    let values: [(&str, GgufValue); 14] = [
+        ("general.name", GgufValue::Text("tiny".into())),
+        ("general.alignment", GgufValue::Integer(64)),
+        ("llama.attention.head_count_kv", GgufValue::Integers(vec![2, 1])),
+        ("llama.rope.freq_base", GgufValue::Float(10000.0)),
+        ("tokenizer.ggml.scores", GgufValue::Floats(vec![0.0, 0.0, -1.5, -2.0, -3.0])),
+        ("tiny.yes", GgufValue::Bool(true)),
+        ("tiny.flags", GgufValue::Bools(vec![true, false])),
+        ("tiny.i8", GgufValue::Integer(-8)),
+        ("tiny.u8", GgufValue::Integer(200)),
+        ("tiny.i16", GgufValue::Integer(-300)),
+        ("tiny.u16", GgufValue::Integer(60000)),
+        ("tiny.i64", GgufValue::Integer(-(1 << 60))),
+        ("tiny.u64", GgufValue::Integer((1 << 63) + 1)),
+        ("tiny.f64", GgufValue::Float(0.1)),
+    ];
+    for (key, value) in values {
+        assert_eq!(file.metadata().get(key), Some(&value), "{key}");
+    }
+    let Some(GgufValue::Texts(tokens)) = file.metadata().get("tokenizer.ggml.tokens") else {
+        panic!("texts")
+    };
+    assert_eq!(tokens[4], "Ġab");
+    let adapter = Gguf::open(&fixture("gguf").join("adapter.gguf")).unwrap();
+    assert_eq!(adapter.number("adapter.lora.alpha"), Some(16.0));
+    assert_eq!(adapter.text("general.type"), Some("adapter"));
+}
+
+/// A header, put together by hand.
+#[derive(Clone)]
+struct Header {
+    version: u32,
+    tensors: Option<u64>,
+    pairs: Vec<Vec<u8>>,
+    described: Vec<Vec<u8>>,
+    data: usize,
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+fn pair(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+    [&text(key)[..], &kind.to_le_bytes(), value].concat()
+}
+
+fn described(name: &str, dimensions: &[u64], kind: u32, offset: u64) -> Vec<u8> {
+    let sizes: Vec<u8> = dimensions.iter().flat_map(|size| size.to_le_bytes()).collect();
+    let count = (dimensions.len() as u32).to_le_bytes();
+    [&text(name)[..], &count, &sizes, &kind.to_le_bytes(), &offset.to_le_bytes()].concat()
+}
+
+impl Header {
+    fn new(pairs: Vec<Vec<u8>>, described: Vec<Vec<u8>>) -> Self {
+        Header { version: 3, tensors: None, pairs, described, data: 64 }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let tensors = self.tensors.unwrap_or(self.described.len() as u64);
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(self.version.to_le_bytes());
+        bytes.extend(tensors.to_le_bytes());
+        bytes.extend((self.pairs.len() as u64).to_le_bytes());
+        self.pairs.iter().chain(&self.described).for_each(|part| bytes.extend(part));
+        bytes.resize(bytes.len().next_multiple_of(32) + self.data, 0);
+        bytes
+    }
+}
+
+#[test]
+fn each_malformed_file_is_told_what_is_wrong() {
+    let plain = Header::new(vec![pair("a", 4, &[1, 0, 0, 0])], vec![described("t", &[4, 2], 0, 0)]);
+    assert_eq!(open(&plain.bytes()).unwrap().tensors()["t"].elements(), 8);
+    let of = |kind: u32, value: &[u8]| Header::new(vec![pair("a", kind, value)], vec![]);
+    let with = |parts: Vec<Vec<u8>>| Header::new(vec![], parts);
+    let array = |kind: u32, count: u64| [&kind.to_le_bytes()[..], &count.to_le_bytes()].concat();
+    let cases: Vec<(Header, &str)> = vec![
+        (Header { version: 1, ..plain.clone() }, "of version 1"),
+        (Header { version: 7, ..plain.clone() }, "of version 7; 2 and 3 are known"),
+        (Header { version: 0x0300_0000, ..plain.clone() }, "big-endian"),
+        (Header { tensors: Some(u64::MAX), ..plain.clone() }, "claims 18446744073709551615 of tensors"),
+        (Header { tensors: Some(99), ..plain.clone() }, "claims 99 of tensors"),
+        (of(13, &[0; 8]), "`a` has a value of the unknown type 13"),
+        (of(7, &[2]), "`a` is 2 where true is 1 and false 0"),
+        (of(8, &u64::MAX.to_le_bytes()), "claims 18446744073709551615 of bytes of the value of `a`"),
+        (of(8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]), "that is no UTF-8"),
+        (of(9, &array(9, 1)), "array of arrays"),
+        (of(9, &array(99, 1)), "array of the unknown type 99"),
+        (of(9, &array(8, 1 << 60)), "claims 1152921504606846976 of the value of `a`"),
+        (of(9, &array(0, 1 << 20)), "claims 1048576 of the value of `a`"),
+        (Header::new(vec![pair("a", 0, &[1]), pair("a", 0, &[1])], vec![]), "`a` stands twice"),
+        (of_alignment(3), "`general.alignment` is not a power of two"),
+        (of_alignment(0), "`general.alignment` is not a power of two"),
+        (with(vec![described("t", &[1; 5], 0, 0)]), "tensor `t` has 5 dimensions"),
+        (with(vec![described("t", &[4], 999, 0)]), "tensor `t` is of type 999"),
+        (with(vec![described("t", &[33, 2], 2, 0)]), "has rows of 33 values, and Q4_0 stores 32"),
+        (with(vec![described("t", &[1 << 40, 1 << 40], 0, 0)]), "too many"),
+        (with(vec![described("t", &[1 << 62], 0, 0)]), "too many"),
+        (with(vec![described("t", &[4], 0, 8)]), "begins at byte 8, no multiple of the alignment 32"),
+        (with(vec![described("t", &[17], 0, 0)]), "claims 68 bytes from 0 on"),
+        (with(vec![described("t", &[4], 0, u64::MAX - 31)]), "claims 16 bytes from 18446744073709551584 on"),
+        (with(vec![described("t", &[9], 0, 0), described("u", &[4], 0, 32)]), "tensor `u` lies over `t`"),
+        (with(vec![described("t", &[4], 0, 0), described("t", &[4], 0, 32)]), "tensor `t` stands twice"),
+    ];
+    for (header, words) in cases {
+        let told = open(&header.bytes()).unwrap_err();
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    assert!(open(b"GGML....").unwrap_err().contains("does not begin with `GGUF`"));
+    assert!(open(b"GG").unwrap_err().contains("ends within the mark"));
+}
+
+fn of_alignment(alignment: u32) -> Header {
+    Header::new(vec![pair("general.alignment", 4, &alignment.to_le_bytes())], vec![])
+}
+
+/// Wherever a file ends and whatever stands in it: read, or refused.
+#[test]
+fn no_spoilt_file_ends_in_a_panic() {
+    let whole = fs::read(fixture("gguf").join("model.gguf")).unwrap();
+    let header = 1856;
+    for length in 0..header {
+        assert!(open(&whole[..length]).is_err(), "{length} bytes");
+    }
+    for seed in 0..3000 {
+        let mut spoilt = whole.clone();
+        for change in 0..1 + random::below(seed, 0, 4) {
+            let place = random::below(seed, 1 + 2 * change, header as u64) as usize;
+            spoilt[place] = [0, 1, 0x7f, 0x80, 0xff][random::below(seed, 2 + 2 * change, 5) as usize];
+        }
+        // Either way it must come back.
+        let _ = open(&spoilt);
+    }
+}
+
+#[test]
+fn types_have_the_sizes_that_the_package_gguf_gives_them() {
+    let known: Vec<(u32, u64, u64)> =
+        TensorType::all().map(|of| (of.number(), of.block_elements(), of.block_bytes())).collect();
+    let bits = |number: u32| {
+        let (_, elements, bytes) = known.iter().find(|of| of.0 == number).unwrap();
+        8.0 * *bytes as f64 / *elements as f64
+    };
+    // F32, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, IQ4_XS, MXFP4: bits a weight, as llama.cpp names them.
+    let expected = [(0, 32.0), (2, 4.5), (3, 5.0), (8, 8.5), (12, 4.5), (14, 6.5625), (23, 4.25), (39, 4.25)];
+    expected.into_iter().for_each(|(number, expected)| assert_eq!(bits(number), expected, "{number}"));
+    assert!(TensorType::of(4).is_none(), "a type that ggml has given up");
+}
