@@ -36,7 +36,7 @@ pub enum GgufValue {
     /// A text.
     Text(String),
     /// Whole numbers.
-    Integers(Vec<i128>),
+    Integers(Vec<i64>),
     /// Numbers.
     Floats(Vec<f64>),
     /// Truth values.
@@ -233,8 +233,12 @@ fn read_array(reader: &mut Reader<'_>, key: &str, what: &str) -> Result<GgufValu
         kind::BOOL => GgufValue::Bools(each.map(|_| read_bool(reader, key, what)).collect::<Result<_>>()?),
         kind::TEXT => GgufValue::Texts(each.map(|_| reader.text(what)).collect::<Result<_>>()?),
         _ => {
-            let number = |_| Ok(read_integer(reader, of, what)?.expect("the type is known"));
-            GgufValue::Integers(each.map(number).collect::<Result<_>>()?)
+            let mut number = |_| {
+                let number = read_integer(reader, of, what)?.expect("the type is known");
+                i64::try_from(number)
+                    .map_err(|_| reader.field(key, &format!("has {number}, more than 63 bits hold")))
+            };
+            GgufValue::Integers(each.map(&mut number).collect::<Result<_>>()?)
         }
     })
 }

@@ -6,6 +6,9 @@ use std::path::Path;
 
 use crate::error::{ModelError, Result};
 
+/// The longest header that is read, in bytes: ten times that of a large vocabulary with its merges.
+const MAX_HEADER: u64 = 100_000_000;
+
 /// A file's bytes from its beginning on.
 pub(super) struct Reader<'a> {
     file: BufReader<File>,
@@ -29,16 +32,22 @@ impl<'a> Reader<'a> {
         self.length
     }
 
-    fn left(&self) -> u64 {
-        self.length - self.position
-    }
-
     /// Makes sure that so many things, of so many bytes each at least, can be in what is left of the file.
     pub(super) fn check_room(&self, count: u64, least: u64, what: &str) -> Result<()> {
-        if count.checked_mul(least).is_some_and(|bytes| bytes <= self.left()) {
-            return Ok(());
+        let end = count.checked_mul(least).and_then(|bytes| bytes.checked_add(self.position));
+        match end {
+            Some(end) if end <= self.length.min(MAX_HEADER) => Ok(()),
+            Some(end) if end <= self.length => {
+                let problem = format!(
+                    "claims {count} of {what}, with which its header is longer than {MAX_HEADER} bytes"
+                );
+                Err(self.file(&problem))
+            }
+            _ => {
+                let left = self.length - self.position;
+                Err(self.file(&format!("claims {count} of {what}, and has {left} bytes more; {BROKEN_OFF}")))
+            }
         }
-        Err(self.file(&format!("claims {count} of {what}, and has {} bytes more; {BROKEN_OFF}", self.left())))
     }
 
     pub(super) fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
@@ -64,11 +73,15 @@ impl<'a> Reader<'a> {
     }
 
     fn fill(&mut self, bytes: &mut [u8], what: &str) -> Result<()> {
-        if bytes.len() as u64 > self.left() {
+        let end = self.position + bytes.len() as u64;
+        if end > self.length {
             return Err(self.file(&format!("ends within {what}; {BROKEN_OFF}")));
         }
+        if end > MAX_HEADER {
+            return Err(self.file(&format!("has a header of more than {MAX_HEADER} bytes")));
+        }
         self.file.read_exact(bytes).map_err(|e| ModelError::read(self.path, e))?;
-        self.position += bytes.len() as u64;
+        self.position = end;
         Ok(())
     }
 

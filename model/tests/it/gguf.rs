@@ -129,6 +129,10 @@ fn each_malformed_file_is_told_what_is_wrong() {
         (of(8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]), "that is no UTF-8"),
         (of(9, &array(9, 1)), "array of arrays"),
         (of(9, &array(99, 1)), "array of the unknown type 99"),
+        (
+            of(9, &[&array(10, 1)[..], &[0xff; 8]].concat()),
+            "`a` has 18446744073709551615, more than 63 bits hold",
+        ),
         (of(9, &array(8, 1 << 60)), "claims 1152921504606846976 of the value of `a`"),
         (of(9, &array(0, 1 << 20)), "claims 1048576 of the value of `a`"),
         (Header::new(vec![pair("a", 0, &[1]), pair("a", 0, &[1])], vec![]), "`a` stands twice"),
@@ -149,6 +153,12 @@ fn each_malformed_file_is_told_what_is_wrong() {
         let told = open(&header.bytes()).unwrap_err();
         assert!(told.contains(words), "{words}: {told}");
     }
+    // A header is no place for a model's weights: what it could hold is bounded, whatever the file's length.
+    let long = NamedTempFile::new().unwrap();
+    fs::write(long.path(), of(9, &array(0, 150_000_000)).bytes()).unwrap();
+    long.as_file().set_len(200_000_000).unwrap();
+    let told = Gguf::open(long.path()).unwrap_err().to_string();
+    assert!(told.contains("with which its header is longer than 100000000 bytes"), "{told}");
     assert!(open(b"GGML....").unwrap_err().contains("does not begin with `GGUF`"));
     assert!(open(b"GG").unwrap_err().contains("ends within the mark"));
 }

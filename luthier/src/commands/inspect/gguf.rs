@@ -124,7 +124,7 @@ fn number(value: &GgufValue) -> Value {
         GgufValue::Integer(number) => i64::try_from(*number).map_or(Value::Null, Value::from),
         GgufValue::Float(number) => json!(number),
         GgufValue::Integers(numbers) => {
-            let mut numbers: Vec<i64> = numbers.iter().filter_map(|&n| i64::try_from(n).ok()).collect();
+            let mut numbers = numbers.clone();
             numbers.dedup();
             if let [only] = numbers[..] { json!(only) } else { json!(numbers) }
         }
