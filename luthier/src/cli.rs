@@ -27,7 +27,7 @@ pub(crate) use problem::parse;
 pub(crate) use settings::{RunArgs, Set};
 pub(crate) use speak::{Chat, Generate, Held, Sampling};
 pub(crate) use train::*;
-pub(crate) use write::{Inspect, Merge, Quantize};
+pub(crate) use write::{Export, ExportGguf, Inspect, Merge, Quantize};
 
 use crate::error::user;
 
@@ -122,6 +122,9 @@ pub(crate) enum Command {
     Chat(Chat),
     /// Write a model with an adapter added into its weights
     Merge(Merge),
+    /// Write what other programs load
+    #[command(subcommand)]
+    Export(Export),
     /// Write a model in four bits, as bitsandbytes and transformers read it
     Quantize(Quantize),
     /// Tell what a model, adapter or run folder holds, in one screen

@@ -20,8 +20,8 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::error::{ModelError, Result, quoted};
 use crate::names::{ModuleId, Names};
-pub use family::Family;
 use family::{Biases as BiasRule, Fused, Residual, Rotary, Row, WRAPPERS, Windows, Wrapper};
+pub use family::{Family, GgufForm};
 pub(crate) use fields::{Fields, read_small_file, short};
 
 /// What kind of norm stands in a model.
@@ -144,6 +144,8 @@ pub struct Config {
     pub family: Family,
     /// What checkpoints call its parts.
     pub names: Names,
+    /// How llama.cpp holds it, if that is known.
+    pub gguf: Option<GgufForm>,
     /// `V`, tokens known.
     pub vocab_size: usize,
     /// `C`, the model's width.
@@ -367,6 +369,7 @@ fn read(
             root: wrapper.map_or(row.names.root, |w| w.root),
             others: wrapper.map_or(row.names.other_files, |w| w.other_files),
         },
+        gguf: row.gguf.filter(|_| wrapper.is_none_or(|wrapper| wrapper.same_in_gguf)),
         vocab_size,
         hidden_size,
         intermediate_size,

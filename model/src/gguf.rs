@@ -5,12 +5,14 @@
 //! aligned. Nothing of the header is believed before it has been checked against the file: no count makes room
 //! for more than the bytes that are left could hold.
 
+pub mod adapter;
 mod reader;
 mod types;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::error::{ModelError, Result};
@@ -122,6 +124,20 @@ impl Gguf {
     /// The tensors, by name.
     pub fn tensors(&self) -> &BTreeMap<String, GgufTensor> {
         &self.tensors
+    }
+
+    /// The bits of a tensor's values, which are `f32`.
+    pub(crate) fn read_f32(&self, name: &str) -> Result<Vec<u32>> {
+        let tensor = &self.tensors[name];
+        assert_eq!(tensor.kind, TensorType::F32, "the type of {name}");
+        let read = || {
+            let mut file = File::open(&self.path)?;
+            file.seek(SeekFrom::Start(tensor.start))?;
+            let mut bytes = vec![0; tensor.size_bytes as usize];
+            file.read_exact(&mut bytes)?;
+            Ok(bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect())
+        };
+        read().map_err(|e| ModelError::read(&self.path, e))
     }
 
     /// A text of the metadata.

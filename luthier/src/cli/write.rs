@@ -1,8 +1,8 @@
-//! `merge`, `quantize` and `inspect`: what stands in a folder, and a new one.
+//! `merge`, `export`, `quantize` and `inspect`: what stands in a folder, and a new one.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use compute::quant::{BLOCK_SIZES, Code};
 use model::StoredDType;
 
@@ -26,6 +26,28 @@ pub(crate) struct Merge {
     /// in training, or none]
     #[arg(long, value_name = "TYPE", value_parser = parse_held)]
     pub(crate) quantization: Option<Held>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Export {
+    /// Write an adapter as llama.cpp and Ollama load it beside their GGUF file of the base
+    Gguf(ExportGguf),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExportGguf {
+    /// The adapter: a run folder, an adapter folder or a hub id
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: String,
+    /// Where its base lies, a folder or a hub id [default: where the adapter says]
+    #[arg(long, value_name = "M")]
+    pub(crate) base: Option<String>,
+    /// The file to write; must not exist
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

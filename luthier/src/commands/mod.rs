@@ -9,6 +9,7 @@ mod data_preview;
 mod download;
 mod eval;
 mod example;
+mod export_gguf;
 mod generate;
 mod import;
 mod init;
@@ -21,7 +22,7 @@ mod train;
 
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, Data};
+use crate::cli::{Cli, Command, Data, Export};
 
 /// Runs what was typed.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -34,6 +35,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(args, global),
         Command::Chat(args) => chat::run(args, global),
         Command::Merge(args) => merge::run(args, global),
+        Command::Export(Export::Gguf(args)) => export_gguf::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Inspect(args) => inspect::run(args, global),
         Command::Plan(args) => plan::run(args, global),

@@ -32,9 +32,21 @@ impl Subject {
     /// # Errors
     /// If neither names a model, or one does not fit the other.
     pub(crate) fn open(model: Option<&str>, adapter: Option<&str>, device: &Device) -> anyhow::Result<Self> {
+        Subject::open_by("--model", model, adapter, device)
+    }
+
+    /// [`Subject::open`], where another flag names the model.
+    pub(crate) fn open_by(
+        flag: &str,
+        model: Option<&str>,
+        adapter: Option<&str>,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
         let Some(name) = adapter else {
             let model = model.ok_or_else(|| {
-                user("no model is named: give one by --model, or the run folder of an adapter by --adapter")
+                user(format!(
+                    "no model is named: give one by {flag}, or the run folder of an adapter by --adapter"
+                ))
             })?;
             return Ok(Subject { base: Base::open(model)?, adapter: None, remembered: None });
         };
@@ -47,22 +59,22 @@ impl Subject {
         let mut base = match (model, &trained_on) {
             (Some(model), _) => Base::open(model)?,
             (None, Some(model)) => Base::open(model).map_err(|error| {
-                let advice = "name it by --model, if it lies elsewhere now";
+                let advice = format!("name it by {flag}, if it lies elsewhere now");
                 Advised::new(
                     error,
                     format!("that is the model which {name} says it was trained on: {advice}"),
                 )
             })?,
             (None, None) => {
-                let message = "does not say which model it was trained on: name it by --model";
-                return Err(user(format!("{name} {message}")));
+                let message = "does not say which model it was trained on: name it by";
+                return Err(user(format!("{name} {message} {flag}")));
             }
         };
         if let (Some(model), Some(other)) = (model, &trained_on)
             && remembered.is_some()
             && !same_model(model, other)
         {
-            eprintln!("note: {name} was trained on {other}; --model {model} is used");
+            eprintln!("note: {name} was trained on {other}; {flag} {model} is used");
         }
         let adapter = base.take_over(&folder, run.as_deref(), device)?;
         Ok(Subject { base, adapter: Some(adapter), remembered })

@@ -1,4 +1,4 @@
-//! `luthier inspect` of GGUF files.
+//! GGUF files: `luthier inspect` of them, and `luthier export gguf`.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use tempfile::tempdir;
 
-use crate::luthier;
+use crate::{luthier, tiny};
 
 fn fixture(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/gguf");
@@ -60,4 +60,41 @@ fn a_file_that_is_cut_off_or_none_at_all_is_refused() {
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(words), "{name}: {said}");
     }
+}
+
+#[test]
+fn an_adapter_is_exported_once_and_nothing_is_overwritten() {
+    let folder = tempdir().unwrap();
+    tiny::model(folder.path());
+    tiny::examples(&folder.path().join("d.jsonl"), 8, 1);
+    let run = |args: &[&str]| luthier(folder.path()).args(args).output().unwrap();
+    let settings = ["--set", "training.max_steps=2", "--set", "data.max_length=32"];
+    let trained =
+        run(&[&["train", "--model", "m", "--data", "d.jsonl", "--output", "run"][..], &settings].concat());
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    let export = ["export", "gguf", "--adapter", "run", "--output", "a.gguf"];
+    let output = run(&[&export[..], &["--json"]].concat());
+    let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(facts["architecture"], "llama");
+    assert_eq!(facts["rescaled"], 0);
+    let inspected = run(&["inspect", "a.gguf", "--json"]);
+    let inspected: Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert_eq!((&inspected["updates"], &inspected["alpha"]), (&facts["updates"], &facts["alpha"]));
+    let before = fs::read(folder.path().join("a.gguf")).unwrap();
+    for (args, words) in [
+        (&export[..], "a.gguf: exists"),
+        (&["export", "gguf", "--adapter", "nowhere", "--output", "b.gguf"], "nowhere"),
+        (&["export", "gguf", "--adapter", "run", "--base", "gone", "--output", "b.gguf"], "gone"),
+        (&["export", "gguf", "--adapter", "run"], "--output"),
+    ] {
+        let output = run(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert_eq!(fs::read(folder.path().join("a.gguf")).unwrap(), before);
+    let left =
+        fs::read_dir(folder.path()).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let left: Vec<String> = left.filter(|name| name.starts_with('.') || name.starts_with("b.")).collect();
+    assert_eq!(left, [""; 0]);
 }

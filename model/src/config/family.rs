@@ -49,12 +49,35 @@ pub enum Family {
     Mixtral,
 }
 
+/// How llama.cpp holds a family in GGUF files (its `convert_hf_to_gguf.py`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GgufForm {
+    /// What it calls the architecture.
+    pub architecture: &'static str,
+    /// Whether rows of queries and keys stand so that the pairs which a rotary embedding turns are neighbours.
+    pub pairs_are_neighbours: bool,
+}
+
+impl GgufForm {
+    /// Rows as they stand in a Hugging Face folder.
+    const fn plain(architecture: &'static str) -> Option<GgufForm> {
+        Some(GgufForm { architecture, pairs_are_neighbours: false })
+    }
+
+    /// The rows of Llama and what llama.cpp converts like it.
+    const fn like_llama(architecture: &'static str) -> Option<GgufForm> {
+        Some(GgufForm { architecture, pairs_are_neighbours: true })
+    }
+}
+
 /// What a family fixes, and what it takes where config.json is silent.
 pub(super) struct Row {
     pub(super) model_type: &'static str,
     /// The class that transformers names in `architectures`.
     pub(super) architecture: &'static str,
     pub(super) names: &'static Table,
+    /// How llama.cpp holds the family in GGUF files; `None`: not known here.
+    pub(super) gguf: Option<GgufForm>,
     /// Our words for fields and the file's, where they differ.
     pub(super) aliases: &'static [(&'static str, &'static str)],
     /// Sizes that files of the family leave out: vocabulary, width, inner width, layers, heads.
@@ -219,6 +242,7 @@ pub(super) struct ExpertFields {
 const LLAMA: Row = Row {
     model_type: "llama",
     architecture: "LlamaForCausalLM",
+    gguf: GgufForm::like_llama("llama"),
     names: &tables::LLAMA,
     aliases: &[],
     sizes: None,
@@ -266,6 +290,7 @@ const MISTRAL: Row = Row {
 const QWEN2: Row = Row {
     model_type: "qwen2",
     architecture: "Qwen2ForCausalLM",
+    gguf: GgufForm::plain("qwen2"),
     kv_heads: Some(32),
     max_position_embeddings: 32_768,
     bos: None,
@@ -278,6 +303,7 @@ const QWEN2: Row = Row {
 const QWEN3: Row = Row {
     model_type: "qwen3",
     architecture: "Qwen3ForCausalLM",
+    gguf: GgufForm::plain("qwen3"),
     head_dim: Some(128),
     biases: Biases::AttentionField,
     qk_norm: Some((Span::Head, false)),
@@ -287,6 +313,7 @@ const QWEN3: Row = Row {
 const GEMMA2: Row = Row {
     model_type: "gemma2",
     architecture: "Gemma2ForCausalLM",
+    gguf: GgufForm::plain("gemma2"),
     names: &tables::GEMMA,
     sizes: Some([256_000, 2304, 9216, 26, 8]),
     kv_heads: Some(4),
@@ -313,6 +340,7 @@ const GEMMA2: Row = Row {
 const GEMMA3: Row = Row {
     model_type: "gemma3_text",
     architecture: "Gemma3ForCausalLM",
+    gguf: GgufForm::plain("gemma3"),
     sizes: Some([262_208, 2304, 9216, 26, 8]),
     max_position_embeddings: 131_072,
     qk_norm: Some((Span::Head, false)),
@@ -327,6 +355,7 @@ const GEMMA3: Row = Row {
 const PHI3: Row = Row {
     model_type: "phi3",
     architecture: "Phi3ForCausalLM",
+    gguf: GgufForm::plain("phi3"),
     names: &tables::PHI3,
     max_position_embeddings: 4096,
     eos: &[32_000],
@@ -343,6 +372,7 @@ const PHI3: Row = Row {
 const GPT2: Row = Row {
     model_type: "gpt2",
     architecture: "GPT2LMHeadModel",
+    gguf: GgufForm::plain("gpt2"),
     names: &tables::GPT2,
     aliases: &[
         ("hidden_size", "n_embd"),
@@ -372,6 +402,7 @@ const GPT2: Row = Row {
 const SMOLLM3: Row = Row {
     model_type: "smollm3",
     architecture: "SmolLM3ForCausalLM",
+    gguf: GgufForm::like_llama("smollm3"),
     kv_heads: Some(4),
     max_position_embeddings: 32_768,
     bos: Some(128_000),
@@ -387,6 +418,7 @@ const SMOLLM3: Row = Row {
 const GRANITE: Row = Row {
     model_type: "granite",
     architecture: "GraniteForCausalLM",
+    gguf: GgufForm::like_llama("granite"),
     numbers: &[
         ("embedding_multiplier", Some(1.0)),
         ("attention_multiplier", Some(1.0)),
@@ -399,6 +431,7 @@ const GRANITE: Row = Row {
 const OLMO2: Row = Row {
     model_type: "olmo2",
     architecture: "Olmo2ForCausalLM",
+    gguf: GgufForm::plain("olmo2"),
     names: &tables::OLMO2,
     bos: None,
     eos: &[50_279],
@@ -422,6 +455,7 @@ const OLMO3: Row = Row {
 const MINISTRAL3: Row = Row {
     model_type: "ministral3",
     architecture: "Ministral3ForCausalLM",
+    gguf: None,
     head_dim: Some(128),
     pad: Some(11),
     max_position_embeddings: 262_144,
@@ -434,6 +468,7 @@ const MINISTRAL3: Row = Row {
 const GLM4: Row = Row {
     model_type: "glm4",
     architecture: "Glm4ForCausalLM",
+    gguf: None,
     names: &tables::GLM4,
     kv_heads: Some(2),
     head_dim: Some(128),
@@ -453,6 +488,7 @@ const GLM4: Row = Row {
 const GPT_NEOX: Row = Row {
     model_type: "gpt_neox",
     architecture: "GPTNeoXForCausalLM",
+    gguf: None,
     names: &tables::GPT_NEOX,
     aliases: &[("partial_rotary_factor", "rotary_pct"), ("rope_theta", "rotary_emb_base")],
     bos: Some(0),
@@ -470,6 +506,7 @@ const GPT_NEOX: Row = Row {
 const STARCODER2: Row = Row {
     model_type: "starcoder2",
     architecture: "Starcoder2ForCausalLM",
+    gguf: GgufForm::plain("starcoder2"),
     names: &tables::STARCODER2,
     kv_heads: Some(2),
     max_position_embeddings: 4096,
@@ -488,6 +525,7 @@ const STARCODER2: Row = Row {
 const HUNYUAN: Row = Row {
     model_type: "hunyuan_v1_dense",
     architecture: "HunYuanDenseV1ForCausalLM",
+    gguf: None,
     names: &tables::HUNYUAN,
     pad: Some(0),
     norm_eps: ("rms_norm_eps", 1e-5),
@@ -500,6 +538,7 @@ const HUNYUAN: Row = Row {
 const ERNIE45: Row = Row {
     model_type: "ernie4_5",
     architecture: "Ernie4_5ForCausalLM",
+    gguf: None,
     kv_heads: Some(2),
     head_dim: Some(128),
     max_position_embeddings: 131_072,
@@ -515,6 +554,7 @@ const ERNIE45: Row = Row {
 const QWEN3_MOE: Row = Row {
     model_type: "qwen3_moe",
     architecture: "Qwen3MoeForCausalLM",
+    gguf: GgufForm::plain("qwen3moe"),
     kv_heads: Some(4),
     head_dim: None,
     windows: Windows::AllLayersIfUsed,
@@ -616,6 +656,8 @@ pub(super) struct Wrapper {
     pub(super) other_files: &'static [(&'static str, &'static str)],
     /// The families that may be inside; the first if the file does not say.
     pub(super) inside: &'static [Family],
+    /// Whether llama.cpp is known to hold the model of texts as it does the family's.
+    pub(super) same_in_gguf: bool,
 }
 
 pub(super) const WRAPPERS: [Wrapper; 2] = [
@@ -624,11 +666,13 @@ pub(super) const WRAPPERS: [Wrapper; 2] = [
         root: tables::WRAPPED,
         other_files: tables::OLD_WRAPPED,
         inside: &[Family::Gemma3],
+        same_in_gguf: true,
     },
     Wrapper {
         model_type: "mistral3",
         root: tables::WRAPPED,
         other_files: tables::OLD_WRAPPED,
         inside: &[Family::Mistral, Family::Ministral3],
+        same_in_gguf: false,
     },
 ];

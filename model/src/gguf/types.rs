@@ -49,6 +49,9 @@ const TYPES: [(u32, &str, u64, u64); 33] = [
 ];
 
 impl TensorType {
+    /// IEEE single precision.
+    pub const F32: TensorType = TensorType { number: 0, name: "F32", elements: 1, bytes: 4 };
+
     /// The type of this number in a file.
     pub fn of(number: u32) -> Option<TensorType> {
         let (number, name, elements, bytes) = TYPES.into_iter().find(|of| of.0 == number)?;

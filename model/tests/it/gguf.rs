@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
-use compute::random;
+use compute::{Device, random};
+use model::adapter::peft::{PeftConfig, Selection, targets};
+use model::gguf::adapter::{Exported, export};
 use model::gguf::{Gguf, GgufValue, TensorType};
-use tempfile::NamedTempFile;
+use model::{Adapter, Config, Layout};
+use tempfile::{NamedTempFile, tempdir};
 
 use crate::common::fixture;
+use crate::families;
 
 thread_local! {
     static FILE: NamedTempFile = NamedTempFile::new().unwrap();
@@ -198,4 +203,136 @@ fn types_have_the_sizes_that_the_package_gguf_gives_them() {
     let expected = [(0, 32.0), (2, 4.5), (3, 5.0), (8, 8.5), (12, 4.5), (14, 6.5625), (23, 4.25), (39, 4.25)];
     expected.into_iter().for_each(|(number, expected)| assert_eq!(bits(number), expected, "{number}"));
     assert!(TensorType::of(4).is_none(), "a type that ggml has given up");
+}
+
+/// An adapter of these settings whose values are all of some size.
+fn adapter(config: &Config, settings: &PeftConfig) -> Adapter {
+    let resolution = targets::resolve(settings, config).unwrap();
+    let mut adapter = Adapter::zeros(Layout::of_adapter(&resolution, config), 0.0, &Device::cpu(1));
+    for (i, value) in adapter.parameters.values_mut().f32().iter_mut().enumerate() {
+        *value = random::uniform(7, i as u64) as f32 - 0.5;
+    }
+    adapter
+}
+
+fn all_linear(r: usize) -> PeftConfig {
+    let target_modules = Some(Selection::Expression("all-linear".to_owned()));
+    PeftConfig { target_modules, r, lora_alpha: 6.0, ..PeftConfig::default() }
+}
+
+/// The adapter in a file, and what is told of it.
+fn exported(config: &Config, settings: &PeftConfig) -> Result<(Exported, Gguf, Vec<u8>), String> {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let told = export(&adapter(config, settings), Path::new("mine"), config, &path)
+        .map_err(|error| error.to_string())?;
+    Ok((told, Gguf::open(&path).unwrap(), fs::read(path).unwrap()))
+}
+
+#[test]
+fn adapters_have_the_names_that_the_package_gguf_gives_their_weights() {
+    let text = fs::read_to_string(fixture("gguf").join("names.json")).unwrap();
+    let names: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_str(&text).unwrap();
+    let mut unknown = Vec::new();
+    for case in families::ALL.into_iter().chain(["llama2", "mistral", "qwen2", "qwen3"]) {
+        let config = Config::load(&fixture(case)).unwrap();
+        let Some(form) = config.gguf else {
+            let told = exported(&config, &all_linear(2)).unwrap_err();
+            assert!(told.contains("how llama.cpp holds that family is not known here"), "{case}: {told}");
+            unknown.push(case);
+            continue;
+        };
+        let (told, file, _) = exported(&config, &all_linear(2)).unwrap();
+        assert_eq!(told.architecture, form.architecture, "{case}");
+        assert_eq!(file.text("general.architecture"), Some(form.architecture), "{case}");
+        let of_layer_1 = file.tensors().keys().filter_map(|name| name.strip_suffix(".weight.lora_a"));
+        let found: Vec<&str> = of_layer_1.filter(|name| name.starts_with("blk.1.")).collect();
+        let mut expected: Vec<&str> = Vec::new();
+        for (module, _) in adapter(&config, &all_linear(2)).layout.modules() {
+            let path = config.path(module).replace("model.language_model.", "model.");
+            expected.extend(names[form.architecture].get(&path).map(String::as_str));
+        }
+        expected.sort_unstable();
+        assert_eq!(found, expected, "{case}");
+        assert!(!found.is_empty(), "{case}");
+    }
+    assert_eq!(
+        unknown,
+        ["ministral3", "mistral3-wrapped", "glm4", "gpt-neox", "gpt-neox-serial", "hunyuan", "ernie4-5"]
+    );
+}
+
+/// `alpha / R * B A` of the file is the adapter's update, its rows as llama.cpp permutes those of the base:
+/// `w.reshape(heads, 2, D / 2, in).swapaxes(1, 2)`.
+#[test]
+fn the_updates_in_a_file_are_the_adapters_own_whatever_their_scales() {
+    let config = Config::load(&fixture("llama3")).unwrap();
+    let patterns = PeftConfig {
+        use_rslora: true,
+        rank_pattern: vec![("k_proj".into(), 3)],
+        alpha_pattern: vec![("v_proj".into(), 1.5)],
+        ..all_linear(4)
+    };
+    for (settings, rescales) in [(all_linear(4), false), (patterns, true)] {
+        let adapter = adapter(&config, &settings);
+        let (told, file, bytes) = exported(&config, &settings).unwrap();
+        assert_eq!((told.updates, told.rescaled > 0), (adapter.layout.modules().count(), rescales));
+        let values = |name: &str| -> Vec<f32> {
+            let tensor = &file.tensors()[name];
+            let bytes = &bytes[tensor.start as usize..][..tensor.size_bytes as usize];
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        };
+        let parts = [
+            ("q_proj", "attn_q", config.heads),
+            ("k_proj", "attn_k", config.kv_heads),
+            ("v_proj", "attn_v", 0),
+            ("down_proj", "ffn_down", 0),
+        ];
+        for (part, name, heads) in parts {
+            let (module, trained) =
+                adapter.layout.modules().find(|(module, _)| config.path(*module).ends_with(part)).unwrap();
+            let lora = trained.lora().unwrap();
+            let (a, b) = adapter.lora(lora);
+            assert!(config.path(module).starts_with("model.layers.0."));
+            let (file_a, file_b) = (
+                values(&format!("blk.0.{name}.weight.lora_a")),
+                values(&format!("blk.0.{name}.weight.lora_b")),
+            );
+            assert_eq!(file_a, a.f32(), "{part}");
+            let (scale, half) = (told.alpha / lora.rank as f32, b.rows() / heads.max(1) / 2);
+            for row in 0..b.rows() {
+                let to = match heads {
+                    0 => row,
+                    _ => row / (2 * half) * 2 * half + row % half * 2 + row / half % 2,
+                };
+                for (got, want) in
+                    file_b[to * lora.rank..].iter().zip(&b.f32()[row * lora.rank..][..lora.rank])
+                {
+                    let (got, want) = (got * scale, want * lora.scale);
+                    assert!((got - want).abs() <= 1e-6 * want.abs(), "{part}, row {row}: {got}, not {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_llama_cpp_has_no_adapter_for_is_refused() {
+    let config = Config::load(&fixture("llama3")).unwrap();
+    let moe = Config::load(&fixture("mixtral")).unwrap();
+    let of = |names: &[&str]| PeftConfig {
+        target_modules: Some(Selection::List(names.iter().map(|name| (*name).to_owned()).collect())),
+        ..all_linear(2)
+    };
+    let whole = PeftConfig { modules_to_save: vec!["norm".into()], ..of(&["q_proj"]) };
+    let experts = PeftConfig { target_parameters: vec!["mlp.experts.down_proj".into()], ..of(&["q_proj"]) };
+    for (config, settings, words) in [
+        (&config, PeftConfig { use_dora: true, ..of(&["q_proj"]) }, "llama.cpp has no DoRA"),
+        (&config, whole, "trained whole, and llama.cpp has no adapters of that"),
+        (&config, of(&["lm_head"]), "the head is the embedding"),
+        (&moe, experts, "which is not written as GGUF yet"),
+    ] {
+        let told = exported(config, &settings).unwrap_err();
+        assert!(told.contains(words) && told.contains("merge the adapter"), "{words}: {told}");
+    }
 }
