@@ -46,11 +46,12 @@ pub fn export(adapter: &Adapter, named: &Path, config: &Config, path: &Path) -> 
         return Err(wrong(problem));
     };
     let updates = updates(adapter, config).map_err(wrong)?;
-    let alpha_of = |lora: Lora| lora.scale * lora.rank as f32;
-    let alpha = updates.first().map_or(0.0, |(_, _, lora)| alpha_of(*lora));
-    if updates.is_empty() || alpha == 0.0 {
+    // In f64, so that alpha over the rank times the rank is alpha again.
+    let alpha_of = |lora: Lora| (f64::from(lora.scale) * lora.rank as f64) as f32;
+    let alphas = updates.iter().map(|(_, _, lora)| alpha_of(*lora));
+    let Some(alpha) = alphas.into_iter().find(|alpha| *alpha != 0.0) else {
         return Err(wrong("has no update that changes anything".to_owned()));
-    }
+    };
     let factor = |lora: Lora| alpha_of(lora) / alpha;
     let mut tensors = Vec::new();
     let (as_they_are, placed): (Vec<_>, Vec<_>) = updates

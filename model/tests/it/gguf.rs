@@ -273,7 +273,10 @@ fn the_updates_in_a_file_are_the_adapters_own_whatever_their_scales() {
         alpha_pattern: vec![("v_proj".into(), 1.5)],
         ..all_linear(4)
     };
-    for (settings, rescales) in [(all_linear(4), false), (patterns, true)] {
+    // One alpha over two ranks is one alpha; an update that is scaled by zero is one of zeros.
+    let ranks = PeftConfig { rank_pattern: vec![("k_proj".into(), 3)], lora_alpha: 5.0, ..all_linear(7) };
+    let zero = PeftConfig { alpha_pattern: vec![("q_proj".into(), 0.0)], ..all_linear(4) };
+    for (settings, rescales) in [(all_linear(4), false), (patterns, true), (ranks, false), (zero, true)] {
         let adapter = adapter(&config, &settings);
         let (told, file, bytes) = exported(&config, &settings).unwrap();
         assert_eq!((told.updates, told.rescaled > 0), (adapter.layout.modules().count(), rescales));
