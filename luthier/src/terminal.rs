@@ -267,6 +267,21 @@ pub(crate) fn printable(text: &str) -> String {
     safe
 }
 
+/// A text from a file as part of a line: [`printable`], without what would begin another line or turn the
+/// direction of writing.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in printable(text).chars() {
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if turns || c == '\n' || c == '\t' {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

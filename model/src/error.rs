@@ -109,7 +109,7 @@ impl ModelError {
 }
 
 /// A name from a foreign file, safe to print: cut, and without control characters.
-fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     let mut shown = String::new();
     for c in name.chars().take(200) {
         match c {

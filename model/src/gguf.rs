@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, shown};
 use reader::Reader;
 pub use types::TensorType;
 
@@ -82,6 +82,11 @@ impl Gguf {
     /// If it cannot be read, is not a GGUF file of version 2 or 3, or contradicts itself or the file's length:
     /// a key or name given twice, an unknown type, a tensor that is cut off, misaligned or lies over another.
     pub fn open(path: &Path) -> Result<Gguf> {
+        // Opening a pipe would wait for whoever writes to it.
+        let metadata = std::fs::metadata(path).map_err(|e| ModelError::read(path, e))?;
+        if !metadata.is_file() {
+            return Err(ModelError::file(path, "is no file that could hold a model"));
+        }
         let file = File::open(path).map_err(|e| ModelError::read(path, e))?;
         let length = file.metadata().map_err(|e| ModelError::read(path, e))?.len();
         let mut reader = Reader::new(BufReader::new(file), length, path);
@@ -111,9 +116,12 @@ impl Gguf {
         Ok(Gguf { path: path.to_owned(), metadata, tensors })
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Whether a file says that it is a GGUF file, by its ending or its first bytes.
+    pub fn is_named_so(path: &Path) -> bool {
+        let by_ending = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+        let mut mark = [0; 4];
+        let mut by_mark = || File::open(path)?.read_exact(&mut mark).map(|()| mark == *b"GGUF");
+        (by_ending && !path.is_dir()) || (path.is_file() && by_mark().unwrap_or(false))
     }
 
     /// What it says of the model, by key.
@@ -183,7 +191,7 @@ fn read_counts(reader: &mut Reader<'_>) -> Result<Counts> {
                 reader.file("is a GGUF file of version 1; convert it with a llama.cpp of 2024 or later")
             );
         }
-        version if version.swap_bytes() < 0x100 => {
+        version if version != 0 && version.swap_bytes() < 0x100 => {
             return Err(reader.file("is a big-endian GGUF file; convert it on a little-endian machine"));
         }
         version => {
@@ -216,7 +224,7 @@ mod kind {
 }
 
 fn read_value(reader: &mut Reader<'_>, key: &str) -> Result<GgufValue> {
-    let what = format!("the value of `{key}`");
+    let what = format!("the value of `{}`", shown(key));
     let of = reader.u32(&what)?;
     Ok(match of {
         kind::F32 | kind::F64 => GgufValue::Float(read_float(reader, of, &what)?),
@@ -240,7 +248,7 @@ fn read_array(reader: &mut Reader<'_>, key: &str, what: &str) -> Result<GgufValu
         kind::ARRAY => return Err(reader.field(key, "is an array of arrays, which is not supported")),
         _ => return Err(reader.field(key, &format!("is an array of the unknown type {of}"))),
     };
-    reader.check_room(count, least, what)?;
+    reader.check_room(count, least, &format!("elements in {what}"))?;
     let each = 0..count;
     Ok(match of {
         kind::F32 | kind::F64 => {
@@ -299,7 +307,7 @@ struct Described {
 
 fn read_tensor(reader: &mut Reader<'_>) -> Result<Described> {
     let name = reader.text("the name of a tensor")?;
-    let what = format!("the description of tensor `{name}`");
+    let what = format!("the description of tensor `{}`", shown(&name));
     let count = reader.u32(&what)?;
     if count > MAX_DIMENSIONS {
         return Err(
@@ -372,7 +380,7 @@ fn check_overlaps(tensors: &BTreeMap<String, GgufTensor>, reader: &Reader<'_>) -
     for pair in by_place.windows(2) {
         let [(first, a), (second, b)] = pair else { continue };
         if a.start + a.size_bytes > b.start {
-            return Err(reader.tensor(second, &format!("lies over `{first}`")));
+            return Err(reader.tensor(second, &format!("lies over `{}`", shown(first))));
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::setup::Subject;
-use crate::terminal;
+use crate::terminal::{self, quoted};
 
 pub(super) fn run(args: cli::ExportGguf, global: &Global) -> anyhow::Result<ExitCode> {
     let staging = Staging::file(&args.output)?;
@@ -43,6 +43,7 @@ pub(super) fn run(args: cli::ExportGguf, global: &Global) -> anyhow::Result<Exit
         _ => format!("of {rescaled} the scale stands in B, since a file has one alpha"),
     };
     terminal::print_line(format!("{file}\n{updates} updates of {architecture}, alpha {alpha}; {scales}"))?;
+    let file = quoted(&args.output);
     terminal::print_line(format!(
         "read back and found the same; use it by `llama-cli -m BASE.gguf --lora {file}`"
     ))?;

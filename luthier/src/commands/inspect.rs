@@ -13,6 +13,7 @@ use data::{ChatTemplate, Tokenizer};
 use model::adapter::peft::folder::AdapterFiles;
 use model::adapter::peft::{self, CONFIG_FILE, Selection, Update};
 use model::config::{Mlp, NormKind, Norms, Positions, Span};
+use model::gguf::Gguf;
 use model::{Checkpoint, Config, ModelFolder};
 use serde_json::{Map, Value, json};
 use train::History;
@@ -26,7 +27,7 @@ use crate::terminal;
 
 pub(super) fn run(args: cli::Inspect, _global: &Global) -> anyhow::Result<ExitCode> {
     let path = Path::new(&args.path);
-    let facts = if path.extension().is_some_and(|e| e == "gguf") {
+    let facts = if Gguf::is_named_so(path) {
         gguf::of_file(path)?
     } else if path.is_file() {
         let message = "is a file; name a GGUF file, or the folder of a model, an adapter or a run";
@@ -54,15 +55,15 @@ fn text(facts: &Map<String, Value>) -> String {
         for (name, value) in facts {
             let shown = match value {
                 Value::Null => "none".to_owned(),
-                Value::String(text) => terminal::printable(text),
+                Value::String(text) => terminal::one_line(text),
                 Value::Object(_) => String::new(),
                 Value::Array(items) => {
-                    let item = |v: &Value| v.as_str().map_or_else(|| v.to_string(), terminal::printable);
+                    let item = |v: &Value| v.as_str().map_or_else(|| v.to_string(), terminal::one_line);
                     items.iter().map(item).collect::<Vec<_>>().join(", ")
                 }
                 other => other.to_string(),
             };
-            let told = if as_is { terminal::printable(name) } else { name.replace('_', " ") };
+            let told = if as_is { terminal::one_line(name) } else { name.replace('_', " ") };
             to.push_str(format!("{:indent$}{told:width$}  {shown}", "").trim_end());
             to.push('\n');
             if let Value::Object(inner) = value {

@@ -49,11 +49,19 @@ fn a_file_that_is_cut_off_or_none_at_all_is_refused() {
     fs::write(folder.path().join("cut.gguf"), &whole[..whole.len() - 64]).unwrap();
     fs::write(folder.path().join("text.gguf"), "not one").unwrap();
     fs::write(folder.path().join("text.txt"), "not one").unwrap();
+    fs::create_dir(folder.path().join("folder.gguf")).unwrap();
+    // A file is known by its first bytes, too, as those of Ollama are.
+    for name in ["blob", "UPPER.GGUF"] {
+        fs::write(folder.path().join(name), &whole).unwrap();
+        let output = luthier(folder.path()).args(["inspect", name]).output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
     for (name, words) in [
         ("cut.gguf", "was the download broken off?"),
         ("text.gguf", "does not begin with `GGUF`"),
         ("text.txt", "name a GGUF file, or the folder of a model"),
         ("gone.gguf", "cannot read"),
+        ("folder.gguf", "folder.gguf"),
     ] {
         let output = luthier(folder.path()).args(["inspect", name]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);

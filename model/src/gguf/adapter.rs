@@ -46,13 +46,21 @@ pub fn export(adapter: &Adapter, named: &Path, config: &Config, path: &Path) -> 
         return Err(wrong(problem));
     };
     let updates = updates(adapter, config).map_err(wrong)?;
-    // In f64, so that alpha over the rank times the rank is alpha again.
-    let alpha_of = |lora: Lora| (f64::from(lora.scale) * lora.rank as f64) as f32;
+    if adapter.is_without_effect() {
+        return Err(wrong("has a B of zeros in every update, and changes nothing".to_owned()));
+    }
     let alphas = updates.iter().map(|(_, _, lora)| alpha_of(*lora));
-    let Some(alpha) = alphas.into_iter().find(|alpha| *alpha != 0.0) else {
+    // Of all factors on a B none is above 1, so that no value grows beyond `f32`.
+    let alpha =
+        alphas.fold(0.0_f32, |largest, alpha| if alpha.abs() > largest.abs() { alpha } else { largest });
+    if alpha == 0.0 {
         return Err(wrong("has no update that changes anything".to_owned()));
+    }
+    let factor = |lora: Lora| match alpha_of(lora) / alpha {
+        // The same alpha over another rank.
+        near if (near - 1.0).abs() <= 4.0 * f32::EPSILON => 1.0,
+        other => other,
     };
-    let factor = |lora: Lora| alpha_of(lora) / alpha;
     let mut tensors = Vec::new();
     let (as_they_are, placed): (Vec<_>, Vec<_>) = updates
         .iter()
@@ -74,6 +82,14 @@ pub fn export(adapter: &Adapter, named: &Path, config: &Config, path: &Path) -> 
     check(path, &tensors, alpha)?;
     let rescaled = updates.iter().filter(|(_, _, lora)| factor(*lora) != 1.0).count();
     Ok(Exported { architecture: form.architecture, alpha, updates: updates.len(), rescaled })
+}
+
+/// An update's alpha: its scale times its rank, or the number of few digits that differs by no more than the scale's
+/// rounding.
+fn alpha_of(lora: Lora) -> f32 {
+    let alpha = (f64::from(lora.scale) * lora.rank as f64) as f32;
+    let short: f32 = format!("{alpha:.5e}").parse().expect("a number is a number");
+    if (short - alpha).abs() <= 2.0 * f32::EPSILON * alpha.abs() { short } else { alpha }
 }
 
 /// The updates by the names of their weights in GGUF files, or why llama.cpp has no such adapter.

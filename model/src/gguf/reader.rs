@@ -45,7 +45,7 @@ impl<'a> Reader<'a> {
             }
             _ => {
                 let left = self.length - self.position;
-                Err(self.file(&format!("claims {count} of {what}, and has {left} bytes more; {BROKEN_OFF}")))
+                Err(self.file(&format!("claims {count} {what}, and has {left} bytes more; {BROKEN_OFF}")))
             }
         }
     }
@@ -66,7 +66,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn text(&mut self, what: &str) -> Result<String> {
         let length = self.u64(what)?;
-        self.check_room(length, 1, &format!("bytes of {what}"))?;
+        self.check_room(length, 1, &format!("bytes in {what}"))?;
         let mut bytes = vec![0; length as usize];
         self.fill(&mut bytes, what)?;
         String::from_utf8(bytes).map_err(|_| self.file(&format!("has {what} that is no UTF-8")))

@@ -125,12 +125,13 @@ fn each_malformed_file_is_told_what_is_wrong() {
     let cases: Vec<(Header, &str)> = vec![
         (Header { version: 1, ..plain.clone() }, "of version 1"),
         (Header { version: 7, ..plain.clone() }, "of version 7; 2 and 3 are known"),
+        (Header { version: 0, ..plain.clone() }, "of version 0; 2 and 3 are known"),
         (Header { version: 0x0300_0000, ..plain.clone() }, "big-endian"),
-        (Header { tensors: Some(u64::MAX), ..plain.clone() }, "claims 18446744073709551615 of tensors"),
-        (Header { tensors: Some(99), ..plain.clone() }, "claims 99 of tensors"),
+        (Header { tensors: Some(u64::MAX), ..plain.clone() }, "claims 18446744073709551615 tensors"),
+        (Header { tensors: Some(99), ..plain.clone() }, "claims 99 tensors"),
         (of(13, &[0; 8]), "`a` has a value of the unknown type 13"),
         (of(7, &[2]), "`a` is 2 where true is 1 and false 0"),
-        (of(8, &u64::MAX.to_le_bytes()), "claims 18446744073709551615 of bytes of the value of `a`"),
+        (of(8, &u64::MAX.to_le_bytes()), "claims 18446744073709551615 bytes in the value of `a`"),
         (of(8, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]), "that is no UTF-8"),
         (of(9, &array(9, 1)), "array of arrays"),
         (of(9, &array(99, 1)), "array of the unknown type 99"),
@@ -138,8 +139,8 @@ fn each_malformed_file_is_told_what_is_wrong() {
             of(9, &[&array(10, 1)[..], &[0xff; 8]].concat()),
             "`a` has 18446744073709551615, more than 63 bits hold",
         ),
-        (of(9, &array(8, 1 << 60)), "claims 1152921504606846976 of the value of `a`"),
-        (of(9, &array(0, 1 << 20)), "claims 1048576 of the value of `a`"),
+        (of(9, &array(8, 1 << 60)), "claims 1152921504606846976 elements in the value of `a`"),
+        (of(9, &array(0, 1 << 20)), "claims 1048576 elements in the value of `a`"),
         (Header::new(vec![pair("a", 0, &[1]), pair("a", 0, &[1])], vec![]), "`a` stands twice"),
         (of_alignment(3), "`general.alignment` is not a power of two"),
         (of_alignment(0), "`general.alignment` is not a power of two"),
@@ -316,6 +317,26 @@ fn the_updates_in_a_file_are_the_adapters_own_whatever_their_scales() {
                 }
             }
         }
+    }
+}
+
+/// Whatever the alphas are, no value grows beyond `f32`, and one alpha over several ranks is one.
+#[test]
+fn factors_on_b_are_at_most_one() {
+    let config = Config::load(&fixture("llama3")).unwrap();
+    let patterns = vec![("q_proj".into(), 1e-38), ("v_proj".into(), 1e9)];
+    let settings = PeftConfig { alpha_pattern: patterns, ..all_linear(4) };
+    let (told, file, bytes) = exported(&config, &settings).unwrap();
+    assert_eq!(told.alpha, 1e9);
+    for tensor in file.tensors().values() {
+        let values = bytes[tensor.start as usize..][..tensor.size_bytes as usize].chunks_exact(4);
+        assert!(values.map(|b| f32::from_le_bytes(b.try_into().unwrap())).all(|value| value.abs() <= 0.5));
+    }
+    for (alpha, ranks) in [(6.0, (21, 8)), (48.0, (37, 41)), (0.1, (3, 7)), (16.0, (47, 5))] {
+        let rank_pattern = vec![("k_proj".into(), ranks.1)];
+        let settings = PeftConfig { lora_alpha: alpha, rank_pattern, ..all_linear(ranks.0) };
+        let (told, ..) = exported(&config, &settings).unwrap();
+        assert_eq!((told.alpha, told.rescaled), (alpha as f32, 0), "{alpha} over {ranks:?}");
     }
 }
 

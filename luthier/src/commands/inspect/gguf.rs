@@ -11,9 +11,10 @@ use crate::terminal;
 
 pub(super) fn of_file(path: &Path) -> anyhow::Result<Map<String, Value>> {
     let file = Gguf::open(path)?;
-    let is_adapter = file.text("general.type") == Some("adapter");
+    let kind = file.text("general.type").unwrap_or("model");
+    let is_adapter = kind == "adapter";
     let mut facts = object(json!({
-        "kind": if is_adapter { "adapter" } else { "model" },
+        "kind": kind,
         "form": "GGUF",
         "family": file.text("general.architecture"),
         "name": file.text("general.name"),
@@ -66,8 +67,12 @@ fn of_model(file: &Gguf) -> Map<String, Value> {
         "sliding_window": size("attention.sliding_window"),
         "rope_theta": size("rope.freq_base"),
         "rope_scaling": file.text(&key("rope.scaling.type")),
-        "tied_head": !file.tensors().contains_key("output.weight"),
     }));
+    // Of a model in parts the head may be in another one.
+    let has = |name: &str| file.tensors().contains_key(name);
+    if has("token_embd.weight") && file.integer("split.count").is_none_or(|count| count < 2) {
+        facts.insert("tied_head".into(), json!(!has("output.weight")));
+    }
     if experts.is_some() {
         let of_experts = json!({
             "count": size("expert_count"),
@@ -113,21 +118,32 @@ fn of_adapter(file: &Gguf) -> Map<String, Value> {
     object(json!({
         "type": file.text("adapter.type"),
         "r": if let [rank] = ranks[..] { json!(rank) } else { json!(ranks) },
-        "alpha": file.number("adapter.lora.alpha"),
+        "alpha": file.number("adapter.lora.alpha").map(as_written),
         "updates": updates,
     }))
 }
+
+/// More numbers than these are told by the least and the largest.
+const NUMBERS: usize = 128;
 
 /// A number, or one for each layer.
 fn number(value: &GgufValue) -> Value {
     match value {
         GgufValue::Integer(number) => i64::try_from(*number).map_or(Value::Null, Value::from),
-        GgufValue::Float(number) => json!(number),
-        GgufValue::Integers(numbers) => {
-            let mut numbers = numbers.clone();
-            numbers.dedup();
-            if let [only] = numbers[..] { json!(only) } else { json!(numbers) }
-        }
+        GgufValue::Float(number) => json!(as_written(*number)),
+        GgufValue::Integers(numbers) => match (numbers.first(), numbers.iter().min(), numbers.iter().max()) {
+            (Some(only), least, largest) if least == largest => json!(only),
+            (_, Some(least), Some(largest)) if numbers.len() > NUMBERS => {
+                json!(format!("{} numbers from {least} to {largest}", numbers.len()))
+            }
+            _ => json!(numbers),
+        },
         _ => Value::Null,
     }
+}
+
+/// A number that a file has in 32 bits, with the digits that were meant.
+fn as_written(number: f64) -> f64 {
+    let short = number as f32;
+    if f64::from(short) == number { short.to_string().parse().unwrap_or(number) } else { number }
 }
