@@ -226,6 +226,12 @@ pub(crate) fn require_adapter(folder: &Path) -> anyhow::Result<()> {
     if folder.join(CONFIG_FILE).exists() {
         return Ok(());
     }
+    if folder.is_file() {
+        return Err(user(format!(
+            "{} is a file; name the folder of an adapter or of its run",
+            folder.display()
+        )));
+    }
     let ours = folder.join(SETTINGS).is_file();
     let (within, prefix) =
         if ours { (folder.join(CHECKPOINTS), "step-") } else { (folder.to_owned(), "checkpoint-") };

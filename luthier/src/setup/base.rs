@@ -145,11 +145,11 @@ impl Subject {
     }
 }
 
-/// The model that an adapter's own configuration names.
+/// The model that an adapter's own configuration names, PEFT's or mlx-lm's.
 fn named_in_config(folder: &Path) -> Option<String> {
     let text = std::fs::read(folder.join(CONFIG_FILE)).ok()?;
     let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    let name = config.get("base_model_name_or_path")?.as_str()?;
+    let name = config.get("base_model_name_or_path").or_else(|| config.get("model"))?.as_str()?;
     Some(name.to_owned()).filter(|name| !name.is_empty())
 }
 

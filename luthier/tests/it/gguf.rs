@@ -89,11 +89,20 @@ fn an_adapter_is_exported_once_and_nothing_is_overwritten() {
     let inspected: Value = serde_json::from_slice(&inspected.stdout).unwrap();
     assert_eq!((&inspected["updates"], &inspected["alpha"]), (&facts["updates"], &facts["alpha"]));
     let before = fs::read(folder.path().join("a.gguf")).unwrap();
+    fs::create_dir(folder.path().join("mlx")).unwrap();
+    let settings = r#"{"fine_tune_type": "lora", "model": "gone-base", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1.0}}"#;
+    fs::write(folder.path().join("mlx/adapter_config.json"), settings).unwrap();
     for (args, words) in [
         (&export[..], "a.gguf: exists"),
         (&["export", "gguf", "--adapter", "nowhere", "--output", "b.gguf"], "nowhere"),
         (&["export", "gguf", "--adapter", "run", "--base", "gone", "--output", "b.gguf"], "gone"),
         (&["export", "gguf", "--adapter", "run"], "--output"),
+        (
+            &["export", "gguf", "--adapter", "a.gguf", "--output", "b.gguf"],
+            "a.gguf is a file; name the folder",
+        ),
+        // As mlx-lm names the base of an adapter.
+        (&["export", "gguf", "--adapter", "mlx", "--output", "b.gguf"], "gone-base"),
     ] {
         let output = run(args);
         let said = String::from_utf8_lossy(&output.stderr);
