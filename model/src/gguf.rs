@@ -1,9 +1,9 @@
 //! GGUF files, as llama.cpp has them: what they say of a model, and where its tensors lie
 //! (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>).
 //!
-//! A file is a header (counts, pairs of keys and values, a description of each tensor) and the tensors' bytes,
-//! aligned. Nothing of the header is believed before it has been checked against the file: no count makes room
-//! for more than the bytes that are left could hold.
+//! A file is a header (counts, pairs of keys and values, a description of each tensor) and the tensors'
+//! bytes, aligned. Nothing of the header is believed before it has been checked against the file: no count
+//! makes room for more than the bytes that are left could hold.
 
 pub mod adapter;
 mod reader;
@@ -79,8 +79,9 @@ impl Gguf {
     /// Reads the header of a file.
     ///
     /// # Errors
-    /// If it cannot be read, is not a GGUF file of version 2 or 3, or contradicts itself or the file's length:
-    /// a key or name given twice, an unknown type, a tensor that is cut off, misaligned or lies over another.
+    /// If it cannot be read, is not a GGUF file of version 2 or 3, or contradicts itself or the file's
+    /// length: a key or name given twice, an unknown type, a tensor that is cut off, misaligned or lies over
+    /// another.
     pub fn open(path: &Path) -> Result<Gguf> {
         // Opening a pipe would wait for whoever writes to it.
         let metadata = std::fs::metadata(path).map_err(|e| ModelError::read(path, e))?;
@@ -366,8 +367,8 @@ fn place(
         _ => {
             let length = reader.length();
             let problem = format!(
-                "claims {size_bytes} bytes from {offset} on, behind the header of {data}, and the file has {length}; was the \
-                 download broken off?"
+                "claims {size_bytes} bytes from {offset} on, behind the header of {data}, and the file has {length}; \
+                 was the download broken off?"
             );
             Err(wrong(problem))
         }

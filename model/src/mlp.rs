@@ -150,8 +150,8 @@ impl Mlp {
         self.layers.down().forward(pass.groups, id, branch, false, hidden.top(t), scratch);
     }
 
-    /// Makes again what [`Mlp::backward`] needs of the forward passes: the first layers' results, and where a norm
-    /// stands behind this half what it read and what it keeps.
+    /// Makes again what [`Mlp::backward`] needs of the forward passes: the first layers' results, and where a
+    /// norm stands behind this half what it read and what it keeps.
     pub(crate) fn recompute(
         &self,
         pass: Pass<'_>,

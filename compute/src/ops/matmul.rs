@@ -118,8 +118,8 @@ pub fn matmul(
     multiply(device, precision, vec![Product { alpha, ..Product::new((a, b), accumulate, c) }]);
 }
 
-/// A low-rank update of a product by `a [M, K]`: it adds `s * second`, with `s [M, R] = scale * a * first`, which
-/// is made, or without `first` with `s` as it is.
+/// A low-rank update of a product by `a [M, K]`: it adds `s * second`, with `s [M, R] = scale * a * first`,
+/// which is made, or without `first` with `s` as it is.
 #[derive(Debug)]
 pub struct Update<'a> {
     /// `[K, R]`
@@ -154,8 +154,8 @@ impl<'a> Epilogue<'a> {
 /// c[M, N] = alpha * (a[M, K] b[K, N] + s[M, R] second[R, N])        (+ c)
 /// ```
 ///
-/// with an epilogue, rounded once. With an update it is the product of a frozen weight and its low-rank update,
-/// in one pass over `a` and one over `c`.
+/// with an epilogue, rounded once. With an update it is the product of a frozen weight and its low-rank
+/// update, in one pass over `a` and one over `c`.
 #[derive(Debug)]
 pub struct Product<'a> {
     /// Factor on the sums; 1 where there is an epilogue.
@@ -232,8 +232,8 @@ impl<'a> Product<'a> {
     }
 }
 
-/// Computes products together: rows with an adapter each by one frozen weight, which is then read once, or the
-/// rows of each expert by its own weight. Each product comes to what it comes to alone, to the byte.
+/// Computes products together: rows with an adapter each by one frozen weight, which is then read once, or
+/// the rows of each expert by its own weight. Each product comes to what it comes to alone, to the byte.
 ///
 /// # Panics
 /// As [`matmul`].

@@ -1,5 +1,5 @@
-//! Products that are computed together come to the bytes that each comes to alone, whatever they share: a right
-//! factor, as rows with an adapter each do, or none, as experts do.
+//! Products that are computed together come to the bytes that each comes to alone, whatever they share: a
+//! right factor, as rows with an adapter each do, or none, as experts do.
 
 use compute::ops::matmul::{Epilogue, Factor, Product, Update, multiply};
 use compute::quant::{Format, Quantized};
@@ -178,8 +178,8 @@ fn rows_of_each_expert_by_its_own_weight() {
     }
 }
 
-/// More rows than are packed at once, deeper than is packed at once, and neighbours with and without something
-/// in common.
+/// More rows than are packed at once, deeper than is packed at once, and neighbours with and without
+/// something in common.
 #[test]
 fn more_than_is_packed_at_once() {
     let parts =

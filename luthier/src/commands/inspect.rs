@@ -1,4 +1,5 @@
-//! `luthier inspect`: tells what a folder holds, in one screen: a model, an adapter, or a run; or a GGUF file.
+//! `luthier inspect`: tells what a folder holds, in one screen: a model, an adapter, or a run; or a GGUF
+//! file.
 
 mod gguf;
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::{luthier, tiny};
@@ -24,7 +24,7 @@ fn a_model_tells_its_sizes_types_and_tokenizer() {
     assert_eq!(facts["parameters"], 256 + 10 * 3 * 256);
     assert_eq!(facts["weights"]["Q4_K"], "1 tensor, 432 B");
     assert_eq!(facts["layers"], 2);
-    assert_eq!(facts["key_value_heads"], serde_json::json!([2, 1]));
+    assert_eq!(facts["key_value_heads"], json!([2, 1]));
     assert_eq!(facts["tokenizer"]["begin_of_text"], "<s>");
     assert_eq!(facts["tokenizer"]["chat_template"], "yes");
     let text = luthier(folder.path()).args(["inspect", &fixture("model.gguf")]).output().unwrap();
@@ -90,8 +90,13 @@ fn an_adapter_is_exported_once_and_nothing_is_overwritten() {
     assert_eq!((&inspected["updates"], &inspected["alpha"]), (&facts["updates"], &facts["alpha"]));
     let before = fs::read(folder.path().join("a.gguf")).unwrap();
     fs::create_dir(folder.path().join("mlx")).unwrap();
-    let settings = r#"{"fine_tune_type": "lora", "model": "gone-base", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 1.0}}"#;
-    fs::write(folder.path().join("mlx/adapter_config.json"), settings).unwrap();
+    let settings = json!({
+        "fine_tune_type": "lora",
+        "model": "gone-base",
+        "num_layers": 1,
+        "lora_parameters": {"rank": 2, "scale": 1.0},
+    });
+    fs::write(folder.path().join("mlx/adapter_config.json"), settings.to_string()).unwrap();
     for (args, words) in [
         (&export[..], "a.gguf: exists"),
         (&["export", "gguf", "--adapter", "nowhere", "--output", "b.gguf"], "nowhere"),

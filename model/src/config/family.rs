@@ -54,7 +54,8 @@ pub enum Family {
 pub struct GgufForm {
     /// What it calls the architecture.
     pub architecture: &'static str,
-    /// Whether rows of queries and keys stand so that the pairs which a rotary embedding turns are neighbours.
+    /// Whether rows of queries and keys stand so that the pairs which a rotary embedding turns are
+    /// neighbours.
     pub pairs_are_neighbours: bool,
 }
 

@@ -1,9 +1,9 @@
 //! An adapter as llama.cpp loads it (`llama-adapter.cpp`; `convert_lora_to_gguf.py` writes the same).
 //!
-//! For the weight `NAME [out, in]` of the base there are `NAME.lora_a [R, in]` and `NAME.lora_b [out, R]`, and the
-//! update is `alpha / R * B A` with one `alpha` for the whole file. An update whose scale is another, by rsLoRA or
-//! patterns of alpha, has it in its B. Rows of queries and keys stand as the base's do: where llama.cpp turns
-//! neighbours, row `a * D/2 + b` of a head (`a` 0 or 1) becomes its row `2 b + a`.
+//! For the weight `NAME [out, in]` of the base there are `NAME.lora_a [R, in]` and `NAME.lora_b [out, R]`,
+//! and the update is `alpha / R * B A` with one `alpha` for the whole file. An update whose scale is another,
+//! by rsLoRA or patterns of alpha, has it in its B. Rows of queries and keys stand as the base's do: where
+//! llama.cpp turns neighbours, row `a * D/2 + b` of a head (`a` 0 or 1) becomes its row `2 b + a`.
 
 use std::path::Path;
 
@@ -29,19 +29,19 @@ pub struct Exported {
     pub rescaled: usize,
 }
 
-/// Writes an adapter, which errors call `named`, to a new file, and reads it back: each update in it is that of the adapter, to the bit where
-/// no scale was folded into it, and else to a rounding of `f32`.
+/// Writes an adapter, which errors call `named`, to a new file, and reads it back: each update in it is that
+/// of the adapter, to the bit where no scale was folded into it, and else to a rounding of `f32`.
 ///
 /// # Errors
-/// If llama.cpp has no such adapters (DoRA, modules trained whole, experts), the family's form is not known, the file
-/// cannot be written, or what is read back is not what was to be written.
+/// If llama.cpp has no such adapters (DoRA, modules trained whole, experts), the family's form is not known,
+/// the file cannot be written, or what is read back is not what was to be written.
 pub fn export(adapter: &Adapter, named: &Path, config: &Config, path: &Path) -> Result<Exported> {
     let wrong = |problem: String| ModelError::file(named, problem);
     let Some(form) = config.gguf else {
         let family = config.family.model_type();
         let problem = format!(
-            "is an adapter of {family}, and how llama.cpp holds that family is not known here; merge the adapter, and \
-             convert the model by llama.cpp's convert_hf_to_gguf.py"
+            "is an adapter of {family}, and how llama.cpp holds that family is not known here; merge the adapter, \
+             and convert the model by llama.cpp's convert_hf_to_gguf.py"
         );
         return Err(wrong(problem));
     };
@@ -84,8 +84,8 @@ pub fn export(adapter: &Adapter, named: &Path, config: &Config, path: &Path) -> 
     Ok(Exported { architecture: form.architecture, alpha, updates: updates.len(), rescaled })
 }
 
-/// An update's alpha: its scale times its rank, or the number of few digits that differs by no more than the scale's
-/// rounding.
+/// An update's alpha: its scale times its rank, or the number of few digits that differs by no more than the
+/// scale's rounding.
 fn alpha_of(lora: Lora) -> f32 {
     let alpha = (f64::from(lora.scale) * lora.rank as f64) as f32;
     let short: f32 = format!("{alpha:.5e}").parse().expect("a number is a number");

@@ -11,7 +11,8 @@ pub struct TensorType {
     bytes: u64,
 }
 
-/// Number, name, values and bytes of a block (`ggml-common.h`; `GGML_QUANT_SIZES` of the package `gguf` 0.19.0).
+/// Number, name, values and bytes of a block (`ggml-common.h`; `GGML_QUANT_SIZES` of the package `gguf`
+/// 0.19.0).
 const TYPES: [(u32, &str, u64, u64); 33] = [
     (0, "F32", 1, 4),
     (1, "F16", 1, 2),

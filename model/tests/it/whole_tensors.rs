@@ -340,8 +340,8 @@ fn a_second_copy_of_what_is_trained_whole_must_be_equal() {
     );
 }
 
-/// Up to transformers 4.51 wrappers had the model of texts in another place; and an adapter of the model by itself
-/// is one of the model in its wrapper, and the other way round.
+/// Up to transformers 4.51 wrappers had the model of texts in another place; and an adapter of the model by
+/// itself is one of the model in its wrapper, and the other way round.
 #[test]
 fn adapters_of_a_model_that_stood_elsewhere_are_read() {
     let key = |path: &str| format!("base_model.model.{path}");

@@ -147,7 +147,8 @@ pub fn write_parameters(path: &Path, layout: &Layout, buffers: &[(&str, &Paramet
     writer.finish()
 }
 
-/// Reads what [`write_parameters`] wrote, or what [`save_adapter`] did of tensors that files have as they are.
+/// Reads what [`write_parameters`] wrote, or what [`save_adapter`] did of tensors that files have as they
+/// are.
 ///
 /// # Errors
 /// If a tensor is missing, has another shape, or the file holds others.
