@@ -167,8 +167,7 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Block {
-    /// All that the backward pass relies on, from the layer's input: `saved.middle`, and the first layers of
-    /// the MLP.
+    /// The attention half, `saved.middle`, and the first layers of the MLP, from the layer's input.
     pub(crate) fn forward_first(
         &self,
         pass: Pass<'_>,

@@ -698,7 +698,9 @@ fn named(folder: &Path, test: impl Fn(&str) -> bool) -> Option<String> {
 
 /// Whether a file is one of several that hold a model.
 fn is_shard(name: &str) -> bool {
-    name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors")
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    numbers.and_then(|numbers| numbers.split_once("-of-")).is_some_and(|(n, of)| number(n) && number(of))
 }
 
 /// Fills `buffer` from a position of the file, leaving no cursor behind: threads may read side by side.

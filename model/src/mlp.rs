@@ -73,7 +73,8 @@ impl Saved {
 }
 
 impl Mlp {
-    /// The part that the backward pass relies on: norm, and the first layers, of `x [T, C]`.
+    /// The norm of `x [T, C]` and the first layers. With what [`Mlp::forward_last`] keeps where a norm stands behind,
+    /// it is what the backward pass relies on.
     pub(crate) fn forward_first(
         &self,
         pass: Pass<'_>,

@@ -71,14 +71,26 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
             }
             false => error,
         })?;
-    // What a run began from is needed only until it has saved a step.
+    // What a run began from is needed only until it has saved a step; its settings stand in the run folder.
     let (initial, unread) = match adopt_initial_adapter(&mut settings, &base) {
         Ok(initial) => (initial, None),
-        Err(error) if resumed => (None, Some(error)),
-        Err(error) => return Err(error),
+        Err(error) if resumed && args.resume.is_some() => (None, Some(error)),
+        Err(error) if !resumed => return Err(error),
+        Err(_) => (None, None), // that there is a run already is told instead
     };
     if resumed && let Err(differs) = run_folder::go_on(&folder, args.resume.is_some(), &mut settings.run) {
-        return Err(unread.unwrap_or(differs));
+        return Err(match (unread, &args.resume) {
+            // Without the adapter's own settings what was typed cannot be compared with what was saved.
+            (Some(error), Some(None)) => {
+                let command = run_folder::resume_command(&folder);
+                Advised::new(error, format!("a run that has saved a step goes on without it by `{command}`"))
+                    .into()
+            }
+            _ => differs,
+        });
+    }
+    if let Some(error) = &unread {
+        eprintln!("note: what this run began from is needed only if no step was saved: {error:#}");
     }
     let begun = run_folder::begun(&folder, resumed);
     let mut prepared = Prepared::new(settings, base, initial, Some(begun), global)?;

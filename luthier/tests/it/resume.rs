@@ -298,6 +298,10 @@ fn what_a_run_began_from_may_be_gone() {
         command.args(["train", "--resume", out]);
         command
     };
+    // With what was typed there is nothing to compare it with; a setting that differs is told as such.
+    refused(train(folder.path(), "out", &settings).arg("--resume"), &["first", "train --resume out"]);
+    refused(resume("out").args(["--lr", "1"]), &["optimizer.learning_rate"]);
+    refused(&mut train(folder.path(), "out", &settings), &["holds a run already"]);
     finish(&mut resume("out"));
     assert!(result(&folder.path().join("whole")) == result(&out));
     fs::create_dir(folder.path().join("anew")).unwrap();

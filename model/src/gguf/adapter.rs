@@ -30,7 +30,8 @@ pub struct Exported {
 }
 
 /// Writes an adapter, which errors call `named`, to a new file, and reads it back: each update in it is that
-/// of the adapter, to the bit where no scale was folded into it, and else to a rounding of `f32`.
+/// of the adapter, to the bit where no scale was folded into it, and else to
+/// a rounding of `f32`, which has no numbers below some 1e-45.
 ///
 /// # Errors
 /// If llama.cpp has no such adapters (DoRA, modules trained whole, experts), the family's form is not known,

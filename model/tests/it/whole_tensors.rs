@@ -353,6 +353,10 @@ fn adapters_of_a_model_that_stood_elsewhere_are_read() {
         let settings = fs::read_to_string(from.join("adapter_config.json")).unwrap();
         let settings = settings.replace(".*language_model\\\\.layers", ".*layers");
         assert!(settings.contains("\".*layers"), "{settings}");
+        // Whole paths in the settings are those of the place, too.
+        let pattern = format!("\"alpha_pattern\": {{\"{to}layers.0.self_attn.q_proj\": 60}}");
+        let settings = settings.replace("\"alpha_pattern\": {}", &pattern);
+        assert!(settings.contains(&pattern), "{settings}");
         fs::write(folder.path().join("adapter_config.json"), settings).unwrap();
         let file = "adapter_model.safetensors";
         rewrite(&from.join(file), &folder.path().join(file), |name, _| {
@@ -368,10 +372,26 @@ fn adapters_of_a_model_that_stood_elsewhere_are_read() {
         let names =
             |adapter: &Adapter| adapter.layout.tensors().iter().map(|t| t.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&read), names(&adapter), "{to}");
+        let alpha = |layer| {
+            let path = format!("model.language_model.layers.{layer}.self_attn.q_proj");
+            let lora = read.layout.get(config.names.parse(&path).unwrap()).unwrap().lora().unwrap();
+            lora.scale * lora.rank as f32
+        };
+        assert!(alpha(0) == 60.0 && alpha(1) != 60.0, "{to}: {} and {}", alpha(0), alpha(1));
         // The shapes of the other fixture are others, which is told by the names that it has.
         let told = Adapter::load(folder.path(), &alone, None, &Device::cpu(1)).unwrap_err().to_string();
         assert!(told.contains("`base_model.model.model.layers.0."), "{told}");
     }
+    let lost = moved("model.");
+    let settings = fs::read_to_string(lost.path().join("adapter_config.json")).unwrap();
+    let settings =
+        settings.replace("model.layers.0.self_attn.q_proj", r"model\\.layers\\.0\\.self_attn\\.q_proj");
+    fs::write(lost.path().join("adapter_config.json"), settings).unwrap();
+    let told = Adapter::load(lost.path(), &config, None, &Device::cpu(1)).unwrap_err().to_string();
+    assert!(
+        told.contains("`alpha_pattern` names places of the model that the adapter was trained on"),
+        "{told}"
+    );
     let twice = moved("model.");
     let file = twice.path().join("adapter_model.safetensors");
     let other = tempdir().unwrap();

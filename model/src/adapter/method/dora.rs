@@ -168,6 +168,9 @@ impl Memory {
     /// Computes the factors of a module's rows once for all passes to come: the adapter must not change any
     /// more.
     pub(crate) fn fix(&mut self, run: &Run<'_>, module: ModuleId, dora: Dora, weight: BaseWeight<'_>) {
+        if self.modules.get(&module).is_none_or(|of_module| of_module.fixed.is_none()) {
+            return;
+        }
         self.measure(run, module, dora.lora, weight);
         let OfModule { norms: (norms, _), fixed, .. } = self.modules.get_mut(&module).expect(LAID_OUT);
         let Some((factors, of)) = fixed else { return };

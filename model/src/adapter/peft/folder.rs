@@ -221,13 +221,18 @@ impl AdapterFolder {
     /// another name is a note, tensors of another shape are an error.
     pub fn open(folder: &Path, model: &Config, base: Option<&str>) -> Result<AdapterFolder> {
         let AdapterFiles { mut config, mut tensors, mlx } = AdapterFiles::open(folder)?;
+        let mut moved = false;
         match mlx {
             Some(settings) => settings.check_layers(&tensors, model)?,
             // Trained on the model by itself, or with it in another place of the wrapper.
-            None => tensors.file.rename(|key| {
-                let path = model.names.moved_here(key.strip_prefix(PREFIX)?)?;
-                Some(key_prefix(&path))
-            })?,
+            None => {
+                let place = |key: &str| model.names.moved_here(key.strip_prefix(PREFIX)?);
+                moved = tensors.file.names().any(|key| place(key).is_some());
+                tensors.file.rename(|key| Some(key_prefix(&place(key)?)))?;
+                if moved {
+                    config.rename(|path| model.names.moved_here(path));
+                }
+            }
         }
         let settings = folder.join(CONFIG_FILE);
         let converted =
@@ -238,6 +243,13 @@ impl AdapterFolder {
         }
         let resolution =
             targets::resolve_as_peft(&config, model).map_err(|e| in_file(e, &settings, &config))?;
+        let lost = |field: &str| resolution.unused.iter().any(|unused| unused.field == field);
+        if let Some(field) = ["rank_pattern", "alpha_pattern"].into_iter().find(|field| moved && lost(field))
+        {
+            let problem = "names places of the model that the adapter was trained on, which are others here; write \
+                           them as this model has them, or without what stands before the layers";
+            return Err(ModelError::field(&settings, field, problem));
+        }
         let mut opened = AdapterFolder {
             config,
             resolution,

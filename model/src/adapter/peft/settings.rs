@@ -181,6 +181,17 @@ fn parse_settings(text: &str, path: &Path) -> Result<Map<String, Value>> {
 
 impl PeftConfig {
     /// The same adapter in words that no version of PEFT takes differently: targets as a list of names, as
+    /// Gives modules other paths, wherever they stand with their whole path.
+    pub(super) fn rename(&mut self, new: impl Fn(&str) -> Option<String>) {
+        let rename = |name: &mut String| *name = new(name).unwrap_or_else(|| name.clone());
+        if let Some(Selection::List(names)) = &mut self.target_modules {
+            names.iter_mut().for_each(rename);
+        }
+        self.target_parameters.iter_mut().chain(&mut self.modules_to_save).for_each(rename);
+        self.rank_pattern.iter_mut().for_each(|(name, _)| rename(name));
+        self.alpha_pattern.iter_mut().for_each(|(name, _)| rename(name));
+    }
+
     /// PEFT resolves `all-linear` when it saves, and patterns spelt out as one entry a module. PEFT sorts
     /// patterns when it saves them, so of two that match, another one may decide once they are read back;
     /// whole names match one module each.
