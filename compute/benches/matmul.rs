@@ -186,6 +186,40 @@ fn low_rank(c: &mut Criterion) {
     group.finish();
 }
 
+/// The rows of 64 experts by a weight each, computed together: `[2048, 768]` and back, as Qwen3-30B-A3B's are, lying
+/// along the depth as in the forward pass (`along`) and across it as in the backward pass.
+fn experts(c: &mut Criterion) {
+    const EXPERTS: usize = 64;
+    let precision = Precision::Bf16;
+    let cpu = Cpu::new(0);
+    println!("experts: peak {:.0} Gflop/s, {} threads", cpu.peak_flops(precision) / 1e9, cpu.threads());
+    let device = Device::Cpu(cpu);
+    let mut group = c.benchmark_group("experts");
+    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    for (k, n) in [(2048, 768), (768, 2048)] {
+        for (along, kind) in [(true, "along"), (false, "across")] {
+            let weights: Vec<_> = (0..EXPERTS).map(|_| matrix(k, n, along, DType::Bf16)).collect();
+            for rows in [8, 32, 64, 128, 512] {
+                let x = random(EXPERTS * rows, k, DType::Bf16);
+                let mut y = Matrix::zeros(EXPERTS * rows, n, DType::Bf16);
+                group.throughput(Throughput::Elements(2 * (EXPERTS * rows * k * n) as u64));
+                group.bench_function(BenchmarkId::new(kind, format!("{rows}x{n}x{k}")), |bencher| {
+                    bencher.iter(|| {
+                        let mut rest = y.as_mut();
+                        let products = weights.iter().enumerate().map(|(e, w)| {
+                            let x = x.as_ref().rows_range(e * rows..(e + 1) * rows);
+                            let factors = (Factor::Plain(x), factor(w, along));
+                            Product::new(factors, false, rest.split_off_rows(rows))
+                        });
+                        multiply(&device, precision, products.collect());
+                    });
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
 /// Bytes of weights that generation goes round in: none of them is in a cache when its turn comes.
 const COLD_BYTES: usize = 256 << 20;
 /// Weights `[out, in]` of a 1B model: keys, queries, up, down.
@@ -294,5 +328,5 @@ fn generation(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, generation, products, low_rank);
+criterion_group!(benches, generation, products, low_rank, experts);
 criterion_main!(benches);
