@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use compute::ops::low_rank;
 use compute::ops::matmul::{Factor, Product, matmul, multiply};
-use compute::quant::{Format, Quantized};
+use compute::quant::{Codebook, Format, Quantized};
 use compute::{Cpu, DType, Device, Matrix, Precision};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -266,9 +266,10 @@ impl Weight {
 }
 
 fn same(w: &Quantized) -> Quantized {
-    let mut copy = Quantized::new(w.rows(), w.cols(), w.block_size(), *w.table(), w.scales().clone());
-    copy.codes_mut().copy_from_slice(w.codes());
-    copy
+    let from = w.codebook().expect("NF4");
+    let mut copy = Codebook::new(from.elements(), from.block_size(), *from.table(), from.scales().clone());
+    copy.codes_mut().copy_from_slice(from.codes());
+    Quantized::of_codebook(w.rows(), w.cols(), copy)
 }
 
 /// Products of one row and of four by weights that come from memory, between passes that only read: prints

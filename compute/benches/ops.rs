@@ -11,7 +11,7 @@ use compute::ops::optimizer::{self, AdamW, Lion, Sgd};
 use compute::ops::rms_norm::Offset;
 use compute::ops::rope::{RopeScaling, RopeTable, Rotation};
 use compute::ops::{bias, cross_entropy, dropout, embedding, gated, noise, reduce, residual, rms_norm, rope};
-use compute::quant::{Code, Format, Quantized};
+use compute::quant::{Code, CodebookFormat, Format, Quantized};
 use compute::{DType, Device, Matrix, random};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -164,7 +164,7 @@ fn weights(c: &mut Criterion) {
     let device = &Device::cpu(0);
     let mut w = matrix(F, C, DType::Bf16);
     for (name, double_quant) in [("nf4", false), ("nf4 double", true)] {
-        let format = Format { code: Code::Nf4, block_size: 64, double_quant };
+        let format = Format::Codebook(CodebookFormat { code: Code::Nf4, block_size: 64, double_quant });
         let bytes = w.size_bytes() + format.size_bytes(F * C);
         measure(c, "bf16", &format!("quantize {name}"), bytes, || {
             black_box(Quantized::quantize(device, w.as_ref(), format));

@@ -24,5 +24,5 @@ pub use cpu::Cpu;
 pub use device::{Device, Null};
 pub use half::bf16;
 pub use matrix::{DType, Download, Home, Matrix, MatrixMut, MatrixRef, Precision};
-pub use memory::Buffer;
+pub use memory::{Buffer, MappedFile};
 pub use vector::{Vector, VectorRef};

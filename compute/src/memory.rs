@@ -8,12 +8,14 @@
 //! are the same bytes.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use bytemuck::Pod;
-use memmap2::MmapMut;
+use memmap2::{Mmap, MmapMut};
 
 /// Allocations above this many bytes come straight from the system as lazily zeroed pages.
 const MAP_THRESHOLD: usize = 1 << 20;
@@ -159,6 +161,37 @@ impl<T: Pod + PartialEq> PartialEq for Buffer<T> {
 impl<T: Pod + fmt::Debug> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// A file as the system maps it: its bytes are read when they are needed, and given back when memory is.
+///
+/// They are those of the file as it is. Nobody may make it shorter while it is mapped: reading what is gone
+/// ends the process.
+pub struct MappedFile {
+    map: Mmap,
+}
+
+impl MappedFile {
+    /// Maps all of a file that is open for reading.
+    ///
+    /// # Errors
+    /// If the system cannot.
+    pub fn open(file: &File) -> io::Result<Self> {
+        // SAFETY: read-only, and private to this process. A file that somebody else changes meanwhile changes
+        // numbers, and one that they cut ends the process: as with every program that maps its weights.
+        Ok(MappedFile { map: unsafe { Mmap::map(file)? } })
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+impl fmt::Debug for MappedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MappedFile[{} bytes]", self.map.len())
     }
 }
 

@@ -1,15 +1,14 @@
-//! Weights in four bits: sixteen values, scaled by the largest magnitude of each block (QLoRA, Dettmers et
-//! al. 2023, arXiv:2305.14314; the bytes are those of bitsandbytes).
+//! Frozen weights that take fewer bits than a number: a matrix whose values are made of codes when a product
+//! needs them.
 //!
-//! A matrix is quantized as it lies in memory, row after row, in blocks that know nothing of rows: element
-//! `i` belongs to block `i / block_size`, and stands in the high half of byte `i / 2` if `i` is even, in the
-//! low half if it is odd. `value = table[code] * absmax[block]`, the product in `f32`, rounded once to the
-//! type that is asked for.
-//!
-//! With double quantization the scales themselves are rounded to eight bits: their mean is taken off, and
-//! what is left is rounded to [`dynamic_map::signed`] in blocks of [`SCALES_BLOCK`].
+//! Codes stand for values in one of two ways. A [`Codebook`] has sixteen values, scaled by the largest
+//! magnitude of each block: NF4 and FP4, to bitsandbytes' bytes. [`Blocks`] have whole numbers with a scale,
+//! and perhaps a minimum, for each group of a row: ggml's types, and integers of two, three and four bits.
 
+pub mod blocks;
+mod codebook;
 pub mod dynamic_map;
+mod fit;
 mod torch_sum;
 
 use std::fmt;
@@ -17,249 +16,143 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use crate::profile::Work;
-use crate::{Buffer, DType, Device, Home, Matrix, MatrixMut, MatrixRef, cpu};
+use crate::{DType, Device, Home, Matrix, MatrixMut, MatrixRef, cpu};
+pub use blocks::{BlockType, Blocks};
+pub use codebook::{BLOCK_SIZES, Code, Codebook, CodebookFormat, SCALES_BLOCK, Scales};
 
-/// Scales that share a scale of their own under double quantization.
-pub const SCALES_BLOCK: usize = dynamic_map::BLOCK;
-/// The sizes that a block of weights may have.
-pub const BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
-
-/// Which sixteen values.
+/// How a matrix is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Code {
-    /// 4-bit NormalFloat: quantiles of a normal distribution, zero among them.
-    Nf4,
-    /// A sign, two bits of exponent and one of mantissa.
-    Fp4,
-    /// Fifteen equal steps from -1 to 1: what the other two are measured against.
-    Int4,
+pub enum Format {
+    /// Sixteen values, scaled by the largest magnitude of a block.
+    Codebook(CodebookFormat),
+    /// Whole numbers with a scale, and perhaps a minimum, for each group of a row.
+    Blocks(BlockType),
 }
 
-impl Code {
-    /// All of them.
-    pub const ALL: [Code; 3] = [Code::Nf4, Code::Fp4, Code::Int4];
+impl Format {
+    /// What QLoRA trains over: NF4, blocks of 64, double quantization.
+    pub const QLORA: Format = Format::Codebook(CodebookFormat::QLORA);
 
-    /// The name in settings and files.
+    /// The name in settings and files: `nf4`, `int4`, `q8_0`.
     pub fn name(self) -> &'static str {
         match self {
-            Code::Nf4 => "nf4",
-            Code::Fp4 => "fp4",
-            Code::Int4 => "int4",
+            Format::Codebook(format) => format.code.name(),
+            Format::Blocks(kind) => kind.name(),
         }
     }
 
-    /// The value of each code, in units of the block's scale.
-    pub fn table(self) -> [f32; 16] {
+    /// Bytes that `elements` weights take, rows of which are whole blocks.
+    pub fn size_bytes(self, elements: usize) -> usize {
         match self {
-            Code::Nf4 => NF4,
-            Code::Fp4 => std::array::from_fn(|code| {
-                let magnitude = FP4_TWELFTHS[code % 8] / 12.0;
-                // There is no negative zero: both codes of zero stand for the positive one.
-                if code <= 8 { magnitude } else { -magnitude }
-            }),
-            Code::Int4 => std::array::from_fn(|code| (code as f32 - 7.0) / 7.0),
+            Format::Codebook(format) => format.size_bytes(elements),
+            Format::Blocks(kind) => kind.size_bytes(elements),
+        }
+    }
+
+    /// Of how many weights a row must be a multiple.
+    pub fn row_step(self) -> usize {
+        match self {
+            Format::Codebook(_) => 1,
+            Format::Blocks(kind) => kind.elements(),
         }
     }
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl FromStr for Code {
+impl FromStr for Format {
     type Err = String;
 
+    /// The format of a name, with [`CodebookFormat::QLORA`]'s blocks and double quantization.
     fn from_str(name: &str) -> Result<Self, String> {
-        let known = || Code::ALL.map(Code::name).join(", ");
-        Code::ALL.into_iter().find(|code| code.name() == name).ok_or_else(|| format!("expected {}", known()))
+        let codebook = |code| Format::Codebook(CodebookFormat { code, ..CodebookFormat::QLORA });
+        let all = Code::ALL.map(codebook).into_iter().chain(BlockType::ALL.map(Format::Blocks));
+        let known = || all.clone().map(Format::name).collect::<Vec<_>>().join(", ");
+        all.clone().find(|format| format.name() == name).ok_or_else(|| format!("expected {}", known()))
     }
 }
 
-/// Appendix E of the paper, as bitsandbytes has them.
-const NF4: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
-/// Twelve times the magnitudes of FP4.
-const FP4_TWELFTHS: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
-
-/// How a matrix is quantized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Format {
-    /// Which sixteen values.
-    pub code: Code,
-    /// Weights that share a scale: one of [`BLOCK_SIZES`].
-    pub block_size: usize,
-    /// Whether the scales are quantized too.
-    pub double_quant: bool,
-}
-
-impl Format {
-    /// What QLoRA trains over: NF4, blocks of 64, double quantization.
-    pub const QLORA: Format = Format { code: Code::Nf4, block_size: 64, double_quant: true };
-
-    /// Bytes that `elements` weights take.
-    pub fn size_bytes(self, elements: usize) -> usize {
-        let blocks = elements.div_ceil(self.block_size);
-        let scales = if self.double_quant { blocks + 4 * blocks.div_ceil(SCALES_BLOCK) } else { 4 * blocks };
-        elements.div_ceil(2) + scales
-    }
-}
-
-/// The scale of every block.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Scales {
-    /// As they are.
-    Plain(Buffer<f32>),
-    /// Rounded to eight bits: `map[codes[b]] * absmax[b / block_size] + offset`.
-    Double {
-        /// An index into `map` for each block.
-        codes: Buffer<u8>,
-        /// The values of the indices.
-        map: Box<[f32; 256]>,
-        /// Scales of the scales.
-        absmax: Buffer<f32>,
-        /// Blocks that share one of them, a power of two.
-        block_size: usize,
-        /// The mean that was taken off.
-        offset: f32,
-    },
-}
-
-impl Scales {
-    /// Blocks that these are the scales of.
-    pub fn blocks(&self) -> usize {
-        match self {
-            Scales::Plain(scales) => scales.len(),
-            Scales::Double { codes, .. } => codes.len(),
-        }
-    }
-
-    /// The scale of a block.
-    #[inline(always)]
-    pub fn of(&self, block: usize) -> f32 {
-        match self {
-            Scales::Plain(scales) => scales[block],
-            Scales::Double { codes, map, absmax, block_size, offset } => {
-                // A power of two: a shift, which a division is not.
-                map[usize::from(codes[block])] * absmax[block >> block_size.trailing_zeros()] + offset
-            }
-        }
-    }
-
-    /// Rounds scales to eight bits, as bitsandbytes does on a CPU.
-    pub fn double(scales: &[f32]) -> Scales {
-        let offset = if scales.is_empty() { 0.0 } else { torch_sum::sum(scales) / scales.len() as f32 };
-        let map = dynamic_map::signed();
-        let mut codes = Buffer::zeros(scales.len());
-        let mut absmax = Vec::with_capacity(scales.len().div_ceil(SCALES_BLOCK));
-        for (scales, codes) in scales.chunks(SCALES_BLOCK).zip(codes.chunks_mut(SCALES_BLOCK)) {
-            let mut rest = [0.0; SCALES_BLOCK];
-            rest.iter_mut().zip(scales).for_each(|(rest, scale)| *rest = scale - offset);
-            absmax.push(map.encode(&rest, codes));
-        }
-        let map = Box::new(*map.values());
-        Scales::Double { codes, map, absmax: absmax.into(), block_size: SCALES_BLOCK, offset }
-    }
-
-    fn size_bytes(&self) -> usize {
-        match self {
-            Scales::Plain(scales) => 4 * scales.len(),
-            Scales::Double { codes, absmax, .. } => codes.len() + 4 * absmax.len(),
-        }
-    }
-}
-
-/// A frozen matrix `[rows, cols]` in four bits an element.
+/// A frozen matrix `[rows, cols]` of codes.
 pub struct Quantized {
     rows: usize,
     cols: usize,
-    block_size: usize,
-    table: [f32; 16],
-    codes: Buffer<u8>,
-    scales: Scales,
+    stored: Stored,
     home: Home,
-    /// Of codes and scales.
     size_bytes: usize,
 }
 
+/// What its values are made of.
+pub(crate) enum Stored {
+    Codebook(Codebook),
+    Blocks(Blocks),
+    /// Nothing, in [`Home::Null`].
+    Nothing,
+}
+
 impl Quantized {
-    /// A matrix in the host's memory, of codes and scales that come from elsewhere; its codes, zero at first,
-    /// are filled by the caller through [`Quantized::codes_mut`].
+    /// A matrix in the host's memory of codes of sixteen values, one after the other in rows.
     ///
     /// # Panics
-    /// If there is not one scale for each block, or the block size is not one of [`BLOCK_SIZES`].
-    pub fn new(rows: usize, cols: usize, block_size: usize, table: [f32; 16], scales: Scales) -> Self {
+    /// If the codebook is not one of so many elements.
+    pub fn of_codebook(rows: usize, cols: usize, codebook: Codebook) -> Self {
         let elements = rows.checked_mul(cols).expect("matrix size overflows");
-        assert!(BLOCK_SIZES.contains(&block_size), "a block size of {block_size}");
-        assert_eq!(scales.blocks(), elements.div_ceil(block_size), "a scale for each block of {block_size}");
-        if let Scales::Double { codes, absmax, block_size, .. } = &scales {
-            assert!(block_size.is_power_of_two(), "blocks of {block_size} scales");
-            assert_eq!(absmax.len(), codes.len().div_ceil(*block_size), "a scale for each block of scales");
-        }
-        Quantized::of(rows, cols, block_size, table, Buffer::zeros(elements.div_ceil(2)), scales)
+        assert_eq!(codebook.elements(), elements, "codes of a matrix {rows} x {cols}");
+        let size_bytes = codebook.size_bytes();
+        Quantized { rows, cols, stored: Stored::Codebook(codebook), home: Home::Host, size_bytes }
     }
 
-    fn of(
-        rows: usize,
-        cols: usize,
-        block_size: usize,
-        table: [f32; 16],
-        codes: Buffer<u8>,
-        scales: Scales,
-    ) -> Self {
-        let size_bytes = codes.len() + scales.size_bytes();
-        Quantized { rows, cols, block_size, table, codes, scales, home: Home::Host, size_bytes }
+    /// A matrix in the host's memory whose rows are whole blocks.
+    ///
+    /// # Panics
+    /// If the blocks are not those of such a matrix.
+    pub fn of_blocks(rows: usize, cols: usize, blocks: Blocks) -> Self {
+        assert!(
+            cols.is_multiple_of(blocks.kind().elements()),
+            "rows of {cols} in blocks of {:?}",
+            blocks.kind()
+        );
+        let size_bytes = blocks.kind().size_bytes(rows.checked_mul(cols).expect("matrix size overflows"));
+        assert_eq!(
+            blocks.bytes().len(),
+            size_bytes,
+            "bytes of a matrix {rows} x {cols} of {:?}",
+            blocks.kind()
+        );
+        Quantized { rows, cols, stored: Stored::Blocks(blocks), home: Home::Host, size_bytes }
     }
 
     /// Brings a matrix of the host's into the memory of a device.
     pub fn to_device(self, device: &Device) -> Self {
         match device {
             Device::Cpu(_) => self,
-            Device::Null(_) => Quantized::null(self.rows, self.cols, self.block_size, self.size_bytes),
+            Device::Null(_) => Quantized::null(self.rows, self.cols, self.size_bytes),
         }
     }
 
     /// A matrix of [`Home::Null`].
-    fn null(rows: usize, cols: usize, block_size: usize, size_bytes: usize) -> Self {
-        let (codes, scales) = (Buffer::zeros(0), Scales::Plain(Buffer::zeros(0)));
-        Quantized { rows, cols, block_size, table: [0.0; 16], codes, scales, home: Home::Null, size_bytes }
+    fn null(rows: usize, cols: usize, size_bytes: usize) -> Self {
+        Quantized { rows, cols, stored: Stored::Nothing, home: Home::Null, size_bytes }
     }
 
     /// Quantizes a matrix.
     ///
     /// # Panics
-    /// If the block size is not one of [`BLOCK_SIZES`].
+    /// If the format is none of those that there are, or a row is not a multiple of [`Format::row_step`].
     pub fn quantize(device: &Device, values: MatrixRef<'_>, format: Format) -> Self {
-        let Format { code, block_size, double_quant } = format;
         let (rows, cols) = (values.rows(), values.cols());
-        assert!(BLOCK_SIZES.contains(&block_size), "a block size of {block_size}");
         let _watch = device.watch("quantize", [values.home()], || Work::bytes(values.size_bytes()));
-        match device {
-            Device::Cpu(cpu) => {
-                let mut scales = Buffer::zeros((rows * cols).div_ceil(block_size));
-                let mut codes = Buffer::zeros((rows * cols).div_ceil(2));
-                cpu::quant::quantize(cpu, values, block_size, code, &mut codes, &mut scales);
-                let scales = if double_quant { Scales::double(&scales) } else { Scales::Plain(scales) };
-                Quantized::of(rows, cols, block_size, code.table(), codes, scales)
+        match (device, format) {
+            (Device::Cpu(cpu), Format::Codebook(format)) => {
+                Quantized::of_codebook(rows, cols, Codebook::quantize(cpu, values, format))
             }
-            Device::Null(_) => Quantized::null(rows, cols, block_size, format.size_bytes(rows * cols)),
+            (Device::Cpu(cpu), Format::Blocks(kind)) => {
+                Quantized::of_blocks(rows, cols, Blocks::quantize(cpu, values, kind))
+            }
+            (Device::Null(_), format) => Quantized::null(rows, cols, format.size_bytes(rows * cols)),
         }
     }
 
@@ -278,48 +171,53 @@ impl Quantized {
         self.cols
     }
 
-    /// Weights that share a scale.
-    pub fn block_size(&self) -> usize {
-        self.block_size
-    }
-
-    /// The sixteen values.
-    pub fn table(&self) -> &[f32; 16] {
-        &self.table
-    }
-
-    /// Two codes a byte.
-    pub fn codes(&self) -> &[u8] {
-        &self.codes
-    }
-
-    /// Two codes a byte, to fill.
-    pub fn codes_mut(&mut self) -> &mut [u8] {
-        &mut self.codes
-    }
-
-    /// The blocks' scales.
-    pub fn scales(&self) -> &Scales {
-        &self.scales
-    }
-
     /// Bytes of codes and scales.
     pub fn size_bytes(&self) -> usize {
         self.size_bytes
     }
 
-    /// The code of an element.
-    #[inline(always)]
-    pub(crate) fn code(&self, element: usize) -> u8 {
-        let byte = self.codes[element / 2];
-        if element.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
+    pub(crate) fn stored(&self) -> &Stored {
+        &self.stored
     }
 
-    /// The values that the codes of a block stand for.
-    #[inline(always)]
-    pub(crate) fn values(&self, block: usize) -> [f32; 16] {
-        let scale = self.scales.of(block);
-        self.table.map(|value| value * scale)
+    /// Its codes of sixteen values, if it has such.
+    pub fn codebook(&self) -> Option<&Codebook> {
+        match &self.stored {
+            Stored::Codebook(codebook) => Some(codebook),
+            _ => None,
+        }
+    }
+
+    /// Its blocks, if it has such.
+    pub fn blocks(&self) -> Option<&Blocks> {
+        match &self.stored {
+            Stored::Blocks(blocks) => Some(blocks),
+            _ => None,
+        }
+    }
+
+    /// Its blocks, to change, if it has such.
+    pub fn blocks_mut(&mut self) -> Option<&mut Blocks> {
+        match &mut self.stored {
+            Stored::Blocks(blocks) => Some(blocks),
+            _ => None,
+        }
+    }
+
+    /// Where the codes of elements that lie side by side are, from the first to the last: a pointer, perhaps
+    /// past the end for none, and bytes.
+    pub(crate) fn codes_of(&self, first: usize, len: usize) -> (*const u8, usize) {
+        match &self.stored {
+            Stored::Codebook(codebook) => {
+                (codebook.codes().as_ptr().wrapping_add(first / 2), len.div_ceil(2))
+            }
+            Stored::Blocks(blocks) => {
+                let (elements, bytes) = (blocks.kind().elements(), blocks.kind().bytes());
+                let start = blocks.bytes().as_ptr().wrapping_add(first / elements * bytes);
+                (start, (len * bytes).div_ceil(elements))
+            }
+            Stored::Nothing => (std::ptr::null(), 0),
+        }
     }
 
     /// The values of some rows, `to [rows.len(), cols]`.
@@ -347,6 +245,11 @@ impl Quantized {
 
 impl fmt::Debug for Quantized {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Quantized[{} x {}, blocks of {}]", self.rows, self.cols, self.block_size)
+        let kind = match &self.stored {
+            Stored::Codebook(codebook) => format!("blocks of {}", codebook.block_size()),
+            Stored::Blocks(blocks) => blocks.kind().name().to_owned(),
+            Stored::Nothing => "nothing".to_owned(),
+        };
+        write!(f, "Quantized[{} x {}, {kind}]", self.rows, self.cols)
     }
 }

@@ -25,7 +25,7 @@ pub(crate) use init::*;
 pub(crate) use plan::*;
 pub(crate) use problem::parse;
 pub(crate) use settings::{RunArgs, Set};
-pub(crate) use speak::{Chat, Generate, Held, Sampling};
+pub(crate) use speak::{Chat, Generate, Sampling};
 pub(crate) use train::*;
 pub(crate) use write::{Export, ExportGguf, Inspect, Merge, Quantize};
 

@@ -31,8 +31,7 @@ pub(crate) use commented::{Entry, Line, commented, keys, yaml_value};
 pub(crate) use foreign::{Foreign, Setting};
 pub(crate) use schema::schema;
 pub(crate) use values::{
-    ByteSize, MicroBatch, Offloading, Pattern, Quantization, QuantizationType, Source, TargetModules,
-    TrainData,
+    ByteSize, MicroBatch, Offloading, Pattern, Quantization, Source, TargetModules, TrainData,
 };
 
 use crate::error::{Excerpt, user};
@@ -159,6 +158,11 @@ pub(crate) struct AdapterSection {
     pub(crate) alpha_pattern: Pattern<f64>,
     /// Modules that are trained whole and saved with the adapter, such as lm_head.
     pub(crate) modules_to_save: Vec<String>,
+    /// Of method: qalora: inputs whose sum the adapter reads; 32 unless said, as integer bases have groups.
+    #[schemars(range(min = 1, max = 65_536))]
+    pub(crate) group_size: Option<usize>,
+    /// Of method: qalora: what the adapter reads of a group, sum unless said.
+    pub(crate) pooling: Option<Pooling>,
 }
 
 impl Default for AdapterSection {
@@ -176,6 +180,8 @@ impl Default for AdapterSection {
             rank_pattern: Pattern::default(),
             alpha_pattern: Pattern::default(),
             modules_to_save: Vec::new(),
+            group_size: None,
+            pooling: None,
         }
     }
 }
@@ -386,10 +392,22 @@ pub(crate) enum Method {
     Lora,
     /// A low-rank adapter whose layers' rows have trained magnitudes.
     Dora,
-    #[schemars(skip)] // not supported yet
+    /// A low-rank adapter that merges into integers exactly: A reads sums of groups of inputs.
     Qalora,
     /// All weights.
     Full,
+}
+
+/// What a QA-LoRA adapter reads of a group of inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Pooling {
+    /// Their sum.
+    Sum,
+    /// Their mean, as the paper's code has it.
+    Mean,
+    /// Their mean times the number of groups, as PEFT has it.
+    Peft,
 }
 
 /// How an adapter's matrices begin.

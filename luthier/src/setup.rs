@@ -8,12 +8,13 @@ use std::path::Path;
 
 use anyhow::Context;
 use compute::Precision;
-use compute::quant::{Code, Format};
+use compute::quant::Format;
+use compute::quant::blocks::GROUP;
 use data::{DataSpec, Dataset, OrderSpec, SourceSpec, Tokenizer};
 use model::adapter::init::Init;
 use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::targets;
-use model::adapter::peft::{PeftConfig, Selection};
+use model::adapter::peft::{PeftConfig, Pooling, QaLora, Selection};
 use model::{Config, Layout};
 use serde_json::Value;
 use train::{Decay, OptimizerSettings, Rule, Schedule};
@@ -179,14 +180,7 @@ pub(crate) fn order(run: &RunFile) -> OrderSpec {
 
 /// How the base's linear layers are quantized.
 pub(crate) fn quantization(run: &RunFile) -> Option<Format> {
-    run.quantization.as_ref().map(|section| Format {
-        code: match section.kind {
-            run_file::QuantizationType::Nf4 => Code::Nf4,
-            run_file::QuantizationType::Fp4 => Code::Fp4,
-        },
-        block_size: section.block_size,
-        double_quant: section.double_quant,
-    })
+    run.quantization.map(run_file::Quantization::format)
 }
 
 /// The optimizer's settings.
@@ -243,6 +237,14 @@ pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
         target_parameters: section.target_parameters.clone(),
         use_rslora: section.rslora,
         use_dora: section.method == run_file::Method::Dora,
+        qalora: (section.method == run_file::Method::Qalora).then(|| QaLora {
+            group: section.group_size.unwrap_or(GROUP),
+            pooling: match section.pooling {
+                None | Some(run_file::Pooling::Sum) => Pooling::Sum,
+                Some(run_file::Pooling::Mean) => Pooling::Mean,
+                Some(run_file::Pooling::Peft) => Pooling::Peft,
+            },
+        }),
         target_modules: Some(match &section.target_modules {
             TargetModules::AllLinear => Selection::Expression(targets::ALL_LINEAR.to_owned()),
             TargetModules::Names(names) => Selection::List(names.clone()),
@@ -258,7 +260,7 @@ pub(crate) fn peft_config(run: &RunFile, base: &str) -> PeftConfig {
 }
 
 /// The keys of the adapter section that an adapter folder's own configuration decides.
-pub(crate) const ADOPTED: [&str; 9] = [
+pub(crate) const ADOPTED: [&str; 11] = [
     "method",
     "r",
     "alpha",
@@ -268,6 +270,8 @@ pub(crate) const ADOPTED: [&str; 9] = [
     "rank_pattern",
     "alpha_pattern",
     "modules_to_save",
+    "group_size",
+    "pooling",
 ];
 
 /// The adapter section with those keys as the folder has them. Targets that the folder narrows down by
@@ -289,7 +293,17 @@ pub(crate) fn adopt(section: &AdapterSection, files: &AdapterFolder) -> AdapterS
     AdapterSection {
         r: folder.r,
         alpha: folder.lora_alpha,
-        method: if folder.use_dora { run_file::Method::Dora } else { run_file::Method::Lora },
+        method: match folder.qalora {
+            Some(_) => run_file::Method::Qalora,
+            None if folder.use_dora => run_file::Method::Dora,
+            None => run_file::Method::Lora,
+        },
+        group_size: folder.qalora.map(|qalora| qalora.group),
+        pooling: folder.qalora.map(|qalora| match qalora.pooling {
+            Pooling::Sum => run_file::Pooling::Sum,
+            Pooling::Mean => run_file::Pooling::Mean,
+            Pooling::Peft => run_file::Pooling::Peft,
+        }),
         target_parameters: folder.target_parameters.clone(),
         rslora: folder.use_rslora,
         target_modules,
@@ -306,6 +320,8 @@ pub(crate) fn take(to: &mut AdapterSection, from: &AdapterSection, key: &str) {
         "r" => to.r = from.r,
         "alpha" => to.alpha = from.alpha,
         "method" => to.method = from.method,
+        "group_size" => to.group_size = from.group_size,
+        "pooling" => to.pooling = from.pooling,
         "rslora" => to.rslora = from.rslora,
         "target_parameters" => to.target_parameters = from.target_parameters.clone(),
         "target_modules" => to.target_modules = from.target_modules.clone(),

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use compute::quant::{BlockType, Blocks};
 use compute::{DType, Matrix, MatrixMut, MatrixRef};
 use half::{bf16, f16};
 use serde::Deserialize;
@@ -53,16 +54,16 @@ impl TensorInfo {
 
     /// Bytes in the file.
     pub fn size_bytes(&self) -> u64 {
-        (self.element_count() * self.dtype.size()) as u64
+        self.dtype.bytes(self.element_count()) as u64
     }
 }
 
 /// How the weights of a model are stored, as far as the memory that they take depends on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredWeights {
-    /// The type of most of them, those in four bits aside.
+    /// The type of most of them, those of codes aside.
     pub dtype: StoredDType,
-    /// Bytes of codes and scales of those in four bits, by name.
+    /// Bytes of codes and scales, by name.
     pub(crate) quantized: BTreeMap<String, u64>,
 }
 
@@ -165,6 +166,31 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Reads weights, which `config` says are in blocks of this type, as such: in safetensors they are bytes.
+    ///
+    /// # Errors
+    /// If a weight is bytes of another number than its shape makes.
+    pub(crate) fn take_as_blocks(&mut self, config: &Config, kind: BlockType) -> Result<()> {
+        for parameter in config.parameters().iter().filter(|parameter| parameter.is_quantizable()) {
+            let Some(name) = self.name_of(parameter) else { continue };
+            let info = self.tensors.get_mut(&name).expect("it has this name");
+            if info.dtype != StoredDType::U8 {
+                continue;
+            }
+            let (rows, cols) = (parameter.rows, parameter.cols);
+            if !cols.is_multiple_of(kind.elements()) || info.shape != [rows, kind.size_bytes(cols)] {
+                let problem = format!(
+                    "has {:?} bytes, where {rows} rows of {cols} weights in {kind} are needed ({})",
+                    info.shape,
+                    shape_fields(parameter, config),
+                );
+                return Err(ModelError::tensor(&self.files[info.file].0, name, problem));
+            }
+            (info.dtype, info.shape) = (StoredDType::Blocks(kind), vec![rows, cols]);
+        }
+        Ok(())
+    }
+
     /// Free-text pairs of the header (`format: pt` and the like); empty for shards.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
@@ -199,12 +225,12 @@ impl Checkpoint {
     /// How the weights of `config` are stored here; none if nothing is.
     ///
     /// # Errors
-    /// If what stands beside a weight in four bits is missing, misshapen or contradicts `config`.
+    /// If what stands beside a weight of codes is missing, misshapen or contradicts `config`.
     pub fn weights(&self, config: &Config) -> Result<Option<StoredWeights>> {
         let Some(dtype) = self.main_dtype() else { return Ok(None) };
         let mut weights = StoredWeights::from(dtype);
         for parameter in config.parameters() {
-            if let Some((_, bytes)) = self.quantized(&parameter)? {
+            if let Some((_, bytes)) = self.quantized(&parameter, config)? {
                 weights.quantized.insert(parameter.name(), bytes);
             }
         }
@@ -282,8 +308,8 @@ impl Checkpoint {
     /// # Errors
     /// If the tensor is missing or ends before, or the file cannot be read.
     pub fn read_bytes(&self, name: &str, start: usize, to: &mut [u8]) -> Result<()> {
-        let size = self.tensors.get(name).ok_or_else(|| self.missing(name))?.dtype.size();
-        let (path, file, part) = self.part(name, start, to.len() / size)?;
+        let (count, bytes) = self.tensors.get(name).ok_or_else(|| self.missing(name))?.dtype.unit();
+        let (path, file, part) = self.part(name, start, to.len() / bytes * count)?;
         read_exact_at(file, to, part.start).map_err(|e| ModelError::read(path, e))
     }
 
@@ -296,7 +322,7 @@ impl Checkpoint {
             let problem = format!("has {elements} elements where {start} and {count} are needed");
             return Err(ModelError::tensor(path, name, problem));
         }
-        let position = info.start + (start * info.dtype.size()) as u64;
+        let position = info.start + info.dtype.bytes(start) as u64;
         Ok((path, file, TensorInfo { start: position, ..info.clone() }))
     }
 
@@ -313,14 +339,17 @@ impl Checkpoint {
             if self.quantized_code(&name).is_some() {
                 self.check_quantized(parameter, config)?;
                 any_quantized = true;
-            } else if info.shape != parameter.file_shape() {
+                continue;
+            }
+            any_quantized |= matches!(info.dtype, StoredDType::Blocks(_));
+            if info.shape != parameter.file_shape() {
                 return Err(self.misshapen(&name, info, parameter, config));
             } else if !info.dtype.is_weight() {
                 return Err(ModelError::tensor(&self.files[info.file].0, name, not_weights(info.dtype)));
             }
         }
         if config.quantization.is_some() && !any_quantized {
-            let problem = "has no weight in four bits, though config.json has a `quantization_config`; the weights and \
+            let problem = "has no quantized weight, though config.json has a `quantization_config`; the weights and \
                            config.json must be of one model";
             return Err(ModelError::file(&self.path, problem));
         }
@@ -402,9 +431,9 @@ impl Checkpoint {
         let mut buffer = vec![0; BUFFER];
         for TensorSpec { name, dtype, .. } in self.foreign(config) {
             let elements = self.tensors[&name].element_count();
-            let step = BUFFER / dtype.size();
+            let step = BUFFER / dtype.bytes(1);
             for start in (0..elements).step_by(step) {
-                let bytes = &mut buffer[..step.min(elements - start) * dtype.size()];
+                let bytes = &mut buffer[..step.min(elements - start) * dtype.bytes(1)];
                 self.read_bytes(&name, start, bytes)?;
                 to.write_bytes(&name, start, bytes)?;
             }
@@ -575,8 +604,27 @@ impl Source<'_> {
             StoredDType::F32 => self.stream(to, |b: [u8; 4]| T::from_f32(f32::from_le_bytes(b))),
             StoredDType::Bf16 => self.stream(to, |b: [u8; 2]| T::from_bf16(bf16::from_le_bytes(b))),
             StoredDType::F16 => self.stream(to, |b: [u8; 2]| T::from_f32(f16::from_le_bytes(b).to_f32())),
+            StoredDType::Blocks(kind) => self.decode(kind, to),
             other => Err(ModelError::tensor(self.path, self.name, not_weights(other))),
         }
+    }
+
+    /// Brings blocks into values, a buffer's worth at a time.
+    fn decode<T: Element>(&self, kind: BlockType, to: &mut [T]) -> Result<()> {
+        let step = BUFFER / kind.bytes() * kind.elements();
+        let mut values = vec![0.0; step.min(to.len())];
+        for (chunk, to) in to.chunks_mut(step).enumerate() {
+            let mut blocks = Blocks::zeros(kind, to.len());
+            let position = self.info.start + kind.size_bytes(chunk * step) as u64;
+            read_exact_at(self.file, blocks.bytes_mut(), position)
+                .map_err(|e| ModelError::read(self.path, e))?;
+            blocks.values(0, &mut values[..to.len()]);
+            to.iter_mut().zip(&values).for_each(|(to, &value)| *to = T::from_f32(value));
+            if let Some(within) = to.iter().position(|v| !v.finite()) {
+                return Err(self.not_finite(chunk * step + within, to[within].to_f32()));
+            }
+        }
+        Ok(())
     }
 
     fn stream<T: Element, const N: usize>(&self, to: &mut [T], decode: impl Fn([u8; N]) -> T) -> Result<()> {

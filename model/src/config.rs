@@ -7,7 +7,7 @@
 
 mod family;
 mod fields;
-mod quantization;
+pub(crate) mod quantization;
 mod rotary;
 
 use std::path::Path;

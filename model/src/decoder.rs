@@ -142,8 +142,13 @@ impl Decoder {
         let Activations { stream, ids, positions, .. } = buffers;
         for Group { rows, run } in groups {
             let mut x = stream[0].as_mut().rows_range(rows.clone());
-            let table = run.weight(ModuleId::Embedding, self.embedding.weight.dense());
-            embedding::forward(device, x.reborrow(), table, ids.get().range(rows.clone()));
+            let ids = ids.get().range(rows.clone());
+            match run.table(&self.embedding.weight) {
+                BaseWeight::Dense(table) => embedding::forward(device, x.reborrow(), table, ids),
+                BaseWeight::Quantized(table) => {
+                    embedding::forward_quantized(device, x.reborrow(), table, ids);
+                }
+            }
             if factor != 1.0 {
                 scale::in_place(device, x.reborrow(), factor);
             }

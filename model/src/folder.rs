@@ -26,9 +26,12 @@ impl ModelFolder {
     /// If config.json is not that of a supported model, or a header is damaged.
     pub fn open(path: &Path) -> Result<ModelFolder> {
         let mut config = Config::load(path)?;
-        let checkpoint = Checkpoint::open_if_any(path)?;
-        if let Some(checkpoint) = &checkpoint {
+        let mut checkpoint = Checkpoint::open_if_any(path)?;
+        if let Some(checkpoint) = &mut checkpoint {
             config.settle_head(checkpoint);
+            if let Some(Format::Blocks(kind)) = config.quantization {
+                checkpoint.take_as_blocks(&config, kind)?;
+            }
         }
         Ok(ModelFolder { path: path.to_owned(), config, checkpoint })
     }
@@ -55,11 +58,10 @@ impl ModelFolder {
     /// If the two differ.
     pub fn check_quantization(&self, asked: Option<Format>) -> Result<()> {
         match (self.config.quantization, asked) {
-            (Some(stored), Some(asked)) if stored.code != asked.code => {
+            (Some(stored), Some(asked)) if stored.name() != asked.name() => {
                 let problem = format!(
-                    "says that the weights are {} already, but {} is asked for; leave `quantization` out, or use the \
-                     model's 16-bit checkpoint",
-                    stored.code, asked.code
+                    "says that the weights are {stored} already, but {asked} is asked for; leave `quantization` out, or \
+                     use the model's 16-bit checkpoint"
                 );
                 Err(ModelError::field(&self.path.join("config.json"), "quantization_config", problem))
             }

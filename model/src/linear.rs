@@ -18,7 +18,7 @@ use crate::run::{Group, Run};
 pub(crate) enum Weight {
     /// `f32` or `bf16`.
     Dense(Matrix),
-    /// Four bits an element.
+    /// Codes.
     Quantized(Quantized),
 }
 
@@ -29,14 +29,6 @@ impl Weight {
             Weight::Quantized(weight) => BaseWeight::Quantized(weight),
         }
     }
-
-    /// A weight that is never quantized.
-    pub(crate) fn dense(&self) -> &Matrix {
-        match self {
-            Weight::Dense(weight) => weight,
-            Weight::Quantized(weight) => panic!("{weight:?} where a dense weight is needed"),
-        }
-    }
 }
 
 /// A frozen weight as the base has it.
@@ -44,7 +36,7 @@ impl Weight {
 pub enum BaseWeight<'a> {
     /// `f32` or `bf16`.
     Dense(MatrixRef<'a>),
-    /// Four bits an element.
+    /// Codes.
     Quantized(&'a Quantized),
 }
 
@@ -57,7 +49,7 @@ impl<'a> BaseWeight<'a> {
         }
     }
 
-    /// The weight of a part that is never quantized: embeddings, norms, the head.
+    /// The weight of a part that is never quantized: norms, learned positions.
     ///
     /// # Panics
     /// If it is.
@@ -240,12 +232,12 @@ pub(crate) fn forward(
 ) {
     Rows::check(all, x.rows());
     let Some(Rows { run, .. }) = all.first() else { return };
-    lora.drop_inputs(all, x);
+    lora.prepare(all, x);
     let (mut rest, mut s, mut places) = (y.reborrow(), lora.s.as_mut(), dora.places(all, x.rows()));
     let products = all.iter().map(|rows| {
         let count = rows.range.len();
         let (to, s, place) = (rest.split_off_rows(count), s.split_off_rows(count), places.next(rows));
-        let update = rows.lora().map(|trained| lora::update(rows, trained, x, &lora.dropped, s));
+        let update = rows.lora().map(|trained| lora::update(rows, trained, x, &lora.prepared, s));
         let product = Product { update, ..Product::new(rows.forward_factors(x), accumulate, to) };
         match place {
             None => product,
@@ -281,7 +273,7 @@ pub(crate) fn backward(
     Rows::check(all, x.rows());
     let Some(Rows { run, module, .. }) = all.first() else { return };
     let (device, precision) = (run.device, run.precision);
-    lora.drop_inputs(all, x);
+    lora.prepare(all, x);
     if all.iter().any(|rows| rows.dora().is_some()) {
         if !dora.has_products(*module) {
             // Another layer has used their place since: they are made again.
@@ -289,7 +281,7 @@ pub(crate) fn backward(
             let again = all.iter().filter_map(|rows| {
                 let (s, place) = (s.split_off_rows(rows.range.len()), places.next(rows));
                 let (Some(trained), Some(Place::Apart(z))) = (rows.lora(), place) else { return None };
-                let update = Some(lora::update(rows, trained, x, &lora.dropped, s));
+                let update = Some(lora::update(rows, trained, x, &lora.prepared, s));
                 Some(Product { update, ..Product::new(rows.forward_factors(x), false, z) })
             });
             multiply(device, precision, again.collect());

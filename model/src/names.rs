@@ -5,6 +5,8 @@
 
 use std::cmp::Ordering;
 
+use compute::quant::Format;
+
 use crate::config::{Config, Mlp, NormKind, Positions, QkNorm, Span};
 
 pub(crate) mod tables;
@@ -454,6 +456,11 @@ impl Parameter {
     pub fn is_quantizable(&self) -> bool {
         let router = matches!(self.module, ModuleId::Linear { part: Part::Router, .. });
         !self.bias && !router && matches!(self.module, ModuleId::Linear { .. } | ModuleId::Expert { .. })
+    }
+
+    /// Whether it is quantized where linear layers are held in this format: rows must be whole blocks.
+    pub fn takes(&self, format: Format) -> bool {
+        self.is_quantizable() && self.cols.is_multiple_of(format.row_step())
     }
 
     /// Whether bitsandbytes finds a linear layer in transformers there, which it quantizes in the folders

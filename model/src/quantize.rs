@@ -1,4 +1,5 @@
-//! Writing a model folder in four bits, as bitsandbytes and transformers read it, a tensor at a time.
+//! Writing a model folder with quantized weights, a tensor at a time: four bits as bitsandbytes and transformers
+//! read them, or integers in blocks.
 
 use std::path::Path;
 
@@ -41,7 +42,7 @@ impl QuantizedWeight {
     }
 }
 
-/// Writes a model with its blocks' linear layers in four bits into the folder `to`, which exists; config.json
+/// Writes a model with its blocks' linear layers quantized into the folder `to`, which exists; config.json
 /// comes last. In memory is one tensor at a time.
 ///
 /// # Errors
@@ -58,7 +59,7 @@ pub fn quantize_folder(
     if let Some(stored) = config.quantization {
         let problem = format!(
             "says that the weights are {} already; quantize the model's 16-bit checkpoint",
-            stored.code
+            stored.name()
         );
         return Err(ModelError::field(&from.path.join("config.json"), "quantization_config", problem));
     }
@@ -70,7 +71,7 @@ pub fn quantize_folder(
     let mut specs = Vec::new();
     for parameter in &parameters {
         let dtype = stored(parameter)?;
-        if parameter.is_linear_of_transformers() {
+        if is_quantized(parameter, format) {
             specs.extend(quantized::specs(&checkpoint.spelling(parameter), parameter, format, dtype));
         } else {
             specs.push(TensorSpec {
@@ -87,7 +88,7 @@ pub fn quantize_folder(
         let dtype = stored(parameter)?;
         let mut values = Matrix::zeros(parameter.rows, parameter.cols, dtype.matrix_dtype());
         checkpoint.read_parameter(parameter, config, values.as_mut())?;
-        if !parameter.is_linear_of_transformers() {
+        if !is_quantized(parameter, format) {
             writer.write(&checkpoint.spelling(parameter), values.as_ref())?;
             continue;
         }
@@ -111,6 +112,14 @@ pub fn quantize_folder(
     let json = config.quantized(format, main.torch_name()).to_json(main);
     write_whole(&to.join("config.json"), json.as_bytes())?;
     Ok(report)
+}
+
+/// Whether a folder in this format has a weight quantized: of bitsandbytes' what transformers would.
+pub fn is_quantized(parameter: &Parameter, format: Format) -> bool {
+    match format {
+        Format::Codebook(_) => parameter.is_linear_of_transformers(),
+        Format::Blocks(_) => parameter.takes(format),
+    }
 }
 
 /// Sums of the squared values, and of the squared differences; a few rows at a time.

@@ -6,6 +6,7 @@ use compute::{Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::{Adapter, Parameters};
 use crate::batch::Batch;
+use crate::linear::{BaseWeight, Weight};
 use crate::names::{ModuleId, Part};
 
 /// One pass over the model: where and how to compute, and with which adapter.
@@ -68,10 +69,18 @@ impl<'a> Run<'a> {
         self.adapter.expect("a module is trained only when there is an adapter")
     }
 
-    /// The weight of a norm or an embedding: the adapter's own copy if it is trained whole, else the base's.
+    /// The weight of a norm or of learned positions: the adapter's own copy if it is trained whole, else the base's.
     pub(crate) fn weight(&self, module: ModuleId, base: &'a Matrix) -> MatrixRef<'a> {
         match self.adapter.and_then(|a| a.full(module)) {
             Some(full) => self.adapter().tensor(full.weight),
+            None => base.as_ref(),
+        }
+    }
+
+    /// The table of the embeddings: the adapter's own copy if it is trained whole, else the base's.
+    pub(crate) fn table(&self, base: &'a Weight) -> BaseWeight<'a> {
+        match self.adapter.and_then(|a| a.full(ModuleId::Embedding)) {
+            Some(full) => BaseWeight::Dense(self.adapter().tensor(full.weight)),
             None => base.as_ref(),
         }
     }

@@ -75,7 +75,7 @@ impl Decoder {
             Ok(device.take(values))
         };
         let stored = |p: &Parameter| {
-            let weight = checkpoint.read_quantized(p)?;
+            let weight = checkpoint.read_quantized(p, config)?;
             Ok(weight.map(|weight| weight.to_device(device)))
         };
         let quantization = quantization.filter(|_| config.quantization.is_none());
@@ -124,7 +124,7 @@ impl Decoder {
         for parameter in config.parameters() {
             let elements = parameter.rows * parameter.cols;
             let kept = stored.and_then(|stored| stored.quantized.get(&parameter.name()).copied());
-            let bytes = match (kept, quantization.filter(|_| parameter.is_quantizable())) {
+            let bytes = match (kept, quantization.filter(|&format| parameter.takes(format))) {
                 (Some(bytes), _) => bytes,
                 (None, Some(format)) => format.size_bytes(elements) as u64,
                 (None, None) => (elements * element_dtype(&parameter, dtype).size()) as u64,
@@ -150,7 +150,7 @@ fn element_dtype(parameter: &Parameter, matrices: DType) -> DType {
 
 /// The values of a parameter, in the memory of the device.
 type Values<'a> = &'a dyn Fn(&Parameter, DType) -> Result<Matrix>;
-/// The weight that a checkpoint has in four bits, if it does.
+/// The weight that a checkpoint has in codes, if it does.
 type Stored<'a> = &'a dyn Fn(&Parameter) -> Result<Option<Quantized>>;
 
 fn build(
@@ -171,7 +171,7 @@ fn build(
         if let Some(weight) = stored(&parameter)? {
             return Ok(Weight::Quantized(weight));
         }
-        Ok(match quantization.filter(|_| parameter.is_quantizable()) {
+        Ok(match quantization.filter(|&(format, _)| parameter.takes(format)) {
             Some((format, dtype)) => {
                 let dense = values(&parameter, element_dtype(&parameter, dtype))?;
                 Weight::Quantized(Quantized::quantize(device, dense.as_ref(), format))

@@ -1,9 +1,13 @@
 //! Embedding on the host.
 
-use super::Cpu;
 use super::rows::RowsMut;
 use super::simd::{Element, by_dtype, multiversion};
+use super::{Cpu, quant};
+use crate::quant::Quantized;
 use crate::{MatrixMut, MatrixRef};
+
+/// What a value of codes costs in units of an addition, about.
+const DECODING: usize = 8;
 
 pub(crate) fn forward(cpu: &Cpu, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: &[u32]) {
     by_dtype!(y.dtype(), Y => by_dtype!(table.dtype(), W => forward_typed::<Y, W>(cpu, y, table, ids)));
@@ -13,6 +17,17 @@ fn forward_typed<Y: Element, W: Element>(cpu: &Cpu, y: MatrixMut<'_>, table: Mat
     let width = y.cols();
     let table = W::of(table);
     cpu.for_rows(width, RowsMut::new(Y::of_mut(y), ids.len()), |rows, y| gather(y, table, &ids[rows], width));
+}
+
+pub(crate) fn forward_quantized(cpu: &Cpu, y: MatrixMut<'_>, table: &Quantized, ids: &[u32]) {
+    let width = y.cols();
+    by_dtype!(y.dtype(), Y => {
+        cpu.for_rows(DECODING * width, RowsMut::new(Y::of_mut(y), ids.len()), |rows, y| {
+            for (y, &id) in y.chunks_exact_mut(width).zip(&ids[rows]) {
+                quant::run(table, id as usize * width, y);
+            }
+        });
+    });
 }
 
 multiversion! {

@@ -1,9 +1,10 @@
-//! Quantizing to four bits and back on the host.
+//! Quantizing by a codebook on the host, and codes of either kind back into values.
 
 use super::Cpu;
+use super::blocks;
 use super::rows::RowsMut;
 use super::simd::{Element, by_dtype, multiversion};
-use crate::quant::{Code, Quantized};
+use crate::quant::{Code, Codebook, Quantized, Stored};
 use crate::{MatrixMut, MatrixRef};
 
 /// What an element costs in units of an addition: fifteen comparisons, or a table.
@@ -101,6 +102,16 @@ pub(crate) fn dequantize(cpu: &Cpu, from: &Quantized, first: usize, to: MatrixMu
 /// The values that follow each other from element `first` on.
 #[inline(always)]
 pub(crate) fn run<X: Element>(from: &Quantized, first: usize, to: &mut [X]) {
+    match from.stored() {
+        Stored::Codebook(codebook) => run_of_codebook(codebook, first, to),
+        Stored::Blocks(all) => blocks::run(all, first, to),
+        Stored::Nothing => panic!("{from:?} has no values"),
+    }
+}
+
+/// [`run`] of codes of sixteen values.
+#[inline(always)]
+pub(crate) fn run_of_codebook<X: Element>(from: &Codebook, first: usize, to: &mut [X]) {
     let mut done = 0;
     while done < to.len() {
         let element = first + done;

@@ -14,6 +14,7 @@
 //! ```
 
 use crate::profile::Work;
+use crate::quant::Quantized;
 use crate::{Device, MatrixMut, MatrixRef, VectorRef, cpu};
 
 /// `y[T, C] = table[ids]`. The table may be of another element type than `y`.
@@ -26,6 +27,20 @@ pub fn forward(device: &Device, y: MatrixMut<'_>, table: MatrixRef<'_>, ids: Vec
         device.watch("embedding", [y.home(), table.home(), ids.home()], || Work::bytes(2 * y.size_bytes()));
     match device {
         Device::Cpu(cpu) => cpu::embedding::forward(cpu, y, table, places(ids, table.rows())),
+        Device::Null(_) => {}
+    }
+}
+
+/// [`forward`] of a table of codes.
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_quantized(device: &Device, y: MatrixMut<'_>, table: &Quantized, ids: VectorRef<'_, u32>) {
+    assert_eq!((y.rows(), y.cols()), (ids.len(), table.cols()), "rows and columns of an embedding");
+    let homes = [y.home(), table.home(), ids.home()];
+    let _watch = device.watch("embedding", homes, || Work::bytes(2 * y.size_bytes()));
+    match device {
+        Device::Cpu(cpu) => cpu::embedding::forward_quantized(cpu, y, table, places(ids, table.rows())),
         Device::Null(_) => {}
     }
 }

@@ -25,33 +25,34 @@ use super::matmul::Factor::{Plain, Transposed};
 use super::matmul::{Update, matmul};
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
-/// What the product `x w` becomes `y[T, out]` by, with `s[T, R]`: made there, or by [`dropped`] before it.
+/// What the product `x w` becomes `y[T, out]` by, with `s[T, R]`: made there, or by [`prepared`] before it.
 pub fn forward<'a>(
     (a, b): (MatrixRef<'a>, MatrixRef<'a>),
     scale: f32,
     s: MatrixMut<'a>,
-    is_dropped: bool,
+    is_made: bool,
 ) -> Update<'a> {
-    let first = (!is_dropped).then_some(Transposed(a));
+    let first = (!is_made).then_some(Transposed(a));
     Update { first, scale, s, second: Transposed(b) }
 }
 
-/// `s[T, R] = scale * dropped aᵀ`, of what dropout left of `x`.
+/// `s[T, R] = scale * input aᵀ`, where the update reads something else than `x`: what dropout left of it, or
+/// sums of its columns.
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn dropped(
+pub fn prepared(
     device: &Device,
     precision: Precision,
-    dropped: MatrixRef<'_>,
+    input: MatrixRef<'_>,
     a: MatrixRef<'_>,
     scale: f32,
     s: MatrixMut<'_>,
 ) {
-    matmul(device, precision, scale, Plain(dropped), Transposed(a), false, s);
+    matmul(device, precision, scale, Plain(input), Transposed(a), false, s);
 }
 
-/// What the product `dy w` becomes `dx[T, in]` by, where nothing was dropped; it makes `ds[T, R]`.
+/// What the product `dy w` becomes `dx[T, in]` by, where the update reads `x` itself; it makes `ds[T, R]`.
 pub fn input_gradient<'a>(
     (a, b): (MatrixRef<'a>, MatrixRef<'a>),
     scale: f32,
@@ -76,7 +77,7 @@ pub fn rank_gradient(
 }
 
 /// Adds to `da[R, in]` and `db[out, R]` (`f32`), with the `ds` of [`input_gradient`] or [`rank_gradient`].
-/// `input` is `x`, or what dropout left of it; `s[T, R]` is overwritten.
+/// `input` is what the update reads; `s[T, R]` is overwritten.
 ///
 /// # Panics
 /// If the shapes do not agree.

@@ -3,7 +3,7 @@
 //! `c[M, N] = alpha * op(a)[M, K] * op(b)[K, N] (+ c)`, sums in `f32`, factors rounded to `bf16` first where
 //! the precision is `bf16` and the processor multiplies them.
 
-use crate::cpu::gemm::{self, FourBit, Operand, OperandMut, Right};
+use crate::cpu::gemm::{self, Coded, Operand, OperandMut, Right};
 use crate::profile::{Key, Work};
 use crate::quant::Quantized;
 use crate::{Device, Home, MatrixMut, MatrixRef, Precision};
@@ -49,15 +49,15 @@ impl<'a> Factor<'a> {
                 row_stride: 1,
                 col_stride: m.stride(),
             }),
-            Factor::Quantized(m) => Right::FourBit(FourBit::plain(m)),
-            Factor::QuantizedTransposed(m) => Right::FourBit(FourBit::transposed(m)),
+            Factor::Quantized(m) => Right::Coded(Coded::plain(m)),
+            Factor::QuantizedTransposed(m) => Right::Coded(Coded::transposed(m)),
         }
     }
 
     fn left(self) -> Operand<'a> {
         match self.right() {
             Right::Dense(operand) => operand,
-            Right::FourBit(_) => panic!("a weight in four bits stands on the right of a product"),
+            Right::Coded(_) => panic!("a weight in four bits stands on the right of a product"),
         }
     }
 

@@ -16,6 +16,7 @@ pub mod magnitude;
 pub mod matmul;
 pub mod noise;
 pub mod optimizer;
+pub mod pool;
 pub mod position_scale;
 pub mod reduce;
 pub mod residual;

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use compute::ops::matmul::{Factor, Product, Update, matmul, multiply};
-use compute::quant::{BLOCK_SIZES, Quantized, Scales};
+use compute::quant::{BLOCK_SIZES, BlockType, Blocks, Codebook, Quantized, Scales};
 use compute::{Cpu, DType, Device, Matrix, Precision, bf16, random};
 
 use crate::common::cpus;
@@ -40,6 +40,8 @@ enum Storage {
         block_size: usize,
         double: bool,
     },
+    /// In blocks of codes, scales and minima.
+    Blocks(BlockType),
 }
 
 /// A product, but for who computes it.
@@ -83,7 +85,7 @@ fn whole_numbers(
 /// The right factor as it is stored, and its values.
 enum Stored {
     Values(Matrix),
-    FourBit(Quantized),
+    Coded(Quantized),
 }
 
 impl Stored {
@@ -91,15 +93,15 @@ impl Stored {
         match (self, transposed) {
             (Stored::Values(m), false) => Factor::Plain(m.as_ref()),
             (Stored::Values(m), true) => Factor::Transposed(m.as_ref()),
-            (Stored::FourBit(m), false) => Factor::Quantized(m),
-            (Stored::FourBit(m), true) => Factor::QuantizedTransposed(m),
+            (Stored::Coded(m), false) => Factor::Quantized(m),
+            (Stored::Coded(m), true) => Factor::QuantizedTransposed(m),
         }
     }
 
     fn values(&self) -> Vec<f32> {
         match self {
             Stored::Values(m) => m.to_vec(),
-            Stored::FourBit(m) => m.dequantize(&Device::cpu(1), DType::F32).to_vec(),
+            Stored::Coded(m) => m.dequantize(&Device::cpu(1), DType::F32).to_vec(),
         }
     }
 }
@@ -118,11 +120,53 @@ fn four_bit(rows: usize, cols: usize, block_size: usize, double: bool, key: u64)
         let scales: Vec<f32> = (0..blocks).map(|block| f32::from(scale(block)) + 1.0).collect();
         Scales::Plain(scales.into())
     };
-    let mut weight = Quantized::new(rows, cols, block_size, table, scales);
-    for (i, byte) in weight.codes_mut().iter_mut().enumerate() {
+    let mut codebook = Codebook::new(rows * cols, block_size, table, scales);
+    for (i, byte) in codebook.codes_mut().iter_mut().enumerate() {
         *byte = random::below(key + 1, i as u64, 256) as u8;
     }
-    weight
+    Quantized::of_codebook(rows, cols, codebook)
+}
+
+/// A weight of whole numbers in blocks, rows of which are whole: codes are any, scales and minima small whole
+/// numbers, and as many blocks are zero as keeps sums exact.
+fn blocks(rows: usize, cols: usize, kind: BlockType, key: u64) -> Quantized {
+    let mut all = Blocks::zeros(kind, rows * cols);
+    let [one, minus_one] = [0x3c00_u16, 0xbc00].map(u16::to_le_bytes);
+    let per_row = cols / kind.elements();
+    for (i, block) in all.bytes_mut().chunks_exact_mut(kind.bytes()).enumerate() {
+        let draw = |at: usize, bound: u64| random::below(key + 7, (i * 256 + at) as u64, bound) as u8;
+        let count = per_row * kind.elements() / 32;
+        if draw(255, count.div_ceil(8) as u64) > 0 {
+            continue;
+        }
+        for (at, byte) in block.iter_mut().enumerate() {
+            *byte = draw(at, 256);
+        }
+        let mut half = |at: usize, value: [u8; 2]| block[at..at + 2].copy_from_slice(&value);
+        let sign = if draw(254, 2) == 0 { one } else { minus_one };
+        match kind {
+            BlockType::F16 => {
+                (0..32).for_each(|at| half(2 * at, if draw(at, 2) == 0 { one } else { minus_one }))
+            }
+            BlockType::Q8_0 | BlockType::Q4_0 | BlockType::Q5_0 => half(0, sign),
+            BlockType::Int4 | BlockType::Q5_1 | BlockType::Int3 | BlockType::Int2 => {
+                half(0, sign);
+                half(2, one);
+            }
+            BlockType::Q4K | BlockType::Q5K => {
+                half(0, one);
+                half(2, one);
+                // Scales and minima of the later groups have their high bits in those of the earlier ones.
+                block[4..12].iter_mut().for_each(|packed| *packed &= 1);
+                block[12..16].iter_mut().for_each(|packed| *packed &= 0x11);
+            }
+            BlockType::Q6K => {
+                half(208, one);
+                block[192..208].iter_mut().for_each(|scale| *scale = if *scale & 1 == 0 { 1 } else { 255 });
+            }
+        }
+    }
+    Quantized::of_blocks(rows, cols, all)
 }
 
 struct Inputs {
@@ -157,9 +201,17 @@ impl Case {
             1 => 129 + draw.below(200),
             _ => 120 + draw.below(24),
         };
-        let storage = match draw.below(3) {
-            0 => Storage::FourBit { block_size: draw.one_of(&BLOCK_SIZES), double: draw.below(2) == 1 },
+        let kind = draw.one_of(&BlockType::ALL);
+        let storage = match draw.below(4) {
+            0 => Storage::Blocks(kind),
+            1 => Storage::FourBit { block_size: draw.one_of(&BLOCK_SIZES), double: draw.below(2) == 1 },
             _ => Storage::Values(draw.one_of(&[DType::F32, DType::Bf16])),
+        };
+        let is_transposed = draw.below(2) == 0;
+        let step = if let Storage::Blocks(kind) = storage { kind.elements() } else { 1 };
+        let (depth, cols) = match is_transposed {
+            true => (depth.next_multiple_of(step), cols),
+            false => (depth, cols.next_multiple_of(step)),
         };
         let rank = match draw.below(3) {
             0 => None,
@@ -172,7 +224,7 @@ impl Case {
             depth,
             rank,
             left,
-            right: (storage, draw.below(2) == 0),
+            right: (storage, is_transposed),
             result: draw.one_of(&[DType::F32, DType::Bf16]),
             precision: draw.one_of(&[Precision::F32, Precision::Bf16]),
             accumulate: draw.below(3) == 0,
@@ -188,9 +240,13 @@ impl Case {
             (Storage::Values(dtype), transposed) => {
                 Stored::Values(whole_numbers((depth, cols), transposed, dtype, (2, 1), seed + 2))
             }
+            (Storage::Blocks(kind), transposed) => {
+                let (rows, cols) = if transposed { (cols, depth) } else { (depth, cols) };
+                Stored::Coded(blocks(rows, cols, kind, seed + 2))
+            }
             (Storage::FourBit { block_size, double }, transposed) => {
                 let (rows, cols) = if transposed { (cols, depth) } else { (depth, cols) };
-                Stored::FourBit(four_bit(rows, cols, block_size, double, seed + 2))
+                Stored::Coded(four_bit(rows, cols, block_size, double, seed + 2))
             }
         };
         Inputs {
@@ -318,6 +374,26 @@ fn rows_that_fill_what_is_packed_at_once_and_end_inside_a_tile_are_right() {
     ] {
         dense(rows, depth, rank, DType::F32, Precision::F32).check();
         dense(rows, depth, rank, DType::Bf16, Precision::Bf16).check();
+    }
+}
+
+/// Every type of blocks at the widths of models, few rows and many, either way round.
+#[test]
+fn weights_in_blocks_are_right_at_the_widths_of_models() {
+    for kind in BlockType::ALL {
+        for (rows, depth, cols) in
+            [(1, 11008, 136_usize), (4, 4096, 37), (3, 256, 5), (5, 1024, 256), (70, 768, 512)]
+        {
+            for transposed in [true, false] {
+                let cols = if transposed { cols } else { cols.next_multiple_of(kind.elements()) };
+                let depth = if transposed { depth } else { depth - 1 };
+                let right = (Storage::Blocks(kind), transposed);
+                for (dtype, precision) in [(DType::F32, Precision::F32), (DType::Bf16, Precision::Bf16)] {
+                    let rank = Some(16);
+                    Case { cols, right, ..dense(rows, depth, rank, dtype, precision) }.check();
+                }
+            }
+        }
     }
 }
 

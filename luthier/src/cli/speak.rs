@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
-use compute::quant::{Code, Format};
+use compute::quant::{BlockType, Format};
 
 use crate::run_file::Precision;
 
@@ -25,26 +25,21 @@ pub(crate) struct Sampling {
     /// Precision of activations and arithmetic
     #[arg(long, value_name = "PRECISION", default_value = "bf16", value_enum)]
     pub(crate) precision: Precision,
-    /// How the base is held: nf4, fp4 or none [default: as the adapter knew it in training, or none]
+    /// How the base is held: nf4, fp4, int4, int3, int2 or none [default: as the adapter knew it in training, or none]
     #[arg(long, value_name = "TYPE", value_parser = parse_held)]
     pub(crate) quantization: Option<Held>,
 }
 
-/// The argument of `--quantization`: four bits a weight, or none of it.
+/// The argument of `--quantization`: a format, or none.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Held(pub(crate) Option<Code>);
-
-impl Held {
-    /// The format that it stands for.
-    pub(crate) fn format(self) -> Option<Format> {
-        self.0.map(|code| Format { code, ..Format::QLORA })
-    }
-}
+pub(crate) struct Held(pub(crate) Option<Format>);
 
 pub(super) fn parse_held(text: &str) -> Result<Held, String> {
     match text {
         "none" => Ok(Held(None)),
-        _ => parse_code(text).map(|code| Held(Some(code))).map_err(|message| format!("{message}, or none")),
+        _ => parse_format(text)
+            .map(|format| Held(Some(format)))
+            .map_err(|message| format!("{message}, or none")),
     }
 }
 
@@ -120,12 +115,15 @@ pub(crate) struct Chat {
     pub(crate) sampling: Sampling,
 }
 
-pub(super) fn parse_code(text: &str) -> Result<Code, String> {
-    match text.parse() {
-        Ok(Code::Int4) => Err("int4 is not supported yet in this version; expected nf4 or fp4".into()),
-        Ok(code) => Ok(code),
-        Err(_) => Err("expected nf4 or fp4".into()),
-    }
+/// A format that a base is brought to: four bits as bitsandbytes has them, or integers.
+pub(super) fn parse_format(text: &str) -> Result<Format, String> {
+    use BlockType::{Int2, Int3, Int4};
+    let is_held = |format: &Format| match format {
+        Format::Codebook(_) => true,
+        Format::Blocks(kind) => [Int4, Int3, Int2].contains(kind),
+    };
+    let expected = "expected nf4, fp4, int4, int3 or int2";
+    text.parse::<Format>().ok().filter(is_held).ok_or_else(|| expected.to_owned())
 }
 
 impl ValueEnum for Precision {

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use compute::quant::{BLOCK_SIZES, Code};
+use compute::quant::{BLOCK_SIZES, Format};
 use model::StoredDType;
 
-use super::speak::{Held, parse_code, parse_held};
+use super::speak::{Held, parse_format, parse_held};
 
 #[derive(Args, Debug)]
 pub(crate) struct Merge {
@@ -22,7 +22,7 @@ pub(crate) struct Merge {
     /// How the merged weights are stored: f32, f16 or bf16 [default: as the base's are]
     #[arg(long, value_name = "TYPE", value_parser = parse_stored)]
     pub(crate) dtype: Option<StoredDType>,
-    /// How the base is held that the adapter is added to: nf4, fp4 or none [default: as the adapter knew it
+    /// How the base is held that the adapter is added to: nf4, fp4, int4, int3, int2 or none [default: as the adapter knew it
     /// in training, or none]
     #[arg(long, value_name = "TYPE", value_parser = parse_held)]
     pub(crate) quantization: Option<Held>,
@@ -61,15 +61,16 @@ pub(crate) struct Quantize {
     /// The model folder to write; must not exist or be empty
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
-    /// The sixteen values: nf4 or fp4
-    #[arg(long = "type", value_name = "TYPE", default_value = "nf4", value_parser = parse_code)]
-    pub(crate) code: Code,
-    /// Keep the blocks' scales in f32: 4.5 bits a weight in place of 4.127
+    /// What codes stand for: nf4 or fp4, as bitsandbytes has them; or int4, int3 or int2, integers with a scale
+    /// and a minimum for each 32 weights of a row
+    #[arg(long = "type", value_name = "TYPE", default_value = "nf4", value_parser = parse_format)]
+    pub(crate) format: Format,
+    /// Keep the blocks' scales in f32: 4.5 bits a weight in place of 4.127 (nf4, fp4)
     #[arg(long)]
     pub(crate) no_double_quant: bool,
-    /// Weights that share a scale
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_block_size, allow_negative_numbers = true)]
-    pub(crate) block_size: usize,
+    /// Weights that share a scale (nf4, fp4) [default: 64]
+    #[arg(long, value_name = "N", value_parser = parse_block_size, allow_negative_numbers = true)]
+    pub(crate) block_size: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

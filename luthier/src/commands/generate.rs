@@ -14,7 +14,7 @@ use model::memory::MemoryPlan;
 use model::{Adapter, Decoder};
 use serde_json::{Map, Value, json};
 
-use crate::cli::{self, Global, Held};
+use crate::cli::{self, Global};
 use crate::error::user;
 use crate::setup::{self, Base, Inference, Subject};
 use crate::terminal;
@@ -157,7 +157,7 @@ impl Speaker {
         context: usize,
         fewer: Option<(usize, usize)>,
     ) -> anyhow::Result<Decoder> {
-        let quantization = self.subject.quantization(sampling.quantization.map(Held::format));
+        let quantization = self.subject.quantization(sampling.quantization.map(|held| held.0));
         let precision = sampling.precision.engine();
         let Base { config, stored, .. } = &self.subject.base;
         let stored = stored.as_ref();

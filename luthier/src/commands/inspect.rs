@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use compute::ops::rope::RopeScaling;
 use compute::quant::Format;
+use compute::quant::blocks::GROUP;
 use data::{ChatTemplate, Tokenizer};
 use model::adapter::peft::folder::AdapterFiles;
 use model::adapter::peft::{self, CONFIG_FILE, Selection, Update};
@@ -92,7 +93,7 @@ fn of_model(folder: &Path) -> anyhow::Result<Map<String, Value>> {
             (checkpoint.main_dtype().map(|d| d.torch_name()), quantization(&checkpoint, &config)?)
         }
         // A configuration alone is told, too.
-        None => (None, json!(config.quantization.map(|format| format.code.name()))),
+        None => (None, json!(config.quantization.map(Format::name))),
     };
     let windows: Vec<usize> = config.blocks.iter().filter_map(|block| block.window).collect();
     let rope = config.ropes.first();
@@ -191,7 +192,7 @@ fn quantization(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<Valu
     let (mut parameters, mut bytes, mut left_out) = (0, 0, 0);
     let mut formats: Vec<Format> = Vec::new();
     for parameter in config.parameters().iter().filter(|parameter| parameter.is_quantizable()) {
-        let Some((format, size)) = checkpoint.quantized(parameter)? else {
+        let Some((format, size)) = checkpoint.quantized(parameter, config)? else {
             left_out += 1;
             continue;
         };
@@ -201,14 +202,23 @@ fn quantization(checkpoint: &Checkpoint, config: &Config) -> anyhow::Result<Valu
             formats.push(format);
         }
     }
-    let Some(first) = formats.first() else { return Ok(Value::Null) };
-    let mut block_sizes: Vec<usize> = formats.iter().map(|format| format.block_size).collect();
+    if formats.is_empty() {
+        return Ok(Value::Null);
+    }
+    let block_size = |format: &Format| match format {
+        Format::Codebook(format) => format.block_size,
+        Format::Blocks(_) => GROUP,
+    };
+    let is_double = |format: &Format| matches!(format, Format::Codebook(format) if format.double_quant);
+    let mut names: Vec<&str> = formats.iter().map(|format| format.name()).collect();
+    names.dedup();
+    let mut block_sizes: Vec<usize> = formats.iter().map(block_size).collect();
     block_sizes.sort_unstable();
     block_sizes.dedup();
     Ok(json!({
-        "type": first.code.name(),
+        "type": names.join(", "),
         "block_size": if let [size] = block_sizes[..] { json!(size) } else { json!(block_sizes) },
-        "double_quant": formats.iter().all(|format| format.double_quant),
+        "double_quant": formats.iter().all(is_double),
         "parameters": parameters,
         "bits_per_parameter": (8e3 * bytes as f64 / parameters as f64).round() / 1e3,
         "linear_layers_left_out": left_out,

@@ -7,13 +7,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use compute::Precision;
+use compute::quant::BlockType;
 use data::ChatTemplate;
-use model::adapter::merge::Difference;
+use model::adapter::merge::{Difference, Stored};
 use model::checkpoint::{Staging, write_whole};
 use model::{Decoder, ModelError, OnLoading, StoredDType};
 use serde_json::json;
 
-use crate::cli::{self, Global, Held};
+use crate::cli::{self, Global};
 use crate::error::user;
 use crate::setup::{Base, Subject};
 use crate::terminal;
@@ -26,7 +27,7 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let device = global.device()?;
     let subject = Subject::open(args.model.as_deref(), Some(&args.adapter), &device)?;
     // An adapter has learnt to make up for the rounding of the base that it was trained over.
-    let quantization = subject.quantization(args.quantization.map(Held::format));
+    let quantization = subject.quantization(args.quantization.map(|held| held.0));
     let trained = subject.remembered.as_ref().map(|run| run.precision.engine());
     let Subject { base, adapter, .. } = subject;
     let adapter = adapter.expect("an adapter was named");
@@ -49,7 +50,9 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
             "logits of base and adapter are not finite: the weights of one of them are damaged or too large",
         ));
     }
-    decoder.write_model_files(&adapter, &base.files, &base.tokenizer_folder, staging.path(), dtype)?;
+    let integers = decoder.integers_for(&adapter).filter(|_| args.dtype.is_none());
+    let stored = Stored { dtype, integers };
+    decoder.write_model_files(&adapter, &base.files, &base.tokenizer_folder, staging.path(), stored)?;
     let ends = stop_at_end_of_turn(&base, staging.path())?;
     // The merged model is read back in place of the base, not beside it.
     drop((decoder, adapter));
@@ -62,12 +65,12 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
         merged => merged.context("the merged model cannot be read back")?.probe(None),
     };
     let result = Merged {
-        dtype,
+        stored,
         adapter: Difference::between(&plain, &adapted),
         merging: Difference::between(&adapted, &merged),
         resized: base.is_resized(),
     };
-    if !result.merging.is_rounding(dtype) {
+    if !result.merging.is_within(result.bound()) {
         return Err(user(result.refusal()));
     }
     staging.publish()?;
@@ -114,7 +117,7 @@ fn name(dtype: StoredDType) -> &'static str {
 
 /// How logits differ, on a few fixed sequences in `f32` arithmetic.
 struct Merged {
-    dtype: StoredDType,
+    stored: Stored,
     /// Base and adapter against the base alone: what the adapter does.
     adapter: Difference,
     /// The merged model against base and adapter: what rounding its weights does.
@@ -124,15 +127,25 @@ struct Merged {
 }
 
 impl Merged {
+    /// What the weights are called that were rounded.
+    fn name(&self) -> &'static str {
+        self.stored.integers.map_or(name(self.stored.dtype), BlockType::name)
+    }
+
+    /// What rounding may cost: of integers, whose minima have half precision, as much as of values in it.
+    fn bound(&self) -> f64 {
+        Difference::bound(self.stored.integers.map_or(self.stored.dtype, |_| StoredDType::F16))
+    }
+
     /// The part of the adapter's effect that rounding amounts to.
     fn share(&self) -> f64 {
         self.merging.relative / self.adapter.relative
     }
 
     fn refusal(&self) -> String {
-        let (dtype, bound) = (name(self.dtype), Difference::bound(self.dtype));
-        let hint = match self.dtype {
-            StoredDType::F32 => "this should not happen: please report it",
+        let (dtype, bound) = (self.name(), self.bound());
+        let hint = match self.stored.dtype {
+            StoredDType::F32 if self.stored.integers.is_none() => "this should not happen: please report it",
             _ => "merge with --dtype f32, or keep the adapter apart",
         };
         format!(
@@ -152,7 +165,7 @@ impl Merged {
             eprintln!(
                 "warning: rounding the weights to {} changes the logits by {} of what the adapter does; merge with \
                  --dtype f32, or keep the adapter apart",
-                name(self.dtype),
+                self.name(),
                 percent(self.share())
             );
         }
@@ -160,10 +173,10 @@ impl Merged {
 
     fn json(&self) -> serde_json::Value {
         json!({
-            "dtype": name(self.dtype),
+            "dtype": self.name(),
             "largest_difference": self.merging.largest,
             "relative_difference": self.merging.relative,
-            "bound": Difference::bound(self.dtype),
+            "bound": self.bound(),
             "adapter_largest_difference": self.adapter.largest,
             "adapter_relative_difference": self.adapter.relative,
         })
@@ -172,12 +185,12 @@ impl Merged {
 
 impl std::fmt::Display for Merged {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Merged { dtype, adapter, merging, .. } = self;
-        writeln!(f, "weights  stored as {}", name(*dtype))?;
+        let Merged { adapter, merging, .. } = self;
+        writeln!(f, "weights  stored as {}", self.name())?;
         let (effect, largest) = (percent(adapter.relative), digits(adapter.largest));
         writeln!(f, "adapter  changes the logits by {effect}, none by more than {largest}")?;
         let (change, largest) = (percent(merging.relative), digits(merging.largest));
-        let bound = percent(Difference::bound(*dtype));
+        let bound = percent(self.bound());
         write!(f, "merging  changes them by {change}, none by more than {largest}; up to {bound} is rounding")
     }
 }

@@ -1,22 +1,24 @@
-//! `luthier quantize`: writes a model in four bits, and tells what that cost.
+//! `luthier quantize`: writes a quantized model, and tells what that cost.
 
 use std::process::ExitCode;
 
-use compute::quant::Format;
+use compute::quant::blocks::GROUP;
+use compute::quant::{CodebookFormat, Format};
 use model::checkpoint::Staging;
-use model::quantize::{QuantizedWeight, quantize_folder};
+use model::quantize::{QuantizedWeight, is_quantized, quantize_folder};
 use model::{Config, ModelFolder};
 use serde_json::{Value, json};
 
 use crate::cli::{self, Global};
+use crate::error::user;
 use crate::hub;
 use crate::terminal::{self, Progress, Table, bytes, count};
 
 pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCode> {
     let staging = Staging::folder(&args.output)?;
     let from = ModelFolder::open(&hub::resolve_model(&args.model)?)?;
-    let format = Format { code: args.code, block_size: args.block_size, double_quant: !args.no_double_quant };
-    let total = from.config.parameters().iter().filter(|p| p.is_quantizable()).count() as u64;
+    let format = format(&args)?;
+    let total = from.config.parameters().iter().filter(|p| is_quantized(p, format)).count() as u64;
     let mut progress = Progress::items("quantizing", total, 0);
     let mut done = 0;
     let report = quantize_folder(&from, staging.path(), &global.device()?, format, &mut |weight| {
@@ -35,6 +37,20 @@ pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCo
         terminal::print_line(line)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The format that the flags say.
+fn format(args: &cli::Quantize) -> anyhow::Result<Format> {
+    match args.format {
+        Format::Codebook(CodebookFormat { code, block_size, .. }) => {
+            let (block_size, double_quant) = (args.block_size.unwrap_or(block_size), !args.no_double_quant);
+            Ok(Format::Codebook(CodebookFormat { code, block_size, double_quant }))
+        }
+        Format::Blocks(kind) if args.block_size.is_some() || args.no_double_quant => Err(user(format!(
+            "--block-size and --no-double-quant are of nf4 and fp4; {kind} has a scale and a minimum for each 32 weights"
+        ))),
+        blocks => Ok(blocks),
+    }
 }
 
 /// Weights, bytes and errors that belong together.
@@ -78,9 +94,12 @@ fn facts(config: &Config, format: Format, report: &[QuantizedWeight]) -> Value {
         })
     });
     json!({
-        "type": format.code.name(),
-        "block_size": format.block_size,
-        "double_quant": format.double_quant,
+        "type": format.name(),
+        "block_size": match format {
+            Format::Codebook(format) => format.block_size,
+            Format::Blocks(_) => GROUP,
+        },
+        "double_quant": matches!(format, Format::Codebook(CodebookFormat { double_quant: true, .. })),
         "parameters": config.parameter_count(),
         "quantized_parameters": all.parameters,
         "quantized_bytes": all.bytes,
@@ -120,7 +139,7 @@ fn summary(facts: &Value, format: Format) -> [String; 2] {
             "{} of {} parameters are {} at {:.3} bits each, {} in all, with a relative error of {}",
             count(number("quantized_parameters")),
             count(number("parameters")),
-            format.code,
+            format,
             number("bits_per_parameter"),
             bytes(number("quantized_bytes") as u64),
             percent(number("relative_error")),

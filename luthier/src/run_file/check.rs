@@ -1,7 +1,8 @@
 //! What settings must hold beyond their types: ranges, keys that a command cannot do without, keys that
 //! exclude each other, and what this version does not support yet.
 
-use model::adapter::peft::{ALPHA, DROPOUT, MAX_RANK};
+use compute::quant::blocks::GROUP;
+use model::adapter::peft::{ALPHA, DROPOUT, MAX_GROUP, MAX_RANK};
 use model::arena::SMALLEST;
 
 use super::{
@@ -34,8 +35,14 @@ impl Settings {
         self.require(run.memory.is_none_or(|m| m.0 > 0), "memory", "must be more than 0")?;
         if let Some(quantization) = &run.quantization {
             let sizes = compute::quant::BLOCK_SIZES;
-            let message = format!("has the block_size {}; possible are {sizes:?}", quantization.block_size);
-            self.require(sizes.contains(&quantization.block_size), "quantization", &message)?;
+            if let Some(size) = quantization.block_size {
+                let message = format!("has the block_size {size}; possible are {sizes:?}");
+                self.require(sizes.contains(&size), "quantization", &message)?;
+            }
+            if let Some(size) = quantization.group_size {
+                let message = format!("has the group_size {size}; possible is {GROUP}, as in GGUF's q4_1");
+                self.require(size == GROUP, "quantization", &message)?;
+            }
             let frozen = run.adapter.method != Method::Full;
             self.require(
                 frozen,
@@ -109,11 +116,16 @@ impl Settings {
     }
 
     fn check_adapter(&self, adapter: &AdapterSection) -> anyhow::Result<()> {
-        let method = match adapter.method {
-            Method::Lora | Method::Dora | Method::Full => None,
-            Method::Qalora => Some("qalora"),
-        };
-        self.require_supported("adapter.method", method)?;
+        let is_qalora = adapter.method == Method::Qalora;
+        for (key, is_set) in [
+            ("adapter.group_size", adapter.group_size.is_some()),
+            ("adapter.pooling", adapter.pooling.is_some()),
+        ] {
+            self.require(is_qalora || !is_set, key, "belongs to adapter.method: qalora")?;
+        }
+        let group = 1..=MAX_GROUP;
+        let message = format!("must be from 1 to {MAX_GROUP}");
+        self.require(adapter.group_size.is_none_or(|n| group.contains(&n)), "adapter.group_size", &message)?;
         let init = match adapter.init {
             Init::Default | Init::Gaussian => None,
             Init::Pissa => Some("pissa"),

@@ -90,6 +90,11 @@ written!(Quantization, "Quantization", |generator| {
                         "enum": compute::quant::BLOCK_SIZES,
                         "default": Quantization::NF4.block_size,
                     },
+                    "group_size": {
+                        "description": "Weights that share a scale and a minimum, of integers.",
+                        "enum": [compute::quant::blocks::GROUP],
+                        "default": compute::quant::blocks::GROUP,
+                    },
                 },
                 "required": ["type"],
                 "additionalProperties": false,

@@ -1,5 +1,6 @@
 //! Settings that can be written in more than one way.
 
+use compute::quant::blocks::GROUP;
 use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -87,23 +88,50 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
-/// How the frozen base is stored in four bits, as bitsandbytes does.
-#[derive(Clone, Debug, PartialEq, DeriveSerialize)]
+/// How the frozen base is quantized: to four bits as bitsandbytes does, or to integers in groups.
+#[derive(Clone, Copy, Debug, PartialEq, DeriveSerialize)]
 pub(crate) struct Quantization {
     #[serde(rename = "type")]
     pub(crate) kind: QuantizationType,
-    /// Whether the blocks' scales are quantized too.
-    pub(crate) double_quant: bool,
-    /// Weights that share a scale.
-    pub(crate) block_size: usize,
+    /// Whether the blocks' scales are quantized too; of `nf4` and `fp4`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) double_quant: Option<bool>,
+    /// Weights that share a scale; of `nf4` and `fp4`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) block_size: Option<usize>,
+    /// Weights that share a scale and a minimum; of integers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) group_size: Option<usize>,
 }
 
 impl Quantization {
     /// What `quantization: nf4` means.
-    pub(crate) const NF4: Self = Self { kind: QuantizationType::Nf4, double_quant: true, block_size: 64 };
+    pub(crate) const NF4: Self = Self {
+        kind: QuantizationType::Nf4,
+        double_quant: Some(true),
+        block_size: Some(64),
+        group_size: None,
+    };
+
+    /// The format that it stands for.
+    pub(crate) fn format(self) -> compute::quant::Format {
+        use compute::quant::{BlockType, Code, CodebookFormat, Format};
+        let codebook = |code| {
+            let (double_quant, block_size) =
+                (self.double_quant != Some(false), self.block_size.unwrap_or(64));
+            Format::Codebook(CodebookFormat { code, block_size, double_quant })
+        };
+        match self.kind {
+            QuantizationType::Nf4 => codebook(Code::Nf4),
+            QuantizationType::Fp4 => codebook(Code::Fp4),
+            QuantizationType::Int4 => Format::Blocks(BlockType::Int4),
+            QuantizationType::Int3 => Format::Blocks(BlockType::Int3),
+            QuantizationType::Int2 => Format::Blocks(BlockType::Int2),
+        }
+    }
 }
 
-/// The table of sixteen values.
+/// What codes stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, DeriveSerialize, DeriveDeserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum QuantizationType {
@@ -111,6 +139,18 @@ pub(crate) enum QuantizationType {
     Nf4,
     /// Floating-point numbers of four bits.
     Fp4,
+    /// Integers of four bits, with a scale and a minimum for each group of a row.
+    Int4,
+    /// Integers of three bits.
+    Int3,
+    /// Integers of two bits.
+    Int2,
+}
+
+impl QuantizationType {
+    fn is_integer(self) -> bool {
+        matches!(self, Self::Int4 | Self::Int3 | Self::Int2)
+    }
 }
 
 impl<'de> Deserialize<'de> for Quantization {
@@ -122,34 +162,51 @@ impl<'de> Deserialize<'de> for Quantization {
             kind: QuantizationType,
             double_quant: Option<bool>,
             block_size: Option<usize>,
+            group_size: Option<usize>,
         }
         struct QuantizationVisitor;
         impl<'de> Visitor<'de> for QuantizationVisitor {
             type Value = Full;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("nf4, fp4 or {type, double_quant, block_size}")
+                f.write_str(
+                    "nf4, fp4, int4, int3, int2, {type, double_quant, block_size} or {type, group_size}",
+                )
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Full, E> {
                 let kind = match text {
                     "nf4" => QuantizationType::Nf4,
                     "fp4" => QuantizationType::Fp4,
+                    "int4" => QuantizationType::Int4,
+                    "int3" => QuantizationType::Int3,
+                    "int2" => QuantizationType::Int2,
                     _ => return Err(E::invalid_value(de::Unexpected::Str(text), &self)),
                 };
-                Ok(Full { kind, double_quant: None, block_size: None })
+                Ok(Full { kind, double_quant: None, block_size: None, group_size: None })
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Full, A::Error> {
                 Full::deserialize(MapAccessDeserializer::new(map))
             }
         }
-        let Full { kind, double_quant, block_size } = deserializer.deserialize_any(QuantizationVisitor)?;
-        Ok(Self {
-            kind,
-            double_quant: double_quant.unwrap_or(Self::NF4.double_quant),
-            block_size: block_size.unwrap_or(Self::NF4.block_size),
-        })
+        let Full { kind, double_quant, block_size, group_size } =
+            deserializer.deserialize_any(QuantizationVisitor)?;
+        if kind.is_integer() {
+            if double_quant.is_some() || block_size.is_some() {
+                return Err(de::Error::custom(
+                    "integers have a group_size, and neither block_size nor double_quant",
+                ));
+            }
+            let group_size = Some(group_size.unwrap_or(GROUP));
+            return Ok(Self { kind, double_quant: None, block_size: None, group_size });
+        }
+        if group_size.is_some() {
+            return Err(de::Error::custom("nf4 and fp4 have a block_size, and no group_size"));
+        }
+        let (double_quant, block_size) =
+            (double_quant.or(Self::NF4.double_quant), block_size.or(Self::NF4.block_size));
+        Ok(Self { kind, double_quant, block_size, group_size: None })
     }
 }
 

@@ -102,7 +102,7 @@ impl Subject {
                     taken.push("its chat template".to_owned());
                 }
                 true => differing.push(format!("{key} was {value}")),
-                // A base that is stored in four bits is used as it is.
+                // A base that is stored quantized is used as it is.
                 false if key == "quantization" && self.base.config.quantization.is_some() => {}
                 false => {
                     settings.run.take(key, trained);
@@ -121,10 +121,9 @@ impl Subject {
     /// training.
     pub(crate) fn quantization(&self, flag: Option<Option<Format>>) -> Option<Format> {
         let trained = self.remembered.as_ref().and_then(super::quantization);
-        // What is stored in four bits is used as it is.
+        // What is stored quantized is used as it is.
         let trained = trained.filter(|_| self.base.config.quantization.is_none());
-        let words =
-            |format: Option<Format>| format.map_or("none".to_owned(), |format| format.code.to_string());
+        let words = |format: Option<Format>| format.map_or("none".to_owned(), |format| format.to_string());
         match flag {
             None => {
                 if let Some(format) = trained {
@@ -132,8 +131,8 @@ impl Subject {
                 }
                 trained
             }
-            // The code says how; the rest is as it was.
-            Some(format) if format.map(|f| f.code) == trained.map(|f| f.code) => trained,
+            // The name says how; the rest is as it was.
+            Some(format) if format.map(Format::name) == trained.map(Format::name) => trained,
             Some(format) => {
                 if self.remembered.is_some() {
                     let (now, then) = (words(format), words(trained));

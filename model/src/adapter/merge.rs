@@ -1,19 +1,22 @@
 //! Merging: an adapter's update added to the base's weights, written as a model folder of its own, and the
 //! proof that the folder computes what base and adapter compute together.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use compute::quant::{BlockType, Blocks, Format};
 use compute::{DType, Matrix, MatrixRef, random};
 
-use super::method::{dora, lora};
+use super::method::{dora, lora, qalora};
 use super::parameters::{Adapter, Trained};
 use crate::activations::{Activations, Extent, Purpose};
 use crate::batch::Batch;
 use crate::checkpoint::{
-    CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer, transpose,
-    write_whole,
+    CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer, quantized,
+    transpose, write_whole,
 };
 use crate::config::Config;
+use crate::config::quantization::INTEGERS;
 use crate::decoder::Decoder;
 use crate::error::Result;
 use crate::folder::ModelFolder;
@@ -24,11 +27,16 @@ use crate::names::{ModuleId, Parameter};
 /// The configuration of the merged model. Where head and embeddings share a weight and an adapter changes
 /// only one of them (PEFT trains a copy of the one and leaves the other with the base's), they are no longer
 /// tied.
-fn merged_config(config: &Config, adapter: &Adapter) -> Config {
-    let mut merged = config.clone();
-    // What was quantized is merged as values.
-    merged.raw.remove("quantization_config");
-    merged.quantization = None;
+fn merged_config(config: &Config, adapter: &Adapter, Stored { dtype, integers }: Stored) -> Config {
+    let mut merged = match integers {
+        Some(kind) => config.quantized(Format::Blocks(kind), dtype.torch_name()),
+        None => config.clone(),
+    };
+    if integers.is_none() {
+        // What was quantized is merged as values.
+        merged.raw.remove("quantization_config");
+        merged.quantization = None;
+    }
     let trained = |module| adapter.layout.get(module);
     if config.tie_word_embeddings && trained(ModuleId::Head) != trained(ModuleId::Embedding) {
         merged.untie();
@@ -36,7 +44,41 @@ fn merged_config(config: &Config, adapter: &Adapter) -> Config {
     merged
 }
 
+/// How the weights of a merged model are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored {
+    /// The type of values.
+    pub dtype: StoredDType,
+    /// The type of the blocks that the base holds and that stay integers ([`Decoder::integers_for`]).
+    pub integers: Option<BlockType>,
+}
+
+impl From<StoredDType> for Stored {
+    fn from(dtype: StoredDType) -> Self {
+        Stored { dtype, integers: None }
+    }
+}
+
 impl Decoder {
+    /// The type of the blocks in which the base holds its linear layers and takes up an adapter exactly: every
+    /// update of it adds one number to the weights of each group, whose minimum takes that up.
+    pub fn integers_for(&self, adapter: &Adapter) -> Option<BlockType> {
+        let mut kinds = BTreeSet::new();
+        for (module, trained) in adapter.layout.modules() {
+            match (trained, self.base_weight(module)) {
+                (Trained::Lora(lora), BaseWeight::Quantized(weight)) => {
+                    let kind = weight.blocks()?.kind();
+                    kind.affine_codes().filter(|_| lora.group.is_multiple_of(kind.elements()))?;
+                    kinds.insert(kind);
+                }
+                (Trained::Full(_), _) => {}
+                _ => return None,
+            }
+        }
+        let kind = kinds.pop_first()?;
+        (kinds.is_empty() && INTEGERS.contains(&kind)).then_some(kind)
+    }
+
     /// Writes one parameter as base and adapter have it together: the adapter's own copy, or `W0 + scale * B
     /// A` in `f32`, or the base's.
     fn write_parameter(
@@ -80,7 +122,16 @@ impl Decoder {
         }
     }
 
-    /// Writes base and adapter as one model into a folder that exists, with weights stored as `dtype` under
+    /// The blocks of a parameter, if the base holds it in such of this type.
+    fn blocks(&self, parameter: &Parameter, kind: Option<BlockType>) -> Option<&Blocks> {
+        let is_weight = kind.is_some() && parameter.is_quantizable();
+        let BaseWeight::Quantized(weight) = self.base_weight(is_weight.then_some(parameter.module)?) else {
+            return None;
+        };
+        weight.blocks().filter(|blocks| Some(blocks.kind()) == kind)
+    }
+
+    /// Writes base and adapter as one model into a folder that exists, with weights stored as is said under
     /// the names that they have in `base`, the parts that are not for texts as they are there, and what
     /// stands beside the weights, but the tokenizer's files of the folder `tokenizer`. Each file is written
     /// aside and renamed; config.json comes last.
@@ -93,22 +144,29 @@ impl Decoder {
         base: &ModelFolder,
         tokenizer: &Path,
         folder: &Path,
-        dtype: StoredDType,
+        stored_as: impl Into<Stored>,
     ) -> Result<()> {
-        let config = merged_config(&self.config, adapter);
+        let stored_as @ Stored { dtype, integers } = stored_as.into();
+        let config = merged_config(&self.config, adapter, stored_as);
         let (stored, parameters) = (base.checkpoint.as_ref(), config.parameters());
         let name = |p: &Parameter| stored.map_or_else(|| p.name(), |stored| stored.spelling(p));
         let names: Vec<String> = parameters.iter().map(name).collect();
-        let spec = |(p, name): (&Parameter, &String)| TensorSpec {
-            name: name.clone(),
-            shape: p.file_shape(),
-            dtype,
+        let specs = |(p, name): (&Parameter, &String)| match self.blocks(p, integers) {
+            Some(blocks) => quantized::specs(name, p, Format::Blocks(blocks.kind()), dtype),
+            None => vec![TensorSpec { name: name.clone(), shape: p.file_shape(), dtype }],
         };
-        let mut specs: Vec<TensorSpec> = parameters.iter().zip(&names).map(spec).collect();
+        let mut specs: Vec<TensorSpec> = parameters.iter().zip(&names).flat_map(specs).collect();
         specs.extend(stored.map(|stored| stored.foreign(&config)).unwrap_or_default());
         let mut writer = CheckpointWriter::model(folder, specs, SHARD_BYTES)?;
         for (parameter, name) in parameters.iter().zip(&names) {
-            self.write_parameter(adapter, parameter, name, &mut writer)?;
+            match self.blocks(parameter, integers) {
+                Some(blocks) => {
+                    let trained = adapter.layout.get(parameter.module);
+                    let merged = qalora::merge_into_minima(adapter, trained, &self.device, blocks);
+                    writer.write_bytes(name, 0, merged.as_ref().unwrap_or(blocks).bytes())?;
+                }
+                None => self.write_parameter(adapter, parameter, name, &mut writer)?,
+            }
         }
         stored.map_or(Ok(()), |stored| stored.copy_foreign(&config, &mut writer))?;
         writer.finish()?;
@@ -183,6 +241,11 @@ impl Difference {
 
     /// Whether this is no more than rounding to `dtype` explains; never if a logit is not a number.
     pub fn is_rounding(self, dtype: StoredDType) -> bool {
-        self.largest.is_finite() && self.relative <= Difference::bound(dtype)
+        self.is_within(Difference::bound(dtype))
+    }
+
+    /// Whether the relative difference is within a bound; never if a logit is not a number.
+    pub fn is_within(self, bound: f64) -> bool {
+        self.largest.is_finite() && self.relative <= bound
     }
 }

@@ -4,3 +4,4 @@
 pub(crate) mod dora;
 pub(crate) mod full;
 pub(crate) mod lora;
+pub(crate) mod qalora;

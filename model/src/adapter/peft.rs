@@ -1,6 +1,8 @@
 //! Adapters as PEFT has them on disk: the settings, which of a model's layers they mean, the tensors and
 //! their keys, and folders of both, also of other programs and releases.
 
+pub use super::method::qalora::Pooling;
+
 pub mod files;
 pub mod folder;
 mod mlx;
@@ -9,7 +11,9 @@ mod settings;
 pub mod targets;
 mod tensors;
 
-pub use settings::{ALPHA, CONFIG_FILE, DROPOUT, MAX_RANK, PeftConfig, Selection, scaling};
+pub use settings::{
+    ALPHA, CONFIG_FILE, DROPOUT, MAX_GROUP, MAX_RANK, PeftConfig, QaLora, Selection, scaling,
+};
 use settings::{read_settings, texts};
 pub use tensors::{
     AdapterTensor, Update, WEIGHTS_FILE, a_key, b_key, key_prefix, updates, whole_module, write_adapter,

@@ -130,7 +130,7 @@ fn check_entry(value: &Value, data_length: u64) -> Result<(StoredDType, Vec<usiz
             "claims the bytes {start} to {end} of {data_length}; the file is broken off or its header is wrong"
         ));
     }
-    let size = shape.iter().try_fold(stored.size() as u64, |size, &n| size.checked_mul(n));
+    let size = shape.iter().try_fold(stored.bytes(1) as u64, |size, &n| size.checked_mul(n));
     if size != Some(end - start) {
         let bytes = end - start;
         return Err(format!(

@@ -1,15 +1,17 @@
-//! Weights in four bits as bitsandbytes stores them: beside the packed codes a handful of tensors, and a JSON
-//! object in the bytes of one of them (bitsandbytes `functional.QuantState.as_dict`,
-//! `utils.pack_dict_to_tensor`).
+//! Weights of codes in files. bitsandbytes has beside the packed codes a handful of tensors, and a JSON object
+//! in the bytes of one of them (`functional.QuantState.as_dict`, `utils.pack_dict_to_tensor`). Blocks are bytes,
+//! `[rows, bytes of a row]`, whose type config.json says, or a GGUF file for each tensor.
 
 use std::path::Path;
 
 use compute::Buffer;
-use compute::quant::{BLOCK_SIZES, Code, Format, Quantized, SCALES_BLOCK, Scales};
+use compute::quant::{
+    BLOCK_SIZES, BlockType, Blocks, Code, Codebook, CodebookFormat, Format, Quantized, SCALES_BLOCK, Scales,
+};
 use half::bf16;
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, CheckpointWriter, StoredDType, TensorSpec};
+use super::{Checkpoint, CheckpointWriter, StoredDType, TensorInfo, TensorSpec};
 use crate::config::Config;
 use crate::error::{ModelError, Result};
 use crate::names::Parameter;
@@ -71,19 +73,22 @@ impl Checkpoint {
             return wrong("is stored in four bits; only the blocks' linear layers can be");
         }
         match self.state(parameter)? {
-            Some(state) if state.quant_type != said.code.name() => wrong(&format!(
-                "is stored as {}, but config.json says \"bnb_4bit_quant_type\": \"{}\"",
-                state.quant_type, said.code
+            Some(state) if state.quant_type != said.name() => wrong(&format!(
+                "is stored as {}, but config.json says that weights are {said}",
+                state.quant_type
             )),
             _ => Ok(()),
         }
     }
 
-    /// How a weight is stored in four bits, if it is, and the bytes that its codes and scales take.
+    /// How a weight is stored in codes, if it is, and the bytes that they and their scales take.
     ///
     /// # Errors
     /// If what stands beside its codes is missing, misshapen or contradicts the parameter.
-    pub fn quantized(&self, parameter: &Parameter) -> Result<Option<(Format, u64)>> {
+    pub fn quantized(&self, parameter: &Parameter, config: &Config) -> Result<Option<(Format, u64)>> {
+        if let Some((kind, info)) = self.blocks(parameter, config) {
+            return Ok(Some((Format::Blocks(kind), info.size_bytes())));
+        }
         let Some(state) = self.state(parameter)? else { return Ok(None) };
         let name = self.name_of(parameter).expect("it has codes, as its state was checked");
         let code = self.quantized_code(&name).expect("it has a state");
@@ -91,7 +96,17 @@ impl Checkpoint {
         let scales = if double_quant { &[ABSMAX, NESTED_ABSMAX][..] } else { &[ABSMAX] };
         let scales = scales.iter().map(|suffix| self.tensors[&(name.clone() + suffix)].size_bytes());
         let bytes = self.tensors[&name].size_bytes() + scales.sum::<u64>();
-        Ok(Some((Format { code, block_size: state.blocksize, double_quant }, bytes)))
+        let format = CodebookFormat { code, block_size: state.blocksize, double_quant };
+        Ok(Some((Format::Codebook(format), bytes)))
+    }
+
+    /// The type of a weight's blocks, if it is stored in such, and where they are.
+    fn blocks(&self, parameter: &Parameter, config: &Config) -> Option<(BlockType, &TensorInfo)> {
+        let info = self.stored(parameter, config).ok()?;
+        match info.dtype {
+            StoredDType::Blocks(kind) => Some((kind, info)),
+            _ => None,
+        }
     }
 
     /// The state of a weight in four bits, checked against the parameter and the tensors beside it.
@@ -176,12 +191,15 @@ impl Checkpoint {
         Ok(Some(state))
     }
 
-    /// Reads a weight that is stored in four bits; `None` if it is not.
+    /// Reads a weight that is stored in codes; `None` if it is not.
     ///
     /// # Errors
     /// If what stands beside its codes is missing, misshapen or contradicts the parameter, or the file cannot
     /// be read.
-    pub fn read_quantized(&self, parameter: &Parameter) -> Result<Option<Quantized>> {
+    pub fn read_quantized(&self, parameter: &Parameter, config: &Config) -> Result<Option<Quantized>> {
+        if let Some((kind, _)) = self.blocks(parameter, config) {
+            return Ok(Some(self.read_blocks(parameter, config, kind)?));
+        }
         let Some(state) = self.state(parameter)? else { return Ok(None) };
         let name = self.name_of(parameter).expect("it has codes, as its state was checked");
         let absmax = name.clone() + ABSMAX;
@@ -204,9 +222,26 @@ impl Checkpoint {
             return Err(ModelError::tensor(&self.files[self.tensors[&absmax].file].0, absmax, problem));
         }
         let (rows, cols) = (parameter.rows, parameter.cols);
-        let mut weight = Quantized::new(rows, cols, state.blocksize, table, scales);
-        self.read_bytes(&name, 0, weight.codes_mut())?;
-        Ok(Some(weight))
+        let mut codebook = Codebook::new(rows * cols, state.blocksize, table, scales);
+        self.read_bytes(&name, 0, codebook.codes_mut())?;
+        Ok(Some(Quantized::of_codebook(rows, cols, codebook)))
+    }
+
+    fn read_blocks(&self, parameter: &Parameter, config: &Config, kind: BlockType) -> Result<Quantized> {
+        let (rows, cols) = (parameter.rows, parameter.cols);
+        let name = self.stored_name(parameter, config)?;
+        let mut blocks = Blocks::zeros(kind, rows * cols);
+        self.read_bytes(&name, 0, blocks.bytes_mut())?;
+        if let Some(block) = blocks.not_finite() {
+            let element = block * kind.elements();
+            let problem = format!(
+                "has a scale that is no finite number in row {}, from column {} on",
+                element / cols,
+                element % cols
+            );
+            return Err(ModelError::tensor(&self.files[self.tensors[&name].file].0, name, problem));
+        }
+        Ok(Quantized::of_blocks(rows, cols, blocks))
     }
 
     /// The values of a tensor of `f32`, whatever its shape.
@@ -227,7 +262,7 @@ impl Checkpoint {
 }
 
 /// The state of a weight, as it is written.
-fn state(parameter: &Parameter, format: Format, dtype: StoredDType, offset: f32) -> String {
+fn state(parameter: &Parameter, format: CodebookFormat, dtype: StoredDType, offset: f32) -> String {
     let double = format.double_quant;
     let state = State {
         quant_type: format.code.name().to_owned(),
@@ -242,7 +277,7 @@ fn state(parameter: &Parameter, format: Format, dtype: StoredDType, offset: f32)
 }
 
 /// Bytes set aside for a state before its offset is known; JSON may end in blanks.
-fn state_bytes(parameter: &Parameter, format: Format, dtype: StoredDType) -> usize {
+fn state_bytes(parameter: &Parameter, format: CodebookFormat, dtype: StoredDType) -> usize {
     state(parameter, format, dtype, -1.234_567_8e-20).len() + 16
 }
 
@@ -253,10 +288,17 @@ pub(crate) fn specs(
     format: Format,
     dtype: StoredDType,
 ) -> Vec<TensorSpec> {
-    let elements = parameter.rows * parameter.cols;
-    let blocks = elements.div_ceil(format.block_size);
     let spec =
         |suffix: &str, shape: Vec<usize>, dtype| TensorSpec { name: name.to_owned() + suffix, shape, dtype };
+    let format = match format {
+        Format::Codebook(format) => format,
+        Format::Blocks(kind) => {
+            let shape = vec![parameter.rows, kind.size_bytes(parameter.cols)];
+            return vec![spec("", shape, StoredDType::U8)];
+        }
+    };
+    let elements = parameter.rows * parameter.cols;
+    let blocks = elements.div_ceil(format.block_size);
     let mut specs = vec![
         spec("", vec![elements.div_ceil(2), 1], StoredDType::U8),
         spec(MAP, vec![16], StoredDType::F32),
@@ -284,6 +326,12 @@ pub(crate) fn write(
 ) -> Result<()> {
     let named = |suffix: &str| name.to_owned() + suffix;
     let bytes_of = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let (format, weight) = match (format, weight.codebook()) {
+        (Format::Codebook(format), Some(codebook)) => (format, codebook),
+        _ => {
+            return to.write_bytes(name, 0, weight.blocks().expect("codes of one kind or the other").bytes());
+        }
+    };
     to.write_bytes(name, 0, weight.codes())?;
     to.write_bytes(&named(MAP), 0, &bytes_of(weight.table()))?;
     let offset = match weight.scales() {

@@ -1,6 +1,7 @@
 //! The types of elements in files, and how they become those of a matrix.
 
 use compute::DType;
+use compute::quant::BlockType;
 use half::bf16;
 
 /// How a tensor's elements are stored in a file.
@@ -20,18 +21,26 @@ pub enum StoredDType {
     I32,
     /// Whole numbers, never weights.
     I64,
+    /// Weights in blocks, as compute has them.
+    Blocks(BlockType),
 }
 
 impl StoredDType {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Elements that are stored together, and their bytes.
+    pub fn unit(self) -> (usize, usize) {
         match self {
-            StoredDType::F32 => 4,
-            StoredDType::Bf16 | StoredDType::F16 => 2,
-            StoredDType::U8 | StoredDType::Bool => 1,
-            StoredDType::I32 => 4,
-            StoredDType::I64 => 8,
+            StoredDType::F32 | StoredDType::I32 => (1, 4),
+            StoredDType::Bf16 | StoredDType::F16 => (1, 2),
+            StoredDType::U8 | StoredDType::Bool => (1, 1),
+            StoredDType::I64 => (1, 8),
+            StoredDType::Blocks(kind) => (kind.elements(), kind.bytes()),
         }
+    }
+
+    /// Bytes of so many elements, whole units of them.
+    pub fn bytes(self, elements: usize) -> usize {
+        let (count, bytes) = self.unit();
+        elements / count * bytes
     }
 
     /// The name in a safetensors header.
@@ -44,6 +53,7 @@ impl StoredDType {
             StoredDType::Bool => "BOOL",
             StoredDType::I32 => "I32",
             StoredDType::I64 => "I64",
+            StoredDType::Blocks(kind) => kind.name(),
         }
     }
 
@@ -57,6 +67,7 @@ impl StoredDType {
             StoredDType::Bool => "bool",
             StoredDType::I32 => "int32",
             StoredDType::I64 => "int64",
+            StoredDType::Blocks(kind) => kind.name(),
         }
     }
 
@@ -64,14 +75,15 @@ impl StoredDType {
     pub fn matrix_dtype(self) -> DType {
         match self {
             StoredDType::Bf16 => DType::Bf16,
-            StoredDType::F32 | StoredDType::F16 => DType::F32,
+            StoredDType::F32 | StoredDType::F16 | StoredDType::Blocks(_) => DType::F32,
             other => panic!("{} are no weights", other.name()),
         }
     }
 
     /// Whether weights may be stored so.
     pub fn is_weight(self) -> bool {
-        matches!(self, StoredDType::F32 | StoredDType::Bf16 | StoredDType::F16)
+        use StoredDType::{Bf16, Blocks, F16, F32};
+        matches!(self, F32 | Bf16 | F16 | Blocks(_))
     }
 
     /// The type of this name in a safetensors header.

@@ -26,7 +26,7 @@ pub struct TensorSpec {
 
 impl TensorSpec {
     fn size_bytes(&self) -> u64 {
-        self.shape.iter().product::<usize>() as u64 * self.dtype.size() as u64
+        self.dtype.bytes(self.shape.iter().product()) as u64
     }
 }
 
@@ -132,7 +132,7 @@ impl CheckpointWriter {
     /// # Panics
     /// If the tensor was not announced, has no such elements, or the part before has not been written.
     pub fn write_bytes(&mut self, name: &str, start: usize, bytes: &[u8]) -> Result<()> {
-        let size = self.place(name).spec.dtype.size();
+        let size = self.place(name).spec.dtype.bytes(1);
         assert!(bytes.len().is_multiple_of(size), "{} bytes for {name:?}, {size} an element", bytes.len());
         self.write_elements(name, start, bytes.len() / size, |file, _| file.write_all(bytes))
     }
@@ -151,7 +151,7 @@ impl CheckpointWriter {
         assert!(start + count <= elements, "{name:?} has {elements} elements, not {start} and {count}");
         place.written += count;
         let dtype = place.spec.dtype;
-        let position = place.start + (start * dtype.size()) as u64;
+        let position = place.start + (start * dtype.bytes(1)) as u64;
         let Shard { file, target, .. } = &mut self.shards[place.shard];
         file.seek(SeekFrom::Start(position))
             .and_then(|_| write(file.as_file_mut(), dtype))
@@ -219,7 +219,7 @@ fn cut(specs: Vec<TensorSpec>, limit: u64) -> Vec<Vec<TensorSpec>> {
 /// reason.
 fn header(metadata: &BTreeMap<String, String>, specs: &[TensorSpec]) -> (Vec<u8>, Vec<u64>) {
     let mut order: Vec<usize> = (0..specs.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(specs[i].dtype.size()));
+    order.sort_by_key(|&i| std::cmp::Reverse(specs[i].dtype.bytes(1)));
     let mut entries = Map::new();
     if !metadata.is_empty() {
         entries.insert("__metadata__".to_owned(), json!(metadata));
@@ -249,8 +249,8 @@ fn write_values(file: &mut File, values: MatrixRef<'_>, dtype: StoredDType) -> i
     let elements = values.rows() * values.cols();
     let values = values.download();
     let values = values.as_ref().reshape(elements, 1);
-    let rows = BUFFER / dtype.size();
-    let mut buffer = Vec::with_capacity(BUFFER.min(elements * dtype.size()));
+    let rows = BUFFER / dtype.bytes(1);
+    let mut buffer = Vec::with_capacity(BUFFER.min(elements * dtype.bytes(1)));
     for start in (0..elements).step_by(rows) {
         let chunk = values.rows_range(start..elements.min(start + rows));
         match chunk.dtype() {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::kernel::{CHUNK, Target};
 use super::{Operand, pack, portable};
-use crate::quant::Quantized;
+use crate::quant::Codebook;
 
 /// Rows of a tile: 12 sums, 2 factors of `b` and one of `a` fill the 16 registers.
 pub(super) const ROWS: usize = 6;
@@ -115,12 +115,12 @@ pub(super) unsafe fn dots(rows: usize, x: *const u8, w: Operand<'_>, sums: *mut 
     unsafe { portable::dots::<ROWS>(rows, x, w, sums) }
 }
 
-/// [`portable::dequantize`], compiled for AVX2.
+/// [`portable::dequantize_codebook`], compiled for AVX2.
 ///
 /// # Safety
-/// See [`portable::dequantize`]; the processor has AVX2 and FMA.
+/// See [`portable::dequantize_codebook`]; the processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn dequantize(from: &Quantized, first: usize, len: usize, to: *mut u8) {
+pub(super) unsafe fn dequantize(from: &Codebook, first: usize, len: usize, to: *mut u8) {
     // SAFETY: as the caller promises.
-    unsafe { portable::dequantize(from, first, len, to) }
+    unsafe { portable::dequantize_codebook(from, first, len, to) }
 }

@@ -309,7 +309,7 @@ unsafe fn compute_panels(
         unsafe {
             let values = match right {
                 Right::Dense(values) => values,
-                Right::FourBit(codes) => codes.values(kernel, values.start()),
+                Right::Coded(codes) => codes.values(kernel, values.start()),
             };
             (kernel.pack_b)(values, width, b.start());
         }

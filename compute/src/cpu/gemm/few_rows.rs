@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::four_bit::{FewRows, FourBit};
+use super::coded::{Coded, FewRows};
 use super::kernel::Kernel;
 use super::layout::Layout;
 use super::prefetch::Prefetch;
@@ -43,7 +43,7 @@ pub(super) type Dots = unsafe fn(rows: usize, x: *const u8, w: Operand<'_>, sums
 pub(super) fn applies(product: &Product<'_>) -> bool {
     let along = |b: &Right<'_>| match b {
         Right::Dense(b) => b.row_stride == 1,
-        Right::FourBit(b) => b.is_transposed(),
+        Right::Coded(b) => b.is_transposed(),
     };
     product.a.rows <= ROWS
         && product.a.cols >= MIN_DEPTH
@@ -171,9 +171,7 @@ impl<'a> Pair<'a> {
     /// Packs the rows into this room, which is theirs as long as the pair lives.
     fn pack(layout: &Layout, kernel: &'static Kernel, a: Operand<'a>, b: Right<'a>, room: Room) -> Self {
         let codes = match &b {
-            Right::FourBit(b) if a.col_stride == 1 => {
-                kernel.four_bit_rows.as_ref().filter(|few| (few.applies)(b))
-            }
+            Right::Coded(b) if a.col_stride == 1 => kernel.coded_rows.iter().find(|few| (few.applies)(b)),
             _ => None,
         };
         let bytes = layout.few_rows_bytes(a.cols);
@@ -196,10 +194,10 @@ impl<'a> Pair<'a> {
         // SAFETY: as the caller promises; `x` is packed as each wants it.
         unsafe {
             match (&self.b, self.codes) {
-                (Right::FourBit(b), Some(few)) => {
+                (Right::Coded(b), Some(few)) => {
                     (few.dots)(self.rows, self.x, b.view(0..self.depth, cols), scratch.b, to);
                 }
-                (Right::FourBit(b), None) => self.sums_of_values(kernel, cols, b, scratch.values, to),
+                (Right::Coded(b), None) => self.sums_of_values(kernel, cols, b, scratch.values, to),
                 (Right::Dense(b), _) => (kernel.dots)(self.rows, self.x, b.view(0..self.depth, cols), to),
             }
         }
@@ -213,7 +211,7 @@ impl<'a> Pair<'a> {
         &self,
         kernel: &Kernel,
         cols: Range<usize>,
-        b: &FourBit<'_>,
+        b: &Coded<'_>,
         values: Room,
         to: *mut f32,
     ) {

@@ -5,8 +5,8 @@
 use std::arch::x86_64::*;
 
 use super::Operand;
+use super::coded::Coded;
 use super::few_rows::{ROWS, WIDTH};
-use super::four_bit::FourBit;
 use super::scales::{granule, granules_fit, write_scales};
 use super::scratch::Room;
 use crate::matrix::Slice;
@@ -17,15 +17,15 @@ const STEP: usize = 64;
 const LANES: usize = 8;
 
 /// Whether few rows can be multiplied by this weight from its codes.
-pub(super) fn has_dots(w: &FourBit<'_>) -> bool {
-    granule(w) == STEP && granules_fit(w)
+pub(super) fn has_dots(w: &Coded<'_>) -> bool {
+    granules_fit(w) && granule(w) == STEP
 }
 
-/// [`super::four_bit::FewRows::pack`]: in each step the even elements before the odd ones, and in the order
+/// [`super::coded::FewRows::pack`]: in each step the even elements before the odd ones, and in the order
 /// in which unpacking, which keeps to the halves of a vector, brings values forth.
 ///
 /// # Safety
-/// See [`super::four_bit::FewRows::pack`].
+/// See [`super::coded::FewRows::pack`].
 pub(super) unsafe fn pack(a: Operand<'_>, to: *mut u8) {
     let to = to.cast::<f32>();
     for i in 0..a.rows {
@@ -44,12 +44,12 @@ pub(super) unsafe fn pack(a: Operand<'_>, to: *mut u8) {
     }
 }
 
-/// [`super::four_bit::FewRows::dots`].
+/// [`super::coded::FewRows::dots`].
 ///
 /// # Safety
-/// See [`super::four_bit::FewRows::dots`]; the processor has AVX2 and FMA.
+/// See [`super::coded::FewRows::dots`]; the processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn dots(rows: usize, x: *const u8, w: FourBit<'_>, scales: Room, sums: *mut f32) {
+pub(super) unsafe fn dots(rows: usize, x: *const u8, w: Coded<'_>, scales: Room, sums: *mut f32) {
     const { assert!(ROWS == 4) };
     let x = x.cast::<f32>();
     let scales = scales.sums(0, w.rows / STEP);
@@ -67,17 +67,17 @@ pub(super) unsafe fn dots(rows: usize, x: *const u8, w: FourBit<'_>, scales: Roo
 /// # Safety
 /// See [`dots`], of exactly `COUNT` rows. Inlined into a function with the features.
 #[inline(always)]
-unsafe fn dots_of<const COUNT: usize>(x: *const f32, w: FourBit<'_>, scales: *mut f32, sums: *mut f32) {
+unsafe fn dots_of<const COUNT: usize>(x: *const f32, w: Coded<'_>, scales: *mut f32, sums: *mut f32) {
     let (depth, steps) = (w.rows, w.rows / STEP);
     // SAFETY: codes and `x` are whole steps, and there is room for a scale of each.
     unsafe {
-        let tables = byte_tables(w.weight.table());
+        let tables = byte_tables(w.codebook().table());
         let nibble = _mm256_set1_epi8(15);
         for j in 0..w.cols {
             let first = w.first + j * w.weight.cols();
             let to = std::slice::from_raw_parts_mut(scales, steps);
-            write_scales(w.weight, first, STEP, to, |rounded, codes, to| rounded.write(codes, to));
-            let codes = w.weight.codes().as_ptr().add(first / 2);
+            write_scales(w.codebook(), first, STEP, to, |rounded, codes, to| rounded.write(codes, to));
+            let codes = w.codebook().codes().as_ptr().add(first / 2);
             let mut acc = [_mm256_setzero_ps(); COUNT];
             for i in 0..steps {
                 let codes = _mm256_loadu_si256(codes.add(i * STEP / 2).cast());

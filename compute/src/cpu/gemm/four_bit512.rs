@@ -6,25 +6,25 @@ use std::ops::Range;
 
 use super::Operand;
 use super::avx512::{bits, mask16, totals};
+use super::coded::{Coded, FewRows};
 use super::few_rows::{COLS, ROWS, WIDTH};
-use super::four_bit::{FewRows, FourBit};
 use super::scales::{READ, Rounded, SCALES, granule, granules_fit, write_scales};
 use super::scratch::Room;
 use crate::bf16;
 use crate::cpu::quant;
 use crate::cpu::simd::{self, Element};
 use crate::matrix::Slice;
-use crate::quant::{Quantized, Scales};
+use crate::quant::{Codebook, Scales};
 
 /// Elements of a step: a vector of pairs.
 const STEP: usize = 32;
 
-/// [`super::four_bit::Dequantize`] to `bf16`.
+/// [`super::coded::OfCodebook`] to `bf16`.
 ///
 /// # Safety
 /// `to` has room for `len` elements; the processor has AVX-512 F, BW, DQ, VL and BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn to_bf16(from: &Quantized, first: usize, len: usize, to: *mut u8) {
+pub(super) unsafe fn to_bf16(from: &Codebook, first: usize, len: usize, to: *mut u8) {
     let to = to.cast::<bf16>();
     let table = table_of(from);
     // SAFETY: `steps` keeps to the elements that there are; as the caller promises.
@@ -42,12 +42,12 @@ pub(super) unsafe fn to_bf16(from: &Quantized, first: usize, len: usize, to: *mu
     }
 }
 
-/// [`super::four_bit::Dequantize`] to `f32`.
+/// [`super::coded::OfCodebook`] to `f32`.
 ///
 /// # Safety
 /// `to` has room for `len` elements; the processor has AVX-512 F, BW, DQ and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn to_f32(from: &Quantized, first: usize, len: usize, to: *mut u8) {
+pub(super) unsafe fn to_f32(from: &Codebook, first: usize, len: usize, to: *mut u8) {
     let to = to.cast::<f32>();
     let table = table_of(from);
     // SAFETY: `steps` keeps to the elements that there are; as the caller promises.
@@ -68,7 +68,7 @@ pub(super) unsafe fn to_f32(from: &Quantized, first: usize, len: usize, to: *mut
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn table_of(from: &Quantized) -> __m512 {
+fn table_of(from: &Codebook) -> __m512 {
     // SAFETY: sixteen floats.
     unsafe { _mm512_loadu_ps(from.table().as_ptr()) }
 }
@@ -76,7 +76,7 @@ fn table_of(from: &Quantized) -> __m512 {
 /// The values that the codes of a block stand for.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn values_of(from: &Quantized, table: __m512, block: usize) -> __m512 {
+fn values_of(from: &Codebook, table: __m512, block: usize) -> __m512 {
     _mm512_mul_ps(table, _mm512_set1_ps(from.scales().of(block)))
 }
 
@@ -87,7 +87,7 @@ fn values_of(from: &Quantized, table: __m512, block: usize) -> __m512 {
 /// `to` has room for `len` elements. Inlined into a function with the features.
 #[inline(always)]
 unsafe fn steps<T: Element, F: Fn(__m512i, *mut T)>(
-    from: &Quantized,
+    from: &Codebook,
     first: usize,
     len: usize,
     to: *mut T,
@@ -114,7 +114,7 @@ unsafe fn steps<T: Element, F: Fn(__m512i, *mut T)>(
         if whole < part {
             // SAFETY: the caller promises room.
             let to = unsafe { std::slice::from_raw_parts_mut(to.add(done + whole), part - whole) };
-            quant::run(from, element + whole, to);
+            quant::run_of_codebook(from, element + whole, to);
         }
         done += part;
     }
@@ -129,7 +129,7 @@ const _: () = assert!(CODES == 2 * VECTOR);
 /// two.
 const IN_LANE: [usize; 8] = [1, 0, 3, 2, 5, 4, 7, 6];
 /// Whether few rows can be multiplied by this weight from its codes.
-pub(super) fn has_dots(w: &FourBit<'_>) -> bool {
+pub(super) fn has_dots(w: &Coded<'_>) -> bool {
     granules_fit(w)
 }
 
@@ -138,10 +138,10 @@ fn row_len(depth: usize) -> usize {
     depth.next_multiple_of(CODES)
 }
 
-/// [`super::four_bit::FewRows::pack`] to `bf16`.
+/// [`super::coded::FewRows::pack`] to `bf16`.
 ///
 /// # Safety
-/// See [`super::four_bit::FewRows::pack`]; the processor has AVX-512 F, BW, DQ and VL.
+/// See [`super::coded::FewRows::pack`]; the processor has AVX-512 F, BW, DQ and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn pack_bf16(a: Operand<'_>, to: *mut u8) {
     let arrange = |from: &[bf16; CODES], to: *mut bf16| {
@@ -160,10 +160,10 @@ pub(super) unsafe fn pack_bf16(a: Operand<'_>, to: *mut u8) {
     unsafe { pack(a, to.cast(), arrange) }
 }
 
-/// [`super::four_bit::FewRows::pack`] to `f32`.
+/// [`super::coded::FewRows::pack`] to `f32`.
 ///
 /// # Safety
-/// See [`super::four_bit::FewRows::pack`]; the processor has AVX-512 F, BW, DQ and VL.
+/// See [`super::coded::FewRows::pack`]; the processor has AVX-512 F, BW, DQ and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn pack_f32(a: Operand<'_>, to: *mut u8) {
     let lanes = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
@@ -201,14 +201,14 @@ unsafe fn pack<X: Element>(a: Operand<'_>, to: *mut X, arrange: impl Fn(&[X; COD
     }
 }
 
-/// [`super::four_bit::FewRows::dots`] over pairs of `bf16`. The sixteen values are rounded to `bf16` before
+/// [`super::coded::FewRows::dots`] over pairs of `bf16`. The sixteen values are rounded to `bf16` before
 /// they are scaled, and sums of blocks are scaled in `f32`.
 ///
 /// # Safety
-/// See [`super::four_bit::FewRows::dots`]; the processor has AVX-512 F, BW, DQ, VL and BF16.
+/// See [`super::coded::FewRows::dots`]; the processor has AVX-512 F, BW, DQ, VL and BF16.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, w: FourBit<'_>, scales: Room, sums: *mut f32) {
-    let values = _mm512_cvtneps_pbh(table_of(w.weight));
+pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, w: Coded<'_>, scales: Room, sums: *mut f32) {
+    let values = _mm512_cvtneps_pbh(table_of(w.codebook()));
     // SAFETY: both are 32 plain bytes.
     let values = unsafe { std::mem::transmute::<__m256bh, __m256i>(values) };
     // The same sixteen twice: of an index, the fifth bit then does not matter, and those above it never do.
@@ -226,13 +226,13 @@ pub(super) unsafe fn dots_bf16(rows: usize, x: *const u8, w: FourBit<'_>, scales
     unsafe { dots(rows, x, w, scales, sums, look_up, multiply) }
 }
 
-/// [`super::four_bit::FewRows::dots`] over `f32`.
+/// [`super::coded::FewRows::dots`] over `f32`.
 ///
 /// # Safety
-/// See [`super::four_bit::FewRows::dots`]; the processor has AVX-512 F, BW, DQ and VL.
+/// See [`super::coded::FewRows::dots`]; the processor has AVX-512 F, BW, DQ and VL.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn dots_f32(rows: usize, x: *const u8, w: FourBit<'_>, scales: Room, sums: *mut f32) {
-    let values = _mm512_castps_si512(table_of(w.weight));
+pub(super) unsafe fn dots_f32(rows: usize, x: *const u8, w: Coded<'_>, scales: Room, sums: *mut f32) {
+    let values = _mm512_castps_si512(table_of(w.codebook()));
     let look_up = |codes: __m512i| {
         [
             _mm512_permutexvar_epi32(codes, values),
@@ -251,12 +251,12 @@ pub(super) unsafe fn dots_f32(rows: usize, x: *const u8, w: FourBit<'_>, scales:
 }
 
 /// # Safety
-/// See [`super::four_bit::FewRows::dots`]. Inlined into a function with the features.
+/// See [`super::coded::FewRows::dots`]. Inlined into a function with the features.
 #[inline(always)]
 unsafe fn dots<const PARTS: usize>(
     rows: usize,
     x: *const u8,
-    w: FourBit<'_>,
+    w: Coded<'_>,
     scales: Room,
     sums: *mut f32,
     look_up: impl Fn(__m512i) -> [__m512i; PARTS],
@@ -281,13 +281,13 @@ unsafe fn dots<const PARTS: usize>(
 #[inline(always)]
 unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
     x: *const u8,
-    w: FourBit<'_>,
+    w: Coded<'_>,
     scales: Room,
     sums: *mut f32,
     look_up: impl Fn(__m512i) -> [__m512i; PARTS],
     multiply: impl Fn(__m512, __m512i, __m512i) -> __m512,
 ) {
-    let planes = Planes::of(w.weight.scales());
+    let planes = Planes::of(w.codebook().scales());
     let of_column = w.rows / granule(&w);
     // Columns whose scales there is room for.
     let group = 1 << (2 * SCALES / of_column.max(1)).min(WIDTH).ilog2();
@@ -322,7 +322,7 @@ unsafe fn dots_of<const COUNT: usize, const PARTS: usize>(
 /// # Safety
 /// `to` has room for them and [`READ`] more; inlined into a function with the features.
 #[inline(always)]
-unsafe fn make_scales(w: &FourBit<'_>, columns: Range<usize>, planes: &Option<Planes>, to: *mut f32) {
+unsafe fn make_scales(w: &Coded<'_>, columns: Range<usize>, planes: &Option<Planes>, to: *mut f32) {
     let (granule, of_column) = (granule(w), w.rows / granule(w));
     // Those of whole rows of the weight follow each other.
     let (runs, run) = match columns.len() {
@@ -333,7 +333,7 @@ unsafe fn make_scales(w: &FourBit<'_>, columns: Range<usize>, planes: &Option<Pl
         // SAFETY: as the caller promises.
         let to = unsafe { std::slice::from_raw_parts_mut(to.add(n * of_column), run) };
         let first = w.first + (columns.start + n) * w.weight.cols();
-        write_scales(w.weight, first, granule, to, |rounded, codes, to| match planes {
+        write_scales(w.codebook(), first, granule, to, |rounded, codes, to| match planes {
             // SAFETY: `Planes::of` made sure that the processor has what it takes.
             Some(planes) => unsafe { planes.write(rounded, codes, to) },
             None => rounded.write(codes, to),
@@ -351,7 +351,7 @@ unsafe fn make_scales(w: &FourBit<'_>, columns: Range<usize>, planes: &Option<Pl
 unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
     j: usize,
     x: *const u8,
-    w: FourBit<'_>,
+    w: Coded<'_>,
     scales: *const f32,
     look_up: &impl Fn(__m512i) -> [__m512i; PARTS],
     multiply: &impl Fn(__m512, __m512i, __m512i) -> __m512,
@@ -367,7 +367,7 @@ unsafe fn columns<const COUNT: usize, const N: usize, const PARTS: usize>(
         // Which of a step's scales is a lane's.
         let lanes = _mm512_setr_epi32(0, 8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120);
         let lanes = _mm512_srl_epi32(lanes, _mm_cvtsi32_si128(granule.trailing_zeros() as i32));
-        let codes: [_; N] = std::array::from_fn(|n| w.weight.codes().as_ptr().add(first(n) / 2));
+        let codes: [_; N] = std::array::from_fn(|n| w.codebook().codes().as_ptr().add(first(n) / 2));
         let mut acc = [[_mm512_setzero_ps(); COUNT]; N];
         for i in 0..steps {
             for (n, acc) in acc.iter_mut().enumerate() {

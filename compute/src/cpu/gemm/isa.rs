@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 pub(crate) enum Isa {
     /// Plain Rust, right everywhere.
     Portable,
-    /// x86-64 with AVX2 and FMA: 8 products of `f32` at a time.
+    /// x86-64 with AVX2, FMA and F16C: 8 products of `f32` at a time.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL: 16 products of `f32` at a time.
     Avx512,
@@ -35,7 +35,11 @@ impl Isa {
     pub(crate) fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = || {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            };
             let avx512 = || {
                 avx2()
                     && is_x86_feature_detected!("avx512f")

@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
-use super::{Isa, Operand, few_rows, four_bit, pack, portable, scratch};
+use super::{Isa, Operand, coded, few_rows, pack, portable, scratch};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512, four_bit2, four_bit512, pack512};
+use super::{avx2, avx512, blocks2, blocks512, four_bit2, four_bit512, pack512};
 use crate::cpu::Cpu;
 use crate::{DType, Precision, bf16};
 
@@ -87,9 +87,9 @@ pub(super) struct Kernel {
     pub(super) pack_b: PackB,
     pub(super) store: Store,
     pub(super) dots: few_rows::Dots,
-    pub(super) dequantize: four_bit::Dequantize,
-    /// The faster way for few rows and weights in four bits, where there is one.
-    pub(super) four_bit_rows: Option<four_bit::FewRows>,
+    pub(super) dequantize: coded::Dequantize,
+    /// Faster ways for few rows and weights of codes, where there are any; the first that applies is taken.
+    pub(super) coded_rows: &'static [coded::FewRows],
 }
 
 impl Kernel {
@@ -123,6 +123,11 @@ impl Kernel {
     }
 }
 
+/// Few rows of either type are multiplied in `f32`.
+#[cfg(target_arch = "x86_64")]
+const BLOCK_ROWS_512: coded::FewRows =
+    coded::FewRows { applies: blocks512::has_dots, pack: blocks512::pack, dots: blocks512::dots };
+
 #[cfg(target_arch = "x86_64")]
 static AVX512_BF16: Kernel = Kernel {
     packed: DType::Bf16,
@@ -134,12 +139,15 @@ static AVX512_BF16: Kernel = Kernel {
     pack_b: pack512::b_bf16,
     store: avx512::store,
     dots: avx512::dots_bf16,
-    dequantize: four_bit512::to_bf16,
-    four_bit_rows: Some(four_bit::FewRows {
-        applies: four_bit512::has_dots,
-        pack: four_bit512::pack_bf16,
-        dots: four_bit512::dots_bf16,
-    }),
+    dequantize: coded::Dequantize { codebook: four_bit512::to_bf16, blocks: blocks512::to_bf16 },
+    coded_rows: &[
+        coded::FewRows {
+            applies: four_bit512::has_dots,
+            pack: four_bit512::pack_bf16,
+            dots: four_bit512::dots_bf16,
+        },
+        BLOCK_ROWS_512,
+    ],
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -153,12 +161,15 @@ static AVX512: Kernel = Kernel {
     pack_b: pack512::b_f32,
     store: avx512::store,
     dots: avx512::dots_f32,
-    dequantize: four_bit512::to_f32,
-    four_bit_rows: Some(four_bit::FewRows {
-        applies: four_bit512::has_dots,
-        pack: four_bit512::pack_f32,
-        dots: four_bit512::dots_f32,
-    }),
+    dequantize: coded::Dequantize { codebook: four_bit512::to_f32, blocks: blocks512::to_f32 },
+    coded_rows: &[
+        coded::FewRows {
+            applies: four_bit512::has_dots,
+            pack: four_bit512::pack_f32,
+            dots: four_bit512::dots_f32,
+        },
+        BLOCK_ROWS_512,
+    ],
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -172,12 +183,11 @@ static AVX2: Kernel = Kernel {
     pack_b: avx2::pack_b,
     store: avx2::store,
     dots: avx2::dots,
-    dequantize: avx2::dequantize,
-    four_bit_rows: Some(four_bit::FewRows {
-        applies: four_bit2::has_dots,
-        pack: four_bit2::pack,
-        dots: four_bit2::dots,
-    }),
+    dequantize: coded::Dequantize { codebook: avx2::dequantize, blocks: blocks2::to_f32 },
+    coded_rows: &[
+        coded::FewRows { applies: four_bit2::has_dots, pack: four_bit2::pack, dots: four_bit2::dots },
+        coded::FewRows { applies: blocks2::has_dots, pack: blocks2::pack, dots: blocks2::dots },
+    ],
 };
 
 static PORTABLE: Kernel = Kernel {
@@ -190,8 +200,11 @@ static PORTABLE: Kernel = Kernel {
     pack_b: pack::b,
     store: portable::store,
     dots: portable::dots::<{ portable::ROWS }>,
-    dequantize: portable::dequantize,
-    four_bit_rows: None,
+    dequantize: coded::Dequantize {
+        codebook: portable::dequantize_codebook,
+        blocks: portable::dequantize_blocks,
+    },
+    coded_rows: &[],
 };
 
 /// All kernels, of other processors too.

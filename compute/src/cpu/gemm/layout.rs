@@ -7,8 +7,8 @@
 
 use std::ops::Range;
 
+use super::coded::FewRows;
 use super::few_rows::{COLS, FOUR_BIT_DEPTH};
-use super::four_bit::FewRows;
 use super::kernel::Kernel;
 use super::scratch::{B_BYTES, SHARED_A_BYTES, SHARED_SUMS, SUMS};
 
@@ -339,10 +339,7 @@ mod tests {
                 assert!(tile <= at.few_rows_bytes(depth), "a tile of {depth}");
                 // `FewRows::pack` writes floats at most.
                 let codes = ROWS * depth.next_multiple_of(FewRows::DEPTH_STEP) * 4;
-                assert!(
-                    kernel.four_bit_rows.is_none() || codes <= at.few_rows_bytes(depth),
-                    "rows of {depth}"
-                );
+                assert!(kernel.coded_rows.is_empty() || codes <= at.few_rows_bytes(depth), "rows of {depth}");
             }
         }
         // Sums of both pairs of factors, each twice.

@@ -6,8 +6,8 @@
 //! read ([`pack`], [`pack512`]): `a` as short rows along `k`, `b` as panels of columns. Kernels ([`avx512`],
 //! [`avx2`], [`portable`]) multiply full tiles only; ragged edges are zeros in packing and are cut off when a
 //! tile is written out. Products of few rows read the weights where they lie ([`few_rows`]). Small products
-//! inside a task have their factors packed by whoever owns them ([`packed`]). Weights in four bits become
-//! values a panel at a time, in the first-level cache ([`four_bit`]), and go the same ways from there; for
+//! inside a task have their factors packed by whoever owns them ([`packed`]). Codes become values a
+//! panel at a time, in the first-level cache ([`coded`]), and go the same ways from there; for
 //! few rows, vector kernels multiply their codes and scales as they are.
 
 #[cfg(target_arch = "x86_64")]
@@ -15,8 +15,12 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod block;
+#[cfg(target_arch = "x86_64")]
+mod blocks2;
+#[cfg(target_arch = "x86_64")]
+mod blocks512;
+mod coded;
 mod few_rows;
-mod four_bit;
 #[cfg(target_arch = "x86_64")]
 mod four_bit2;
 #[cfg(target_arch = "x86_64")]
@@ -36,8 +40,8 @@ mod scales;
 mod scratch;
 mod team;
 
+pub(crate) use coded::Coded;
 pub(crate) use few_rows::ROWS as FEW_ROWS;
-pub(crate) use four_bit::FourBit;
 pub(crate) use isa::Isa;
 pub(crate) use kernel::peak_flops;
 #[cfg(target_arch = "x86_64")]
@@ -65,11 +69,11 @@ pub(crate) struct Operand<'a> {
     pub(crate) col_stride: usize,
 }
 
-/// The right factor of a product: values as they lie, or in four bits.
+/// The right factor of a product: values as they lie, or codes.
 #[derive(Clone, Copy)]
 pub(crate) enum Right<'a> {
     Dense(Operand<'a>),
-    FourBit(FourBit<'a>),
+    Coded(Coded<'a>),
 }
 
 impl<'a> From<Operand<'a>> for Right<'a> {

@@ -5,9 +5,9 @@ use super::kernel::{CHUNK, Target, TargetStart};
 use super::pack::Source;
 use super::{Operand, few_rows};
 use crate::bf16;
-use crate::cpu::quant;
+use crate::cpu::{blocks, quant};
 use crate::matrix::Slice;
-use crate::quant::Quantized;
+use crate::quant::{Blocks, Codebook};
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 4;
@@ -167,13 +167,23 @@ fn dot<S: Source, const ROWS: usize>(x: &[f32], w: &[S]) -> f32 {
     acc[0]
 }
 
-/// [`super::four_bit::Dequantize`] to `f32`.
+/// [`super::coded::OfCodebook`] to `f32`.
 ///
 /// # Safety
 /// `to` has room for `len` floats.
 #[inline(always)]
-pub(super) unsafe fn dequantize(from: &Quantized, first: usize, len: usize, to: *mut u8) {
+pub(super) unsafe fn dequantize_codebook(from: &Codebook, first: usize, len: usize, to: *mut u8) {
     // SAFETY: as the caller promises.
     let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<f32>(), len) };
-    quant::run(from, first, to);
+    quant::run_of_codebook(from, first, to);
+}
+
+/// [`super::coded::OfBlocks`] to `f32`.
+///
+/// # Safety
+/// `to` has room for `len` floats.
+pub(super) unsafe fn dequantize_blocks(from: &Blocks, first: usize, len: usize, to: *mut u8) {
+    // SAFETY: as the caller promises.
+    let to = unsafe { std::slice::from_raw_parts_mut(to.cast::<f32>(), len) };
+    blocks::run(from, first, to);
 }

@@ -25,7 +25,7 @@ impl Prefetch {
     /// To be done in so many steps.
     pub(super) fn new(b: Right<'_>, steps: usize) -> Self {
         let (run, runs, run_bytes, stride) = match b {
-            Right::FourBit(b) => b.bytes(),
+            Right::Coded(b) => b.bytes(),
             Right::Dense(b) => {
                 let (start, size): (*const u8, usize) = match b.data {
                     Slice::F32(s) => (s.as_ptr().cast(), 4),

@@ -199,14 +199,14 @@ impl Right<'_> {
     pub(super) fn rows(&self) -> usize {
         match self {
             Right::Dense(b) => b.rows,
-            Right::FourBit(b) => b.rows,
+            Right::Coded(b) => b.rows,
         }
     }
 
     pub(super) fn cols(&self) -> usize {
         match self {
             Right::Dense(b) => b.cols,
-            Right::FourBit(b) => b.cols,
+            Right::Coded(b) => b.cols,
         }
     }
 
@@ -214,7 +214,7 @@ impl Right<'_> {
     pub(super) fn view(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         match self {
             Right::Dense(b) => Right::Dense(b.view(rows, cols)),
-            Right::FourBit(b) => Right::FourBit(b.view(rows, cols)),
+            Right::Coded(b) => Right::Coded(b.view(rows, cols)),
         }
     }
 
@@ -225,7 +225,7 @@ impl Right<'_> {
                 let shape = |m: &Operand<'_>| (m.rows, m.cols, m.row_stride, m.col_stride);
                 x.data.is_same(&y.data) && shape(x) == shape(y)
             }
-            (Right::FourBit(x), Right::FourBit(y)) => x.is_same(y),
+            (Right::Coded(x), Right::Coded(y)) => x.is_same(y),
             _ => false,
         }
     }

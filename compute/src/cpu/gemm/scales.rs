@@ -1,9 +1,9 @@
 //! The scales of weights in four bits, for the kernels that multiply codes as they are.
 
-use super::four_bit::FourBit;
+use super::coded::Coded;
 use super::scratch::B_BYTES;
 use crate::cpu::simd;
-use crate::quant::{Quantized, Scales};
+use crate::quant::{Codebook, Scales};
 
 /// Scales that are read together, some perhaps beyond the last one.
 pub(super) const READ: usize = 4;
@@ -15,13 +15,13 @@ pub(super) const SCALES: usize = (B_BYTES / 4 - READ) / 2;
 const GRANULE: usize = 64;
 
 /// Elements that scales are made for: blocks, or parts of them.
-pub(super) fn granule(w: &FourBit<'_>) -> usize {
-    w.weight.block_size().min(GRANULE)
+pub(super) fn granule(w: &Coded<'_>) -> usize {
+    w.codebook().block_size().min(GRANULE)
 }
 
-/// Whether no granule of a row belongs to two blocks, and all of a row have room.
-pub(super) fn granules_fit(w: &FourBit<'_>) -> bool {
-    w.rows.is_multiple_of(granule(w)) && w.rows / granule(w) <= SCALES
+/// Whether it is a codebook's, no granule of a row belongs to two blocks, and all of a row have room.
+pub(super) fn granules_fit(w: &Coded<'_>) -> bool {
+    w.weight.codebook().is_some() && w.rows.is_multiple_of(granule(w)) && w.rows / granule(w) <= SCALES
 }
 
 /// What scales are that were rounded themselves, as long as they share an `absmax`: `map[code] * absmax +
@@ -45,7 +45,7 @@ impl Rounded<'_> {
 /// The scales of the granules from element `first` on, rounded ones by `write`.
 #[inline(always)]
 pub(super) fn write_scales(
-    from: &Quantized,
+    from: &Codebook,
     first: usize,
     granule: usize,
     to: &mut [f32],

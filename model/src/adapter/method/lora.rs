@@ -7,9 +7,10 @@
 use std::ops::Range;
 
 use compute::ops::matmul::{Factor, Update, matmul};
-use compute::ops::{dropout, low_rank};
+use compute::ops::{dropout, low_rank, pool};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision, random};
 
+use super::qalora;
 use crate::adapter::init::Init;
 use crate::adapter::parameters::{Adapter, Layout, Parameters, Role, Trained};
 use crate::linear::Rows;
@@ -28,8 +29,10 @@ pub struct Lora {
     pub out: usize,
     /// Rank R.
     pub rank: usize,
-    /// alpha / R, or alpha / sqrt(R) with rsLoRA.
+    /// alpha / R, or alpha / sqrt(R) with rsLoRA; in QA-LoRA times what pooled inputs are divided by.
     pub scale: f32,
+    /// Inputs that A reads as their sum ([`super::qalora`]); 1 of LoRA's own.
+    pub group: usize,
 }
 
 impl Lora {
@@ -60,7 +63,7 @@ impl Layout {
         for expert in 0..count {
             for (place, &part) in parts.iter().enumerate() {
                 let first = [expert * rank, expert * rows + place * out];
-                let lora = Lora { a, first, out, rank, scale };
+                let lora = Lora { a, first, out, rank, scale, group: 1 };
                 self.train(ModuleId::Expert { layer, expert, part }, Trained::Lora(lora));
             }
         }
@@ -68,19 +71,52 @@ impl Layout {
 
     /// Trains low-rank matrices on a linear layer, saved under `prefix`.
     pub fn add_lora(&mut self, module: Module, prefix: &str, rank: usize, scale: f32) -> Lora {
-        let a = self.push(Role::A, format!("{prefix}.lora_A.weight"), [rank, module.cols], false);
+        self.add_pooled_lora(module, prefix, rank, scale, 1)
+    }
+
+    /// The same, of which A reads the sums of groups of inputs, which divide the layer's.
+    pub(in crate::adapter) fn add_pooled_lora(
+        &mut self,
+        module: Module,
+        prefix: &str,
+        rank: usize,
+        scale: f32,
+        group: usize,
+    ) -> Lora {
+        let a = self.push(Role::A, format!("{prefix}.lora_A.weight"), [rank, module.cols / group], false);
         self.push(Role::B, format!("{prefix}.lora_B.weight"), [module.rows, rank], false);
-        let lora = Lora { a, first: [0, 0], out: module.rows, rank, scale };
+        let lora = Lora { a, first: [0, 0], out: module.rows, rank, scale, group };
         self.train(module.id, Trained::Lora(lora));
         lora
+    }
+}
+
+/// The inputs of a layer as its updates read them, where they do not read them as they are.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// With some of them dropped, `[T, in]`.
+    dropped: Matrix,
+    /// Added up by groups, `[S, in / group]`.
+    pooled: Matrix,
+}
+
+impl Prepared {
+    /// What the update of some rows of `x` reads; none: `x` itself.
+    fn of(&self, rows: &Rows<'_>, lora: Lora, x: MatrixRef<'_>) -> Option<MatrixRef<'_>> {
+        let whole = match (lora.group, rows.mask_key()) {
+            (1, None) => return None,
+            (1, Some(_)) => self.dropped.as_ref().prefix(x.rows(), x.cols()),
+            (group, _) => self.pooled.as_ref().prefix(x.rows(), x.cols() / group),
+        };
+        Some(whole.rows_range(rows.range.clone()))
     }
 }
 
 /// Buffers that every linear layer uses in turn.
 #[derive(Debug)]
 pub(crate) struct Buffers {
-    /// The inputs as updates see them when some of them are dropped `[T, in]`.
-    pub(crate) dropped: Matrix,
+    /// What updates read in place of the inputs.
+    pub(crate) prepared: Prepared,
     /// `s = scale * A x` `[S, R]`.
     pub(crate) s: Matrix,
     /// Its gradient `[S, R]`.
@@ -105,7 +141,13 @@ impl Buffers {
         Buffers {
             s: buffer(rows, layout.max_rank(), DType::F32),
             ds: buffer(rows, layout.max_rank(), DType::F32),
-            dropped: buffer(dropped, width, precision.dtype()),
+            prepared: Prepared {
+                dropped: buffer(dropped, width, precision.dtype()),
+                pooled: match layout.smallest_group() {
+                    Some(group) => buffer(rows, width / group, DType::F32),
+                    None => buffer(0, width, DType::F32),
+                },
+            },
             names: Staged::new(dropped, Component::Workspace, allocator),
         }
     }
@@ -115,14 +157,24 @@ impl Buffers {
         self.s.cols()
     }
 
-    /// Drops some of the inputs `x [T, in]`, in the rows that have dropout.
-    pub(crate) fn drop_inputs(&mut self, all: &[Rows<'_>], x: MatrixRef<'_>) {
+    /// Makes of the inputs `x [T, in]` what the updates of the rows read, where that is not `x`: some are
+    /// dropped, or groups of them added up.
+    pub(crate) fn prepare(&mut self, all: &[Rows<'_>], x: MatrixRef<'_>) {
+        let Prepared { dropped, pooled } = &mut self.prepared;
         for rows in all {
-            let Some(key) = rows.mask_key() else { continue };
-            let (range, rate) = (rows.range.clone(), rows.run.adapter().dropout);
-            let to = self.dropped.as_mut().prefix(x.rows(), x.cols()).rows_range(range.clone());
-            let (x, names) = (x.rows_range(range.clone()), self.names.get().range(range));
-            dropout::apply(rows.run.device, to, x, rate, (key, names), false);
+            let (range, device) = (rows.range.clone(), rows.run.device);
+            let mut from = x.rows_range(range.clone());
+            if let Some(key) = rows.mask_key() {
+                let rate = rows.run.adapter().dropout;
+                let to = dropped.as_mut().prefix(x.rows(), x.cols()).rows_range(range.clone());
+                let names = self.names.get().range(range.clone());
+                dropout::apply(device, to, from, rate, (key, names), false);
+                from = dropped.as_ref().prefix(x.rows(), x.cols()).rows_range(range.clone());
+            }
+            if let Some(Lora { group: group @ 2.., .. }) = rows.lora() {
+                let to = pooled.as_mut().prefix(x.rows(), x.cols() / group).rows_range(range);
+                pool::forward(device, to, from, group);
+            }
         }
     }
 }
@@ -146,40 +198,42 @@ pub(in crate::adapter) fn initialize(adapter: &mut Adapter, lora: Lora, init: In
 
 /// Adds the update to the frozen weight's values `w [out, in]`.
 pub(in crate::adapter) fn merge(adapter: &Adapter, lora: Lora, device: &Device, w: MatrixMut<'_>) {
+    if lora.group > 1 {
+        return qalora::merge(adapter, lora, device, w);
+    }
     let (a, b) = adapter.lora(lora);
     let (a, b) = (Factor::Plain(a), Factor::Plain(b));
     matmul(device, Precision::F32, lora.scale, b, a, true, w);
 }
 
 /// What the product of some rows of `x` by the frozen weight becomes the adapted layer's by. `s` is made
-/// there or, of [dropped](Buffers::drop_inputs) inputs, now.
+/// there or, of inputs that were [prepared](Buffers::prepare), now.
 pub(crate) fn update<'a>(
     rows: &Rows<'a>,
     lora: Lora,
     x: MatrixRef<'_>,
-    dropped: &Matrix,
+    prepared: &Prepared,
     s: MatrixMut<'a>,
 ) -> Update<'a> {
     let (run, mut s) = (rows.run, s.cols_range(0..lora.rank));
     let (a, b) = run.adapter().lora(lora);
-    let is_dropped = rows.mask_key().is_some();
-    if is_dropped {
-        let input = dropped.as_ref().prefix(x.rows(), x.cols()).rows_range(rows.range.clone());
-        low_rank::dropped(run.device, run.precision, input, a, lora.scale, s.reborrow());
+    let input = prepared.of(rows, lora, x);
+    if let Some(input) = input {
+        low_rank::prepared(run.device, run.precision, input, a, lora.scale, s.reborrow());
     }
-    low_rank::forward((a, b), lora.scale, s, is_dropped)
+    low_rank::forward((a, b), lora.scale, s, input.is_some())
 }
 
 /// What the product of some rows of `dy` by the frozen weight becomes `dx` by, unless the update's part of it
-/// goes through dropout.
+/// goes another way: through dropout, or to groups of inputs.
 pub(crate) fn input_gradient<'a>(rows: &Rows<'a>, lora: Lora, ds: MatrixMut<'a>) -> Option<Update<'a>> {
-    let is_dropped = rows.mask_key().is_some();
+    let is_direct = rows.mask_key().is_none() && lora.group == 1;
     let ds = ds.cols_range(0..lora.rank);
-    (!is_dropped).then(|| low_rank::input_gradient(rows.run.adapter().lora(lora), lora.scale, ds))
+    is_direct.then(|| low_rank::input_gradient(rows.run.adapter().lora(lora), lora.scale, ds))
 }
 
 /// Adds to the gradients of A and B, from some rows of `dy` and of the inputs `x [S, in]`; and to `dx`, if it
-/// is wanted, what goes through dropout. The rest of it is there.
+/// is wanted, what goes another way than [`input_gradient`]. The rest of it is there.
 pub(crate) fn backward(
     rows: &Rows<'_>,
     lora: Lora,
@@ -193,22 +247,35 @@ pub(crate) fn backward(
     let (adapter, device, precision, key) = (run.adapter(), run.device, run.precision, rows.mask_key());
     let (a, b) = adapter.lora(lora);
     let (da, db) = gradients.lora_mut(&adapter.layout, lora);
-    let Buffers { dropped, s, ds, names } = buffers;
+    let Buffers { prepared, s, ds, names } = buffers;
     let [s, mut ds] = [s, ds].map(|m| m.as_mut().rows_range(range.clone()).cols_range(0..lora.rank));
-    if dx.is_none() || key.is_some() {
+    let is_direct = key.is_none() && lora.group == 1;
+    if dx.is_none() || !is_direct {
         low_rank::rank_gradient(device, precision, dy, b, lora.scale, ds.reborrow());
     }
-    let input = match key {
-        Some(_) => dropped.as_ref().prefix(x.rows(), x.cols()),
-        None => x,
-    };
-    let input = input.rows_range(range.clone());
+    let input = prepared.of(rows, lora, x).unwrap_or_else(|| x.rows_range(range.clone()));
     low_rank::backward(device, precision, da, db, (dy, ds.as_ref()), (input, a), lora.scale, s);
-    let (Some(dx), Some(key)) = (dx, key) else { return };
-    // The dropped input is spent: its buffer takes its gradient, which then passes the same mask.
-    let mut through = dropped.as_mut().prefix(x.rows(), x.cols()).rows_range(range.clone());
-    let factors = (Factor::Plain(ds.as_ref()), Factor::Plain(a));
-    matmul(device, precision, 1.0, factors.0, factors.1, false, through.reborrow());
+    let Some(dx) = dx.filter(|_| !is_direct) else { return };
+    // What was prepared is spent: its buffers take its gradient, which goes back the way that it came.
+    let Prepared { dropped, pooled } = prepared;
+    let through_a = |to: MatrixMut<'_>| {
+        matmul(device, precision, 1.0, Factor::Plain(ds.as_ref()), Factor::Plain(a), false, to);
+    };
+    if lora.group > 1 {
+        let mut dp = pooled.as_mut().prefix(x.rows(), x.cols() / lora.group).rows_range(range.clone());
+        through_a(dp.reborrow());
+        match key {
+            None => return pool::backward(device, dx, dp.as_ref(), lora.group, true),
+            Some(_) => {
+                let to = dropped.as_mut().prefix(x.rows(), x.cols()).rows_range(range.clone());
+                pool::backward(device, to, dp.as_ref(), lora.group, false);
+            }
+        }
+    } else {
+        through_a(dropped.as_mut().prefix(x.rows(), x.cols()).rows_range(range.clone()));
+    }
+    let Some(key) = key else { return };
+    let through = dropped.as_ref().prefix(x.rows(), x.cols()).rows_range(range.clone());
     let names = names.get().range(range.clone());
-    dropout::apply(device, dx, through.as_ref(), adapter.dropout, (key, names), true);
+    dropout::apply(device, dx, through, adapter.dropout, (key, names), true);
 }

@@ -20,10 +20,11 @@ impl Layout {
         let mut layout = Layout::default();
         for target in &resolution.targets {
             let (module, prefix) = (config.module(target.module), key_prefix(&target.path));
-            if resolution.dora {
-                layout.add_dora(module, &prefix, target.rank, target.scale);
-            } else {
-                layout.add_lora(module, &prefix, target.rank, target.scale);
+            let (rank, scale) = (target.rank, target.scale);
+            match resolution.group {
+                Some(group) => layout.add_qalora(module, &prefix, rank, scale, group),
+                None if resolution.dora => layout.add_dora(module, &prefix, rank, scale),
+                None => drop(layout.add_lora(module, &prefix, rank, scale)),
             }
         }
         for target in &resolution.parameters {

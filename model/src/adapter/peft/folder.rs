@@ -325,8 +325,8 @@ impl AdapterFolder {
         for tensor in kept {
             let base_has_it = self.added_tokens == 0 || !is_vocabulary(tensor.parameter.module);
             if base_has_it {
-                if base.quantized(&tensor.parameter)?.is_some() {
-                    let problem = "stands for a weight that the base has in four bits; use the base's 16-bit checkpoint, \
+                if base.quantized(&tensor.parameter, config)?.is_some() {
+                    let problem = "stands for a weight that the base has quantized; use the base's 16-bit checkpoint, \
                                    or take the tensor out of the adapter";
                     return Err(self.tensors.error(&tensor.key, problem));
                 }

@@ -62,8 +62,14 @@ pub(super) fn convert(
             parameters.push(target);
         }
     }
-    let resolution =
-        Resolution { targets: modules, dora: false, parameters, saved: old.saved, unused: old.unused };
+    let resolution = Resolution {
+        targets: modules,
+        dora: false,
+        group: None,
+        parameters,
+        saved: old.saved,
+        unused: old.unused,
+    };
     let converted = PeftConfig {
         target_modules: Some(Selection::List(targets::names(&resolution, model))),
         exclude_modules: None,

@@ -11,6 +11,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::targets::{self, Resolution};
+use crate::adapter::method::qalora::Pooling;
 use crate::config::{Config, Fields, read_small_file, short};
 use crate::error::{ModelError, Result, nearest, quoted};
 
@@ -23,6 +24,9 @@ pub const MAX_RANK: usize = 1 << 16;
 pub const ALPHA: RangeInclusive<f64> = 0.0..=1e9;
 /// Probabilities of dropout; near 1 nothing is left of the input.
 pub const DROPOUT: RangeInclusive<f64> = 0.0..=0.99;
+
+/// The most inputs of a group of QA-LoRA.
+pub const MAX_GROUP: usize = 1 << 16;
 
 /// Bounds on foreign settings.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -51,6 +55,8 @@ pub struct PeftConfig {
     pub use_rslora: bool,
     /// Whether magnitudes are trained beside directions.
     pub use_dora: bool,
+    /// Whether A reads sums of groups of inputs: QA-LoRA.
+    pub qalora: Option<QaLora>,
     /// Whether the base stores its linear layers as `[in, out]`, as GPT-2 does. PEFT corrects it by the
     /// base's own layers.
     pub fan_in_fan_out: bool,
@@ -86,6 +92,7 @@ impl Default for PeftConfig {
             lora_dropout: 0.0,
             use_rslora: false,
             use_dora: false,
+            qalora: None,
             fan_in_fan_out: false,
             target_modules: None,
             exclude_modules: None,
@@ -102,19 +109,46 @@ impl Default for PeftConfig {
     }
 }
 
+/// QA-LoRA's groups of inputs, and by what their sums are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QaLora {
+    /// Inputs of a group.
+    pub group: usize,
+    /// The convention; what is written is always PEFT's, with another alpha for each size of layer.
+    pub pooling: Pooling,
+}
+
+impl QaLora {
+    /// The groups of PEFT's `use_qalora` where `qalora_group_size` is not said.
+    const PEFT_GROUP: usize = 16;
+
+    /// The alpha with which PEFT's convention comes to the same on a layer of so many inputs.
+    pub(super) fn alpha_in_peft(self, alpha: f64, inputs: usize) -> f64 {
+        if self.pooling == Pooling::Peft {
+            return alpha;
+        }
+        let factor = |pooling: Pooling| pooling.factor(inputs, self.group);
+        alpha * (factor(self.pooling) / factor(Pooling::Peft))
+    }
+}
+
 /// What multiplies `B A`: alpha / R, or with rank-stabilized LoRA (Kalajdzievski 2023) alpha / sqrt(R).
 pub fn scaling(rank: usize, alpha: f64, rslora: bool) -> f32 {
+    wide_scaling(rank, alpha, rslora) as f32
+}
+
+/// [`scaling`], not rounded.
+pub(super) fn wide_scaling(rank: usize, alpha: f64, rslora: bool) -> f64 {
     let rank = rank as f64;
-    (alpha / if rslora { rank.sqrt() } else { rank }) as f32
+    alpha / if rslora { rank.sqrt() } else { rank }
 }
 
 /// Settings that change what an adapter computes and are not supported, with the value that PEFT gives them
 /// when they are not used, and what they are.
-fn unsupported() -> [(&'static str, Value, &'static str); 12] {
+fn unsupported() -> [(&'static str, Value, &'static str); 11] {
     let off = || Value::Bool(false);
     [
         ("bias", json!("none"), "trained biases"),
-        ("use_qalora", off(), "QA-LoRA"),
         ("lora_bias", off(), "a bias on B"),
         ("trainable_token_indices", Value::Null, "single trained tokens"),
         ("layer_replication", Value::Null, "repeated layers"),
@@ -129,7 +163,7 @@ fn unsupported() -> [(&'static str, Value, &'static str); 12] {
 }
 
 /// Settings that say nothing about how a finished adapter is applied.
-const IGNORED: [&str; 12] = [
+const IGNORED: [&str; 11] = [
     "auto_mapping",
     "corda_config",
     "eva_config",
@@ -139,13 +173,12 @@ const IGNORED: [&str; 12] = [
     "megatron_config",
     "megatron_core",
     "peft_version",
-    "qalora_group_size",
     "runtime_config",
     "task_type",
 ];
 
 /// Settings that are read.
-const READ: [&str; 18] = [
+const READ: [&str; 21] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "exclude_modules",
@@ -163,6 +196,9 @@ const READ: [&str; 18] = [
     "target_parameters",
     "use_rslora",
     "use_dora",
+    "use_qalora",
+    "qalora_group_size",
+    "qalora_pooling",
     "fan_in_fan_out",
 ];
 
@@ -214,6 +250,10 @@ impl PeftConfig {
         let alphas = all().filter(|&(.., alpha)| alpha != self.lora_alpha);
         self.alpha_pattern = alphas.map(|(name, _, alpha)| (name.clone(), alpha)).collect();
         self.rank_pattern = ranks;
+        // Which the alphas of a resolution are in.
+        if let Some(qalora) = &mut self.qalora {
+            qalora.pooling = Pooling::Peft;
+        }
         self
     }
 
@@ -233,6 +273,7 @@ impl PeftConfig {
             lora_dropout: fields.float_or("lora_dropout", defaults.lora_dropout, DROPOUT)?,
             use_rslora: fields.flag_or("use_rslora", false)?,
             use_dora: fields.flag_or("use_dora", false)?,
+            qalora: qalora(&fields)?,
             fan_in_fan_out: fields.flag_or("fan_in_fan_out", false)?,
             target_modules: selection(&fields, "target_modules")?,
             exclude_modules: selection(&fields, "exclude_modules")?,
@@ -282,6 +323,8 @@ impl PeftConfig {
             ("revision", json!(self.revision)),
             ("target_parameters", json!(self.target_parameters)),
             ("use_dora", json!(self.use_dora)),
+            ("use_qalora", json!(self.qalora.is_some())),
+            ("qalora_group_size", json!(self.qalora.map(|qalora| qalora.group))),
             ("use_rslora", json!(self.use_rslora)),
         ];
         let used = if_used.into_iter().filter(|(_, value)| !is_empty(value));
@@ -336,6 +379,25 @@ fn is_empty(value: &Value) -> bool {
         Value::Object(map) => map.is_empty(),
         Value::Bool(true) | Value::Number(_) => false,
     }
+}
+
+/// QA-LoRA's groups in PEFT's words, and the convention, which is PEFT's unless `qalora_pooling` says another:
+/// the paper's own code writes such adapters without any of them.
+fn qalora(fields: &Fields) -> Result<Option<QaLora>> {
+    if !fields.flag_or("use_qalora", false)? {
+        return Ok(None);
+    }
+    let group = fields.size_or("qalora_group_size", MAX_GROUP, QaLora::PEFT_GROUP)?;
+    let pooling = match fields.text("qalora_pooling")? {
+        None => Pooling::Peft,
+        Some(name) => {
+            let known = Pooling::ALL.into_iter().find(|(known, _)| *known == name);
+            let problem =
+                || fields.error("qalora_pooling", format!("is {name:?}; known are sum, mean and peft"));
+            known.ok_or_else(problem)?.1
+        }
+    };
+    Ok(Some(QaLora { group, pooling }))
 }
 
 fn initialization(fields: &Fields) -> Result<Value> {

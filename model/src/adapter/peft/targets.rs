@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 
 use fancy_regex::Regex;
 
-use super::{PeftConfig, Selection, scaling};
+use super::settings::wide_scaling;
+use super::{PeftConfig, Pooling, QaLora, Selection, scaling};
 use crate::config::{Config, Mlp};
 use crate::error::{ModelError, Result, nearest, quoted};
 use crate::names::{ModuleId, Part};
@@ -21,9 +22,10 @@ pub struct Target {
     pub path: String,
     /// `R`.
     pub rank: usize,
-    /// The numerator of the scale.
+    /// The numerator of the scale, in QA-LoRA by PEFT's convention.
     pub alpha: f64,
-    /// What multiplies `B A`: alpha / R, or alpha / sqrt(R) with rsLoRA.
+    /// What multiplies `B A`: alpha / R, or alpha / sqrt(R) with rsLoRA, and in QA-LoRA a factor on the sums of
+    /// inputs.
     pub scale: f32,
 }
 
@@ -94,6 +96,8 @@ pub struct Resolution {
     pub targets: Vec<Target>,
     /// Whether the layers have magnitudes too: DoRA.
     pub dora: bool,
+    /// Inputs that A of the layers reads as their sum: QA-LoRA.
+    pub group: Option<usize>,
     /// The parameters of experts with low-rank updates, block by block.
     pub parameters: Vec<ParameterTarget>,
     /// The modules trained whole (`modules_to_save`), in the order of [`ModuleId`].
@@ -197,13 +201,11 @@ fn resolve_in(settings: &PeftConfig, model: &Config, modules: &[Node]) -> Result
         }
         let rank = ranks.get(path)?.unwrap_or(settings.r);
         let alpha = alphas.get(path)?.unwrap_or(settings.lora_alpha);
-        targets.push(Target {
-            module,
-            path: path.clone(),
-            rank,
-            alpha,
-            scale: scaling(rank, alpha, settings.use_rslora),
-        });
+        let inputs = model.module(module).cols;
+        let alpha = settings.qalora.map_or(alpha, |qalora| qalora.alpha_in_peft(alpha, inputs));
+        let factor = settings.qalora.map_or(1.0, |qalora| Pooling::Peft.factor(inputs, qalora.group));
+        let scale = (wide_scaling(rank, alpha, settings.use_rslora) * factor) as f32;
+        targets.push(Target { module, path: path.clone(), rank, alpha, scale });
     }
     let (mut parameters, unused_parameters) = parameters_of_experts(settings, model);
     unused.extend(unused_parameters);
@@ -215,7 +217,31 @@ fn resolve_in(settings: &PeftConfig, model: &Config, modules: &[Node]) -> Result
     unused.extend(ranks.unused());
     unused.extend(alphas.unused());
     targets.sort_by_key(|t| t.module);
-    Ok(Resolution { targets, dora: settings.use_dora, parameters, saved, unused })
+    let group = check_qalora(settings, model, &targets, !parameters.is_empty())?;
+    Ok(Resolution { targets, dora: settings.use_dora, group, parameters, saved, unused })
+}
+
+/// The groups of QA-LoRA, if it is that: every layer's inputs must be whole ones.
+fn check_qalora(
+    settings: &PeftConfig,
+    model: &Config,
+    targets: &[Target],
+    has_parameters: bool,
+) -> Result<Option<usize>> {
+    let Some(QaLora { group, .. }) = settings.qalora else { return Ok(None) };
+    let wrong = |problem: String| Err(ModelError::setting("use_qalora", problem));
+    if settings.use_dora || has_parameters {
+        return wrong("goes neither with use_dora nor with target_parameters".into());
+    }
+    let inputs = |target: &&Target| model.module(target.module).cols;
+    if let Some(target) = targets.iter().find(|target| !inputs(target).is_multiple_of(group)) {
+        return wrong(format!(
+            "needs inputs that are whole groups of {group}, and {} has {}; leave such layers out of target_modules",
+            target.path,
+            inputs(&target)
+        ));
+    }
+    Ok(Some(group))
 }
 
 /// The parameters that `target_parameters` names, with ranks and scales to be filled in, and the entries

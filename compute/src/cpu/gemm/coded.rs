@@ -1,5 +1,4 @@
-//! A right factor in four bits: becomes values in cache, a few runs at a time, and is then a factor as any
-//! other.
+//! A right factor of codes: becomes values in cache, a few runs at a time, and is then a factor as any other.
 
 use std::ops::Range;
 
@@ -7,22 +6,32 @@ use super::Operand;
 use super::kernel::Kernel;
 use super::scratch::Room;
 use crate::matrix::Slice;
-use crate::quant::Quantized;
+use crate::quant::{Blocks, Codebook, Quantized, Stored};
 use crate::{DType, bf16};
 
 /// Writes the values of `len` elements from element `first` on, in the kernel's packed type.
-pub(super) type Dequantize = unsafe fn(from: &Quantized, first: usize, len: usize, to: *mut u8);
+#[derive(Clone, Copy)]
+pub(super) struct Dequantize {
+    pub(super) codebook: OfCodebook,
+    /// The elements lie in one row.
+    pub(super) blocks: OfBlocks,
+}
 
-/// How few rows are multiplied by a weight in four bits without a stop in memory.
+/// [`Dequantize`] of codes of sixteen values.
+pub(super) type OfCodebook = unsafe fn(from: &Codebook, first: usize, len: usize, to: *mut u8);
+/// [`Dequantize`] of blocks.
+pub(super) type OfBlocks = unsafe fn(from: &Blocks, first: usize, len: usize, to: *mut u8);
+
+/// How few rows are multiplied by a weight of codes without a stop in memory.
 pub(super) struct FewRows {
     /// Whether it can be done with this weight, its depth whole.
-    pub(super) applies: fn(&FourBit<'_>) -> bool,
+    pub(super) applies: fn(&Coded<'_>) -> bool,
     /// Brings rows, contiguous along `k`, into the type and the order of `dots`: at most `4 * k` bytes each,
     /// `k` rounded up to [`FewRows::DEPTH_STEP`].
     pub(super) pack: unsafe fn(a: Operand<'_>, to: *mut u8),
     /// Writes sums as [`super::few_rows::Dots`]: packed rows by the columns `w.cols <= WIDTH` of a transposed
     /// weight. `scales` is memory to work with, as much as a panel takes up.
-    pub(super) dots: unsafe fn(rows: usize, x: *const u8, w: FourBit<'_>, scales: Room, sums: *mut f32),
+    pub(super) dots: unsafe fn(rows: usize, x: *const u8, w: Coded<'_>, scales: Room, sums: *mut f32),
 }
 
 impl FewRows {
@@ -32,7 +41,7 @@ impl FewRows {
 
 /// A part of a quantized matrix `[R, C]`, or of its transpose: logically `[rows, cols]`.
 #[derive(Clone, Copy)]
-pub(crate) struct FourBit<'a> {
+pub(crate) struct Coded<'a> {
     pub(super) weight: &'a Quantized,
     /// Whether a column here is a row of the weight.
     transposed: bool,
@@ -42,15 +51,20 @@ pub(crate) struct FourBit<'a> {
     pub(super) cols: usize,
 }
 
-impl<'a> FourBit<'a> {
+impl<'a> Coded<'a> {
     /// The whole weight.
     pub(crate) fn plain(weight: &'a Quantized) -> Self {
-        FourBit { weight, transposed: false, first: 0, rows: weight.rows(), cols: weight.cols() }
+        Coded { weight, transposed: false, first: 0, rows: weight.rows(), cols: weight.cols() }
     }
 
     /// The whole weight, transposed.
     pub(crate) fn transposed(weight: &'a Quantized) -> Self {
-        FourBit { weight, transposed: true, first: 0, rows: weight.cols(), cols: weight.rows() }
+        Coded { weight, transposed: true, first: 0, rows: weight.cols(), cols: weight.rows() }
+    }
+
+    /// The codebook of a weight that is known to have one.
+    pub(super) fn codebook(&self) -> &'a Codebook {
+        self.weight.codebook().expect("a kernel for codebooks")
     }
 
     /// Whether what is summed over lies side by side.
@@ -59,8 +73,8 @@ impl<'a> FourBit<'a> {
     }
 
     /// Whether it is the same part of the same weight.
-    pub(super) fn is_same(&self, other: &FourBit<'_>) -> bool {
-        let part = |m: &FourBit<'_>| (m.transposed, m.first, m.rows, m.cols);
+    pub(super) fn is_same(&self, other: &Coded<'_>) -> bool {
+        let part = |m: &Coded<'_>| (m.transposed, m.first, m.rows, m.cols);
         std::ptr::eq(self.weight, other.weight) && part(self) == part(other)
     }
 
@@ -68,7 +82,7 @@ impl<'a> FourBit<'a> {
     pub(super) fn view(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         let (down, along) = if self.transposed { (cols.start, rows.start) } else { (rows.start, cols.start) };
         let first = self.first + down * self.weight.cols() + along;
-        FourBit { first, rows: rows.len(), cols: cols.len(), ..self }
+        Coded { first, rows: rows.len(), cols: cols.len(), ..self }
     }
 
     /// Runs of elements that lie side by side, and how many there are in each.
@@ -79,8 +93,9 @@ impl<'a> FourBit<'a> {
     /// Where the codes are: the first byte, the runs, the bytes of a run, and the bytes between them.
     pub(super) fn bytes(&self) -> (*const u8, usize, usize, usize) {
         let (runs, run) = self.runs();
-        let start = self.weight.codes().as_ptr().wrapping_add(self.first / 2);
-        (start, runs, run.div_ceil(2), self.weight.cols() / 2)
+        let (start, bytes) = self.weight.codes_of(self.first, run);
+        let (_, between) = self.weight.codes_of(0, self.weight.cols());
+        (start, runs, bytes, between)
     }
 
     /// The values, in the kernel's packed type.
@@ -89,12 +104,21 @@ impl<'a> FourBit<'a> {
     /// `to` is aligned to a cache line, has room for them, and lives while they are used.
     pub(super) unsafe fn values<'s>(&self, kernel: &Kernel, to: *mut u8) -> Operand<'s> {
         let (runs, run) = self.runs();
-        for i in 0..runs {
-            // SAFETY: the view lies inside the weight; there is room.
-            unsafe {
-                let to = to.add(i * run * kernel.packed.size());
-                (kernel.dequantize)(self.weight, self.first + i * self.weight.cols(), run, to);
+        let place = |i: usize| {
+            // SAFETY: there is room.
+            let to = unsafe { to.add(i * run * kernel.packed.size()) };
+            (self.first + i * self.weight.cols(), to)
+        };
+        let runs_of = (0..runs).map(place);
+        // SAFETY: the view lies inside the weight, runs in rows of it; there is room.
+        match self.weight.stored() {
+            Stored::Codebook(from) => {
+                runs_of.for_each(|(first, to)| unsafe { (kernel.dequantize.codebook)(from, first, run, to) });
             }
+            Stored::Blocks(from) => {
+                runs_of.for_each(|(first, to)| unsafe { (kernel.dequantize.blocks)(from, first, run, to) });
+            }
+            Stored::Nothing => panic!("{:?} has no values", self.weight),
         }
         // SAFETY: just written.
         let data = unsafe {
