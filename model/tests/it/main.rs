@@ -15,6 +15,7 @@ mod names;
 mod objectives;
 mod parity;
 mod peft;
+mod qalora;
 mod quantized;
 mod shapes;
 mod staging;
