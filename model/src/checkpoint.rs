@@ -9,14 +9,16 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use compute::quant::{BlockType, Blocks};
-use compute::{DType, Matrix, MatrixMut, MatrixRef};
+use compute::{DType, MappedFile, Matrix, MatrixMut, MatrixRef};
 use half::{bf16, f16};
 use serde::Deserialize;
 
 use crate::config::{Config, read_small_file};
 use crate::error::{ModelError, Result, nearest, quoted};
+use crate::gguf::names::RowOrder;
 use crate::names::{ModuleId, Parameter, tables};
 
 pub(crate) use companions::copy_companions;
@@ -27,6 +29,7 @@ pub use stored::StoredDType;
 pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, sweep, sync_folder, write_whole};
 
 mod companions;
+mod gguf;
 mod header;
 pub(crate) mod quantized;
 mod staging;
@@ -44,6 +47,30 @@ pub struct TensorInfo {
     file: usize,
     /// Position of its first byte in that file.
     start: u64,
+    /// How its values stand there, in a GGUF file.
+    placed: Option<Placed>,
+}
+
+/// How the values of a parameter stand in a GGUF file, never transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Placed {
+    /// In which order its rows stand, or the elements of a vector.
+    order: RowOrder,
+    /// Whether one was added to each value.
+    plus_one: bool,
+}
+
+impl Placed {
+    /// Brings rows, of so many units each, from the file's order into a folder's.
+    fn sort_rows<T: Copy>(self, values: &mut [T], row: usize) {
+        if self.order == RowOrder::Same {
+            return;
+        }
+        let from = values.to_vec();
+        for (number, to) in values.chunks_exact_mut(row).enumerate() {
+            to.copy_from_slice(&from[self.order.place(number) * row..][..row]);
+        }
+    }
 }
 
 impl TensorInfo {
@@ -80,6 +107,8 @@ pub struct Checkpoint {
     files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, TensorInfo>,
     metadata: BTreeMap<String, String>,
+    /// The file, where weights stay in it.
+    map: Option<Arc<MappedFile>>,
 }
 
 /// Largest index of shards, in bytes.
@@ -126,6 +155,7 @@ impl Checkpoint {
             files: vec![],
             tensors: BTreeMap::new(),
             metadata: BTreeMap::new(),
+            map: None,
         }
     }
 
@@ -380,7 +410,43 @@ impl Checkpoint {
     /// whichever name it has.
     pub fn read_parameter(&self, parameter: &Parameter, config: &Config, to: MatrixMut<'_>) -> Result<()> {
         let name = self.stored_name(parameter, config)?;
-        read_as_stored(parameter.transposed, to, |to| self.read_into(&name, to))
+        match self.tensors[&name].placed {
+            None => read_as_stored(parameter.transposed, to, |to| self.read_into(&name, to)),
+            Some(placed) => self.read_placed(&name, placed, parameter, to),
+        }
+    }
+
+    /// Reads a parameter of a GGUF file.
+    fn read_placed(
+        &self,
+        name: &str,
+        placed: Placed,
+        parameter: &Parameter,
+        to: MatrixMut<'_>,
+    ) -> Result<()> {
+        let info = &self.tensors[name];
+        let (path, file) = &self.files[info.file];
+        let from = Source { file, path, name, info };
+        let row = if parameter.is_vector() { 1 } else { parameter.cols };
+        fn finish<T: Element>(placed: Placed, values: &mut [T], row: usize) {
+            placed.sort_rows(values, row);
+            if placed.plus_one {
+                values.iter_mut().for_each(|value| *value = T::from_f32(value.to_f32() - 1.0));
+            }
+        }
+        match to.dtype() {
+            DType::F32 => {
+                let to = to.f32();
+                from.convert(&mut *to)?;
+                finish(placed, to, row);
+            }
+            DType::Bf16 => {
+                let to = to.bf16();
+                from.convert(&mut *to)?;
+                finish(placed, to, row);
+            }
+        }
+        Ok(())
     }
 
     /// What the file says of a parameter.

@@ -369,7 +369,7 @@ fn read(
             root: wrapper.map_or(row.names.root, |w| w.root),
             others: wrapper.map_or(row.names.other_files, |w| w.other_files),
         },
-        gguf: row.gguf.filter(|_| wrapper.is_none_or(|wrapper| wrapper.same_in_gguf)),
+        gguf: wrapper.map_or(row.gguf, |wrapper| wrapper.gguf),
         vocab_size,
         hidden_size,
         intermediate_size,

@@ -1,4 +1,4 @@
-//! A model's folder, opened once: what is judged, planned and loaded are the same files.
+//! A model's folder, or its GGUF file, opened once: what is judged, planned and loaded are the same files.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,9 @@ use compute::quant::Format;
 use crate::checkpoint::{Checkpoint, StoredWeights, no_weights};
 use crate::config::Config;
 use crate::error::{ModelError, Result};
+use crate::gguf::Gguf;
 
-/// A model's folder: its configuration, and the open files of its weights.
+/// A model's folder, or GGUF file: its configuration, and the open files of its weights.
 #[derive(Debug)]
 pub struct ModelFolder {
     /// Where it is.
@@ -17,6 +18,8 @@ pub struct ModelFolder {
     pub config: Config,
     /// Its weights; none where it has no files of them.
     pub checkpoint: Option<Checkpoint>,
+    /// The header of the GGUF file, if it is one: its tokenizer is there.
+    pub gguf: Option<Gguf>,
 }
 
 impl ModelFolder {
@@ -25,6 +28,9 @@ impl ModelFolder {
     /// # Errors
     /// If config.json is not that of a supported model, or a header is damaged.
     pub fn open(path: &Path) -> Result<ModelFolder> {
+        if Gguf::is_named_so(path) {
+            return ModelFolder::open_gguf(path);
+        }
         let mut config = Config::load(path)?;
         let mut checkpoint = Checkpoint::open_if_any(path)?;
         if let Some(checkpoint) = &mut checkpoint {
@@ -33,7 +39,15 @@ impl ModelFolder {
                 checkpoint.take_as_blocks(&config, kind)?;
             }
         }
-        Ok(ModelFolder { path: path.to_owned(), config, checkpoint })
+        Ok(ModelFolder { path: path.to_owned(), config, checkpoint, gguf: None })
+    }
+
+    fn open_gguf(path: &Path) -> Result<ModelFolder> {
+        let gguf = Gguf::open(path)?;
+        let mut config = gguf.config()?;
+        let checkpoint = Checkpoint::of_gguf(&gguf, &config)?;
+        config.quantization = checkpoint.main_blocks(&config).map(Format::Blocks);
+        Ok(ModelFolder { path: path.to_owned(), config, checkpoint: Some(checkpoint), gguf: Some(gguf) })
     }
 
     /// The weights.

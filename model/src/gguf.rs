@@ -6,6 +6,10 @@
 //! makes room for more than the bytes that are left could hold.
 
 pub mod adapter;
+mod config;
+pub mod export;
+mod metadata;
+pub mod names;
 mod reader;
 mod types;
 mod writer;
@@ -16,8 +20,10 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::error::{ModelError, Result, shown};
+pub use names::{GgufPlace, ROPE_FACTORS, RowOrder};
 use reader::Reader;
 pub use types::TensorType;
+pub use writer::{Entries, GgufSpec, GgufWriter, Said};
 
 /// Bytes to whose multiples tensors are aligned where a file does not say.
 const ALIGNMENT: u64 = 32;
@@ -123,6 +129,11 @@ impl Gguf {
         let mut mark = [0; 4];
         let mut by_mark = || File::open(path)?.read_exact(&mut mark).map(|()| mark == *b"GGUF");
         (by_ending && !path.is_dir()) || (path.is_file() && by_mark().unwrap_or(false))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What it says of the model, by key.

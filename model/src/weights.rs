@@ -74,11 +74,14 @@ impl Decoder {
             }
             Ok(device.take(values))
         };
+        let quantization = quantization.filter(|_| config.quantization.is_none());
         let stored = |p: &Parameter| {
+            if quantization.is_some() {
+                return Ok(None); // what half precision the file has is quantized, as all else is
+            }
             let weight = checkpoint.read_quantized(p, config)?;
             Ok(weight.map(|weight| weight.to_device(device)))
         };
-        let quantization = quantization.filter(|_| config.quantization.is_none());
         if quantization.is_some() {
             adapter.map_or(Ok(()), AdapterFolder::check_quantizable)?;
         }

@@ -27,7 +27,11 @@ use crate::names::{ModuleId, Parameter};
 /// The configuration of the merged model. Where head and embeddings share a weight and an adapter changes
 /// only one of them (PEFT trains a copy of the one and leaves the other with the base's), they are no longer
 /// tied.
-fn merged_config(config: &Config, adapter: &Adapter, Stored { dtype, integers }: Stored) -> Config {
+pub(crate) fn merged_config(
+    config: &Config,
+    adapter: &Adapter,
+    Stored { dtype, integers }: Stored,
+) -> Config {
     let mut merged = match integers {
         Some(kind) => config.quantized(Format::Blocks(kind), dtype.torch_name()),
         None => config.clone(),
@@ -79,30 +83,22 @@ impl Decoder {
         (kinds.is_empty() && INTEGERS.contains(&kind)).then_some(kind)
     }
 
-    /// Writes one parameter as base and adapter have it together: the adapter's own copy, or `W0 + scale * B
-    /// A` in `f32`, or the base's.
-    fn write_parameter(
+    /// Passes on one parameter, `[rows, cols]`, as base and adapter have it together: the adapter's own copy,
+    /// or `W0 + scale * B A` in `f32`, or the base's.
+    pub(crate) fn with_parameter<R>(
         &self,
-        adapter: &Adapter,
+        adapter: Option<&Adapter>,
         parameter: &Parameter,
-        name: &str,
-        to: &mut CheckpointWriter,
-    ) -> Result<()> {
-        let mut write = |values: MatrixRef<'_>| match parameter.transposed {
-            false => to.write(name, values),
-            true => {
-                let mut turned = Matrix::unset(values.cols(), values.rows(), values.dtype());
-                transpose(values.download().as_ref(), turned.as_mut());
-                to.write(name, turned.as_ref())
-            }
-        };
+        with: impl FnOnce(MatrixRef<'_>) -> R,
+    ) -> R {
         let module = parameter.module;
-        match adapter.layout.get(module) {
-            Some(Trained::Full(full)) => {
+        let trained = adapter.and_then(|adapter| Some((adapter, adapter.layout.get(module)?)));
+        match trained {
+            Some((adapter, Trained::Full(full))) => {
                 let bias = || full.bias.expect("a bias is trained with its weight");
-                write(adapter.tensor(if parameter.bias { bias() } else { full.weight }))
+                with(adapter.tensor(if parameter.bias { bias() } else { full.weight }))
             }
-            Some(update @ (Trained::Lora(_) | Trained::Dora(_))) if !parameter.bias => {
+            Some((adapter, update @ (Trained::Lora(_) | Trained::Dora(_)))) if !parameter.bias => {
                 let mut merged = self.device.zeros(parameter.rows, parameter.cols, DType::F32);
                 self.base_weight(module).copy_to(&self.device, merged.as_mut());
                 match update {
@@ -112,12 +108,12 @@ impl Decoder {
                         lora::merge(adapter, update, &self.device, merged.as_mut());
                     }
                 }
-                write(merged.as_ref())
+                with(merged.as_ref())
             }
-            _ if parameter.bias => write(self.base_bias(module).expect("the configuration has a bias")),
+            _ if parameter.bias => with(self.base_bias(module).expect("the configuration has a bias")),
             _ => match self.base_weight(module) {
-                BaseWeight::Dense(weight) => write(weight),
-                BaseWeight::Quantized(weight) => write(weight.dequantize(&self.device, DType::F32).as_ref()),
+                BaseWeight::Dense(weight) => with(weight),
+                BaseWeight::Quantized(weight) => with(weight.dequantize(&self.device, DType::F32).as_ref()),
             },
         }
     }
@@ -129,6 +125,24 @@ impl Decoder {
             return None;
         };
         weight.blocks().filter(|blocks| Some(blocks.kind()) == kind)
+    }
+
+    /// Writes one parameter as base and adapter have it together.
+    fn write_parameter(
+        &self,
+        adapter: &Adapter,
+        parameter: &Parameter,
+        name: &str,
+        to: &mut CheckpointWriter,
+    ) -> Result<()> {
+        self.with_parameter(Some(adapter), parameter, |values| match parameter.transposed {
+            false => to.write(name, values),
+            true => {
+                let mut turned = Matrix::unset(values.cols(), values.rows(), values.dtype());
+                transpose(values.download().as_ref(), turned.as_mut());
+                to.write(name, turned.as_ref())
+            }
+        })
     }
 
     /// Writes base and adapter as one model into a folder that exists, with weights stored as is said under

@@ -3,6 +3,7 @@
 //! `[rows, bytes of a row]`, whose type config.json says, or a GGUF file for each tensor.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use compute::Buffer;
 use compute::quant::{
@@ -11,9 +12,10 @@ use compute::quant::{
 use half::bf16;
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, CheckpointWriter, StoredDType, TensorInfo, TensorSpec};
+use super::{Checkpoint, CheckpointWriter, Placed, StoredDType, TensorInfo, TensorSpec};
 use crate::config::Config;
 use crate::error::{ModelError, Result};
+use crate::gguf::names::RowOrder;
 use crate::names::Parameter;
 
 const STATE: &str = ".quant_state.bitsandbytes__";
@@ -230,8 +232,22 @@ impl Checkpoint {
     fn read_blocks(&self, parameter: &Parameter, config: &Config, kind: BlockType) -> Result<Quantized> {
         let (rows, cols) = (parameter.rows, parameter.cols);
         let name = self.stored_name(parameter, config)?;
-        let mut blocks = Blocks::zeros(kind, rows * cols);
-        self.read_bytes(&name, 0, blocks.bytes_mut())?;
+        let info = &self.tensors[&name];
+        let blocks = match (&self.map, info.placed) {
+            // As it lies, unless rows have another order there.
+            (Some(map), Some(Placed { order: RowOrder::Same, .. })) => {
+                let start = info.start as usize;
+                Blocks::mapped(kind, Arc::clone(map), start..start + kind.size_bytes(rows * cols))
+            }
+            (_, placed) => {
+                let mut blocks = Blocks::zeros(kind, rows * cols);
+                self.read_bytes(&name, 0, blocks.bytes_mut())?;
+                if let Some(placed) = placed {
+                    placed.sort_rows(blocks.bytes_mut(), kind.size_bytes(cols));
+                }
+                blocks
+            }
+        };
         if let Some(block) = blocks.not_finite() {
             let element = block * kind.elements();
             let problem = format!(

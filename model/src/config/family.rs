@@ -71,6 +71,9 @@ impl GgufForm {
     }
 }
 
+/// What llama.cpp makes of Ministral 3, and of every model of texts that Mistral 3 wraps.
+const MISTRAL3_IN_GGUF: Option<GgufForm> = GgufForm::like_llama("mistral3");
+
 /// What a family fixes, and what it takes where config.json is silent.
 pub(super) struct Row {
     pub(super) model_type: &'static str,
@@ -456,7 +459,7 @@ const OLMO3: Row = Row {
 const MINISTRAL3: Row = Row {
     model_type: "ministral3",
     architecture: "Ministral3ForCausalLM",
-    gguf: None,
+    gguf: MISTRAL3_IN_GGUF,
     head_dim: Some(128),
     pad: Some(11),
     max_position_embeddings: 262_144,
@@ -469,7 +472,7 @@ const MINISTRAL3: Row = Row {
 const GLM4: Row = Row {
     model_type: "glm4",
     architecture: "Glm4ForCausalLM",
-    gguf: None,
+    gguf: GgufForm::plain("glm4"),
     names: &tables::GLM4,
     kv_heads: Some(2),
     head_dim: Some(128),
@@ -489,7 +492,7 @@ const GLM4: Row = Row {
 const GPT_NEOX: Row = Row {
     model_type: "gpt_neox",
     architecture: "GPTNeoXForCausalLM",
-    gguf: None,
+    gguf: GgufForm::plain("gptneox"),
     names: &tables::GPT_NEOX,
     aliases: &[("partial_rotary_factor", "rotary_pct"), ("rope_theta", "rotary_emb_base")],
     bos: Some(0),
@@ -526,7 +529,7 @@ const STARCODER2: Row = Row {
 const HUNYUAN: Row = Row {
     model_type: "hunyuan_v1_dense",
     architecture: "HunYuanDenseV1ForCausalLM",
-    gguf: None,
+    gguf: GgufForm::plain("hunyuan-dense"),
     names: &tables::HUNYUAN,
     pad: Some(0),
     norm_eps: ("rms_norm_eps", 1e-5),
@@ -539,7 +542,7 @@ const HUNYUAN: Row = Row {
 const ERNIE45: Row = Row {
     model_type: "ernie4_5",
     architecture: "Ernie4_5ForCausalLM",
-    gguf: None,
+    gguf: GgufForm::plain("ernie4_5"),
     kv_heads: Some(2),
     head_dim: Some(128),
     max_position_embeddings: 131_072,
@@ -645,6 +648,21 @@ impl Family {
     pub fn architecture(self) -> &'static str {
         self.row().architecture
     }
+
+    /// What config.json calls a field, given our word for it.
+    pub(crate) fn field(self, ours: &'static str) -> &'static str {
+        self.row().aliases.iter().find(|(word, _)| *word == ours).map_or(ours, |(_, theirs)| theirs)
+    }
+
+    /// Whether layers of some of its models see a sliding window.
+    pub(crate) fn has_windows(self) -> bool {
+        self.row().windows != Windows::None
+    }
+
+    /// The field of what is added to a norm's variance.
+    pub(crate) fn norm_eps_field(self) -> &'static str {
+        self.row().norm_eps.0
+    }
 }
 
 /// A model of texts inside one of several kinds of input: what it is called, where its parts stand, and in
@@ -657,8 +675,8 @@ pub(super) struct Wrapper {
     pub(super) other_files: &'static [(&'static str, &'static str)],
     /// The families that may be inside; the first if the file does not say.
     pub(super) inside: &'static [Family],
-    /// Whether llama.cpp is known to hold the model of texts as it does the family's.
-    pub(super) same_in_gguf: bool,
+    /// How llama.cpp holds the model of texts inside.
+    pub(super) gguf: Option<GgufForm>,
 }
 
 pub(super) const WRAPPERS: [Wrapper; 2] = [
@@ -667,13 +685,13 @@ pub(super) const WRAPPERS: [Wrapper; 2] = [
         root: tables::WRAPPED,
         other_files: tables::OLD_WRAPPED,
         inside: &[Family::Gemma3],
-        same_in_gguf: true,
+        gguf: GgufForm::plain("gemma3"),
     },
     Wrapper {
         model_type: "mistral3",
         root: tables::WRAPPED,
         other_files: tables::OLD_WRAPPED,
         inside: &[Family::Mistral, Family::Ministral3],
-        same_in_gguf: false,
+        gguf: MISTRAL3_IN_GGUF,
     },
 ];

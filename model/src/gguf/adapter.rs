@@ -9,10 +9,11 @@ use std::path::Path;
 
 use compute::{DType, Matrix, MatrixRef};
 
-use super::writer::{Said, Written, write};
-use super::{Gguf, TensorType};
+use super::TensorType;
+use super::names::{GgufPlace, RowOrder};
+use super::writer::{GgufSpec, GgufWriter, Said};
 use crate::adapter::parameters::{Adapter, Lora, Trained};
-use crate::config::{Config, GgufForm};
+use crate::config::Config;
 use crate::error::{ModelError, Result};
 use crate::names::{ModuleId, Part};
 
@@ -50,7 +51,7 @@ pub fn export(adapter: &Adapter, named: &Path, config: &Config, path: &Path) -> 
     if adapter.is_without_effect() {
         return Err(wrong("has a B of zeros in every update, and changes nothing".to_owned()));
     }
-    let alphas = updates.iter().map(|(_, _, lora)| alpha_of(*lora));
+    let alphas = updates.iter().map(|(_, lora)| alpha_of(*lora));
     // Of all factors on a B none is above 1, so that no value grows beyond `f32`.
     let alpha =
         alphas.fold(0.0_f32, |largest, alpha| if alpha.abs() > largest.abs() { alpha } else { largest });
@@ -62,26 +63,34 @@ pub fn export(adapter: &Adapter, named: &Path, config: &Config, path: &Path) -> 
         near if (near - 1.0).abs() <= 4.0 * f32::EPSILON => 1.0,
         other => other,
     };
-    let mut tensors = Vec::new();
-    let (as_they_are, placed): (Vec<_>, Vec<_>) = updates
-        .iter()
-        .map(|(_, module, lora)| {
-            (adapter.lora(*lora).0, b_of(adapter, *lora, *module, config, form, factor(*lora)))
-        })
-        .unzip();
-    for (((name, ..), a), b) in updates.iter().zip(as_they_are).zip(&placed) {
-        tensors.push(Written { name: format!("{name}.weight.lora_a"), values: a });
-        tensors.push(Written { name: format!("{name}.weight.lora_b"), values: b.as_ref() });
-    }
-    let said = [
-        ("general.architecture", Said::Text(form.architecture)),
-        ("general.type", Said::Text("adapter")),
-        ("adapter.type", Said::Text("lora")),
-        ("adapter.lora.alpha", Said::Float(alpha)),
+    let entries = vec![
+        ("general.architecture".to_owned(), form.architecture.into()),
+        ("general.type".to_owned(), "adapter".into()),
+        ("adapter.type".to_owned(), "lora".into()),
+        ("adapter.lora.alpha".to_owned(), Said::Float(alpha)),
     ];
-    write(path, &said, &tensors)?;
-    check(path, &tensors, alpha)?;
-    let rescaled = updates.iter().filter(|(_, _, lora)| factor(*lora) != 1.0).count();
+    let spec = |name: String, values: MatrixRef<'_>| GgufSpec {
+        name,
+        dimensions: vec![values.cols() as u64, values.rows() as u64],
+        kind: TensorType::F32,
+    };
+    let both = |(place, lora): &(GgufPlace, Lora)| {
+        let (a, b) = adapter.lora(*lora);
+        [spec(format!("{}.lora_a", place.tensor), a), spec(format!("{}.lora_b", place.tensor), b)]
+    };
+    let mut writer = GgufWriter::create(path, &entries, updates.iter().flat_map(both).collect())?;
+    for (place, lora) in &updates {
+        let (a, _) = adapter.lora(*lora);
+        let b = b_of(adapter, *lora, place.order, factor(*lora));
+        for (ending, values) in [("lora_a", a), ("lora_b", b.as_ref())] {
+            writer.write(
+                &format!("{}.{ending}", place.tensor),
+                bytemuck::cast_slice(values.download().f32()),
+            )?;
+        }
+    }
+    writer.finish(&entries)?;
+    let rescaled = updates.iter().filter(|(_, lora)| factor(*lora) != 1.0).count();
     Ok(Exported { architecture: form.architecture, alpha, updates: updates.len(), rescaled })
 }
 
@@ -93,8 +102,8 @@ fn alpha_of(lora: Lora) -> f32 {
     if (short - alpha).abs() <= 2.0 * f32::EPSILON * alpha.abs() { short } else { alpha }
 }
 
-/// The updates by the names of their weights in GGUF files, or why llama.cpp has no such adapter.
-fn updates(adapter: &Adapter, config: &Config) -> std::result::Result<Vec<(String, ModuleId, Lora)>, String> {
+/// The updates with the places of their weights in GGUF files, or why llama.cpp has no such adapter.
+fn updates(adapter: &Adapter, config: &Config) -> std::result::Result<Vec<(GgufPlace, Lora)>, String> {
     let mut updates = Vec::new();
     for (module, trained) in adapter.layout.modules() {
         let path = config.path(module);
@@ -110,90 +119,36 @@ fn updates(adapter: &Adapter, config: &Config) -> std::result::Result<Vec<(Strin
                 return Err(format!("has {path} {problem}; merge the adapter instead"));
             }
         };
-        let Some(name) = weight_name(module) else {
+        if !matches!(module, ModuleId::Linear { .. } | ModuleId::Head) || is_router(module) {
             return Err(format!("is on {path}, which is not written as GGUF yet; merge the adapter instead"));
-        };
+        }
         if module == ModuleId::Head && config.tie_word_embeddings {
             let problem = "the head is the embedding, which llama.cpp leaves as it is";
             return Err(format!("is on {path}, and {problem}; merge the adapter instead"));
         }
-        updates.push((name, module, lora));
+        let place = config.gguf_place(&config.parameter(module, false));
+        updates.push((place.expect("the family's form is known"), lora));
     }
     Ok(updates)
 }
 
-/// What llama.cpp calls the weight of a linear layer, without `.weight`.
-fn weight_name(module: ModuleId) -> Option<String> {
-    let (layer, part) = match module {
-        ModuleId::Head => return Some("output".to_owned()),
-        ModuleId::Linear { layer, part } => (layer, part),
-        _ => return None,
-    };
-    let name = match part {
-        Part::Q => "attn_q",
-        Part::K => "attn_k",
-        Part::V => "attn_v",
-        Part::Qkv => "attn_qkv",
-        Part::O => "attn_output",
-        Part::Gate => "ffn_gate",
-        Part::Up | Part::GateUp => "ffn_up",
-        Part::Down => "ffn_down",
-        Part::Router => return None,
-    };
-    Some(format!("blk.{layer}.{name}"))
+fn is_router(module: ModuleId) -> bool {
+    matches!(module, ModuleId::Linear { part: Part::Router, .. })
 }
 
 /// B times a factor, its rows where llama.cpp has them.
-fn b_of(
-    adapter: &Adapter,
-    lora: Lora,
-    module: ModuleId,
-    config: &Config,
-    form: GgufForm,
-    factor: f32,
-) -> Matrix {
+fn b_of(adapter: &Adapter, lora: Lora, order: RowOrder, factor: f32) -> Matrix {
     let (_, b) = adapter.lora(lora);
     let mut placed = Matrix::zeros(b.rows(), b.cols(), DType::F32);
     let from = b.download();
-    let of_heads = matches!(module, ModuleId::Linear { part: Part::Q | Part::K, .. });
-    let head = Some(config.head_dim).filter(|_| of_heads && form.pairs_are_neighbours);
     let rows = from.f32().chunks_exact(b.cols());
     placed.as_mut().upload(|mut to| {
         let cols = to.cols();
         let to = to.reborrow().f32();
         for (row, values) in rows.enumerate() {
-            let row = head.map_or(row, |head| neighbour(row, head));
-            to[row * cols..][..cols].iter_mut().zip(values).for_each(|(to, value)| *to = value * factor);
+            let to = &mut to[order.place(row) * cols..][..cols];
+            to.iter_mut().zip(values).for_each(|(to, value)| *to = value * factor);
         }
     });
     placed
-}
-
-/// Where a row goes, of heads of this size.
-fn neighbour(row: usize, head: usize) -> usize {
-    let (first, within) = (row / head * head, row % head);
-    first + within % (head / 2) * 2 + within / (head / 2)
-}
-
-/// That the file has these tensors.
-fn check(path: &Path, tensors: &[Written<'_>], alpha: f32) -> Result<()> {
-    let file = Gguf::open(path)?;
-    let differs = |name: &str| {
-        ModelError::tensor(path, name, "was not written as it is; try again, or on another disk")
-    };
-    if file.number("adapter.lora.alpha") != Some(f64::from(alpha)) || file.tensors().len() != tensors.len() {
-        return Err(ModelError::file(path, "was not written as it is; try again, or on another disk"));
-    }
-    for Written { name, values } in tensors {
-        let tensor = file.tensors().get(name).ok_or_else(|| differs(name))?;
-        let same_shape = tensor.dimensions == [values.cols() as u64, values.rows() as u64];
-        if !same_shape || tensor.kind != TensorType::F32 || file.read_f32(name)? != bits(*values) {
-            return Err(differs(name));
-        }
-    }
-    Ok(())
-}
-
-fn bits(values: MatrixRef<'_>) -> Vec<u32> {
-    values.download().f32().iter().map(|value| value.to_bits()).collect()
 }

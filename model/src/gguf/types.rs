@@ -53,6 +53,11 @@ impl TensorType {
     /// IEEE single precision.
     pub const F32: TensorType = TensorType { number: 0, name: "F32", elements: 1, bytes: 4 };
 
+    /// IEEE half precision.
+    pub const F16: TensorType = TensorType { number: 1, name: "F16", elements: 1, bytes: 2 };
+    /// bfloat16.
+    pub const BF16: TensorType = TensorType { number: 30, name: "BF16", elements: 1, bytes: 2 };
+
     /// The type of this number in a file.
     pub fn of(number: u32) -> Option<TensorType> {
         let (number, name, elements, bytes) = TYPES.into_iter().find(|of| of.0 == number)?;

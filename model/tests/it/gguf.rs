@@ -233,16 +233,10 @@ fn exported(config: &Config, settings: &PeftConfig) -> Result<(Exported, Gguf, V
 #[test]
 fn adapters_have_the_names_that_the_package_gguf_gives_their_weights() {
     let text = fs::read_to_string(fixture("gguf").join("names.json")).unwrap();
-    let names: BTreeMap<String, BTreeMap<String, String>> = serde_json::from_str(&text).unwrap();
-    let mut unknown = Vec::new();
+    let names: BTreeMap<String, BTreeMap<String, Option<String>>> = serde_json::from_str(&text).unwrap();
     for case in families::ALL.into_iter().chain(["llama2", "mistral", "qwen2", "qwen3"]) {
         let config = Config::load(&fixture(case)).unwrap();
-        let Some(form) = config.gguf else {
-            let told = exported(&config, &all_linear(2)).unwrap_err();
-            assert!(told.contains("how llama.cpp holds that family is not known here"), "{case}: {told}");
-            unknown.push(case);
-            continue;
-        };
+        let form = config.gguf.unwrap();
         let (told, file, _) = exported(&config, &all_linear(2)).unwrap();
         assert_eq!(told.architecture, form.architecture, "{case}");
         assert_eq!(file.text("general.architecture"), Some(form.architecture), "{case}");
@@ -251,16 +245,15 @@ fn adapters_have_the_names_that_the_package_gguf_gives_their_weights() {
         let mut expected: Vec<&str> = Vec::new();
         for (module, _) in adapter(&config, &all_linear(2)).layout.modules() {
             let path = config.path(module).replace("model.language_model.", "model.");
-            expected.extend(names[form.architecture].get(&path).map(String::as_str));
+            let name = names[form.architecture].get(&path);
+            expected.extend(
+                name.into_iter().flatten().map(String::as_str).filter(|name| name.starts_with("blk.")),
+            );
         }
         expected.sort_unstable();
         assert_eq!(found, expected, "{case}");
         assert!(!found.is_empty(), "{case}");
     }
-    assert_eq!(
-        unknown,
-        ["ministral3", "mistral3-wrapped", "glm4", "gpt-neox", "gpt-neox-serial", "hunyuan", "ernie4-5"]
-    );
 }
 
 /// `alpha / R * B A` of the file is the adapter's update, its rows as llama.cpp permutes those of the base:

@@ -8,6 +8,7 @@ mod families;
 mod folder;
 mod frozen;
 mod gguf;
+mod gguf_model;
 mod groups;
 mod inputs;
 mod merge;
