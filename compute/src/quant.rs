@@ -196,6 +196,17 @@ impl Quantized {
         }
     }
 
+    /// Its blocks alone.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn into_blocks(self) -> Blocks {
+        match self.stored {
+            Stored::Blocks(blocks) => blocks,
+            _ => panic!("{self:?} has no blocks"),
+        }
+    }
+
     /// Its blocks, to change, if it has such.
     pub fn blocks_mut(&mut self) -> Option<&mut Blocks> {
         match &mut self.stored {

@@ -320,6 +320,24 @@ impl Blocks {
         }
     }
 
+    /// The same values in a type of as many codes or more, of those with a scale and a minimum of their own.
+    ///
+    /// # Panics
+    /// If one of the types has none, or the other has fewer codes.
+    pub fn widened(&self, to: BlockType) -> Blocks {
+        let (from, enough) = (self.kind, self.kind.affine_codes().zip(to.affine_codes()));
+        assert!(enough.is_some_and(|(from, to)| from <= to), "{from} in blocks of {to}");
+        let count = self.bytes().len() / from.bytes();
+        let mut wide = Blocks::zeros(to, count * GROUP);
+        let blocks =
+            self.bytes().chunks_exact(from.bytes()).zip(wide.bytes_mut().chunks_exact_mut(to.bytes()));
+        for (block, wide) in blocks {
+            wide[..4].copy_from_slice(&block[..4]);
+            fit::put_affine(to, wide, from.group(block, 0).0.map(|code| code as u8));
+        }
+        wide
+    }
+
     /// A copy in memory of its own.
     pub fn to_owned(&self) -> Blocks {
         let mut copy = Buffer::zeros(self.bytes().len());

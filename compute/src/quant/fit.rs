@@ -49,14 +49,14 @@ pub(super) fn encode(kind: BlockType, values: &[f32], block: &mut [u8]) {
 }
 
 /// The scale and the minimum with which codes from 0 to `largest` reach over all values.
-pub(crate) fn range_of(values: &[f32], largest: u8) -> (f32, f32) {
+fn range_of(values: &[f32], largest: u8) -> (f32, f32) {
     let most = values.iter().fold(f32::NEG_INFINITY, |most, &x| if x > most { x } else { most });
     let least = values.iter().fold(f32::INFINITY, |least, &x| if x < least { x } else { least });
     ((most - least) / f32::from(largest), least)
 }
 
 /// Writes the codes of a block that begins with a scale and a minimum.
-pub(crate) fn put_affine(kind: BlockType, block: &mut [u8], codes: [u8; GROUP]) {
+pub(super) fn put_affine(kind: BlockType, block: &mut [u8], codes: [u8; GROUP]) {
     match kind {
         BlockType::Int4 => put_nibbles(&mut block[4..], codes),
         BlockType::Q5_1 => {

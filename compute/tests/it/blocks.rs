@@ -158,6 +158,22 @@ fn zeros_and_constants_survive_every_type() {
 }
 
 #[test]
+fn fewer_bits_are_a_part_of_more() {
+    let x = matrix(5, 256, DType::F32, 8);
+    let device = Device::cpu(1);
+    for (from, to) in [
+        (BlockType::Int2, BlockType::Int4),
+        (BlockType::Int3, BlockType::Int4),
+        (BlockType::Int4, BlockType::Q5_1),
+    ] {
+        let narrow = Quantized::quantize(&device, x.as_ref(), Format::Blocks(from));
+        let wide = Quantized::of_blocks(5, 256, narrow.blocks().unwrap().widened(to));
+        let [narrow, wide] = [narrow, wide].map(|q| bits(&q.dequantize(&device, DType::F32).to_vec()));
+        assert_eq!(narrow, wide, "{from} in {to}");
+    }
+}
+
+#[test]
 fn the_same_bytes_on_any_number_of_threads() {
     let x = matrix(37, 768, DType::F32, 9);
     for kind in BlockType::ALL {

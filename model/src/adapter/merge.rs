@@ -72,7 +72,7 @@ impl Decoder {
             match (trained, self.base_weight(module)) {
                 (Trained::Lora(lora), BaseWeight::Quantized(weight)) => {
                     let kind = weight.blocks()?.kind();
-                    kind.affine_codes().filter(|_| lora.group.is_multiple_of(kind.elements()))?;
+                    qalora::for_minima(Trained::Lora(lora), kind)?;
                     kinds.insert(kind);
                 }
                 (Trained::Full(_), _) => {}
@@ -176,7 +176,9 @@ impl Decoder {
             match self.blocks(parameter, integers) {
                 Some(blocks) => {
                     let trained = adapter.layout.get(parameter.module);
-                    let merged = qalora::merge_into_minima(adapter, trained, &self.device, blocks);
+                    let update = trained.and_then(|trained| qalora::for_minima(trained, blocks.kind()));
+                    let merged =
+                        update.map(|lora| qalora::merge_into_minima(adapter, lora, &self.device, blocks));
                     writer.write_bytes(name, 0, merged.as_ref().unwrap_or(blocks).bytes())?;
                 }
                 None => self.write_parameter(adapter, parameter, name, &mut writer)?,

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use compute::MappedFile;
-use compute::quant::BlockType;
+use compute::quant::{BlockType, Format};
 
 use super::{Checkpoint, Placed, StoredDType, TensorInfo};
 use crate::config::Config;
@@ -16,25 +16,13 @@ use crate::names::Parameter;
 
 /// How ggml's types are held; none: weights in that type are not supported.
 fn held(kind: TensorType, parameter: &Parameter) -> Option<StoredDType> {
-    let blocks = match kind.name() {
-        "F32" => return Some(StoredDType::F32),
-        "BF16" => return Some(StoredDType::Bf16),
+    match kind.name() {
+        "F32" => Some(StoredDType::F32),
+        "BF16" => Some(StoredDType::Bf16),
         // Of linear layers as it is; what is read row by row, or is small, becomes what the precision asks for.
-        "F16" if !parameter.takes(compute::quant::Format::Blocks(BlockType::F16)) => {
-            return Some(StoredDType::F16);
-        }
-        "F16" => BlockType::F16,
-        "Q8_0" => BlockType::Q8_0,
-        "Q4_0" => BlockType::Q4_0,
-        "Q4_1" => BlockType::Int4,
-        "Q5_0" => BlockType::Q5_0,
-        "Q5_1" => BlockType::Q5_1,
-        "Q4_K" => BlockType::Q4K,
-        "Q5_K" => BlockType::Q5K,
-        "Q6_K" => BlockType::Q6K,
-        _ => return None,
-    };
-    Some(StoredDType::Blocks(blocks))
+        "F16" if !parameter.takes(Format::Blocks(BlockType::F16)) => Some(StoredDType::F16),
+        _ => kind.blocks().map(StoredDType::Blocks),
+    }
 }
 
 impl Checkpoint {

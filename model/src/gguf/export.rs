@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use compute::ops::rope::Rotation;
+use compute::quant::{BlockType, Blocks, Format, Quantized};
 use compute::{DType, MatrixRef, bf16};
 use half::f16;
 
@@ -12,16 +13,29 @@ use super::names::GgufPlace;
 use super::writer::{Entries, GgufSpec, GgufWriter, Said};
 use super::{Gguf, TensorType};
 use crate::adapter::merge::merged_config;
-use crate::adapter::parameters::Adapter;
+use crate::adapter::method::qalora;
+use crate::adapter::parameters::{Adapter, Lora};
 use crate::checkpoint::StoredDType;
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
+use crate::linear::BaseWeight;
 use crate::names::{ModuleId, Parameter, Part};
 
 /// The types in which weights are written, with llama.cpp's number for a file of them (`llama_ftype` of
 /// `include/llama.h`).
-const WRITTEN: [(TensorType, u32); 3] = [(TensorType::F32, 0), (TensorType::F16, 1), (TensorType::BF16, 32)];
+const WRITTEN: [(TensorType, u32); 10] = [
+    (TensorType::F32, 0),
+    (TensorType::F16, 1),
+    (TensorType::BF16, 32),
+    (TensorType::Q4_0, 2),
+    (TensorType::Q4_1, 3),
+    (TensorType::Q8_0, 7),
+    (TensorType::Q5_0, 8),
+    (TensorType::Q5_1, 9),
+    (TensorType::Q4_K, 14),
+    (TensorType::Q6_K, 18),
+];
 /// Bytes that are written at once.
 const PIECE: usize = 1 << 20;
 
@@ -30,8 +44,7 @@ pub fn written_type(name: &str) -> Option<TensorType> {
     WRITTEN.into_iter().map(|(kind, _)| kind).find(|kind| kind.name().eq_ignore_ascii_case(name))
 }
 
-/// Appends the bytes of a row's values: the only place that knows how values become bytes. Another type is an
-/// arm here and a row of `WRITTEN`.
+/// Appends the bytes of a row's values, of the types that have a number for each.
 ///
 /// # Errors
 /// The first value that the type cannot hold.
@@ -113,7 +126,7 @@ impl Decoder {
         ];
         all.extend(said);
         all.extend(entries);
-        let stacks = stacks(&config, kind);
+        let stacks = stacks(&config, |parameter| self.stored_as(adapter, parameter, kind));
         let factor_spec = |(name, values): &(&str, Vec<f32>)| GgufSpec {
             name: (*name).to_owned(),
             dimensions: vec![values.len() as u64],
@@ -136,10 +149,16 @@ impl Decoder {
         }
         for Stack { spec, parts } in &stacks {
             for (parameter, place) in parts {
-                self.with_parameter(adapter, parameter, |values| {
-                    write_part(&mut writer, spec, place, values)
-                })
-                .map_err(|error| match error {
+                let written = match spec.kind.blocks().filter(|kind| *kind != BlockType::F16) {
+                    Some(kind) => {
+                        let blocks = self.blocks_of(adapter, parameter, kind);
+                        write_blocks(&mut writer, spec, place, &blocks, parameter.rows)
+                    }
+                    None => self.with_parameter(adapter, parameter, |values| {
+                        write_part(&mut writer, spec, place, values)
+                    }),
+                };
+                written.map_err(|error| match error {
                     Failed::Write(error) => error,
                     Failed::Value(value) => {
                         let problem =
@@ -161,8 +180,86 @@ impl Decoder {
     }
 }
 
+impl Decoder {
+    /// The blocks that a parameter and what is trained on it come to: those of the base as they are, with an
+    /// update that their minima take up, or else the nearest to the values.
+    fn blocks_of(&self, adapter: Option<&Adapter>, parameter: &Parameter, kind: BlockType) -> Blocks {
+        let Some((blocks, update)) = self.kept_blocks(adapter, parameter, kind) else {
+            return self.with_parameter(adapter, parameter, |values| {
+                Quantized::quantize(&self.device, values, Format::Blocks(kind)).into_blocks()
+            });
+        };
+        let blocks = match update {
+            Some((adapter, lora)) => qalora::merge_into_minima(adapter, lora, &self.device, blocks),
+            None => blocks.to_owned(),
+        };
+        if blocks.kind() == kind { blocks } else { blocks.widened(kind) }
+    }
+
+    /// The base's own blocks of a parameter, if they stay in a file of this type, but for an update of their
+    /// minima.
+    fn kept_blocks<'a>(
+        &'a self,
+        adapter: Option<&'a Adapter>,
+        parameter: &Parameter,
+        kind: BlockType,
+    ) -> Option<(&'a Blocks, Option<(&'a Adapter, Lora)>)> {
+        if parameter.is_vector() {
+            return None;
+        }
+        let BaseWeight::Quantized(weight) = self.base_weight(parameter.module) else { return None };
+        let blocks = weight.blocks()?;
+        let is_held = blocks.kind() == kind || TensorType::of_blocks(blocks.kind()).blocks() == Some(kind);
+        match adapter.and_then(|adapter| Some((adapter, adapter.layout.get(parameter.module)?))) {
+            _ if !is_held => None,
+            None => Some((blocks, None)),
+            Some((adapter, trained)) => {
+                Some((blocks, Some((adapter, qalora::for_minima(trained, blocks.kind())?))))
+            }
+        }
+    }
+
+    /// How a parameter is stored where matrices are stored as `kind`, as llama.cpp has it
+    /// (`ModelBase.prepare_tensors`, `llama_tensor_get_type`): its head keeps more bits, and rows that are no
+    /// whole blocks another type. In a file of blocks that are the base's own, all else keeps its values.
+    fn stored_as(&self, adapter: Option<&Adapter>, parameter: &Parameter, kind: TensorType) -> TensorType {
+        let router = matches!(parameter.module, ModuleId::Linear { part: Part::Router, .. });
+        let fits = |kind: TensorType| (parameter.cols as u64).is_multiple_of(kind.block_elements());
+        let is_quantized = kind.blocks().is_some_and(|blocks| blocks != BlockType::F16);
+        let is_kept = |parameter: &Parameter| {
+            kind.blocks().is_some_and(|kind| self.kept_blocks(adapter, parameter, kind).is_some())
+        };
+        let keeps_any = || {
+            let part = if self.config.fused_qkv.is_some() { Part::Qkv } else { Part::Q };
+            is_quantized && is_kept(&self.config.parameter(ModuleId::Linear { layer: 0, part }, false))
+        };
+        let projects = parameter.module == ModuleId::Head
+            || parameter.module == ModuleId::Embedding && self.config.tie_word_embeddings;
+        match () {
+            () if parameter.is_vector() || router || parameter.module == ModuleId::Positions => {
+                TensorType::F32
+            }
+            () if !is_quantized => kind,
+            () if keeps_any() => match self.base_weight(parameter.module) {
+                BaseWeight::Dense(weight) if weight.dtype() == DType::Bf16 => TensorType::BF16,
+                BaseWeight::Dense(_) => TensorType::F32,
+                BaseWeight::Quantized(_) => kind,
+            },
+            () if projects && kind != TensorType::Q8_0 => [TensorType::Q6_K, TensorType::Q8_0]
+                .into_iter()
+                .find(|kind| fits(*kind))
+                .unwrap_or(TensorType::F16),
+            () if fits(kind) => kind,
+            () => {
+                let next = if kind == TensorType::Q6_K { TensorType::Q8_0 } else { TensorType::Q5_0 };
+                if fits(next) { next } else { TensorType::F16 }
+            }
+        }
+    }
+}
+
 /// The tensors of a model in the order in which a token meets them.
-fn stacks(config: &Config, kind: TensorType) -> Vec<Stack> {
+fn stacks(config: &Config, stored_as: impl Fn(&Parameter) -> TensorType) -> Vec<Stack> {
     let mut stacks: Vec<Stack> = Vec::new();
     for parameter in config.parameters() {
         let place = config.gguf_place(&parameter).expect("the family's form is known");
@@ -171,7 +268,7 @@ fn stacks(config: &Config, kind: TensorType) -> Vec<Stack> {
         match found {
             Some(stack) => stack.parts.push((parameter, place)),
             None => {
-                let kind = stored_as(&parameter, kind);
+                let kind = stored_as(&parameter);
                 let (name, dimensions) = (place.tensor.clone(), place.dimensions.clone());
                 let spec = GgufSpec { name, dimensions, kind };
                 stacks.push(Stack { spec, parts: vec![(parameter, place)] });
@@ -181,20 +278,33 @@ fn stacks(config: &Config, kind: TensorType) -> Vec<Stack> {
     stacks
 }
 
-/// How a parameter is stored where matrices are stored as `kind` (`ModelBase.prepare_tensors`).
-fn stored_as(parameter: &Parameter, kind: TensorType) -> TensorType {
-    let router = matches!(parameter.module, ModuleId::Linear { part: Part::Router, .. });
-    match () {
-        () if parameter.is_vector() || router || parameter.module == ModuleId::Positions => TensorType::F32,
-        () if !(parameter.cols as u64).is_multiple_of(kind.block_elements()) => TensorType::F16,
-        () => kind,
-    }
-}
-
 /// Why a parameter was not written.
 enum Failed {
     Write(ModelError),
     Value(f32),
+}
+
+/// Writes a parameter's rows of blocks in the order that its place asks for.
+fn write_blocks(
+    writer: &mut GgufWriter,
+    spec: &GgufSpec,
+    place: &GgufPlace,
+    blocks: &Blocks,
+    rows: usize,
+) -> Result<(), Failed> {
+    if let Some(block) = blocks.not_finite() {
+        return Err(Failed::Value(if block == 0 { f32::NAN } else { f32::INFINITY }));
+    }
+    let bytes = blocks.bytes();
+    let row_bytes = bytes.len() / rows;
+    let mut from = vec![0; rows];
+    for row in 0..rows {
+        from[place.order.place(row)] = row;
+    }
+    for row in from {
+        writer.write(&spec.name, &bytes[row * row_bytes..][..row_bytes]).map_err(Failed::Write)?;
+    }
+    Ok(())
 }
 
 /// Writes a parameter's values in the order that its place asks for.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use compute::quant::BlockType;
+
 /// A type of tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TensorType {
@@ -57,6 +59,43 @@ impl TensorType {
     pub const F16: TensorType = TensorType { number: 1, name: "F16", elements: 1, bytes: 2 };
     /// bfloat16.
     pub const BF16: TensorType = TensorType { number: 30, name: "BF16", elements: 1, bytes: 2 };
+
+    /// ggml's type of this name.
+    pub const Q4_0: TensorType = TensorType { number: 2, name: "Q4_0", elements: 32, bytes: 18 };
+    /// ggml's type of this name.
+    pub const Q4_1: TensorType = TensorType { number: 3, name: "Q4_1", elements: 32, bytes: 20 };
+    /// ggml's type of this name.
+    pub const Q5_0: TensorType = TensorType { number: 6, name: "Q5_0", elements: 32, bytes: 22 };
+    /// ggml's type of this name.
+    pub const Q5_1: TensorType = TensorType { number: 7, name: "Q5_1", elements: 32, bytes: 24 };
+    /// ggml's type of this name.
+    pub const Q8_0: TensorType = TensorType { number: 8, name: "Q8_0", elements: 32, bytes: 34 };
+    /// ggml's type of this name.
+    pub const Q4_K: TensorType = TensorType { number: 12, name: "Q4_K", elements: 256, bytes: 144 };
+    /// ggml's type of this name.
+    pub const Q6_K: TensorType = TensorType { number: 14, name: "Q6_K", elements: 256, bytes: 210 };
+
+    /// The type of blocks that hold its values as they are; none: values are read one by one, or not at all.
+    pub fn blocks(self) -> Option<BlockType> {
+        Some(match self.name {
+            "F16" => BlockType::F16,
+            "Q8_0" => BlockType::Q8_0,
+            "Q4_0" => BlockType::Q4_0,
+            "Q4_1" => BlockType::Int4,
+            "Q5_0" => BlockType::Q5_0,
+            "Q5_1" => BlockType::Q5_1,
+            "Q4_K" => BlockType::Q4K,
+            "Q5_K" => BlockType::Q5K,
+            "Q6_K" => BlockType::Q6K,
+            _ => return None,
+        })
+    }
+
+    /// The type that holds such blocks as they are or, of integers of fewer bits, their values.
+    pub fn of_blocks(kind: BlockType) -> TensorType {
+        let kind = if kind.affine_codes().is_some_and(|codes| codes < 15) { BlockType::Int4 } else { kind };
+        TensorType::all().find(|of| of.blocks() == Some(kind)).expect("a type for each kind of blocks")
+    }
 
     /// The type of this number in a file.
     pub fn of(number: u32) -> Option<TensorType> {

@@ -8,7 +8,7 @@
 
 use compute::ops::matmul::{Factor, matmul};
 use compute::ops::pool;
-use compute::quant::Blocks;
+use compute::quant::{BlockType, Blocks};
 use compute::{DType, Device, Matrix, MatrixMut, Precision};
 
 use super::lora::Lora;
@@ -76,20 +76,15 @@ pub(super) fn merge(adapter: &Adapter, lora: Lora, device: &Device, w: MatrixMut
     pool::backward(device, w, delta(adapter, lora, device).as_ref(), lora.group, true);
 }
 
-/// Adds the update of a module to the minima of its weight's blocks, in memory of their own. None: it has no
-/// such update, or its groups are not whole blocks with minima.
-pub(in crate::adapter) fn merge_into_minima(
-    adapter: &Adapter,
-    trained: Option<Trained>,
-    device: &Device,
-    weight: &Blocks,
-) -> Option<Blocks> {
-    let kind = weight.kind();
-    let Some(Trained::Lora(lora)) = trained else { return None };
-    if kind.affine_codes().is_none() || !lora.group.is_multiple_of(kind.elements()) {
-        return None;
-    }
+/// The update that the minima of blocks of this type take up, if it is one: its groups are whole blocks.
+pub(crate) fn for_minima(trained: Trained, kind: BlockType) -> Option<Lora> {
+    let Trained::Lora(lora) = trained else { return None };
+    (kind.affine_codes().is_some() && lora.group.is_multiple_of(kind.elements())).then_some(lora)
+}
+
+/// Adds an update that is [for minima](for_minima) to those of its weight's blocks, in memory of their own.
+pub(crate) fn merge_into_minima(adapter: &Adapter, lora: Lora, device: &Device, weight: &Blocks) -> Blocks {
     let mut merged = weight.to_owned();
     merged.add_to_minima(delta(adapter, lora, device).as_ref().download().as_ref());
-    Some(merged)
+    merged
 }
