@@ -156,6 +156,37 @@ impl Quantized {
         }
     }
 
+    /// A matrix of zeros in the memory of a device, to be [quantized](Quantized::requantize) into.
+    ///
+    /// # Panics
+    /// As [`Quantized::quantize`].
+    pub fn zeros(device: &Device, rows: usize, cols: usize, format: Format) -> Self {
+        match (device, format) {
+            (Device::Cpu(_), Format::Codebook(format)) => {
+                Quantized::of_codebook(rows, cols, Codebook::zeros(rows * cols, format))
+            }
+            (Device::Cpu(_), Format::Blocks(kind)) => {
+                Quantized::of_blocks(rows, cols, Blocks::zeros(kind, rows * cols))
+            }
+            (Device::Null(_), format) => Quantized::null(rows, cols, format.size_bytes(rows * cols)),
+        }
+    }
+
+    /// Quantizes other values of the same shape into its memory.
+    ///
+    /// # Panics
+    /// If the shapes do not agree.
+    pub fn requantize(&mut self, device: &Device, values: MatrixRef<'_>) {
+        assert_eq!((self.rows, self.cols), (values.rows(), values.cols()), "the shape of quantized values");
+        let homes = [self.home, values.home()];
+        let _watch = device.watch("quantize", homes, || Work::bytes(values.size_bytes()));
+        match (device, &mut self.stored) {
+            (Device::Cpu(cpu), Stored::Codebook(codebook)) => codebook.requantize(cpu, values),
+            (Device::Cpu(cpu), Stored::Blocks(blocks)) => blocks.requantize(cpu, values),
+            _ => {}
+        }
+    }
+
     /// Whose memory it lies in.
     pub fn home(&self) -> Home {
         self.home

@@ -19,6 +19,7 @@ mod tests;
 mod values;
 mod yaml;
 
+use compute::quant;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -293,6 +294,9 @@ pub(crate) struct TrainingSection {
     /// transformers; 0: not at all. It is evened out among the tokens in memory at once.
     #[schemars(range(min = 0, max = 1e3))]
     pub(crate) router_aux_loss: f64,
+    /// Trains for an export in this type: layers compute with weights, updates included, as the file will
+    /// hold them; null: not.
+    pub(crate) quantization_aware: Option<QuantizationAware>,
     /// Of all that is random: the same seed and settings give the same bytes.
     pub(crate) seed: u64,
 }
@@ -313,6 +317,7 @@ impl Default for TrainingSection {
             keep_checkpoints: 2,
             early_stopping_patience: None,
             router_aux_loss: 0.0,
+            quantization_aware: None,
             seed: 42,
         }
     }
@@ -396,6 +401,35 @@ pub(crate) enum Method {
     Qalora,
     /// All weights.
     Full,
+}
+
+/// A type of weights that is trained for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum QuantizationAware {
+    /// GGUF's Q4_0.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// GGUF's Q4_1.
+    #[serde(rename = "q4_1")]
+    Q4_1,
+    /// GGUF's Q8_0.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// 4-bit NormalFloat, as bitsandbytes has it.
+    Nf4,
+}
+
+impl QuantizationAware {
+    /// The format that it stands for.
+    pub(crate) fn format(self) -> quant::Format {
+        match self {
+            Self::Q4_0 => quant::Format::Blocks(quant::BlockType::Q4_0),
+            Self::Q4_1 => quant::Format::Blocks(quant::BlockType::Int4),
+            Self::Q8_0 => quant::Format::Blocks(quant::BlockType::Q8_0),
+            Self::Nf4 => quant::Format::QLORA,
+        }
+    }
 }
 
 /// What a QA-LoRA adapter reads of a group of inputs.

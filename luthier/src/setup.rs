@@ -24,6 +24,7 @@ pub(crate) use memory::*;
 pub(crate) use settle::*;
 
 use crate::cli;
+use crate::error::user;
 use crate::hub;
 use crate::run_file::{self, AdapterSection, Method, Pattern, RunFile, Source, TargetModules};
 
@@ -347,7 +348,11 @@ pub(crate) fn trained(run: &RunFile, config: &Config, base: &str) -> anyhow::Res
     }
     let peft = peft_config(run, base);
     let resolution = targets::resolve(&peft, config).context("adapter")?;
-    let layout = Layout::of_adapter(&resolution, config);
+    let mut layout = Layout::of_adapter(&resolution, config);
+    layout.quantization_aware = run.training.quantization_aware.map(run_file::QuantizationAware::format);
+    if layout.quantization_aware.is_some() && config.experts.is_some() {
+        return Err(user("training.quantization_aware is not supported for mixtures of experts"));
+    }
     Ok(Trained { layout, dropout: run.adapter.dropout as f32, peft: Some(peft.settled(&resolution, config)) })
 }
 

@@ -4,6 +4,7 @@
 use compute::ops::copy;
 use compute::{Matrix, Precision};
 
+use crate::adapter::method::quantization_aware::Effective;
 use crate::adapter::method::{dora, lora};
 use crate::adapter::parameters::{Layout, Parameters};
 use crate::attention::{self, Attention};
@@ -132,7 +133,8 @@ impl Workspace {
         let dora = dora::Memory::new(layout, of_blocks, (config.layers, of_part), rows, precision, allocator);
         let sizes = (tokens, tokens * config.experts.map_or(1, |experts| experts.per_token));
         let lora = lora::Buffers::new(layout, dropout, sizes, widest, precision, allocator);
-        let linear = linear::Scratch { lora, dora };
+        let effective = Effective::new(config, layout, allocator);
+        let linear = linear::Scratch { lora, dora, effective };
         let attention = attention::Scratch::new(config, tokens, training, precision, allocator);
         let experts = experts::Scratch::new(config, tokens, training, precision, allocator);
         let exit = exit::Scratch::new(config, tokens, training, precision, allocator);

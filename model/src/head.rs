@@ -4,6 +4,7 @@
 use compute::ops::{copy, cross_entropy, scale, soft_cap};
 use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
 
+use crate::adapter::method::quantization_aware::Effective;
 use crate::adapter::method::{dora, lora};
 use crate::adapter::parameters::{Layout, Parameters};
 use crate::batch::Target;
@@ -78,6 +79,7 @@ impl Workspace {
             linear: linear::Scratch {
                 lora: lora::Buffers::new(layout, dropout, (rows, rows), c, precision, allocator),
                 dora,
+                effective: Effective::new(config, &Layout::default(), allocator),
             },
         }
     }

@@ -8,6 +8,7 @@ use compute::quant::Quantized;
 use compute::{Device, Matrix, MatrixMut, MatrixRef};
 
 use crate::adapter::method::dora::{self, Place};
+use crate::adapter::method::quantization_aware::Effective;
 use crate::adapter::method::{full, lora};
 use crate::adapter::parameters::{Dora, Lora, Parameters, Trained};
 use crate::names::ModuleId;
@@ -41,6 +42,14 @@ pub enum BaseWeight<'a> {
 }
 
 impl<'a> BaseWeight<'a> {
+    /// Rows and columns.
+    pub(crate) fn size(self) -> (usize, usize) {
+        match self {
+            BaseWeight::Dense(weight) => (weight.rows(), weight.cols()),
+            BaseWeight::Quantized(weight) => (weight.rows(), weight.cols()),
+        }
+    }
+
     /// Bytes in memory.
     pub fn size_bytes(self) -> usize {
         match self {
@@ -110,6 +119,7 @@ pub(crate) struct Linear {
 pub(crate) struct Scratch {
     pub(crate) lora: lora::Buffers,
     pub(crate) dora: dora::Memory,
+    pub(crate) effective: Effective,
 }
 
 /// Some rows of a batch on their way through a layer.
@@ -228,17 +238,23 @@ pub(crate) fn forward(
     mut y: MatrixMut<'_>,
     accumulate: bool,
     x: MatrixRef<'_>,
-    Scratch { lora, dora }: &mut Scratch,
+    Scratch { lora, dora, effective }: &mut Scratch,
 ) {
     Rows::check(all, x.rows());
     let Some(Rows { run, .. }) = all.first() else { return };
-    lora.prepare(all, x);
+    let effective = effective.of(all);
+    if effective.is_none() {
+        lora.prepare(all, x);
+    }
     let (mut rest, mut s, mut places) = (y.reborrow(), lora.s.as_mut(), dora.places(all, x.rows()));
     let products = all.iter().map(|rows| {
         let count = rows.range.len();
         let (to, s, place) = (rest.split_off_rows(count), s.split_off_rows(count), places.next(rows));
-        let update = rows.lora().map(|trained| lora::update(rows, trained, x, &lora.prepared, s));
-        let product = Product { update, ..Product::new(rows.forward_factors(x), accumulate, to) };
+        let update = rows.lora().filter(|_| effective.is_none());
+        let update = update.map(|trained| lora::update(rows, trained, x, &lora.prepared, s));
+        let (x, w) = rows.forward_factors(x);
+        let w = effective.map_or(w, Factor::QuantizedTransposed);
+        let product = Product { update, ..Product::new((x, w), accumulate, to) };
         match place {
             None => product,
             Some(Place::Scaled(scale)) => {
@@ -268,11 +284,12 @@ pub(crate) fn backward(
     dy: MatrixRef<'_>,
     x: MatrixRef<'_>,
     gradients: &mut [Parameters],
-    Scratch { lora, dora }: &mut Scratch,
+    Scratch { lora, dora, effective }: &mut Scratch,
 ) {
     Rows::check(all, x.rows());
     let Some(Rows { run, module, .. }) = all.first() else { return };
     let (device, precision) = (run.device, run.precision);
+    let effective = dx.as_ref().and_then(|_| effective.of(all));
     lora.prepare(all, x);
     if all.iter().any(|rows| rows.dora().is_some()) {
         if !dora.has_products(*module) {
@@ -302,15 +319,19 @@ pub(crate) fn backward(
         let (mut rest, mut ds) = (dx.reborrow(), lora.ds.as_mut());
         let products = all.iter().map(|rows| {
             let (to, ds) = (rest.split_off_rows(rows.range.len()), ds.split_off_rows(rows.range.len()));
-            let update = rows.lora().and_then(|trained| lora::input_gradient(rows, trained, ds));
-            let factors = (Factor::Plain(of_product(rows)), rows.weight().plain());
+            let update = rows.lora().filter(|_| effective.is_none());
+            let update = update.and_then(|trained| lora::input_gradient(rows, trained, ds));
+            let weight = effective.map_or_else(|| rows.weight().plain(), Factor::Quantized);
+            let factors = (Factor::Plain(of_product(rows)), weight);
             Product { update, ..Product::new(factors, accumulate, to) }
         });
         multiply(device, precision, products.collect());
     }
     for rows in all {
         let (dy, gradients) = (of_product(rows), &mut gradients[rows.group]);
-        let dx = dx.as_mut().map(|dx| dx.reborrow().rows_range(rows.range.clone()));
+        // Through a weight that holds the update all of its gradient has gone.
+        let dx = dx.as_mut().filter(|_| effective.is_none());
+        let dx = dx.map(|dx| dx.reborrow().rows_range(rows.range.clone()));
         if let Some(trained) = rows.lora() {
             lora::backward(rows, trained, dx, dy, x, gradients, lora);
         } else if let Some(Trained::Full(copy)) = rows.trained() {

@@ -1,6 +1,7 @@
 //! The memory plan: the constructor of every long-lived buffer runs once to count and once to allocate.
 
 use bytemuck::Pod;
+use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix, Vector};
 
 /// What a buffer is for, as the plan's table shows it.
@@ -115,6 +116,15 @@ impl Allocator {
             None => Matrix::zeros(0, cols, dtype),
             Some(device) if component.begins_at_zero() => device.zeros(rows, cols, dtype),
             Some(device) => device.unset(rows, cols, dtype),
+        }
+    }
+
+    /// A matrix of codes for this component.
+    pub fn quantized(&mut self, component: Component, size: (usize, usize), format: Format) -> Quantized {
+        let (rows, cols) = size;
+        match self.count(component, format.size_bytes(rows * cols) as u64) {
+            None => Quantized::zeros(&Device::null(), rows, cols, format),
+            Some(device) => Quantized::zeros(device, rows, cols, format),
         }
     }
 

@@ -265,8 +265,13 @@ impl Blocks {
             values.cols()
         );
         let mut all = Blocks::zeros(kind, values.rows() * values.cols());
-        blocks::quantize(cpu, values, kind, all.bytes_mut());
+        all.requantize(cpu, values);
         all
+    }
+
+    /// Quantizes other rows into the same memory.
+    pub(super) fn requantize(&mut self, cpu: &Cpu, values: MatrixRef<'_>) {
+        blocks::quantize(cpu, values, self.kind, self.bytes_mut());
     }
 
     /// How values are stored.

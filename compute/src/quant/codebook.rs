@@ -183,6 +183,8 @@ impl Scales {
 pub struct Codebook {
     elements: usize,
     block_size: usize,
+    /// Whose values the table has, if it was made here.
+    code: Option<Code>,
     table: [f32; 16],
     codes: Buffer<u8>,
     scales: Scales,
@@ -201,19 +203,43 @@ impl Codebook {
             assert!(block_size.is_power_of_two(), "blocks of {block_size} scales");
             assert_eq!(absmax.len(), codes.len().div_ceil(*block_size), "a scale for each block of scales");
         }
-        Codebook { elements, block_size, table, codes: Buffer::zeros(elements.div_ceil(2)), scales }
+        Codebook {
+            elements,
+            block_size,
+            code: None,
+            table,
+            codes: Buffer::zeros(elements.div_ceil(2)),
+            scales,
+        }
     }
 
     /// Quantizes the elements of a matrix as they lie in memory.
     pub(super) fn quantize(cpu: &Cpu, values: MatrixRef<'_>, format: CodebookFormat) -> Self {
+        let mut codebook = Codebook::zeros(values.rows() * values.cols(), format);
+        codebook.requantize(cpu, values);
+        codebook
+    }
+
+    /// Zeros, to be quantized into.
+    pub(super) fn zeros(elements: usize, format: CodebookFormat) -> Self {
         let CodebookFormat { code, block_size, double_quant } = format;
-        assert!(BLOCK_SIZES.contains(&block_size), "a block size of {block_size}");
-        let elements = values.rows() * values.cols();
-        let mut scales = Buffer::zeros(elements.div_ceil(block_size));
-        let mut codes = Buffer::zeros(elements.div_ceil(2));
-        cpu::quant::quantize(cpu, values, block_size, code, &mut codes, &mut scales);
-        let scales = if double_quant { Scales::double(&scales) } else { Scales::Plain(scales) };
-        Codebook { elements, block_size, table: code.table(), codes, scales }
+        let scales = vec![0.0; elements.div_ceil(block_size)];
+        let scales = if double_quant { Scales::double(&scales) } else { Scales::Plain(scales.into()) };
+        Codebook { code: Some(code), ..Codebook::new(elements, block_size, code.table(), scales) }
+    }
+
+    /// Quantizes other values into the same memory, but for the scales, which are few.
+    ///
+    /// # Panics
+    /// If it was not made by quantizing.
+    pub(super) fn requantize(&mut self, cpu: &Cpu, values: MatrixRef<'_>) {
+        let code = self.code.expect("one of the codes that there are");
+        let mut scales = Buffer::zeros(self.elements.div_ceil(self.block_size));
+        cpu::quant::quantize(cpu, values, self.block_size, code, &mut self.codes, &mut scales);
+        self.scales = match self.scales {
+            Scales::Plain(_) => Scales::Plain(scales),
+            Scales::Double { .. } => Scales::double(&scales),
+        };
     }
 
     /// Number of elements.

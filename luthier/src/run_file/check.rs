@@ -218,6 +218,21 @@ impl Settings {
             "training.router_aux_loss",
             "must be from 0 to 1000",
         )?;
+        if training.quantization_aware.is_some() {
+            let key = "training.quantization_aware";
+            let adapter = &self.run.adapter;
+            self.require(adapter.method == Method::Lora, key, "goes with adapter.method: lora only")?;
+            self.require(
+                adapter.dropout == 0.0,
+                key,
+                "goes without adapter.dropout: weights and updates are one",
+            )?;
+            self.require(
+                self.run.quantization.is_none(),
+                key,
+                "quantizes the base's weights and updates together: leave `quantization` out",
+            )?;
+        }
         let or_null = "must be 1 or more, or null";
         self.require(training.epochs != Some(0), "training.epochs", or_null)?;
         self.require(

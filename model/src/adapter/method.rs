@@ -5,3 +5,4 @@ pub(crate) mod dora;
 pub(crate) mod full;
 pub(crate) mod lora;
 pub(crate) mod qalora;
+pub(crate) mod quantization_aware;

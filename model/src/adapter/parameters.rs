@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use compute::quant::Format;
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef};
 
 pub use super::method::dora::Dora;
@@ -77,6 +78,8 @@ pub enum Trained {
 /// The tensors of an adapter and which module each belongs to; without values.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Layout {
+    /// The format in which the layers' weights are seen in training, updates included.
+    pub quantization_aware: Option<Format>,
     tensors: Vec<Tensor>,
     modules: BTreeMap<ModuleId, Trained>,
     len: usize,

@@ -7,7 +7,8 @@ use compute::{Device, Matrix, Precision};
 use model::adapter::merge::Difference;
 use model::memory::Allocator;
 use model::{
-    Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Layout, ModelFolder, Purpose, StoredDType,
+    Activations, Adapter, Batch, Checkpointing, Config, Decoder, Extent, Layout, ModelFolder, Purpose,
+    StoredDType,
 };
 
 /// A fixture's folder.
@@ -80,6 +81,25 @@ pub(crate) fn training_buffers(
     let purpose = Purpose::Train(Checkpointing::None);
     let extent = Extent { tokens, positions: tokens, purpose, precision: decoder.precision };
     Activations::new(&decoder.config, layout, dropout, extent, &mut Allocator::real(&Device::cpu(2)))
+}
+
+/// A model folder of random weights, whose inputs are whole groups of 32 but perhaps for those of `down_proj`.
+pub(crate) fn random_llama(to: &Path, inner: usize) -> ModelFolder {
+    let json = format!(
+        r#"{{"model_type": "llama", "vocab_size": 96, "hidden_size": 64, "intermediate_size": {inner},
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "initializer_range": 0.2, "rms_norm_eps": 1e-6, "tie_word_embeddings": false}}"#
+    );
+    std::fs::write(to.join("config.json"), &json).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        let _ = std::fs::copy(fixture("llama3").join(file), to.join(file));
+    }
+    let config = Config::from_json(&json, Path::new("config.json")).unwrap();
+    let decoder = Decoder::random(&config, &Device::cpu(2), Precision::F32, None, 7);
+    let nothing = Adapter::zeros(Layout::default(), 0.0, &decoder.device);
+    let folder = ModelFolder::open(to).unwrap();
+    decoder.write_model_files(&nothing, &folder, to, to, StoredDType::F32).unwrap();
+    ModelFolder::open(to).unwrap()
 }
 
 /// The logits of every row of a batch.

@@ -17,6 +17,7 @@ mod objectives;
 mod parity;
 mod peft;
 mod qalora;
+mod quantization_aware;
 mod quantized;
 mod shapes;
 mod staging;

@@ -15,7 +15,7 @@ use model::{
     Purpose, Run, StoredDType,
 };
 
-use crate::common::fixture;
+use crate::common::{fixture, random_llama};
 
 fn settings(names: &[&str], qalora: Option<QaLora>, dropout: f64) -> PeftConfig {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
@@ -158,25 +158,6 @@ fn what_qalora_cannot_be_is_refused() {
     assert!(unknown.contains("median") && unknown.contains("sum, mean and peft"), "{unknown}");
 }
 
-/// A model folder of random weights whose inputs are whole groups of 32, but for those of `down_proj`.
-fn model(to: &Path, inner: usize) -> ModelFolder {
-    let json = format!(
-        r#"{{"model_type": "llama", "vocab_size": 96, "hidden_size": 64, "intermediate_size": {inner},
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "initializer_range": 0.2, "rms_norm_eps": 1e-6, "tie_word_embeddings": false}}"#
-    );
-    std::fs::write(to.join("config.json"), &json).unwrap();
-    for file in ["tokenizer.json", "tokenizer_config.json"] {
-        let _ = std::fs::copy(fixture("llama3").join(file), to.join(file));
-    }
-    let config = Config::from_json(&json, Path::new("config.json")).unwrap();
-    let decoder = Decoder::random(&config, &Device::cpu(2), Precision::F32, None, 7);
-    let nothing = Adapter::zeros(Layout::default(), 0.0, &decoder.device);
-    let folder = ModelFolder::open(to).unwrap();
-    decoder.write_model_files(&nothing, &folder, to, to, StoredDType::F32).unwrap();
-    ModelFolder::open(to).unwrap()
-}
-
 fn quantized(from: &ModelFolder, kind: BlockType, to: &Path) -> ModelFolder {
     let report = quantize_folder(from, to, &Device::cpu(2), Format::Blocks(kind), &mut |_| {}).unwrap();
     assert!(report.iter().all(|weight| weight.relative_error() < 0.6), "{report:?}");
@@ -186,7 +167,7 @@ fn quantized(from: &ModelFolder, kind: BlockType, to: &Path) -> ModelFolder {
 #[test]
 fn integers_in_a_folder_are_those_that_loading_makes() {
     let [plain, to] = [(), ()].map(|()| tempfile::tempdir().unwrap());
-    let base = model(plain.path(), 96);
+    let base = random_llama(plain.path(), 96);
     for kind in [BlockType::Int4, BlockType::Int3, BlockType::Int2] {
         let folder = to.path().join(kind.name());
         std::fs::create_dir(&folder).unwrap();
@@ -211,7 +192,7 @@ fn integers_in_a_folder_are_those_that_loading_makes() {
 #[test]
 fn layers_of_other_widths_stay_as_they_are() {
     let [plain, to] = [(), ()].map(|()| tempfile::tempdir().unwrap());
-    let base = model(plain.path(), 100);
+    let base = random_llama(plain.path(), 100);
     let report =
         quantize_folder(&base, to.path(), &Device::cpu(2), Format::Blocks(BlockType::Int4), &mut |_| {})
             .unwrap();
@@ -226,7 +207,7 @@ fn layers_of_other_widths_stay_as_they_are() {
 #[test]
 fn merging_changes_minima_alone_and_gives_the_logits_of_base_and_adapter() {
     let [plain, to] = [(), ()].map(|()| tempfile::tempdir().unwrap());
-    let base = model(plain.path(), 96);
+    let base = random_llama(plain.path(), 96);
     for kind in [BlockType::Int4, BlockType::Int3, BlockType::Int2] {
         let [from, merged] = ["base", "merged"].map(|name| to.path().join(format!("{kind}-{name}")));
         for folder in [&from, &merged] {
@@ -270,7 +251,7 @@ fn merging_changes_minima_alone_and_gives_the_logits_of_base_and_adapter() {
 #[test]
 fn damaged_integers_are_refused_with_what_is_wrong() {
     let [plain, to] = [(), ()].map(|()| tempfile::tempdir().unwrap());
-    let base = model(plain.path(), 96);
+    let base = random_llama(plain.path(), 96);
     quantized(&base, BlockType::Int4, to.path());
     let (weights, config) = (to.path().join("model.safetensors"), to.path().join("config.json"));
     let (bytes, json) = (std::fs::read(&weights).unwrap(), std::fs::read_to_string(&config).unwrap());
