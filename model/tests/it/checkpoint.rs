@@ -475,7 +475,7 @@ fn every_fixture_fits_its_configuration() {
         let checkpoint = checkpoint.unwrap();
         checkpoint.check(&config).unwrap();
         for parameter in config.parameters() {
-            if checkpoint.read_quantized(&parameter).unwrap().is_some() {
+            if checkpoint.read_quantized(&parameter, &config).unwrap().is_some() {
                 continue;
             }
             let mut matrix = Matrix::zeros(parameter.rows, parameter.cols, DType::F32);

@@ -1,7 +1,7 @@
 //! What layers below everything that is trained give for an example, kept and taken up again.
 
 use compute::ops::matmul::FEW_ROWS;
-use compute::quant::{Code, Format};
+use compute::quant::{Code, CodebookFormat, Format};
 use compute::{Device, Precision};
 use model::memory::{Allocator, Component};
 use model::{Batch, Config, Decoder, FrozenActivations, FrozenExtent, Layout};
@@ -35,7 +35,7 @@ fn together(decoder: &Decoder, sequences: &[(u32, usize)]) -> Vec<Vec<f32>> {
 /// What is kept rests on this; smaller batches are left out of it.
 #[test]
 fn an_example_has_the_same_bytes_in_any_batch_of_more_than_a_few_tokens() {
-    let nf4 = Some(Format { code: Code::Nf4, block_size: 64, double_quant: true });
+    let nf4 = Some(Format::Codebook(CodebookFormat { code: Code::Nf4, block_size: 64, double_quant: true }));
     for precision in [Precision::F32, Precision::Bf16] {
         for quantization in [None, nf4] {
             let decoder = random(precision, quantization);

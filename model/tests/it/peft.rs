@@ -8,7 +8,7 @@ use compute::{DType, Matrix, MatrixRef};
 use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::targets;
 use model::adapter::peft::{
-    AdapterTensor, PeftConfig, Selection, a_key, b_key, key_prefix, scaling, write_adapter,
+    AdapterTensor, PeftConfig, Pooling, QaLora, Selection, a_key, b_key, key_prefix, scaling, write_adapter,
 };
 use model::{Checkpoint, Config, ModuleId, Part};
 use serde_json::{Value, json};
@@ -102,6 +102,7 @@ fn settings_come_back_as_they_were() {
         lora_dropout: 0.05,
         use_rslora: true,
         use_dora: true,
+        qalora: Some(QaLora { group: 4, pooling: Pooling::Peft }),
         fan_in_fan_out: false,
         target_modules: Some(Selection::List(vec!["q_proj".into(), "lm_head".into()])),
         exclude_modules: Some(Selection::Expression(".*0.*".into())),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use compute::quant::{Code, Format, Quantized};
+use compute::quant::{Code, CodebookFormat, Format, Quantized};
 use compute::{DType, Device, Matrix, Precision};
 use model::adapter::merge::Difference;
 use model::adapter::peft::targets;
@@ -290,7 +290,7 @@ fn bytes_in_place_of_weights_are_refused_by_all_who_read_them() {
 
 #[test]
 fn a_quantization_that_the_folder_contradicts_is_refused_and_the_same_one_is_not() {
-    let fp4 = Format { code: Code::Fp4, ..Format::QLORA };
+    let fp4 = Format::Codebook(CodebookFormat { code: Code::Fp4, ..CodebookFormat::QLORA });
     let got = loaded(&fixture("nf4"), Some(fp4)).unwrap_err().to_string();
     assert!(got.contains("says that the weights are nf4 already, but fp4 is asked for"), "{got}");
     let (plain, asked) = (load("nf4").probe(None), loaded(&fixture("nf4"), Some(Format::QLORA)).unwrap());
@@ -323,8 +323,8 @@ proptest! {
 
 const FORMATS: [Format; 3] = [
     Format::QLORA,
-    Format { code: Code::Fp4, block_size: 128, double_quant: false },
-    Format { code: Code::Nf4, block_size: 32, double_quant: false },
+    Format::Codebook(CodebookFormat { code: Code::Fp4, block_size: 128, double_quant: false }),
+    Format::Codebook(CodebookFormat { code: Code::Nf4, block_size: 32, double_quant: false }),
 ];
 
 /// The folder of a fixture, quantized.
@@ -368,7 +368,7 @@ fn a_quantized_folder_loads_as_the_model_quantized_on_loading() {
             let mut weights = report.iter();
             for parameter in config.parameters() {
                 let dense = whole(&parameter, &config, &fixture(case));
-                let Some(read) = to.read_quantized(&parameter).unwrap() else {
+                let Some(read) = to.read_quantized(&parameter, &config).unwrap() else {
                     assert!(!parameter.is_quantizable());
                     assert_eq!(whole(&parameter, &config, output.path()).to_vec(), dense.to_vec());
                     continue;
@@ -381,7 +381,7 @@ fn a_quantized_folder_loads_as_the_model_quantized_on_loading() {
                 assert_eq!(told.name, parameter.name());
                 let size = format.size_bytes(parameter.rows * parameter.cols) as u64;
                 assert_eq!(told.bytes, size);
-                assert_eq!(to.quantized(&parameter).unwrap(), Some((format, size)));
+                assert_eq!(to.quantized(&parameter, &config).unwrap(), Some((format, size)));
                 assert!((0.01..0.2).contains(&told.relative_error()), "{told:?}");
             }
             assert!(weights.next().is_none());
@@ -416,7 +416,10 @@ fn the_memory_that_is_planned_is_what_the_weights_take() {
         check(&fixture(case), None);
     }
     // What is asked for does not change what the folder has.
-    check(&fixture("nf4-plain"), Some(Format { block_size: 4096, ..Format::QLORA }));
+    check(
+        &fixture("nf4-plain"),
+        Some(Format::Codebook(CodebookFormat { block_size: 4096, ..CodebookFormat::QLORA })),
+    );
     for format in FORMATS {
         check(&fixture("llama-bias"), Some(format));
         let output = tempfile::tempdir().unwrap();
