@@ -34,4 +34,5 @@ pub use label::TrainOn;
 pub use order::{OrderSpec, Row};
 pub use source::{SourceSpec, Sources};
 pub use template::{ChatTemplate, PlainEnd, Rendered, TemplateError};
+pub use tokenizer::gguf::GgufTokenizer;
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};

@@ -6,6 +6,7 @@
 //! exists. A folder in the older layout (`vocab.json` and `merges.txt`) is read as the `tokenizer.json` it
 //! would be converted to.
 
+pub mod gguf;
 mod legacy;
 mod pieces;
 
@@ -80,11 +81,41 @@ impl Tokenizer {
     /// Loads the tokenizer of a model folder. Only `tokenizer.json` (or `vocab.json` with `merges.txt`) must
     /// exist; what else is there must be readable.
     pub fn load(folder: &Path) -> Result<Self, TokenizerError> {
-        let config = read_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let path = folder.join("tokenizer_config.json");
+        let config = read_object(&path)?.unwrap_or_default();
         let special_map = read_object(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
-        let mut inner = load_inner(folder, &config)?;
-        add_configured_tokens(&mut inner, &config, &folder.join("tokenizer_config.json"))?;
+        let (file, bytes) = folder_json(folder, &config)?;
+        let model = read_object(&folder.join("config.json"))?.unwrap_or_default();
+        let generation = read_object(&folder.join("generation_config.json"))?;
+        let templates = chat_templates(folder, &config)?;
+        let inner = load_inner(&file, &bytes)?;
         let special = special_tokens(&config, &special_map);
+        let ends = Ends { model: &model, generation: generation.as_ref() };
+        Tokenizer::assemble(inner, (&path, &config), special, &ends, templates)
+    }
+
+    /// The tokenizer of what the files of a folder would hold: the text of `tokenizer.json`, the objects of
+    /// `tokenizer_config.json` and, with ids of end tokens, `config.json`. Errors call them `path`.
+    pub fn from_objects(
+        path: &Path,
+        tokenizer: &[u8],
+        config: &Map<String, Json>,
+        model: &Map<String, Json>,
+    ) -> Result<Self, TokenizerError> {
+        let inner = load_inner(path, tokenizer)?;
+        let special = special_tokens(config, &Map::new());
+        let templates = configured_templates(config, path)?;
+        Tokenizer::assemble(inner, (path, config), special, &Ends { model, generation: None }, templates)
+    }
+
+    fn assemble(
+        mut inner: tokenizers::Tokenizer,
+        (path, config): (&Path, &Map<String, Json>),
+        special: Vec<(String, String)>,
+        ends: &Ends<'_>,
+        templates: Vec<(String, String)>,
+    ) -> Result<Self, TokenizerError> {
+        add_configured_tokens(&mut inner, config, path)?;
         let missing: Vec<AddedToken> = special
             .iter()
             .filter(|(_, token)| inner.token_to_id(token).is_none())
@@ -92,18 +123,16 @@ impl Tokenizer {
             .collect();
         inner.add_special_tokens(missing).map_err(|error| failed(&*error))?;
         find_special_tokens_in_raw_text(&mut inner)?;
-
-        let model = read_object(&folder.join("config.json"))?.unwrap_or_default();
-        let generation = read_object(&folder.join("generation_config.json"))?;
         let named = |name: &str| -> Option<u32> {
             let (_, token) = special.iter().find(|(key, _)| key == name)?;
             inner.token_to_id(token)
         };
+        let Ends { model, generation } = ends;
         let eos = named("eos_token").or_else(|| token_ids(model.get("eos_token_id")).first().copied());
         let bos = named("bos_token");
         let pad = named("pad_token");
         let unknown = unknown(&inner);
-        let mut ends = token_ids(generation.as_ref().unwrap_or(&model).get("eos_token_id"));
+        let mut ends = token_ids(generation.unwrap_or(model).get("eos_token_id"));
         ends.extend(eos);
         ends.sort_unstable();
         ends.dedup();
@@ -113,7 +142,6 @@ impl Tokenizer {
             .filter(|(_, token)| token.special)
             .map(|(id, _)| id)
             .collect();
-        let templates = chat_templates(folder, &config)?;
         Ok(Tokenizer { inner, special, bos, eos, pad, unknown, ends, special_ids, templates })
     }
 
@@ -264,17 +292,30 @@ fn unknown(inner: &tokenizers::Tokenizer) -> Option<u32> {
     }
 }
 
-fn load_inner(folder: &Path, config: &Map<String, Json>) -> Result<tokenizers::Tokenizer, TokenizerError> {
+/// Where ids of end tokens stand.
+struct Ends<'a> {
+    /// config.json.
+    model: &'a Map<String, Json>,
+    /// generation_config.json, if there is one; it has the say.
+    generation: Option<&'a Map<String, Json>>,
+}
+
+/// The text of a folder's `tokenizer.json`, or of the one that its older files would be converted to, with the
+/// file that has it.
+fn folder_json(folder: &Path, config: &Map<String, Json>) -> Result<(PathBuf, Vec<u8>), TokenizerError> {
     let path = folder.join("tokenizer.json");
-    let (path, bytes) = match std::fs::read(&path) {
-        Ok(bytes) => (path, bytes),
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok((path, bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            (folder.join("vocab.json"), legacy::tokenizer_json(folder, config)?)
+            Ok((folder.join("vocab.json"), legacy::tokenizer_json(folder, config)?))
         }
-        Err(source) => return Err(TokenizerError::Io { path, source }),
-    };
+        Err(source) => Err(TokenizerError::Io { path, source }),
+    }
+}
+
+fn load_inner(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-        .map_err(|error| broken(&path, format!("not a tokenizer: {error}")))?;
+        .map_err(|error| broken(path, format!("not a tokenizer: {error}")))?;
     // Lengths are our business: a tokenizer saved with truncation on would silently cut examples.
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|error| failed(&*error))?;
@@ -399,20 +440,27 @@ fn chat_templates(
     if !templates.is_empty() {
         return Ok(templates);
     }
-    let path = folder.join("tokenizer_config.json");
+    configured_templates(config, &folder.join("tokenizer_config.json"))
+}
+
+/// The chat templates that `tokenizer_config.json` itself holds.
+fn configured_templates(
+    config: &Map<String, Json>,
+    path: &Path,
+) -> Result<Vec<(String, String)>, TokenizerError> {
     match config.get("chat_template") {
-        None | Some(Json::Null) => Ok(templates),
+        None | Some(Json::Null) => Ok(Vec::new()),
         Some(Json::String(source)) => Ok(vec![("default".into(), source.clone())]),
         Some(Json::Array(list)) => list
             .iter()
             .map(|entry| {
                 let field = |name: &str| entry.get(name).and_then(Json::as_str).map(String::from);
                 field("name").zip(field("template")).ok_or_else(|| {
-                    broken(&path, "chat_template: each entry of the list needs a \"name\" and a \"template\"")
+                    broken(path, "chat_template: each entry of the list needs a \"name\" and a \"template\"")
                 })
             })
             .collect(),
-        Some(_) => Err(broken(&path, "chat_template: must be a string or a list of {name, template}")),
+        Some(_) => Err(broken(path, "chat_template: must be a string or a list of {name, template}")),
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 use super::{TokenizerError, broken, read, read_object};
 
 /// Qwen2's way of cutting text into words (transformers, models/qwen2/tokenization_qwen2.py).
-const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// The text of a `tokenizer.json` for a folder with `vocab.json` and `merges.txt`.
 pub(super) fn tokenizer_json(folder: &Path, config: &Map<String, Json>) -> Result<Vec<u8>, TokenizerError> {

@@ -5,6 +5,7 @@ mod compressed;
 mod convert;
 mod files;
 mod formats;
+mod gguf;
 mod labels;
 mod malformed;
 mod marks;
