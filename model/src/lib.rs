@@ -12,6 +12,7 @@ mod cache;
 pub mod checkpoint;
 pub mod config;
 mod decoder;
+mod decompose;
 mod error;
 mod exit;
 mod experts;

@@ -7,6 +7,7 @@ use compute::ops::{copy, noise};
 use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix, Precision, random};
 
+use crate::adapter::parameters::Layout;
 use crate::adapter::peft::folder::AdapterFolder;
 use crate::attention::{Attention, Qkv};
 use crate::block::Block;
@@ -61,6 +62,19 @@ impl Decoder {
         precision: Precision,
         quantization: Option<OnLoading>,
     ) -> Result<Self> {
+        Decoder::load_changed(base, adapter, device, precision, quantization, &|_, values| Ok(values))
+    }
+
+    /// As [`Decoder::load_for`], where each parameter that is not stored in four bits becomes what `change`
+    /// makes of its values, before it is quantized.
+    pub(crate) fn load_changed(
+        base: &ModelFolder,
+        adapter: Option<&AdapterFolder>,
+        device: &Device,
+        precision: Precision,
+        quantization: Option<OnLoading>,
+        change: Change<'_>,
+    ) -> Result<Self> {
         base.check_quantization(quantization.map(|on_loading| on_loading.format))?;
         let (config, checkpoint) = (&base.config, base.require_weights()?);
         checkpoint.check(config)?;
@@ -72,7 +86,7 @@ impl Decoder {
             if !replaced {
                 checkpoint.read_parameter(p, config, values.as_mut())?;
             }
-            Ok(device.take(values))
+            change(p, device.take(values))
         };
         let quantization = quantization.filter(|_| config.quantization.is_none());
         let stored = |p: &Parameter| {
@@ -136,6 +150,27 @@ impl Decoder {
         }
         plan
     }
+
+    /// Bytes that a base takes beyond [`Decoder::base_memory`] where parts of its weights are
+    /// [taken out](Layout::take_out_of_base): what is left is held as the precision says, however narrow the
+    /// files are.
+    pub fn changed_memory(
+        config: &Config,
+        layout: &Layout,
+        stored: Option<&StoredWeights>,
+        precision: Precision,
+        quantization: Option<Format>,
+    ) -> u64 {
+        let held = held_dtype(stored.map(|stored| stored.dtype), precision);
+        if layout.taken_out() == 0 || held == precision.dtype() {
+            return 0;
+        }
+        let wider = (precision.dtype().size() - held.size()) as u64;
+        let changed = layout.modules().filter(|(_, trained)| trained.lora().is_some());
+        let parameters = changed.map(|(module, _)| config.parameter(module, false));
+        let dense = parameters.filter(|parameter| quantization.is_none() || !parameter.is_quantizable());
+        dense.map(|parameter| wider * (parameter.rows * parameter.cols) as u64).sum()
+    }
 }
 
 /// How matrices are held: never wider than the file needs, never narrower than the precision asks.
@@ -153,6 +188,8 @@ fn element_dtype(parameter: &Parameter, matrices: DType) -> DType {
 
 /// The values of a parameter, in the memory of the device.
 type Values<'a> = &'a dyn Fn(&Parameter, DType) -> Result<Matrix>;
+/// What becomes of the values of a parameter.
+type Change<'a> = &'a dyn Fn(&Parameter, Matrix) -> Result<Matrix>;
 /// The weight that a checkpoint has in codes, if it does.
 type Stored<'a> = &'a dyn Fn(&Parameter) -> Result<Option<Quantized>>;
 

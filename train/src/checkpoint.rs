@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use model::Adapter;
 use model::checkpoint::{Staging, sweep, sweep_staged, write_whole};
-use model::{Layout, Parameters};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
@@ -132,15 +132,14 @@ impl Checkpoints {
     pub(crate) fn restore(
         &mut self,
         saving: &Saving<'_>,
-        layout: &Layout,
-        parameters: &mut Parameters,
+        adapter: &mut Adapter,
         optimizer: &mut Optimizer,
     ) -> Result<Option<Restored>> {
         let mut damaged = Vec::new();
         for step in self.steps().into_iter().rev() {
             let path = self.path(step);
             let restored = self.check(step, saving).and_then(|state| {
-                let trained = saving.read_trained(&path, layout, parameters);
+                let trained = saving.read_trained(&path, adapter);
                 trained.map(|()| state).map_err(|e| e.to_string())
             });
             let why = match restored {
@@ -152,7 +151,7 @@ impl Checkpoints {
                     );
                     return Err(TrainError::Checkpoint { path: path.join(STATE_FILE), problem });
                 }
-                Ok(state) => match optimizer.read(&path.join(OPTIMIZER_FILE), layout) {
+                Ok(state) => match optimizer.read(&path.join(OPTIMIZER_FILE), &adapter.layout) {
                     Ok(()) => return Ok(Some(Restored { state, path, damaged })),
                     Err(TrainError::Model(e)) => e.to_string(),
                     Err(other) => return Err(other),
@@ -204,15 +203,14 @@ impl Checkpoints {
         &mut self,
         state: &State,
         saving: &Saving<'_>,
-        layout: &Layout,
-        parameters: &Parameters,
+        adapter: &Adapter,
         optimizer: &mut Optimizer,
         keep: usize,
     ) -> Result<PathBuf> {
         let path = self.path(state.step);
         self.write_folder(&path, |to| {
-            saving.write_trained(to, layout, parameters)?;
-            optimizer.write(&to.join(OPTIMIZER_FILE), layout)?;
+            saving.write_trained(to, adapter)?;
+            optimizer.write(&to.join(OPTIMIZER_FILE), &adapter.layout)?;
             let state = State { version: VERSION, ..state.clone() };
             let json = serde_json::to_vec_pretty(&state).expect("plain numbers");
             Ok(write_whole(&to.join(STATE_FILE), &json)?)
@@ -227,30 +225,20 @@ impl Checkpoints {
     }
 
     /// Writes the trained tensors of the best evaluation.
-    pub(crate) fn save_best(
-        &self,
-        saving: &Saving<'_>,
-        layout: &Layout,
-        parameters: &Parameters,
-    ) -> Result<()> {
-        self.write_folder(&self.best_path(), |to| saving.write_trained(to, layout, parameters))
+    pub(crate) fn save_best(&self, saving: &Saving<'_>, adapter: &Adapter) -> Result<()> {
+        self.write_folder(&self.best_path(), |to| saving.write_trained(to, adapter))
     }
 
     /// Reads what [`Checkpoints::save_best`] wrote.
     ///
     /// # Errors
     /// If it is damaged: there is no other.
-    pub(crate) fn read_best(
-        &self,
-        saving: &Saving<'_>,
-        layout: &Layout,
-        parameters: &mut Parameters,
-    ) -> Result<()> {
+    pub(crate) fn read_best(&self, saving: &Saving<'_>, adapter: &mut Adapter) -> Result<()> {
         let path = self.best_path();
         // Older versions wrote no hashes.
         let hashed = path.join(sums::FILE).exists();
         let whole = if hashed { sums::verify(&path, &[saving.trained_file()]) } else { Ok(()) };
-        whole.and_then(|()| saving.read_trained(&path, layout, parameters).map_err(|e| e.to_string())).map_err(
+        whole.and_then(|()| saving.read_trained(&path, adapter).map_err(|e| e.to_string())).map_err(
             |why| {
                 let problem = format!(
                     "the tensors of the best evaluation are damaged ({why}); bring them back, or train into a new folder"

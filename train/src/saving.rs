@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use model::adapter::peft::files::{read_parameters, save_adapter, write_parameters};
+use model::adapter::peft::files::write_parameters;
 use model::adapter::peft::{CONFIG_FILE, PeftConfig, WEIGHTS_FILE};
-use model::{Adapter, Decoder, Layout, ModelFolder, Parameters, StoredDType};
+use model::{Adapter, Decoder, ModelFolder, StoredDType};
 
 use crate::error::{Result, TrainError};
 
@@ -29,15 +29,13 @@ pub enum Saving<'a> {
 
 impl Saving<'_> {
     /// Writes the trained tensors into a checkpoint's folder.
-    pub(crate) fn write_trained(
-        &self,
-        folder: &Path,
-        layout: &Layout,
-        parameters: &Parameters,
-    ) -> Result<()> {
+    pub(crate) fn write_trained(&self, folder: &Path, adapter: &Adapter) -> Result<()> {
         match self {
-            Saving::Adapter(config) => save_adapter(folder, config, layout, parameters)?,
-            Saving::Model { .. } => write_parameters(&folder.join(MODEL_FILE), layout, &[("", parameters)])?,
+            Saving::Adapter(config) => adapter.save(folder, config)?,
+            Saving::Model { .. } => {
+                let tensors = [("", &adapter.parameters)];
+                write_parameters(&folder.join(MODEL_FILE), &adapter.layout, &tensors)?;
+            }
         }
         Ok(())
     }
@@ -51,14 +49,8 @@ impl Saving<'_> {
     }
 
     /// Reads what [`Saving::write_trained`] wrote.
-    pub(crate) fn read_trained(
-        &self,
-        folder: &Path,
-        layout: &Layout,
-        parameters: &mut Parameters,
-    ) -> Result<()> {
-        read_parameters(&folder.join(self.trained_file()), layout, &mut [("", parameters)])?;
-        Ok(())
+    pub(crate) fn read_trained(&self, folder: &Path, adapter: &mut Adapter) -> Result<()> {
+        Ok(adapter.restore(&folder.join(self.trained_file()))?)
     }
 
     /// Whether a run folder holds a result.
@@ -85,7 +77,7 @@ impl Saving<'_> {
     /// Writes the result into the run folder; the file that makes it one comes last.
     pub(crate) fn write_result(&self, folder: &Path, decoder: &Decoder, adapter: &Adapter) -> Result<()> {
         match self {
-            Saving::Adapter(config) => save_adapter(folder, config, &adapter.layout, &adapter.parameters)?,
+            Saving::Adapter(config) => adapter.save(folder, config)?,
             Saving::Model { base, tokenizer, dtype } => {
                 decoder.write_model_files(adapter, base, tokenizer, folder, *dtype)?
             }

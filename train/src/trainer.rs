@@ -169,7 +169,7 @@ pub fn memory_plan(
     frozen: Option<FrozenExtent<'_>>,
 ) -> MemoryPlan {
     let mut planning = Allocator::planning();
-    Parameters::zeros(layout, Component::Adapter, &mut planning);
+    Adapter::count(layout, &mut planning);
     Parameters::zeros(layout, Component::Gradients, &mut planning);
     Optimizer::new(optimizer, layout, &mut planning);
     Activations::new(config, layout, dropout, extent, &mut planning);
@@ -239,7 +239,7 @@ impl<'a> Trainer<'a> {
         let extent = plan.demand(eval).extent(micro_batch_tokens, checkpointing, decoder.precision);
         let mut allocator = Allocator::real(&decoder.device);
         let layout = &adapter.layout;
-        allocator.count(Component::Adapter, 4 * layout.len() as u64); // it was made before
+        Adapter::count(layout, &mut allocator); // it was made before
         let gradients = Parameters::zeros(layout, Component::Gradients, &mut allocator);
         let optimizer = Optimizer::new(settings.optimizer, layout, &mut allocator);
         let lengths = plan.repeated(eval);
@@ -279,8 +279,7 @@ impl<'a> Trainer<'a> {
     fn restore(&mut self) -> Result<()> {
         self.optimizer.open(self.folder)?;
         self.buffers.open(self.folder).map_err(TrainError::of_pages)?;
-        let (layout, parameters) = (&self.adapter.layout, &mut self.adapter.parameters);
-        let restored = self.checkpoints.restore(&self.saving, layout, parameters, &mut self.optimizer)?;
+        let restored = self.checkpoints.restore(&self.saving, &mut self.adapter, &mut self.optimizer)?;
         let Some(Restored { state, path, damaged }) = restored else { return Ok(()) };
         if state.data != self.state.data {
             let problem =
@@ -365,8 +364,7 @@ impl<'a> Trainer<'a> {
             self.save(&metrics, observe)?;
         }
         if let Some(best) = self.state.best.filter(|_| self.settings.early_stopping_patience.is_some()) {
-            let (layout, parameters) = (&self.adapter.layout, &mut self.adapter.parameters);
-            self.checkpoints.read_best(&self.saving, layout, parameters)?;
+            self.checkpoints.read_best(&self.saving, &mut self.adapter)?;
             if self.state.stopped_early {
                 observe(Event::StoppedEarly { step: best.step, eval_loss: best.eval_loss });
             }
@@ -391,10 +389,9 @@ impl<'a> Trainer<'a> {
     fn save(&mut self, metrics: &MetricsFile, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
         self.check_finite()?;
         metrics.sync()?;
-        let (layout, parameters) = (&self.adapter.layout, &self.adapter.parameters);
         let keep = self.settings.keep_checkpoints;
         let optimizer = &mut self.optimizer;
-        let path = self.checkpoints.save(&self.state, &self.saving, layout, parameters, optimizer, keep)?;
+        let path = self.checkpoints.save(&self.state, &self.saving, &self.adapter, optimizer, keep)?;
         observe(Event::Saved(&path));
         Ok(())
     }
@@ -530,7 +527,7 @@ impl<'a> Trainer<'a> {
         let best = Best { step: evaluation.step, eval_loss: evaluation.eval_loss };
         (state.best, state.evaluations_without_improvement) = (Some(best), 0);
         self.check_values()?;
-        self.checkpoints.save_best(&self.saving, &self.adapter.layout, &self.adapter.parameters)?;
+        self.checkpoints.save_best(&self.saving, &self.adapter)?;
         Ok(best)
     }
 

@@ -194,16 +194,24 @@ impl Decoder {
     /// Logits in `f32`, `[rows, V]`, of token sequences that are drawn from the vocabulary by a fixed seed:
     /// the same for any two models of one vocabulary.
     pub fn probe(&self, adapter: Option<&Adapter>) -> Matrix {
-        const SEQUENCES: usize = 4;
+        const SEQUENCES: u64 = 4;
         const TOKENS: usize = 16;
-        let length = TOKENS.min(self.config.max_position_embeddings);
+        let length = TOKENS.min(self.config.max_position_embeddings) as u64;
+        let token =
+            |sequence, i| random::below(random::key(0, sequence), i, self.config.vocab_size as u64) as u32;
+        let sequence = |n| (0..length).map(|i| token(n, i)).collect();
+        self.logits_of(adapter, &(0..SEQUENCES).map(sequence).collect::<Vec<Vec<u32>>>())
+    }
+
+    /// Logits in `f32`, `[rows, V]`, of all tokens of sequences that are not empty.
+    pub fn logits_of(&self, adapter: Option<&Adapter>, sequences: &[Vec<u32>]) -> Matrix {
         let mut batch = Batch::new();
-        for sequence in 0..SEQUENCES as u64 {
-            let token = |i| random::below(random::key(0, sequence), i, self.config.vocab_size as u64) as u32;
-            batch.push_unlabelled(&(0..length as u64).map(token).collect::<Vec<_>>());
+        for sequence in sequences {
+            batch.push_unlabelled(sequence);
         }
+        let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
         let (tokens, precision) = (batch.tokens(), self.precision);
-        let extent = Extent { tokens, positions: length, purpose: Purpose::Infer, precision };
+        let extent = Extent { tokens, positions: longest, purpose: Purpose::Infer, precision };
         let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
         let mut buffers =
             Activations::new(&self.config, &layout, 0.0, extent, &mut Allocator::real(&self.device));
@@ -225,6 +233,8 @@ impl Decoder {
 pub struct Difference {
     /// The largest difference of two logits.
     pub largest: f64,
+    /// The mean difference of two logits.
+    pub mean: f64,
     /// Root of the mean squared difference over that of the first set.
     pub relative: f64,
 }
@@ -234,14 +244,16 @@ impl Difference {
     pub fn between(expected: &Matrix, got: &Matrix) -> Self {
         let (expected, got) = (expected.as_ref().f32(), got.as_ref().f32());
         assert_eq!(expected.len(), got.len(), "logits of one shape");
-        let (mut largest, mut squares, mut norm) = (0.0_f64, 0.0, 0.0);
+        let (mut largest, mut sum, mut squares, mut norm) = (0.0_f64, 0.0, 0.0, 0.0);
         for (&e, &g) in expected.iter().zip(got) {
             let d = f64::from(e) - f64::from(g);
             largest = if d.is_nan() { f64::INFINITY } else { largest.max(d.abs()) };
+            sum += d.abs();
             squares += d * d;
             norm += f64::from(e) * f64::from(e);
         }
-        Difference { largest, relative: (squares / norm.max(f64::MIN_POSITIVE)).sqrt() }
+        let mean = sum / expected.len().max(1) as f64;
+        Difference { largest, mean, relative: (squares / norm.max(f64::MIN_POSITIVE)).sqrt() }
     }
 
     /// What rounding the merged weights to `dtype` may cost in relative error; more is a defect, not

@@ -1,6 +1,7 @@
 //! Adapters. Under `linear`: trained tensors and the methods that they belong to. Over `decoder`: how they
 //! begin, how files say them, how they merge.
 
+pub mod extract;
 pub mod init;
 pub mod merge;
 pub(crate) mod method;

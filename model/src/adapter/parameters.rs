@@ -83,6 +83,8 @@ pub struct Layout {
     tensors: Vec<Tensor>,
     modules: BTreeMap<ModuleId, Trained>,
     len: usize,
+    /// Elements of A and B whose beginning is taken out of the base.
+    taken_out: usize,
 }
 
 impl Trained {
@@ -133,6 +135,19 @@ impl Layout {
         if let Some(Trained::Full(full)) = self.get(module) {
             self.tensors[full.weight].transposed = true;
         }
+    }
+
+    /// Says that A and B of low-rank updates begin as a part of the base that is then no longer there: the
+    /// frozen base is what is left, and where they began has to be remembered.
+    pub fn take_out_of_base(&mut self) {
+        let is_low_rank = |tensor: &&Tensor| matches!(tensor.role, Role::A | Role::B);
+        self.taken_out = self.tensors.iter().filter(is_low_rank).map(|t| t.range.end).max().unwrap_or(0);
+    }
+
+    /// How many elements, from the first on, have a beginning to be remembered; 0 where the base stays as it
+    /// is.
+    pub fn taken_out(&self) -> usize {
+        self.taken_out
     }
 
     /// Trains something on a module, whose tensors were just added.
@@ -207,7 +222,12 @@ pub struct Parameters {
 impl Parameters {
     /// Zeros for every tensor of the layout.
     pub fn zeros(layout: &Layout, component: Component, allocator: &mut Allocator) -> Self {
-        Parameters { data: allocator.matrix(component, 1, layout.len(), DType::F32) }
+        Parameters::of_len(layout.len(), component, allocator)
+    }
+
+    /// Zeros for the first tensors of a layout, which have so many elements.
+    fn of_len(len: usize, component: Component, allocator: &mut Allocator) -> Self {
+        Parameters { data: allocator.matrix(component, 1, len, DType::F32) }
     }
 
     /// All elements `[1, n]`.
@@ -253,6 +273,8 @@ pub struct Adapter {
     pub layout: Layout,
     /// Their values.
     pub parameters: Parameters,
+    /// Where A and B began, if that was taken out of the base.
+    pub taken_out: Option<Parameters>,
     /// Probability with which an element of a low-rank layer's input is dropped in training.
     pub dropout: f32,
 }
@@ -272,8 +294,18 @@ impl Adapter {
 
     /// An adapter of zeros, in the memory of a device.
     pub fn zeros(layout: Layout, dropout: f32, device: &Device) -> Self {
-        let parameters = Parameters::zeros(&layout, Component::Adapter, &mut Allocator::real(device));
-        Adapter { layout, parameters, dropout }
+        let mut allocator = Allocator::real(device);
+        let parameters = Parameters::zeros(&layout, Component::Adapter, &mut allocator);
+        let remembers = layout.taken_out > 0;
+        let taken_out =
+            remembers.then(|| Parameters::of_len(layout.taken_out, Component::Adapter, &mut allocator));
+        Adapter { layout, parameters, taken_out, dropout }
+    }
+
+    /// Counts the memory of an adapter that is made elsewhere.
+    pub fn count(layout: &Layout, allocator: &mut Allocator) {
+        let elements = (layout.len + layout.taken_out) as u64;
+        allocator.count(Component::Adapter, DType::F32.size() as u64 * elements);
     }
 
     /// A and B of a low-rank update.

@@ -7,6 +7,7 @@ pub mod files;
 pub mod folder;
 mod mlx;
 mod per_expert;
+pub mod resize;
 mod settings;
 pub mod targets;
 mod tensors;

@@ -1,5 +1,6 @@
 //! Tests of the crate from the outside.
 
+mod beginnings;
 mod common;
 mod damage;
 mod finite;

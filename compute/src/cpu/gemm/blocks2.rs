@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use super::Operand;
 use super::coded::Coded;
 use super::few_rows::{ROWS, WIDTH};
-use super::scratch::Room;
+use super::scratch::{B_BYTES, Room};
 use crate::cpu::simd;
 use crate::matrix::Slice;
 use crate::quant::blocks::{BlockType, Blocks, GROUP, scale_and_min};
@@ -118,7 +118,7 @@ pub(super) struct Int2;
 
 /// A number in half precision.
 #[inline(always)]
-unsafe fn half(at: *const u8) -> f32 {
+pub(super) unsafe fn half(at: *const u8) -> f32 {
     // SAFETY: two bytes of a block; inlined into a function with the features.
     unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(at.cast::<u16>().read_unaligned().into()))) }
 }
@@ -361,9 +361,11 @@ pub(super) unsafe fn to_f32(from: &Blocks, first: usize, len: usize, to: *mut u8
     });
 }
 
-/// Whether few rows can be multiplied by this weight as it lies: blocks, whole rows of them.
+/// Whether few rows can be multiplied by this weight as it lies: blocks, whole rows of them, of which the sums of
+/// groups of inputs have room where a panel has.
 pub(super) fn has_dots(w: &Coded<'_>) -> bool {
-    w.weight.blocks().is_some() && w.rows == w.weight.cols()
+    let has_room = ROWS * (w.rows / GROUP) * size_of::<f32>() <= B_BYTES;
+    w.weight.blocks().is_some() && w.rows == w.weight.cols() && has_room
 }
 
 /// [`super::coded::FewRows::pack`]: rows in `f32`, one after the other.
@@ -435,7 +437,7 @@ unsafe fn dots_of<G: Groups, const COUNT: usize>(x: *const f32, w: Coded<'_>, su
 
 /// The sum of a vector's floats.
 #[inline(always)]
-unsafe fn total(x: __m256) -> f32 {
+pub(super) unsafe fn total(x: __m256) -> f32 {
     // SAFETY: inlined into a function with the features.
     unsafe {
         let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));

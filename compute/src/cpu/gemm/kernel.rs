@@ -125,6 +125,18 @@ impl Kernel {
 
 /// Few rows of either type are multiplied in `f32`.
 #[cfg(target_arch = "x86_64")]
+const NIBBLE_ROWS_512: coded::FewRows = coded::FewRows {
+    applies: blocks512::has_nibble_dots,
+    pack: blocks512::pack_nibbles,
+    dots: blocks512::nibble_dots,
+};
+#[cfg(target_arch = "x86_64")]
+const Q4_K_ROWS_512: coded::FewRows = coded::FewRows {
+    applies: blocks512::has_q4_k_dots,
+    pack: blocks512::pack_q4_k,
+    dots: blocks512::q4_k_dots,
+};
+#[cfg(target_arch = "x86_64")]
 const BLOCK_ROWS_512: coded::FewRows =
     coded::FewRows { applies: blocks512::has_dots, pack: blocks512::pack, dots: blocks512::dots };
 
@@ -146,6 +158,8 @@ static AVX512_BF16: Kernel = Kernel {
             pack: four_bit512::pack_bf16,
             dots: four_bit512::dots_bf16,
         },
+        NIBBLE_ROWS_512,
+        Q4_K_ROWS_512,
         BLOCK_ROWS_512,
     ],
 };
@@ -168,6 +182,8 @@ static AVX512: Kernel = Kernel {
             pack: four_bit512::pack_f32,
             dots: four_bit512::dots_f32,
         },
+        NIBBLE_ROWS_512,
+        Q4_K_ROWS_512,
         BLOCK_ROWS_512,
     ],
 };

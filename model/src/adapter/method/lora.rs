@@ -13,6 +13,7 @@ use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision, random};
 use super::qalora;
 use crate::adapter::init::Init;
 use crate::adapter::parameters::{Adapter, Layout, Parameters, Role, Trained};
+use crate::decompose;
 use crate::linear::Rows;
 use crate::memory::{Allocator, Component};
 use crate::names::{Module, ModuleId, Part};
@@ -179,21 +180,52 @@ impl Buffers {
     }
 }
 
-/// A begins by `init`; B stays zero, so that the adapted model begins as the base.
+/// A and B begin with random numbers; but for [`Init::Orthogonal`], B stays zero.
 pub(in crate::adapter) fn initialize(adapter: &mut Adapter, lora: Lora, init: Init, seed: u64) {
     if lora.first != [0, 0] {
         return; // it shares the tensors of another one
     }
-    let tensor = &adapter.layout.tensors()[lora.a];
+    let [tensor, behind] = [0, 1].map(|n| &adapter.layout.tensors()[lora.a + n]);
     let key = tensor.name.bytes().fold(seed, |key, byte| random::key(key, u64::from(byte)));
+    if init == Init::Orthogonal {
+        let (a, b) = adapter.parameters.pair_mut(tensor, behind);
+        return a.upload(|a| b.upload(|b| orthogonal(key, a, b)));
+    }
     let bound = 1.0 / (tensor.cols as f64).sqrt();
     let value = |i| match init {
-        Init::Default => (2.0 * random::uniform(key, i) - 1.0) * bound,
         Init::Gaussian => random::normal(key, i) / lora.rank as f64,
+        _ => (2.0 * random::uniform(key, i) - 1.0) * bound,
     };
     adapter.parameters.tensor_mut(tensor).upload(|a| {
         a.f32().iter_mut().enumerate().for_each(|(i, v)| *v = value(i as u64) as f32);
     });
+}
+
+/// Fills `a [R, in]` and `b [out, R]`: every second row of an orthogonal matrix `[R, R]` is for A, the others
+/// for B, and each factor is a normal combination of its rows, times 0.1. So `B A` is zero.
+fn orthogonal(key: u64, a: MatrixMut<'_>, b: MatrixMut<'_>) {
+    let (rank, inner) = (a.rows(), a.cols());
+    let normal = |stream: u64, i: usize| random::normal(random::key(key, stream), i as u64);
+    let mut square = Matrix::unset(rank, rank, DType::F32);
+    square.as_mut().f32().iter_mut().enumerate().for_each(|(i, v)| *v = normal(0, i) as f32);
+    let q = decompose::orthogonal(square.as_ref());
+    let row = |n: usize| &q[n * rank..][..rank];
+    let half = rank / 2;
+    let a = a.f32();
+    a.fill(0.0);
+    for n in 0..half {
+        for col in 0..inner {
+            let factor = (0.1 * normal(1, n * inner + col)) as f32;
+            (0..rank).for_each(|k| a[k * inner + col] += row(2 * n)[k] * factor);
+        }
+    }
+    for (m, to) in b.f32().chunks_mut(rank).enumerate() {
+        to.fill(0.0);
+        for n in 0..half {
+            let factor = (0.1 * normal(2, m * half + n)) as f32;
+            to.iter_mut().zip(row(2 * n + 1)).for_each(|(to, q)| *to += q * factor);
+        }
+    }
 }
 
 /// Adds the update to the frozen weight's values `w [out, in]`.

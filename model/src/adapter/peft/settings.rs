@@ -257,6 +257,19 @@ impl PeftConfig {
         self
     }
 
+    /// The settings of this adapter where its beginning is subtracted from it: twice the rank, and the alpha
+    /// that keeps the scale.
+    pub fn with_beginning(&self) -> PeftConfig {
+        let alpha = if self.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        PeftConfig {
+            r: 2 * self.r,
+            lora_alpha: alpha * self.lora_alpha,
+            rank_pattern: self.rank_pattern.iter().map(|(name, r)| (name.clone(), 2 * r)).collect(),
+            alpha_pattern: self.alpha_pattern.iter().map(|(name, a)| (name.clone(), alpha * a)).collect(),
+            ..self.clone()
+        }
+    }
+
     /// Reads the text of an `adapter_config.json`; `path` is only named in errors.
     pub fn from_json(text: &str, path: &Path) -> Result<PeftConfig> {
         PeftConfig::from_map(&parse_settings(text, path)?, path)

@@ -286,7 +286,7 @@ fn parameters_of_experts(settings: &PeftConfig, model: &Config) -> (Vec<Paramete
 
 /// Whether a module is a bare parameter, or part of one, for transformers 5, and thus none of PEFT's linear
 /// layers.
-pub(super) fn is_parameter(module: ModuleId) -> bool {
+pub(in crate::adapter) fn is_parameter(module: ModuleId) -> bool {
     matches!(module, ModuleId::Expert { .. } | ModuleId::Linear { part: Part::Router, .. })
 }
 
@@ -319,8 +319,13 @@ pub fn names(resolution: &Resolution, model: &Config) -> Vec<String> {
 /// What multiplies `B A` on the module of this path, whose rank is known from its tensors. Used where there
 /// is only an adapter's folder and no model.
 pub fn scale_at(settings: &PeftConfig, path: &str, rank: usize) -> Result<f32> {
+    Ok(scaling(rank, alpha_at(settings, path)?, settings.use_rslora))
+}
+
+/// The numerator of that.
+pub(super) fn alpha_at(settings: &PeftConfig, path: &str) -> Result<f64> {
     let alpha = Patterns::new("alpha_pattern", &settings.alpha_pattern)?.get(path)?;
-    Ok(scaling(rank, alpha.unwrap_or(settings.lora_alpha), settings.use_rslora))
+    Ok(alpha.unwrap_or(settings.lora_alpha))
 }
 
 /// What has no effect is a mistake in settings that a person wrote.

@@ -43,18 +43,27 @@ pub struct AdapterTensor<'a> {
 
 /// Writes an adapter folder, which is made if need be: tensors first, then the settings that make it one.
 pub fn write_adapter(folder: &Path, config: &PeftConfig, tensors: &[AdapterTensor<'_>]) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| ModelError::write(folder, e))?;
     let spec = |t: &AdapterTensor| TensorSpec {
         name: t.key.clone(),
         shape: t.shape.clone(),
         dtype: StoredDType::F32,
     };
+    write_folder(folder, config, tensors.iter().map(spec).collect(), |writer| {
+        tensors.iter().try_for_each(|tensor| writer.write(&tensor.key, tensor.values))
+    })
+}
+
+/// [`write_adapter`] of tensors that `write` gives one after the other.
+pub(super) fn write_folder(
+    folder: &Path,
+    config: &PeftConfig,
+    specs: Vec<TensorSpec>,
+    write: impl FnOnce(&mut CheckpointWriter) -> Result<()>,
+) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| ModelError::write(folder, e))?;
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let specs = tensors.iter().map(spec).collect();
     let mut writer = CheckpointWriter::file(&folder.join(WEIGHTS_FILE), &metadata, specs)?;
-    for tensor in tensors {
-        writer.write(&tensor.key, tensor.values)?;
-    }
+    write(&mut writer)?;
     writer.finish()?;
     write_whole(&folder.join(CONFIG_FILE), config.to_json().as_bytes())
 }
