@@ -227,6 +227,17 @@ impl Quantized {
         }
     }
 
+    /// A copy of a matrix in blocks, in memory of its own.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn copy(&self) -> Quantized {
+        match (&self.stored, self.home) {
+            (Stored::Nothing, _) => Quantized::null(self.rows, self.cols, self.size_bytes),
+            _ => Quantized::of_blocks(self.rows, self.cols, self.blocks().expect("blocks").to_owned()),
+        }
+    }
+
     /// Its blocks alone.
     ///
     /// # Panics

@@ -165,6 +165,18 @@ impl Attention {
         }
     }
 
+    /// The same, to change.
+    pub(crate) fn linear_mut(&mut self, part: Part) -> Option<&mut Linear> {
+        match (part, &mut self.qkv) {
+            (Part::O, _) => Some(&mut self.o),
+            (Part::Qkv, Qkv::Fused(linear)) => Some(linear),
+            (Part::Q, Qkv::Apart(linears)) => Some(&mut linears[0]),
+            (Part::K, Qkv::Apart(linears)) => Some(&mut linears[1]),
+            (Part::V, Qkv::Apart(linears)) => Some(&mut linears[2]),
+            _ => None,
+        }
+    }
+
     /// `y [T, C] = x + attention(norm(x))`. With a cache, keys and values go there and the batch's segments
     /// name cache rows.
     pub(crate) fn forward(

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::head::Head;
 use crate::inputs::Inputs;
-use crate::linear::{BaseWeight, Linear};
+use crate::linear::{BaseWeight, Linear, Weight};
 use crate::names::{ModuleId, NormPart};
 use crate::norm::Norm;
 use crate::run::{Group, Run, gradients_of};
@@ -157,6 +157,43 @@ impl Decoder {
                 embedding::add(device, x, table, positions.positions.get().range(rows.clone()));
             }
         }
+    }
+
+    /// The residual stream `[T, C]` before the first layer.
+    pub(crate) fn begin(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) -> Matrix {
+        let groups = [Group::of_all(run, batch)];
+        buffers.check(&groups, batch);
+        buffers.set(batch, false);
+        self.embed(&groups, buffers);
+        self.taken(buffers.stream[0].top(batch.tokens()))
+    }
+
+    /// The residual stream `[T, C]` behind one layer, from that before it.
+    pub(crate) fn through(
+        &self,
+        run: &Run<'_>,
+        layer: usize,
+        batch: &Batch,
+        stream: &Matrix,
+        buffers: &mut Activations,
+    ) -> Matrix {
+        buffers.set(batch, false);
+        copy::copy(&self.device, buffers.stream[0].top_mut(batch.tokens()), stream.as_ref());
+        let nothing = |_: &mut Inputs, _, _: MatrixRef<'_>| Ok::<_, Infallible>(());
+        let groups = [Group::of_all(run, batch)];
+        let Ok(()) = self.layers(layer..layer + 1, &groups, batch, None, buffers, nothing);
+        self.taken(buffers.stream[0].top(batch.tokens()))
+    }
+
+    fn taken(&self, stream: MatrixRef<'_>) -> Matrix {
+        let mut copied = self.device.unset(stream.rows(), stream.cols(), stream.dtype());
+        copy::copy(&self.device, copied.as_mut(), stream);
+        copied
+    }
+
+    /// Puts another weight into a linear layer.
+    pub(crate) fn replace(&mut self, module: ModuleId, weight: Weight) {
+        self.linear_mut(module).unwrap_or_else(|| panic!("the model has no {module:?}")).weight = weight;
     }
 
     /// The factor on embeddings, as the type of the activations has it: so transformers rounds it.
@@ -377,6 +414,20 @@ impl Decoder {
                 attention.linear(part).or_else(|| mlp.layers.linear(part))
             }
             ModuleId::Expert { layer, expert, part } => self.blocks[layer].mlp.layers.expert(expert, part),
+            _ => None,
+        }
+    }
+
+    /// A linear layer of a block, to change.
+    fn linear_mut(&mut self, module: ModuleId) -> Option<&mut Linear> {
+        match module {
+            ModuleId::Linear { layer, part } => {
+                let Block { attention, mlp } = &mut self.blocks[layer];
+                attention.linear_mut(part).or_else(|| mlp.layers.linear_mut(None, part))
+            }
+            ModuleId::Expert { layer, expert, part } => {
+                self.blocks[layer].mlp.layers.linear_mut(Some(expert), part)
+            }
             _ => None,
         }
     }

@@ -3,7 +3,8 @@
 //! On one thread, so that results do not depend on their number.
 
 use compute::{MatrixMut, MatrixRef};
-use faer::{Mat, MatRef};
+use faer::linalg::solvers::DenseSolveCore;
+use faer::{Mat, MatRef, Side};
 
 /// A matrix `[m, n]` as `U Σ Vᵀ`.
 #[derive(Debug)]
@@ -77,6 +78,16 @@ pub(crate) fn orthogonal(matrix: MatrixRef<'_>) -> Vec<f32> {
     let q = view(matrix).qr().compute_thin_Q();
     let n = q.ncols();
     (0..n * n).map(|i| q[(i / n, i % n)]).collect()
+}
+
+/// The upper factor `u [n, n]`, row after row, of the inverse of a symmetric matrix of positive eigenvalues: `uᵀ
+/// u`. None if it has others.
+pub(crate) fn inverse_factor(matrix: MatrixRef<'_>) -> Option<Vec<f32>> {
+    let inverse = view(matrix).llt(Side::Lower).ok()?.inverse();
+    let lower = inverse.llt(Side::Lower).ok()?;
+    let (lower, n) = (lower.L(), matrix.rows());
+    let u: Vec<f32> = (0..n * n).map(|i| if i % n < i / n { 0.0 } else { lower[(i % n, i / n)] }).collect();
+    u.iter().all(|u| u.is_finite()).then_some(u)
 }
 
 fn view(matrix: MatrixRef<'_>) -> MatRef<'_, f32> {

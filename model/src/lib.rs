@@ -9,6 +9,7 @@ mod attention;
 mod batch;
 mod block;
 mod cache;
+pub mod calibration;
 pub mod checkpoint;
 pub mod config;
 mod decoder;

@@ -242,6 +242,9 @@ pub(crate) fn forward(
 ) {
     Rows::check(all, x.rows());
     let Some(Rows { run, .. }) = all.first() else { return };
+    if let Some(observed) = run.observed {
+        observed.add(all, x);
+    }
     let effective = effective.of(all);
     if effective.is_none() {
         lora.prepare(all, x);

@@ -279,6 +279,22 @@ impl Layers {
         experts.experts.get(expert).map(|linears| &linears[place])
     }
 
+    /// A linear layer, of the expert of this number or of all tokens, to change.
+    pub(crate) fn linear_mut(&mut self, expert: Option<usize>, part: Part) -> Option<&mut Linear> {
+        let of = |parts: &[Part]| parts.iter().position(|&p| p == part);
+        match (self, expert) {
+            (Layers::Gated(linears), None) => of(&Part::GATED).map(|place| &mut linears[place]),
+            (Layers::Fused(linears), None) => {
+                of(&[Part::GateUp, Part::Down]).map(|place| &mut linears[place])
+            }
+            (Layers::Plain(linears), None) => of(&[Part::Up, Part::Down]).map(|place| &mut linears[place]),
+            (Layers::Experts(experts), Some(expert)) => {
+                of(&Part::GATED).map(|place| &mut experts.experts[expert][place])
+            }
+            _ => None,
+        }
+    }
+
     /// A linear layer by its name.
     pub(crate) fn linear(&self, part: Part) -> Option<&Linear> {
         match self {

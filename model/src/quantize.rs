@@ -7,6 +7,7 @@ use compute::ops::copy;
 use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix};
 
+use crate::calibration::Calibration;
 use crate::checkpoint::{
     CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer, quantized,
     write_whole,
@@ -43,7 +44,8 @@ impl QuantizedWeight {
 }
 
 /// Writes a model with its blocks' linear layers quantized into the folder `to`, which exists; config.json
-/// comes last. In memory is one tensor at a time.
+/// comes last. In memory is one tensor at a time, or with a calibration, which then chooses the integers, what
+/// that holds.
 ///
 /// # Errors
 /// If the weights are not those of the configuration or quantized already, or a file cannot be read or
@@ -53,8 +55,10 @@ pub fn quantize_folder(
     to: &Path,
     device: &Device,
     format: Format,
+    calibration: Option<&mut Calibration>,
     observe: &mut dyn FnMut(&QuantizedWeight),
 ) -> Result<Vec<QuantizedWeight>> {
+    let mut calibration = calibration;
     let config = &from.config;
     if let Some(stored) = config.quantization {
         let problem = format!(
@@ -92,7 +96,10 @@ pub fn quantize_folder(
             writer.write(&checkpoint.spelling(parameter), values.as_ref())?;
             continue;
         }
-        let weight = Quantized::quantize(device, values.as_ref(), format);
+        let weight = match &mut calibration {
+            Some(calibration) => calibration.weight(parameter)?,
+            None => Quantized::quantize(device, values.as_ref(), format),
+        };
         let name = checkpoint.spelling(parameter);
         quantized::write(&mut writer, &name, parameter, format, dtype, &weight)?;
         let (squares, squared_error) = error(device, &values, &weight);

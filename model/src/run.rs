@@ -6,6 +6,7 @@ use compute::{Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::parameters::{Adapter, Parameters};
 use crate::batch::Batch;
+use crate::calibration::Observed;
 use crate::linear::{BaseWeight, Weight};
 use crate::names::{ModuleId, Part};
 
@@ -24,6 +25,8 @@ pub struct Run<'a> {
     /// is not computed. It is that of transformers (`router_aux_loss_coef`), over all layers and tokens of a
     /// batch together.
     pub router_aux_loss: f32,
+    /// Who is shown the inputs of linear layers.
+    pub observed: Option<&'a Observed>,
 }
 
 /// Rows of a batch that have an adapter of their own, or none: whole sequences.
@@ -61,7 +64,7 @@ impl<'a> Group<'a> {
 impl<'a> Run<'a> {
     /// A pass without dropout.
     pub fn new(device: &'a Device, precision: Precision, adapter: Option<&'a Adapter>) -> Self {
-        Run { device, precision, adapter, dropout_key: None, router_aux_loss: 0.0 }
+        Run { device, precision, adapter, dropout_key: None, router_aux_loss: 0.0, observed: None }
     }
 
     /// The adapter of a pass that is known to have one.

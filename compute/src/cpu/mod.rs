@@ -12,6 +12,7 @@ pub(crate) mod dropout;
 pub(crate) mod embedding;
 pub(crate) mod gated;
 pub(crate) mod gemm;
+pub(crate) mod gptq;
 pub(crate) mod layer_norm;
 pub(crate) mod magnitude;
 pub(crate) mod noise;

@@ -10,6 +10,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gated;
+pub mod gptq;
 pub mod layer_norm;
 pub mod low_rank;
 pub mod magnitude;

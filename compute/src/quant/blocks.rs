@@ -183,6 +183,17 @@ impl BlockType {
         std::array::from_fn(|i| d[i / 16] * f32::from(codes[i]) + m[i / 16])
     }
 
+    /// Begins a block with the scale and the minimum that reach over its values.
+    pub(crate) fn begin_affine(self, values: &[f32], block: &mut [u8]) -> Affine {
+        let codes = self.affine_codes().expect("a scale and a minimum");
+        fit::begin_affine(values, codes, block)
+    }
+
+    /// Writes the codes of a block that was begun.
+    pub(crate) fn put_codes(self, block: &mut [u8], codes: [u8; GROUP]) {
+        fit::put_affine(self, block, codes);
+    }
+
     /// Writes values as a block.
     ///
     /// # Panics
@@ -196,6 +207,24 @@ impl BlockType {
 impl fmt::Display for BlockType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// A scale and a minimum as their block has them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Affine {
+    pub(super) d: f32,
+    pub(super) m: f32,
+    pub(super) inverse: f32,
+    pub(super) largest: f32,
+}
+
+impl Affine {
+    /// The code nearest to a value, and what it stands for.
+    #[inline(always)]
+    pub(crate) fn nearest(self, value: f32) -> (u8, f32) {
+        let code = ((value - self.m) * self.inverse).round().clamp(0.0, self.largest);
+        (code as u8, self.d * code + self.m)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use super::blocks::{BlockType, GROUP};
+use super::blocks::{Affine, BlockType, GROUP};
 
 /// Writes a block of so many values and bytes.
 pub(super) fn encode(kind: BlockType, values: &[f32], block: &mut [u8]) {
@@ -53,6 +53,17 @@ fn range_of(values: &[f32], largest: u8) -> (f32, f32) {
     let most = values.iter().fold(f32::NEG_INFINITY, |most, &x| if x > most { x } else { most });
     let least = values.iter().fold(f32::INFINITY, |least, &x| if x < least { x } else { least });
     ((most - least) / f32::from(largest), least)
+}
+
+/// Writes the scale and the minimum of a block whose codes are to come.
+pub(super) fn begin_affine(values: &[f32], codes: u8, block: &mut [u8]) -> Affine {
+    let (d, m) = range_of(values, codes);
+    block.fill(0);
+    put_half(block, 0, d);
+    put_half(block, 2, m);
+    let [d, m] = [d, m].map(|x| f16::from_f32(x).to_f32());
+    let (d, inverse) = step(d);
+    Affine { d, m, inverse, largest: codes.into() }
 }
 
 /// Writes the codes of a block that begins with a scale and a minimum.

@@ -12,6 +12,7 @@ mod device;
 mod dropout;
 mod embedding;
 mod gated;
+mod gptq;
 mod kernels;
 mod layer_norm;
 mod low_rank;

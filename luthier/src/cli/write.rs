@@ -71,6 +71,10 @@ pub(crate) struct Quantize {
     /// Weights that share a scale (nf4, fp4) [default: 64]
     #[arg(long, value_name = "N", value_parser = parse_block_size, allow_negative_numbers = true)]
     pub(crate) block_size: Option<usize>,
+    /// Texts by which integers are chosen, layer by layer, so that its outputs change least (GPTQ): a file of
+    /// examples, of which the first 128 are used; the whole model is in memory then
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibrate: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

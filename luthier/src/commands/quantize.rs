@@ -1,9 +1,12 @@
 //! `luthier quantize`: writes a quantized model, and tells what that cost.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use compute::quant::blocks::GROUP;
 use compute::quant::{CodebookFormat, Format};
+use compute::{Device, Precision};
+use model::calibration::Calibration;
 use model::checkpoint::Staging;
 use model::quantize::{QuantizedWeight, is_quantized, quantize_folder};
 use model::{Config, ModelFolder};
@@ -12,6 +15,8 @@ use serde_json::{Value, json};
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::hub;
+use crate::run_file::RunFile;
+use crate::setup::{self, Base};
 use crate::terminal::{self, Progress, Table, bytes, count};
 
 pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCode> {
@@ -21,10 +26,14 @@ pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCo
     let total = from.config.parameters().iter().filter(|p| is_quantized(p, format)).count() as u64;
     let mut progress = Progress::items("quantizing", total, 0);
     let mut done = 0;
-    let report = quantize_folder(&from, staging.path(), &global.device()?, format, &mut |weight| {
-        done += 1;
-        progress.set(done, &weight.name);
-    })?;
+    let device = global.device()?;
+    let mut calibration =
+        args.calibrate.as_deref().map(|file| calibration(&args, file, format, &device)).transpose()?;
+    let report =
+        quantize_folder(&from, staging.path(), &device, format, calibration.as_mut(), &mut |weight| {
+            done += 1;
+            progress.set(done, &weight.name);
+        })?;
     progress.finish("");
     staging.publish()?;
     let facts = facts(&from.config, format, &report);
@@ -37,6 +46,33 @@ pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCo
         terminal::print_line(line)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Examples that integers are chosen by, and the most tokens of one.
+const EXAMPLES: usize = 128;
+const TOKENS: usize = 512;
+
+/// The model with the texts by which its integers are chosen.
+fn calibration(
+    args: &cli::Quantize,
+    file: &str,
+    format: Format,
+    device: &Device,
+) -> anyhow::Result<Calibration> {
+    let Format::Blocks(kind) = format else {
+        return Err(user(format!("--calibrate chooses integers: --type int4, int3 or int2, not {format}")));
+    };
+    let base = Base::open(&args.model)?;
+    let mut run = RunFile::default();
+    run.data.max_length = Some(TOKENS.min(base.config.max_position_embeddings));
+    let data = setup::dataset(&run, Path::new(file), Some(&base.config), &base.tokenizer()?, None)?;
+    let sequences: Vec<&[u32]> =
+        data.examples.iter().take(EXAMPLES).map(|example| example.input_ids.as_slice()).collect();
+    if sequences.is_empty() {
+        return Err(user(format!("{file} has no examples to calibrate with")));
+    }
+    let decoder = base.load(device, Precision::F32, None)?;
+    Ok(Calibration::new(decoder, kind, &sequences))
 }
 
 /// The format that the flags say.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use compute::quant::{Code, Format};
+use compute::quant::{Code, CodebookFormat, Format};
 use compute::{DType, Device, Precision};
 use model::{BaseWeight, Config, Decoder, ModelFolder, ModuleId, Part};
 use serde_json::{Value, json};
@@ -306,7 +306,7 @@ fn a_base_is_merged_as_its_run_quantized_it() {
         "adapter.target_modules=[v_proj]",
     ];
     succeed(folder.path(), &with(&with(&TRAIN, &STEPS), &settings));
-    let format = Format { code: Code::Nf4, block_size: 128, double_quant: false };
+    let format = Format::Codebook(CodebookFormat { code: Code::Nf4, block_size: 128, double_quant: false });
     let load = |of: &str, precision, format| {
         Decoder::load(&folder.path().join(of), &Device::cpu(1), precision, format).unwrap()
     };

@@ -138,7 +138,7 @@ fn folders_in_four_bits_load_as_what_is_quantized_on_loading() {
     for case in ALL {
         let folder = tempfile::tempdir().unwrap();
         let device = Device::cpu(2);
-        quantize_folder(&opened(case), folder.path(), &device, Format::QLORA, &mut |_| {}).unwrap();
+        quantize_folder(&opened(case), folder.path(), &device, Format::QLORA, None, &mut |_| {}).unwrap();
         let stored = Decoder::load(folder.path(), &device, Precision::F32, None).unwrap();
         let made = Decoder::load(&fixture(case), &device, Precision::F32, Some(Format::QLORA)).unwrap();
         for module in stored.config.modules() {

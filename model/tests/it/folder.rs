@@ -27,7 +27,9 @@ fn an_open_folder_is_loaded_quantized_and_merged_although_its_files_are_gone() {
     assert_eq!(decoder.probe(None).to_vec(), load(case).probe(None).to_vec());
     let [four_bits, merged] = [(); 2].map(|()| tempdir().unwrap());
     assert!(
-        !quantize_folder(&files, four_bits.path(), &device, Format::QLORA, &mut |_| {}).unwrap().is_empty()
+        !quantize_folder(&files, four_bits.path(), &device, Format::QLORA, None, &mut |_| {})
+            .unwrap()
+            .is_empty()
     );
     let nothing = Adapter::zeros(Layout::default(), 0.0, &device);
     decoder.write_model_files(&nothing, &files, folder.path(), merged.path(), StoredDType::F32).unwrap();

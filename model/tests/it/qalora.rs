@@ -11,8 +11,8 @@ use model::adapter::peft::{PeftConfig, Pooling, QaLora, Selection};
 use model::memory::{Allocator, Component};
 use model::quantize::quantize_folder;
 use model::{
-    Activations, Adapter, Batch, Checkpointing, Config, Decoder, Extent, Layout, ModelFolder, Parameters,
-    Purpose, Run, StoredDType,
+    Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Layout, ModelFolder, Parameters, Purpose,
+    Run, StoredDType,
 };
 
 use crate::common::{fixture, random_llama};
@@ -159,7 +159,7 @@ fn what_qalora_cannot_be_is_refused() {
 }
 
 fn quantized(from: &ModelFolder, kind: BlockType, to: &Path) -> ModelFolder {
-    let report = quantize_folder(from, to, &Device::cpu(2), Format::Blocks(kind), &mut |_| {}).unwrap();
+    let report = quantize_folder(from, to, &Device::cpu(2), Format::Blocks(kind), None, &mut |_| {}).unwrap();
     assert!(report.iter().all(|weight| weight.relative_error() < 0.6), "{report:?}");
     ModelFolder::open(to).unwrap()
 }
@@ -193,9 +193,15 @@ fn integers_in_a_folder_are_those_that_loading_makes() {
 fn layers_of_other_widths_stay_as_they_are() {
     let [plain, to] = [(), ()].map(|()| tempfile::tempdir().unwrap());
     let base = random_llama(plain.path(), 100);
-    let report =
-        quantize_folder(&base, to.path(), &Device::cpu(2), Format::Blocks(BlockType::Int4), &mut |_| {})
-            .unwrap();
+    let report = quantize_folder(
+        &base,
+        to.path(),
+        &Device::cpu(2),
+        Format::Blocks(BlockType::Int4),
+        None,
+        &mut |_| {},
+    )
+    .unwrap();
     assert_eq!(report.len(), 2 * 6);
     assert!(!report.iter().any(|weight| weight.name.contains("down_proj")));
     let read = Decoder::load(to.path(), &Device::cpu(2), Precision::F32, None).unwrap().probe(None).to_vec();

@@ -67,7 +67,7 @@ fn the_logits_are_those_of_the_merged_model_quantized() {
         let adapter = adapter(&decoder, Some(format));
         decoder.write_model_files(&adapter, &base, plain.path(), merged.path(), StoredDType::F32).unwrap();
         let merged = ModelFolder::open(merged.path()).unwrap();
-        quantize_folder(&merged, quantized.path(), &Device::cpu(2), format, &mut |_| {}).unwrap();
+        quantize_folder(&merged, quantized.path(), &Device::cpu(2), format, None, &mut |_| {}).unwrap();
         let want =
             Decoder::load(quantized.path(), &Device::cpu(2), Precision::F32, None).unwrap().probe(None);
         let got = decoder.probe(Some(&adapter));

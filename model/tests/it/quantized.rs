@@ -283,7 +283,7 @@ fn bytes_in_place_of_weights_are_refused_by_all_who_read_them() {
     refused(folder.path(), words);
     let output = tempfile::tempdir().unwrap();
     let from = ModelFolder::open(folder.path()).unwrap();
-    let got = quantize_folder(&from, output.path(), &Device::cpu(1), Format::QLORA, &mut |_| {});
+    let got = quantize_folder(&from, output.path(), &Device::cpu(1), Format::QLORA, None, &mut |_| {});
     let got = got.expect_err("bytes are no weights").to_string();
     assert!(got.contains(words), "{got}");
 }
@@ -332,7 +332,7 @@ fn quantized(case: &str, format: Format, output: &Path) -> Vec<model::quantize::
     let mut seen = Vec::new();
     fs::create_dir_all(output).unwrap();
     let report =
-        quantize_folder(&opened(case), output, &Device::cpu(2), format, &mut |w| seen.push(w.clone()))
+        quantize_folder(&opened(case), output, &Device::cpu(2), format, None, &mut |w| seen.push(w.clone()))
             .unwrap();
     assert_eq!(seen, report);
     report
@@ -467,7 +467,8 @@ fn a_merged_model_computes_what_a_quantized_base_and_its_adapter_compute() {
 #[test]
 fn a_folder_that_is_quantized_already_is_refused_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
-    let got = quantize_folder(&opened("nf4"), folder.path(), &Device::cpu(1), Format::QLORA, &mut |_| {});
+    let got =
+        quantize_folder(&opened("nf4"), folder.path(), &Device::cpu(1), Format::QLORA, None, &mut |_| {});
     let got = got.unwrap_err().to_string();
     assert!(
         got.contains("says that the weights are nf4 already; quantize the model's 16-bit checkpoint"),
