@@ -235,9 +235,6 @@ impl GgufTokenizer {
     }
 
     fn split_merges(&self, path: &Path, known: &Map<String, Json>) -> Result<Vec<Json>, TokenizerError> {
-        if self.merges.is_empty() {
-            return Err(broken(path, "tokenizer.ggml.merges is missing, by which tokens are joined"));
-        }
         let split = |(n, merge): (usize, &String)| {
             let wrong = |problem: &str| broken(path, format!("tokenizer.ggml.merges[{n}] {problem}"));
             let (left, right) =

@@ -26,8 +26,13 @@ pub(crate) fn tokenizer_lists(file: &Gguf) -> anyhow::Result<GgufTokenizer> {
             _ => return Err(keys.wrong(key, "is no text")),
         }
     }
+    let model = keys.text("model")?.ok_or_else(|| keys.wrong("tokenizer.ggml.model", "is missing"))?;
+    let (key, merges) = keys.get("merges");
+    if model == "gpt2" && merges.is_none() {
+        return Err(keys.wrong(&key, "is missing, by which tokens are joined"));
+    }
     Ok(GgufTokenizer {
-        model: keys.text("model")?.ok_or_else(|| keys.wrong("tokenizer.ggml.model", "is missing"))?,
+        model,
         pre: keys.text("pre")?,
         tokens: keys.texts("tokens")?,
         scores: keys.numbers("scores")?,
@@ -71,14 +76,14 @@ pub(crate) fn tokenizer_entries(base: &Base) -> anyhow::Result<Entries> {
 fn entries(lists: GgufTokenizer) -> Entries {
     let mut entries = Entries::new();
     let mut say = |key: &str, value: Said| entries.push((format!("tokenizer.{key}"), value));
-    say("ggml.model", Said::Text(lists.model));
+    say("ggml.model", Said::Text(lists.model.clone()));
     lists.pre.into_iter().for_each(|pre| say("ggml.pre", Said::Text(pre)));
     say("ggml.tokens", Said::Texts(lists.tokens));
     if !lists.scores.is_empty() {
         say("ggml.scores", Said::Floats(lists.scores));
     }
     say("ggml.token_type", Said::Integers(lists.types));
-    if !lists.merges.is_empty() {
+    if lists.model == "gpt2" {
         say("ggml.merges", Said::Texts(lists.merges));
     }
     let ids = [

@@ -248,7 +248,10 @@ fn config_with(changes: &[(&str, Option<Said>)], tensors: &[(&str, &[u64])]) -> 
     for spec in specs {
         let elements = spec.dimensions.iter().product::<u64>() as usize;
         let ones = 1.0_f32.to_le_bytes().repeat(elements);
-        writer.write(&spec.name, &ones).unwrap();
+        // In pieces, of which one is empty.
+        writer.write(&spec.name, &ones[..4]).unwrap();
+        writer.write(&spec.name, &ones[4..]).unwrap();
+        writer.write(&spec.name, &[]).unwrap();
     }
     let file = writer.finish(&entries).unwrap();
     let config = file.config().map_err(|error| error.to_string())?;
