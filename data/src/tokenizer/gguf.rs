@@ -235,9 +235,6 @@ impl GgufTokenizer {
     }
 
     fn split_merges(&self, path: &Path, known: &Map<String, Json>) -> Result<Vec<Json>, TokenizerError> {
-        if self.merges.is_empty() {
-            return Err(broken(path, "tokenizer.ggml.merges is missing, by which tokens are joined"));
-        }
         let split = |(n, merge): (usize, &String)| {
             let wrong = |problem: &str| broken(path, format!("tokenizer.ggml.merges[{n}] {problem}"));
             let (left, right) =
@@ -425,12 +422,15 @@ impl GgufTokenizer {
     fn fill_tokens(&mut self, original: &Tokenizer, vocabulary: usize) {
         let added = original.inner.get_added_tokens_decoder();
         for id in 0..vocabulary as u32 {
-            let Some(token) = original.inner.id_to_token(id) else {
+            // The tokenizer itself gives some added tokens as they are behind its normalizer.
+            let added = added.get(&id);
+            let token = added.map(|added| added.content.clone()).or_else(|| original.inner.id_to_token(id));
+            let Some(token) = token else {
                 self.tokens.push(format!("[PAD{id}]"));
                 self.types.push(kind::UNUSED);
                 continue;
             };
-            self.types.push(match added.get(&id) {
+            self.types.push(match added {
                 _ if Some(id) == self.unknown && original.unknown == Some(id) => kind::UNKNOWN,
                 Some(added) if added.special || looks_special(&token) => kind::CONTROL,
                 Some(_) => kind::USER_DEFINED,

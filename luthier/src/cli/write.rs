@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use compute::quant::{BLOCK_SIZES, Format};
 use model::StoredDType;
+use model::gguf::TensorType;
+use model::gguf::export::written_type;
 
 use super::speak::{Held, parse_format, parse_held};
 
@@ -33,24 +35,61 @@ pub(crate) struct Merge {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Export {
-    /// Write an adapter as llama.cpp and Ollama load it beside their GGUF file of the base
+    /// Write a model as llama.cpp loads it, or an adapter to be loaded beside its base
     Gguf(ExportGguf),
+    /// Write a folder from which Ollama makes a model
+    Ollama(ExportOllama),
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ExportGguf {
-    /// The adapter: a run folder, an adapter folder or a hub id
+    /// The model to write whole: a folder or a hub id; an adapter is added into its weights
+    #[arg(long, value_name = "M", required_unless_present = "adapter", conflicts_with = "base")]
+    pub(crate) model: Option<String>,
+    /// The adapter: a run folder, an adapter folder or a hub id; without --model it is written alone
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: String,
-    /// Where its base lies, a folder or a hub id [default: where the adapter says]
-    #[arg(long, value_name = "M")]
+    pub(crate) adapter: Option<String>,
+    /// Where the base of an adapter lies that is written alone [default: where the adapter says]
+    #[arg(long, value_name = "M", requires = "adapter")]
     pub(crate) base: Option<String>,
+    /// How the model's weights are stored: f32, f16 or bf16 [default: as they are]
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_tensor_type, requires = "model")]
+    pub(crate) kind: Option<TensorType>,
     /// The file to write; must not exist
     #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExportOllama {
+    /// The model: a folder or a hub id [default: the one the adapter was trained on]
+    #[arg(long, value_name = "M", required_unless_present = "adapter")]
+    pub(crate) model: Option<String>,
+    /// An adapter to add into its weights: a run folder, an adapter folder or a hub id
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<String>,
+    /// Write the adapter alone, for this model of Ollama's, such as llama3.2
+    #[arg(long, value_name = "NAME", requires = "adapter", conflicts_with = "kind")]
+    pub(crate) from: Option<String>,
+    /// How weights are stored: f32, f16 or bf16 [default: as they are]
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_tensor_type)]
+    pub(crate) kind: Option<TensorType>,
+    /// What the model is told before every conversation
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// The folder to write; must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn parse_tensor_type(text: &str) -> Result<TensorType, String> {
+    written_type(text).ok_or_else(|| "expected f32, f16 or bf16".into())
 }
 
 #[derive(Args, Debug)]

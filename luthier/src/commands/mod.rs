@@ -10,6 +10,7 @@ mod download;
 mod eval;
 mod example;
 mod export_gguf;
+mod export_ollama;
 mod generate;
 mod import;
 mod init;
@@ -36,6 +37,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => chat::run(args, global),
         Command::Merge(args) => merge::run(args, global),
         Command::Export(Export::Gguf(args)) => export_gguf::run(args, global),
+        Command::Export(Export::Ollama(args)) => export_ollama::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Inspect(args) => inspect::run(args, global),
         Command::Plan(args) => plan::run(args, global),

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
+use crate::support::tiny_model;
 use crate::{luthier, tiny};
 
 fn fixture(name: &str) -> String {
@@ -119,4 +120,64 @@ fn an_adapter_is_exported_once_and_nothing_is_overwritten() {
         fs::read_dir(folder.path()).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
     let left: Vec<String> = left.filter(|name| name.starts_with('.') || name.starts_with("b.")).collect();
     assert_eq!(left, [""; 0]);
+}
+
+#[test]
+fn a_whole_model_is_exported_with_its_tokenizer() {
+    let folder = tempdir().unwrap();
+    tiny_model(folder.path());
+    let run = |args: &[&str]| luthier(folder.path()).args(args).output().unwrap();
+    let export = ["export", "gguf", "--model", "model", "--output", "m.gguf", "--type", "f16"];
+    let output = run(&[&export[..], &["--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&facts["architecture"], &facts["type"]), (&json!("llama"), &json!("f16")));
+    let inspected = run(&["inspect", "m.gguf", "--json"]);
+    let inspected: Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert_eq!(inspected["name"], "model");
+    assert_eq!(inspected["parameters"], facts["parameters"]);
+    assert_eq!(inspected["tokenizer"]["type"], "gpt2");
+    let before = fs::read(folder.path().join("m.gguf")).unwrap();
+    for (args, words) in [
+        (&export[..], "m.gguf: exists"),
+        (&["export", "gguf", "--output", "b.gguf"], "needs `--model <M>`"),
+        (&["export", "gguf", "--model", "model", "--output", "b.gguf", "--type", "q4_k"], "f32, f16 or bf16"),
+        (&["export", "gguf", "--model", "model", "--base", "model", "--output", "b.gguf"], "--base"),
+        (&["export", "gguf", "--model", "gone", "--output", "b.gguf"], "gone"),
+    ] {
+        let output = run(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert_eq!(fs::read(folder.path().join("m.gguf")).unwrap(), before);
+    assert!(!folder.path().join("b.gguf").exists());
+}
+
+#[test]
+fn a_folder_for_ollama_has_the_template_in_its_own_language() {
+    let folder = tempdir().unwrap();
+    tiny_model(folder.path());
+    let run = |args: &[&str]| luthier(folder.path()).args(args).output().unwrap();
+    let export = ["export", "ollama", "--model", "model", "--output", "o", "--system", "Be brief."];
+    let output = run(&export);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("its chat template is chatml"), "{said}");
+    let modelfile = fs::read_to_string(folder.path().join("o/Modelfile")).unwrap();
+    for line in ["FROM ./model.gguf\n", "PARAMETER stop \"<|im_end|>\"\n", "SYSTEM \"\"\"Be brief.\"\"\"\n"] {
+        assert!(modelfile.contains(line), "{modelfile}");
+    }
+    fs::write(
+        folder.path().join("model/chat_template.jinja"),
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+    )
+    .unwrap();
+    let output = run(&["export", "ollama", "--model", "model", "--output", "p"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("Ollama reads the chat template of the GGUF file"), "{said}");
+    assert_eq!(fs::read_to_string(folder.path().join("p/Modelfile")).unwrap(), "FROM ./model.gguf\n");
+    let refused = run(&["export", "ollama", "--model", "model", "--output", "q", "--system", "\"\"\""]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(!folder.path().join("q").exists());
 }

@@ -131,14 +131,20 @@ fn set_rope(keys: &mut Keys, config: &Config) -> Result<Vec<(&'static str, Vec<f
     if let Some(local) = config.ropes.get(1).filter(|_| config.blocks.iter().any(|b| b.window.is_some())) {
         keys.float("rope.freq_base_swa", local.theta);
     }
-    let divisors_of = |long| -> Vec<f32> {
+    // What each frequency is divided by.
+    let divided_by = || -> Vec<f32> {
         let [(plain, _), (scaled, _)] =
-            [&RopeScaling::None, scaling].map(|scaling| scaling.frequencies(dims, theta, long));
+            [&RopeScaling::None, scaling].map(|scaling| scaling.frequencies(dims, theta, false));
         let pairs = plain.into_iter().zip(scaled);
         pairs.map(|(plain, scaled)| (f64::from(plain) / f64::from(scaled)) as f32).collect()
     };
     match *scaling {
-        RopeScaling::None => Ok(Vec::new()),
+        RopeScaling::None => {
+            if keys.prefix == "phi3" {
+                keys.count("rope.scaling.original_context_length", config.max_position_embeddings);
+            }
+            Ok(Vec::new())
+        }
         RopeScaling::Linear { factor } => {
             keys.say("rope.scaling.type", "linear".into());
             keys.float("rope.scaling.factor", factor);
@@ -152,12 +158,16 @@ fn set_rope(keys: &mut Keys, config: &Config) -> Result<Vec<(&'static str, Vec<f
             mscale_all_dim,
             ..
         } => {
+            if (beta_fast, beta_slow) != (32.0, 1.0) && keys.prefix != "mistral3" {
+                let problem = "has YaRN with borders of its own, and llama.cpp's";
+                return Err(format!("{problem} {} takes 32 and 1", keys.prefix));
+            }
             keys.say("rope.scaling.type", "yarn".into());
             keys.float("rope.scaling.factor", factor);
             keys.count("rope.scaling.original_context_length", original_max_position_embeddings);
+            keys.float("rope.scaling.yarn_beta_fast", beta_fast);
+            keys.float("rope.scaling.yarn_beta_slow", beta_slow);
             if keys.prefix == "mistral3" {
-                keys.float("rope.scaling.yarn_beta_fast", beta_fast);
-                keys.float("rope.scaling.yarn_beta_slow", beta_slow);
                 if let Some(all) = mscale_all_dim {
                     keys.float("rope.scaling.yarn_log_multiplier", all);
                 }
@@ -174,13 +184,15 @@ fn set_rope(keys: &mut Keys, config: &Config) -> Result<Vec<(&'static str, Vec<f
             }
             Ok(Vec::new())
         }
-        RopeScaling::Llama3 { .. } => divisors(keys.prefix, divisors_of(false)),
+        RopeScaling::Llama3 { .. } => divisors(keys.prefix, divided_by()),
         RopeScaling::LongRope { ref short_factor, ref long_factor, .. }
             if short_factor == long_factor && scaling.frequencies(dims, theta, false).1 == 1.0 =>
         {
-            divisors(keys.prefix, short_factor.iter().map(|&factor| factor as f32).collect())
+            divisors(keys.prefix, in_32_bits(short_factor))
         }
-        RopeScaling::LongRope { original_max_position_embeddings, .. } => {
+        RopeScaling::LongRope {
+            ref short_factor, ref long_factor, original_max_position_embeddings, ..
+        } => {
             if !LONG_ROPE.contains(&keys.prefix) {
                 return Err(format!("has LongRoPE, and llama.cpp's {} has not", keys.prefix));
             }
@@ -188,9 +200,13 @@ fn set_rope(keys: &mut Keys, config: &Config) -> Result<Vec<(&'static str, Vec<f
             keys.count("rope.scaling.original_context_length", original_max_position_embeddings);
             keys.float("rope.scaling.attn_factor", scaling.frequencies(dims, theta, false).1);
             let [_, long, short] = ROPE_FACTORS;
-            Ok(vec![(long, divisors_of(true)), (short, divisors_of(false))])
+            Ok(vec![(long, in_32_bits(long_factor)), (short, in_32_bits(short_factor))])
         }
     }
+}
+
+fn in_32_bits(factors: &[f64]) -> Vec<f32> {
+    factors.iter().map(|&factor| factor as f32).collect()
 }
 
 fn divisors(name: &str, values: Vec<f32>) -> Result<Vec<(&'static str, Vec<f32>)>, String> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use compute::{Device, Matrix};
 use model::config::Mlp;
 use model::gguf::export::{ExportedModel, written_type};
-use model::gguf::{Entries, Gguf, GgufPlace, GgufSpec, GgufWriter, RowOrder, Said, TensorType};
+use model::gguf::{Entries, Gguf, GgufPlace, GgufSpec, GgufValue, GgufWriter, RowOrder, Said, TensorType};
 use model::{Adapter, Config, Decoder, Parameter};
 use serde_json::{Value, json};
 use tempfile::tempdir;
@@ -248,7 +248,10 @@ fn config_with(changes: &[(&str, Option<Said>)], tensors: &[(&str, &[u64])]) -> 
     for spec in specs {
         let elements = spec.dimensions.iter().product::<u64>() as usize;
         let ones = 1.0_f32.to_le_bytes().repeat(elements);
-        writer.write(&spec.name, &ones).unwrap();
+        // In pieces, of which one is empty.
+        writer.write(&spec.name, &ones[..4]).unwrap();
+        writer.write(&spec.name, &ones[4..]).unwrap();
+        writer.write(&spec.name, &[]).unwrap();
     }
     let file = writer.finish(&entries).unwrap();
     let config = file.config().map_err(|error| error.to_string())?;
@@ -341,4 +344,92 @@ fn metadata_that_is_wrong_is_refused_by_its_key() {
     let window = ("llama.attention.sliding_window", count(4));
     let pattern = ("llama.attention.sliding_window_pattern", Some(Said::Bools(vec![true; 3])));
     assert!(config(&[window, pattern]).unwrap_err().contains("has 3 entries for 2 layers"));
+}
+
+/// `converted.json`: what llama.cpp's converter says and writes of a fixture.
+#[derive(serde::Deserialize)]
+struct Converted {
+    architecture: String,
+    keys: BTreeMap<String, Value>,
+    tensors: BTreeMap<String, (Vec<u64>, String, String)>,
+}
+
+/// Keys that are written here though the converter leaves them out where llama.cpp has the same value anyway,
+/// or has no use for them: it computes no windows for most architectures.
+const MORE: [&str; 9] = [
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "vocab_size",
+    "rope.freq_base",
+    "rope.dimension_count",
+    "attention.sliding_window",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+];
+
+/// Where the converter goes wrong: it leaves out which of Gemma 3's layers have windows if they are not the
+/// usual ones, knows LongRoPE by its new name only, and has YaRN's factor on attention under a key that
+/// llama.cpp does not read.
+const OTHERWISE: [(&str, &str); 4] = [
+    ("gemma3", "attention.sliding_window_pattern"),
+    ("phi3-longrope", "rope.scaling.type"),
+    ("olmo3", "rope.scaling.attn_factor"),
+    ("olmo3", "rope.scaling.yarn_attn_factor"),
+];
+
+#[test]
+fn models_are_what_llama_cpp_s_converter_makes_of_them() {
+    let text = fs::read_to_string(fixture("gguf").join("converted.json")).unwrap();
+    let converted: BTreeMap<String, Converted> = serde_json::from_str(&text).unwrap();
+    assert!(converted.len() >= 20, "{}", converted.len());
+    let mut wrong = Vec::new();
+    for (case, expected) in &converted {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        if let Err(error) = written(case, "f32", &path) {
+            wrong.push(format!("{case}: {error}"));
+            continue;
+        }
+        let (file, bytes) = (Gguf::open(&path).unwrap(), fs::read(&path).unwrap());
+        assert_eq!(file.text("general.architecture"), Some(&*expected.architecture), "{case}");
+        let of = |key: &str| file.metadata().get(&format!("{}.{key}", expected.architecture));
+        for (key, value) in &expected.keys {
+            let same = match of(key) {
+                None => false,
+                Some(GgufValue::Bools(flags)) => *value == json!(flags),
+                Some(GgufValue::Bool(flag)) => *value == json!(flag),
+                Some(GgufValue::Text(text)) => *value == json!(text),
+                Some(_) => file
+                    .number(&format!("{}.{key}", expected.architecture))
+                    .zip(value.as_f64())
+                    .is_some_and(|(a, b)| (a - b).abs() <= 1e-6 * b.abs()),
+            };
+            if !same && !OTHERWISE.contains(&(case, key)) {
+                wrong.push(format!("{case}: {key} is {:?}, not {value}", of(key)));
+            }
+        }
+        for key in file.metadata().keys().filter_map(|key| key.strip_prefix(&expected.architecture)) {
+            let key = &key[1..];
+            if !expected.keys.contains_key(key) && !MORE.contains(&key) && !OTHERWISE.contains(&(case, key)) {
+                wrong.push(format!("{case}: {key} is said here only"));
+            }
+        }
+        let found: Vec<&String> = file.tensors().keys().collect();
+        assert_eq!(found, expected.tensors.keys().collect::<Vec<_>>(), "{case}");
+        for (name, (dimensions, kind, sum)) in &expected.tensors {
+            let tensor = &file.tensors()[name];
+            let words = bytes[tensor.start as usize..][..tensor.size_bytes as usize].chunks_exact(4);
+            let total = words.enumerate().fold(0_u64, |total, (n, word)| {
+                let word = u64::from(u32::from_le_bytes(word.try_into().unwrap()));
+                total.wrapping_add(word.wrapping_mul(n as u64 + 1))
+            });
+            // Factors are computed, by another formula.
+            let same = total.to_string() == *sum || name == "rope_freqs.weight";
+            if !same || tensor.dimensions != *dimensions || tensor.kind.name() != kind {
+                wrong.push(format!("{case}: {name}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
