@@ -114,13 +114,7 @@ impl Settings {
             Method::Qalora => Some("qalora"),
         };
         self.require_supported("adapter.method", method)?;
-        let init = match adapter.init {
-            Init::Default | Init::Gaussian => None,
-            Init::Pissa => Some("pissa"),
-            Init::Loftq => Some("loftq"),
-            Init::Orthogonal => Some("orthogonal"),
-        };
-        self.require_supported("adapter.init", init)?;
+        self.check_init(adapter)?;
         self.require(adapter.r >= 1, "adapter.r", "must be 1 or more")?;
         self.require(adapter.r <= MAX_RANK, "adapter.r", &format!("must be at most {MAX_RANK}"))?;
         // What adapter folders are read with: a run must not write what cannot be read.
@@ -168,6 +162,27 @@ impl Settings {
             adapter.method != Method::Full || adapter.init_from.is_none(),
             "adapter.init_from",
             "is an adapter to go on training from, which `adapter.method: full` does not have",
+        )
+    }
+
+    fn check_init(&self, adapter: &AdapterSection) -> anyhow::Result<()> {
+        let init = adapter.init.engine();
+        let drawn = matches!(adapter.init, Init::Default | Init::Gaussian);
+        let name = init.name();
+        self.require(
+            adapter.method != Method::Full || drawn,
+            "adapter.init",
+            &format!("is {name}, the beginning of an adapter, and `adapter.method: full` trains none"),
+        )?;
+        self.require(
+            adapter.init_from.is_none() || !init.decomposes(),
+            "adapter.init",
+            &format!("is {name}, and `adapter.init_from` names an adapter to begin from: give one of them"),
+        )?;
+        self.require(
+            adapter.init != Init::Loftq || self.run.quantization.is_some(),
+            "adapter.init",
+            "is loftq, which makes up for what four bits lose: set `quantization: nf4` too, or another beginning",
         )
     }
 
