@@ -71,7 +71,7 @@ impl Init {
     /// decomposed: itself, a copy, the factors and what the decomposition works in, in `f32`. It is over
     /// before the first step.
     pub fn memory(self, layout: &Layout) -> u64 {
-        const MATRICES: u64 = 7;
+        const MATRICES: u64 = 8;
         if !self.decomposes() {
             return 0;
         }
