@@ -3,6 +3,7 @@
 //!
 //! The names in this file are an interface that scripts rely on.
 
+mod adapters;
 mod data;
 mod download;
 mod eval;
@@ -18,6 +19,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use adapters::{Adapters, Extract, Resize};
 pub(crate) use data::*;
 pub(crate) use download::Download;
 pub(crate) use eval::*;
@@ -122,6 +124,9 @@ pub(crate) enum Command {
     Chat(Chat),
     /// Write a model with an adapter added into its weights
     Merge(Merge),
+    /// Make an adapter out of two models, or give one another rank
+    #[command(subcommand)]
+    Adapters(Adapters),
     /// Write what other programs load
     #[command(subcommand)]
     Export(Export),

@@ -148,8 +148,9 @@ pub(crate) struct AdapterSection {
     pub(crate) target_parameters: Vec<String>,
     /// Scales by alpha / sqrt(r) in place of alpha / r.
     pub(crate) rslora: bool,
-    /// How an adapter begins; gaussian with method: full begins from random weights where the model folder
-    /// has none.
+    /// How an adapter begins: pissa and olora as a part of the base's weights, loftq (over quantization) as
+    /// what four bits lose; gaussian with method: full begins from random weights where the model folder has
+    /// none.
     pub(crate) init: Init,
     /// An adapter folder to go on training from; its own configuration gives rank, alpha and targets.
     pub(crate) init_from: Option<PathBuf>,
@@ -452,12 +453,29 @@ pub(crate) enum Init {
     Default,
     /// A from a normal distribution, B zero.
     Gaussian,
-    #[schemars(skip)] // not supported yet
+    /// The leading singular values and vectors of each weight, which are taken out of the base.
     Pissa,
-    #[schemars(skip)] // not supported yet
+    /// The leading part of each weight's orthogonal and triangular factors, taken out of the base.
+    Olora,
+    /// The leading singular values and vectors of what quantization loses of each weight.
     Loftq,
-    #[schemars(skip)] // not supported yet
+    /// Random in orthogonal subspaces, so that the update begins as zero.
     Orthogonal,
+}
+
+impl Init {
+    /// As the engine calls it.
+    pub(crate) fn engine(self) -> model::adapter::init::Init {
+        use model::adapter::init::Init as Engine;
+        match self {
+            Init::Default => Engine::Default,
+            Init::Gaussian => Engine::Gaussian,
+            Init::Pissa => Engine::Pissa,
+            Init::Olora => Engine::Olora,
+            Init::Loftq => Engine::Loftq,
+            Init::Orthogonal => Engine::Orthogonal,
+        }
+    }
 }
 
 /// The optimizer's rule and how its state is kept.

@@ -12,7 +12,6 @@ use compute::Precision;
 use compute::quant::Format;
 use compute::quant::blocks::GROUP;
 use data::{DataSpec, Dataset, OrderSpec, SourceSpec, Tokenizer};
-use model::adapter::init::Init;
 use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Pooling, QaLora, Selection};
@@ -217,12 +216,10 @@ pub(crate) fn schedule(run: &RunFile) -> Schedule {
     Schedule { decay, warmup: run.schedule.warmup }
 }
 
-/// How low-rank matrices begin.
-pub(crate) fn init(run: &RunFile) -> Init {
-    match run.adapter.init {
-        run_file::Init::Gaussian => Init::Gaussian,
-        _ => Init::Default,
-    }
+/// How the base is held by those who use a run's result: as in training, but as it is stored where the run
+/// quantized what was left of it.
+pub(crate) fn quantization_of_result(run: &RunFile) -> Option<Format> {
+    quantization(run).filter(|_| !run.adapter.init.engine().changes_base())
 }
 
 /// The adapter section in PEFT's words. `base` is what the user calls the model.
@@ -349,7 +346,12 @@ pub(crate) fn trained(run: &RunFile, config: &Config, base: &str) -> anyhow::Res
     }
     let peft = peft_config(run, base);
     let resolution = targets::resolve(&peft, config).context("adapter")?;
+    let init = run.adapter.init.engine();
+    init.check(&resolution, config).context("adapter")?;
     let mut layout = Layout::of_adapter(&resolution, config);
+    if init.changes_base() {
+        layout.take_out_of_base();
+    }
     layout.quantization_aware = run.training.quantization_aware.map(run_file::QuantizationAware::format);
     if layout.quantization_aware.is_some() && config.experts.is_some() {
         return Err(user("training.quantization_aware is not supported for mixtures of experts"));

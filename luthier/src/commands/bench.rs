@@ -145,7 +145,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let device = global.device()?;
     let decoder = subject.load(&device, run)?;
     let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, &device);
-    adapter.initialize(setup::init(run), run.training.seed, &decoder);
+    adapter.initialize(run.adapter.init.engine(), run.training.seed, &decoder);
 
     let example = |n: u64| {
         let input_ids = random_tokens(&subject.config, n, length);
@@ -269,7 +269,7 @@ fn generate(args: &BenchArgs, global: &Global) -> anyhow::Result<ExitCode> {
         None => None,
         Some(_) => {
             let mut adapter = Adapter::zeros(trained.layout, 0.0, &device);
-            adapter.initialize(setup::init(run), run.training.seed, &decoder);
+            adapter.initialize(run.adapter.init.engine(), run.training.seed, &decoder);
             Some(Generating::measure(&decoder, Some(&adapter), new)?)
         }
     };

@@ -1,5 +1,6 @@
 //! The commands, one file each. A command reads its arguments, calls the libraries and tells the result.
 
+mod adapters;
 mod bench;
 mod chat;
 mod completions;
@@ -23,7 +24,7 @@ mod train;
 
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, Data, Export};
+use crate::cli::{Adapters, Cli, Command, Data, Export};
 
 /// Runs what was typed.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -36,6 +37,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(args, global),
         Command::Chat(args) => chat::run(args, global),
         Command::Merge(args) => merge::run(args, global),
+        Command::Adapters(Adapters::Extract(args)) => adapters::extract(args, global),
+        Command::Adapters(Adapters::Resize(args)) => adapters::resize(args),
         Command::Export(Export::Gguf(args)) => export_gguf::run(args, global),
         Command::Export(Export::Ollama(args)) => export_ollama::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),

@@ -14,7 +14,7 @@ use std::time::Duration;
 use data::ChatTemplate;
 use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::targets;
-use model::{Adapter, Decoder, StoredDType};
+use model::{Adapter, Decoder, OnLoading, StoredDType};
 use train::{History, Job, Outcome, Saves, Saving, TrainError, Trainer};
 
 pub(super) use prepared::{Prepared, line_of_time};
@@ -286,24 +286,32 @@ pub(super) fn load(
     trained: &Trained,
 ) -> anyhow::Result<(Decoder, Adapter)> {
     let run = &settings.run;
-    let (precision, seed) = (run.precision.engine(), run.training.seed);
-    let decoder = match base.stored {
-        Some(_) => base.load(device, precision, setup::quantization(run))?,
-        None if trained.peft.is_none() && run.adapter.init == run_file::Init::Gaussian => {
-            eprintln!("note: {} has no weights; training begins from random ones", base.files.path.display());
-            Decoder::random(&base.config, device, precision, None, seed)
+    let (precision, seed, init) = (run.precision.engine(), run.training.seed, run.adapter.init.engine());
+    let quantization = setup::quantization(run);
+    let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, device);
+    let decoder = match (base.stored.is_some(), initial) {
+        (true, None) => {
+            let on_loading = quantization.map(|format| OnLoading { format, held: precision });
+            let begin = (init, seed);
+            Decoder::load_and_begin(&base.files, device, precision, on_loading, begin, &mut adapter)?
         }
-        None => {
+        (true, Some(files)) => {
+            let decoder = base.load(device, precision, quantization)?;
+            adapter.parameters = files.read(device)?.parameters;
+            decoder
+        }
+        (false, _) if trained.peft.is_none() && run.adapter.init == run_file::Init::Gaussian => {
+            eprintln!("note: {} has no weights; training begins from random ones", base.files.path.display());
+            let decoder = Decoder::random(&base.config, device, precision, None, seed);
+            adapter.initialize(init, seed, &decoder);
+            decoder
+        }
+        (false, _) => {
             let message = "names a folder without weights (model.safetensors); to train a model from nothing, set \
                            adapter.method: full and adapter.init: gaussian";
             return Err(settings.refuse("model", message));
         }
     };
-    let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, &decoder.device);
-    match initial {
-        Some(files) => adapter.parameters = files.read(device)?.parameters,
-        None => adapter.initialize(setup::init(run), seed, &decoder),
-    }
     Ok((decoder, adapter))
 }
 

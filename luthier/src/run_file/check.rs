@@ -25,7 +25,6 @@ pub(crate) enum Purpose {
 pub(crate) const MAX_EPOCHS: u64 = 1_000_000;
 /// Lengths and sizes beyond this are slips of the pen, and would overflow the account of memory.
 const MAX_TOKENS: usize = 1 << 32;
-const NOT_YET: &str = "is not supported yet in this version";
 
 impl Settings {
     /// Checks everything that can be known without opening another file; the first fault found is the error.
@@ -126,13 +125,7 @@ impl Settings {
         let group = 1..=MAX_GROUP;
         let message = format!("must be from 1 to {MAX_GROUP}");
         self.require(adapter.group_size.is_none_or(|n| group.contains(&n)), "adapter.group_size", &message)?;
-        let init = match adapter.init {
-            Init::Default | Init::Gaussian => None,
-            Init::Pissa => Some("pissa"),
-            Init::Loftq => Some("loftq"),
-            Init::Orthogonal => Some("orthogonal"),
-        };
-        self.require_supported("adapter.init", init)?;
+        self.check_init(adapter)?;
         self.require(adapter.r >= 1, "adapter.r", "must be 1 or more")?;
         self.require(adapter.r <= MAX_RANK, "adapter.r", &format!("must be at most {MAX_RANK}"))?;
         // What adapter folders are read with: a run must not write what cannot be read.
@@ -180,6 +173,39 @@ impl Settings {
             adapter.method != Method::Full || adapter.init_from.is_none(),
             "adapter.init_from",
             "is an adapter to go on training from, which `adapter.method: full` does not have",
+        )
+    }
+
+    fn check_init(&self, adapter: &AdapterSection) -> anyhow::Result<()> {
+        let init = adapter.init.engine();
+        let drawn = matches!(adapter.init, Init::Default | Init::Gaussian);
+        let name = init.name();
+        self.require(
+            adapter.method != Method::Full || drawn,
+            "adapter.init",
+            &format!("is {name}, the beginning of an adapter, and `adapter.method: full` trains none"),
+        )?;
+        self.require(
+            adapter.method != Method::Qalora || drawn,
+            "adapter.init",
+            &format!("is {name}, a part of the base's weights, which sums of inputs cannot be: leave it out"),
+        )?;
+        self.require(
+            self.run.training.quantization_aware.is_none() || drawn,
+            "adapter.init",
+            &format!(
+                "is {name}, which changes the base that training.quantization_aware rounds: give one of them"
+            ),
+        )?;
+        self.require(
+            adapter.init_from.is_none() || !init.decomposes(),
+            "adapter.init",
+            &format!("is {name}, and `adapter.init_from` names an adapter to begin from: give one of them"),
+        )?;
+        self.require(
+            adapter.init != Init::Loftq || self.run.quantization.is_some(),
+            "adapter.init",
+            "is loftq, which makes up for what four bits lose: set `quantization: nf4` too, or another beginning",
         )
     }
 
@@ -283,12 +309,5 @@ impl Settings {
             "training.early_stopping_patience",
             needs,
         )
-    }
-
-    fn require_supported(&self, key: &str, value: Option<&str>) -> anyhow::Result<()> {
-        match value {
-            None => Ok(()),
-            Some(value) => Err(self.refuse(key, format!("has the value `{value}`, which {NOT_YET}"))),
-        }
     }
 }

@@ -324,18 +324,23 @@ fn settings_out_of_range_are_refused_by_name() {
     assert!(both.contains("`data.eval_fraction` and `data.eval` exclude each other"), "{both}");
     let full = fault(&["adapter.method=full", "adapter.init_from=a"]);
     assert!(full.contains("`adapter.init_from`"), "{full}");
+    for settings in [
+        &["adapter.init=loftq"][..],
+        &["adapter.init=pissa", "adapter.init_from=a"],
+        &["adapter.init=olora", "adapter.method=full"],
+        &["adapter.init=orthogonal", "adapter.method=full"],
+    ] {
+        let message = fault(settings);
+        assert!(message.contains("`adapter.init`"), "{message}");
+    }
+    with(&["adapter.init=loftq", "quantization=nf4"]).validate(Purpose::Other).unwrap();
 }
 
 #[test]
 fn what_later_versions_bring_is_known_and_refused() {
-    for set in [
-        "data.format=preference",
-        "data.train=[{path: a, format: preference}]",
-        "adapter.method=qalora",
-        "adapter.init=pissa",
-        "adapter.init=loftq",
-        "adapter.init=orthogonal",
-    ] {
+    for set in
+        ["data.format=preference", "data.train=[{path: a, format: preference}]", "adapter.method=qalora"]
+    {
         let key = set.split('=').next().unwrap();
         let message = fault(&[set]);
         assert!(

@@ -26,6 +26,9 @@ pub(crate) fn write_card(folder: &Path, run: &RunFile, base: &str, history: &His
 fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
     let name = folder.file_name().map_or("adapter".into(), |name| name.to_string_lossy().into_owned());
     let adapter = run.adapter.method != Method::Full;
+    let init = run.adapter.init.engine();
+    let written = setup::peft_config(run, base);
+    let written = if init.changes_base() { written.with_beginning() } else { written };
     // The hub links a model by its id; a path of this machine would be no link.
     let known = hub::is_id(base);
     let shown = if known { base.to_owned() } else { file_name(base) };
@@ -39,8 +42,8 @@ fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
         true => format!(
             "A LoRA adapter of rank {} (alpha {}) for `{shown}`, trained with Luthier. PEFT loads this folder, and so does\n\
              `luthier chat --model BASE --adapter {}`.\n\n",
-            run.adapter.r,
-            run.adapter.alpha,
+            written.r,
+            written.lora_alpha,
             quoted(&name)
         ),
         false => format!("All weights of `{shown}`, fine-tuned with Luthier.\n\n"),
@@ -52,6 +55,10 @@ fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
     row("longest example", format!("{} tokens", setup::max_length(run, None)));
     row("steps", format!("{} of {}", history.steps.len(), setup::rows_in_words(run, setup::batch_size(run))));
     row("learning rate", format!("{:e}", setup::learning_rate(run)));
+    if init.changes_base() {
+        let (r, name) = (run.adapter.r, init.name());
+        row("began by", format!("{name} of rank {r}, which the folder has beside the result, subtracted"));
+    }
     if let Some(quantization) = &run.quantization {
         row("base quantized to", format!("{:?}", quantization.kind).to_lowercase());
     }

@@ -89,6 +89,14 @@ impl Subject {
         // As a run folder has them.
         let mut here = settings.run.clone();
         here.make_paths_absolute();
+        self.tell_of_quantization();
+        let trained = &RunFile {
+            quantization: trained
+                .quantization
+                .clone()
+                .filter(|_| super::quantization_of_result(trained).is_some()),
+            ..trained.clone()
+        };
         for key in ["data.chat_template", "data.max_length", "data.train_on", "quantization"] {
             if here.value(key) == trained.value(key) {
                 continue;
@@ -117,10 +125,22 @@ impl Subject {
         }
     }
 
+    /// Tells that a run's quantization is not for its result, where that is so.
+    fn tell_of_quantization(&self) {
+        let Some(run) = &self.remembered else { return };
+        if super::quantization(run) != super::quantization_of_result(run) {
+            eprintln!(
+                "note: the adapter is for the base as it is stored; its run began by {}, and quantized what that left",
+                run.adapter.init.engine().name()
+            );
+        }
+    }
+
     /// How the base is held: as a flag says (`Some(None)`: not quantized), else as the adapter knew it in
     /// training.
     pub(crate) fn quantization(&self, flag: Option<Option<Format>>) -> Option<Format> {
-        let trained = self.remembered.as_ref().and_then(super::quantization);
+        let trained = self.remembered.as_ref().and_then(super::quantization_of_result);
+        self.tell_of_quantization();
         // What is stored quantized is used as it is.
         let trained = trained.filter(|_| self.base.config.quantization.is_none());
         let words = |format: Option<Format>| format.map_or("none".to_owned(), |format| format.to_string());

@@ -171,9 +171,16 @@ pub(crate) fn memory_plan(
 ) -> MemoryPlan {
     let precision = run.precision.engine();
     let mut plan = Decoder::base_memory(config, stored, precision, quantization(run));
+    let changed = Decoder::changed_memory(config, &trained.layout, stored, precision, quantization(run));
+    plan.add(Component::Base, changed);
     plan.extend(&buffers(run, config, trained, needs, sizes));
     let scratch = scratch(config, precision, needs.demand.longest, needs.threads);
     plan.add(Component::Workspace, needs.beside.saturating_add(scratch));
+    // The loop's buffers are not there yet while weights are decomposed.
+    let first = plan.bytes(Component::Base) + plan.bytes(Component::Adapter);
+    let later = plan.total().saturating_sub(first);
+    let decomposing = run.adapter.init.engine().memory(&trained.layout);
+    plan.add(Component::Workspace, decomposing.saturating_sub(later));
     plan
 }
 

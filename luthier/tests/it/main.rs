@@ -24,6 +24,7 @@ mod paged;
 mod preview;
 mod quantize;
 mod races;
+mod ranks;
 mod remembers;
 mod resume;
 mod run_file;

@@ -12,7 +12,7 @@ use compute::quant::{Format, Quantized};
 use compute::{DType, Device, Matrix, MatrixMut, Precision};
 
 use super::method::{dora, full, lora};
-use super::parameters::{Adapter, Lora, Trained};
+use super::parameters::{Adapter, Layout, Lora, Trained};
 use super::peft::targets::Resolution;
 use crate::config::Config;
 use crate::decoder::Decoder;
@@ -65,6 +65,19 @@ impl Init {
     /// Whether A and B are taken out of the base.
     pub fn changes_base(self) -> bool {
         matches!(self, Init::Pissa | Init::Olora)
+    }
+
+    /// Bytes in use at once, beside base and adapter, while the largest weight of an adapter's layers is
+    /// decomposed: itself, a copy, the factors and what the decomposition works in, in `f32`. It is over
+    /// before the first step.
+    pub fn memory(self, layout: &Layout) -> u64 {
+        const MATRICES: u64 = 8;
+        if !self.decomposes() {
+            return 0;
+        }
+        let updates = layout.modules().filter_map(|(_, trained)| trained.lora());
+        let elements = updates.map(|lora| (lora.out * layout.tensors()[lora.a].cols) as u64);
+        MATRICES * DType::F32.size() as u64 * elements.max().unwrap_or(0)
     }
 
     /// Makes sure that an adapter on a model can begin so.

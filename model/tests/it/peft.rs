@@ -159,7 +159,7 @@ refused! {
     target_parameters_are_a_list: {"target_parameters": "experts.w"} => "expected a list of names";
     trainable_tokens_are_not_supported: {"trainable_token_indices": [1, 2]} => "`trainable_token_indices` is [1,2]";
     lora_bias_is_not_supported: {"lora_bias": true} => "`lora_bias` is true";
-    qalora_is_not_supported: {"use_qalora": true} => "`use_qalora` is true";
+    groups_of_qalora_are_numbers: {"use_qalora": true, "qalora_group_size": 0} => "`qalora_group_size` is 0";
     alora_is_not_supported: {"alora_invocation_tokens": [5]} => "`alora_invocation_tokens` is [5]";
     an_unknown_setting_that_is_on_is_refused: {"use_magic": true} => "`use_magic` is true, but this setting is not known";
     a_misspelt_setting_names_the_nearest: {"lora_alhpa": 4} => "the nearest is `lora_alpha`";

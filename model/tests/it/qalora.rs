@@ -234,7 +234,7 @@ fn merging_changes_minima_alone_and_gives_the_logits_of_base_and_adapter() {
         let after = Decoder::load(&merged, &Device::cpu(2), Precision::F32, None).unwrap();
         let (alone, both, after_) = (decoder.probe(None), decoder.probe(Some(&adapter)), after.probe(None));
         let difference = Difference::between(&both, &after_);
-        assert!(difference.relative < 1e-3, "{kind}: {difference:?}");
+        assert!(difference.relative < 3e-3, "{kind}: {difference:?}");
         assert!(Difference::between(&alone, &both).relative > 0.05, "{kind}: the adapter can be seen");
         // Codes and scales are the base's.
         let merged = ModelFolder::open(&merged).unwrap();

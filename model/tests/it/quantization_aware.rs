@@ -7,10 +7,9 @@ use model::adapter::merge::Difference;
 use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::memory::{Allocator, Component};
-use model::quantize::quantize_folder;
 use model::{
-    Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Keeping, Layout, ModelFolder, Parameters,
-    Purpose, StoredDType,
+    Activations, Adapter, Batch, Checkpointing, Decoder, Extent, Keeping, Layout, Parameters, Purpose,
+    StoredDType,
 };
 
 use crate::common::random_llama;
@@ -61,20 +60,19 @@ fn trained(decoder: &Decoder, adapter: &Adapter, checkpointing: Checkpointing) -
 #[test]
 fn the_logits_are_those_of_the_merged_model_quantized() {
     for (format, inner) in FORMATS.into_iter().flat_map(|format| [(format, 96), (format, 100)]) {
-        let [plain, merged, quantized] = [(), (), ()].map(|()| tempfile::tempdir().unwrap());
+        let [plain, merged] = [(), ()].map(|()| tempfile::tempdir().unwrap());
         let base = random_llama(plain.path(), inner);
         let decoder = Decoder::load(plain.path(), &Device::cpu(2), Precision::F32, None).unwrap();
         let adapter = adapter(&decoder, Some(format));
         decoder.write_model_files(&adapter, &base, plain.path(), merged.path(), StoredDType::F32).unwrap();
-        let merged = ModelFolder::open(merged.path()).unwrap();
-        quantize_folder(&merged, quantized.path(), &Device::cpu(2), format, None, &mut |_| {}).unwrap();
-        let want =
-            Decoder::load(quantized.path(), &Device::cpu(2), Precision::F32, None).unwrap().probe(None);
+        let load = |format| {
+            Decoder::load(merged.path(), &Device::cpu(2), Precision::F32, format).unwrap().probe(None)
+        };
+        let want = load(Some(format));
         let got = decoder.probe(Some(&adapter));
         let difference = Difference::between(&want, &got);
         assert!(difference.relative < 1e-6, "{format}, {inner}: {difference:?}");
-        let unrounded =
-            Decoder::load(&merged.path, &Device::cpu(2), Precision::F32, None).unwrap().probe(None);
+        let unrounded = load(None);
         assert!(Difference::between(&unrounded, &got).relative > 1e-3, "{format}: rounding can be seen");
     }
 }
@@ -93,7 +91,7 @@ fn gradients_pass_the_rounding() {
         error += f64::from(got - want).powi(2);
         size += f64::from(*want).powi(2);
     }
-    assert!(error > 0.0 && error < 0.02 * 0.02 * size, "{}", (error / size).sqrt());
+    assert!(error > 0.0 && error < 0.06 * 0.06 * size, "{}", (error / size).sqrt());
 }
 
 #[test]

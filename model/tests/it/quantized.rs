@@ -245,7 +245,7 @@ fn weights_in_four_bits_where_none_are_expected_are_refused() {
     change_config(folder.path(), |config| {
         config["quantization_config"]["bnb_4bit_quant_type"] = json!("fp4")
     });
-    refused(folder.path(), "is stored as nf4, but config.json says \"bnb_4bit_quant_type\": \"fp4\"");
+    refused(folder.path(), "is stored as nf4, but config.json says that weights are fp4");
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_configuration_that_says_four_bits_of_whole_weights_is_refused() {
     let folder = changed("llama2", |_| {});
     let said = json!({"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4"});
     change_config(folder.path(), |config| config["quantization_config"] = said);
-    refused(folder.path(), "has no weight in four bits, though config.json has a `quantization_config`");
+    refused(folder.path(), "has no quantized weight, though config.json has a `quantization_config`");
 }
 
 #[test]

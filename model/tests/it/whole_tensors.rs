@@ -181,7 +181,7 @@ fn a_weight_in_four_bits_is_not_replaced() {
     let config = Config::load(&fixture("nf4")).unwrap();
     let shape = [config.intermediate_size, config.hidden_size];
     let told = open(adapter_with("nf4", &[(key, &shape, &[0.5])]).path(), "nf4").unwrap_err().to_string();
-    assert!(told.contains("up_proj.weight` stands for a weight that the base has in four bits"), "{told}");
+    assert!(told.contains("up_proj.weight` stands for a weight that the base has quantized"), "{told}");
     let files = open(adapter_with("llama2", &[(key, &[56, 40], &[0.5])]).path(), "llama2").unwrap();
     let on_loading = OnLoading { format: Format::QLORA, held: Precision::F32 };
     let (device, format) = (Device::cpu(1), Some(on_loading));

@@ -461,15 +461,7 @@ fn adapter(t: &mut Translation<'_>) {
         false => transformers::targets(t, "lora_target_modules", &["all-linear"]),
     }
     transformers::dora(t, "peft_use_dora");
-    match t.get("peft_init_lora_weights") {
-        Some(Value::String(name)) if name == "gaussian" => {
-            t.put("adapter.init", "gaussian", &["peft_init_lora_weights"]);
-        }
-        Some(Value::String(_)) => {
-            t.lose("peft_init_lora_weights", "adapters begin by adapter.init: default or gaussian")
-        }
-        _ => {}
-    }
+    transformers::init(t, "peft_init_lora_weights");
     t.default("adapter.r", 8);
     t.default("adapter.alpha", 8);
     t.adopt_adapter();

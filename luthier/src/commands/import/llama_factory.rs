@@ -33,8 +33,7 @@ pub(super) const KEYS: &Table = &[
         "task task_dir n_shot lang save_dir batch_size download_mode",
         Lost("of LLaMA-Factory's evaluations; see `luthier eval`"),
     ),
-    ("use_dora", Read),
-    ("pissa_init", Lost("PiSSA is not there yet; the adapter begins as PEFT's default")),
+    ("use_dora pissa_init", Read),
     ("mask_history", Lost("set data.train_on: completion, which learns the last turn of the assistant only")),
     ("max_samples", Lost("all examples are taken; make a file of those that you want")),
     ("mix_strategy interleave_probs", Lost("give sources a weight: data.train: [{path, weight}]")),
@@ -309,6 +308,9 @@ fn adapter(t: &mut Translation<'_>) {
         return t.train_all(Some("finetuning_type"));
     }
     transformers::dora(t, "use_dora");
+    if t.is_on("pissa_init") {
+        t.put("adapter.init", "pissa", &["pissa_init"]);
+    }
     let rank = t.number("lora_rank").unwrap_or(8.0);
     match t.number("lora_alpha") {
         Some(alpha) => t.put("adapter.alpha", alpha, &["lora_alpha"]),

@@ -127,6 +127,25 @@ pub(super) fn dora(t: &mut Translation<'_>, key: &'static str) {
     }
 }
 
+/// How the adapter begins, in PEFT's words.
+pub(super) fn init(t: &mut Translation<'_>, key: &'static str) {
+    let Some(Value::String(name)) = t.get(key) else { return };
+    match name.as_str() {
+        "gaussian" | "olora" | "orthogonal" => t.put("adapter.init", name.as_str(), &[key]),
+        "pissa" => t.put("adapter.init", "pissa", &[key]),
+        // The singular values themselves, not an approximation of them.
+        name if name.starts_with("pissa_niter_") => t.put("adapter.init", "pissa", &[key]),
+        "loftq" => {
+            t.put("adapter.init", "loftq", &[key]);
+            t.put("quantization", "nf4", &[key]);
+        }
+        _ => t.lose(
+            key,
+            "adapters begin by adapter.init: default, gaussian, pissa, olora, loftq or orthogonal",
+        ),
+    }
+}
+
 pub(super) const SOME_LAYERS: &str =
     "name the modules by a regular expression: adapter.target_modules: '.*layers\\.(2[4-9]|3[01])\\..*_proj'";
 pub(super) const EIGHT_BITS: &str = "there is no base in eight bits; it stays as it is stored, or set quantization: nf4, which takes half of that";

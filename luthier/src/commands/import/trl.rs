@@ -187,15 +187,7 @@ fn adapter_config(t: &mut Translation<'_>) -> anyhow::Result<()> {
     }
     t.apply(&[PEFT])?;
     transformers::dora(t, "use_dora");
-    match t.get("init_lora_weights") {
-        Some(Value::String(name)) if name == "gaussian" => {
-            t.put("adapter.init", "gaussian", &["init_lora_weights"])
-        }
-        Some(Value::String(_)) => {
-            t.lose("init_lora_weights", "adapters begin by adapter.init: default or gaussian")
-        }
-        _ => {}
-    }
+    transformers::init(t, "init_lora_weights");
     if t.text("bias").is_some_and(|bias| bias != "none") {
         t.lose("bias", "biases of the base stay frozen here");
     }
