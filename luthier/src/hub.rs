@@ -23,9 +23,10 @@ use anyhow::Context;
 use crate::error::user;
 use cache::{INDEX, Repo};
 use download::{Client, Listing};
+use model::gguf::Gguf;
 use splits::Part;
 
-/// The folder of a model that is named by a folder or by a hub id, `owner/name[@revision]`.
+/// The folder of a model that is named by a folder or by a hub id, `owner/name[@revision]`; or its GGUF file.
 ///
 /// Downloads the model if it is not in the cache yet, which takes as long as it takes, with progress on
 /// stderr.
@@ -34,9 +35,12 @@ pub(crate) fn resolve_model(name: &str) -> anyhow::Result<PathBuf> {
     if path.is_dir() {
         return Ok(path.to_owned());
     }
+    if path.is_file() && Gguf::is_named_so(path) {
+        return Ok(path.to_owned());
+    }
     if path.exists() {
         return Err(user(format!(
-            "{name} is a file; a model is a folder with config.json and .safetensors files"
+            "{name} is a file; a model is a folder with config.json and .safetensors files, or a GGUF file"
         )));
     }
     let id = match RepoId::parse(Kind::Model, name) {

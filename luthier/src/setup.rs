@@ -15,6 +15,7 @@ use data::{DataSpec, Dataset, OrderSpec, SourceSpec, Tokenizer};
 use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Pooling, QaLora, Selection};
+use model::gguf::Gguf;
 use model::{Config, Layout};
 use serde_json::Value;
 use train::{Decay, OptimizerSettings, Rule, Schedule};
@@ -97,6 +98,10 @@ pub(crate) fn on_overflow(what: run_file::OnOverflow) -> data::OnOverflow {
 /// The tokenizer of a model, which is enough to look at data, and its configuration if there is one.
 pub(crate) fn tokenizer_of(model: &str) -> anyhow::Result<(Tokenizer, Option<Config>)> {
     let folder = hub::resolve_model(model)?;
+    if Gguf::is_named_so(&folder) {
+        let file = Gguf::open(&folder)?;
+        return Ok((gguf::tokenizer(&file)?, Some(file.config()?)));
+    }
     let config = folder.join("config.json").exists().then(|| Config::load(&folder)).transpose()?;
     Ok((Tokenizer::load(&folder)?, config))
 }

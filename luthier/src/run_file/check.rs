@@ -89,7 +89,11 @@ impl Settings {
         for source in data.sources() {
             let key = if data.format == Format::Preference { "data.format" } else { "data.train" };
             let supported = source.format != Some(Format::Preference);
-            self.require(supported, key, &format!("has the format `preference`, which {NOT_YET}"))?;
+            self.require(
+                supported,
+                key,
+                &format!("has the format `preference`, which is not supported yet in this version"),
+            )?;
         }
         self.require(
             data.eval.is_none() || data.eval_fraction.is_none(),

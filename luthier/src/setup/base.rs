@@ -8,7 +8,9 @@ use data::Tokenizer;
 use model::adapter::peft::CONFIG_FILE;
 use model::adapter::peft::folder::AdapterFolder;
 use model::{Adapter, Config, Decoder, ModelFolder, OnLoading, StoredDType, StoredWeights};
+use tempfile::TempDir;
 
+use super::gguf;
 use crate::error::{Advised, user};
 use crate::hub;
 use crate::run_file::{RunFile, Settings};
@@ -189,6 +191,8 @@ pub(crate) struct Base {
     pub(crate) stored: Option<StoredWeights>,
     /// Where its tokenizer is: with the model, or with an adapter that was trained after tokens were added.
     pub(crate) tokenizer_folder: PathBuf,
+    /// Where the tokenizer of a GGUF file was written to, as long as this lives.
+    _unpacked: Option<TempDir>,
     /// The adapter whose file has some weights in place of the base's own, if one does.
     pub(crate) changed_by: Option<AdapterFolder>,
 }
@@ -198,8 +202,10 @@ impl Base {
     pub(crate) fn open(name: &str) -> anyhow::Result<Self> {
         let files = ModelFolder::open(&hub::resolve_model(name)?)?;
         let (config, stored) = (files.config.clone(), files.stored()?);
-        let tokenizer_folder = files.path.clone();
-        Ok(Base { name: name.to_owned(), files, config, stored, tokenizer_folder, changed_by: None })
+        let unpacked = files.gguf.as_ref().map(gguf::unpack_tokenizer).transpose()?;
+        let tokenizer_folder = unpacked.as_ref().map_or(&*files.path, TempDir::path).to_owned();
+        let name = name.to_owned();
+        Ok(Base { name, files, config, stored, tokenizer_folder, _unpacked: unpacked, changed_by: None })
     }
 
     /// Makes this the base that the adapter in `folder` means, and reads the adapter. `run`: the run folder

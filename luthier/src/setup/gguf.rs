@@ -1,7 +1,10 @@
 //! Between the keys of a GGUF file and the tokenizer that they describe.
 
+use anyhow::Context;
 use data::{ChatTemplate, GgufTokenizer, Tokenizer};
 use model::gguf::{Entries, Gguf, GgufValue, Said};
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::Base;
 use crate::error::user;
@@ -56,6 +59,24 @@ pub(crate) fn tokenizer_lists(file: &Gguf) -> anyhow::Result<GgufTokenizer> {
 /// As [`tokenizer_lists`]; also if the lists contradict each other.
 pub(crate) fn tokenizer(file: &Gguf) -> anyhow::Result<Tokenizer> {
     Ok(tokenizer_lists(file)?.tokenizer(file.path())?)
+}
+
+/// The files that a folder with the same tokenizer would hold, written into a folder of their own.
+///
+/// # Errors
+/// As [`tokenizer`]; also if the files cannot be written.
+pub(crate) fn unpack_tokenizer(file: &Gguf) -> anyhow::Result<TempDir> {
+    let (lists, folder) = (tokenizer_lists(file)?, tempfile::tempdir()?);
+    let ends: Vec<u32> = lists.eos.iter().chain(&lists.other_ends).copied().collect();
+    for (name, object) in [
+        ("tokenizer.json", lists.tokenizer_json(file.path())?),
+        ("tokenizer_config.json", Value::Object(lists.tokenizer_config())),
+        ("generation_config.json", json!({"eos_token_id": ends})),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, object.to_string()).with_context(|| path.display().to_string())?;
+    }
+    Ok(folder)
 }
 
 /// What a file says of the tokenizer of a base. An answer ends where the chat template ends a turn, too.
