@@ -282,6 +282,21 @@ pub(crate) fn one_line(text: &str) -> String {
     safe
 }
 
+/// A part as percent.
+pub(crate) fn percent(part: f64) -> String {
+    format!("{} %", digits(100.0 * part))
+}
+
+/// Three significant digits, or two of what is tiny.
+pub(crate) fn digits(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        v if (0.001..100.0).contains(&v) => format!("{value:.*}", (2.0 - v.log10().floor()) as usize),
+        v if v >= 100.0 => format!("{value:.0}"),
+        _ => format!("{value:.1e}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,6 +24,10 @@ pub(crate) struct Merge {
     /// How the merged weights are stored: f32, f16 or bf16 [default: as the base's are]
     #[arg(long, value_name = "TYPE", value_parser = parse_stored)]
     pub(crate) dtype: Option<StoredDType>,
+    /// Quantize the merged model: nf4, fp4, int4, int3 or int2, and tell what that costs. A base of integers
+    /// takes up a QA-LoRA adapter exactly, and stays what it is without this
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_merged, conflicts_with = "dtype")]
+    pub(crate) kind: Option<Format>,
     /// How the base is held that the adapter is added to: nf4, fp4, int4, int3, int2 or none [default: as the adapter knew it
     /// in training, or none]
     #[arg(long, value_name = "TYPE", value_parser = parse_held)]
@@ -52,9 +56,13 @@ pub(crate) struct ExportGguf {
     /// Where the base of an adapter lies that is written alone [default: where the adapter says]
     #[arg(long, value_name = "M", requires = "adapter")]
     pub(crate) base: Option<String>,
-    /// How the model's weights are stored: f32, f16 or bf16 [default: as they are]
+    /// How the model's weights are stored: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q4_k, q4_1 or q4_0 [default: as
+    /// they are, or as they were trained for]
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_tensor_type, requires = "model")]
     pub(crate) kind: Option<TensorType>,
+    /// The most that logits on a text may change, in percent of their size [default: what the type explains]
+    #[arg(long, value_name = "PERCENT", requires = "model", value_parser = parse_percent)]
+    pub(crate) max_divergence: Option<f64>,
     /// The file to write; must not exist
     #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
@@ -74,7 +82,8 @@ pub(crate) struct ExportOllama {
     /// Write the adapter alone, for this model of Ollama's, such as llama3.2
     #[arg(long, value_name = "NAME", requires = "adapter", conflicts_with = "kind")]
     pub(crate) from: Option<String>,
-    /// How weights are stored: f32, f16 or bf16 [default: as they are]
+    /// How weights are stored: f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q4_k, q4_1 or q4_0 [default: as they are, or as
+    /// they were trained for]
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_tensor_type)]
     pub(crate) kind: Option<TensorType>,
     /// What the model is told before every conversation
@@ -89,7 +98,8 @@ pub(crate) struct ExportOllama {
 }
 
 fn parse_tensor_type(text: &str) -> Result<TensorType, String> {
-    written_type(text).ok_or_else(|| "expected f32, f16 or bf16".into())
+    written_type(text)
+        .ok_or_else(|| "expected f32, f16, bf16, q8_0, q6_k, q5_1, q5_0, q4_k, q4_1 or q4_0".into())
 }
 
 #[derive(Args, Debug)]
@@ -117,6 +127,31 @@ pub(crate) struct Quantize {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|p: &f64| p.is_finite() && *p >= 0.0)
+        .ok_or("expected a number of 0 or more".into())
+}
+
+/// A format that a merged model can have.
+fn parse_merged(text: &str) -> Result<Format, String> {
+    let why = match text {
+        "q4_0" | "q5_0" | "q8_0" => "has no minimum, so an update of it would be rounded away",
+        "q4_k" | "q5_k" | "q6_k" => {
+            "has minima or scales of few bits, so an update of it would be rounded away"
+        }
+        "gptq" | "awq" => {
+            "has whole zero points, one step of which is a step of the codes: an update would be lost"
+        }
+        _ => return parse_format(text),
+    };
+    Err(format!(
+        "{text} {why}; int4, which is GGUF's Q4_1, takes up a QA-LoRA adapter exactly, and `export gguf --type` rounds \
+         whatever it writes"
+    ))
 }
 
 fn parse_block_size(text: &str) -> Result<usize, String> {

@@ -11,7 +11,7 @@ use data::ChatTemplate;
 use model::checkpoint::{Staging, write_whole};
 use serde_json::json;
 
-use super::export_gguf::{note_window, write_adapter, write_model};
+use super::export_gguf::{Asked, Exporting, note_window, write_adapter, write_model};
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::setup::Base;
@@ -70,7 +70,8 @@ fn model_file(
     folder: &Path,
 ) -> anyhow::Result<(String, Option<&'static str>)> {
     let (model, adapter) = (args.model.as_deref(), args.adapter.as_deref());
-    let (base, told, _) = write_model(model, adapter, args.kind, global, &folder.join(MODEL))?;
+    let asked = Asked { model, adapter, kind: args.kind, max_divergence: None };
+    let Exporting { base, told, .. } = write_model(asked, global, &folder.join(MODEL))?;
     note_window(&base, told.lost_window);
     let mut modelfile = format!("FROM ./{MODEL}\n");
     let found = recognize(&base)?;

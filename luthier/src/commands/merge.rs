@@ -7,11 +7,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use compute::Precision;
-use compute::quant::BlockType;
+use compute::quant::{BlockType, Format};
 use data::ChatTemplate;
 use model::adapter::merge::{Difference, Stored};
 use model::checkpoint::{Staging, write_whole};
-use model::{Decoder, ModelError, OnLoading, StoredDType};
+use model::quantize::quantize_folder;
+use model::{Decoder, ModelError, ModelFolder, OnLoading, StoredDType};
 use serde_json::json;
 
 use crate::cli::{self, Global};
@@ -50,9 +51,25 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
             "logits of base and adapter are not finite: the weights of one of them are damaged or too large",
         ));
     }
-    let integers = decoder.integers_for(&adapter).filter(|_| args.dtype.is_none());
+    let integers = decoder
+        .integers_for(&adapter)
+        .filter(|&kind| args.dtype.is_none() && args.kind.is_none_or(|asked| asked == Format::Blocks(kind)));
+    let again = args.kind.filter(|_| integers.is_none());
     let stored = Stored { dtype, integers };
-    decoder.write_model_files(&adapter, &base.files, &base.tokenizer_folder, staging.path(), stored)?;
+    let write = |folder: &Path| {
+        decoder.write_model_files(&adapter, &base.files, &base.tokenizer_folder, folder, stored)
+    };
+    match again {
+        None => write(staging.path())?,
+        Some(format) => {
+            // Beside the result, on the same disk.
+            let whole =
+                tempfile::tempdir_in(args.output.parent().filter(|p| p.is_dir()).unwrap_or(Path::new(".")))?;
+            write(whole.path())?;
+            let merged = ModelFolder::open(whole.path())?;
+            quantize_folder(&merged, staging.path(), &device, format, None, &mut |_| {})?;
+        }
+    }
     let ends = stop_at_end_of_turn(&base, staging.path())?;
     // The merged model is read back in place of the base, not beside it.
     drop((decoder, adapter));
@@ -66,6 +83,7 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     };
     let result = Merged {
         stored,
+        again,
         adapter: Difference::between(&plain, &adapted),
         merging: Difference::between(&adapted, &merged),
         resized: base.is_resized(),
@@ -118,6 +136,8 @@ fn name(dtype: StoredDType) -> &'static str {
 /// How logits differ, on a few fixed sequences in `f32` arithmetic.
 struct Merged {
     stored: Stored,
+    /// To what the merged weights were quantized.
+    again: Option<Format>,
     /// Base and adapter against the base alone: what the adapter does.
     adapter: Difference,
     /// The merged model against base and adapter: what rounding its weights does.
@@ -129,11 +149,15 @@ struct Merged {
 impl Merged {
     /// What the weights are called that were rounded.
     fn name(&self) -> &'static str {
-        self.stored.integers.map_or(name(self.stored.dtype), BlockType::name)
+        let kept = || self.stored.integers.map_or(name(self.stored.dtype), BlockType::name);
+        self.again.map_or_else(kept, Format::name)
     }
 
-    /// What rounding may cost: of integers, whose minima have half precision, as much as of values in it.
+    /// What rounding may cost: nothing is known of weights that are quantized; of integers, whose minima have half precision, as much as of values in it.
     fn bound(&self) -> f64 {
+        if self.again.is_some() {
+            return f64::INFINITY;
+        }
         Difference::bound(self.stored.integers.map_or(self.stored.dtype, |_| StoredDType::F16))
     }
 
@@ -151,8 +175,8 @@ impl Merged {
         format!(
             "the merged model's logits differ from those of base and adapter by {} where rounding to {dtype} explains \
              {}; nothing was kept: {hint}",
-            percent(self.merging.relative),
-            percent(bound)
+            terminal::percent(self.merging.relative),
+            terminal::percent(bound)
         )
     }
 
@@ -166,7 +190,7 @@ impl Merged {
                 "warning: rounding the weights to {} changes the logits by {} of what the adapter does; merge with \
                  --dtype f32, or keep the adapter apart",
                 self.name(),
-                percent(self.share())
+                terminal::percent(self.share())
             );
         }
     }
@@ -176,7 +200,7 @@ impl Merged {
             "dtype": self.name(),
             "largest_difference": self.merging.largest,
             "relative_difference": self.merging.relative,
-            "bound": self.bound(),
+            "bound": self.again.is_none().then(|| self.bound()),
             "adapter_largest_difference": self.adapter.largest,
             "adapter_relative_difference": self.adapter.relative,
         })
@@ -187,24 +211,18 @@ impl std::fmt::Display for Merged {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Merged { adapter, merging, .. } = self;
         writeln!(f, "weights  stored as {}", self.name())?;
-        let (effect, largest) = (percent(adapter.relative), digits(adapter.largest));
+        let (effect, largest) = (terminal::percent(adapter.relative), terminal::digits(adapter.largest));
         writeln!(f, "adapter  changes the logits by {effect}, none by more than {largest}")?;
-        let (change, largest) = (percent(merging.relative), digits(merging.largest));
-        let bound = percent(self.bound());
+        let (change, largest) = (terminal::percent(merging.relative), terminal::digits(merging.largest));
+        if let Some(format) = self.again {
+            let share = terminal::percent(self.share());
+            return write!(
+                f,
+                "merging  and rounding to {format} change them by {change}, none by more than {largest}: {share} of what \
+                 the adapter does"
+            );
+        }
+        let bound = terminal::percent(self.bound());
         write!(f, "merging  changes them by {change}, none by more than {largest}; up to {bound} is rounding")
-    }
-}
-
-fn percent(part: f64) -> String {
-    format!("{} %", digits(100.0 * part))
-}
-
-/// Three significant digits, or two of what is tiny.
-fn digits(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".to_owned(),
-        v if (0.001..100.0).contains(&v) => format!("{value:.*}", (2.0 - v.log10().floor()) as usize),
-        v if v >= 100.0 => format!("{value:.0}"),
-        _ => format!("{value:.1e}"),
     }
 }
