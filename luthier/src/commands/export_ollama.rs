@@ -43,7 +43,7 @@ pub(super) fn run(args: cli::ExportOllama, global: &Global) -> anyhow::Result<Ex
         (None, Some(name)) => format!("its chat template is {name}"),
         (None, None) => "Ollama reads the chat template of the GGUF file".to_owned(),
     };
-    let modelfile = quoted(&args.output.join("Modelfile"));
+    let modelfile = quoted(args.output.join("Modelfile"));
     terminal::print_line(format!("{output}\n{template}\nuse it by `ollama create NAME -f {modelfile}`"))?;
     Ok(ExitCode::SUCCESS)
 }

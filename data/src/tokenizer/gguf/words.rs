@@ -44,10 +44,8 @@ impl Step {
             "Digits" if json["individual_digits"] == true => Some(vec![Step::Digits]),
             "Split" => {
                 // A pattern that covers the text leaves nothing between its matches to remove.
-                let kept = match (json["behavior"].as_str()?, json["invert"].as_bool()?) {
-                    ("Isolated", false) | ("Removed", true) => true,
-                    _ => false,
-                };
+                let how = (json["behavior"].as_str()?, json["invert"].as_bool()?);
+                let kept = matches!(how, ("Isolated", false) | ("Removed", true));
                 let pattern = json["pattern"]["Regex"].as_str().filter(|_| kept)?;
                 Some(vec![Step::Split(pattern.to_owned())])
             }
