@@ -9,6 +9,7 @@ mod folder;
 mod frozen;
 mod gguf;
 mod gguf_model;
+mod gguf_quantized;
 mod groups;
 mod init;
 mod inputs;
