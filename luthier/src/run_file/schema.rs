@@ -315,7 +315,11 @@ mod tests {
             let of_key = schema.pointer(&pointer).unwrap();
             let takes = |value: &Value| {
                 let set = format!("{}={}", key.path, crate::run_file::yaml_value(value));
-                let others = if key.path.starts_with("training.") { "data.eval=e" } else { "data.train=d" };
+                let others = match key.path.as_str() {
+                    "adapter.init" => "quantization=nf4",
+                    path if path.starts_with("training.") => "data.eval=e",
+                    _ => "data.train=d",
+                };
                 validate(&[others.to_owned(), set])
             };
             let known = |value: &Value| {
