@@ -19,6 +19,7 @@ mod hostile;
 mod import;
 mod init;
 mod init_from;
+mod integers;
 mod merge;
 mod paged;
 mod preview;
