@@ -1,5 +1,5 @@
-//! A whole model as mlx-lm loads it: a folder with the names of a Hugging Face folder, its linear layers quantized
-//! as MLX does it if that is asked for, and an adapter added into its weights if there is one.
+//! A whole model as mlx-lm loads it: a folder with the names of a Hugging Face folder, its linear layers
+//! quantized as MLX does it if that is asked for, and an adapter added into its weights if there is one.
 //!
 //! What mlx-lm computes was read in its release 0.32.2 (`mlx_lm/models`, `mlx_lm/utils.py`).
 
@@ -77,10 +77,10 @@ pub struct MlxModel {
 
 impl Decoder {
     /// Writes the model, with an adapter added into it if there is one, into a folder that exists, with what
-    /// stands beside the weights of `base` and the tokenizer's files of the folder `tokenizer`; config.json comes
-    /// last. Linear layers become integers if `kind` says so: those of the base as they are, with an update that
-    /// their minima take up, or else the nearest to the values. What has no integers in the base, such as
-    /// embeddings and norms, and whatever rows are no whole groups, is stored as `dtype`.
+    /// stands beside the weights of `base` and the tokenizer's files of the folder `tokenizer`; config.json
+    /// comes last. Linear layers become integers if `kind` says so: those of the base as they are, with an
+    /// update that their minima take up, or else the nearest to the values. What has no integers in the base,
+    /// such as embeddings and norms, and whatever rows are no whole groups, is stored as `dtype`.
     ///
     /// # Errors
     /// If mlx-lm has no such model, or computes another one; if a file cannot be read or written.
@@ -176,8 +176,8 @@ fn computed(config: &Config) -> Result<(), String> {
     }
 }
 
-/// Says in config.json what mlx-lm takes otherwise where the file leaves it out, the rotary embedding in the fields
-/// of transformers before 5, too.
+/// Says in config.json what mlx-lm takes otherwise where the file leaves it out, the rotary embedding in the
+/// fields of transformers before 5, too.
 fn spell_out(config: &mut Config) {
     let scaling = config.raw.get("rope_parameters").filter(|of| {
         let kind = of.get("rope_type").and_then(Value::as_str);

@@ -1,5 +1,5 @@
-//! What every export of a whole model begins and ends with: the model as it computes here, and the proof that what
-//! was written computes the same.
+//! What every export of a whole model begins and ends with: the model as it computes here, and the proof that
+//! what was written computes the same.
 
 use std::path::Path;
 
@@ -21,8 +21,8 @@ const TEXT: &str = "Alice was beginning to get very tired of sitting by her sist
                     or conversations in it, \u{201c}and what is the use of a book,\u{201d} thought Alice \
                     \u{201c}without pictures or conversation?\u{201d}";
 
-/// How far logits may be off with weights of a type, by its name in lower case, relative to their size: some times
-/// what it usually is.
+/// How far logits may be off with weights of a type, by its name in lower case, relative to their size: some
+/// times what it usually is.
 pub(super) fn bound(kind: &str) -> f64 {
     match kind {
         "f32" => 1e-4,
@@ -96,8 +96,8 @@ impl Original {
 }
 
 impl Loaded {
-    /// Reads back what was written, in place of the model and not beside it, and holds its logits against those
-    /// of the model. `what` it is; `bound`: how far they may be off; `advice` if they are further.
+    /// Reads back what was written, in place of the model and not beside it, and holds its logits against
+    /// those of the model. `what` it is; `bound`: how far they may be off; `advice` if they are further.
     pub(super) fn prove(
         self,
         path: &Path,

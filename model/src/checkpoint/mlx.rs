@@ -1,4 +1,5 @@
-//! Weights as MLX quantizes them (`mlx.core.quantize`, mode `affine`): three tensors, read and written as blocks.
+//! Weights as MLX quantizes them (`mlx.core.quantize`, mode `affine`): three tensors, read and written as
+//! blocks.
 //!
 //! For `X.weight [out, in]` of `b` bits, of which `g` weights of a row share a scale,
 //!
@@ -124,12 +125,12 @@ impl Apart {
 }
 
 impl Checkpoint {
-    /// Reads weights that stand as MLX quantizes them as blocks, each of the bits and the group that its tensors'
-    /// sizes come to, as mlx-lm takes them (`utils.infer_quant_config`).
+    /// Reads weights that stand as MLX quantizes them as blocks, each of the bits and the group that its
+    /// tensors' sizes come to, as mlx-lm takes them (`utils.infer_quant_config`).
     ///
     /// # Errors
-    /// If one of a weight's three tensors is missing or of a type or size that it cannot have, or the weight is
-    /// of bits or a group that are not supported.
+    /// If one of a weight's three tensors is missing or of a type or size that it cannot have, or the weight
+    /// is of bits or a group that are not supported.
     pub(crate) fn take_from_mlx(&mut self, config: &Config) -> Result<()> {
         for parameter in config.parameters().iter().filter(|parameter| !parameter.is_vector()) {
             let Some(name) = self.name_of(parameter) else { continue };

@@ -1,5 +1,5 @@
-//! What config.json says of quantized weights: bitsandbytes' four bits, this program's own integers and MLX's are
-//! read, every other kind is refused by name.
+//! What config.json says of quantized weights: bitsandbytes' four bits, this program's own integers and MLX's
+//! are read, every other kind is refused by name.
 
 use compute::quant::blocks::GROUP;
 use compute::quant::{BlockType, Code, CodebookFormat, Format};
@@ -39,8 +39,8 @@ pub(super) fn read(fields: &Fields) -> Result<Option<Format>> {
     }
 }
 
-/// Reads MLX's `quantization`. Layers may stand in it by name, with settings of their own or `false`; how each is
-/// stored is said by its tensors.
+/// Reads MLX's `quantization`. Layers may stand in it by name, with settings of their own or `false`; how
+/// each is stored is said by its tensors.
 fn parse_mlx(value: &Value, fields: &Fields) -> Result<Format> {
     let wrong = |problem: String| fields.error(MLX_FIELD, problem);
     let map = value.as_object().ok_or_else(|| wrong("is not an object".into()))?;

@@ -1,5 +1,5 @@
-//! Folders of MLX: what mlx-lm quantized is read to the bit, what is written is what was meant, and what mlx-lm
-//! would not compute is refused.
+//! Folders of MLX: what mlx-lm quantized is read to the bit, what is written is what was meant, and what
+//! mlx-lm would not compute is refused.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -98,8 +98,7 @@ fn integers_go_to_mlx_and_back_without_a_change() {
             assert_eq!(logits(&mlx), logits(&from), "{kind}, {inner}");
             // And ours again, by an adapter that changes nothing.
             let folder = ModelFolder::open(&mlx).unwrap();
-            let nothing = adapter(&decoder, &settings(&["q_proj"], Some(GROUPS), 0.0));
-            let mut nothing = nothing;
+            let mut nothing = adapter(&decoder, &settings(&["q_proj"], Some(GROUPS), 0.0));
             nothing.parameters.values_mut().f32().fill(0.0);
             let stored = Stored { dtype: StoredDType::F32, integers: Some(kind) };
             decoder.write_model_files(&nothing, &folder, &mlx, &back, stored).unwrap();
@@ -280,9 +279,9 @@ fn damaged_folders_are_refused_with_what_is_wrong() {
             config["quantization"]["lm_head"] = json!({"group_size": 32, "bits": 6});
         }),
         ("the field `shift` with 3", |_, config| config["quantization"]["shift"] = json!(3)),
-        ("q_proj.scales: is missing", |tensors, _| drop(tensors.remove(&format!("{LAYER}.scales")))),
-        ("q_proj.biases: is missing", |tensors, _| drop(tensors.remove(&format!("{LAYER}.biases")))),
-        ("q_proj.weight: is missing", |tensors, _| drop(tensors.remove(&format!("{LAYER}.weight")))),
+        ("q_proj.scales` is missing", |tensors, _| drop(tensors.remove(&format!("{LAYER}.scales")))),
+        ("q_proj.biases` is missing", |tensors, _| drop(tensors.remove(&format!("{LAYER}.biases")))),
+        ("q_proj.weight` is missing", |tensors, _| drop(tensors.remove(&format!("{LAYER}.weight")))),
         ("of words (U32) are needed", |tensors, _| tensor(tensors, ".weight").0 = "I32".into()),
         ("of words (U32) are needed", |tensors, _| tensor(tensors, ".weight").1 = vec![64, 32]),
         ("of words (U32) are needed", |tensors, _| tensor(tensors, ".weight").1 = vec![128 * 16]),
