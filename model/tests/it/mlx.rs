@@ -89,7 +89,7 @@ fn integers_go_to_mlx_and_back_without_a_change() {
         for kind in INTEGERS {
             let [from, mlx, back] =
                 ["base", "mlx", "back"].map(|name| to.path().join(format!("{kind}-{name}")));
-            [&from, &mlx, &back].map(|folder| fs::create_dir(folder).unwrap());
+            [&from, &mlx, &back].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
             let folder = quantized(&base, kind, &from);
             let decoder = Decoder::load(&from, &Device::cpu(2), Precision::F32, None).unwrap();
             let as_mlx = MlxType::Integers(kind);
@@ -127,7 +127,7 @@ fn an_adapter_of_qa_lora_changes_biases_alone() {
     let [plain, to] = [(), ()].map(|()| tempdir().unwrap());
     let base = random_llama(plain.path(), 96);
     let [from, alone, mlx, merged] = ["base", "alone", "mlx", "merged"].map(|name| to.path().join(name));
-    [&from, &alone, &mlx, &merged].map(|folder| fs::create_dir(folder).unwrap());
+    [&from, &alone, &mlx, &merged].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
     let folder = quantized(&base, BlockType::Int4, &from);
     let decoder = Decoder::load(&from, &Device::cpu(2), Precision::F32, None).unwrap();
     let names = ["q_proj", "o_proj", "up_proj", "down_proj"];
