@@ -26,7 +26,7 @@ use crate::names::Parameter;
 pub enum MlxType {
     /// As values.
     Values(StoredDType),
-    /// As integers of these many codes, 32 weights of a row to a scale and a minimum.
+    /// As integers of this type, 32 weights of a row to a scale and a minimum.
     Integers(BlockType),
 }
 
