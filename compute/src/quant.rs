@@ -17,7 +17,7 @@ use std::str::FromStr;
 
 use crate::profile::Work;
 use crate::{DType, Device, Home, Matrix, MatrixMut, MatrixRef, cpu};
-pub use blocks::{BlockType, Blocks};
+pub use blocks::{AffineBlock, BlockType, Blocks};
 pub use codebook::{BLOCK_SIZES, Code, Codebook, CodebookFormat, SCALES_BLOCK, Scales};
 
 /// How a matrix is quantized.

@@ -29,7 +29,7 @@ pub(crate) use problem::parse;
 pub(crate) use settings::{RunArgs, Set};
 pub(crate) use speak::{Chat, Generate, Sampling};
 pub(crate) use train::*;
-pub(crate) use write::{Export, ExportGguf, ExportOllama, Inspect, Merge, Quantize};
+pub(crate) use write::{Export, ExportGguf, ExportMlx, ExportOllama, Inspect, Merge, Quantize};
 
 use crate::error::user;
 

@@ -23,6 +23,7 @@ use crate::names::{ModuleId, Parameter, tables};
 
 pub(crate) use companions::copy_companions;
 pub use companions::copy_tokenizer;
+use mlx::Apart;
 pub use staging::{Staging, sweep_staged};
 use stored::Element;
 pub use stored::StoredDType;
@@ -31,6 +32,7 @@ pub use writer::{CheckpointWriter, SHARD_BYTES, TensorSpec, sweep, sync_folder, 
 mod companions;
 mod gguf;
 mod header;
+pub(crate) mod mlx;
 pub(crate) mod quantized;
 mod staging;
 mod stored;
@@ -45,10 +47,12 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Which of the checkpoint's files.
     file: usize,
-    /// Position of its first byte in that file.
+    /// Position of its first byte in that file; where blocks are put together, among those.
     start: u64,
     /// How its values stand there, in a GGUF file.
     placed: Option<Placed>,
+    /// Where its blocks are put together from, if MLX quantized it.
+    apart: Option<Box<Apart>>,
 }
 
 /// How the values of a parameter stand in a GGUF file, never transposed.
@@ -275,7 +279,6 @@ impl Checkpoint {
     /// becomes infinite in the matrix's type), or the file cannot be read.
     pub fn read_into(&self, name: &str, to: MatrixMut<'_>) -> Result<()> {
         let info = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
-        let (path, file) = &self.files[info.file];
         let fits = match info.shape[..] {
             [n] => to.rows() == 1 && to.cols() == n,
             [rows, cols] => to.rows() == rows && to.cols() == cols,
@@ -284,9 +287,9 @@ impl Checkpoint {
         if !fits {
             let problem =
                 format!("has shape {:?} where [{}, {}] is needed", info.shape, to.rows(), to.cols());
-            return Err(ModelError::tensor(path, name, problem));
+            return Err(ModelError::tensor(&self.files[info.file].0, name, problem));
         }
-        let from = Source { file, path, name, info };
+        let from = Source { files: &self.files, name, info };
         match to.dtype() {
             DType::F32 => from.convert(to.f32()),
             DType::Bf16 => from.convert(to.bf16()),
@@ -299,8 +302,8 @@ impl Checkpoint {
     /// If the tensor is missing or ends before, has a value that is NaN or infinite, or the file cannot be
     /// read.
     pub fn read_part(&self, name: &str, start: usize, to: &mut [f32]) -> Result<()> {
-        let (path, file, part) = self.part(name, start, to.len())?;
-        Source { file, path, name, info: &part }.convert(to)
+        let part = self.part(name, start, to.len())?;
+        Source { files: &self.files, name, info: &part }.convert(to)
     }
 
     /// Whether a tensor has the values of one of another file, as far as the narrower of their two types can
@@ -339,21 +342,20 @@ impl Checkpoint {
     /// If the tensor is missing or ends before, or the file cannot be read.
     pub fn read_bytes(&self, name: &str, start: usize, to: &mut [u8]) -> Result<()> {
         let (count, bytes) = self.tensors.get(name).ok_or_else(|| self.missing(name))?.dtype.unit();
-        let (path, file, part) = self.part(name, start, to.len() / bytes * count)?;
-        read_exact_at(file, to, part.start).map_err(|e| ModelError::read(path, e))
+        let part = self.part(name, start, to.len() / bytes * count)?;
+        Source { files: &self.files, name, info: &part }.read_at(part.start, to)
     }
 
     /// Where the elements of a tensor from `start` on lie.
-    fn part(&self, name: &str, start: usize, count: usize) -> Result<(&Path, &File, TensorInfo)> {
+    fn part(&self, name: &str, start: usize, count: usize) -> Result<TensorInfo> {
         let info = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
-        let (path, file) = &self.files[info.file];
         let elements = info.element_count();
         if start.checked_add(count).is_none_or(|end| end > elements) {
             let problem = format!("has {elements} elements where {start} and {count} are needed");
-            return Err(ModelError::tensor(path, name, problem));
+            return Err(ModelError::tensor(&self.files[info.file].0, name, problem));
         }
         let position = info.start + info.dtype.bytes(start) as u64;
-        Ok((path, file, TensorInfo { start: position, ..info.clone() }))
+        Ok(TensorInfo { start: position, ..info.clone() })
     }
 
     /// Checks that this checkpoint is that of `config`: every parameter there in its shape and nothing else.
@@ -424,9 +426,7 @@ impl Checkpoint {
         parameter: &Parameter,
         to: MatrixMut<'_>,
     ) -> Result<()> {
-        let info = &self.tensors[name];
-        let (path, file) = &self.files[info.file];
-        let from = Source { file, path, name, info };
+        let from = Source { files: &self.files, name, info: &self.tensors[name] };
         let row = if parameter.is_vector() { 1 } else { parameter.cols };
         fn finish<T: Element>(placed: Placed, values: &mut [T], row: usize) {
             placed.sort_rows(values, row);
@@ -657,13 +657,27 @@ fn shape_fields(parameter: &Parameter, config: &Config) -> String {
 
 /// A tensor about to be read.
 struct Source<'a> {
-    file: &'a File,
-    path: &'a Path,
+    files: &'a [(PathBuf, File)],
     name: &'a str,
     info: &'a TensorInfo,
 }
 
 impl Source<'_> {
+    fn path(&self) -> &Path {
+        &self.files[self.info.file].0
+    }
+
+    /// Reads bytes from a position of the tensor's file on, or among the blocks that are put together.
+    fn read_at(&self, position: u64, to: &mut [u8]) -> Result<()> {
+        let read = match (&self.info.apart, self.info.dtype) {
+            (Some(apart), StoredDType::Blocks(kind)) => {
+                apart.read(self.files, position as usize / kind.bytes(), to)
+            }
+            _ => read_exact_at(&self.files[self.info.file].1, to, position),
+        };
+        read.map_err(|e| ModelError::read(self.path(), e))
+    }
+
     /// Streams the tensor through a buffer into `to`.
     fn convert<T: Element>(&self, to: &mut [T]) -> Result<()> {
         match self.info.dtype {
@@ -671,7 +685,7 @@ impl Source<'_> {
             StoredDType::Bf16 => self.stream(to, |b: [u8; 2]| T::from_bf16(bf16::from_le_bytes(b))),
             StoredDType::F16 => self.stream(to, |b: [u8; 2]| T::from_f32(f16::from_le_bytes(b).to_f32())),
             StoredDType::Blocks(kind) => self.decode(kind, to),
-            other => Err(ModelError::tensor(self.path, self.name, not_weights(other))),
+            other => Err(ModelError::tensor(self.path(), self.name, not_weights(other))),
         }
     }
 
@@ -682,8 +696,7 @@ impl Source<'_> {
         for (chunk, to) in to.chunks_mut(step).enumerate() {
             let mut blocks = Blocks::zeros(kind, to.len());
             let position = self.info.start + kind.size_bytes(chunk * step) as u64;
-            read_exact_at(self.file, blocks.bytes_mut(), position)
-                .map_err(|e| ModelError::read(self.path, e))?;
+            self.read_at(position, blocks.bytes_mut())?;
             blocks.values(0, &mut values[..to.len()]);
             to.iter_mut().zip(&values).for_each(|(to, &value)| *to = T::from_f32(value));
             if let Some(within) = to.iter().position(|v| !v.finite()) {
@@ -698,7 +711,7 @@ impl Source<'_> {
         let mut position = self.info.start;
         for (chunk, to) in to.chunks_mut(BUFFER / N).enumerate() {
             let bytes = &mut buffer[..to.len() * N];
-            read_exact_at(self.file, bytes, position).map_err(|e| ModelError::read(self.path, e))?;
+            self.read_at(position, bytes)?;
             position += bytes.len() as u64;
             let (elements, _) = bytes.as_chunks::<N>();
             let mut finite = true;
@@ -720,7 +733,7 @@ impl Source<'_> {
             _ => format!("[{element}]"),
         };
         let problem = format!("has the value {value} at {index}; weights must be finite");
-        ModelError::tensor(self.path, self.name, problem)
+        ModelError::tensor(self.path(), self.name, problem)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::checkpoint::{Checkpoint, StoredDType};
 use crate::error::{ModelError, Result, quoted};
 use crate::names::{ModuleId, Names};
 use family::{Biases as BiasRule, Fused, Residual, Rotary, Row, WRAPPERS, Windows, Wrapper};
-pub use family::{Family, GgufForm};
+pub use family::{Family, GgufForm, MlxForm, MlxHead};
 pub(crate) use fields::{Fields, read_small_file, short};
 
 /// What kind of norm stands in a model.
@@ -146,6 +146,8 @@ pub struct Config {
     pub names: Names,
     /// How llama.cpp holds it, if that is known.
     pub gguf: Option<GgufForm>,
+    /// How mlx-lm holds it, if that is as folders do.
+    pub mlx: Option<MlxForm>,
     /// `V`, tokens known.
     pub vocab_size: usize,
     /// `C`, the model's width.
@@ -360,6 +362,8 @@ fn read(
         true => (hidden_size as f64).sqrt(),
         false => number("embedding_multiplier")?.unwrap_or(1.0),
     };
+    let activation = activation(fields, row)?;
+    let is_usual_activation = parse_activation(row.activation.1) == Some(activation);
     // Token ids and the like may stand in either place.
     let either = |field: &str| if fields.get(field).is_some() { fields } else { outer };
     Ok(Config {
@@ -370,6 +374,8 @@ fn read(
             others: wrapper.map_or(row.names.other_files, |w| w.other_files),
         },
         gguf: wrapper.map_or(row.gguf, |wrapper| wrapper.gguf),
+        // It has the family's usual activation, whatever the file says.
+        mlx: row.mlx.filter(|_| wrapper.is_none() && is_usual_activation),
         vocab_size,
         hidden_size,
         intermediate_size,
@@ -406,7 +412,7 @@ fn read(
         fused_gate_up: matches!(row.fused, Fused::GateUp | Fused::QkvAndGateUp),
         biases: biases(fields, row)?,
         transposed: row.transposed,
-        activation: activation(fields, row)?,
+        activation,
         experts,
         // Of a wrapped model only what the wrapper says counts.
         tie_word_embeddings: outer.flag_or(TIED, row.tied || wrapper.is_some())?,
@@ -415,10 +421,7 @@ fn read(
         eos: either("eos_token_id").token("eos_token_id", row.eos)?,
         pad: either("pad_token_id").token("pad_token_id", row.pad.as_slice())?.first().copied(),
         dtype: dtype(outer)?,
-        quantization: outer
-            .present("quantization_config")
-            .map(|v| quantization::parse(v, outer))
-            .transpose()?,
+        quantization: quantization::read(outer)?,
         raw: Map::new(),
     })
 }
@@ -723,14 +726,21 @@ fn typed_windows(
 
 fn activation(fields: &Fields<'_>, row: &Row) -> Result<Activation> {
     let (field, default) = row.activation;
-    match fields.text(field)?.as_deref().unwrap_or(default) {
-        "silu" | "swish" => Ok(Activation::Silu),
-        "gelu" => Ok(Activation::Gelu),
-        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
-        other => {
-            let problem = format!("is {other:?}; supported are `silu`, `gelu` and `gelu_pytorch_tanh`");
-            Err(fields.error(field, problem))
-        }
+    let name = fields.text(field)?;
+    let name = name.as_deref().unwrap_or(default);
+    parse_activation(name).ok_or_else(|| {
+        let problem = format!("is {name:?}; supported are `silu`, `gelu` and `gelu_pytorch_tanh`");
+        fields.error(field, problem)
+    })
+}
+
+/// The activation of this name.
+fn parse_activation(name: &str) -> Option<Activation> {
+    match name {
+        "silu" | "swish" => Some(Activation::Silu),
+        "gelu" => Some(Activation::Gelu),
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Some(Activation::GeluTanh),
+        _ => None,
     }
 }
 

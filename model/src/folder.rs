@@ -35,7 +35,9 @@ impl ModelFolder {
         let mut checkpoint = Checkpoint::open_if_any(path)?;
         if let Some(checkpoint) = &mut checkpoint {
             config.settle_head(checkpoint);
-            if let Some(Format::Blocks(kind)) = config.quantization {
+            if config.is_quantized_by_mlx() {
+                checkpoint.take_from_mlx(&config)?;
+            } else if let Some(Format::Blocks(kind)) = config.quantization {
                 checkpoint.take_as_blocks(&config, kind)?;
             }
         }

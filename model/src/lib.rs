@@ -25,6 +25,7 @@ mod inputs;
 mod linear;
 pub mod memory;
 mod mlp;
+pub mod mlx;
 pub mod names;
 mod norm;
 mod positions;

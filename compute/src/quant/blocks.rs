@@ -194,6 +194,32 @@ impl BlockType {
         fit::put_affine(self, block, codes);
     }
 
+    /// Takes a block apart that has a scale and a minimum of its own.
+    ///
+    /// # Panics
+    /// If the type has none ([`BlockType::affine_codes`]), or there are not as many bytes as a block has.
+    pub fn affine_of(self, block: &[u8]) -> AffineBlock {
+        assert!(self.affine_codes().is_some(), "{self} has no minima of its own");
+        assert_eq!(block.len(), self.bytes(), "a block of {self}");
+        let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
+        let codes = self.group(block, 0).0.map(|code| code as u8);
+        AffineBlock { scale: half(0), minimum: half(2), codes }
+    }
+
+    /// Writes such a block.
+    ///
+    /// # Panics
+    /// As [`BlockType::affine_of`]; also if a code is larger than the type's.
+    pub fn put_affine(self, from: AffineBlock, block: &mut [u8]) {
+        let largest = self.affine_codes().unwrap_or_else(|| panic!("{self} has no minima of its own"));
+        assert_eq!(block.len(), self.bytes(), "a block of {self}");
+        assert!(from.codes.iter().all(|&code| code <= largest), "codes up to {largest}");
+        block.fill(0);
+        block[..2].copy_from_slice(&from.scale.to_le_bytes());
+        block[2..4].copy_from_slice(&from.minimum.to_le_bytes());
+        fit::put_affine(self, block, from.codes);
+    }
+
     /// Writes values as a block.
     ///
     /// # Panics
@@ -208,6 +234,17 @@ impl fmt::Display for BlockType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// What a block has whose type has a scale and a minimum of its own: `value[i] = scale * codes[i] + minimum`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AffineBlock {
+    /// The step between two codes.
+    pub scale: f16,
+    /// The value of code 0.
+    pub minimum: f16,
+    /// The codes, in order.
+    pub codes: [u8; GROUP],
 }
 
 /// A scale and a minimum as their block has them.

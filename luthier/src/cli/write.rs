@@ -7,6 +7,7 @@ use compute::quant::{BLOCK_SIZES, Format};
 use model::StoredDType;
 use model::gguf::TensorType;
 use model::gguf::export::written_type;
+use model::mlx::MlxType;
 
 use super::speak::{Held, parse_format, parse_held};
 
@@ -41,6 +42,8 @@ pub(crate) struct Merge {
 pub(crate) enum Export {
     /// Write a model as llama.cpp loads it, or an adapter to be loaded beside its base
     Gguf(ExportGguf),
+    /// Write a folder as mlx-lm loads it
+    Mlx(ExportMlx),
     /// Write a folder from which Ollama makes a model
     Ollama(ExportOllama),
 }
@@ -69,6 +72,34 @@ pub(crate) struct ExportGguf {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExportMlx {
+    /// The model: a folder or a hub id [default: the one the adapter was trained on]
+    #[arg(long, value_name = "M", required_unless_present = "adapter")]
+    pub(crate) model: Option<String>,
+    /// An adapter to add into its weights: a run folder, an adapter folder or a hub id
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<String>,
+    /// How linear layers are stored: q4, q3 or q2, integers with a scale and a bias for each 32 weights of a row, or
+    /// f16, bf16 or f32 [default: as they are, or as they were trained for]
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_mlx_type)]
+    pub(crate) kind: Option<MlxType>,
+    /// The most that logits on a text may change, in percent of their size [default: what the type explains]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    pub(crate) max_divergence: Option<f64>,
+    /// The folder to write; must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn parse_mlx_type(text: &str) -> Result<MlxType, String> {
+    let found = MlxType::ALL.into_iter().find(|kind| kind.name() == text);
+    found.ok_or_else(|| "expected f32, f16, bf16, q4, q3 or q2".into())
 }
 
 #[derive(Args, Debug)]

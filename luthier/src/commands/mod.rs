@@ -11,6 +11,7 @@ mod download;
 mod eval;
 mod example;
 mod export_gguf;
+mod export_mlx;
 mod export_ollama;
 mod generate;
 mod import;
@@ -18,6 +19,7 @@ mod init;
 mod inspect;
 mod merge;
 mod plan;
+mod proof;
 mod quantize;
 mod schema;
 mod train;
@@ -40,6 +42,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Adapters(Adapters::Extract(args)) => adapters::extract(args, global),
         Command::Adapters(Adapters::Resize(args)) => adapters::resize(args),
         Command::Export(Export::Gguf(args)) => export_gguf::run(args, global),
+        Command::Export(Export::Mlx(args)) => export_mlx::run(args, global),
         Command::Export(Export::Ollama(args)) => export_ollama::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Inspect(args) => inspect::run(args, global),

@@ -21,6 +21,7 @@ mod init;
 mod init_from;
 mod integers;
 mod merge;
+mod mlx;
 mod paged;
 mod preview;
 mod quantize;

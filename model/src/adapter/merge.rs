@@ -34,13 +34,9 @@ pub(crate) fn merged_config(
 ) -> Config {
     let mut merged = match integers {
         Some(kind) => config.quantized(Format::Blocks(kind), dtype.torch_name()),
-        None => config.clone(),
-    };
-    if integers.is_none() {
         // What was quantized is merged as values.
-        merged.raw.remove("quantization_config");
-        merged.quantization = None;
-    }
+        None => config.as_values(),
+    };
     let trained = |module| adapter.layout.get(module);
     if config.tie_word_embeddings && trained(ModuleId::Head) != trained(ModuleId::Embedding) {
         merged.untie();

@@ -70,7 +70,8 @@ impl Checkpoint {
             }
             let start = tensor.start + dtype.bytes(place.first_row * parameter.cols) as u64;
             let placed = Some(Placed { order: place.order, plus_one: place.plus_one });
-            let info = TensorInfo { dtype, shape: parameter.file_shape(), file: 0, start, placed };
+            let shape = parameter.file_shape();
+            let info = TensorInfo { dtype, shape, file: 0, start, placed, apart: None };
             checkpoint.tensors.insert(parameter.name(), info);
             used.insert(place.tensor);
         }

@@ -110,7 +110,7 @@ fn check_header(
         let wrong = |problem| ModelError::tensor(path, name.as_str(), problem);
         let (dtype, shape, [start, end]) = check_entry(&value, data_length).map_err(wrong)?;
         ranges.push((start, end, name.clone()));
-        let info = TensorInfo { dtype, shape, file, start: data_start + start, placed: None };
+        let info = TensorInfo { dtype, shape, file, start: data_start + start, placed: None, apart: None };
         if header.tensors.insert(name.clone(), info).is_some() {
             return Err(ModelError::tensor(path, name, "stands twice in the header"));
         }

@@ -17,6 +17,8 @@ pub enum StoredDType {
     U8,
     /// A byte each: masks, never weights.
     Bool,
+    /// Words of codes, never weights themselves.
+    U32,
     /// Whole numbers, never weights.
     I32,
     /// Whole numbers, never weights.
@@ -29,7 +31,7 @@ impl StoredDType {
     /// Elements that are stored together, and their bytes.
     pub fn unit(self) -> (usize, usize) {
         match self {
-            StoredDType::F32 | StoredDType::I32 => (1, 4),
+            StoredDType::F32 | StoredDType::U32 | StoredDType::I32 => (1, 4),
             StoredDType::Bf16 | StoredDType::F16 => (1, 2),
             StoredDType::U8 | StoredDType::Bool => (1, 1),
             StoredDType::I64 => (1, 8),
@@ -51,6 +53,7 @@ impl StoredDType {
             StoredDType::F16 => "F16",
             StoredDType::U8 => "U8",
             StoredDType::Bool => "BOOL",
+            StoredDType::U32 => "U32",
             StoredDType::I32 => "I32",
             StoredDType::I64 => "I64",
             StoredDType::Blocks(kind) => kind.name(),
@@ -65,6 +68,7 @@ impl StoredDType {
             StoredDType::F16 => "float16",
             StoredDType::U8 => "uint8",
             StoredDType::Bool => "bool",
+            StoredDType::U32 => "uint32",
             StoredDType::I32 => "int32",
             StoredDType::I64 => "int64",
             StoredDType::Blocks(kind) => kind.name(),
@@ -88,8 +92,8 @@ impl StoredDType {
 
     /// The type of this name in a safetensors header.
     pub(super) fn parse(name: &str) -> Option<StoredDType> {
-        use StoredDType::{Bf16, Bool, F16, F32, I32, I64, U8};
-        [F32, Bf16, F16, U8, Bool, I32, I64].into_iter().find(|d| d.name() == name)
+        use StoredDType::{Bf16, Bool, F16, F32, I32, I64, U8, U32};
+        [F32, Bf16, F16, U8, Bool, U32, I32, I64].into_iter().find(|d| d.name() == name)
     }
 }
 

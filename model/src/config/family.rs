@@ -71,6 +71,35 @@ impl GgufForm {
     }
 }
 
+/// How mlx-lm holds a family whose weights stand there under the names and in the shapes of Hugging Face folders
+/// (`mlx_lm/models`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MlxForm {
+    /// Which heads it has.
+    pub head: MlxHead,
+    /// Whether it reads how the rotary embedding is stretched.
+    pub scales_rotary: bool,
+}
+
+/// The heads that mlx-lm has for a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlxHead {
+    /// The embedding, or one of its own, as config.json says.
+    Any,
+    /// The embedding.
+    Tied,
+    /// One of its own.
+    Own,
+}
+
+impl MlxForm {
+    const ANY: Option<MlxForm> = Some(MlxForm { head: MlxHead::Any, scales_rotary: true });
+
+    const fn unscaled(head: MlxHead) -> Option<MlxForm> {
+        Some(MlxForm { head, scales_rotary: false })
+    }
+}
+
 /// What llama.cpp makes of Ministral 3, and of every model of texts that Mistral 3 wraps.
 const MISTRAL3_IN_GGUF: Option<GgufForm> = GgufForm::like_llama("mistral3");
 
@@ -82,6 +111,8 @@ pub(super) struct Row {
     pub(super) names: &'static Table,
     /// How llama.cpp holds the family in GGUF files; `None`: not known here.
     pub(super) gguf: Option<GgufForm>,
+    /// How mlx-lm holds it; `None`: in another form than folders, or not known here.
+    pub(super) mlx: Option<MlxForm>,
     /// Our words for fields and the file's, where they differ.
     pub(super) aliases: &'static [(&'static str, &'static str)],
     /// Sizes that files of the family leave out: vocabulary, width, inner width, layers, heads.
@@ -247,6 +278,7 @@ const LLAMA: Row = Row {
     model_type: "llama",
     architecture: "LlamaForCausalLM",
     gguf: GgufForm::like_llama("llama"),
+    mlx: MlxForm::ANY,
     names: &tables::LLAMA,
     aliases: &[],
     sizes: None,
@@ -318,6 +350,7 @@ const GEMMA2: Row = Row {
     model_type: "gemma2",
     architecture: "Gemma2ForCausalLM",
     gguf: GgufForm::plain("gemma2"),
+    mlx: MlxForm::unscaled(MlxHead::Tied),
     names: &tables::GEMMA,
     sizes: Some([256_000, 2304, 9216, 26, 8]),
     kv_heads: Some(4),
@@ -345,6 +378,7 @@ const GEMMA3: Row = Row {
     model_type: "gemma3_text",
     architecture: "Gemma3ForCausalLM",
     gguf: GgufForm::plain("gemma3"),
+    mlx: None,
     sizes: Some([262_208, 2304, 9216, 26, 8]),
     max_position_embeddings: 131_072,
     qk_norm: Some((Span::Head, false)),
@@ -360,6 +394,7 @@ const PHI3: Row = Row {
     model_type: "phi3",
     architecture: "Phi3ForCausalLM",
     gguf: GgufForm::plain("phi3"),
+    mlx: MlxForm::unscaled(MlxHead::Any),
     names: &tables::PHI3,
     max_position_embeddings: 4096,
     eos: &[32_000],
@@ -377,6 +412,7 @@ const GPT2: Row = Row {
     model_type: "gpt2",
     architecture: "GPT2LMHeadModel",
     gguf: GgufForm::plain("gpt2"),
+    mlx: None,
     names: &tables::GPT2,
     aliases: &[
         ("hidden_size", "n_embd"),
@@ -450,6 +486,7 @@ const OLMO2: Row = Row {
 const OLMO3: Row = Row {
     model_type: "olmo3",
     architecture: "Olmo3ForCausalLM",
+    mlx: None,
     windows: Windows::Pattern { window: 4096, every: 4 },
     rotary: Rotary::LocalUnscaled,
     rope_theta: 500_000.0,
@@ -473,6 +510,7 @@ const GLM4: Row = Row {
     model_type: "glm4",
     architecture: "Glm4ForCausalLM",
     gguf: GgufForm::plain("glm4"),
+    mlx: MlxForm::unscaled(MlxHead::Own),
     names: &tables::GLM4,
     kv_heads: Some(2),
     head_dim: Some(128),
@@ -493,6 +531,7 @@ const GPT_NEOX: Row = Row {
     model_type: "gpt_neox",
     architecture: "GPTNeoXForCausalLM",
     gguf: GgufForm::plain("gptneox"),
+    mlx: None,
     names: &tables::GPT_NEOX,
     aliases: &[("partial_rotary_factor", "rotary_pct"), ("rope_theta", "rotary_emb_base")],
     bos: Some(0),
@@ -511,6 +550,7 @@ const STARCODER2: Row = Row {
     model_type: "starcoder2",
     architecture: "Starcoder2ForCausalLM",
     gguf: GgufForm::plain("starcoder2"),
+    mlx: MlxForm::unscaled(MlxHead::Any),
     names: &tables::STARCODER2,
     kv_heads: Some(2),
     max_position_embeddings: 4096,
@@ -530,6 +570,7 @@ const HUNYUAN: Row = Row {
     model_type: "hunyuan_v1_dense",
     architecture: "HunYuanDenseV1ForCausalLM",
     gguf: GgufForm::plain("hunyuan-dense"),
+    mlx: MlxForm::unscaled(MlxHead::Any),
     names: &tables::HUNYUAN,
     pad: Some(0),
     norm_eps: ("rms_norm_eps", 1e-5),
@@ -543,6 +584,7 @@ const ERNIE45: Row = Row {
     model_type: "ernie4_5",
     architecture: "Ernie4_5ForCausalLM",
     gguf: GgufForm::plain("ernie4_5"),
+    mlx: MlxForm::unscaled(MlxHead::Any),
     kv_heads: Some(2),
     head_dim: Some(128),
     max_position_embeddings: 131_072,
@@ -559,6 +601,7 @@ const QWEN3_MOE: Row = Row {
     model_type: "qwen3_moe",
     architecture: "Qwen3MoeForCausalLM",
     gguf: GgufForm::plain("qwen3moe"),
+    mlx: None,
     kv_heads: Some(4),
     head_dim: None,
     windows: Windows::AllLayersIfUsed,
@@ -575,6 +618,7 @@ const QWEN3_MOE: Row = Row {
 const MIXTRAL: Row = Row {
     model_type: "mixtral",
     architecture: "MixtralForCausalLM",
+    mlx: None,
     names: &tables::MIXTRAL,
     norm_eps: ("rms_norm_eps", 1e-5),
     windows: Windows::AllLayers(None),

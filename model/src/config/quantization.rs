@@ -1,12 +1,13 @@
-//! What config.json says of quantized weights: bitsandbytes' four bits and this program's own integers are read,
-//! every other kind is refused by name.
+//! What config.json says of quantized weights: bitsandbytes' four bits, this program's own integers and MLX's
+//! are read, every other kind is refused by name.
 
-use compute::quant::{BlockType, Code, CodebookFormat, Format};
-use serde_json::{Value, json};
-
-use super::{Config, Fields};
-use crate::error::Result;
 use compute::quant::blocks::GROUP;
+use compute::quant::{BlockType, Code, CodebookFormat, Format};
+use serde_json::{Map, Value, json};
+
+use super::fields::short;
+use super::{Config, Fields};
+use crate::error::{Result, shown};
 
 const FIELD: &str = "quantization_config";
 /// The `quant_method` of weights in blocks: bytes `[rows, bytes of a row]` in place of `[rows, cols]`, as
@@ -15,8 +16,74 @@ const OWN_METHOD: &str = "luthier";
 /// The types of them that a folder may have.
 pub(crate) const INTEGERS: [BlockType; 3] = [BlockType::Int4, BlockType::Int3, BlockType::Int2];
 
+/// The field by which MLX says so; it writes the same under the other name, too.
+const MLX_FIELD: &str = "quantization";
+/// Weights of a row that may share a scale in MLX's folders: whole groups of ours.
+pub(crate) const MLX_GROUPS: [usize; 3] = [GROUP, 2 * GROUP, 4 * GROUP];
+
+/// Bits of a code.
+///
+/// # Panics
+/// If the type is none of [`INTEGERS`].
+pub(crate) fn bits(kind: BlockType) -> usize {
+    let codes = kind.affine_codes().unwrap_or_else(|| panic!("{kind} are no integers"));
+    codes.count_ones() as usize
+}
+
+/// How a model's weights are quantized, if config.json says that they are.
+pub(super) fn read(fields: &Fields) -> Result<Option<Format>> {
+    match (fields.present(MLX_FIELD), fields.present(FIELD)) {
+        (Some(value), _) => parse_mlx(value, fields).map(Some),
+        (None, Some(value)) => parse(value, fields).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Reads MLX's `quantization`. Layers may stand in it by name, with settings of their own or `false`; how
+/// each is stored is said by its tensors.
+fn parse_mlx(value: &Value, fields: &Fields) -> Result<Format> {
+    let wrong = |problem: String| fields.error(MLX_FIELD, problem);
+    let map = value.as_object().ok_or_else(|| wrong("is not an object".into()))?;
+    let kind = kind_of_mlx(map).map_err(wrong)?;
+    for (name, value) in map {
+        match value {
+            _ if ["mode", "bits", "group_size"].contains(&name.as_str()) => {}
+            Value::Bool(_) => {}
+            Value::Object(layer) => {
+                kind_of_mlx(layer)
+                    .map_err(|problem| wrong(format!("has `{}`, which {problem}", shown(name))))?;
+            }
+            other => {
+                let problem =
+                    format!("has the field `{}` with {}, which is not known", shown(name), short(other));
+                return Err(wrong(problem));
+            }
+        }
+    }
+    Ok(Format::Blocks(kind))
+}
+
+/// The type of a model's weights, or of a layer's, by MLX's settings.
+///
+/// # Errors
+/// What is not supported.
+fn kind_of_mlx(map: &Map<String, Value>) -> Result<BlockType, String> {
+    let get = |key: &str| map.get(key).unwrap_or(&Value::Null);
+    let (mode, size) = (get("mode"), get("group_size"));
+    if !mode.is_null() && mode != "affine" {
+        return Err(format!("has the mode {}; supported is \"affine\"", short(mode)));
+    }
+    let kind = INTEGERS.into_iter().find(|&kind| get("bits").as_u64() == Some(bits(kind) as u64));
+    let kind =
+        kind.ok_or_else(|| format!("has the bits {}; supported are 2, 3 and 4", short(get("bits"))))?;
+    match size.as_u64() {
+        Some(size) if MLX_GROUPS.iter().any(|&group| group as u64 == size) => Ok(kind),
+        _ => Err(format!("has the group_size {}; supported are {MLX_GROUPS:?}", short(size))),
+    }
+}
+
 /// Reads a `quantization_config`.
-pub(super) fn parse(value: &Value, fields: &Fields) -> Result<Format> {
+fn parse(value: &Value, fields: &Fields) -> Result<Format> {
     let wrong = |problem: String| fields.error(FIELD, problem);
     let map = value.as_object().ok_or_else(|| wrong("is not an object".into()))?;
     let text = |key: &str| map.get(key).and_then(Value::as_str);
@@ -83,9 +150,35 @@ pub(crate) fn to_json(format: Format, compute_dtype: &str) -> Value {
 impl Config {
     /// This configuration with its linear layers quantized.
     pub(crate) fn quantized(&self, format: Format, compute_dtype: &str) -> Config {
-        let mut quantized = self.clone();
+        let mut quantized = self.as_values();
         quantized.quantization = Some(format);
         quantized.raw.insert(FIELD.to_owned(), to_json(format, compute_dtype));
         quantized
+    }
+
+    /// This configuration with its linear layers quantized as MLX says it.
+    pub(crate) fn quantized_for_mlx(&self, kind: BlockType) -> Config {
+        let mut quantized = self.as_values();
+        quantized.quantization = Some(Format::Blocks(kind));
+        let settings = json!({"group_size": GROUP, "bits": bits(kind), "mode": "affine"});
+        for field in [MLX_FIELD, FIELD] {
+            quantized.raw.insert(field.to_owned(), settings.clone());
+        }
+        quantized
+    }
+
+    /// This configuration with no weight quantized.
+    pub(crate) fn as_values(&self) -> Config {
+        let mut config = self.clone();
+        config.quantization = None;
+        for field in [MLX_FIELD, FIELD] {
+            config.raw.remove(field);
+        }
+        config
+    }
+
+    /// Whether the folder says that MLX quantized it.
+    pub(crate) fn is_quantized_by_mlx(&self) -> bool {
+        self.quantization.is_some() && self.raw.get(MLX_FIELD).is_some_and(|value| !value.is_null())
     }
 }

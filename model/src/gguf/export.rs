@@ -183,7 +183,12 @@ impl Decoder {
 impl Decoder {
     /// The blocks that a parameter and what is trained on it come to: those of the base as they are, with an
     /// update that their minima take up, or else the nearest to the values.
-    fn blocks_of(&self, adapter: Option<&Adapter>, parameter: &Parameter, kind: BlockType) -> Blocks {
+    pub(crate) fn blocks_of(
+        &self,
+        adapter: Option<&Adapter>,
+        parameter: &Parameter,
+        kind: BlockType,
+    ) -> Blocks {
         let Some((blocks, update)) = self.kept_blocks(adapter, parameter, kind) else {
             return self.with_parameter(adapter, parameter, |values| {
                 Quantized::quantize(&self.device, values, Format::Blocks(kind)).into_blocks()
@@ -198,7 +203,7 @@ impl Decoder {
 
     /// The base's own blocks of a parameter, if they stay in a file of this type, but for an update of their
     /// minima.
-    fn kept_blocks<'a>(
+    pub(crate) fn kept_blocks<'a>(
         &'a self,
         adapter: Option<&'a Adapter>,
         parameter: &Parameter,

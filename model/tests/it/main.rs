@@ -14,6 +14,7 @@ mod groups;
 mod init;
 mod inputs;
 mod merge;
+mod mlx;
 mod names;
 mod objectives;
 mod parity;

@@ -17,7 +17,7 @@ use model::{
 
 use crate::common::{fixture, random_llama};
 
-fn settings(names: &[&str], qalora: Option<QaLora>, dropout: f64) -> PeftConfig {
+pub(crate) fn settings(names: &[&str], qalora: Option<QaLora>, dropout: f64) -> PeftConfig {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
     let target_modules = Some(Selection::List(names));
     PeftConfig {
@@ -31,7 +31,7 @@ fn settings(names: &[&str], qalora: Option<QaLora>, dropout: f64) -> PeftConfig 
 }
 
 /// An adapter of made up values.
-fn adapter(decoder: &Decoder, settings: &PeftConfig) -> Adapter {
+pub(crate) fn adapter(decoder: &Decoder, settings: &PeftConfig) -> Adapter {
     let resolution = targets::resolve(settings, &decoder.config).unwrap();
     let layout = Layout::of_adapter(&resolution, &decoder.config);
     let mut adapter = Adapter::zeros(layout, settings.lora_dropout as f32, &decoder.device);
@@ -158,7 +158,7 @@ fn what_qalora_cannot_be_is_refused() {
     assert!(unknown.contains("median") && unknown.contains("sum, mean and peft"), "{unknown}");
 }
 
-fn quantized(from: &ModelFolder, kind: BlockType, to: &Path) -> ModelFolder {
+pub(crate) fn quantized(from: &ModelFolder, kind: BlockType, to: &Path) -> ModelFolder {
     let report = quantize_folder(from, to, &Device::cpu(2), Format::Blocks(kind), None, &mut |_| {}).unwrap();
     assert!(report.iter().all(|weight| weight.relative_error() < 0.6), "{report:?}");
     ModelFolder::open(to).unwrap()

@@ -25,9 +25,9 @@ const WEIGHT: &str = "model.layers.0.self_attn.q_proj.weight";
 const STATE: &str = ".quant_state.bitsandbytes__nf4";
 
 /// A tensor as a file has it: type, shape, bytes.
-type Raw = (String, Vec<usize>, Vec<u8>);
+pub(crate) type Raw = (String, Vec<usize>, Vec<u8>);
 
-fn read(path: &Path) -> BTreeMap<String, Raw> {
+pub(crate) fn read(path: &Path) -> BTreeMap<String, Raw> {
     let bytes = fs::read(path).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
@@ -42,7 +42,7 @@ fn read(path: &Path) -> BTreeMap<String, Raw> {
     tensors.map(|(name, info)| (name.clone(), tensor(info))).collect()
 }
 
-fn write(path: &Path, tensors: &BTreeMap<String, Raw>) {
+pub(crate) fn write(path: &Path, tensors: &BTreeMap<String, Raw>) {
     let (mut header, mut data) = (json!({}), Vec::new());
     for (name, (dtype, shape, bytes)) in tensors {
         let end = data.len() + bytes.len();
