@@ -141,7 +141,10 @@ fn a_whole_model_is_exported_with_its_tokenizer() {
     for (args, words) in [
         (&export[..], "m.gguf: exists"),
         (&["export", "gguf", "--output", "b.gguf"], "needs `--model <M>`"),
-        (&["export", "gguf", "--model", "model", "--output", "b.gguf", "--type", "q4_k"], "f32, f16 or bf16"),
+        (
+            &["export", "gguf", "--model", "model", "--output", "b.gguf", "--type", "q3_k"],
+            "f32, f16, bf16, q8_0",
+        ),
         (&["export", "gguf", "--model", "model", "--base", "model", "--output", "b.gguf"], "--base"),
         (&["export", "gguf", "--model", "gone", "--output", "b.gguf"], "gone"),
     ] {
