@@ -361,6 +361,12 @@ pub(crate) fn trained(run: &RunFile, config: &Config, base: &str) -> anyhow::Res
     if layout.quantization_aware.is_some() && config.experts.is_some() {
         return Err(user("training.quantization_aware is not supported for mixtures of experts"));
     }
+    if let (Some(_), Some(stored)) = (layout.quantization_aware, config.quantization) {
+        return Err(user(format!(
+            "training.quantization_aware rounds weights that are not rounded yet, and the model's are {stored} already; \
+             name its 16-bit checkpoint, or leave the setting out"
+        )));
+    }
     Ok(Trained { layout, dropout: run.adapter.dropout as f32, peft: Some(peft.settled(&resolution, config)) })
 }
 

@@ -17,6 +17,7 @@ use crate::cli::{self, Global};
 use crate::error::user;
 use crate::hub;
 use crate::run_folder;
+use crate::setup::gguf;
 use crate::terminal::{self, Progress, Table};
 
 /// What both models read to be compared, if their tokenizer can: a few dozen tokens.
@@ -54,7 +55,10 @@ pub(super) fn extract(args: cli::Extract, global: &Global) -> anyhow::Result<Exi
     }
     extraction.adapter.save(staging.path(), &extraction.config)?;
     let proof = Proof::of(&base, &tuned, &extraction, &device)?;
-    copy_tokenizer(&tuned.path, staging.path(), true)?;
+    match tuned.gguf.as_ref().map(gguf::unpack_tokenizer).transpose()? {
+        Some(unpacked) => copy_tokenizer(unpacked.path(), staging.path(), true)?,
+        None => copy_tokenizer(&tuned.path, staging.path(), true)?,
+    }
     staging.publish()?;
     extraction.left_out.iter().for_each(|tensor| eprintln!("warning: {}", warning(tensor)));
     let sum = |of: fn(&Extracted) -> f64| extraction.layers.iter().map(of).sum::<f64>();

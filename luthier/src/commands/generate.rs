@@ -157,6 +157,7 @@ impl Speaker {
         context: usize,
         fewer: Option<(usize, usize)>,
     ) -> anyhow::Result<Decoder> {
+        self.subject.tell_of_rounding();
         let quantization = self.subject.quantization(sampling.quantization.map(|held| held.0));
         let precision = sampling.precision.engine();
         let Base { config, stored, .. } = &self.subject.base;

@@ -28,6 +28,9 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
     let device = global.device()?;
     let subject = Subject::open(args.model.as_deref(), Some(&args.adapter), &device)?;
     // An adapter has learnt to make up for the rounding of the base that it was trained over.
+    if args.kind.is_none() {
+        subject.tell_of_rounding();
+    }
     let quantization = subject.quantization(args.quantization.map(|held| held.0));
     let trained = subject.remembered.as_ref().map(|run| run.precision.engine());
     let Subject { base, adapter, .. } = subject;

@@ -6,35 +6,37 @@ use std::process::ExitCode;
 use compute::quant::blocks::GROUP;
 use compute::quant::{CodebookFormat, Format};
 use compute::{Device, Precision};
+use model::Config;
 use model::calibration::Calibration;
-use model::checkpoint::Staging;
+use model::checkpoint::{Staging, copy_tokenizer};
 use model::quantize::{QuantizedWeight, is_quantized, quantize_folder};
-use model::{Config, ModelFolder};
 use serde_json::{Value, json};
 
 use crate::cli::{self, Global};
 use crate::error::user;
-use crate::hub;
 use crate::run_file::RunFile;
 use crate::setup::{self, Base};
 use crate::terminal::{self, Progress, Table, bytes, count};
 
 pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCode> {
     let staging = Staging::folder(&args.output)?;
-    let from = ModelFolder::open(&hub::resolve_model(&args.model)?)?;
+    let base = Base::open(&args.model)?;
+    let from = &base.files;
     let format = format(&args)?;
     let total = from.config.parameters().iter().filter(|p| is_quantized(p, format)).count() as u64;
     let mut progress = Progress::items("quantizing", total, 0);
     let mut done = 0;
     let device = global.device()?;
     let mut calibration =
-        args.calibrate.as_deref().map(|file| calibration(&args, file, format, &device)).transpose()?;
+        args.calibrate.as_deref().map(|file| calibration(&base, file, format, &device)).transpose()?;
     let report =
-        quantize_folder(&from, staging.path(), &device, format, calibration.as_mut(), &mut |weight| {
+        quantize_folder(from, staging.path(), &device, format, calibration.as_mut(), &mut |weight| {
             done += 1;
             progress.set(done, &weight.name);
         })?;
     progress.finish("");
+    // A GGUF file's is no file of a folder.
+    copy_tokenizer(&base.tokenizer_folder, staging.path(), true)?;
     staging.publish()?;
     let facts = facts(&from.config, format, &report);
     if args.json {
@@ -53,16 +55,10 @@ const EXAMPLES: usize = 128;
 const TOKENS: usize = 512;
 
 /// The model with the texts by which its integers are chosen.
-fn calibration(
-    args: &cli::Quantize,
-    file: &str,
-    format: Format,
-    device: &Device,
-) -> anyhow::Result<Calibration> {
+fn calibration(base: &Base, file: &str, format: Format, device: &Device) -> anyhow::Result<Calibration> {
     let Format::Blocks(kind) = format else {
         return Err(user(format!("--calibrate chooses integers: --type int4, int3 or int2, not {format}")));
     };
-    let base = Base::open(&args.model)?;
     let mut run = RunFile::default();
     run.data.max_length = Some(TOKENS.min(base.config.max_position_embeddings));
     let data = setup::dataset(&run, Path::new(file), Some(&base.config), &base.tokenizer()?, None)?;

@@ -92,6 +92,7 @@ impl Subject {
         let mut here = settings.run.clone();
         here.make_paths_absolute();
         self.tell_of_quantization();
+        self.tell_of_rounding();
         let trained = &RunFile {
             quantization: trained
                 .quantization
@@ -124,6 +125,18 @@ impl Subject {
             if !list.is_empty() {
                 eprintln!("note: {what}: {}", list.join(", "));
             }
+        }
+    }
+
+    /// Tells that the adapter was trained for weights that are rounded, where they are not.
+    pub(crate) fn tell_of_rounding(&self) {
+        let Some(run) = &self.remembered else { return };
+        if let Some(kind) = run.training.quantization_aware {
+            let name = kind.format();
+            eprintln!(
+                "note: the adapter was trained for {name}, and here it meets weights that are not rounded; what it was trained \
+                 for is in the file that `export gguf --type` writes, or `merge --type nf4` for nf4"
+            );
         }
     }
 

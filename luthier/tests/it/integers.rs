@@ -145,6 +145,64 @@ fn what_was_trained_for_an_export_is_what_it_holds() {
     }
 }
 
+/// A module that is trained whole leaves the integers, and keeps its values.
+#[test]
+fn a_module_that_is_trained_whole_is_merged_beside_integers() {
+    let work = work();
+    let folder = work.path();
+    json_of(folder, &["quantize", "--model", "model", "--type", "int4", "--output", "base"]);
+    let targets = "adapter.target_modules=[k_proj, v_proj]";
+    train(
+        folder,
+        "base",
+        "run",
+        &["adapter.method=qalora", targets, "adapter.modules_to_save=[q_proj, down_proj]"],
+    );
+    let told = json_of(folder, &["merge", "--adapter", "run", "--output", "merged"]);
+    assert_eq!(told["dtype"], "int4");
+    let [adapted, merged] = [loss(folder, &["--adapter", "run"]), loss(folder, &["--model", "merged"])];
+    assert!((adapted - merged).abs() < 1e-3, "{adapted} and {merged}");
+}
+
+/// What a file has in other types than most of it keeps them.
+#[test]
+fn a_file_that_is_written_again_is_the_same() {
+    let work = work();
+    let folder = work.path();
+    for kind in ["q4_0", "q8_0", "q4_1", "q5_1"] {
+        let [first, second] = [format!("{kind}.gguf"), format!("{kind}-again.gguf")];
+        json_of(folder, &["export", "gguf", "--model", "model", "--type", kind, "--output", &first]);
+        let told = json_of(folder, &["export", "gguf", "--model", &first, "--output", &second]);
+        assert_eq!((&told["type"], &told["relative_difference"]), (&json!(kind), &json!(0.0)), "{told}");
+        let bytes = |name: &str| fs::read(folder.join(name)).unwrap();
+        let weights = |bytes: Vec<u8>| bytes[bytes.len() - 40_000..].to_vec();
+        assert!(weights(bytes(&first)) == weights(bytes(&second)), "{kind}");
+    }
+}
+
+#[test]
+fn quantizing_a_file_keeps_its_tokenizer_and_what_is_too_large_is_refused() {
+    let work = work();
+    let folder = work.path();
+    json_of(folder, &["export", "gguf", "--model", "model", "--type", "f32", "--output", "m.gguf"]);
+    json_of(folder, &["quantize", "--model", "m.gguf", "--type", "int4", "--output", "small"]);
+    assert!(loss(folder, &["--model", "small"]).is_finite());
+    // Beginning by loftq, over layers of which one is no whole groups.
+    train(folder, "model", "loftq", &["adapter.init=loftq", "quantization=int4", "adapter.r=4"]);
+    let path = folder.join("model/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let at = 8
+        + length
+        + header["model.layers.0.mlp.up_proj.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[at..at + 4].copy_from_slice(&1e7_f32.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let told = refused(folder, &["quantize", "--model", "model", "--type", "int4", "--output", "x"]);
+    assert!(told.contains("layers.0.mlp.up_proj") && told.contains("half precision"), "{told}");
+    assert!(!folder.join("x").exists());
+}
+
 #[test]
 fn what_cannot_be_is_refused_with_what_would_do() {
     let work = work();
@@ -172,6 +230,12 @@ fn what_cannot_be_is_refused_with_what_would_do() {
     assert!(train(&[aware, "adapter.dropout=0.1"]).contains("adapter.dropout"));
     assert!(train(&[aware, "quantization=nf4"]).contains("leave `quantization` out"));
     assert!(train(&[aware, "adapter.method=dora"]).contains("adapter.method: lora only"));
+    json_of(folder, &["quantize", "--model", "model", "--type", "int4", "--output", "base"]);
+    let told = refused(
+        folder,
+        &["train", "--model", "base", "--data", "texts.jsonl", "--output", "x", "--set", aware],
+    );
+    assert!(told.contains("int4 already"), "{told}");
     let told = refused(
         folder,
         &[

@@ -245,7 +245,7 @@ impl Decoder {
             let mut adapter = beginning.borrow_mut();
             match adapter.layout.get(parameter.module).and_then(Trained::lora) {
                 Some(lora) if !parameter.bias => {
-                    let format = quantization.filter(|_| parameter.is_quantizable()).map(|q| q.format);
+                    let format = quantization.map(|q| q.format).filter(|&format| parameter.takes(format));
                     adapter.begin_with(init, lora, parameter, weight, format, (device, precision))
                 }
                 _ => Ok(weight),

@@ -161,7 +161,10 @@ impl Decoder {
         let (stored, parameters) = (base.checkpoint.as_ref(), config.parameters());
         let name = |p: &Parameter| stored.map_or_else(|| p.name(), |stored| stored.spelling(p));
         let names: Vec<String> = parameters.iter().map(name).collect();
-        let specs = |(p, name): (&Parameter, &String)| match self.blocks(p, integers) {
+        // A module that is trained whole is no longer of integers.
+        let is_whole = |p: &Parameter| matches!(adapter.layout.get(p.module), Some(Trained::Full(_)));
+        let kept = |p: &Parameter| self.blocks(p, integers).filter(|_| !is_whole(p));
+        let specs = |(p, name): (&Parameter, &String)| match kept(p) {
             Some(blocks) => quantized::specs(name, p, Format::Blocks(blocks.kind()), dtype),
             None => vec![TensorSpec { name: name.clone(), shape: p.file_shape(), dtype }],
         };
@@ -169,7 +172,7 @@ impl Decoder {
         specs.extend(stored.map(|stored| stored.foreign(&config)).unwrap_or_default());
         let mut writer = CheckpointWriter::model(folder, specs, SHARD_BYTES)?;
         for (parameter, name) in parameters.iter().zip(&names) {
-            match self.blocks(parameter, integers) {
+            match kept(parameter) {
                 Some(blocks) => {
                     let trained = adapter.layout.get(parameter.module);
                     let update = trained.and_then(|trained| qalora::for_minima(trained, blocks.kind()));

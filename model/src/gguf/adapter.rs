@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use compute::{DType, Matrix, MatrixRef};
+use compute::{DType, Matrix};
 
 use super::TensorType;
 use super::names::{GgufPlace, RowOrder};
@@ -69,20 +69,19 @@ pub fn export(adapter: &Adapter, named: &Path, config: &Config, path: &Path) -> 
         ("adapter.type".to_owned(), "lora".into()),
         ("adapter.lora.alpha".to_owned(), Said::Float(alpha)),
     ];
-    let spec = |name: String, values: MatrixRef<'_>| GgufSpec {
-        name,
-        dimensions: vec![values.cols() as u64, values.rows() as u64],
-        kind: TensorType::F32,
-    };
     let both = |(place, lora): &(GgufPlace, Lora)| {
         let (a, b) = adapter.lora(*lora);
-        [spec(format!("{}.lora_a", place.tensor), a), spec(format!("{}.lora_b", place.tensor), b)]
+        let size = |ending: &str, cols: usize, rows: usize| GgufSpec {
+            name: format!("{}.{ending}", place.tensor),
+            dimensions: vec![cols as u64, rows as u64],
+            kind: TensorType::F32,
+        };
+        [size("lora_a", a.cols() * lora.group, a.rows()), size("lora_b", b.cols(), b.rows())]
     };
     let mut writer = GgufWriter::create(path, &entries, updates.iter().flat_map(both).collect())?;
     for (place, lora) in &updates {
-        let (a, _) = adapter.lora(*lora);
-        let b = b_of(adapter, *lora, place.order, factor(*lora));
-        for (ending, values) in [("lora_a", a), ("lora_b", b.as_ref())] {
+        let (a, b) = (a_of(adapter, *lora), b_of(adapter, *lora, place.order, factor(*lora)));
+        for (ending, values) in [("lora_a", a.as_ref()), ("lora_b", b.as_ref())] {
             writer.write(
                 &format!("{}.{ending}", place.tensor),
                 bytemuck::cast_slice(values.download().f32()),
@@ -134,6 +133,15 @@ fn updates(adapter: &Adapter, config: &Config) -> std::result::Result<Vec<(GgufP
 
 fn is_router(module: ModuleId) -> bool {
     matches!(module, ModuleId::Linear { part: Part::Router, .. })
+}
+
+/// A as it reads each input: of QA-LoRA, the column of a group once for each of its inputs.
+fn a_of(adapter: &Adapter, lora: Lora) -> Matrix {
+    let (a, _) = adapter.lora(lora);
+    let a = a.download();
+    let a = a.as_ref();
+    let wide: Vec<f32> = a.f32().iter().flat_map(|&value| std::iter::repeat_n(value, lora.group)).collect();
+    Matrix::from_f32(a.rows(), a.cols() * lora.group, &wide)
 }
 
 /// B times a factor, its rows where llama.cpp has them.

@@ -126,7 +126,7 @@ impl Decoder {
         ];
         all.extend(said);
         all.extend(entries);
-        let stacks = stacks(&config, |parameter| self.stored_as(adapter, parameter, kind));
+        let stacks = stacks(&config, |parameter| self.stored_as(parameter, kind));
         let factor_spec = |(name, values): &(&str, Vec<f32>)| GgufSpec {
             name: (*name).to_owned(),
             dimensions: vec![values.len() as u64],
@@ -160,6 +160,13 @@ impl Decoder {
                 };
                 written.map_err(|error| match error {
                     Failed::Write(error) => error,
+                    Failed::Scale => {
+                        let problem = format!(
+                            "has values so large that {kind} cannot hold their scale, which has half precision; use bf16 \
+                             or f32"
+                        );
+                        ModelError::tensor(named, parameter.name(), problem)
+                    }
                     Failed::Value(value) => {
                         let problem =
                             format!("has the value {value}, which {kind} cannot hold; use bf16 or f32");
@@ -224,20 +231,29 @@ impl Decoder {
         }
     }
 
+    /// The type of most of the base's blocks, if it has such: half precision is none.
+    fn main_blocks(&self) -> Option<BlockType> {
+        if let Some(Format::Blocks(kind)) = self.config.quantization {
+            return Some(kind);
+        }
+        let parameters = self.config.parameters();
+        let kind = |p: &Parameter| match self.base_weight(p.module) {
+            BaseWeight::Quantized(weight) => weight.blocks().map(Blocks::kind),
+            BaseWeight::Dense(_) => None,
+        };
+        let quantizable = parameters.iter().filter(|parameter| parameter.is_quantizable());
+        quantizable.filter_map(kind).find(|kind| *kind != BlockType::F16)
+    }
+
     /// How a parameter is stored where matrices are stored as `kind`, as llama.cpp has it
     /// (`ModelBase.prepare_tensors`, `llama_tensor_get_type`): its head keeps more bits, and rows that are no
-    /// whole blocks another type. In a file of blocks that are the base's own, all else keeps its values.
-    fn stored_as(&self, adapter: Option<&Adapter>, parameter: &Parameter, kind: TensorType) -> TensorType {
+    /// whole blocks another type. Of a base that is of this type itself everything keeps its own.
+    fn stored_as(&self, parameter: &Parameter, kind: TensorType) -> TensorType {
         let router = matches!(parameter.module, ModuleId::Linear { part: Part::Router, .. });
         let fits = |kind: TensorType| (parameter.cols as u64).is_multiple_of(kind.block_elements());
         let is_quantized = kind.blocks().is_some_and(|blocks| blocks != BlockType::F16);
-        let is_kept = |parameter: &Parameter| {
-            kind.blocks().is_some_and(|kind| self.kept_blocks(adapter, parameter, kind).is_some())
-        };
-        let keeps_any = || {
-            let part = if self.config.fused_qkv.is_some() { Part::Qkv } else { Part::Q };
-            is_quantized && is_kept(&self.config.parameter(ModuleId::Linear { layer: 0, part }, false))
-        };
+        // Whether the base is of this type: what it holds then stays what it is.
+        let is_own = is_quantized && self.main_blocks().map(TensorType::of_blocks) == Some(kind);
         let projects = parameter.module == ModuleId::Head
             || parameter.module == ModuleId::Embedding && self.config.tie_word_embeddings;
         match () {
@@ -245,10 +261,12 @@ impl Decoder {
                 TensorType::F32
             }
             () if !is_quantized => kind,
-            () if keeps_any() => match self.base_weight(parameter.module) {
+            () if is_own => match self.base_weight(parameter.module) {
                 BaseWeight::Dense(weight) if weight.dtype() == DType::Bf16 => TensorType::BF16,
                 BaseWeight::Dense(_) => TensorType::F32,
-                BaseWeight::Quantized(_) => kind,
+                BaseWeight::Quantized(weight) => {
+                    weight.blocks().map_or(kind, |blocks| TensorType::of_blocks(blocks.kind()))
+                }
             },
             () if projects && kind != TensorType::Q8_0 => [TensorType::Q6_K, TensorType::Q8_0]
                 .into_iter()
@@ -287,6 +305,8 @@ fn stacks(config: &Config, stored_as: impl Fn(&Parameter) -> TensorType) -> Vec<
 enum Failed {
     Write(ModelError),
     Value(f32),
+    /// Blocks whose scale is no finite number in half precision.
+    Scale,
 }
 
 /// Writes a parameter's rows of blocks in the order that its place asks for.
@@ -297,8 +317,8 @@ fn write_blocks(
     blocks: &Blocks,
     rows: usize,
 ) -> Result<(), Failed> {
-    if let Some(block) = blocks.not_finite() {
-        return Err(Failed::Value(if block == 0 { f32::NAN } else { f32::INFINITY }));
+    if blocks.not_finite().is_some() {
+        return Err(Failed::Scale);
     }
     let bytes = blocks.bytes();
     let row_bytes = bytes.len() / rows;
