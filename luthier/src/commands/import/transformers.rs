@@ -109,8 +109,12 @@ pub(super) const PEFT: &Table = &[
     ),
     ("layer_replication", Refused("layers cannot be repeated here")),
     (
-        "alora_invocation_tokens arrow_config use_qalora use_bdlora velora_config monteclora_config kasa_config",
+        "alora_invocation_tokens arrow_config use_bdlora velora_config monteclora_config kasa_config",
         Refused("adapters of this kind are not there"),
+    ),
+    (
+        "use_qalora",
+        Refused("set adapter.method: qalora, adapter.group_size and adapter.pooling: peft in the new file"),
     ),
     ("lora_bias", Refused("a bias of the adapter cannot be trained here")),
     (
