@@ -745,6 +745,9 @@ fn arguments_are_told_apart() {
     assert_eq!(resolve_model(folder.path().to_str().unwrap()).unwrap(), folder.path());
     let file = folder.path().join("model.gguf");
     fs::write(&file, "x").unwrap();
+    assert_eq!(resolve_model(file.to_str().unwrap()).unwrap(), file);
+    let file = folder.path().join("model.bin");
+    fs::write(&file, "x").unwrap();
     assert!(resolve_model(file.to_str().unwrap()).unwrap_err().to_string().contains("is a file"));
 }
 

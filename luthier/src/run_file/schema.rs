@@ -317,6 +317,7 @@ mod tests {
                 let set = format!("{}={}", key.path, crate::run_file::yaml_value(value));
                 let others = match key.path.as_str() {
                     "adapter.init" => "quantization=nf4",
+                    "adapter.group_size" | "adapter.pooling" => "adapter.method=qalora",
                     path if path.starts_with("training.") => "data.eval=e",
                     _ => "data.train=d",
                 };

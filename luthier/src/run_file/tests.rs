@@ -33,6 +33,8 @@ adapter:
   rank_pattern: {}
   alpha_pattern: {}
   modules_to_save: []
+  group_size: null
+  pooling: null
 optimizer:
   memory: null
   name: adamw
@@ -59,6 +61,7 @@ training:
   keep_checkpoints: 2
   early_stopping_patience: null
   router_aux_loss: 0.0
+  quantization_aware: null
   seed: 42
 output: null
 ";
@@ -94,6 +97,8 @@ adapter:
   rank_pattern: {v_proj: 8, '.*q_proj': 2}
   alpha_pattern: {'layers\\.0\\..*': 1.5}
   modules_to_save: [lm_head]
+  group_size: 64
+  pooling: mean
 optimizer:
   memory: 512MiB
   name: paged_adamw_8bit
@@ -118,6 +123,7 @@ training:
   keep_checkpoints: 1
   early_stopping_patience: 3
   router_aux_loss: 0.01
+  quantization_aware: q8_0
   seed: 18446744073709551615
 output: out/run 1
 ";
@@ -338,9 +344,7 @@ fn settings_out_of_range_are_refused_by_name() {
 
 #[test]
 fn what_later_versions_bring_is_known_and_refused() {
-    for set in
-        ["data.format=preference", "data.train=[{path: a, format: preference}]", "adapter.method=qalora"]
-    {
+    for set in ["data.format=preference", "data.train=[{path: a, format: preference}]"] {
         let key = set.split('=').next().unwrap();
         let message = fault(&[set]);
         assert!(
@@ -363,8 +367,9 @@ fn wrong_types_name_the_key_the_value_and_what_is_allowed() {
         ("precision=null", "`precision`: expected bf16 or f32, found nothing"),
         ("memory=12G", "`memory`: expected a size such as 12GiB, 48GB or 512MiB, found `12G`"),
         (
-            "quantization=int4",
-            "`quantization`: expected nf4, fp4 or {type, double_quant, block_size}, found `int4`",
+            "quantization=int5",
+            "`quantization`: expected nf4, fp4, int4, int3, int2, {type, double_quant, block_size} or {type, group_size}, \
+             found `int5`",
         ),
         ("quantization={block_size: 64}", "`quantization` lacks the key `type`"),
         ("optimizer.betas=[0.9]", "`optimizer.betas`: expected a list of 2, found a list of 1"),

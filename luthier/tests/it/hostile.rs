@@ -467,7 +467,7 @@ fn adapters_that_are_not_of_this_model() {
     spoil(config, &setting("r", json!(8)), &["has shape [16, ", "needs [8, ", "use it with that model"]);
     spoil(config, &setting("r", json!(1_000_000_000_000_u64)), &["`r` is 1000000000000"]);
     spoil(config, &setting("peft_type", json!("IA3")), &["only \"LORA\" adapters are supported"]);
-    spoil(config, &setting("use_qalora", json!(true)), &["`use_qalora` is true, which is not supported"]);
+    spoil(config, &setting("use_qalora", json!(true)), &["has shape [16, 16] but needs [16, 1] here"]);
     spoil(config, &setting("use_dora", json!(true)), &["lora_magnitude_vector", "is missing"]);
     spoil(config, &setting("wierd", json!(true)), &["`wierd` is true, but this setting is not known"]);
     spoil(config, &setting("target_modules", json!(["nope"])), &["names \"nope\""]);

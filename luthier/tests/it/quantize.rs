@@ -111,12 +111,8 @@ fn what_cannot_be_quantized_is_refused_and_leaves_nothing() {
     let with =
         |more: &[&'static str]| [&["quantize", "--model", "model", "--output", "other"], more].concat();
     refused(folder.path(), &QUANTIZE, "small: is not empty; name a new folder");
-    refused(
-        folder.path(),
-        &with(&["--type", "int4"]),
-        "int4 is not supported yet in this version; expected nf4 or fp4",
-    );
-    refused(folder.path(), &with(&["--type", "nf5"]), "expected nf4 or fp4");
+    refused(folder.path(), &with(&["--type", "int4", "--no-double-quant"]), "are of nf4 and fp4");
+    refused(folder.path(), &with(&["--type", "nf5"]), "expected nf4, fp4, int4, int3 or int2");
     for size in ["65", "0", "-64", "16", "8192"] {
         let told = failure(folder.path(), &with(&["--block-size", size]));
         assert!(told.contains("expected one of [32, 64, 128, "), "{told}");
@@ -238,8 +234,8 @@ fn settings_that_cannot_be_are_refused() {
     refused(folder.path(), &sizes, "has the block_size 65; possible are [32, 64, ");
     refused(
         folder.path(),
-        &over("model", &["quantization=int4"]),
-        "expected nf4, fp4 or {type, double_quant, block_size}",
+        &over("model", &["quantization=int5"]),
+        "expected nf4, fp4, int4, int3, int2, {type, double_quant, block_size}",
     );
     let words = "says that the weights are nf4 already, but fp4 is asked for";
     refused(folder.path(), &over("small", &["quantization=fp4"]), words);
