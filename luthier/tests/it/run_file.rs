@@ -43,7 +43,7 @@ fn a_value_out_of_range_is_shown_with_its_line() {
 
 #[test]
 fn what_is_not_supported_yet_is_shown_with_its_line() {
-    assert_snapshot!(train(&format!("{WHOLE}data:\n  format: preference\n"), &[]));
+    assert_snapshot!(train(&WHOLE.replace("d.jsonl\n", "d.jsonl\n  format: preference\n"), &[]));
 }
 
 #[test]
