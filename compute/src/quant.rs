@@ -87,7 +87,7 @@ pub struct Quantized {
 
 /// What its values are made of.
 pub(crate) enum Stored {
-    Codebook(Codebook),
+    Codebook(Box<Codebook>),
     Blocks(Blocks),
     /// Nothing, in [`Home::Null`].
     Nothing,
@@ -102,7 +102,7 @@ impl Quantized {
         let elements = rows.checked_mul(cols).expect("matrix size overflows");
         assert_eq!(codebook.elements(), elements, "codes of a matrix {rows} x {cols}");
         let size_bytes = codebook.size_bytes();
-        Quantized { rows, cols, stored: Stored::Codebook(codebook), home: Home::Host, size_bytes }
+        Quantized { rows, cols, stored: Stored::Codebook(Box::new(codebook)), home: Home::Host, size_bytes }
     }
 
     /// A matrix in the host's memory whose rows are whole blocks.

@@ -554,7 +554,7 @@ impl RunFile {
             "data.chat_template" => self.data.chat_template = from.data.chat_template.clone(),
             "data.max_length" => self.data.max_length = from.data.max_length,
             "data.train_on" => self.data.train_on = from.data.train_on,
-            "quantization" => self.quantization = from.quantization.clone(),
+            "quantization" => self.quantization = from.quantization,
             other => panic!("{other} is not taken over"),
         }
     }

@@ -92,7 +92,7 @@ impl Settings {
             self.require(
                 supported,
                 key,
-                &format!("has the format `preference`, which is not supported yet in this version"),
+                "has the format `preference`, which is not supported yet in this version",
             )?;
         }
         self.require(

@@ -94,10 +94,7 @@ impl Subject {
         self.tell_of_quantization();
         self.tell_of_rounding();
         let trained = &RunFile {
-            quantization: trained
-                .quantization
-                .clone()
-                .filter(|_| super::quantization_of_result(trained).is_some()),
+            quantization: trained.quantization.filter(|_| super::quantization_of_result(trained).is_some()),
             ..trained.clone()
         };
         for key in ["data.chat_template", "data.max_length", "data.train_on", "quantization"] {

@@ -1,6 +1,9 @@
 //! Blocks into values with AVX2: the codes of a group, a byte each, for either width of vectors; and few rows
 //! by blocks as they lie in memory.
 
+// Safety comments stand within the arguments of macros, where clippy does not look for them.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 use std::arch::x86_64::*;
 
 use super::Operand;

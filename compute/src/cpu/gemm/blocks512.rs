@@ -1,5 +1,8 @@
 //! Blocks into values with AVX-512, and few rows by blocks as they lie in memory.
 
+// Safety comments stand within the arguments of macros, where clippy does not look for them.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
 use std::arch::x86_64::*;
 
 use super::Operand;

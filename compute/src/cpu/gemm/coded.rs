@@ -110,13 +110,16 @@ impl<'a> Coded<'a> {
             (self.first + i * self.weight.cols(), to)
         };
         let runs_of = (0..runs).map(place);
-        // SAFETY: the view lies inside the weight, runs in rows of it; there is room.
         match self.weight.stored() {
             Stored::Codebook(from) => {
-                runs_of.for_each(|(first, to)| unsafe { (kernel.dequantize.codebook)(from, first, run, to) });
+                let dequantize = kernel.dequantize.codebook;
+                // SAFETY: the view lies inside the weight, runs in rows of it; there is room.
+                runs_of.for_each(|(first, to)| unsafe { dequantize(from, first, run, to) });
             }
             Stored::Blocks(from) => {
-                runs_of.for_each(|(first, to)| unsafe { (kernel.dequantize.blocks)(from, first, run, to) });
+                let dequantize = kernel.dequantize.blocks;
+                // SAFETY: the view lies inside the weight, runs in rows of it; there is room.
+                runs_of.for_each(|(first, to)| unsafe { dequantize(from, first, run, to) });
             }
             Stored::Nothing => panic!("{:?} has no values", self.weight),
         }
