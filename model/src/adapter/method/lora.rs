@@ -32,7 +32,7 @@ pub struct Lora {
     pub rank: usize,
     /// alpha / R, or alpha / sqrt(R) with rsLoRA; in QA-LoRA times what pooled inputs are divided by.
     pub scale: f32,
-    /// Inputs that A reads as their sum ([`super::qalora`]); 1 of LoRA's own.
+    /// Inputs that A reads as their sum (QA-LoRA); 1 of LoRA's own.
     pub group: usize,
 }
 
