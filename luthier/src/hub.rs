@@ -45,7 +45,10 @@ pub(crate) fn resolve_model(name: &str) -> anyhow::Result<PathBuf> {
     }
     let id = match RepoId::parse(Kind::Model, name) {
         Ok(id) => id,
-        Err(_) if looks_like_a_path(name) => return Err(user(format!("no such folder: {name}"))),
+        Err(_) if looks_like_a_path(name) => {
+            let what = if name.ends_with(".gguf") { "file" } else { "folder" };
+            return Err(user(format!("no such {what}: {name}")));
+        }
         Err(reason) => return Err(user(format!("no such folder, and no hub id: `{name}`: {reason}"))),
     };
     Hub::open()?.model(&id)

@@ -121,7 +121,7 @@ impl Calibration {
         let observed = observed.0.into_inner();
         let mut factors = BTreeMap::new();
         for (module, sum) in observed {
-            factors.insert(module, factor(&sum, &self.decoder.device, module)?);
+            factors.insert(module, factor(&sum, &self.decoder.device, || self.decoder.config.path(module))?);
         }
         let of_layer = |p: &Parameter| p.module.layer() == Some(layer) && p.takes(Format::Blocks(self.kind));
         let parameters: Vec<Parameter> =
@@ -149,7 +149,7 @@ impl Calibration {
 }
 
 /// The upper factor of the inverse of a damped sum, in the device's memory.
-fn factor(sum: &Matrix, device: &Device, module: ModuleId) -> Result<Matrix> {
+fn factor(sum: &Matrix, device: &Device, name: impl Fn() -> String) -> Result<Matrix> {
     let (n, sum) = (sum.rows(), sum.as_ref().download());
     let sum = sum.as_ref();
     let mean = (0..n).map(|i| sum.f32()[i * n + i]).sum::<f32>() / n as f32;
@@ -166,5 +166,5 @@ fn factor(sum: &Matrix, device: &Device, module: ModuleId) -> Result<Matrix> {
     }
     let problem =
         "sees inputs in calibration whose products have no inverse: they are not finite, or too large";
-    Err(ModelError::setting(format!("{module:?}"), problem))
+    Err(ModelError::setting(name(), problem))
 }

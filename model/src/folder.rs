@@ -68,6 +68,14 @@ impl ModelFolder {
         self.checkpoint.as_ref().map_or(Ok(None), |checkpoint| checkpoint.weights(&self.config))
     }
 
+    /// Says what is wrong with how the weights are quantized, where that is said.
+    pub(crate) fn quantization_problem(&self, problem: String) -> ModelError {
+        match self.gguf {
+            Some(_) => ModelError::file(&self.path, problem),
+            None => ModelError::field(&self.path.join("config.json"), "quantization_config", problem),
+        }
+    }
+
     /// Refuses to quantize in one way what the folder holds quantized in another.
     ///
     /// # Errors
@@ -79,7 +87,7 @@ impl ModelFolder {
                     "says that the weights are {stored} already, but {asked} is asked for; leave `quantization` out, or \
                      use the model's 16-bit checkpoint"
                 );
-                Err(ModelError::field(&self.path.join("config.json"), "quantization_config", problem))
+                Err(self.quantization_problem(problem))
             }
             _ => Ok(()),
         }

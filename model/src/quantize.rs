@@ -65,7 +65,7 @@ pub fn quantize_folder(
             "says that the weights are {} already; quantize the model's 16-bit checkpoint",
             stored.name()
         );
-        return Err(ModelError::field(&from.path.join("config.json"), "quantization_config", problem));
+        return Err(from.quantization_problem(problem));
     }
     let checkpoint = from.require_weights()?;
     checkpoint.check(config)?;

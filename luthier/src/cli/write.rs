@@ -155,6 +155,9 @@ pub(crate) struct Quantize {
     /// examples, of which the first 128 are used; the whole model is in memory then
     #[arg(long, value_name = "FILE")]
     pub(crate) calibrate: Option<String>,
+    /// The chat template for conversations in that file: a file, or a built-in name [default: the model's]
+    #[arg(long, value_name = "TEMPLATE", requires = "calibrate")]
+    pub(crate) chat_template: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -13,6 +13,7 @@ use model::checkpoint::{Staging, copy_tokenizer};
 use model::{Decoder, ModelFolder};
 use serde_json::json;
 
+use super::proof;
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::hub;
@@ -20,10 +21,7 @@ use crate::run_folder;
 use crate::setup::gguf;
 use crate::terminal::{self, Progress, Table};
 
-/// What both models read to be compared, if their tokenizer can: a few dozen tokens.
-const TEXT: &str = "A luthier builds and repairs instruments with strings. She chose the wood for the top in winter, let it \
-                    dry for seven years, and cut it along the grain: 2.4 mm at the edge, 2.9 mm below the bridge.";
-/// Tokens of it that are read at most.
+/// Tokens of the text that models are compared by which are read at most.
 const TOKENS: usize = 64;
 
 /// `luthier adapters extract`.
@@ -142,7 +140,7 @@ impl Proof {
     ) -> anyhow::Result<Self> {
         let most = TOKENS.min(base.config.max_position_embeddings);
         let text: Vec<u32> = match Tokenizer::load(&tuned.path) {
-            Ok(tokenizer) => tokenizer.encode(TEXT, true)?.ids.into_iter().take(most).collect(),
+            Ok(tokenizer) => tokenizer.encode(proof::TEXT, true)?.ids.into_iter().take(most).collect(),
             Err(_) => Vec::new(),
         };
         let logits = |folder: &ModelFolder, adapter| {

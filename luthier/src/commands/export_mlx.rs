@@ -23,7 +23,7 @@ pub(super) fn run(args: cli::ExportMlx, global: &Global) -> anyhow::Result<ExitC
     let MlxModel { quantized: (quantized, tensors), size_bytes, lost_window } = loaded.decoder.write_mlx(
         adapter,
         &base.files,
-        &base.tokenizer_folder,
+        base.tokenizer_folder()?,
         staging.path(),
         kind,
         dtype,

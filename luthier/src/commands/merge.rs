@@ -59,9 +59,8 @@ pub(super) fn run(args: cli::Merge, global: &Global) -> anyhow::Result<ExitCode>
         .filter(|&kind| args.dtype.is_none() && args.kind.is_none_or(|asked| asked == Format::Blocks(kind)));
     let again = args.kind.filter(|_| integers.is_none());
     let stored = Stored { dtype, integers };
-    let write = |folder: &Path| {
-        decoder.write_model_files(&adapter, &base.files, &base.tokenizer_folder, folder, stored)
-    };
+    let tokenizer = base.tokenizer_folder()?;
+    let write = |folder: &Path| decoder.write_model_files(&adapter, &base.files, tokenizer, folder, stored);
     match again {
         None => write(staging.path())?,
         Some(format) => {

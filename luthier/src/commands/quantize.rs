@@ -28,7 +28,7 @@ pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCo
     let mut done = 0;
     let device = global.device()?;
     let mut calibration =
-        args.calibrate.as_deref().map(|file| calibration(&base, file, format, &device)).transpose()?;
+        args.calibrate.as_deref().map(|file| calibration(&args, &base, file, format, &device)).transpose()?;
     let report =
         quantize_folder(from, staging.path(), &device, format, calibration.as_mut(), &mut |weight| {
             done += 1;
@@ -36,7 +36,7 @@ pub(super) fn run(args: cli::Quantize, global: &Global) -> anyhow::Result<ExitCo
         })?;
     progress.finish("");
     // A GGUF file's is no file of a folder.
-    copy_tokenizer(&base.tokenizer_folder, staging.path(), true)?;
+    copy_tokenizer(base.tokenizer_folder()?, staging.path(), true)?;
     staging.publish()?;
     let facts = facts(&from.config, format, &report);
     if args.json {
@@ -55,11 +55,18 @@ const EXAMPLES: usize = 128;
 const TOKENS: usize = 512;
 
 /// The model with the texts by which its integers are chosen.
-fn calibration(base: &Base, file: &str, format: Format, device: &Device) -> anyhow::Result<Calibration> {
+fn calibration(
+    args: &cli::Quantize,
+    base: &Base,
+    file: &str,
+    format: Format,
+    device: &Device,
+) -> anyhow::Result<Calibration> {
     let Format::Blocks(kind) = format else {
         return Err(user(format!("--calibrate chooses integers: --type int4, int3 or int2, not {format}")));
     };
     let mut run = RunFile::default();
+    run.data.chat_template = args.chat_template.clone();
     run.data.max_length = Some(TOKENS.min(base.config.max_position_embeddings));
     let data = setup::dataset(&run, Path::new(file), Some(&base.config), &base.tokenizer()?, None)?;
     let sequences: Vec<&[u32]> =

@@ -143,7 +143,7 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         if resumed {
             run_folder::claim(&folder, run, begun)?;
         }
-        run_folder::write_tokenizer(&base.tokenizer_folder, template.as_deref(), &folder)?;
+        run_folder::write_tokenizer(base.tokenizer_folder()?, template.as_deref(), &folder)?;
     }
     let mut narrator = Narrator::new(&folder, args.quiet);
     let outcome = trainer.run(&mut |event| narrator.tell(event));

@@ -1,5 +1,6 @@
 //! A base model on disk, and an adapter with it.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use compute::quant::Format;
@@ -104,7 +105,7 @@ impl Subject {
             let value = trained.value(key);
             // The copy in the adapter's folder is the one that it was trained with, and stands in for the
             // tokenizer's own.
-            let has_copy = || self.base.tokenizer_folder.join("chat_template.jinja").is_file();
+            let has_copy = || self.base.has_template_file();
             match settings.is_set(key) {
                 false if key == "data.chat_template" && has_copy() => {
                     taken.push("its chat template".to_owned());
@@ -199,10 +200,10 @@ pub(crate) struct Base {
     pub(crate) config: Config,
     /// How its weights are stored; none where the folder has no weights.
     pub(crate) stored: Option<StoredWeights>,
-    /// Where its tokenizer is: with the model, or with an adapter that was trained after tokens were added.
-    pub(crate) tokenizer_folder: PathBuf,
-    /// Where the tokenizer of a GGUF file was written to, as long as this lives.
-    _unpacked: Option<TempDir>,
+    /// Where its tokenizer is, if not with the model: with an adapter that was trained after tokens were added.
+    tokenizer_elsewhere: Option<PathBuf>,
+    /// Where the tokenizer of a GGUF file was written to for who needs files, as long as this lives.
+    unpacked: OnceCell<TempDir>,
     /// The adapter whose file has some weights in place of the base's own, if one does.
     pub(crate) changed_by: Option<AdapterFolder>,
 }
@@ -212,10 +213,8 @@ impl Base {
     pub(crate) fn open(name: &str) -> anyhow::Result<Self> {
         let files = ModelFolder::open(&hub::resolve_model(name)?)?;
         let (config, stored) = (files.config.clone(), files.stored()?);
-        let unpacked = files.gguf.as_ref().map(gguf::unpack_tokenizer).transpose()?;
-        let tokenizer_folder = unpacked.as_ref().map_or(&*files.path, TempDir::path).to_owned();
-        let name = name.to_owned();
-        Ok(Base { name, files, config, stored, tokenizer_folder, _unpacked: unpacked, changed_by: None })
+        let (name, unpacked) = (name.to_owned(), OnceCell::new());
+        Ok(Base { name, files, config, stored, tokenizer_elsewhere: None, unpacked, changed_by: None })
     }
 
     /// Makes this the base that the adapter in `folder` means, and reads the adapter. `run`: the run folder
@@ -227,7 +226,7 @@ impl Base {
         let has_tokenizer =
             |folder: &&Path| ["tokenizer.json", "vocab.json"].iter().any(|name| folder.join(name).is_file());
         match [Some(folder), run].into_iter().flatten().find(has_tokenizer) {
-            Some(folder) => self.tokenizer_folder = folder.to_owned(),
+            Some(folder) => self.tokenizer_elsewhere = Some(folder.to_owned()),
             None if files.added_tokens > 0 => eprintln!(
                 "note: {} has no tokenizer.json, so the added tokens have no text; put the tokenizer there that the \
                  adapter was trained with",
@@ -265,7 +264,30 @@ impl Base {
 
     /// The tokenizer, which must not have tokens that the model does not know.
     pub(crate) fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
-        Ok(Tokenizer::load(&self.tokenizer_folder)?)
+        match (&self.tokenizer_elsewhere, &self.files.gguf) {
+            (None, Some(file)) => gguf::tokenizer(file),
+            (elsewhere, _) => Ok(Tokenizer::load(elsewhere.as_ref().unwrap_or(&self.files.path))?),
+        }
+    }
+
+    /// A folder with the tokenizer's files. Those of a GGUF file are written for it.
+    pub(crate) fn tokenizer_folder(&self) -> anyhow::Result<&Path> {
+        match (&self.tokenizer_elsewhere, &self.files.gguf) {
+            (Some(folder), _) => Ok(folder),
+            (None, None) => Ok(&self.files.path),
+            (None, Some(file)) => {
+                if self.unpacked.get().is_none() {
+                    let _ = self.unpacked.set(gguf::unpack_tokenizer(file)?);
+                }
+                Ok(self.unpacked.get().expect("it was just written").path())
+            }
+        }
+    }
+
+    /// Whether the tokenizer's folder has its chat template in a file of its own.
+    fn has_template_file(&self) -> bool {
+        let folder = self.tokenizer_elsewhere.as_ref().unwrap_or(&self.files.path);
+        folder.join("chat_template.jinja").is_file()
     }
 
     /// An adapter folder that leaves this model as it is, checked against it; notes go to stderr.

@@ -84,7 +84,7 @@ pub(crate) fn unpack_tokenizer(file: &Gguf) -> anyhow::Result<TempDir> {
 /// # Errors
 /// If llama.cpp would cut texts into other tokens.
 pub(crate) fn tokenizer_entries(base: &Base) -> anyhow::Result<Entries> {
-    let mut lists = GgufTokenizer::of_folder(&base.tokenizer_folder, base.config.vocab_size)?;
+    let mut lists = GgufTokenizer::of_folder(base.tokenizer_folder()?, base.config.vocab_size)?;
     let tokenizer = base.tokenizer()?;
     let template = ChatTemplate::resolve(None, &tokenizer)?;
     let end = template.and_then(|template| template.end_of_turn(&tokenizer));

@@ -234,11 +234,11 @@ impl Decoder {
         }
         if base.config.quantization.is_some() {
             let problem = format!(
-                "says that the weights are in four bits, and adapter.init: {} is about the weights before; name the model's \
+                "says that the weights are quantized, and adapter.init: {} is about the weights before; name the model's \
                  16-bit checkpoint, and quantize it by `quantization`",
                 init.name()
             );
-            return Err(ModelError::field(&base.path.join("config.json"), "quantization_config", problem));
+            return Err(base.quantization_problem(problem));
         }
         let beginning = RefCell::new(&mut *adapter);
         let begin = |parameter: &Parameter, weight: Matrix| {
