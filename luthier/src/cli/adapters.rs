@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedI64ValueParser;
 use clap::{ArgGroup, Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
@@ -21,7 +22,7 @@ pub(crate) struct Extract {
     #[arg(long, value_name = "M")]
     pub(crate) tuned: String,
     /// The rank of the adapter
-    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=65_536), allow_negative_numbers = true)]
+    #[arg(long, value_name = "R", value_parser = ranks(), allow_negative_numbers = true)]
     pub(crate) rank: u32,
     /// The layers that get an update: all-linear, names such as q_proj,v_proj, or a regular expression
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "all-linear")]
@@ -44,7 +45,7 @@ pub(crate) struct Resize {
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: String,
     /// The rank of every update
-    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=65_536), allow_negative_numbers = true)]
+    #[arg(long, value_name = "R", value_parser = ranks(), allow_negative_numbers = true)]
     pub(crate) rank: Option<u32>,
     /// The part of each update that its rank keeps at least, as a sum of squares, such as 0.99
     #[arg(long, value_name = "PART", value_parser = parse_part, allow_negative_numbers = true)]
@@ -55,6 +56,10 @@ pub(crate) struct Resize {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn ranks() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=65_536)
 }
 
 fn parse_part(text: &str) -> Result<f64, String> {

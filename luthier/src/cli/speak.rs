@@ -25,7 +25,8 @@ pub(crate) struct Sampling {
     /// Precision of activations and arithmetic
     #[arg(long, value_name = "PRECISION", default_value = "bf16", value_enum)]
     pub(crate) precision: Precision,
-    /// How the base is held: nf4, fp4, int4, int3, int2 or none [default: as the adapter knew it in training, or none]
+    /// How the base is held: nf4, fp4, int4, int3, int2 or none [default: as the adapter knew it in training,
+    /// or none]
     #[arg(long, value_name = "TYPE", value_parser = parse_held)]
     pub(crate) quantization: Option<Held>,
 }

@@ -29,8 +29,8 @@ pub(crate) struct Merge {
     /// takes up a QA-LoRA adapter exactly, and stays what it is without this
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_merged, conflicts_with = "dtype")]
     pub(crate) kind: Option<Format>,
-    /// How the base is held that the adapter is added to: nf4, fp4, int4, int3, int2 or none [default: as the adapter knew it
-    /// in training, or none]
+    /// How the base is held that the adapter is added to: nf4, fp4, int4, int3, int2 or none [default: as the
+    /// adapter knew it in training, or none]
     #[arg(long, value_name = "TYPE", value_parser = parse_held)]
     pub(crate) quantization: Option<Held>,
     /// Print one JSON object

@@ -161,7 +161,10 @@ impl Proof {
     }
 
     fn json(&self) -> serde_json::Value {
-        let of = |Difference { largest, mean, relative }: Difference| json!({"largest": largest, "mean": mean, "relative": relative});
+        let of = |difference: Difference| {
+            let Difference { largest, mean, relative } = difference;
+            json!({"largest": largest, "mean": mean, "relative": relative})
+        };
         json!({"tokens": self.tokens, "base": of(self.base), "base_and_adapter": of(self.adapted)})
     }
 }

@@ -155,7 +155,8 @@ impl Merged {
         self.again.map_or_else(kept, Format::name)
     }
 
-    /// What rounding may cost: nothing is known of weights that are quantized; of integers, whose minima have half precision, as much as of values in it.
+    /// What rounding may cost: nothing is known of weights that are quantized; of integers, whose minima have half
+    /// precision, as much as of values in it.
     fn bound(&self) -> f64 {
         if self.again.is_some() {
             return f64::INFINITY;
@@ -220,8 +221,8 @@ impl std::fmt::Display for Merged {
             let share = terminal::percent(self.share());
             return write!(
                 f,
-                "merging  and rounding to {format} change them by {change}, none by more than {largest}: {share} of what \
-                 the adapter does"
+                "merging  and rounding to {format} change them by {change}, none by more than {largest}: {share} of \
+                 what the adapter does"
             );
         }
         let bound = terminal::percent(self.bound());

@@ -16,10 +16,10 @@ use crate::setup::{Base, Subject};
 use crate::terminal;
 
 /// What both models are asked (Lewis Carroll, "Alice's Adventures in Wonderland", 1865).
-pub(super) const TEXT: &str = "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing \
-                    to do: once or twice she had peeped into the book her sister was reading, but it had no pictures \
-                    or conversations in it, \u{201c}and what is the use of a book,\u{201d} thought Alice \
-                    \u{201c}without pictures or conversation?\u{201d}";
+pub(super) const TEXT: &str = "Alice was beginning to get very tired of sitting by her sister on the bank, and of \
+                               having nothing to do: once or twice she had peeped into the book her sister was \
+                               reading, but it had no pictures or conversations in it, \u{201c}and what is the use \
+                               of a book,\u{201d} thought Alice \u{201c}without pictures or conversation?\u{201d}";
 
 /// How far logits may be off with weights of a type, by its name in lower case, relative to their size: some
 /// times what it usually is.

@@ -143,7 +143,8 @@ fn what_was_trained_for_an_export_is_what_it_holds() {
         let told =
             json_of(folder, &["export", "gguf", "--model", "model", "--adapter", &run, "--output", &file]);
         assert_eq!(told["type"], kind);
-        // Embeddings and head were not rounded in training; that the layers are what was trained is a test of `model`.
+        // Embeddings and head were not rounded in training; that the layers are what was trained is a test of
+        // `model`.
         assert!(told["relative_difference"].as_f64().unwrap() < most, "{told}");
     }
 }
