@@ -10,7 +10,7 @@ use crate::run_file::{Override, Settings};
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct RunArgs {
     /// The run file; its flags and --set win over it
-    #[arg(value_name = "RUN.yaml")]
+    #[arg(value_name = "RUN.yaml", value_parser = parse_run_file)]
     pub(crate) run: Option<PathBuf>,
     /// The base model: a folder or a hub id (`model`)
     #[arg(long, value_name = "M")]
@@ -25,6 +25,14 @@ pub(crate) struct RunArgs {
     pub(crate) shortcuts: Shortcuts,
     #[command(flatten)]
     pub(crate) set: Set,
+}
+
+/// A run file's name, and no setting that lacks its flag.
+fn parse_run_file(text: &str) -> Result<PathBuf, String> {
+    match text.contains('=') && !Path::new(text).exists() {
+        true => Err(format!("expected a run file; a setting follows its flag, as in --set {text}")),
+        false => Ok(text.into()),
+    }
 }
 
 /// Flags for the keys that are set most.

@@ -158,7 +158,9 @@ pub(super) fn write_adapter(
     global: &Global,
     path: &Path,
 ) -> anyhow::Result<Exported> {
-    let Subject { base, adapter, .. } = Subject::open_by("--base", base, Some(named), &global.device()?)?;
+    let subject = Subject::open_by("--base", base, Some(named), &global.device()?)?;
+    subject.tell_of_rounding();
+    let Subject { base, adapter, .. } = subject;
     if base.changed_by.is_some() {
         let problem =
             "holds weights of the base itself, which an adapter of llama.cpp cannot; merge it instead";

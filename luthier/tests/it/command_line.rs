@@ -141,6 +141,11 @@ fn what_is_mistyped_is_told_in_a_line_with_what_was_meant() {
         ),
         (&["inspect"], "`luthier inspect` needs `PATH`; see `luthier inspect --help`"),
         (&["inspect", "a", "b"], "`luthier inspect` does not expect `b`; see `luthier inspect --help`"),
+        (
+            &["train", "training.max_steps=5"],
+            "`[RUN.yaml]` cannot be `training.max_steps=5`: expected a run file; a setting follows its flag, as in --set \
+             training.max_steps=5; see `luthier train --help`",
+        ),
         (&["train", "--output"], "`--output <DIR>` needs a value; see `luthier train --help`"),
         (
             &["completions", "fsh"],

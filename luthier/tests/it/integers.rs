@@ -137,16 +137,38 @@ fn a_gguf_file_is_a_model_for_every_command() {
 fn what_was_trained_for_an_export_is_what_it_holds() {
     let work = work();
     let folder = work.path();
-    for (kind, most) in [("q4_0", 0.6), ("q8_0", 0.05)] {
-        let [run, file] = [format!("run-{kind}"), format!("{kind}.gguf")];
+    train(folder, "model", "plain", &[]);
+    for kind in ["q4_0", "q8_0"] {
+        let run = format!("run-{kind}");
         train(folder, "model", &run, &[&format!("training.quantization_aware={kind}")]);
-        let told =
-            json_of(folder, &["export", "gguf", "--model", "model", "--adapter", &run, "--output", &file]);
-        assert_eq!(told["type"], kind);
+        let difference = |adapter: &str| {
+            let file = format!("{adapter}-{kind}.gguf");
+            let told = json_of(
+                folder,
+                &[
+                    "export",
+                    "gguf",
+                    "--model",
+                    "model",
+                    "--adapter",
+                    adapter,
+                    "--output",
+                    &file,
+                    "--type",
+                    kind,
+                ],
+            );
+            assert_eq!(told["type"], kind);
+            told["relative_difference"].as_f64().unwrap()
+        };
         // Embeddings and head were not rounded in training; that the layers are what was trained is a test of
         // `model`.
-        assert!(told["relative_difference"].as_f64().unwrap() < most, "{told}");
+        let [aware, plain] = [&run, "plain"].map(difference);
+        assert!(aware < 0.7 * plain, "{kind}: {aware}, and {plain} without");
     }
+    let alone = ["export", "gguf", "--adapter", "run-q4_0", "--output", "alone.gguf"];
+    let told = luthier(folder).args(alone).output().unwrap().stderr;
+    assert!(String::from_utf8_lossy(&told).contains("trained for q4_0"));
 }
 
 /// A module that is trained whole leaves the integers, and keeps its values.

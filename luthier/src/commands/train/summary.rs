@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use train::History;
 
-use crate::run_file::{Method, RunFile};
+use crate::run_file::{Method, QuantizationAware, RunFile};
 use crate::run_folder;
 use crate::terminal::{bytes, count, duration, quoted};
 
@@ -124,10 +124,26 @@ fn next(folder: &Path, run: &RunFile, outcome: Ended, chats: bool) -> Vec<String
     if let Some(eval) = &run.data.eval {
         next.push(format!("luthier eval perplexity {flag} {run_folder} --data {}", quoted(eval)));
     }
-    if !full {
-        let mut merged = folder.as_os_str().to_owned();
-        merged.push("-merged");
-        next.push(format!("luthier merge --adapter {run_folder} --output {}", quoted(Path::new(&merged))));
+    let beside = |ending: &str| {
+        let mut name = folder.as_os_str().to_owned();
+        name.push(ending);
+        quoted(Path::new(&name))
+    };
+    match run.training.quantization_aware {
+        _ if full => {}
+        None => next.push(format!("luthier merge --adapter {run_folder} --output {}", beside("-merged"))),
+        // What was trained is the model whose weights are rounded.
+        Some(QuantizationAware::Nf4) => {
+            let output = beside("-nf4");
+            next.push(format!("luthier merge --adapter {run_folder} --output {output} --type nf4"));
+        }
+        Some(_) => {
+            let model = quoted(run.model.as_deref().unwrap_or("MODEL"));
+            let output = beside(".gguf");
+            next.push(format!(
+                "luthier export gguf --model {model} --adapter {run_folder} --output {output}"
+            ));
+        }
     }
     next
 }
