@@ -54,8 +54,8 @@ pub(crate) struct RunFile {
     pub(crate) memory: Option<ByteSize>,
     /// Activations and products; adapters, gradients, optimizer and losses are always f32.
     pub(crate) precision: Precision,
-    /// Holds the frozen base in four bits (QLoRA): nf4, fp4, or {type: nf4, double_quant: true, block_size:
-    /// 64}; null: as it is stored.
+    /// Holds the frozen base in few bits: nf4 or fp4 (QLoRA), int4, int3 or int2 (groups of 32), or {type: nf4,
+    /// double_quant: true, block_size: 64}; null: as it is stored.
     pub(crate) quantization: Option<Quantization>,
     pub(crate) data: DataSection,
     pub(crate) adapter: AdapterSection,
@@ -149,7 +149,7 @@ pub(crate) struct AdapterSection {
     /// Scales by alpha / sqrt(r) in place of alpha / r.
     pub(crate) rslora: bool,
     /// How an adapter begins: pissa and olora as a part of the base's weights, loftq (over quantization) as
-    /// what four bits lose; gaussian with method: full begins from random weights where the model folder has
+    /// what those few bits lose; gaussian with method: full begins from random weights where the model folder has
     /// none.
     pub(crate) init: Init,
     /// An adapter folder to go on training from; its own configuration gives rank, alpha and targets.

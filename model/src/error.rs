@@ -1,5 +1,6 @@
 //! What can be wrong with a model's or an adapter's files and settings, said so that a person can mend it.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -101,6 +102,14 @@ impl ModelError {
 
     pub(crate) fn tensor(path: &Path, name: impl Into<String>, problem: impl Into<String>) -> Self {
         ModelError::Tensor { path: path.to_owned(), name: name.into(), problem: problem.into() }
+    }
+
+    /// A weight whose blocks would need a scale beyond half precision's range. `instead`: what would do.
+    pub(crate) fn scale_too_large(path: &Path, name: &str, format: impl Display, instead: &str) -> Self {
+        let problem = format!(
+            "has values so large that {format} cannot hold their scale, which has half precision; use {instead}"
+        );
+        ModelError::tensor(path, name, problem)
     }
 
     pub(crate) fn setting(field: impl Into<String>, problem: impl Into<String>) -> Self {

@@ -3,22 +3,24 @@
 //!
 //! What mlx-lm computes was read in its release 0.32.2 (`mlx_lm/models`, `mlx_lm/utils.py`).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use compute::ops::rope::RopeScaling;
-use compute::quant::{BlockType, Format};
+use compute::quant::{BlockType, Blocks, Format};
 use serde_json::Value;
 
-use crate::adapter::merge::merged_config;
+use crate::adapter::merge::{is_whole, merged_config};
 use crate::adapter::parameters::Adapter;
 use crate::checkpoint::{
     CheckpointWriter, SHARD_BYTES, StoredDType, TensorSpec, copy_companions, copy_tokenizer, mlx, write_whole,
 };
-use crate::config::quantization::{INTEGERS, bits};
+use crate::config::quantization::{INTEGERS, bits, count};
 use crate::config::{Config, MlxHead};
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
 use crate::folder::ModelFolder;
+use crate::linear::BaseWeight;
 use crate::names::Parameter;
 
 /// How a folder's linear layers are stored; all else is values.
@@ -67,8 +69,13 @@ impl MlxType {
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MlxModel {
-    /// Weights that are integers, of all.
-    pub quantized: (usize, usize),
+    /// How many weights are integers of each type.
+    pub integers: BTreeMap<BlockType, usize>,
+    /// All weights.
+    pub weights: usize,
+    /// Those that became the nearest integers: all other integers are the base's, but for an update that their
+    /// minima took up.
+    pub rounded: usize,
     /// Bytes of all tensors.
     pub size_bytes: u64,
     /// The window that mlx-lm does not compute for this family, in tokens.
@@ -79,8 +86,9 @@ impl Decoder {
     /// Writes the model, with an adapter added into it if there is one, into a folder that exists, with what
     /// stands beside the weights of `base` and the tokenizer's files of the folder `tokenizer`; config.json
     /// comes last. Linear layers become integers if `kind` says so: those of the base as they are, with an
-    /// update that their minima take up, or else the nearest to the values. What has no integers in the base,
-    /// such as embeddings and norms, and whatever rows are no whole groups, is stored as `dtype`.
+    /// update that their minima take up, or else the nearest to the values. Without a `kind` each weight stays
+    /// integers of as many bits as it has in the base, but for those that are trained whole. All else, and
+    /// whatever rows are no whole groups, is stored as `dtype`.
     ///
     /// # Errors
     /// If mlx-lm has no such model, or computes another one; if a file cannot be read or written.
@@ -90,7 +98,7 @@ impl Decoder {
         base: &ModelFolder,
         tokenizer: &Path,
         folder: &Path,
-        kind: MlxType,
+        kind: Option<MlxType>,
         dtype: StoredDType,
     ) -> Result<MlxModel> {
         let values = adapter.map_or_else(
@@ -99,8 +107,9 @@ impl Decoder {
         );
         computed(&values).map_err(|problem| ModelError::file(&base.path, problem))?;
         let integers = |parameter: &Parameter| match kind {
-            MlxType::Values(_) => None,
-            MlxType::Integers(kind) => {
+            None => self.integers_of(parameter).filter(|_| !is_whole(adapter, parameter)),
+            Some(MlxType::Values(_)) => None,
+            Some(MlxType::Integers(kind)) => {
                 let is_kept = || self.kept_blocks(adapter, parameter, kind).is_some();
                 (parameter.takes(Format::Blocks(kind)) || is_kept()).then_some(kind)
             }
@@ -113,13 +122,18 @@ impl Decoder {
         let specs: Vec<TensorSpec> = parameters.iter().flat_map(specs).collect();
         let size_bytes = specs.iter().map(TensorSpec::size_bytes).sum();
         let mut writer = CheckpointWriter::model(folder, specs, SHARD_BYTES)?;
-        let mut quantized = 0;
+        let (mut quantized, mut rounded) = (BTreeMap::new(), 0);
         for parameter in &parameters {
             let name = parameter.name();
             match integers(parameter) {
                 Some(kind) => {
-                    mlx::write(&mut writer, &name, &self.blocks_of(adapter, parameter, kind))?;
-                    quantized += 1;
+                    rounded += usize::from(self.kept_blocks(adapter, parameter, kind).is_none());
+                    let blocks = self.blocks_of(adapter, parameter, kind).ok_or_else(|| {
+                        let as_mlx = MlxType::Integers(kind).name();
+                        ModelError::scale_too_large(&base.path, &name, as_mlx, "bf16 or f32")
+                    })?;
+                    mlx::write(&mut writer, &name, &blocks)?;
+                    quantized.insert(name, kind);
                 }
                 None => self.with_parameter(adapter, parameter, |values| writer.write(&name, values))?,
             }
@@ -127,15 +141,21 @@ impl Decoder {
         writer.finish()?;
         copy_tokenizer(tokenizer, folder, true)?;
         copy_companions(&base.path, folder)?;
-        let mut config = match kind {
-            // A folder without any integers must not say that it has them.
-            MlxType::Integers(kind) if quantized > 0 => values.quantized_for_mlx(kind),
-            _ => values,
-        };
+        let mut config = values.quantized_for_mlx(&quantized);
         spell_out(&mut config);
         write_whole(&folder.join("config.json"), config.to_json(dtype).as_bytes())?;
         let lost_window = config.blocks.iter().find_map(|block| block.window);
-        Ok(MlxModel { quantized: (quantized, parameters.len()), size_bytes, lost_window })
+        let integers = count(quantized.into_values());
+        Ok(MlxModel { integers, weights: parameters.len(), rounded, size_bytes, lost_window })
+    }
+
+    /// The type of the integers in which the base holds a weight, if it does.
+    fn integers_of(&self, parameter: &Parameter) -> Option<BlockType> {
+        if parameter.is_vector() {
+            return None;
+        }
+        let BaseWeight::Quantized(weight) = self.base_weight(parameter.module) else { return None };
+        weight.blocks().map(Blocks::kind).filter(|kind| INTEGERS.contains(kind))
     }
 }
 

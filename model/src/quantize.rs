@@ -102,10 +102,7 @@ pub fn quantize_folder(
         };
         let name = checkpoint.spelling(parameter);
         if weight.blocks().is_some_and(|blocks| blocks.not_finite().is_some()) {
-            let problem = format!(
-                "has values so large that {format} cannot hold their scale, which has half precision; use nf4"
-            );
-            return Err(ModelError::tensor(&from.path, name, problem));
+            return Err(ModelError::scale_too_large(&from.path, &name, format, "nf4"));
         }
         quantized::write(&mut writer, &name, parameter, format, dtype, &weight)?;
         let (squares, squared_error) = error(device, &values, &weight);

@@ -14,7 +14,7 @@ use crate::block::Block;
 use crate::checkpoint::{StoredDType, StoredWeights};
 use crate::config::{self, Config, NormKind, Positions};
 use crate::decoder::Decoder;
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::experts::Experts;
 use crate::folder::ModelFolder;
 use crate::linear::{Linear, Weight};
@@ -214,7 +214,16 @@ fn build(
         Ok(match quantization.filter(|&(format, _)| parameter.takes(format)) {
             Some((format, dtype)) => {
                 let dense = values(&parameter, element_dtype(&parameter, dtype))?;
-                Weight::Quantized(Quantized::quantize(device, dense.as_ref(), format))
+                let weight = Quantized::quantize(device, dense.as_ref(), format);
+                if weight.blocks().is_some_and(|blocks| blocks.not_finite().is_some()) {
+                    let problem = format!(
+                        "cannot be {format}: `{}` has values so large that their scale does not fit into half \
+                         precision; use nf4 or none",
+                        parameter.name()
+                    );
+                    return Err(ModelError::setting("quantization", problem));
+                }
+                Weight::Quantized(weight)
             }
             None => Weight::Dense(matrix(id, false)?),
         })

@@ -191,7 +191,7 @@ impl BlockType {
 
     /// Writes the codes of a block that was begun.
     pub(crate) fn put_codes(self, block: &mut [u8], codes: [u8; GROUP]) {
-        fit::put_affine(self, block, codes);
+        fit::put_codes(self, block, codes);
     }
 
     /// Takes a block apart that has a scale and a minimum of its own.
@@ -217,7 +217,7 @@ impl BlockType {
         block.fill(0);
         block[..2].copy_from_slice(&from.scale.to_le_bytes());
         block[2..4].copy_from_slice(&from.minimum.to_le_bytes());
-        fit::put_affine(self, block, from.codes);
+        fit::put_codes(self, block, from.codes);
     }
 
     /// Writes values as a block.
@@ -404,7 +404,7 @@ impl Blocks {
             self.bytes().chunks_exact(from.bytes()).zip(wide.bytes_mut().chunks_exact_mut(to.bytes()));
         for (block, wide) in blocks {
             wide[..4].copy_from_slice(&block[..4]);
-            fit::put_affine(to, wide, from.group(block, 0).0.map(|code| code as u8));
+            fit::put_codes(to, wide, from.group(block, 0).0.map(|code| code as u8));
         }
         wide
     }

@@ -41,7 +41,7 @@ pub(super) fn encode(kind: BlockType, values: &[f32], block: &mut [u8]) {
             let code = |x: f32| (((x - m) * inverse + 0.5) as u8).min(largest);
             put_half(block, 0, d);
             put_half(block, 2, m);
-            put_affine(kind, block, std::array::from_fn(|i| code(values[i])));
+            put_codes(kind, block, std::array::from_fn(|i| code(values[i])));
         }
         BlockType::Q4K | BlockType::Q5K => encode_with_minima(kind, values, block),
         BlockType::Q6K => encode_q6_k(values, block),
@@ -67,7 +67,7 @@ pub(super) fn begin_affine(values: &[f32], codes: u8, block: &mut [u8]) -> Affin
 }
 
 /// Writes the codes of a block that begins with a scale and a minimum.
-pub(super) fn put_affine(kind: BlockType, block: &mut [u8], codes: [u8; GROUP]) {
+pub(super) fn put_codes(kind: BlockType, block: &mut [u8], codes: [u8; GROUP]) {
     match kind {
         BlockType::Int4 => put_nibbles(&mut block[4..], codes),
         BlockType::Q5_1 => {

@@ -83,7 +83,7 @@ pub(crate) struct ExportMlx {
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<String>,
     /// How linear layers are stored: q4, q3 or q2, integers with a scale and a bias for each 32 weights of a row, or
-    /// f16, bf16 or f32 [default: as they are, or as they were trained for]
+    /// f16, bf16 or f32 [default: as they are in the base, or q4 if they were trained for q4_1]
     #[arg(long = "type", value_name = "TYPE", value_parser = parse_mlx_type)]
     pub(crate) kind: Option<MlxType>,
     /// The most that logits on a text may change, in percent of their size [default: what the type explains]

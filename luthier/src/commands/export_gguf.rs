@@ -6,14 +6,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use compute::quant::Format;
 use model::StoredDType;
-use model::adapter::merge::Difference;
 use model::checkpoint::Staging;
 use model::gguf::adapter::{Exported, export};
 use model::gguf::export::ExportedModel;
 use model::gguf::{Gguf, Said, TensorType};
 use serde_json::json;
 
-use super::proof::{self, Original};
+use super::proof::{self, ADAPTER_ADVICE, EXPORT_ADVICE, Original, Proof, Written};
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::setup::{Base, Subject, gguf};
@@ -34,9 +33,9 @@ fn of_model(args: &cli::ExportGguf, global: &Global, staging: Staging) -> anyhow
         kind: args.kind,
         max_divergence: args.max_divergence,
     };
-    let Exporting { base, told, kind, divergence } = write_model(asked, global, staging.path())?;
+    let Exporting { base, told, kind, proof } = write_model(asked, global, staging.path())?;
     staging.publish()?;
-    let ExportedModel { architecture, tensors, parameters, size_bytes, lost_window } = told;
+    let ExportedModel { architecture, tensors, parameters, size_bytes, lost_window, .. } = told;
     if args.json {
         let mut facts = json!({
             "output": args.output.display().to_string(),
@@ -46,20 +45,19 @@ fn of_model(args: &cli::ExportGguf, global: &Global, staging: Staging) -> anyhow
             "parameters": parameters,
             "size_bytes": size_bytes,
         });
-        proof::add_to(&mut facts, divergence);
+        proof.add_to(&mut facts);
         terminal::print_json(&facts)?;
     } else {
         terminal::print_line(format!(
-            "{}\n{architecture}, {tensors} tensors of {} in all, matrices stored as {}",
+            "{}\n{architecture}, {tensors} tensors of {} in all\n{proof}",
             args.output.display(),
             terminal::bytes(size_bytes),
-            kind.name().to_lowercase(),
         ))?;
         let file = quoted(&args.output);
-        terminal::print_line(proof::in_words(divergence))?;
         terminal::print_line(format!("use it by `llama-cli -m {file}` or `luthier chat --model {file}`"))?;
     }
     note_window(&base, lost_window);
+    proof.warn(ADAPTER_ADVICE);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -89,36 +87,36 @@ pub(super) struct Exporting {
     pub(super) base: Base,
     pub(super) told: ExportedModel,
     pub(super) kind: TensorType,
-    /// Of the file's logits on a text from those of the model.
-    pub(super) divergence: Difference,
+    pub(super) proof: Proof,
 }
 
 /// Writes a model, with an adapter added into it if there is one, and proves that the file's tokenizer cuts
 /// texts as the folder's, and that the model in it computes what it should.
 pub(super) fn write_model(asked: Asked<'_>, global: &Global, path: &Path) -> anyhow::Result<Exporting> {
     let Asked { model, adapter, kind, max_divergence } = asked;
-    let mut original = Original::open(model, adapter, global)?;
+    let mut original = Original::open(model, adapter, None, global)?;
     let of_blocks = |format: Format| match format {
         Format::Blocks(kind) => Some(TensorType::of_blocks(kind)),
         Format::Codebook(_) => None,
     };
     let own = || original.own_format().and_then(of_blocks);
-    let kind = kind.or_else(own).unwrap_or_else(|| match original.base.dtype() {
+    let kind = kind.or_else(own).unwrap_or_else(|| match original.subject.base.dtype() {
         Some(StoredDType::F32) => TensorType::F32,
         Some(StoredDType::F16) => TensorType::F16,
         _ => TensorType::BF16,
     });
-    let name = Path::new(&original.base.name).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut entries = vec![("general.name".to_owned(), Said::Text(name))];
-    entries.extend(gguf::tokenizer_entries(&original.base)?);
     let loaded = original.load(kind.blocks().map(Format::Blocks))?;
-    let named = original.base.files.path.clone();
-    let told = loaded.decoder.write_gguf(original.adapter.as_ref(), &named, entries, kind, path)?;
+    let Subject { base, adapter, .. } = original.subject;
+    let mut entries = vec![("general.name".to_owned(), Said::Text(base.title()))];
+    entries.extend(gguf::tokenizer_entries(&base)?);
+    let told = loaded.decoder.write_gguf(adapter.as_ref(), &base.files.path, entries, kind, path)?;
     gguf::tokenizer(&Gguf::open(path)?).context("the file's tokenizer cannot be read back")?;
-    let bound = || proof::bound(&kind.name().to_lowercase());
-    let bound = max_divergence.map_or_else(bound, |percent| percent / 100.0);
-    let divergence = loaded.prove(path, "file", bound, "use a type of more bits")?;
-    Ok(Exporting { base: original.base, told, kind, divergence })
+    let name = kind.name().to_lowercase();
+    let explained = || proof::bound(&name, told.rounded);
+    let bound = max_divergence.map_or_else(explained, |percent| percent / 100.0);
+    let written = Written { path, what: "file", kind: name, bound: Some(bound), advice: EXPORT_ADVICE };
+    let proof = loaded.prove(written)?;
+    Ok(Exporting { base, told, kind, proof })
 }
 
 fn of_adapter(args: &cli::ExportGguf, global: &Global, staging: Staging) -> anyhow::Result<ExitCode> {

@@ -12,6 +12,7 @@ use model::checkpoint::{Staging, write_whole};
 use serde_json::json;
 
 use super::export_gguf::{Asked, Exporting, note_window, write_adapter, write_model};
+use super::proof::ADAPTER_ADVICE;
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::setup::Base;
@@ -71,8 +72,9 @@ fn model_file(
 ) -> anyhow::Result<(String, Option<&'static str>)> {
     let (model, adapter) = (args.model.as_deref(), args.adapter.as_deref());
     let asked = Asked { model, adapter, kind: args.kind, max_divergence: None };
-    let Exporting { base, told, .. } = write_model(asked, global, &folder.join(MODEL))?;
+    let Exporting { base, told, proof, .. } = write_model(asked, global, &folder.join(MODEL))?;
     note_window(&base, told.lost_window);
+    proof.warn(ADAPTER_ADVICE);
     let mut modelfile = format!("FROM ./{MODEL}\n");
     let found = recognize(&base)?;
     let mut usual = None;

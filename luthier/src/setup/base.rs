@@ -8,6 +8,7 @@ use compute::{Device, Precision};
 use data::Tokenizer;
 use model::adapter::peft::CONFIG_FILE;
 use model::adapter::peft::folder::AdapterFolder;
+use model::gguf::TensorType;
 use model::{Adapter, Config, Decoder, ModelFolder, OnLoading, StoredDType, StoredWeights};
 use tempfile::TempDir;
 
@@ -128,14 +129,20 @@ impl Subject {
 
     /// Tells that the adapter was trained for weights that are rounded, where they are not.
     pub(crate) fn tell_of_rounding(&self) {
-        let Some(run) = &self.remembered else { return };
-        if let Some(kind) = run.training.quantization_aware {
-            let name = kind.format();
-            eprintln!(
-                "note: the adapter was trained for {name}, and here it meets weights that are not rounded; what it was trained \
-                 for is in the file that `export gguf --type` writes, or `merge --type nf4` for nf4"
-            );
-        }
+        let Some(format) = self.trained_for() else { return };
+        let (name, command) = match format {
+            Format::Codebook(_) => (format.to_string(), "merge"),
+            Format::Blocks(kind) => (TensorType::of_blocks(kind).name().to_lowercase(), "export gguf"),
+        };
+        eprintln!(
+            "note: the adapter was trained for weights that are rounded to {name}, and here they are not; `{command} \
+             --type {name}` writes what it was trained for"
+        );
+    }
+
+    /// For weights of which format the adapter was trained, if it was for such that are rounded.
+    pub(crate) fn trained_for(&self) -> Option<Format> {
+        Some(self.remembered.as_ref()?.training.quantization_aware?.format())
     }
 
     /// Tells that a run's quantization is not for its result, where that is so.
@@ -243,6 +250,14 @@ impl Base {
     /// Whether the adapter was trained over a vocabulary that had been made larger.
     pub(crate) fn is_resized(&self) -> bool {
         self.changed_by.as_ref().is_some_and(|files| files.added_tokens > 0)
+    }
+
+    /// What other programs show as its name: what a GGUF file says, or else the last part of what the user
+    /// called it.
+    pub(crate) fn title(&self) -> String {
+        let said = self.files.gguf.as_ref().and_then(|file| file.text("general.name")).map(str::to_owned);
+        let called = || Path::new(&self.name).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        said.unwrap_or_else(called)
     }
 
     /// The type of its weights in the files, or else in config.json.

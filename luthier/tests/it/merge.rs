@@ -22,7 +22,10 @@ fn folder(size: f32) -> TempDir {
 fn the_merged_model_says_what_base_and_adapter_say() {
     let folder = folder(0.5);
     let (told, errors) = succeed(folder.path(), &MERGE);
-    assert!(told.starts_with("merged\nweights  stored as f32\nadapter  changes the logits by "), "{told}");
+    assert!(
+        told.starts_with("merged\nweights  stored as f32\nadapter  changes the logits of a text by "),
+        "{told}"
+    );
     assert_eq!(errors, "");
     let expected = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     assert_eq!(names(&folder.path().join("merged")), expected);
@@ -72,7 +75,8 @@ fn weights_that_do_not_fit_the_type_leave_nothing() {
     let told = failure(folder.path(), &[&MERGE[..], &["--dtype", "f16"]].concat());
     assert!(
         told.starts_with(
-            "exit code 2\nerror: the merged weights do not fit into f16; use --dtype f32 or bf16"
+            "exit code 2\nerror: the weights of the merged model do not fit into f16: tensor \
+             `model.layers.0.self_attn.q_proj.weight` has the value -inf at [0, 0]"
         ),
         "{told}"
     );

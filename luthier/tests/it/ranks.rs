@@ -153,7 +153,7 @@ fn four_bits_of_what_is_left_are_for_the_run_alone_and_said_so() {
 fn beginnings_that_do_not_fit_are_refused_with_the_reason() {
     let folder = folder();
     for (settings, expected) in [
-        (&["--set", "adapter.init=loftq"][..], "set `quantization: nf4` too"),
+        (&["--set", "adapter.init=loftq"][..], "set `quantization`, to nf4 or int4"),
         (&["--set", "adapter.init=pissa", "--set", "adapter.method=dora"], "is for method lora"),
         (&["--set", "adapter.init=pissa", "--set", "adapter.r=1000"], "directions at most in"),
         (&["--set", "adapter.init=orthogonal", "--set", "adapter.r=3"], "needs even ranks"),

@@ -61,13 +61,12 @@ struct Pair<'a> {
 
 impl Pair<'_> {
     /// # Errors
-    /// If they are not of one family and one shape, or one of them has no weights or has them in four bits.
+    /// If they are not of one family and one shape, or one of them has no weights or has them quantized.
     fn check(&self) -> Result<()> {
         for folder in [self.base, self.tuned] {
-            let path = folder.path.join("config.json");
             if folder.config.quantization.is_some() {
-                let problem = "says that the weights are in four bits; name the model's 16-bit checkpoint";
-                return Err(ModelError::field(&path, "quantization_config", problem));
+                let problem = "says that the weights are quantized; name the model's 16-bit checkpoint";
+                return Err(folder.quantization_problem(problem.into()));
             }
             folder.require_weights()?.check(&folder.config)?;
         }

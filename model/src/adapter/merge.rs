@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use compute::quant::{BlockType, Blocks, Format};
+use compute::quant::{BlockType, Blocks, Format, Quantized};
 use compute::{DType, Matrix, MatrixRef, random};
 
 use super::method::{dora, lora, qalora};
-use super::parameters::{Adapter, Trained};
+use super::parameters::{Adapter, Lora, Trained};
 use crate::activations::{Activations, Extent, Purpose};
 use crate::batch::Batch;
 use crate::checkpoint::{
@@ -18,24 +18,23 @@ use crate::checkpoint::{
 use crate::config::Config;
 use crate::config::quantization::INTEGERS;
 use crate::decoder::Decoder;
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::folder::ModelFolder;
+use crate::gguf::TensorType;
 use crate::linear::BaseWeight;
 use crate::memory::Allocator;
 use crate::names::{ModuleId, Parameter};
+use crate::quantize::is_quantized;
 
 /// The configuration of the merged model. Where head and embeddings share a weight and an adapter changes
 /// only one of them (PEFT trains a copy of the one and leaves the other with the base's), they are no longer
 /// tied.
-pub(crate) fn merged_config(
-    config: &Config,
-    adapter: &Adapter,
-    Stored { dtype, integers }: Stored,
-) -> Config {
-    let mut merged = match integers {
-        Some(kind) => config.quantized(Format::Blocks(kind), dtype.torch_name()),
+pub(crate) fn merged_config(config: &Config, adapter: &Adapter, Stored { dtype, linear }: Stored) -> Config {
+    let mut merged = match linear {
         // What was quantized is merged as values.
-        None => config.as_values(),
+        Linear::Values => config.as_values(),
+        Linear::Kept(kind) => config.quantized(Format::Blocks(kind), dtype.torch_name()),
+        Linear::Rounded(format) => config.quantized(format, dtype.torch_name()),
     };
     let trained = |module| adapter.layout.get(module);
     if config.tie_word_embeddings && trained(ModuleId::Head) != trained(ModuleId::Embedding) {
@@ -49,34 +48,58 @@ pub(crate) fn merged_config(
 pub struct Stored {
     /// The type of values.
     pub dtype: StoredDType,
-    /// The type of the blocks that the base holds and that stay integers ([`Decoder::integers_for`]).
-    pub integers: Option<BlockType>,
+    /// What becomes of the linear layers.
+    pub linear: Linear,
+}
+
+/// How linear layers are stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Linear {
+    /// As values.
+    Values,
+    /// Those that the base holds in blocks of this type as such ([`Decoder::integers_for`]), all others as
+    /// values.
+    Kept(BlockType),
+    /// In this format: blocks of the base that are of it as they are, with an update that their minima take up,
+    /// all others as the nearest to their values.
+    Rounded(Format),
 }
 
 impl From<StoredDType> for Stored {
     fn from(dtype: StoredDType) -> Self {
-        Stored { dtype, integers: None }
+        Stored { dtype, linear: Linear::Values }
     }
 }
 
+/// Whether an adapter has weights of its own in place of a parameter's.
+pub(crate) fn is_whole(adapter: Option<&Adapter>, parameter: &Parameter) -> bool {
+    matches!(adapter.and_then(|adapter| adapter.layout.get(parameter.module)), Some(Trained::Full(_)))
+}
+
 impl Decoder {
-    /// The type of the blocks in which the base holds its linear layers and takes up an adapter exactly: every
-    /// update of it adds one number to the weights of each group, whose minimum takes that up.
+    /// The type of integers in which the base, with an adapter in it, can be stored exactly: every update adds
+    /// one number to the weights of each group, whose minimum takes that up. Where the base has several it is
+    /// the one that holds them all.
     pub fn integers_for(&self, adapter: &Adapter) -> Option<BlockType> {
-        let mut kinds = BTreeSet::new();
+        let kind = |module| match self.base_weight(module) {
+            BaseWeight::Quantized(weight) => weight.blocks().map(Blocks::kind),
+            BaseWeight::Dense(_) => None,
+        };
         for (module, trained) in adapter.layout.modules() {
-            match (trained, self.base_weight(module)) {
-                (Trained::Lora(lora), BaseWeight::Quantized(weight)) => {
-                    let kind = weight.blocks()?.kind();
-                    qalora::for_minima(Trained::Lora(lora), kind)?;
-                    kinds.insert(kind);
+            match trained {
+                Trained::Lora(_) => {
+                    let kind = kind(module).filter(|kind| INTEGERS.contains(kind))?;
+                    qalora::for_minima(trained, kind)?;
                 }
-                (Trained::Full(_), _) => {}
-                _ => return None,
+                Trained::Full(_) => {}
+                Trained::Dora(_) => return None,
             }
         }
-        let kind = kinds.pop_first()?;
-        (kinds.is_empty() && INTEGERS.contains(&kind)).then_some(kind)
+        let parameters = self.config.parameters();
+        let linear = parameters.iter().filter(|parameter| parameter.is_quantizable());
+        let mut kinds: BTreeSet<BlockType> = linear.filter_map(|parameter| kind(parameter.module)).collect();
+        let first = kinds.pop_first()?;
+        if kinds.is_empty() { INTEGERS.contains(&first).then_some(first) } else { Some(BlockType::Int4) }
     }
 
     /// Passes on one parameter, `[rows, cols]`, as base and adapter have it together: the adapter's own copy,
@@ -114,13 +137,50 @@ impl Decoder {
         }
     }
 
-    /// The blocks of a parameter, if the base holds it in such of this type.
-    fn blocks(&self, parameter: &Parameter, kind: Option<BlockType>) -> Option<&Blocks> {
-        let is_weight = kind.is_some() && parameter.is_quantizable();
-        let BaseWeight::Quantized(weight) = self.base_weight(is_weight.then_some(parameter.module)?) else {
-            return None;
+    /// The blocks that a parameter and what is trained on it come to: those of the base as they are, with an
+    /// update that their minima take up, or else the nearest to the values. None if those are too large for
+    /// scales of half precision.
+    pub(crate) fn blocks_of(
+        &self,
+        adapter: Option<&Adapter>,
+        parameter: &Parameter,
+        kind: BlockType,
+    ) -> Option<Blocks> {
+        let is_finite = |blocks: &Blocks| blocks.not_finite().is_none();
+        let Some((blocks, update)) = self.kept_blocks(adapter, parameter, kind) else {
+            let blocks = self.with_parameter(adapter, parameter, |values| {
+                Quantized::quantize(&self.device, values, Format::Blocks(kind)).into_blocks()
+            });
+            return Some(blocks).filter(is_finite);
         };
-        weight.blocks().filter(|blocks| Some(blocks.kind()) == kind)
+        let blocks = match update {
+            Some((adapter, lora)) => qalora::merge_into_minima(adapter, lora, &self.device, blocks),
+            None => blocks.to_owned(),
+        };
+        Some(if blocks.kind() == kind { blocks } else { blocks.widened(kind) }).filter(is_finite)
+    }
+
+    /// The base's own blocks of a parameter, if they stay in a file of this type, but for an update of their
+    /// minima.
+    pub(crate) fn kept_blocks<'a>(
+        &'a self,
+        adapter: Option<&'a Adapter>,
+        parameter: &Parameter,
+        kind: BlockType,
+    ) -> Option<(&'a Blocks, Option<(&'a Adapter, Lora)>)> {
+        if parameter.is_vector() {
+            return None;
+        }
+        let BaseWeight::Quantized(weight) = self.base_weight(parameter.module) else { return None };
+        let blocks = weight.blocks()?;
+        let is_held = blocks.kind() == kind || TensorType::of_blocks(blocks.kind()).blocks() == Some(kind);
+        match adapter.and_then(|adapter| Some((adapter, adapter.layout.get(parameter.module)?))) {
+            _ if !is_held => None,
+            None => Some((blocks, None)),
+            Some((adapter, trained)) => {
+                Some((blocks, Some((adapter, qalora::for_minima(trained, blocks.kind())?))))
+            }
+        }
     }
 
     /// Writes one parameter as base and adapter have it together.
@@ -156,32 +216,43 @@ impl Decoder {
         folder: &Path,
         stored_as: impl Into<Stored>,
     ) -> Result<()> {
-        let stored_as @ Stored { dtype, integers } = stored_as.into();
+        let stored_as @ Stored { dtype, linear } = stored_as.into();
         let config = merged_config(&self.config, adapter, stored_as);
         let (stored, parameters) = (base.checkpoint.as_ref(), config.parameters());
         let name = |p: &Parameter| stored.map_or_else(|| p.name(), |stored| stored.spelling(p));
         let names: Vec<String> = parameters.iter().map(name).collect();
-        // A module that is trained whole is no longer of integers.
-        let is_whole = |p: &Parameter| matches!(adapter.layout.get(p.module), Some(Trained::Full(_)));
-        let kept = |p: &Parameter| self.blocks(p, integers).filter(|_| !is_whole(p));
-        let specs = |(p, name): (&Parameter, &String)| match kept(p) {
-            Some(blocks) => quantized::specs(name, p, Format::Blocks(blocks.kind()), dtype),
+        let format = |p: &Parameter| match linear {
+            Linear::Values => None,
+            Linear::Kept(kind) => {
+                let is_kept = p.is_quantizable() && self.kept_blocks(Some(adapter), p, kind).is_some();
+                is_kept.then_some(Format::Blocks(kind))
+            }
+            Linear::Rounded(format) => is_quantized(p, format).then_some(format),
+        };
+        let specs = |(p, name): (&Parameter, &String)| match format(p) {
+            Some(format) => quantized::specs(name, p, format, dtype),
             None => vec![TensorSpec { name: name.clone(), shape: p.file_shape(), dtype }],
         };
         let mut specs: Vec<TensorSpec> = parameters.iter().zip(&names).flat_map(specs).collect();
         specs.extend(stored.map(|stored| stored.foreign(&config)).unwrap_or_default());
         let mut writer = CheckpointWriter::model(folder, specs, SHARD_BYTES)?;
         for (parameter, name) in parameters.iter().zip(&names) {
-            match kept(parameter) {
-                Some(blocks) => {
-                    let trained = adapter.layout.get(parameter.module);
-                    let update = trained.and_then(|trained| qalora::for_minima(trained, blocks.kind()));
-                    let merged =
-                        update.map(|lora| qalora::merge_into_minima(adapter, lora, &self.device, blocks));
-                    writer.write_bytes(name, 0, merged.as_ref().unwrap_or(blocks).bytes())?;
+            let Some(format) = format(parameter) else {
+                self.write_parameter(adapter, parameter, name, &mut writer)?;
+                continue;
+            };
+            let weight = match format {
+                Format::Blocks(kind) => {
+                    let blocks = self.blocks_of(Some(adapter), parameter, kind);
+                    let blocks =
+                        blocks.ok_or_else(|| ModelError::scale_too_large(&base.path, name, format, "nf4"))?;
+                    Quantized::of_blocks(parameter.rows, parameter.cols, blocks)
                 }
-                None => self.write_parameter(adapter, parameter, name, &mut writer)?,
-            }
+                Format::Codebook(_) => self.with_parameter(Some(adapter), parameter, |values| {
+                    Quantized::quantize(&self.device, values, format)
+                }),
+            };
+            quantized::write(&mut writer, name, parameter, format, dtype, &weight)?;
         }
         stored.map_or(Ok(()), |stored| stored.copy_foreign(&config, &mut writer))?;
         writer.finish()?;

@@ -115,7 +115,8 @@ impl Apart {
         Ok(())
     }
 
-    /// A scale or a minimum in half precision. bfloat16 of a magnitude from 2^-17 to 65504 is exact there.
+    /// A scale or a minimum in half precision. bfloat16 of a magnitude from 2^-17 to 65504 is exact
+    /// there, less than 2^-25 is 0: weights that are as good as none.
     fn half(&self, bytes: [u8; 2]) -> f16 {
         match self.dtype {
             StoredDType::Bf16 => f16::from_f32(bf16::from_le_bytes(bytes).to_f32()),

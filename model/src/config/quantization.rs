@@ -1,6 +1,8 @@
 //! What config.json says of quantized weights: bitsandbytes' four bits, this program's own integers and MLX's
 //! are read, every other kind is refused by name.
 
+use std::collections::BTreeMap;
+
 use compute::quant::blocks::GROUP;
 use compute::quant::{BlockType, Code, CodebookFormat, Format};
 use serde_json::{Map, Value, json};
@@ -30,13 +32,27 @@ pub(crate) fn bits(kind: BlockType) -> usize {
     codes.count_ones() as usize
 }
 
+/// How many there are of each type.
+pub(crate) fn count(kinds: impl Iterator<Item = BlockType>) -> BTreeMap<BlockType, usize> {
+    kinds.fold(BTreeMap::new(), |mut counts, kind| {
+        *counts.entry(kind).or_default() += 1;
+        counts
+    })
+}
+
 /// How a model's weights are quantized, if config.json says that they are.
 pub(super) fn read(fields: &Fields) -> Result<Option<Format>> {
     match (fields.present(MLX_FIELD), fields.present(FIELD)) {
         (Some(value), _) => parse_mlx(value, fields).map(Some),
+        (None, Some(value)) if is_of_mlx(value) => parse_mlx(value, fields).map(Some),
         (None, Some(value)) => parse(value, fields).map(Some),
         (None, None) => Ok(None),
     }
+}
+
+/// Whether what stands under the name that others use is MLX's, which says no method.
+fn is_of_mlx(value: &Value) -> bool {
+    value.get("quant_method").is_none() && value.get("bits").is_some() && value.get("group_size").is_some()
 }
 
 /// Reads MLX's `quantization`. Layers may stand in it by name, with settings of their own or `false`; how
@@ -156,11 +172,18 @@ impl Config {
         quantized
     }
 
-    /// This configuration with its linear layers quantized as MLX says it.
-    pub(crate) fn quantized_for_mlx(&self, kind: BlockType) -> Config {
+    /// This configuration with these weights quantized as MLX says it; with none it does not say so. Layers
+    /// that are of other bits than most have settings of their own (`mlx_lm/utils.py`, `load_model`).
+    pub(crate) fn quantized_for_mlx(&self, weights: &BTreeMap<String, BlockType>) -> Config {
         let mut quantized = self.as_values();
-        quantized.quantization = Some(Format::Blocks(kind));
-        let settings = json!({"group_size": GROUP, "bits": bits(kind), "mode": "affine"});
+        let kinds = count(weights.values().copied());
+        let Some((&main, _)) = kinds.iter().max_by_key(|&(_, number)| number) else { return quantized };
+        quantized.quantization = Some(Format::Blocks(main));
+        let settings_of = |kind| json!({"group_size": GROUP, "bits": bits(kind), "mode": "affine"});
+        let mut settings = settings_of(main);
+        for (name, &kind) in weights.iter().filter(|&(_, &kind)| kind != main) {
+            settings[name.strip_suffix(".weight").unwrap_or(name)] = settings_of(kind);
+        }
         for field in [MLX_FIELD, FIELD] {
             quantized.raw.insert(field.to_owned(), settings.clone());
         }
@@ -179,6 +202,7 @@ impl Config {
 
     /// Whether the folder says that MLX quantized it.
     pub(crate) fn is_quantized_by_mlx(&self) -> bool {
-        self.quantization.is_some() && self.raw.get(MLX_FIELD).is_some_and(|value| !value.is_null())
+        let said = |field: &str| self.raw.get(field).filter(|value| !value.is_null());
+        self.quantization.is_some() && (said(MLX_FIELD).is_some() || said(FIELD).is_some_and(is_of_mlx))
     }
 }

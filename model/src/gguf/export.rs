@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use compute::ops::rope::Rotation;
-use compute::quant::{BlockType, Blocks, Format, Quantized};
+use compute::quant::{BlockType, Blocks, Format};
 use compute::{DType, MatrixRef, bf16};
 use half::f16;
 
@@ -12,9 +12,8 @@ use super::metadata::{Description, describe, loses_windows};
 use super::names::GgufPlace;
 use super::writer::{Entries, GgufSpec, GgufWriter, Said};
 use super::{Gguf, TensorType};
-use crate::adapter::merge::merged_config;
-use crate::adapter::method::qalora;
-use crate::adapter::parameters::{Adapter, Lora};
+use crate::adapter::merge::{is_whole, merged_config};
+use crate::adapter::parameters::Adapter;
 use crate::checkpoint::StoredDType;
 use crate::config::Config;
 use crate::decoder::Decoder;
@@ -74,6 +73,9 @@ pub struct ExportedModel {
     pub parameters: u64,
     /// Bytes of the file's tensors.
     pub size_bytes: u64,
+    /// Weights that became the nearest blocks: all others are values, or blocks of the base as they were, but
+    /// for an update that their minima took up.
+    pub rounded: usize,
     /// The window that llama.cpp does not compute for this architecture, in tokens.
     pub lost_window: Option<usize>,
 }
@@ -126,7 +128,7 @@ impl Decoder {
         ];
         all.extend(said);
         all.extend(entries);
-        let stacks = stacks(&config, |parameter| self.stored_as(parameter, kind));
+        let stacks = stacks(&config, |parameter| self.stored_as(adapter, parameter, kind));
         let factor_spec = |(name, values): &(&str, Vec<f32>)| GgufSpec {
             name: (*name).to_owned(),
             dimensions: vec![values.len() as u64],
@@ -147,12 +149,16 @@ impl Decoder {
             );
             return Err(wrong(problem));
         }
+        let mut rounded = 0;
         for Stack { spec, parts } in &stacks {
             for (parameter, place) in parts {
                 let written = match spec.kind.blocks().filter(|kind| *kind != BlockType::F16) {
                     Some(kind) => {
-                        let blocks = self.blocks_of(adapter, parameter, kind);
-                        write_blocks(&mut writer, spec, place, &blocks, parameter.rows)
+                        rounded += usize::from(self.kept_blocks(adapter, parameter, kind).is_none());
+                        let blocks = self.blocks_of(adapter, parameter, kind).ok_or(Failed::Scale);
+                        blocks.and_then(|blocks| {
+                            write_blocks(&mut writer, spec, place, &blocks, parameter.rows)
+                        })
                     }
                     None => self.with_parameter(adapter, parameter, |values| {
                         write_part(&mut writer, spec, place, values)
@@ -161,11 +167,7 @@ impl Decoder {
                 written.map_err(|error| match error {
                     Failed::Write(error) => error,
                     Failed::Scale => {
-                        let problem = format!(
-                            "has values so large that {kind} cannot hold their scale, which has half precision; use bf16 \
-                             or f32"
-                        );
-                        ModelError::tensor(named, parameter.name(), problem)
+                        ModelError::scale_too_large(named, &parameter.name(), kind, "bf16 or f32")
                     }
                     Failed::Value(value) => {
                         let problem =
@@ -182,56 +184,15 @@ impl Decoder {
             tensors: file.tensors().len(),
             parameters: config.parameter_count(),
             size_bytes,
+            rounded,
             lost_window: loses_windows(&config, form),
         })
     }
 }
 
 impl Decoder {
-    /// The blocks that a parameter and what is trained on it come to: those of the base as they are, with an
-    /// update that their minima take up, or else the nearest to the values.
-    pub(crate) fn blocks_of(
-        &self,
-        adapter: Option<&Adapter>,
-        parameter: &Parameter,
-        kind: BlockType,
-    ) -> Blocks {
-        let Some((blocks, update)) = self.kept_blocks(adapter, parameter, kind) else {
-            return self.with_parameter(adapter, parameter, |values| {
-                Quantized::quantize(&self.device, values, Format::Blocks(kind)).into_blocks()
-            });
-        };
-        let blocks = match update {
-            Some((adapter, lora)) => qalora::merge_into_minima(adapter, lora, &self.device, blocks),
-            None => blocks.to_owned(),
-        };
-        if blocks.kind() == kind { blocks } else { blocks.widened(kind) }
-    }
-
-    /// The base's own blocks of a parameter, if they stay in a file of this type, but for an update of their
-    /// minima.
-    pub(crate) fn kept_blocks<'a>(
-        &'a self,
-        adapter: Option<&'a Adapter>,
-        parameter: &Parameter,
-        kind: BlockType,
-    ) -> Option<(&'a Blocks, Option<(&'a Adapter, Lora)>)> {
-        if parameter.is_vector() {
-            return None;
-        }
-        let BaseWeight::Quantized(weight) = self.base_weight(parameter.module) else { return None };
-        let blocks = weight.blocks()?;
-        let is_held = blocks.kind() == kind || TensorType::of_blocks(blocks.kind()).blocks() == Some(kind);
-        match adapter.and_then(|adapter| Some((adapter, adapter.layout.get(parameter.module)?))) {
-            _ if !is_held => None,
-            None => Some((blocks, None)),
-            Some((adapter, trained)) => {
-                Some((blocks, Some((adapter, qalora::for_minima(trained, blocks.kind())?))))
-            }
-        }
-    }
-
-    /// The type of most of the base's blocks, if it has such: half precision is none.
+    /// The type of the base's blocks, if it has such: the one that its configuration says, or else the first
+    /// linear layer's. Half precision is none.
     fn main_blocks(&self) -> Option<BlockType> {
         if let Some(Format::Blocks(kind)) = self.config.quantization {
             return Some(kind);
@@ -247,8 +208,9 @@ impl Decoder {
 
     /// How a parameter is stored where matrices are stored as `kind`, as llama.cpp has it
     /// (`ModelBase.prepare_tensors`, `llama_tensor_get_type`): its head keeps more bits, and rows that are no
-    /// whole blocks another type. Of a base that is of this type itself everything keeps its own.
-    fn stored_as(&self, parameter: &Parameter, kind: TensorType) -> TensorType {
+    /// whole blocks another type. Of a base that is of this type itself everything keeps its own, and what is
+    /// trained whole keeps its values.
+    fn stored_as(&self, adapter: Option<&Adapter>, parameter: &Parameter, kind: TensorType) -> TensorType {
         let router = matches!(parameter.module, ModuleId::Linear { part: Part::Router, .. });
         let fits = |kind: TensorType| (parameter.cols as u64).is_multiple_of(kind.block_elements());
         let is_quantized = kind.blocks().is_some_and(|blocks| blocks != BlockType::F16);
@@ -261,6 +223,7 @@ impl Decoder {
                 TensorType::F32
             }
             () if !is_quantized => kind,
+            () if is_own && is_whole(adapter, parameter) => TensorType::F32,
             () if is_own => match self.base_weight(parameter.module) {
                 BaseWeight::Dense(weight) if weight.dtype() == DType::Bf16 => TensorType::BF16,
                 BaseWeight::Dense(_) => TensorType::F32,
@@ -317,9 +280,6 @@ fn write_blocks(
     blocks: &Blocks,
     rows: usize,
 ) -> Result<(), Failed> {
-    if blocks.not_finite().is_some() {
-        return Err(Failed::Scale);
-    }
     let bytes = blocks.bytes();
     let row_bytes = bytes.len() / rows;
     let mut from = vec![0; rows];

@@ -7,10 +7,10 @@ use std::path::Path;
 
 use compute::quant::{BlockType, Format};
 use compute::{DType, Device, Matrix, Precision};
-use model::adapter::merge::{Difference, Stored};
+use model::adapter::merge::{Difference, Linear, Stored};
 use model::adapter::peft::{Pooling, QaLora};
 use model::mlx::MlxType;
-use model::{Decoder, ModelFolder, StoredDType};
+use model::{Adapter, Decoder, ModelFolder, StoredDType};
 use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
@@ -72,8 +72,10 @@ fn folders_of_mlx_lm_have_its_values_and_its_logits() {
 fn what_mlx_quantized_is_written_as_it_was() {
     let (case, to) = (fixture("mlx-q4"), tempdir().unwrap());
     let kind = MlxType::Integers(BlockType::Int4);
-    let told = load("mlx-q4").write_mlx(None, &opened("mlx-q4"), &case, to.path(), kind, StoredDType::F16);
-    assert_eq!(told.unwrap().quantized, (9, 12));
+    let told =
+        load("mlx-q4").write_mlx(None, &opened("mlx-q4"), &case, to.path(), Some(kind), StoredDType::F16);
+    let told = told.unwrap();
+    assert_eq!((told.integers, told.weights, told.rounded), ([(BlockType::Int4, 9)].into(), 12, 0));
     let [ours, theirs] = [to.path(), &case].map(|folder| read(&folder.join("model.safetensors")));
     assert!(ours == theirs, "names, types, shapes and bytes");
     assert_eq!(config(to.path())["quantization"], config(&case)["quantization"]);
@@ -92,15 +94,16 @@ fn integers_go_to_mlx_and_back_without_a_change() {
             [&from, &mlx, &back].into_iter().for_each(|folder| fs::create_dir(folder).unwrap());
             let folder = quantized(&base, kind, &from);
             let decoder = Decoder::load(&from, &Device::cpu(2), Precision::F32, None).unwrap();
-            let as_mlx = MlxType::Integers(kind);
+            let as_mlx = Some(MlxType::Integers(kind));
             let told = decoder.write_mlx(None, &folder, &from, &mlx, as_mlx, StoredDType::F32).unwrap();
-            assert_eq!(told.quantized, (14 - left, 14 + 7), "{kind}");
+            let integers = [(kind, 14 - left)].into();
+            assert_eq!((told.integers, told.weights, told.rounded), (integers, 14 + 7, 0), "{kind}");
             assert_eq!(logits(&mlx), logits(&from), "{kind}, {inner}");
             // And ours again, by an adapter that changes nothing.
             let folder = ModelFolder::open(&mlx).unwrap();
             let mut nothing = adapter(&decoder, &settings(&["q_proj"], Some(GROUPS), 0.0));
             nothing.parameters.values_mut().f32().fill(0.0);
-            let stored = Stored { dtype: StoredDType::F32, integers: Some(kind) };
+            let stored = Stored { dtype: StoredDType::F32, linear: Linear::Kept(kind) };
             decoder.write_model_files(&nothing, &folder, &mlx, &back, stored).unwrap();
             assert_eq!(config(&back).get("quantization"), None);
             assert!(read(&back.join("model.safetensors")) == read(&from.join("model.safetensors")), "{kind}");
@@ -117,9 +120,55 @@ fn fewer_bits_are_written_as_more_without_a_change() {
     let folder = quantized(&base, BlockType::Int3, from.path());
     let decoder = Decoder::load(from.path(), &Device::cpu(2), Precision::F32, None).unwrap();
     let kind = MlxType::Integers(BlockType::Int4);
-    decoder.write_mlx(None, &folder, from.path(), to.path(), kind, StoredDType::F32).unwrap();
+    decoder.write_mlx(None, &folder, from.path(), to.path(), Some(kind), StoredDType::F32).unwrap();
     assert_eq!(config(to.path())["quantization"]["bits"], 4);
     assert_eq!(logits(to.path()), logits(from.path()));
+}
+
+/// A base that has layers of three bits and of four.
+#[test]
+fn each_weight_keeps_its_own_bits() {
+    let case = "mlx-q3-mixed";
+    let (decoder, base, from) = (load(case), opened(case), fixture(case));
+    let written = |adapter: Option<&Adapter>| {
+        let to = tempdir().unwrap();
+        let told = decoder.write_mlx(adapter, &base, &from, to.path(), None, StoredDType::F32).unwrap();
+        (to, told)
+    };
+    let (to, told) = written(None);
+    assert_eq!(told.rounded, 0);
+    assert_eq!(logits(to.path()), logits(&from));
+    let layer = json!({"group_size": 32, "bits": 4, "mode": "affine"});
+    let said = json!({"group_size": 32, "bits": 3, "mode": "affine", "model.layers.0.mlp.down_proj": layer});
+    assert_eq!(config(to.path())["quantization"], said);
+    // What is trained whole leaves the integers with its values, all else stays.
+    let mut of_one = settings(&["up_proj"], Some(GROUPS), 0.0);
+    of_one.modules_to_save = vec!["q_proj".to_owned()];
+    let whole = adapter(&decoder, &of_one);
+    let (to, of_whole) = written(Some(&whole));
+    assert_eq!(of_whole.rounded, 0);
+    assert_eq!(of_whole.integers[&BlockType::Int3] + decoder.config.layers, told.integers[&BlockType::Int3]);
+    let after = Decoder::load(to.path(), &Device::cpu(2), Precision::F32, None).unwrap().probe(None);
+    let difference = Difference::between(&decoder.probe(Some(&whole)), &after);
+    assert!(difference.relative < 3e-3, "{difference:?}");
+    // One folder of ours holds them all in four bits.
+    let trained = adapter(&decoder, &settings(&["q_proj", "down_proj"], Some(GROUPS), 0.0));
+    assert_eq!(decoder.integers_for(&trained), Some(BlockType::Int4));
+    let to = tempdir().unwrap();
+    let stored = Stored { dtype: StoredDType::F32, linear: Linear::Kept(BlockType::Int4) };
+    decoder.write_model_files(&trained, &base, &from, to.path(), stored).unwrap();
+    let after = Decoder::load(to.path(), &Device::cpu(2), Precision::F32, None).unwrap().probe(None);
+    let difference = Difference::between(&decoder.probe(Some(&trained)), &after);
+    assert!(difference.relative < 3e-3, "{difference:?}");
+}
+
+#[test]
+fn the_field_that_others_use_is_enough() {
+    let folder = changed("mlx-q4", |_, config| {
+        config.as_object_mut().unwrap().remove("quantization");
+        config["quantization_config"] = json!({"group_size": 32, "bits": 4});
+    });
+    assert_eq!(logits(folder.path()), logits(&fixture("mlx-q4")));
 }
 
 #[test]
@@ -134,7 +183,7 @@ fn an_adapter_of_qa_lora_changes_biases_alone() {
     let trained = adapter(&decoder, &settings(&names, Some(GROUPS), 0.0));
     let kind = MlxType::Integers(BlockType::Int4);
     for (adapter, to) in [(None, &alone), (Some(&trained), &mlx)] {
-        decoder.write_mlx(adapter, &folder, &from, to, kind, StoredDType::F32).unwrap();
+        decoder.write_mlx(adapter, &folder, &from, to, Some(kind), StoredDType::F32).unwrap();
     }
     let both = decoder.probe(Some(&trained));
     let after = Decoder::load(&mlx, &Device::cpu(2), Precision::F32, None).unwrap().probe(None);
@@ -142,7 +191,7 @@ fn an_adapter_of_qa_lora_changes_biases_alone() {
     assert!(difference.relative < 3e-3, "{difference:?}");
     assert!(Difference::between(&decoder.probe(None), &both).relative > 0.05, "the adapter can be seen");
     // As merging has it.
-    let stored = Stored { dtype: StoredDType::F32, integers: Some(BlockType::Int4) };
+    let stored = Stored { dtype: StoredDType::F32, linear: Linear::Kept(BlockType::Int4) };
     decoder.write_model_files(&trained, &folder, &from, &merged, stored).unwrap();
     assert_eq!(logits(&mlx), logits(&merged));
     let [before, after] = [&alone, &mlx].map(|folder| read(&folder.join("model.safetensors")));
@@ -161,15 +210,14 @@ fn values_are_merged_and_rounded_once() {
     let trained = adapter(&decoder, &settings(&["q_proj", "down_proj"], None, 0.0));
     decoder.write_model_files(&trained, &base, plain.path(), merged.path(), StoredDType::F32).unwrap();
     let kind = MlxType::Integers(BlockType::Int4);
-    decoder.write_mlx(Some(&trained), &base, plain.path(), to.path(), kind, StoredDType::F32).unwrap();
+    decoder.write_mlx(Some(&trained), &base, plain.path(), to.path(), Some(kind), StoredDType::F32).unwrap();
     let format = Some(Format::Blocks(BlockType::Int4));
     let rounded = Decoder::load(merged.path(), &Device::cpu(2), Precision::F32, format).unwrap();
     assert_eq!(logits(to.path()), rounded.probe(None).to_vec());
     // Values stay under the names that they have, and nothing says that they were quantized.
     let whole = tempdir().unwrap();
-    let kind = MlxType::Values(StoredDType::F32);
-    let told = decoder.write_mlx(Some(&trained), &base, plain.path(), whole.path(), kind, StoredDType::F32);
-    assert_eq!(told.unwrap().quantized, (0, 21));
+    let told = decoder.write_mlx(Some(&trained), &base, plain.path(), whole.path(), None, StoredDType::F32);
+    assert_eq!(told.unwrap().integers, [].into());
     assert_eq!(config(whole.path()).get("quantization"), None);
     assert_eq!(logits(whole.path()), logits(merged.path()));
 }
@@ -180,8 +228,14 @@ fn families_that_mlx_lm_holds_otherwise_are_refused_by_name() {
     let written = |case: &str| {
         let to = tempdir().unwrap();
         let kind = MlxType::Values(StoredDType::F32);
-        let result =
-            load(case).write_mlx(None, &opened(case), &fixture(case), to.path(), kind, StoredDType::F32);
+        let result = load(case).write_mlx(
+            None,
+            &opened(case),
+            &fixture(case),
+            to.path(),
+            Some(kind),
+            StoredDType::F32,
+        );
         if result.is_ok() {
             let (ours, of_base) = (logits(to.path()), logits(&fixture(case)));
             assert_eq!(ours, of_base, "{case}: config.json says the same");
@@ -250,7 +304,7 @@ fn fields_that_a_file_leaves_out_are_spelled_out_for_mlx_lm() {
     let to = tempdir().unwrap();
     let kind = MlxType::Values(StoredDType::F32);
     load("llama3")
-        .write_mlx(None, &opened("llama3"), &fixture("llama3"), to.path(), kind, StoredDType::F32)
+        .write_mlx(None, &opened("llama3"), &fixture("llama3"), to.path(), Some(kind), StoredDType::F32)
         .unwrap();
     let written = config(to.path());
     assert_eq!(

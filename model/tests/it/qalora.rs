@@ -5,7 +5,7 @@ use std::path::Path;
 
 use compute::quant::{BlockType, Format};
 use compute::{Device, Precision};
-use model::adapter::merge::{Difference, Stored};
+use model::adapter::merge::{Difference, Linear, Stored};
 use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Pooling, QaLora, Selection};
 use model::memory::{Allocator, Component};
@@ -229,7 +229,7 @@ fn merging_changes_minima_alone_and_gives_the_logits_of_base_and_adapter() {
         assert_eq!(decoder.integers_for(&adapter(&decoder, &settings(&names, None, 0.0))), None);
         let adapter = adapter_of(32);
         assert_eq!(decoder.integers_for(&adapter), Some(kind));
-        let as_integers = Stored { dtype: StoredDType::F32, integers: Some(kind) };
+        let as_integers = Stored { dtype: StoredDType::F32, linear: Linear::Kept(kind) };
         decoder.write_model_files(&adapter, &stored, &from, &merged, as_integers).unwrap();
         let after = Decoder::load(&merged, &Device::cpu(2), Precision::F32, None).unwrap();
         let (alone, both, after_) = (decoder.probe(None), decoder.probe(Some(&adapter)), after.probe(None));

@@ -229,9 +229,9 @@ fn check_qalora(
     has_parameters: bool,
 ) -> Result<Option<usize>> {
     let Some(QaLora { group, .. }) = settings.qalora else { return Ok(None) };
-    let wrong = |problem: String| Err(ModelError::setting("use_qalora", problem));
+    let wrong = |problem: String| Err(ModelError::setting("qalora", problem));
     if settings.use_dora || has_parameters {
-        return wrong("goes neither with use_dora nor with target_parameters".into());
+        return wrong("is a method of its own for linear layers: it goes neither with use_dora nor with target_parameters".into());
     }
     let inputs = |target: &&Target| model.module(target.module).cols;
     if let Some(target) = targets.iter().find(|target| !inputs(target).is_multiple_of(group)) {
