@@ -2,8 +2,10 @@
 //!
 //! Knows nothing of text or HTTP.
 
+mod engine;
 mod generator;
 mod sampler;
 
+pub use engine::{Ask, Engine, Event, Extent, Load, Logprobs, RequestId, Sums};
 pub use generator::{Finish, Generation, Generator, InferError, Request};
 pub use sampler::{Sampler, Sampling};

@@ -11,13 +11,31 @@ pub struct Sampling {
     pub top_p: f32,
     /// Only this many of the likeliest tokens; 0: all.
     pub top_k: usize,
+    /// Only tokens that are at least this part as likely as the likeliest; 0: all.
+    pub min_p: f32,
+    /// Taken from the logit of every token that the answer has (OpenAI's `presence_penalty`).
+    pub presence_penalty: f32,
+    /// The same for each time that it has it.
+    pub frequency_penalty: f32,
+    /// Logits of tokens that prompt or answer have are divided by it where positive, else multiplied; 1:
+    /// nothing (Keskar et al. 2019).
+    pub repetition_penalty: f32,
     /// Same seed, same tokens.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 }
+        Sampling {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
     }
 }
 
@@ -40,7 +58,7 @@ impl Sampler {
     /// # Panics
     /// If there are no logits.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let Sampling { temperature, top_p, top_k, seed } = self.sampling;
+        let Sampling { temperature, top_p, top_k, seed, .. } = self.sampling;
         let draw = random::uniform(random::key(seed, 0x5a), self.drawn);
         self.drawn += 1;
         if temperature <= 0.0 {

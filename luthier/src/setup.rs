@@ -43,7 +43,7 @@ impl cli::Sampling {
     /// As the engine calls it.
     pub(crate) fn engine(&self) -> infer::Sampling {
         let &cli::Sampling { temperature, top_p, top_k, seed, .. } = self;
-        infer::Sampling { temperature, top_p, top_k, seed }
+        infer::Sampling { temperature, top_p, top_k, seed, ..infer::Sampling::default() }
     }
 }
 
