@@ -88,7 +88,7 @@ impl Problem {
         let (mut t, mut s) = (0, 0);
         let segments = lengths.iter().map(|&(queries, keys)| {
             (t, s) = (t + queries, s + keys);
-            Segment { queries: t - queries..t, keys: s - keys..s }
+            Segment { queries: t - queries..t, keys: (s - keys..s).into() }
         });
         let segments = segments.collect();
         let (wide, narrow, dtype) = (heads * head_dim, kv_heads * head_dim, precision.dtype());

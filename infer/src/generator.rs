@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use compute::{Download, Precision};
 use model::memory::{Allocator, MemoryPlan};
-use model::{Activations, Adapter, Batch, Cache, Config, Decoder, Extent, Layout, Purpose};
+use model::{Activations, Adapter, Batch, Cache, Config, Decoder, Extent, Layout, Purpose, Run};
 
 use crate::sampler::{Sampler, Sampling};
 
@@ -34,6 +34,24 @@ pub enum InferError {
     NotFinite {
         /// Tokens before the place.
         tokens: usize,
+    },
+    /// More tokens than the engine has room for.
+    #[error(
+        "the prompt and what may follow take {needed} pages of the cache, which has {pages}: ask for fewer tokens"
+    )]
+    TooLarge {
+        /// Pages that the request needs.
+        needed: usize,
+        /// Pages that there are.
+        pages: usize,
+    },
+    /// An adapter that the engine was not laid out for.
+    #[error("the adapter has {what}, and the engine was laid out for {room}")]
+    AdapterTooLarge {
+        /// What it has.
+        what: String,
+        /// What there is room for.
+        room: String,
     },
     /// An id that the model has no embedding for.
     #[error(
@@ -113,9 +131,8 @@ impl<'a> Generator<'a> {
     pub fn new(decoder: &'a Decoder, adapter: Option<&'a Adapter>, context: usize) -> Self {
         let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
         let mut allocator = Allocator::real(&decoder.device);
-        let (mut buffers, cache) = room(&decoder.config, &layout, decoder.precision, context, &mut allocator);
-        // The adapter is lent for as long as this lives.
-        adapter.into_iter().for_each(|adapter| buffers.fix(decoder, adapter));
+        let (buffers, cache) = room(&decoder.config, &layout, decoder.precision, context, &mut allocator);
+        adapter.into_iter().for_each(|adapter| decoder.fix(adapter));
         Generator { decoder, adapter, buffers, cache, cached: Vec::new() }
     }
 
@@ -143,12 +160,12 @@ impl<'a> Generator<'a> {
     ) -> Result<Generation, InferError> {
         let Request { prompt, max_tokens, stop, sampling } = request;
         self.check(prompt)?;
-        let mut sampler = Sampler::new(sampling);
+        let mut sampler = Sampler::new(sampling, prompt);
         let begun = Instant::now();
         let common = prompt.iter().zip(&self.cached).take_while(|(a, b)| a == b).count();
         // The last token is always computed: its logits are needed.
         let known = common.min(prompt.len() - 1);
-        let logits = self.advance(known, &prompt[known..])?;
+        let logits = self.advance(known, &prompt[known..], true)?;
         let mut next = sampler.sample(logits.f32());
         let prompt_time = begun.elapsed();
         let begun = Instant::now();
@@ -166,7 +183,7 @@ impl<'a> Generator<'a> {
             if n + 1 == max_tokens || self.cached.len() == self.context() {
                 break;
             }
-            next = sampler.sample(self.advance(self.cached.len(), &[next])?.f32());
+            next = sampler.sample(self.advance(self.cached.len(), &[next], false)?.f32());
         }
         let computed_prompt_tokens = prompt.len() - known;
         Ok(Generation { tokens, finish, computed_prompt_tokens, prompt_time, decode_time: begun.elapsed() })
@@ -186,10 +203,12 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Puts tokens behind the first `known` of the cached ones and returns the logits after the last.
-    fn advance(&mut self, known: usize, tokens: &[u32]) -> Result<Download<'_>, InferError> {
+    /// Puts tokens behind the first `known` of the cached ones and returns the logits after the last. Those of
+    /// a prompt are multiplied as many rows are, however few there are: so it does not matter which of them
+    /// were there.
+    fn advance(&mut self, known: usize, tokens: &[u32], by_tiles: bool) -> Result<Download<'_>, InferError> {
         self.cached.truncate(known);
-        let run = self.decoder.run(self.adapter);
+        let run = Run { by_tiles, ..self.decoder.run(self.adapter) };
         let slots = 0..self.cache.rows();
         let mut last_row = 0;
         for chunk in tokens.chunks(self.buffers.extent().tokens) {

@@ -4,6 +4,8 @@
 
 mod engine;
 mod generator;
+mod pages;
+mod queue;
 mod sampler;
 
 pub use engine::{Ask, Engine, Event, Extent, Load, Logprobs, RequestId, Sums};

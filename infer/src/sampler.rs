@@ -1,5 +1,7 @@
 //! Choosing the next token from logits.
 
+use std::collections::BTreeMap;
+
 use compute::random;
 
 /// How the next token is chosen.
@@ -39,18 +41,31 @@ impl Default for Sampling {
     }
 }
 
+impl Sampling {
+    /// Whether it asks what prompt and answer have already.
+    fn has_penalties(&self) -> bool {
+        (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
+    }
+}
+
 /// Draws tokens; the draw at a place depends only on the seed and the place.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
     drawn: u64,
     candidates: Vec<(f32, u32)>,
+    /// How often the answer has a token, 0 for those of the prompt alone; empty without penalties.
+    counts: BTreeMap<u32, u32>,
+    /// Logits less penalties.
+    lowered: Vec<f32>,
 }
 
 impl Sampler {
-    /// A sampler at its first draw.
-    pub fn new(sampling: Sampling) -> Self {
-        Sampler { sampling, drawn: 0, candidates: Vec::new() }
+    /// A sampler at its first draw, behind a prompt.
+    pub fn new(sampling: Sampling, prompt: &[u32]) -> Self {
+        let seen = if sampling.has_penalties() { prompt } else { &[] };
+        let counts = seen.iter().map(|&token| (token, 0)).collect();
+        Sampler { sampling, drawn: 0, candidates: Vec::new(), counts, lowered: Vec::new() }
     }
 
     /// The next token for logits `[V]`. Ties go to the smaller id.
@@ -58,7 +73,29 @@ impl Sampler {
     /// # Panics
     /// If there are no logits.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let Sampling { temperature, top_p, top_k, seed, .. } = self.sampling;
+        if !self.sampling.has_penalties() {
+            return self.draw(logits);
+        }
+        let mut lowered = std::mem::take(&mut self.lowered);
+        lowered.clear();
+        lowered.extend_from_slice(logits);
+        let Sampling { presence_penalty, frequency_penalty, repetition_penalty, .. } = self.sampling;
+        for (&token, &count) in &self.counts {
+            let Some(logit) = lowered.get_mut(token as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+            if count > 0 {
+                *logit -= presence_penalty + frequency_penalty * count as f32;
+            }
+        }
+        let token = self.draw(&lowered);
+        self.lowered = lowered;
+        *self.counts.entry(token).or_default() += 1;
+        token
+    }
+
+    /// [`Sampler::sample`] of logits from which penalties are taken.
+    fn draw(&mut self, logits: &[f32]) -> u32 {
+        let Sampling { temperature, top_p, top_k, min_p, seed, .. } = self.sampling;
         let draw = random::uniform(random::key(seed, 0x5a), self.drawn);
         self.drawn += 1;
         if temperature <= 0.0 {
@@ -73,6 +110,10 @@ impl Sampler {
         }
         let largest = self.candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
         let weight = |logit: f32| f64::from((logit - largest) / temperature).exp();
+        if min_p > 0.0 {
+            // The likeliest weighs 1.
+            self.candidates.retain(|c| weight(c.0) >= f64::from(min_p));
+        }
         let total: f64 = self.candidates.iter().map(|c| weight(c.0)).sum();
         // All that is left out below weighs less than 1 - top_p, so that sorting the rest is enough: a few of
         // many.

@@ -4,17 +4,15 @@ use std::path::Path;
 
 use compute::{Device, Matrix, Precision};
 
-use crate::adapter::parameters::{Adapter, Layout, Trained};
+use crate::adapter::parameters::Layout;
 use crate::batch::Batch;
 use crate::block::{self, Kept};
 use crate::config::Config;
-use crate::decoder::Decoder;
 use crate::error::Result;
 use crate::frozen::FrozenActivations;
 use crate::head;
 use crate::inputs::Inputs;
 use crate::memory::{Allocator, Component};
-use crate::names::ModuleId;
 use crate::positions::Positions;
 use crate::run::Group;
 use crate::staged::Staged;
@@ -135,18 +133,6 @@ impl Activations {
     /// the adapter of these buffers; it changes no result.
     pub fn keeping_frozen(self, frozen: Option<FrozenActivations>) -> Self {
         Activations { frozen, ..self }
-    }
-
-    /// Computes once what depends on the adapter alone, for the passes to come of buffers for inference: the
-    /// adapter must stay where it is and not change any more. Passes with another one compute as if
-    /// nothing was fixed. In bf16 what is fixed rounds once where a pass that computes it rounds twice.
-    pub fn fix(&mut self, decoder: &Decoder, adapter: &Adapter) {
-        let run = decoder.run(Some(adapter));
-        for (module, trained) in adapter.layout.modules() {
-            let Trained::Dora(dora) = trained else { continue };
-            let linear = if module == ModuleId::Head { &mut self.head.linear } else { &mut self.work.linear };
-            linear.dora.fix(&run, module, dora, decoder.base_weight(module));
-        }
     }
 
     /// Makes the files in `folder` for what is not to be in memory, if there is anything.

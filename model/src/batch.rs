@@ -1,6 +1,8 @@
 //! The one shape of input: tokens of many sequences, end to end, without padding.
 
-use compute::ops::attention::Segment;
+use std::sync::Arc;
+
+use compute::ops::attention::{Keys, PAGE, Segment};
 use compute::random;
 
 /// The label of a token that carries no loss, as in transformers.
@@ -76,7 +78,7 @@ impl Batch {
         self.ids.extend_from_slice(ids);
         self.positions.extend(0..ids.len() as u32);
         let rows = start..self.tokens();
-        self.segments.push(Segment { queries: rows.clone(), keys: rows });
+        self.segments.push(Segment { queries: rows.clone(), keys: rows.into() });
         start
     }
 
@@ -88,11 +90,26 @@ impl Batch {
     pub fn push_cached(&mut self, ids: &[u32], cached: usize, slots: std::ops::Range<usize>) -> usize {
         let length = cached + ids.len();
         assert!(length <= slots.len(), "{length} tokens in {} cache rows", slots.len());
-        let start = self.tokens();
+        self.push_behind(ids, Keys::Rows(slots.start..slots.start + length))
+    }
+
+    /// Appends a sequence whose keys, those of the new rows last, lie in these pages of a cache. Returns the
+    /// first row.
+    ///
+    /// # Panics
+    /// If the pages cannot hold the sequence.
+    pub fn push_paged(&mut self, ids: &[u32], cached: usize, pages: Arc<[u32]>) -> usize {
+        let len = cached + ids.len();
+        assert!(len <= PAGE * pages.len(), "{len} tokens in {} pages", pages.len());
+        self.push_behind(ids, Keys::Pages { pages, len })
+    }
+
+    /// Appends the last tokens of a sequence.
+    fn push_behind(&mut self, ids: &[u32], keys: Keys) -> usize {
+        let (start, length) = (self.tokens(), keys.len());
         self.ids.extend_from_slice(ids);
-        self.positions.extend(cached as u32..length as u32);
-        self.segments
-            .push(Segment { queries: start..self.tokens(), keys: slots.start..slots.start + length });
+        self.positions.extend((length - ids.len()) as u32..length as u32);
+        self.segments.push(Segment { queries: start..self.tokens(), keys });
         start
     }
 }

@@ -7,8 +7,8 @@ use compute::{Device, Matrix, Precision};
 use crate::config::Config;
 use crate::memory::{Allocator, Component};
 
-/// Keys and values, `[rows, K * D]` for each layer. A sequence owns a contiguous range of rows; who owns
-/// which is its user's concern.
+/// Keys and values, `[rows, K * D]` for each layer. A sequence owns a contiguous range of rows, or pages of
+/// them; who owns which is its user's concern.
 #[derive(Debug)]
 pub struct Cache {
     layers: Vec<LayerCache>,
@@ -44,10 +44,14 @@ impl LayerCache {
     /// Writes the new rows of every segment behind what the cache holds of it.
     pub(crate) fn append(&mut self, device: &Device, segments: &[Segment], keys: &Matrix, values: &Matrix) {
         for segment in segments {
-            let rows = segment.keys.end - segment.queries.len()..segment.keys.end;
-            for (to, from) in [(&mut self.keys, keys), (&mut self.values, values)] {
-                let from = from.as_ref().rows_range(segment.queries.clone());
-                copy::copy(device, to.as_mut().rows_range(rows.clone()), from);
+            let (len, mut first) = (segment.keys.len(), segment.queries.start);
+            for rows in segment.keys.runs(len - segment.queries.len()..len) {
+                let new = first..first + rows.len();
+                for (to, from) in [(&mut self.keys, keys), (&mut self.values, values)] {
+                    let from = from.as_ref().rows_range(new.clone());
+                    copy::copy(device, to.as_mut().rows_range(rows.clone()), from);
+                }
+                first = new.end;
             }
         }
     }

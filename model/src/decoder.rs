@@ -260,10 +260,32 @@ impl Decoder {
     /// # Panics
     /// If more than [`Activations::logits_rows`] rows are asked for.
     pub fn logits<'b>(&self, run: &Run<'_>, rows: &[usize], buffers: &'b mut Activations) -> MatrixRef<'b> {
-        assert!(rows.len() <= buffers.logits_rows(), "{} rows of {}", rows.len(), buffers.logits_rows());
+        self.logits_of_groups(&[(*run, rows)], buffers)
+    }
+
+    /// Logits of rows of several groups, those of the first group first: each as it comes to alone.
+    ///
+    /// # Panics
+    /// As [`Decoder::logits`], of all rows together.
+    pub fn logits_of_groups<'b>(
+        &self,
+        groups: &[(Run<'_>, &[usize])],
+        buffers: &'b mut Activations,
+    ) -> MatrixRef<'b> {
+        let rows: usize = groups.iter().map(|(_, rows)| rows.len()).sum();
+        assert!(rows <= buffers.logits_rows(), "{rows} rows of {}", buffers.logits_rows());
         let Activations { stream, work, head, .. } = buffers;
         let stream = (stream.last().expect("there is a residual stream"), work.linear.lora.names.host());
-        self.output().logits(run, &self.config, stream, rows.iter().copied(), head)
+        self.output().logits_of_groups(&self.config, stream, groups, head)
+    }
+
+    /// The losses of these tokens, one for each row whose logits were asked for last: those that
+    /// [`Decoder::losses`] has of them, to the bit.
+    ///
+    /// # Panics
+    /// If there are more tokens than rows, or one is not of the vocabulary.
+    pub fn losses_of_next(&self, tokens: &[u32], buffers: &mut Activations) -> Vec<f32> {
+        buffers.head.losses_of(&self.device, tokens)
     }
 
     /// The residual stream behind layer `layer` (0: the embeddings) of a batch that went through

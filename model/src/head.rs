@@ -2,7 +2,7 @@
 //! carry loss. Logits exist for one chunk at a time; rows without loss are never projected.
 
 use compute::ops::{copy, cross_entropy, scale, soft_cap};
-use compute::{DType, Matrix, MatrixMut, MatrixRef, Precision};
+use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::method::quantization_aware::Effective;
 use crate::adapter::method::{dora, lora};
@@ -88,6 +88,14 @@ impl Workspace {
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
+
+    /// The losses of these tokens by the logits that are here, a row each.
+    pub(crate) fn losses_of(&mut self, device: &Device, tokens: &[u32]) -> Vec<f32> {
+        let n = tokens.len();
+        self.tokens.set(tokens.iter().copied());
+        cross_entropy::forward(device, self.logits.top(n), self.tokens.get(), self.losses.top_mut(n));
+        self.losses.top(n).download().f32().to_vec()
+    }
 }
 
 /// The head's frozen weights, borrowed from the decoder: a tied head borrows the embedding.
@@ -109,23 +117,43 @@ impl Head<'_> {
         &self,
         run: &Run<'_>,
         config: &Config,
-        (stream, names): (&Matrix, &[u64]),
+        stream: (&Matrix, &[u64]),
         rows: impl Iterator<Item = usize>,
         work: &'w mut Workspace,
     ) -> MatrixRef<'w> {
-        work.numbers.set(rows.map(|row| row as u32));
+        let rows: Vec<usize> = rows.collect();
+        self.logits_of_groups(config, stream, &[(*run, &rows)], work)
+    }
+
+    /// [`Head::logits`] of rows of several groups, one after the other.
+    pub(crate) fn logits_of_groups<'w>(
+        &self,
+        config: &Config,
+        (stream, names): (&Matrix, &[u64]),
+        groups: &[(Run<'_>, &[usize])],
+        work: &'w mut Workspace,
+    ) -> MatrixRef<'w> {
+        work.numbers.set(groups.iter().flat_map(|(_, rows)| rows.iter().map(|&row| row as u32)));
         let rows = work.numbers.host();
         work.linear.lora.names.set(rows.iter().filter_map(|&row| names.get(row as usize).copied()));
         let n = rows.len();
-        copy::gather(run.device, work.gathered.top_mut(n), stream.as_ref(), work.numbers.get());
-        let (normed, id) = (work.normed.top_mut(n), ModuleId::FinalNorm);
-        self.norm.forward_rows(run, config, id, normed, work.gathered.top(n), &mut work.norm, 0);
+        let Some((Run { device, .. }, _)) = groups.first() else { return work.logits.top(0) };
+        copy::gather(device, work.gathered.top_mut(n), stream.as_ref(), work.numbers.get());
+        let (mut first, mut parts) = (0, Vec::new());
+        for (run, rows) in groups {
+            let range = first..first + rows.len();
+            first = range.end;
+            let (to, from) = (work.normed.as_mut().rows_range(range.clone()), work.gathered.as_ref());
+            let from = from.rows_range(range.clone());
+            self.norm.forward_rows(run, config, ModuleId::FinalNorm, to, from, &mut work.norm, range.start);
+            parts.push(Rows { range, ..self.rows(run, 0) });
+        }
         let (x, y) = (work.normed.top(n), work.logits.top_mut(n));
-        linear::forward(&[self.rows(run, n)], y, false, x, &mut work.linear);
+        linear::forward(&parts, y, false, x, &mut work.linear);
         match (config.logits_scale, config.logits_cap) {
             (1.0, None) => {}
-            (factor, None) => scale::in_place(run.device, work.logits.top_mut(n), factor),
-            (factor, Some(cap)) => soft_cap::forward(run.device, work.logits.top_mut(n), factor, cap),
+            (factor, None) => scale::in_place(device, work.logits.top_mut(n), factor),
+            (factor, Some(cap)) => soft_cap::forward(device, work.logits.top_mut(n), factor, cap),
         }
         work.logits.top(n)
     }
@@ -142,12 +170,9 @@ impl Head<'_> {
     ) {
         let rows = work.rows;
         for (targets, losses) in targets.chunks(rows).zip(losses.chunks_mut(rows)) {
-            let n = targets.len();
-            work.tokens.set(targets.iter().map(|t| t.token));
             self.logits(run, config, stream, targets.iter().map(|t| t.row), work);
-            let (logits, tokens) = (work.logits.top(n), work.tokens.get());
-            cross_entropy::forward(run.device, logits, tokens, work.losses.top_mut(n));
-            losses.copy_from_slice(work.losses.top(n).download().f32());
+            let tokens: Vec<u32> = targets.iter().map(|t| t.token).collect();
+            losses.copy_from_slice(&work.losses_of(run.device, &tokens));
         }
     }
 

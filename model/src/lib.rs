@@ -41,6 +41,7 @@ pub use attention::attention_memory;
 pub use batch::{Batch, IGNORE, Target};
 pub use cache::Cache;
 pub use checkpoint::{Checkpoint, StoredDType, StoredWeights};
+pub use compute::ops::attention::PAGE;
 pub use config::{Config, Family};
 pub use decoder::Decoder;
 pub use error::{ModelError, Result};

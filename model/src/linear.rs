@@ -257,7 +257,8 @@ pub(crate) fn forward(
         let update = update.map(|trained| lora::update(rows, trained, x, &lora.prepared, s));
         let (x, w) = rows.forward_factors(x);
         let w = effective.map_or(w, Factor::QuantizedTransposed);
-        let product = Product { update, ..Product::new((x, w), accumulate, to) };
+        let by_tiles = rows.run.by_tiles;
+        let product = Product { update, by_tiles, ..Product::new((x, w), accumulate, to) };
         match place {
             None => product,
             Some(Place::Scaled(scale)) => {

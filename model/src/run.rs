@@ -25,6 +25,9 @@ pub struct Run<'a> {
     /// is not computed. It is that of transformers (`router_aux_loss_coef`), over all layers and tokens of a
     /// batch together.
     pub router_aux_loss: f32,
+    /// Whether few rows are multiplied as many are: a row's result then does not depend on how many pass with
+    /// it. Slower where they are few.
+    pub by_tiles: bool,
     /// Who is shown the inputs of linear layers.
     pub observed: Option<&'a Observed>,
 }
@@ -64,7 +67,15 @@ impl<'a> Group<'a> {
 impl<'a> Run<'a> {
     /// A pass without dropout.
     pub fn new(device: &'a Device, precision: Precision, adapter: Option<&'a Adapter>) -> Self {
-        Run { device, precision, adapter, dropout_key: None, router_aux_loss: 0.0, observed: None }
+        Run {
+            device,
+            precision,
+            adapter,
+            dropout_key: None,
+            router_aux_loss: 0.0,
+            by_tiles: false,
+            observed: None,
+        }
     }
 
     /// The adapter of a pass that is known to have one.

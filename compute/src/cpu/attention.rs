@@ -29,7 +29,7 @@ use shared::Shared;
 use softmax::View;
 
 /// Columns of a tile; a multiple of [`LANES`].
-const KEYS: usize = 128;
+pub(crate) const KEYS: usize = 128;
 /// Rows of a tile, unless a group has more heads.
 const ROWS: usize = 128;
 /// Elements of `dk` that a sweep can hold, and of `dv`: two megabytes each, 8192 keys at `D` = 64. They need

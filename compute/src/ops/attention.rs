@@ -23,10 +23,94 @@
 //! that segment: not on its neighbours, not on the number of threads.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::cpu::attention as cpu;
 use crate::profile::Work;
 use crate::{Device, MatrixMut, MatrixRef, Precision};
+
+/// Rows of a page of keys: those that are multiplied together.
+pub const PAGE: usize = cpu::KEYS;
+
+/// Where the keys of a sequence lie, and their values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// In these rows.
+    Rows(Range<usize>),
+    /// In pages: key `i` in row `PAGE * pages[i / PAGE] + i % PAGE`.
+    Pages {
+        /// The sequence's pages, the first keys' first.
+        pages: Arc<[u32]>,
+        /// How many keys there are.
+        len: usize,
+    },
+}
+
+impl Keys {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Keys::Rows(rows) => rows.len(),
+            Keys::Pages { len, .. } => *len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The row of a key. Those up to the next multiple of [`PAGE`] lie behind it.
+    pub fn row(&self, key: usize) -> usize {
+        match self {
+            Keys::Rows(rows) => rows.start + key,
+            Keys::Pages { pages, .. } => PAGE * pages[key / PAGE] as usize + key % PAGE,
+        }
+    }
+
+    /// The rows of some keys, in runs that lie together.
+    pub fn runs(&self, keys: Range<usize>) -> impl Iterator<Item = Range<usize>> + '_ {
+        let whole = match self {
+            Keys::Rows(_) => usize::MAX,
+            Keys::Pages { .. } => PAGE,
+        };
+        let mut next = keys.start;
+        std::iter::from_fn(move || {
+            let first = next;
+            (first < keys.end).then(|| {
+                next = keys.end.min((first / whole + 1).saturating_mul(whole));
+                self.row(first)..self.row(first) + next - first
+            })
+        })
+    }
+
+    /// # Panics
+    /// If they reach beyond a matrix of so many rows.
+    fn check(&self, rows: usize) {
+        match self {
+            Keys::Rows(keys) => assert!(keys.end <= rows, "keys {keys:?} of {rows}"),
+            Keys::Pages { pages, len } => {
+                assert!(*len <= PAGE * pages.len(), "{len} keys in {} pages", pages.len());
+                assert!(pages.iter().all(|&page| PAGE * (page as usize + 1) <= rows), "pages of {rows} rows");
+            }
+        }
+    }
+
+    /// # Panics
+    /// If they lie in pages: their gradients have no place.
+    pub(crate) fn rows(&self) -> &Range<usize> {
+        match self {
+            Keys::Rows(rows) => rows,
+            Keys::Pages { .. } => panic!("keys in pages are of sequences that are not trained on"),
+        }
+    }
+}
+
+impl From<Range<usize>> for Keys {
+    fn from(rows: Range<usize>) -> Self {
+        Keys::Rows(rows)
+    }
+}
 
 /// One sequence's part of a batch.
 ///
@@ -37,8 +121,8 @@ use crate::{Device, MatrixMut, MatrixRef, Precision};
 pub struct Segment {
     /// Rows of `q` and `out`.
     pub queries: Range<usize>,
-    /// Rows of `k` and `v`; at least as many as queries.
-    pub keys: Range<usize>,
+    /// Of `k` and `v`; at least as many as queries.
+    pub keys: Keys,
 }
 
 /// What kind of attention: the numbers that do not change from batch to batch.
@@ -130,7 +214,7 @@ pub fn backward(
     }
     assert_eq!((lse.rows(), lse.cols()), (q.rows(), attention.heads), "lse is [T, H]");
     assert_disjoint(segments, |s| &s.queries);
-    assert_disjoint(segments, |s| &s.keys);
+    assert_disjoint(segments, |s| s.keys.rows());
     let _watch = device.watch(
         "attention backward",
         [q.home(), k.home(), v.home(), out.home(), lse.home(), dout.home(), dq.home(), dk.home(), dv.home()],
@@ -195,7 +279,7 @@ impl Attention {
                 s.keys
             );
             assert!(s.queries.end <= q.rows(), "queries {:?} of {}", s.queries, q.rows());
-            assert!(s.keys.end <= k.rows(), "keys {:?} of {}", s.keys, k.rows());
+            s.keys.check(k.rows());
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::profile::{Key, Work};
 use crate::quant::Quantized;
 use crate::{Device, Home, MatrixMut, MatrixRef, Precision};
 
-/// Products of at most so many rows may sum in another order than those of more, of which each row is the
-/// same to the byte whatever stands beside it.
+/// Products of at most so many rows may sum in another order than those of more, unless they are asked not to
+/// ([`Product::by_tiles`]). Of those each row is the same to the byte whatever stands beside it.
 pub const FEW_ROWS: usize = gemm::FEW_ROWS;
 
 /// Bytes of working memory that all products share, whose threads are one pool's.
@@ -170,6 +170,8 @@ pub struct Product<'a> {
     pub epilogue: Epilogue<'a>,
     /// Whether they are added to `c`.
     pub accumulate: bool,
+    /// Whether few rows are summed as many are: each is then the same to the byte however many there are.
+    pub by_tiles: bool,
     /// `[M, N]`
     pub c: MatrixMut<'a>,
 }
@@ -177,7 +179,8 @@ pub struct Product<'a> {
 impl<'a> Product<'a> {
     /// `c = a * b`, or `c += a * b`.
     pub fn new((a, b): (Factor<'a>, Factor<'a>), accumulate: bool, c: MatrixMut<'a>) -> Self {
-        Product { alpha: 1.0, a, b, update: None, epilogue: Epilogue::default(), accumulate, c }
+        let (update, epilogue) = (None, Epilogue::default());
+        Product { alpha: 1.0, a, b, update, epilogue, accumulate, by_tiles: false, c }
     }
 
     /// By what calls are added up: its name and its size. Of several, these rows.
@@ -228,7 +231,8 @@ impl<'a> Product<'a> {
         let [scale, bias] = [self.epilogue.scale, self.epilogue.bias].map(|m| m.map(|m| m.f32()));
         let (a, b, c) = (self.a.left(), self.b.right(), operand_mut(self.c));
         let epilogue = gemm::Epilogue { scale, bias };
-        gemm::Call { alpha: self.alpha, a, b, update, epilogue, accumulate: self.accumulate, c }
+        let (alpha, accumulate, by_tiles) = (self.alpha, self.accumulate, self.by_tiles);
+        gemm::Call { alpha, a, b, update, epilogue, accumulate, by_tiles, c }
     }
 }
 

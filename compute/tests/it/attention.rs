@@ -1,6 +1,6 @@
 //! Attention against its definition in f64, and that definition's gradient against central differences.
 
-use compute::ops::attention::{Attention, Segment, backward, forward};
+use compute::ops::attention::{Attention, Keys, PAGE, Segment, backward, forward};
 use compute::{DType, Device, Matrix, Precision};
 
 use crate::common::cpus;
@@ -16,6 +16,12 @@ struct Problem {
     k: Vec<f64>,
     v: Vec<f64>,
     dout: Vec<f64>,
+}
+
+/// The rows of keys that do not lie in pages.
+fn rows_of_keys(segment: &Segment) -> std::ops::Range<usize> {
+    let first = segment.keys.row(0);
+    first..first + segment.keys.len()
 }
 
 /// Results, row by row; zero on rows outside segments.
@@ -42,7 +48,7 @@ impl Problem {
         let (mut t, mut s) = (0, 0);
         let segments = lengths.iter().map(|&(queries, keys)| {
             (t, s) = (t + queries, s + keys);
-            Segment { queries: t - queries..t, keys: s - keys..s }
+            Segment { queries: t - queries..t, keys: (s - keys..s).into() }
         });
         let segments = segments.collect();
         let mut state = 1 + (t * 31 + s * 7 + heads * 3 + head_dim) as u64;
@@ -77,9 +83,10 @@ impl Problem {
         let mut all = Vec::new();
         for s in &self.segments {
             for (i, t) in s.queries.clone().enumerate() {
-                let past = s.keys.end - s.queries.len() + i + 1;
+                let keys = rows_of_keys(s);
+                let past = keys.end - s.queries.len() + i + 1;
                 let first =
-                    self.attention.window.map_or(s.keys.start, |w| s.keys.start.max(past.saturating_sub(w)));
+                    self.attention.window.map_or(keys.start, |w| keys.start.max(past.saturating_sub(w)));
                 all.extend((0..self.attention.heads).map(|h| (h, t, first..past)));
             }
         }
@@ -403,10 +410,11 @@ fn packed_equals_separate_to_the_byte() {
         for s in &packed.segments {
             let (wide, narrow) = (64, 32);
             let wide = s.queries.start * wide..s.queries.end * wide;
-            let narrow = s.keys.start * narrow..s.keys.end * narrow;
+            let keys = rows_of_keys(s);
+            let narrow = keys.start * narrow..keys.end * narrow;
             let alone = Problem {
                 attention: packed.attention.clone(),
-                segments: vec![Segment { queries: 0..s.queries.len(), keys: 0..s.keys.len() }],
+                segments: vec![Segment { queries: 0..s.queries.len(), keys: (0..s.keys.len()).into() }],
                 q: packed.q[wide.clone()].to_vec(),
                 k: packed.k[narrow.clone()].to_vec(),
                 v: packed.v[narrow.clone()].to_vec(),
@@ -418,6 +426,59 @@ fn packed_equals_separate_to_the_byte() {
             assert_eq!(alone.dq, results.dq[wide]);
             assert_eq!(alone.dk, results.dk[narrow.clone()]);
             assert_eq!(alone.dv, results.dv[narrow]);
+        }
+    }
+}
+
+/// What a query comes to does not depend on how many pass with it, nor on where the keys lie: all at once, in
+/// parts, one by one, or with keys in pages that stand in any order beside those of others.
+#[test]
+fn queries_one_by_one_and_keys_in_pages_change_no_byte() {
+    let (heads, kv_heads, d, keys) = (6, 2, 24, 3 * PAGE + 45);
+    for (precision, window) in [
+        (Precision::F32, None),
+        (Precision::Bf16, None),
+        (Precision::Bf16, Some(150)),
+        (Precision::F32, Some(7)),
+    ] {
+        let whole = Problem::new(heads, kv_heads, d, window, &[(keys, keys)]);
+        let (wide, narrow) = (heads * d, kv_heads * d);
+        let [q, k, v] = [(&whole.q, wide), (&whole.k, narrow), (&whole.v, narrow)]
+            .map(|(values, cols)| matrix(values, cols, precision.dtype()));
+        // Pages 4, 0, 5 and 2 of six; the others and what is behind the last key hold nothing of worth.
+        let pages = Keys::Pages { pages: [4, 0, 5, 2].into(), len: keys };
+        let [mut k_pages, mut v_pages] = [(); 2]
+            .map(|()| matrix(&vec![f64::from(f32::MAX); 6 * PAGE * narrow], narrow, precision.dtype()));
+        for device in cpus(2).into_iter().map(Device::Cpu) {
+            for (from, to) in [(&k, &mut k_pages), (&v, &mut v_pages)] {
+                let mut next = 0;
+                for rows in pages.runs(0..keys) {
+                    let part = from.as_ref().rows_range(next..next + rows.len());
+                    next += rows.len();
+                    compute::ops::copy::copy(&device, to.as_mut().rows_range(rows), part);
+                }
+            }
+            let attend = |segments: &[Segment], k: &Matrix, v: &Matrix| {
+                let mut out = Matrix::zeros(keys, wide, precision.dtype());
+                let mut lse = Matrix::zeros(keys, heads, DType::F32);
+                let (k, v) = (k.as_ref(), v.as_ref());
+                let (out_to, lse_to) = (out.as_mut(), lse.as_mut());
+                forward(&device, precision, &whole.attention, segments, q.as_ref(), k, v, out_to, lse_to);
+                (out.to_vec(), lse.to_vec())
+            };
+            let expected = attend(&whole.segments, &k, &v);
+            let up_to = |len| Keys::Pages { pages: [4, 0, 5, 2].into(), len };
+            for cuts in [vec![0, keys], vec![0, 1, 2, 5, 127, 128, 200, 384, keys], (0..=keys).collect()] {
+                let parts = || cuts.windows(2).map(|at| at[0]..at[1]);
+                let rows: Vec<_> =
+                    parts().map(|queries| Segment { keys: (0..queries.end).into(), queries }).collect();
+                let got = attend(&rows, &k, &v);
+                assert!(got == expected, "{precision:?}, {window:?}, {} parts", cuts.len());
+                let paged: Vec<_> =
+                    parts().map(|queries| Segment { keys: up_to(queries.end), queries }).collect();
+                let got = attend(&paged, &k_pages, &v_pages);
+                assert!(got == expected, "{precision:?}, {window:?}, {} parts in pages", cuts.len());
+            }
         }
     }
 }
@@ -445,7 +506,7 @@ fn segments_that_share_query_rows_are_refused() {
 #[should_panic(expected = "a segment of")]
 fn more_queries_than_keys_are_refused() {
     let mut p = Problem::new(1, 1, 4, None, &[(3, 3)]);
-    p.segments[0].keys = 0..2;
+    p.segments[0].keys = (0..2).into();
     p.run(1, Precision::F32);
 }
 

@@ -1,9 +1,11 @@
 //! Products that are computed together come to the bytes that each comes to alone, whatever they share: a
 //! right factor, as rows with an adapter each do, or none, as experts do.
 
+use std::ops::Range;
+
 use compute::ops::matmul::{Epilogue, Factor, Product, Update, multiply};
-use compute::quant::{Format, Quantized};
-use compute::{DType, Device, Matrix, Precision};
+use compute::quant::{BlockType, Format, Quantized};
+use compute::{DType, Device, Matrix, MatrixRef, Precision};
 
 use crate::common::{cpus, matrix};
 
@@ -187,4 +189,64 @@ fn more_than_is_packed_at_once() {
     check(&[[2112, 136]], &parts, 2);
     let parts = [part(30, 16, 0), part(100, 0, 0), part(70, 4, 1), part(2, 4, 1)];
     check(&[[11_008, 136]], &parts, 2);
+}
+
+/// Some rows by one weight, with an update of this rank.
+fn rows_by(
+    device: &Device,
+    precision: Precision,
+    x: MatrixRef<'_>,
+    weight: Factor<'_>,
+    [first, second]: &[Matrix; 2],
+    by_tiles: bool,
+) -> Vec<f32> {
+    let mut s = Matrix::zeros(x.rows(), first.rows(), DType::F32);
+    let mut c = Matrix::zeros(x.rows(), second.rows(), x.dtype());
+    let update = (first.rows() > 0).then(|| Update {
+        first: Some(Factor::Transposed(first.as_ref())),
+        scale: 0.5,
+        s: s.as_mut(),
+        second: Factor::Transposed(second.as_ref()),
+    });
+    let product = Product::new((Factor::Plain(x), weight), false, c.as_mut());
+    multiply(device, precision, vec![Product { update, by_tiles, ..product }]);
+    c.to_vec()
+}
+
+/// By tiles a row comes to the same bytes however many pass with it.
+#[test]
+fn how_many_rows_there_are_changes_no_byte() {
+    let formats =
+        [BlockType::Int4, BlockType::Int2, BlockType::Q4_0, BlockType::Q8_0, BlockType::Q4K, BlockType::Q6K];
+    let formats: Vec<_> = [Format::QLORA].into_iter().chain(formats.map(Format::Blocks)).collect();
+    for device in cpus(2).into_iter().map(Device::Cpu) {
+        for (precision, [n, k], rank) in [
+            (Precision::Bf16, [130, 512], 16),
+            (Precision::F32, [130, 512], 16),
+            (Precision::Bf16, [48, 11_008], 5),
+            (Precision::F32, [16, 2304], 0),
+        ] {
+            let dtype = precision.dtype();
+            let dense = matrix(n, k, dtype, 1);
+            let quantized: Vec<_> =
+                formats.iter().map(|&format| Quantized::quantize(&device, dense.as_ref(), format)).collect();
+            let updates = [matrix(rank, k, DType::F32, 2), matrix(n, rank, DType::F32, 3)];
+            let many = matrix(300, k, dtype, 4);
+            let of_quantized = quantized.iter().map(Factor::QuantizedTransposed);
+            for (i, weight) in
+                [Factor::Transposed(dense.as_ref())].into_iter().chain(of_quantized).enumerate()
+            {
+                let rows = |range: Range<usize>, by_tiles| {
+                    let x = many.as_ref().rows_range(range);
+                    rows_by(&device, precision, x, weight, &updates, by_tiles)
+                };
+                let what = || format!("{device:?}, {precision:?}, {n} x {k}, weight {i}");
+                let whole = rows(0..300, false);
+                for range in [0..1, 1..3, 7..11, 40..47, 100..164, 3..300] {
+                    let expected = &whole[range.start * n..range.end * n];
+                    assert!(rows(range.clone(), true) == expected, "{range:?} by tiles: {}", what());
+                }
+            }
+        }
+    }
 }

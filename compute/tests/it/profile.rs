@@ -32,7 +32,8 @@ fn a_product_counts_its_multiplications_and_additions_and_the_bytes_of_its_matri
 fn attention_counts_the_pairs_that_see_each_other() {
     let device = Device::cpu(1);
     // A whole sequence, and one whose first five tokens are in a cache.
-    let segments = [Segment { queries: 0..9, keys: 0..9 }, Segment { queries: 9..12, keys: 9..17 }];
+    let segments =
+        [Segment { queries: 0..9, keys: (0..9).into() }, Segment { queries: 9..12, keys: (9..17).into() }];
     for window in [None, Some(1), Some(4), Some(6), Some(100)] {
         let kind = Attention { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.3, window, cap: None };
         let (q, k) = (Matrix::zeros(12, 32, DType::F32), Matrix::zeros(17, 16, DType::F32));

@@ -3,7 +3,7 @@ use infer::{Sampler, Sampling};
 const LOGITS: [f32; 5] = [0.0, 2.0, 1.0, 2.0, -1.0];
 
 fn counts(sampling: Sampling, draws: usize) -> [usize; 5] {
-    let mut sampler = Sampler::new(sampling);
+    let mut sampler = Sampler::new(sampling, &[]);
     let mut counts = [0; 5];
     (0..draws).for_each(|_| counts[sampler.sample(&LOGITS) as usize] += 1);
     counts
@@ -41,7 +41,7 @@ fn top_k_and_top_p_leave_the_tail_out() {
 #[test]
 fn the_same_seed_draws_the_same_tokens() {
     let draw = |seed| {
-        let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() });
+        let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() }, &[]);
         (0..32).map(|_| sampler.sample(&LOGITS)).collect::<Vec<_>>()
     };
     assert_eq!(draw(1), draw(1));
@@ -64,7 +64,7 @@ fn only_the_shortest_prefix_that_reaches_top_p_is_drawn_from() {
             before < f64::from(top_p) * total
         });
         let nucleus = nucleus.count();
-        let mut sampler = Sampler::new(Sampling { temperature: 0.8, top_p, ..Sampling::default() });
+        let mut sampler = Sampler::new(Sampling { temperature: 0.8, top_p, ..Sampling::default() }, &[]);
         let mut drawn = vec![0_usize; logits.len()];
         (0..20_000).for_each(|_| drawn[sampler.sample(&logits) as usize] += 1);
         assert!(order[nucleus..].iter().all(|&i| drawn[i] == 0), "top_p {top_p}: outside {nucleus} tokens");

@@ -38,7 +38,7 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
 
     let decoder = base.load(&device, extent.precision, setup::quantization(run))?;
     let mut buffers = Activations::new(&base.config, &layout, 0.0, extent, &mut Allocator::real(&device));
-    adapter.iter().for_each(|adapter| buffers.fix(&decoder, adapter));
+    adapter.iter().for_each(|adapter| decoder.fix(adapter));
     let begun = Instant::now();
     let (sum, tokens) = evaluate(&decoder.run(adapter.as_ref()), &decoder, &data.examples, &mut buffers)?;
     let loss = sum / tokens as f64;

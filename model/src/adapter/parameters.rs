@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use compute::quant::Format;
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef};
 
+use super::method::dora;
 pub use super::method::dora::Dora;
 pub use super::method::full::Full;
 pub use super::method::lora::Lora;
@@ -107,6 +109,19 @@ impl Layout {
         }
         if config.tie_word_embeddings {
             layout.share(ModuleId::Head, ModuleId::Embedding);
+        }
+        layout
+    }
+
+    /// A layout that no adapter has: buffers for it have room for any adapter of at most this rank whose
+    /// pooled inputs, if it has such, come of groups of at least so many, and which is [fixed].
+    ///
+    /// [fixed]: crate::Decoder::fix
+    pub fn room(config: &Config, max_rank: usize, smallest_group: usize) -> Self {
+        let mut layout = Layout::default();
+        let module = config.modules().into_iter().find(|module| matches!(module.id, ModuleId::Linear { .. }));
+        if let Some(module) = module.filter(|_| max_rank > 0) {
+            layout.add_pooled_lora(module, "", max_rank, 1.0, smallest_group);
         }
         layout
     }
@@ -277,6 +292,8 @@ pub struct Adapter {
     pub taken_out: Option<Parameters>,
     /// Probability with which an element of a low-rank layer's input is dropped in training.
     pub dropout: f32,
+    /// What [`Decoder::fix`](crate::Decoder::fix) computed of it.
+    pub(in crate::adapter) factors: OnceLock<dora::Factors>,
 }
 
 impl Adapter {
@@ -299,7 +316,7 @@ impl Adapter {
         let remembers = layout.taken_out > 0;
         let taken_out =
             remembers.then(|| Parameters::of_len(layout.taken_out, Component::Adapter, &mut allocator));
-        Adapter { layout, parameters, taken_out, dropout }
+        Adapter { layout, parameters, taken_out, dropout, factors: OnceLock::new() }
     }
 
     /// Counts the memory of an adapter that is made elsewhere.

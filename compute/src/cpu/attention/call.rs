@@ -169,7 +169,7 @@ impl Call<'_> {
                 for part in parts(0..keys.len(), KEYS) {
                     let rows = scratch.turned.top_mut(part.len()).f32();
                     transpose(&sums.as_ref().f32()[part.start..], columns(keys), d, rows);
-                    let at = (segment.keys.start + keys.start + part.start, group * d);
+                    let at = (segment.keys.rows().start + keys.start + part.start, group * d);
                     // SAFETY: the caller's promise.
                     unsafe { to.store(at, (1, d), rows, d) }
                 }
@@ -273,7 +273,7 @@ impl Call<'_> {
     ) -> Operand<'b> {
         let (rows, cols) = (keys.len(), self.spec.head_dim);
         let row_stride = m.cols();
-        let start = (segment.keys.start + keys.start) * row_stride + group * cols;
+        let start = segment.keys.row(keys.start) * row_stride + group * cols;
         let span = start..start + (rows - 1) * row_stride + cols;
         let data = match m.slice() {
             Slice::F32(s) => Slice::F32(&s[span]),
@@ -291,8 +291,8 @@ impl Call<'_> {
                 Slice::F32(s) => s.as_ptr().cast(),
                 Slice::Bf16(s) => s.as_ptr().cast(),
             };
-            for key in keys.clone() {
-                let row = (segment.keys.start + key) * self.spec.kv_heads * bytes;
+            for key in segment.keys.runs(keys.clone()).flatten() {
+                let row = key * self.spec.kv_heads * bytes;
                 for line in (row + groups.start * bytes..row + groups.end * bytes).step_by(64) {
                     simd::prefetch(start.wrapping_add(line));
                 }

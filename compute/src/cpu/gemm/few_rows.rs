@@ -45,7 +45,8 @@ pub(super) fn applies(product: &Product<'_>) -> bool {
         Right::Dense(b) => b.row_stride == 1,
         Right::Coded(b) => b.is_transposed(),
     };
-    product.a.rows <= ROWS
+    !product.by_tiles
+        && product.a.rows <= ROWS
         && product.a.cols >= MIN_DEPTH
         && along(&product.b)
         && product.update.as_ref().is_none_or(|update| along(&update.second))

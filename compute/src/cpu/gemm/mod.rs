@@ -139,6 +139,8 @@ pub(crate) struct Call<'a> {
     pub(crate) update: Option<Update<'a>>,
     pub(crate) epilogue: Epilogue<'a>,
     pub(crate) accumulate: bool,
+    /// Few rows go the way of many.
+    pub(crate) by_tiles: bool,
     pub(crate) c: OperandMut<'a>,
 }
 

@@ -103,7 +103,8 @@ impl PackedLeft {
     }
 
     /// `sums[rows, n] = left[first.., k] right[k, n]`, or `+=` if `add`. Rows of `sums` are `stride` apart;
-    /// whole tiles are written, see [`Packing::rows`] and [`Packing::cols`].
+    /// whole tiles are written, see [`Packing::rows`] and [`Packing::cols`]. A sum is the same to the byte
+    /// whatever `rows` and `n` are, and whatever zeros stand behind `k`.
     pub(crate) fn multiply(
         &self,
         (first, rows): (usize, usize),
@@ -127,7 +128,7 @@ impl PackedLeft {
         unsafe {
             let (a, b) = (start(&self.values).add(first * row_bytes), start(&right.values));
             for col in (0..cols).step_by(kernel.width()) {
-                let tile = kernel.tiles[kernel.width().min(cols - col) / kernel.lanes - 1];
+                let tile = kernel.even_tiles[kernel.width().min(cols - col) / kernel.lanes - 1];
                 let b = b.add(col * right.depth * kernel.packed.size());
                 for row in (0..rows).step_by(kernel.rows) {
                     let sums = sums.as_mut_ptr().add(row * stride + col);

@@ -18,6 +18,8 @@ pub(super) struct Product<'a> {
     pub(super) update: Option<Update<'a>>,
     pub(super) epilogue: Epilogue<'a>,
     pub(super) accumulate: bool,
+    /// Whether few rows go the way of many.
+    pub(super) by_tiles: bool,
     pub(super) c: Target,
 }
 
@@ -60,7 +62,7 @@ impl<'a> Update<'a> {
 impl<'a> Product<'a> {
     /// Checks shapes, strides and lengths; `None` if `c` is empty.
     pub(super) fn new(kernel: &'static Kernel, call: Call<'a>) -> Option<Self> {
-        let Call { alpha, a, b, update, epilogue, accumulate, c } = call;
+        let Call { alpha, a, b, update, epilogue, accumulate, by_tiles, c } = call;
         assert!(epilogue.is_none() || alpha == 1.0, "an epilogue of a product with a factor of {alpha}");
         for of_columns in [epilogue.scale, epilogue.bias].into_iter().flatten() {
             assert_eq!(of_columns.len(), c.cols, "an epilogue's values and columns");
@@ -86,7 +88,7 @@ impl<'a> Product<'a> {
         // An update of rank 0 adds nothing.
         let update = update.filter(|update| update.rank > 0);
         let (cols, c) = (c.cols, c.target("c"));
-        let product = Product { kernel, alpha, a, b, update, epilogue, accumulate, c };
+        let product = Product { kernel, alpha, a, b, update, epilogue, accumulate, by_tiles, c };
         match b {
             // Packed rows of `a` would have to be turned, for one narrow panel: the other way round they are
             // the panels.

@@ -14,6 +14,7 @@ use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use super::lora::{self, Lora};
 use crate::adapter::parameters::{Adapter, Layout, Parameters, Role, Trained};
+use crate::decoder::Decoder;
 use crate::linear::{BaseWeight, Rows};
 use crate::memory::{Allocator, Component};
 use crate::names::{Module, ModuleId, Part};
@@ -79,20 +80,50 @@ struct OfModule {
     /// Norms of the adapted rows, and of which adapter: in the backward pass they are what they were in the
     /// forward pass.
     norms: (Matrix, Option<usize>),
-    /// Factors `m / n` of an adapter that no longer changes, and which one it is; not in training.
-    fixed: Option<(Matrix, Option<usize>)>,
 }
 
 impl OfModule {
     fn new(out: usize, training: bool, allocator: &mut Allocator) -> Self {
+        if !training {
+            // What [`Decoder::fix`] puts beside the adapter.
+            allocator.count(Component::Adapter, (out * DType::F32.size()) as u64);
+        }
         let mut row = || allocator.matrix(Component::Workspace, 1, out, DType::F32);
-        OfModule { squares: (row(), false), norms: (row(), None), fixed: (!training).then(|| (row(), None)) }
+        OfModule { squares: (row(), false), norms: (row(), None) }
     }
+}
 
-    /// The factors of a pass's adapter, if they are fixed.
-    fn fixed(&self, run: &Run<'_>) -> Option<MatrixRef<'_>> {
-        let (factors, of) = self.fixed.as_ref()?;
-        (*of == Some(address(run))).then(|| factors.as_ref())
+/// Factors `m / n` of the rows of an adapter's modules, `[1, out]` each.
+pub(in crate::adapter) type Factors = BTreeMap<ModuleId, Matrix>;
+
+/// The factors of the rows of a pass's adapter, if they are fixed.
+fn fixed<'a>(rows: &Rows<'a>) -> Option<MatrixRef<'a>> {
+    rows.run.adapter?.factors.get()?.get(&rows.module).map(Matrix::as_ref)
+}
+
+impl Decoder {
+    /// Computes once what depends on an adapter alone, for all passes to come: its values must not change any
+    /// more. In bf16 what is fixed rounds once where a pass that computes it rounds twice.
+    pub fn fix(&self, adapter: &Adapter) {
+        adapter.factors.get_or_init(|| {
+            let (run, mut allocator) = (self.run(Some(adapter)), Allocator::real(&self.device));
+            let layers = (self.config.layers, |_| 1);
+            let rows = (0, false);
+            let mut memory =
+                Memory::new(&adapter.layout, |_| true, layers, rows, self.precision, &mut allocator);
+            let dora = |(module, trained)| match trained {
+                Trained::Dora(dora) => Some((module, dora)),
+                _ => None,
+            };
+            let factors = |(module, dora): (ModuleId, Dora)| {
+                memory.measure(&run, module, dora.lora, self.base_weight(module));
+                let norms = memory.modules[&module].norms.0.as_ref();
+                let mut factors = self.device.zeros(1, norms.cols(), DType::F32);
+                magnitude::factors(&self.device, factors.as_mut(), (adapter.tensor(dora.magnitude), norms));
+                (module, factors)
+            };
+            adapter.layout.modules().filter_map(dora).map(factors).collect()
+        });
     }
 }
 
@@ -165,28 +196,13 @@ impl Memory {
         }
     }
 
-    /// Computes the factors of a module's rows once for all passes to come: the adapter must not change any
-    /// more.
-    pub(crate) fn fix(&mut self, run: &Run<'_>, module: ModuleId, dora: Dora, weight: BaseWeight<'_>) {
-        if self.modules.get(&module).is_none_or(|of_module| of_module.fixed.is_none()) {
-            return;
-        }
-        self.measure(run, module, dora.lora, weight);
-        let OfModule { norms: (norms, _), fixed, .. } = self.modules.get_mut(&module).expect(LAID_OUT);
-        let Some((factors, of)) = fixed else { return };
-        let m = run.adapter().tensor(dora.magnitude);
-        magnitude::factors(run.device, factors.as_mut(), (m, norms.as_ref()));
-        *of = Some(address(run));
-    }
-
     /// Where the products of the rows of a list go, of a module that some of them train by this method.
     pub(crate) fn places(&mut self, all: &[Rows<'_>], count: usize) -> Places<'_> {
-        let Some(&Rows { module, .. }) = all.iter().find(|rows| rows.dora().is_some()) else {
-            return Places { of_module: None, z: None };
-        };
+        let is_apart = |rows: &&Rows<'_>| rows.dora().is_some() && fixed(rows).is_none();
+        let Some(&Rows { module, .. }) = all.iter().find(is_apart) else { return Places { z: None } };
         let (z, there) = self.products.get_mut(&kind(module)).expect(LAID_OUT).of(module);
         *there = Some(module);
-        Places { of_module: self.modules.get(&module), z: Some(z.top_mut(count)) }
+        Places { z: Some(z.top_mut(count)) }
     }
 
     /// Whether the products of the last forward pass through a module are there.
@@ -202,7 +218,7 @@ impl Memory {
     /// `y`, or what is added to it, from the products of some rows, unless that was all.
     pub(crate) fn finish(&mut self, rows: &Rows<'_>, dora: Dora, y: MatrixMut<'_>, accumulate: bool) {
         let &Rows { run, module, ref range, .. } = rows;
-        if self.modules.get(&module).expect(LAID_OUT).fixed(run).is_some() {
+        if fixed(rows).is_some() {
             return;
         }
         self.measure(run, module, dora.lora, rows.weight());
@@ -264,7 +280,6 @@ impl Memory {
 
 /// Where the products of the rows of a list go, one after the other.
 pub(crate) struct Places<'m> {
-    of_module: Option<&'m OfModule>,
     z: Option<MatrixMut<'m>>,
 }
 
@@ -278,10 +293,10 @@ pub(crate) enum Place<'m> {
 
 impl<'m> Places<'m> {
     /// The place of the next rows of the list, if they have DoRA.
-    pub(crate) fn next(&mut self, rows: &Rows<'_>) -> Option<Place<'m>> {
+    pub(crate) fn next(&mut self, rows: &Rows<'m>) -> Option<Place<'m>> {
         let z = self.z.as_mut().map(|z| z.split_off_rows(rows.range.len()));
         rows.dora()?;
-        match self.of_module.expect(LAID_OUT).fixed(rows.run) {
+        match fixed(rows) {
             Some(factors) => Some(Place::Scaled(factors)),
             None => Some(Place::Apart(z.expect(LAID_OUT))),
         }

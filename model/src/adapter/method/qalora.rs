@@ -56,7 +56,7 @@ impl Layout {
     }
 
     /// The fewest inputs that an update reads together, if any does.
-    pub(crate) fn smallest_group(&self) -> Option<usize> {
+    pub fn smallest_group(&self) -> Option<usize> {
         let groups = self.modules().filter_map(|(_, trained)| trained.lora()).map(|lora| lora.group);
         groups.filter(|&group| group > 1).min()
     }
