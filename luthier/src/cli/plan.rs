@@ -24,6 +24,35 @@ pub(crate) enum Bench {
     Train(BenchArgs),
     /// Token by token generation
     Generate(BenchArgs),
+    /// Many requests over many adapters at once
+    Serve(BenchServe),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BenchServe {
+    #[command(flatten)]
+    pub(crate) bench: BenchArgs,
+    /// Adapters, of `adapter.r` and `adapter.target_modules`; requests have them by Zipf's law
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) adapters: u32,
+    /// Clients that ask at once
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) parallel: u32,
+    /// Requests in all
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) requests: u32,
+    /// Tokens of a prompt, half to three halves of it
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prompt: u32,
+    /// Tokens of an answer, half to three halves of it
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) new: u32,
+    /// Measure a server, too, that holds one adapter at a time
+    #[arg(long)]
+    pub(crate) swapping: bool,
+    /// Sum new tokens as training does
+    #[arg(long)]
+    pub(crate) exact_logprobs: bool,
 }
 
 #[derive(Args, Debug)]

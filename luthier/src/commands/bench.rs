@@ -5,6 +5,7 @@
 //! again.
 
 mod roofline;
+mod serve;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ pub(super) fn run(args: cli::Bench, global: &Global) -> anyhow::Result<ExitCode>
     match args {
         cli::Bench::Train(args) => train(&args, global, begun),
         cli::Bench::Generate(args) => generate(&args, global),
+        cli::Bench::Serve(args) => serve::run(&args, global),
     }
 }
 
