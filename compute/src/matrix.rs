@@ -227,6 +227,14 @@ pub(crate) enum Slice<'a> {
 }
 
 impl Slice<'_> {
+    /// Bytes of an element.
+    pub(crate) fn element_bytes(&self) -> usize {
+        match self {
+            Slice::F32(_) => size_of::<f32>(),
+            Slice::Bf16(_) => size_of::<bf16>(),
+        }
+    }
+
     /// Whether both are the same memory.
     pub(crate) fn is_same(&self, other: &Slice<'_>) -> bool {
         match (self, other) {

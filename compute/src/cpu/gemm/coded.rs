@@ -72,6 +72,12 @@ impl<'a> Coded<'a> {
         self.transposed
     }
 
+    /// Bytes of a column, about.
+    pub(super) fn column_bytes(&self) -> usize {
+        let elements = self.weight.rows() * self.weight.cols();
+        self.rows * self.weight.size_bytes() / elements.max(1)
+    }
+
     /// Whether it is the same part of the same weight.
     pub(super) fn is_same(&self, other: &Coded<'_>) -> bool {
         let part = |m: &Coded<'_>| (m.transposed, m.first, m.rows, m.cols);

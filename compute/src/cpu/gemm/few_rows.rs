@@ -12,6 +12,8 @@ use super::scratch::{self, Room, Scratch};
 use super::team::Team;
 use super::{Operand, Right};
 
+/// Bytes of weights that stay in the first-level cache beside what is multiplied by them.
+const L1_BYTES: usize = 16 << 10;
 /// At most this many rows of `a`: with more, packing weights for a tile costs less than reading them twice.
 pub(crate) const ROWS: usize = 4;
 /// Weight rows multiplied at once.
@@ -135,15 +137,27 @@ fn run_packed(packed: &[Packed<'_, '_>], team: &Team<'_>) {
     }
     team.run(tasks.len(), |task| {
         let (family, block) = &tasks[task];
+        let width = width(family);
         scratch::with(|scratch| {
-            for col in block.clone().step_by(WIDTH) {
+            for col in block.clone().step_by(width) {
                 for packed in *family {
                     // SAFETY: tasks have columns of their own; the rows are packed.
-                    unsafe { packed.compute(col..block.end.min(col + WIDTH), scratch) };
+                    unsafe { packed.compute(col..block.end.min(col + width), scratch) };
                 }
             }
         });
     });
+}
+
+/// Columns that all products of a family multiply before the next ones are read: where there are several, as
+/// many as stay in the first-level cache meanwhile.
+fn width(family: &[Packed<'_, '_>]) -> usize {
+    let product = family[0].product;
+    let fitting = L1_BYTES / product.b.column_bytes().max(1);
+    match family {
+        [_] => WIDTH,
+        _ => (fitting / COLS * COLS).clamp(COLS, WIDTH),
+    }
 }
 
 /// `to += from`

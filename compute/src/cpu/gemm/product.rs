@@ -220,6 +220,14 @@ impl Right<'_> {
         }
     }
 
+    /// Bytes of a column, about.
+    pub(super) fn column_bytes(&self) -> usize {
+        match self {
+            Right::Dense(b) => b.rows * b.data.element_bytes(),
+            Right::Coded(b) => b.column_bytes(),
+        }
+    }
+
     /// Whether it is the same memory, read the same way.
     pub(super) fn is_same(&self, other: &Right<'_>) -> bool {
         match (self, other) {
