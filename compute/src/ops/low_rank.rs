@@ -22,7 +22,7 @@
 //! never appears: the work is `2 T R (in + out)` forward and twice that backward.
 
 use super::matmul::Factor::{Plain, Transposed};
-use super::matmul::{Update, matmul};
+use super::matmul::{Product, Update, matmul, multiply};
 use crate::{Device, MatrixMut, MatrixRef, Precision};
 
 /// What the product `x w` becomes `y[T, out]` by, with `s[T, R]`: made there, or by [`prepared`] before it.
@@ -37,7 +37,7 @@ pub fn forward<'a>(
 }
 
 /// `s[T, R] = scale * input aᵀ`, where the update reads something else than `x`: what dropout left of it, or
-/// sums of its columns.
+/// sums of its columns. `by_tiles`: as [`Product::by_tiles`].
 ///
 /// # Panics
 /// If the shapes do not agree.
@@ -48,8 +48,10 @@ pub fn prepared(
     a: MatrixRef<'_>,
     scale: f32,
     s: MatrixMut<'_>,
+    by_tiles: bool,
 ) {
-    matmul(device, precision, scale, Plain(input), Transposed(a), false, s);
+    let product = Product::new((Plain(input), Transposed(a)), false, s);
+    multiply(device, precision, vec![Product { alpha: scale, by_tiles, ..product }]);
 }
 
 /// What the product `dy w` becomes `dx[T, in]` by, where the update reads `x` itself; it makes `ds[T, R]`.

@@ -151,7 +151,7 @@ impl<'a> Epilogue<'a> {
 /// A product, one of those that [`multiply`] computes together:
 ///
 /// ```text
-/// c[M, N] = alpha * (a[M, K] b[K, N] + s[M, R] second[R, N])        (+ c)
+/// c[M, N] = alpha * (sums[M, N] + a[M, K] b[K, N] + s[M, R] second[R, N])        (+ c)
 /// ```
 ///
 /// with an epilogue, rounded once. With an update it is the product of a frozen weight and its low-rank
@@ -164,6 +164,9 @@ pub struct Product<'a> {
     pub a: Factor<'a>,
     /// `[K, N]`
     pub b: Factor<'a>,
+    /// `[M, N]`, `f32`: what another product has come to, by tiles, whose sums go on here as if both were one;
+    /// none: 0. Only by tiles.
+    pub sums: Option<MatrixRef<'a>>,
     /// What goes into the same sums.
     pub update: Option<Update<'a>>,
     /// What becomes of the sums' columns.
@@ -180,7 +183,7 @@ impl<'a> Product<'a> {
     /// `c = a * b`, or `c += a * b`.
     pub fn new((a, b): (Factor<'a>, Factor<'a>), accumulate: bool, c: MatrixMut<'a>) -> Self {
         let (update, epilogue) = (None, Epilogue::default());
-        Product { alpha: 1.0, a, b, update, epilogue, accumulate, by_tiles: false, c }
+        Product { alpha: 1.0, a, b, sums: None, update, epilogue, accumulate, by_tiles: false, c }
     }
 
     /// By what calls are added up: its name and its size. Of several, these rows.
@@ -201,6 +204,10 @@ impl<'a> Product<'a> {
             let made = first.is_none_or(|first| first.size() == (depth, s.cols()));
             assert!(made, "an update's first factor, of a product {depth} deep");
         }
+        if let Some(sums) = self.sums {
+            assert_eq!((rows, cols), (sums.rows(), sums.cols()), "rows and columns of sums that go on");
+            assert!(self.by_tiles, "sums go on by tiles");
+        }
         for m in self.epilogue.of_columns() {
             assert_eq!((1, cols), (m.rows(), m.cols()), "an epilogue's values and columns");
         }
@@ -209,7 +216,8 @@ impl<'a> Product<'a> {
     fn homes(&self) -> impl Iterator<Item = Home> {
         let factors = [self.a.home(), self.b.home(), self.c.home()];
         let of_update = self.update.iter().flat_map(Update::homes);
-        factors.into_iter().chain(of_update).chain(self.epilogue.of_columns().map(|m| m.home()))
+        let of_sums = self.sums.iter().map(|sums| sums.home());
+        factors.into_iter().chain(of_sums).chain(of_update).chain(self.epilogue.of_columns().map(|m| m.home()))
     }
 
     fn work(&self) -> Work {
@@ -232,7 +240,8 @@ impl<'a> Product<'a> {
         let (a, b, c) = (self.a.left(), self.b.right(), operand_mut(self.c));
         let epilogue = gemm::Epilogue { scale, bias };
         let (alpha, accumulate, by_tiles) = (self.alpha, self.accumulate, self.by_tiles);
-        gemm::Call { alpha, a, b, update, epilogue, accumulate, by_tiles, c }
+        let sums = self.sums.map(|sums| Factor::Plain(sums).left());
+        gemm::Call { alpha, a, b, sums, update, epilogue, accumulate, by_tiles, c }
     }
 }
 

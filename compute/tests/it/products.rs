@@ -250,3 +250,45 @@ fn how_many_rows_there_are_changes_no_byte() {
         }
     }
 }
+
+/// A base's product of all rows, whose sums go on with the update of each group's rows, comes to the products with
+/// an update that each group is alone.
+#[test]
+fn sums_that_go_on_are_those_of_one_product() {
+    for device in cpus(2).into_iter().map(Device::Cpu) {
+        for (precision, [n, k]) in [
+            (Precision::Bf16, [130, 512]),
+            (Precision::F32, [130, 512]),
+            (Precision::Bf16, [272, 2304]),
+            (Precision::F32, [17, 2304]),
+        ] {
+            let dtype = precision.dtype();
+            let (x, dense) = (matrix(13, k, dtype, 4), matrix(n, k, dtype, 1));
+            let quantized = Quantized::quantize(&device, dense.as_ref(), Format::QLORA);
+            let groups = [(0..1, 16), (1..2, 0), (2..7, 5), (7..8, 300), (8..13, 0)];
+            for weight in [Factor::Transposed(dense.as_ref()), Factor::QuantizedTransposed(&quantized)] {
+                let mut sums = Matrix::zeros(13, n, DType::F32);
+                let base = Product::new((Factor::Plain(x.as_ref()), weight), false, sums.as_mut());
+                multiply(&device, precision, vec![Product { by_tiles: true, ..base }]);
+                for (rows, rank) in &groups {
+                    let updates = [matrix(*rank, k, DType::F32, 2), matrix(n, *rank, DType::F32, 3)];
+                    let own = x.as_ref().rows_range(rows.clone());
+                    let expected = rows_by(&device, precision, own, weight, &updates, true);
+                    let mut s = Matrix::zeros(rows.len(), *rank, DType::F32);
+                    let first = Factor::Transposed(updates[0].as_ref());
+                    let of_s = Product::new((Factor::Plain(own), first), false, s.as_mut());
+                    multiply(&device, precision, vec![Product { alpha: 0.5, by_tiles: true, ..of_s }]);
+                    let mut c = Matrix::zeros(rows.len(), n, dtype);
+                    let factors = (Factor::Plain(s.as_ref()), Factor::Transposed(updates[1].as_ref()));
+                    let goes_on = Product {
+                        by_tiles: true,
+                        sums: Some(sums.as_ref().rows_range(rows.clone())),
+                        ..Product::new(factors, false, c.as_mut())
+                    };
+                    multiply(&device, precision, vec![goes_on]);
+                    assert!(c.to_vec() == expected, "{device:?}, {precision:?}, {n} x {k}, {rows:?}, {rank}");
+                }
+            }
+        }
+    }
+}

@@ -14,7 +14,7 @@ use model::adapter::peft::{PeftConfig, Pooling, QaLora, Selection};
 use model::memory::Allocator;
 use model::{Activations, Adapter, Batch, Config, Decoder, Layout, Purpose};
 
-const SETTINGS: &str = r#"{"model_type": "llama", "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96,
+const SETTINGS: &str = r#"{"model_type": "llama", "vocab_size": 97, "hidden_size": 128, "intermediate_size": 96,
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 700,
     "rms_norm_eps": 1e-5, "initializer_range": 0.3, "tie_word_embeddings": false, "hidden_act": "silu"}"#;
 
@@ -50,7 +50,7 @@ fn adapter(decoder: &Decoder, names: &[&str], r: usize, settings: PeftConfig) ->
 fn adapters(decoder: &Decoder) -> Vec<Option<Arc<Adapter>>> {
     let plain = PeftConfig::default;
     let dora = || PeftConfig { use_dora: true, ..plain() };
-    let qalora = PeftConfig { qalora: Some(QaLora { group: 32, pooling: Pooling::Sum }), ..plain() };
+    let qalora = PeftConfig { qalora: Some(QaLora { group: 16, pooling: Pooling::Sum }), ..plain() };
     let whole = PeftConfig { modules_to_save: vec!["norm".to_owned()], ..plain() };
     let made = [
         adapter(decoder, &["q_proj", "v_proj"], 4, plain()),
@@ -312,6 +312,6 @@ fn what_there_is_no_room_for_is_refused() {
     assert!(matches!(refused(vec![1], 1, Some(large)), InferError::AdapterTooLarge { .. }));
     let plan = Engine::memory_plan(&decoder, small);
     let of_more = Engine::memory_plan(&decoder, Extent { cached_tokens: 512, ..small });
-    // Two pages of keys and values, of two heads of 16, in two layers.
-    assert_eq!(of_more.total() - plan.total(), 2 * 2 * 256 * 32 * 4);
+    // Two pages of keys and values, of two heads of 32, in two layers.
+    assert_eq!(of_more.total() - plan.total(), 2 * 2 * 256 * 64 * 4);
 }

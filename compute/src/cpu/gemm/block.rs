@@ -331,9 +331,14 @@ unsafe fn compute_panels(
                 // valid part lies inside `c`.
                 unsafe {
                     let sums = sums.add(if is_only { 0 } else { row * width });
-                    tile(groups, a.add(row * row_bytes), b.start(), sums, width, k_block > 0);
+                    let valid = kernel.rows.min(piece.rows.len() - row);
+                    if k_block == 0 {
+                        let first = piece.rows.start + row;
+                        product.begin(first..first + valid, panel.clone(), sums, width);
+                    }
+                    let goes_on = k_block > 0 || product.goes_on();
+                    tile(groups, a.add(row * row_bytes), b.start(), sums, width, goes_on);
                     if is_last {
-                        let valid = kernel.rows.min(piece.rows.len() - row);
                         let c = product.c.at(piece.rows.start + row, panel.start);
                         product.epilogue.apply(sums, width, valid, panel.clone());
                         store(sums, width, valid, panel.len(), product.alpha, product.accumulate, c);

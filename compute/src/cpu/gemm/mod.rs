@@ -136,6 +136,8 @@ pub(crate) struct Call<'a> {
     pub(crate) alpha: f32,
     pub(crate) a: Operand<'a>,
     pub(crate) b: Right<'a>,
+    /// What the sums begin with, `f32`.
+    pub(crate) sums: Option<Operand<'a>>,
     pub(crate) update: Option<Update<'a>>,
     pub(crate) epilogue: Epilogue<'a>,
     pub(crate) accumulate: bool,

@@ -14,6 +14,8 @@ pub(super) struct Product<'a> {
     pub(super) alpha: f32,
     pub(super) a: Operand<'a>,
     pub(super) b: Right<'a>,
+    /// What the sums begin with, row-major.
+    sums: Option<Operand<'a>>,
     /// What goes into the same sums.
     pub(super) update: Option<Update<'a>>,
     pub(super) epilogue: Epilogue<'a>,
@@ -62,7 +64,7 @@ impl<'a> Update<'a> {
 impl<'a> Product<'a> {
     /// Checks shapes, strides and lengths; `None` if `c` is empty.
     pub(super) fn new(kernel: &'static Kernel, call: Call<'a>) -> Option<Self> {
-        let Call { alpha, a, b, update, epilogue, accumulate, by_tiles, c } = call;
+        let Call { alpha, a, b, sums, update, epilogue, accumulate, by_tiles, c } = call;
         assert!(epilogue.is_none() || alpha == 1.0, "an epilogue of a product with a factor of {alpha}");
         for of_columns in [epilogue.scale, epilogue.bias].into_iter().flatten() {
             assert_eq!(of_columns.len(), c.cols, "an epilogue's values and columns");
@@ -75,6 +77,11 @@ impl<'a> Product<'a> {
         };
         check((a.rows, a.cols), &b, (c.rows, c.cols));
         a.check("a");
+        if let Some(sums) = &sums {
+            assert_eq!((sums.rows, sums.cols, sums.col_stride), (c.rows, c.cols, 1), "shape of sums");
+            assert!(matches!(sums.data, Slice::F32(_)) && by_tiles, "sums of `f32`, by tiles");
+            sums.check("sums");
+        }
         let update = update.map(|super::Update { first, scale, s, second }| {
             check((s.rows, s.cols), &second, (c.rows, c.cols));
             if let Some(first) = &first {
@@ -88,12 +95,16 @@ impl<'a> Product<'a> {
         // An update of rank 0 adds nothing.
         let update = update.filter(|update| update.rank > 0);
         let (cols, c) = (c.cols, c.target("c"));
-        let product = Product { kernel, alpha, a, b, update, epilogue, accumulate, by_tiles, c };
+        let product = Product { kernel, alpha, a, b, sums, update, epilogue, accumulate, by_tiles, c };
         match b {
             // Packed rows of `a` would have to be turned, for one narrow panel: the other way round they are
             // the panels.
             Right::Dense(b)
-                if cols <= kernel.lanes && a.col_stride != 1 && update.is_none() && epilogue.is_none() =>
+                if cols <= kernel.lanes
+                    && a.col_stride != 1
+                    && update.is_none()
+                    && epilogue.is_none()
+                    && sums.is_none() =>
             {
                 let c = Target { row_stride: c.col_stride, col_stride: c.row_stride, ..c };
                 Some(Product { a: b.transposed(), b: a.transposed().into(), c, ..product })
@@ -112,7 +123,8 @@ impl<'a> Product<'a> {
     pub(super) fn product_of_s(&self) -> Option<Product<'a>> {
         let Update { first, scale, s, .. } = self.update?;
         let epilogue = Epilogue::default();
-        Some(Product { alpha: scale, b: first?, update: None, epilogue, accumulate: false, c: s, ..*self })
+        let (sums, update) = (None, None);
+        Some(Product { alpha: scale, b: first?, sums, update, epilogue, accumulate: false, c: s, ..*self })
     }
 
     /// Whether `s` can be made from the rows of `a` as they are packed for the product itself: in rows as
@@ -123,6 +135,24 @@ impl<'a> Product<'a> {
             of_s.row_bytes() == whole.row_bytes()
                 && of_s.sums(whole.strip_rows(), product.b.cols()) <= scratch::SUMS
         })
+    }
+
+    /// Whether sums begin with what another product has come to.
+    pub(super) fn goes_on(&self) -> bool {
+        self.sums.is_some()
+    }
+
+    /// Brings what the sums of these elements begin with into a tile, whose rows are `width` apart.
+    ///
+    /// # Safety
+    /// There are so many rows of `cols.len()` sums, which nobody else touches now.
+    pub(super) unsafe fn begin(&self, rows: Range<usize>, cols: Range<usize>, sums: *mut f32, width: usize) {
+        let Some(Operand { data: Slice::F32(from), row_stride, .. }) = self.sums else { return };
+        for (i, row) in rows.enumerate() {
+            let from = &from[row * row_stride..][cols.clone()];
+            // SAFETY: as the caller promises.
+            unsafe { std::slice::from_raw_parts_mut(sums.add(i * width), cols.len()) }.copy_from_slice(from);
+        }
     }
 
     /// Packs some rows of the left factor over a block of `K`.

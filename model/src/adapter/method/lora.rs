@@ -251,7 +251,8 @@ pub(crate) fn update<'a>(
     let (a, b) = run.adapter().lora(lora);
     let input = prepared.of(rows, lora, x);
     if let Some(input) = input {
-        low_rank::prepared(run.device, run.precision, input, a, lora.scale, s.reborrow());
+        let to = s.reborrow();
+        low_rank::prepared(run.device, run.precision, input, a, lora.scale, to, run.by_tiles);
     }
     low_rank::forward((a, b), lora.scale, s, input.is_some())
 }
