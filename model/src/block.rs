@@ -2,7 +2,7 @@
 //! attention made of it or, with a parallel residual, the layer's own input.
 
 use compute::ops::copy;
-use compute::{Matrix, Precision};
+use compute::{DType, Matrix, Precision};
 
 use crate::adapter::method::quantization_aware::Effective;
 use crate::adapter::method::{dora, lora};
@@ -134,7 +134,12 @@ impl Workspace {
         let sizes = (tokens, tokens * config.experts.map_or(1, |experts| experts.per_token));
         let lora = lora::Buffers::new(layout, dropout, sizes, widest, precision, allocator);
         let effective = Effective::new(config, layout, allocator);
-        let linear = linear::Scratch { lora, dora, effective };
+        let joint = if training { 0 } else { tokens.min(linear::JOINT_ROWS) };
+        let modules = config.modules();
+        let of_layers = modules.iter().filter(|module| matches!(module.id, ModuleId::Linear { .. }));
+        let widest_out = of_layers.map(|module| module.rows).max().unwrap_or(0);
+        let sums = allocator.matrix(Component::Workspace, joint, widest_out, DType::F32);
+        let linear = linear::Scratch { lora, dora, effective, sums };
         let attention = attention::Scratch::new(config, tokens, training, precision, allocator);
         let experts = experts::Scratch::new(config, tokens, training, precision, allocator);
         let exit = exit::Scratch::new(config, tokens, training, precision, allocator);

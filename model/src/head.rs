@@ -80,6 +80,7 @@ impl Workspace {
                 lora: lora::Buffers::new(layout, dropout, (rows, rows), c, precision, allocator),
                 dora,
                 effective: Effective::new(config, &Layout::default(), allocator),
+                sums: allocator.matrix(Component::Workspace, 0, 0, DType::F32),
             },
         }
     }
@@ -139,14 +140,19 @@ impl Head<'_> {
         let n = rows.len();
         let Some((Run { device, .. }, _)) = groups.first() else { return work.logits.top(0) };
         copy::gather(device, work.gathered.top_mut(n), stream.as_ref(), work.numbers.get());
-        let (mut first, mut parts) = (0, Vec::new());
+        let (mut first, mut parts): (_, Vec<Rows<'_>>) = (0, Vec::new());
         for (run, rows) in groups {
             let range = first..first + rows.len();
             first = range.end;
             let (to, from) = (work.normed.as_mut().rows_range(range.clone()), work.gathered.as_ref());
             let from = from.rows_range(range.clone());
             self.norm.forward_rows(run, config, ModuleId::FinalNorm, to, from, &mut work.norm, range.start);
-            parts.push(Rows { range, ..self.rows(run, 0) });
+            let part = Rows { range, ..self.rows(run, 0) };
+            // By tiles it does not matter how many rows pass the base's own head together.
+            match parts.last_mut().filter(|last| last.is_by_tiles_alone() && part.is_by_tiles_alone()) {
+                Some(last) => last.range.end = first,
+                None => parts.push(part),
+            }
         }
         let (x, y) = (work.normed.top(n), work.logits.top_mut(n));
         linear::forward(&parts, y, false, x, &mut work.linear);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use compute::ops::matmul::{Epilogue, Factor, Product, multiply};
+use compute::ops::matmul::{Epilogue, Factor, Product, Update, multiply};
 use compute::ops::{bias, copy, magnitude};
 use compute::quant::Quantized;
 use compute::{Device, Matrix, MatrixMut, MatrixRef};
@@ -120,7 +120,13 @@ pub(crate) struct Scratch {
     pub(crate) lora: lora::Buffers,
     pub(crate) dora: dora::Memory,
     pub(crate) effective: Effective,
+    /// Of a frozen weight's product of the rows of several groups, before their updates; `f32`.
+    pub(crate) sums: Matrix,
 }
+
+/// The most rows that groups go through a frozen weight with together, before each gets its update: of more the
+/// tiles of each group are full enough.
+pub(crate) const JOINT_ROWS: usize = 64;
 
 /// Some rows of a batch on their way through a layer.
 #[derive(Clone, Debug)]
@@ -158,6 +164,11 @@ impl<'a> Rows<'a> {
 
     fn trained(&self) -> Option<Trained> {
         self.run.adapter.and_then(|adapter| adapter.layout.get(self.module))
+    }
+
+    /// Whether they pass the base's own weight alone, by tiles.
+    pub(crate) fn is_by_tiles_alone(&self) -> bool {
+        self.run.by_tiles && self.trained().is_none()
     }
 
     /// The low-rank update of the layer, alone or in DoRA.
@@ -238,7 +249,7 @@ pub(crate) fn forward(
     mut y: MatrixMut<'_>,
     accumulate: bool,
     x: MatrixRef<'_>,
-    Scratch { lora, dora, effective }: &mut Scratch,
+    Scratch { lora, dora, effective, sums }: &mut Scratch,
 ) {
     Rows::check(all, x.rows());
     let Some(Rows { run, .. }) = all.first() else { return };
@@ -267,7 +278,11 @@ pub(crate) fn forward(
             Some(Place::Apart(z)) => Product { accumulate: false, c: z, ..product },
         }
     });
-    multiply(run.device, run.precision, products.collect());
+    let products = products.collect();
+    match effective.is_none() && goes_jointly(all, (x.rows(), sums.rows())) {
+        false => multiply(run.device, run.precision, products),
+        true => multiply_jointly(run, x, products, sums),
+    }
     for rows in all {
         let mut y = y.reborrow().rows_range(rows.range.clone());
         if let Some(trained) = rows.dora() {
@@ -279,6 +294,50 @@ pub(crate) fn forward(
     }
 }
 
+/// Whether rows of several groups are so few that their tiles would be nearly empty, and pass one frozen weight by
+/// tiles: then they may pass it together.
+fn goes_jointly(all: &[Rows<'_>], (rows, room): (usize, usize)) -> bool {
+    let same = |of: &Rows<'_>| {
+        let is_whole = matches!(of.trained(), Some(Trained::Full(_)));
+        of.run.by_tiles && std::ptr::eq(of.linear, all[0].linear) && !is_whole
+    };
+    all.len() > 1 && rows <= room && all.iter().all(same)
+}
+
+/// The products of rows that all pass one frozen weight: that of all rows first, whose sums then go on in each
+/// group's own product with its update. Each comes to the bytes that it comes to as one product.
+fn multiply_jointly(run: &Run<'_>, x: MatrixRef<'_>, products: Vec<Product<'_>>, sums: &mut Matrix) {
+    let Some(Product { b, c, .. }) = products.first() else { return };
+    let (device, precision, by_tiles) = (run.device, run.precision, true);
+    let mut sums = sums.as_mut().prefix(x.rows(), c.cols());
+    let base = Product::new((Factor::Plain(x), *b), false, sums.reborrow());
+    multiply(device, precision, vec![Product { by_tiles, ..base }]);
+    let mut products = products;
+    multiply(device, precision, products.iter_mut().filter_map(product_of_s).collect());
+    let (sums, mut first) = (sums.as_ref(), 0);
+    let go_on = products.iter_mut().map(|product| {
+        let range = first..first + product.c.rows();
+        first = range.end;
+        let sums = sums.rows_range(range);
+        let factors = match &product.update {
+            Some(Update { s, second, .. }) => (Factor::Plain(s.as_ref()), *second),
+            // Nothing goes on.
+            None => (Factor::Plain(sums.cols_range(0..0)), Factor::Plain(sums.rows_range(0..0))),
+        };
+        let (accumulate, epilogue) = (product.accumulate, product.epilogue);
+        let product = Product::new(factors, accumulate, product.c.reborrow());
+        Product { sums: Some(sums), epilogue, by_tiles, ..product }
+    });
+    multiply(device, precision, go_on.collect());
+}
+
+/// What makes an update's `s`, if it is not there.
+fn product_of_s<'p>(product: &'p mut Product<'_>) -> Option<Product<'p>> {
+    let Update { first, scale, s, .. } = product.update.as_mut()?;
+    let of_s = Product::new((product.a, first.take()?), false, s.reborrow());
+    Some(Product { alpha: *scale, by_tiles: true, ..of_s })
+}
+
 /// Adds the gradients of what is trained on the layers of all rows and, if wanted, sets (or adds to)
 /// `dx [S, in]`.
 pub(crate) fn backward(
@@ -288,7 +347,7 @@ pub(crate) fn backward(
     dy: MatrixRef<'_>,
     x: MatrixRef<'_>,
     gradients: &mut [Parameters],
-    Scratch { lora, dora, effective }: &mut Scratch,
+    Scratch { lora, dora, effective, .. }: &mut Scratch,
 ) {
     Rows::check(all, x.rows());
     let Some(Rows { run, module, .. }) = all.first() else { return };

@@ -217,7 +217,11 @@ impl<'a> Product<'a> {
         let factors = [self.a.home(), self.b.home(), self.c.home()];
         let of_update = self.update.iter().flat_map(Update::homes);
         let of_sums = self.sums.iter().map(|sums| sums.home());
-        factors.into_iter().chain(of_sums).chain(of_update).chain(self.epilogue.of_columns().map(|m| m.home()))
+        factors
+            .into_iter()
+            .chain(of_sums)
+            .chain(of_update)
+            .chain(self.epilogue.of_columns().map(|m| m.home()))
     }
 
     fn work(&self) -> Work {

@@ -163,7 +163,15 @@ fn the_sum_that_comes_first_is_the_same_to_the_byte_made_with_the_product_or_bef
                 let (y_out, mut s_out) = (y.as_mut(), s.as_mut());
                 let (x, factors) = ((x.as_ref(), Factor::Transposed(w.as_ref())), (a.as_ref(), b.as_ref()));
                 if let Some(input) = dropped {
-                    low_rank::prepared(device, Precision::Bf16, input, factors.0, SCALE, s_out.reborrow(), false);
+                    low_rank::prepared(
+                        device,
+                        Precision::Bf16,
+                        input,
+                        factors.0,
+                        SCALE,
+                        s_out.reborrow(),
+                        false,
+                    );
                 }
                 let update = Some(low_rank::forward(factors, SCALE, s_out, dropped.is_some()));
                 let product = Product { update, ..Product::new((Factor::Plain(x.0), x.1), false, y_out) };
