@@ -1,14 +1,13 @@
 //! `luthier generate`: continues a prompt, answers a conversation, or does so for every record of a file.
 
 mod many;
-mod until;
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
 use compute::{Device, Precision};
-use data::{Chat, ChatTemplate, Tokenizer};
+use data::{Chat, ChatTemplate, Tokenizer, Until};
 use infer::{Finish, Generation, Generator, Request, Sampling};
 use model::memory::MemoryPlan;
 use model::{Adapter, Decoder};
@@ -18,7 +17,6 @@ use crate::cli::{self, Global};
 use crate::error::user;
 use crate::setup::{self, Base, Inference, Subject};
 use crate::terminal;
-use until::Until;
 
 /// What `--max-tokens` could be where the memory is not enough.
 const FEW_TOKENS: usize = 256;
@@ -84,9 +82,9 @@ pub(super) struct Ask<'a> {
 
 /// What ends the model's words, none of it said.
 pub(super) struct Stops {
-    tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     /// A template's end of turn that is no token of the tokenizer.
-    text: Option<String>,
+    pub(super) text: Option<String>,
 }
 
 /// What was said.
@@ -241,7 +239,7 @@ impl Speaker {
         for &id in &prompt[prompt.len().saturating_sub(LEAD)..] {
             stream.push(&self.tokenizer, id);
         }
-        let mut until = Until::new(stops.text.as_deref());
+        let mut until = Until::new(stops.text.clone());
         let (mut text, mut said) = (String::new(), Ok(true));
         // How much text there is after each token, with what is held back.
         let (mut length, mut lengths) = (0, Vec::new());
