@@ -1,6 +1,8 @@
 //! Between text and tokens: the base's tokenizer, how conversations are written, and what ends the model's
 //! words.
 
+use std::sync::Arc;
+
 use data::{ChatTemplate, TextStream, Tokenizer};
 use serde_json::{Map, Value};
 
@@ -30,7 +32,7 @@ pub struct Chat {
 /// What a server knows of text.
 #[derive(Debug)]
 pub struct Words {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     stops: Stops,
     chat: Option<Chat>,
     /// A token that stands before one whose text is looked for, and its text.
@@ -39,7 +41,7 @@ pub struct Words {
 
 impl Words {
     /// `stops` are those of plain text. Without `chat` there are no conversations with the base.
-    pub fn new(tokenizer: Tokenizer, stops: Stops, chat: Option<Chat>) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>, stops: Stops, chat: Option<Chat>) -> Self {
         let first = tokenizer.encode("a", false).ok().and_then(|encoded| encoded.ids.last().copied());
         let before = first.and_then(|id| Some((id, tokenizer.decode(&[id], false).ok()?)));
         Words { tokenizer, stops, chat, before }
