@@ -4,7 +4,8 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 /// Nothing of it comes from elsewhere, and nothing else may be run in it.
-const POLICY: &str = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+const POLICY: &str =
+    "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
 pub(crate) async fn index() -> Response {
     file("text/html; charset=utf-8", include_str!("page/index.html"))

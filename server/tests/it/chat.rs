@@ -1,5 +1,7 @@
 //! POST /v1/chat/completions.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::{BEGIN, CONTEXT, SAYS, Server, Start, encode};
@@ -99,6 +101,7 @@ fn a_stream_tells_the_same_piece_by_piece() {
 #[test]
 fn a_stop_string_ends_the_text_before_it() {
     let server = Server::start();
+    server.script.lock().unwrap().pause = Duration::from_millis(5);
     for stop in [json!("o w"), json!(["zzz", "o w"])] {
         let answer = server.post(PATH, &body(json!({"stop": stop}))).json(200);
         assert_eq!(answer["choices"][0]["message"]["content"], "hell");

@@ -88,10 +88,8 @@ fn a_text_that_is_told_again_is_told_as_it_came() {
         server.post(PATH, &body(json!({"prompt": "é <|im_end|>x", "echo": true, "logprobs": 0}))).json(200);
     let choice = &answer["choices"][0];
     assert_eq!(choice["text"], format!("é <|im_end|>x{SAYS}"));
-    assert_eq!(
-        choice["logprobs"]["tokens"][..4],
-        json!(["<|begin|>", "Ã", "©", " "]).as_array().unwrap()[..]
-    );
+    let tokens = choice["logprobs"]["tokens"].as_array().unwrap();
+    assert_eq!(tokens[..4], ["<|begin|>", "Ã", "©", " "]);
     let offsets: Vec<u64> =
         choice["logprobs"]["text_offset"].as_array().unwrap().iter().map(|o| o.as_u64().unwrap()).collect();
     assert_eq!(offsets[3..8], [1, 2, 12, 13, 17], "{offsets:?}");
