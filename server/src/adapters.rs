@@ -90,6 +90,12 @@ struct Entry {
 }
 
 impl Entry {
+    /// It was asked for.
+    fn count(&mut self) {
+        self.used = Instant::now();
+        self.requests += 1;
+    }
+
     fn is_idle(&self) -> bool {
         self.ready.as_ref().is_some_and(|ready| Arc::strong_count(ready) == 1)
     }
@@ -110,11 +116,28 @@ pub(crate) struct Listed {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     pub(crate) state: &'static str,
-    pub(crate) ready: Option<Arc<Generation>>,
+    /// Of one that is in memory.
+    pub(crate) ready: Option<Ready>,
     pub(crate) pinned: bool,
     pub(crate) requests: u64,
     /// Seconds since it was last asked for.
     pub(crate) idle: Option<u64>,
+}
+
+/// What is told of an adapter in memory; the adapter itself would count as in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    pub(crate) number: u64,
+    pub(crate) rank: usize,
+    pub(crate) bytes: u64,
+    pub(crate) created: SystemTime,
+}
+
+impl Generation {
+    fn told(&self) -> Ready {
+        let LoadedAdapter { rank, bytes, .. } = self.loaded;
+        Ready { number: self.number, rank, bytes, created: self.created }
+    }
 }
 
 /// All adapters of a server.
@@ -171,12 +194,10 @@ impl Adapters {
     pub(crate) async fn acquire(self: &Arc<Self>, name: &str) -> Result<Arc<Generation>, ApiError> {
         let mut outcome = {
             let mut inner = self.lock();
-            let known = inner.entries.get_mut(name);
-            if let Some(entry) = known {
-                entry.used = Instant::now();
-                entry.requests += 1;
-                if let Some(ready) = &entry.ready {
-                    return Ok(Arc::clone(ready));
+            if let Some(entry) = inner.entries.get_mut(name) {
+                if let Some(ready) = entry.ready.clone() {
+                    entry.count();
+                    return Ok(ready);
                 }
             } else if self.root.is_none() || !is_name(name) {
                 return Err(ApiError::no_model(name));
@@ -191,7 +212,11 @@ impl Adapters {
             Err(_) => None,
         };
         let outcome = outcome.unwrap_or_else(|| Err(Refusal::Broken("loading it failed".into())));
-        outcome.map_err(|refusal| refusal.answer(name))
+        let ready = outcome.map_err(|refusal| refusal.answer(name))?;
+        if let Some(entry) = self.lock().entries.get_mut(name) {
+            entry.count();
+        }
+        Ok(ready)
     }
 
     fn begin_loading(self: &Arc<Self>, inner: &mut Inner, name: &str) -> watch::Receiver<Outcome> {
@@ -391,7 +416,7 @@ impl Adapters {
                 name: name.clone(),
                 path: entry.path.clone(),
                 state: state(name, entry.ready.is_some()),
-                ready: entry.ready.clone(),
+                ready: entry.ready.as_deref().map(Generation::told),
                 pinned: entry.pinned,
                 requests: entry.requests,
                 idle: Some(entry.used.elapsed().as_secs()),

@@ -39,11 +39,11 @@ async fn cards(app: &App, caller: &Caller) -> Result<Vec<Value>, ApiError> {
         "parent": null, "max_model_len": app.limits.context,
     });
     let card = |adapter: &Listed| {
-        let created = adapter.ready.as_ref().map_or(begun, |ready| seconds(ready.created));
+        let created = adapter.ready.map_or(begun, |ready| seconds(ready.created));
         json!({
             "id": adapter.name, "object": "model", "created": created, "owned_by": "luthier",
             "root": adapter.path, "parent": app.model, "max_model_len": app.limits.context,
-            "generation": adapter.ready.as_ref().map(|ready| ready.number), "pinned": adapter.pinned,
+            "generation": adapter.ready.map(|ready| ready.number), "pinned": adapter.pinned,
         })
     };
     let adapters = adapters(app, caller).await?;

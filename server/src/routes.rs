@@ -13,7 +13,7 @@ use crate::{chat, completions, lora, models, page, status, tokens};
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/models", get(models::models))
-        .route("/v1/models/{name}", get(models::model))
+        .route("/v1/models/{*name}", get(models::model))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
         .route("/tokenize", post(tokens::tokenize))

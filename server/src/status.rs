@@ -44,13 +44,12 @@ pub(crate) async fn state(State(app): State<Arc<App>>, caller: Caller) -> Result
         json!({"prompt_tokens": traffic.prompt_tokens, "new_tokens": traffic.new_tokens})
     };
     let adapters = models::adapters(&app, &caller).await?.into_iter().map(|adapter| {
-        let loaded = adapter.ready.as_ref().map(|ready| &ready.loaded);
         json!({
             "name": adapter.name,
             "state": adapter.state,
-            "generation": adapter.ready.as_ref().map(|ready| ready.number),
-            "rank": loaded.map(|loaded| loaded.rank),
-            "bytes": loaded.map(|loaded| loaded.bytes),
+            "generation": adapter.ready.map(|ready| ready.number),
+            "rank": adapter.ready.map(|ready| ready.rank),
+            "bytes": adapter.ready.map(|ready| ready.bytes),
             "pinned": adapter.pinned,
             "requests": adapter.requests,
             "idle_seconds": adapter.idle,

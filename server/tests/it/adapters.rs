@@ -76,6 +76,7 @@ fn an_adapter_of_the_root_is_loaded_once_however_many_ask_for_it() {
     });
     assert_eq!(*server.loads.lock().unwrap(), 1);
     assert_eq!(state(&server, "one")["generation"], 1);
+    assert_eq!(state(&server, "one")["requests"], 8);
 }
 
 #[test]
