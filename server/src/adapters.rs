@@ -178,7 +178,9 @@ impl Adapters {
         }
         let loaded = (self.loader)(path).map_err(refused)?;
         let done = self.put(&mut self.lock(), name, path, loaded, true);
-        done.map(drop).map_err(|_| refused("there is no memory for it beside those before it".into()))
+        done.map(drop).map_err(|_| {
+            refused("there is no memory for it beside those before it; raise --adapter-memory".into())
+        })
     }
 
     fn check_name(&self, name: &str) -> Result<(), String> {

@@ -1,7 +1,9 @@
 //! One answer while it is being made: the engine's tokens become text, up to a stop.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
 use data::{TextStream, Until};
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
@@ -65,7 +67,10 @@ pub(crate) struct Answer {
     characters: usize,
     /// Bytes of it that were said.
     told: usize,
+    has_begun: bool,
     has_ended: bool,
+    /// What came before the prompts of all answers were computed; no more than the tokens that were asked for.
+    early: VecDeque<Event>,
     pub(crate) prompt_tokens: usize,
     /// Tokens of the prompt that were not computed again.
     pub(crate) cached: usize,
@@ -81,12 +86,13 @@ impl Answer {
         ask: Ask,
         stops: Vec<String>,
         param: &'static str,
+        streams: bool,
         asker: Asker,
     ) -> Self {
         let (stream, until) = (words.stream_after(&ask.prompt), Until::new(stops));
         let prompt_tokens = ask.prompt.len();
         Answer {
-            ticket: engine.submit(ask),
+            ticket: engine.submit(ask, streams),
             words: Arc::clone(words),
             asker,
             stream,
@@ -96,27 +102,32 @@ impl Answer {
             length: 0,
             characters: 0,
             told: 0,
+            has_begun: false,
             has_ended: false,
+            early: VecDeque::new(),
             prompt_tokens,
             cached: 0,
             prompt_logprobs: Vec::new(),
         }
     }
 
-    /// Waits until the prompt is computed.
-    pub(crate) async fn begin(&mut self) -> Result<(), ApiError> {
-        match self.ticket.next().await {
-            Some(Event::Prompt { cached, logprobs }) => {
-                (self.cached, self.prompt_logprobs) = (cached, logprobs);
+    /// Takes what comes before the prompts of all answers are computed; that of this one's own counts once it is.
+    fn hear_early(&mut self, event: Event) -> Result<(), ApiError> {
+        match event {
+            Event::Prompt { cached, logprobs } => {
+                (self.has_begun, self.cached, self.prompt_logprobs) = (true, cached, logprobs);
                 self.asker.tenant.charge(self.prompt_tokens);
                 self.asker.meter.prompt(self.prompt_tokens);
                 Ok(())
             }
-            Some(Event::Failed(error)) => {
+            Event::Failed(error) if !self.has_begun => {
                 self.asker.meter.end("error");
                 Err(ApiError::engine(&error, self.param))
             }
-            Some(Event::Token { .. } | Event::End(_)) | None => Err(ApiError::lost()),
+            event => {
+                self.early.push_back(event);
+                Ok(())
+            }
         }
     }
 
@@ -125,7 +136,11 @@ impl Answer {
         if self.has_ended {
             return None;
         }
-        let piece = match self.ticket.next().await {
+        let event = match self.early.pop_front() {
+            Some(event) => Some(event),
+            None => poll_fn(|context| self.ticket.poll(context)).await,
+        };
+        let piece = match event {
             Some(Event::Token { token, logprobs }) => Ok(self.hear(token, logprobs)),
             Some(Event::End(Finish::Stop)) => Ok(self.finish("stop")),
             Some(Event::End(Finish::Length)) => Ok(self.finish("length")),
@@ -170,6 +185,25 @@ impl Answer {
         let text = until.finish(&stream.finish(self.words.tokenizer()));
         Piece { text, said: self.held.drain(..).collect(), tokens: 0, end: Some(reason) }
     }
+}
+
+/// Waits until the prompts of all answers are computed. Those that begin earlier keep what comes meanwhile.
+pub(crate) async fn begin(answers: &mut [Answer]) -> Result<(), ApiError> {
+    poll_fn(|context| {
+        let mut all = true;
+        for answer in answers.iter_mut() {
+            loop {
+                match answer.ticket.poll(context) {
+                    Poll::Ready(Some(event)) => answer.hear_early(event)?,
+                    Poll::Ready(None) if !answer.has_begun => return Poll::Ready(Err(ApiError::lost())),
+                    Poll::Ready(None) | Poll::Pending => break,
+                }
+            }
+            all &= answer.has_begun;
+        }
+        if all { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
 }
 
 /// The pieces of several answers as they come, each with the number of its answer.

@@ -113,6 +113,7 @@ impl App {
         ask: Ask,
         stops: Vec<String>,
         param: &'static str,
+        streams: bool,
         tenant: &Arc<Tenant>,
         adapter: Option<&Arc<Generation>>,
         slot: OwnedSemaphorePermit,
@@ -120,7 +121,7 @@ impl App {
         let name = adapter.map_or("", |adapter| adapter.name.as_str());
         let meter = self.metrics.meter(name, &tenant.name);
         let asker = Asker { tenant: Arc::clone(tenant), meter, _adapter: adapter.cloned(), _slot: slot };
-        Answer::ask(&self.engine, &self.words, ask, stops, param, asker)
+        Answer::ask(&self.engine, &self.words, ask, stops, param, streams, asker)
     }
 
     /// What every answer to a request says of it.

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use infer::Ask;
 use serde_json::{Value, json};
 
-use crate::answer::{Answer, Piece, Said, together};
+use crate::answer::{Answer, Piece, Said, begin, together};
 use crate::app::{App, Body, Caller, Head, aside};
 use crate::asked::{Asked, MAX_TOP, room};
 use crate::conversation::Conversation;
@@ -61,12 +61,10 @@ pub(crate) async fn chat(
             prompt_logprobs: None,
             owner: caller.0.owner,
         };
-        app.ask(ask, texts.clone(), "messages", &caller.0, adapter.as_ref(), slot)
+        app.ask(ask, texts.clone(), "messages", asked.stream, &caller.0, adapter.as_ref(), slot)
     };
     let mut answers: Vec<Answer> = slots.into_iter().enumerate().map(ask).collect();
-    for answer in &mut answers {
-        answer.begin().await?;
-    }
+    begin(&mut answers).await?;
     let usage = Usage::of_prompts(&answers, asked.n);
     let head = app.head("chatcmpl", &asked, adapter.as_ref());
     let tells = logprobs.is_some();

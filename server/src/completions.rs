@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use infer::{Ask, Logprobs};
 use serde_json::{Value, json};
 
-use crate::answer::{Answer, Piece, Said, together};
+use crate::answer::{Answer, Piece, Said, begin, together};
 use crate::app::{App, Body, Caller, Head, aside};
 use crate::asked::{Asked, MAX_TOP, Prompt, room};
 use crate::chat::envelope;
@@ -55,8 +55,7 @@ pub(crate) async fn completions(
     let adapter = app.adapter(&caller.0, &asked.model).await?;
     let words = Arc::clone(&app.words);
     let begun: Vec<Begun> = aside(move || {
-        let begin = |prompt| begin(&words, prompt, add_special, telling.echo);
-        prompts.into_iter().map(begin).collect()
+        prompts.into_iter().map(|prompt| read(&words, prompt, add_special, telling.echo)).collect()
     })
     .await?;
     let (stop, texts) = asked.ends(app.words.stops());
@@ -73,11 +72,9 @@ pub(crate) async fn completions(
             prompt_logprobs: top.filter(|_| telling.echo),
             owner: caller.0.owner,
         };
-        answers.push(app.ask(ask, texts.clone(), "prompt", &caller.0, adapter.as_ref(), slot));
+        answers.push(app.ask(ask, texts.clone(), "prompt", asked.stream, &caller.0, adapter.as_ref(), slot));
     }
-    for answer in &mut answers {
-        answer.begin().await?;
-    }
+    begin(&mut answers).await?;
     let usage = Usage::of_prompts(&answers, asked.n);
     let head = app.head("cmpl", &asked, adapter.as_ref());
     let work = Work { begun, answers, usage, telling, n: asked.n };
@@ -97,7 +94,7 @@ pub(crate) async fn completions(
 }
 
 /// Reads a prompt; its text and where its tokens stand in it only if that is told again.
-fn begin(words: &Words, prompt: Prompt, add_special: bool, echo: bool) -> Result<Begun, ApiError> {
+fn read(words: &Words, prompt: Prompt, add_special: bool, echo: bool) -> Result<Begun, ApiError> {
     match prompt {
         Prompt::Text(text) => {
             let encoded = words.tokenizer().encode(&text, add_special);

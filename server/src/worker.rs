@@ -8,12 +8,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
 use infer::{Ask, Engine, Event, InferError, Load, RequestId};
 use tokio::sync::{mpsc as events, watch};
 
-/// Events that a request may have waiting for it. Each is a token, but for the first and the last.
+/// Events that a request which streams may have waiting for its client. Each is a token, but for the first and
+/// the last.
 const WAITING_EVENTS: usize = 1024;
 
 /// What the thread drives: an engine, or in tests something that behaves like one.
@@ -89,10 +91,12 @@ impl Handle {
     }
 
     /// Brings a request to the engine. Its events, also that it was refused, come to the ticket; when the
-    /// ticket is dropped, the request is cancelled.
-    pub(crate) fn submit(&self, ask: Ask) -> Ticket {
+    /// ticket is dropped, the request is cancelled. Of one that `streams` not all events may wait.
+    pub(crate) fn submit(&self, ask: Ask, streams: bool) -> Ticket {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, events) = events::channel(WAITING_EVENTS);
+        // Of an answer that is told at once all is kept anyway, and nothing but the end makes it wait.
+        let all = ask.max_tokens.saturating_add(3);
+        let (sender, events) = events::channel(if streams { all.min(WAITING_EVENTS) } else { all });
         // Where the thread has ended, the sender is dropped with the command, which the ticket sees.
         let _ = self.commands.send(Command::Submit(number, Box::new(ask), sender));
         Ticket { number, events, commands: self.commands.clone() }
@@ -130,8 +134,8 @@ pub(crate) struct Ticket {
 impl Ticket {
     /// The next event. None after the last one, or if the engine let go of the request, since nobody took its
     /// events or it stopped.
-    pub(crate) async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(context)
     }
 }
 

@@ -1,8 +1,12 @@
 //! POST /v1/completions.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::support::{BEGIN, CONTEXT, SAYS, Server, encode};
+use server::Limits;
+
+use crate::support::{BEGIN, CONTEXT, SAYS, Server, Start, encode};
 
 const PATH: &str = "/v1/completions";
 
@@ -166,5 +170,29 @@ fn what_is_wrong_is_told_by_its_name() {
         (json!({"best_of": 2}), "best_of"),
     ] {
         server.post(PATH, &body(more)).error(400, Some(param));
+    }
+}
+
+/// The first ones are long done when the last one begins.
+#[test]
+fn answers_that_wait_for_each_other_lose_nothing() {
+    let limits = Limits::of_context(1 << 20);
+    let server = Server::with(Start { limits, ..Start::default() });
+    {
+        let mut script = server.script.lock().unwrap();
+        (script.lanes, script.pause) = (1, Duration::from_micros(200));
+    }
+    for stream in [false, true] {
+        let asked = json!({"prompt": ["!", "a!", "x"], "max_tokens": 1500, "stream": stream});
+        let reply = server.post(PATH, &body(asked));
+        let choices: Vec<Value> = match stream {
+            false => reply.json(200)["choices"].as_array().unwrap().clone(),
+            true => reply.events().iter().map(|event| event["choices"][0].clone()).collect(),
+        };
+        let length = |index: usize| -> usize {
+            let of_choice = choices.iter().filter(|choice| choice["index"] == index);
+            of_choice.map(|choice| choice["text"].as_str().unwrap().len()).sum()
+        };
+        assert_eq!([0, 1, 2].map(length), [1500, 1500, SAYS.len()]);
     }
 }

@@ -86,6 +86,8 @@ pub(crate) struct Script {
     pub(crate) pause: Duration,
     /// Requests in hand.
     pub(crate) running: usize,
+    /// How many requests are worked on at once; 0: all.
+    pub(crate) lanes: usize,
     /// Whether the next step fails.
     pub(crate) breaks: bool,
 }
@@ -126,15 +128,17 @@ impl Worker for Scripted {
     }
 
     fn step(&mut self) -> Vec<(RequestId, Event)> {
-        let (pause, breaks) = {
+        let (pause, lanes, breaks) = {
             let mut script = self.script.lock().unwrap();
             script.running = self.running.len();
-            (script.pause, script.breaks)
+            (script.pause, script.lanes, script.breaks)
         };
         assert!(!breaks, "the worker was told to break");
         std::thread::sleep(pause);
         let mut events = Vec::new();
-        for (&id, (ask, says, told)) in &mut self.running {
+        for (&id, (ask, says, told)) in
+            self.running.iter_mut().take(if lanes > 0 { lanes } else { usize::MAX })
+        {
             let Some(at) = told else {
                 let logprobs = ask
                     .prompt_logprobs
