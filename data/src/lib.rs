@@ -25,6 +25,7 @@ pub mod preview;
 pub mod source;
 pub mod template;
 pub mod tokenizer;
+mod until;
 
 pub use dataset::{DataSpec, Dataset, OnOverflow, Report};
 pub use error::{DataError, UnknownName};
@@ -36,3 +37,4 @@ pub use source::{SourceSpec, Sources};
 pub use template::{ChatTemplate, PlainEnd, Rendered, TemplateError};
 pub use tokenizer::gguf::GgufTokenizer;
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};
+pub use until::Until;

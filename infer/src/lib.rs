@@ -11,3 +11,6 @@ mod sampler;
 pub use engine::{Ask, Engine, Event, Extent, Load, Logprobs, RequestId, Sums};
 pub use generator::{Finish, Generation, Generator, InferError, Request};
 pub use sampler::{Sampler, Sampling};
+
+/// What a request is answered with beside the base; who serves requests need not know more of models.
+pub use model::Adapter;

@@ -10,6 +10,7 @@ mod eval;
 mod init;
 mod plan;
 mod problem;
+mod serve;
 mod settings;
 mod speak;
 mod train;
@@ -26,6 +27,7 @@ pub(crate) use eval::*;
 pub(crate) use init::*;
 pub(crate) use plan::*;
 pub(crate) use problem::parse;
+pub(crate) use serve::Serve;
 pub(crate) use settings::{RunArgs, Set};
 pub(crate) use speak::{Chat, Generate, Sampling};
 pub(crate) use train::*;
@@ -122,6 +124,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Talk with a model in the terminal
     Chat(Chat),
+    /// Answer many clients, with many adapters over one model
+    Serve(Serve),
     /// Write a model with an adapter added into its weights
     Merge(Merge),
     /// Make an adapter out of two models, or give one another rank

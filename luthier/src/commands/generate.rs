@@ -1,24 +1,22 @@
 //! `luthier generate`: continues a prompt, answers a conversation, or does so for every record of a file.
 
 mod many;
-mod until;
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
 use compute::{Device, Precision};
-use data::{Chat, ChatTemplate, Tokenizer};
+use data::{Chat, ChatTemplate, Tokenizer, Until};
 use infer::{Finish, Generation, Generator, Request, Sampling};
 use model::memory::MemoryPlan;
-use model::{Adapter, Decoder};
+use model::{Adapter, Config, Decoder};
 use serde_json::{Map, Value, json};
 
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::setup::{self, Base, Inference, Subject};
 use crate::terminal;
-use until::Until;
 
 /// What `--max-tokens` could be where the memory is not enough.
 const FEW_TOKENS: usize = 256;
@@ -84,9 +82,9 @@ pub(super) struct Ask<'a> {
 
 /// What ends the model's words, none of it said.
 pub(super) struct Stops {
-    tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     /// A template's end of turn that is no token of the tokenizer.
-    text: Option<String>,
+    pub(super) text: Option<String>,
 }
 
 /// What was said.
@@ -212,20 +210,9 @@ impl Speaker {
         Ok(self.tokenizer.encode(&prompt, false)?.ids)
     }
 
-    /// What ends the model's words: the end tokens of the tokenizer's and the model's configuration, and that
-    /// with which the template ends a turn, a token or a text.
+    /// What ends the model's words.
     pub(super) fn stops(&self, template: Option<&ChatTemplate>) -> Stops {
-        // Of a model that sees images, it may stand with the part for texts.
-        let (raw, field) = (&self.subject.base.config.raw, "eos_token_id");
-        let configured = raw.get(field).or_else(|| raw.get("text_config")?.get(field));
-        let ids = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
-        let configured = configured.map(ids).unwrap_or_default();
-        let configured = configured.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
-        let turn = template.and_then(|template| template.end_of_turn(&self.tokenizer));
-        Stops {
-            text: template.filter(|_| turn.is_none()).and_then(ChatTemplate::end_text),
-            tokens: self.tokenizer.ends().iter().copied().chain(configured).chain(turn).collect(),
-        }
+        stops(&self.subject.base.config, &self.tokenizer, template)
     }
 
     /// Generates, giving each piece of text to `say` as soon as its characters are whole (and an empty one
@@ -241,7 +228,7 @@ impl Speaker {
         for &id in &prompt[prompt.len().saturating_sub(LEAD)..] {
             stream.push(&self.tokenizer, id);
         }
-        let mut until = Until::new(stops.text.as_deref());
+        let mut until = Until::new(stops.text.clone());
         let (mut text, mut said) = (String::new(), Ok(true));
         // How much text there is after each token, with what is held back.
         let (mut length, mut lengths) = (0, Vec::new());
@@ -274,6 +261,22 @@ impl Speaker {
         }
         text.push_str(&rest);
         Ok(Spoken { text, ended, generation, said })
+    }
+}
+
+/// What ends a model's words: the end tokens of the tokenizer's and the model's configuration, and that with which
+/// the template ends a turn, a token or a text.
+pub(super) fn stops(config: &Config, tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Stops {
+    // Of a model that sees images, it may stand with the part for texts.
+    let (raw, field) = (&config.raw, "eos_token_id");
+    let configured = raw.get(field).or_else(|| raw.get("text_config")?.get(field));
+    let ids = |value: &Value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+    let configured = configured.map(ids).unwrap_or_default();
+    let configured = configured.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
+    let turn = template.and_then(|template| template.end_of_turn(tokenizer));
+    Stops {
+        text: template.filter(|_| turn.is_none()).and_then(ChatTemplate::end_text),
+        tokens: tokenizer.ends().iter().copied().chain(configured).chain(turn).collect(),
     }
 }
 

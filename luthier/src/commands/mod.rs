@@ -22,6 +22,7 @@ mod plan;
 mod proof;
 mod quantize;
 mod schema;
+mod serve;
 mod train;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Example(args) => example::run(args, global),
         Command::Generate(args) => generate::run(args, global),
         Command::Chat(args) => chat::run(args, global),
+        Command::Serve(args) => serve::run(args, global),
         Command::Merge(args) => merge::run(args, global),
         Command::Adapters(Adapters::Extract(args)) => adapters::extract(args, global),
         Command::Adapters(Adapters::Resize(args)) => adapters::resize(args),

@@ -29,6 +29,10 @@ fn every_command_has_the_flags_that_scripts_rely_on() {
             "--model --adapter --prompt --messages --data --output --max-tokens --temperature --top-p --top-k --seed --json",
         ),
         ("chat", "--model --adapter"),
+        (
+            "serve",
+            "--model --adapter --adapter-root --host --port --keys --quantization --precision --context --cached-tokens --running --max-rank --exact-logprobs",
+        ),
         ("download", "--dataset"),
         ("merge", "--model --adapter --output"),
         ("quantize", "--model --output --type --no-double-quant --block-size --json"),

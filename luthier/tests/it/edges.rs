@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A crate and the rooms it may use. There is no other edge.
-const EDGES: [(&str, &[&str]); 6] = [
+const EDGES: [(&str, &[&str]); 7] = [
     ("compute", &[]),
     ("data", &[]),
     ("model", &["compute"]),
     ("train", &["compute", "data", "model"]),
     ("infer", &["compute", "model"]),
-    ("luthier", &["compute", "data", "infer", "model", "train"]),
+    ("server", &["data", "infer"]),
+    ("luthier", &["compute", "data", "infer", "model", "server", "train"]),
 ];
 
 fn root() -> PathBuf {

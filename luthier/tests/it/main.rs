@@ -30,6 +30,7 @@ mod ranks;
 mod remembers;
 mod resume;
 mod run_file;
+mod serve;
 mod stops;
 mod support;
 mod tiny;

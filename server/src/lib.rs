@@ -1,0 +1,44 @@
+//! Many adapters over one base, served by the interfaces that clients know: OpenAI's, and vLLM's where that has
+//! none.
+//!
+//! A request's way: `routes` finds its route, `app` who asks (`tenants`) and reads the body (`fields`);
+//! `chat` or `completions` makes tokens of it (`words`), finds the adapter (`adapters`) and brings it to
+//! the thread that drives the engine (`worker`). What comes back becomes text in `answer`, and goes out as one
+//! object or as events (`sse`). `listen` is the server's life around that.
+//!
+//! Knows nothing of models and files of weights: the binary gives it a worker, and a function that loads
+//! adapters.
+
+mod adapters;
+mod answer;
+mod app;
+mod asked;
+mod chat;
+mod completions;
+mod conversation;
+mod error;
+mod fields;
+mod guard;
+mod listen;
+mod logprobs;
+mod lora;
+mod metrics;
+mod models;
+mod page;
+mod patience;
+mod routes;
+mod sse;
+mod status;
+mod tenants;
+mod tokens;
+mod usage;
+mod words;
+mod worker;
+
+pub use adapters::{LoadedAdapter, Loader};
+pub use app::Limits;
+pub use error::ServerError;
+pub use listen::{Place, Setup, serve};
+pub use tenants::Tenants;
+pub use words::{Chat, Stops, Words};
+pub use worker::Worker;

@@ -1,0 +1,190 @@
+//! A server's life: it listens, answers, and ends once what it has begun is done.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioTimer;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::adapters::{Adapters, Loader};
+use crate::app::{App, Limits};
+use crate::error::ServerError;
+use crate::metrics::Metrics;
+use crate::patience::Patient;
+use crate::routes;
+use crate::tenants::Tenants;
+use crate::words::Words;
+use crate::worker::{Handle, Worker};
+
+/// Threads for connections: the engine's do the work.
+const THREADS: usize = 2;
+/// How often is looked whether the server is to end, and whether it can.
+const LOOK: Duration = Duration::from_millis(20);
+/// Time for what is already answered to reach its clients.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// A place where clients will find the server. From here on the port is its own.
+#[derive(Debug)]
+pub struct Place {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Place {
+    /// Takes a port; 0: any that is free.
+    ///
+    /// # Errors
+    /// If it is taken, or there are no keys and others than this machine could reach it.
+    pub fn take(host: &str, port: u16, tenants: &Tenants) -> Result<Self, ServerError> {
+        let failed = |source| ServerError::Listen { address: format!("{host}:{port}"), source };
+        let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
+        if let Some(open) =
+            addresses.iter().find(|address| !tenants.has_keys() && !address.ip().is_loopback())
+        {
+            return Err(ServerError::NotLoopback(open.ip()));
+        }
+        let listener = TcpListener::bind(&addresses[..]).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Place { listener, address })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// What a server is made of.
+pub struct Setup {
+    /// What the base is called.
+    pub model: String,
+    /// What computes.
+    pub worker: Box<dyn Worker>,
+    /// The base's tokenizer and how conversations are written.
+    pub words: Words,
+    /// Reads adapters.
+    pub loader: Box<Loader>,
+    /// Adapters to load at once and keep, by name.
+    pub adapters: Vec<(String, PathBuf)>,
+    /// Where further ones may come from.
+    pub adapter_root: Option<PathBuf>,
+    /// Bytes that adapters may take of the memory.
+    pub adapter_bytes: Option<u64>,
+    /// Who may ask.
+    pub tenants: Tenants,
+    /// How much is taken on.
+    pub limits: Limits,
+}
+
+/// Serves until `stop` is set: then no request is taken any more, and those that run have their time to end.
+/// `listening` is called when requests can come.
+///
+/// # Errors
+/// If an adapter cannot be loaded, the system refuses threads or sockets, or the engine stops by itself.
+pub fn serve(
+    place: Place,
+    setup: Setup,
+    stop: &AtomicBool,
+    listening: impl FnOnce(SocketAddr),
+) -> Result<(), ServerError> {
+    let Setup { model, worker, words, loader, adapters, adapter_root, adapter_bytes, tenants, limits } =
+        setup;
+    let store = Adapters::open(loader, adapter_root.as_deref(), adapter_bytes, model.clone())?;
+    for (name, path) in &adapters {
+        store.preload(name, path)?;
+    }
+    let (engine, thread) = Handle::start(worker)?;
+    let app = Arc::new(App {
+        metrics: Arc::new(Metrics::new(&model)),
+        model,
+        words: Arc::new(words),
+        engine: engine.clone(),
+        adapters: Arc::new(store),
+        tenants,
+        limits,
+        slots: Arc::new(Semaphore::new(limits.requests)),
+        draining: AtomicBool::new(false),
+        begun: Instant::now(),
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(place.listener)?;
+        listening(place.address);
+        run(&app, listener, stop).await
+    });
+    // Loads of adapters that nobody waits for any more.
+    runtime.shutdown_background();
+    engine.stop();
+    match thread.join() {
+        Ok(()) => ended,
+        Err(_) => Err(ServerError::EngineStopped),
+    }
+}
+
+async fn run(
+    app: &Arc<App>,
+    listener: tokio::net::TcpListener,
+    stop: &AtomicBool,
+) -> Result<(), ServerError> {
+    let connections = GracefulShutdown::new();
+    let accepting = accept(app, &listener, &connections);
+    tokio::select! {
+        () = accepting => {}
+        () = app.engine.ended() => return Err(ServerError::EngineStopped),
+        () = drained(app, stop) => {}
+    }
+    drop(listener);
+    // Those that still write, and those that nothing is asked on.
+    let _ = timeout(FLUSH, connections.shutdown()).await;
+    Ok(())
+}
+
+/// Returns when the server was asked to end and nothing runs any more, or the time for that is over. Until
+/// then connections are taken, so that whoever asks is told.
+async fn drained(app: &App, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        sleep(LOOK).await;
+    }
+    app.draining.store(true, Ordering::Relaxed);
+    let end = Instant::now() + app.limits.drain_time;
+    while app.slots.available_permits() < app.limits.requests && Instant::now() < end {
+        sleep(LOOK).await;
+    }
+}
+
+async fn accept(app: &Arc<App>, listener: &tokio::net::TcpListener, connections: &GracefulShutdown) {
+    let router: Router = routes::router(Arc::clone(app));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(app.limits.read_time);
+    let places = Arc::new(Semaphore::new(app.limits.connections));
+    loop {
+        // Further connections wait with the operating system.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // The client is gone already, or there are no more files: either passes.
+            Err(_) => {
+                sleep(LOOK).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http.serve_connection(Patient::new(stream, app.limits.write_time), service);
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            // What goes wrong with a connection is its client's business.
+            let _ = connection.await;
+            drop(place);
+        });
+    }
+}

@@ -1,0 +1,69 @@
+//! POST /tokenize and /detokenize, as vLLM has them.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use crate::app::{App, Body, Caller, aside};
+use crate::conversation::Conversation;
+use crate::error::ApiError;
+
+/// The tokens of a `prompt`, or of `messages`.
+pub(crate) async fn tokenize(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Body(fields): Body,
+) -> Result<Json<Value>, ApiError> {
+    let spells = fields.boolean("return_token_strs")?.unwrap_or(false);
+    let model = fields.text("model")?.unwrap_or(&app.model).to_owned();
+    let (context, words) = (app.limits.context, Arc::clone(&app.words));
+    let tokens = match fields.value("messages") {
+        None => {
+            let text = fields.required_text("prompt")?.to_owned();
+            let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
+            require_model(&app, &caller, &model)?;
+            aside(move || words.encode(&text, add_special, "prompt")).await?
+        }
+        Some(_) => {
+            let conversation = Conversation::read(&fields)?;
+            let prompts = fields.boolean("add_generation_prompt")?.unwrap_or(true);
+            let add_special = fields.boolean("add_special_tokens")?.unwrap_or(false);
+            // An adapter may have a template of its own.
+            let adapter = app.adapter(&caller.0, &model).await?;
+            aside(move || {
+                let own = adapter.as_ref().and_then(|adapter| adapter.loaded.chat.as_ref());
+                let chat = words.chat(own)?;
+                let text = chat.write(&conversation.messages, conversation.tools.as_ref(), prompts)?;
+                words.encode(&text, add_special, "messages")
+            })
+            .await?
+        }
+    };
+    let spelled = spells.then(|| tokens.iter().map(|&id| app.words.spell(id)).collect::<Vec<_>>());
+    Ok(Json(json!({
+        "count": tokens.len(), "max_model_len": context, "tokens": tokens, "token_strs": spelled,
+    })))
+}
+
+/// The text of `tokens`.
+pub(crate) async fn detokenize(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Body(fields): Body,
+) -> Result<Json<Value>, ApiError> {
+    let model = fields.text("model")?.unwrap_or(&app.model);
+    require_model(&app, &caller, model)?;
+    fields.required("tokens")?;
+    let tokens = fields.tokens("tokens")?.unwrap_or_default();
+    let words = Arc::clone(&app.words);
+    let text = aside(move || words.decode(&tokens, "tokens")).await?;
+    Ok(Json(json!({"prompt": text})))
+}
+
+/// Whether there is such a model, without loading it: the tokenizer is the base's.
+fn require_model(app: &App, caller: &Caller, model: &str) -> Result<(), ApiError> {
+    let is_there = || caller.0.may_use(model) && app.adapters.has(model);
+    if model == app.model || is_there() { Ok(()) } else { Err(ApiError::no_model(model)) }
+}
