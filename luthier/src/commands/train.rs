@@ -128,6 +128,7 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         settings: loop_settings(run, sizes),
         folder: &folder,
         stop: &stop,
+        pause: None,
     };
     let trainer = Trainer::open(job).map_err(|error| advised(error, &folder))?;
     debug_assert_eq!(trainer.memory(), &setup::buffers(run, &base.config, &trained, needs, sizes));
@@ -155,6 +156,7 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     }
     let shown = folder.display();
     let ended = match outcome {
+        Outcome::Paused => unreachable!("no step was named to pause at"),
         Outcome::Finished if narrator.unchanged => {
             eprintln!(
                 "warning: nothing was trained: every value of the result in {shown} is what it was before the first step"

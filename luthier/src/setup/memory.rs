@@ -9,7 +9,7 @@ use model::memory::{Component, MemoryPlan};
 use model::{
     Checkpointing, Config, Decoder, FrozenActivations, FrozenExtent, Keeping, Layout, StoredWeights,
 };
-use train::{Demand, OptimizerSettings};
+use train::{Demand, OptimizerSettings, Planned};
 
 use super::{Trained, batch_size, epochs, max_length, optimizer, quantization, trained as trained_by};
 use crate::error::user;
@@ -157,7 +157,8 @@ pub(crate) fn buffers(
     let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..optimizer(run) };
     let repeated = [needs.repeated.unwrap_or(usize::MAX)];
     let frozen = sizes.frozen_memory.map(|memory| FrozenExtent { lengths: &repeated, memory });
-    train::memory_plan(config, &trained.layout, trained.dropout, optimizer, extent, frozen)
+    let run = Planned { layout: &trained.layout, dropout: trained.dropout, optimizer };
+    train::memory_plan(config, &[run], extent, frozen)
 }
 
 /// The whole memory of a run.

@@ -218,6 +218,7 @@ impl Prepared {
             settings: loop_settings(&self.settings.run, self.sizes),
             folder: folder.path(),
             stop: &stop,
+            pause: None,
         };
         Ok(self.amount().time(Trainer::open(job)?.rehearse(REHEARSAL)?))
     }
