@@ -22,6 +22,7 @@ mod plan;
 mod proof;
 mod quantize;
 mod schema;
+mod sweep;
 mod train;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     global.check()?;
     match cli.command {
         Command::Train(args) => train::run(args, global),
+        Command::Sweep(args) => sweep::run(args, global),
         Command::Eval(args) => eval::run(args, global),
         Command::Example(args) => example::run(args, global),
         Command::Generate(args) => generate::run(args, global),

@@ -21,7 +21,7 @@ const BARE_PROCESS: u64 = 8 << 20;
 /// What a tokenizer holds for each token of its vocabulary, about.
 const TOKENIZER_ENTRY: u64 = 800;
 /// Tokens in memory at once, where there is room: more do not make products faster.
-const USUAL_MICRO_BATCH: usize = 1024;
+pub(super) const USUAL_MICRO_BATCH: usize = 1024;
 /// What stays in memory at least of what is paged by itself.
 const LEAST_PAGED: u64 = Offloading::LEAST.0;
 
@@ -140,7 +140,7 @@ impl Needs {
 }
 
 /// Scratch of the products and of attention over sequences of so many tokens.
-fn scratch(config: &Config, precision: Precision, positions: usize, threads: usize) -> u64 {
+pub(super) fn scratch(config: &Config, precision: Precision, positions: usize, threads: usize) -> u64 {
     let of_thread = matmul::THREAD_MEMORY + model::attention_memory(config, precision, positions);
     matmul::SHARED_MEMORY.saturating_add((threads as u64).saturating_mul(of_thread))
 }

@@ -32,6 +32,7 @@ mod resume;
 mod run_file;
 mod stops;
 mod support;
+mod sweep;
 mod tiny;
 mod told;
 

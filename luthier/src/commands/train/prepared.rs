@@ -129,7 +129,8 @@ impl Prepared {
     pub(in crate::commands) fn warnings(&self) -> Vec<String> {
         let run = &self.settings.run;
         let mut warnings = setup::warnings(&self.data.train.report, &self.base.config);
-        let of_held_out = self.data.eval.iter().flat_map(|eval| setup::warnings(&eval.report, &self.base.config));
+        let of_held_out =
+            self.data.eval.iter().flat_map(|eval| setup::warnings(&eval.report, &self.base.config));
         let held_out: Vec<String> = of_held_out.filter(|warning| !warnings.contains(warning)).collect();
         warnings.extend(held_out.into_iter().map(|warning| format!("held out: {warning}")));
         warnings.extend(rates(run, self.steps).or_else(|| self.few_steps()));
