@@ -192,7 +192,7 @@ fn what_does_not_fit_together_trains_in_smaller_groups() {
     let text = |memory: &str| {
         format!(
             "run: {{model: m, memory: {memory}, data: {{train: d.jsonl, max_length: 32}}, \
-             training: {{max_steps: 2}}, adapter: {{r: 256}}}}\n\
+             training: {{max_steps: 2}}, adapter: {{r: 512}}}}\n\
              grid: {{optimizer.learning_rate: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]}}\noutput: s-{memory}\n"
         )
     };
@@ -300,7 +300,7 @@ fn a_sweep_that_is_stopped_keeps_what_is_done_and_goes_on() {
     let folder = folder();
     sweep_file(
         folder.path(),
-        "run: {model: m, data: {train: d.jsonl, eval: e.jsonl, max_length: 32}, training: {max_steps: 4000}}\n\
+        "run: {model: m, data: {train: d.jsonl, eval: e.jsonl, max_length: 32}, training: {max_steps: 800}}\n\
          grid: {optimizer.learning_rate: [1e-4, 1e-3]}\noutput: s\n",
     );
     let child = luthier(folder.path())
@@ -324,4 +324,13 @@ fn a_sweep_that_is_stopped_keeps_what_is_done_and_goes_on() {
     let saved: Value =
         serde_json::from_slice(&fs::read(folder.path().join("s/sweep.json")).unwrap()).unwrap();
     assert!(saved["runs"].as_array().unwrap().iter().all(|run| run["state"] == "interrupted"), "{saved}");
+    let (results, _) = sweep(folder.path());
+    let runs = results["runs"].as_array().unwrap();
+    assert!(runs.iter().all(|run| run["state"] == "finished" && run["steps"] == 800), "{results}");
+    let steps: Vec<u64> = self::metrics(&folder.path().join("s/learning_rate-1e-3"))
+        .iter()
+        .filter(|line| line["loss"].is_number())
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, (1..=800).collect::<Vec<_>>(), "each step stands once");
 }

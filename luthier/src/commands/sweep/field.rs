@@ -15,7 +15,6 @@ use crate::commands::train::{
 use crate::run_file::{Member, Method, RunFile};
 use crate::run_folder;
 use crate::setup::{self, Base, Beside, Company};
-use crate::terminal::bytes;
 
 /// The runs, and the base that is loaded.
 pub(super) struct Field<'g> {
@@ -150,9 +149,7 @@ impl<'g> Field<'g> {
             let mut left: Vec<usize> = all.iter().copied().filter(|n| self.groups[*n] == group).collect();
             while !left.is_empty() && !stop.load(Ordering::Relaxed) {
                 let company = self.company(group, &left);
-                if let Some(plan) = &company.plan {
-                    narrator.tell_company(company.runs, left.len(), plan);
-                }
+                narrator.tell_company(&company, left.len());
                 let rest = left.split_off(company.runs);
                 self.train_company(group, &left, company.together, pause, stop, &mut narrator)?;
                 left = rest;
@@ -257,9 +254,4 @@ impl<'g> Field<'g> {
         };
         company.iter().map(begin).collect()
     }
-}
-
-/// What a plan comes to, in words.
-pub(super) fn planned(plan: &model::memory::MemoryPlan) -> String {
-    format!("{} planned: {}", bytes(plan.total()), setup::parts(plan))
 }

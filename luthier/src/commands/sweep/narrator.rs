@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use model::memory::MemoryPlan;
 use train::{Event, StepMetrics};
 
-use super::field::planned;
-use crate::terminal::{Facts, Progress};
+use crate::setup::{self, Company};
+use crate::terminal::{Facts, Progress, bytes};
 
 pub(super) struct Narrator {
     names: Vec<String>,
@@ -31,14 +30,17 @@ impl Narrator {
         Narrator { names, quiet, begun: Instant::now(), progress, all, done, before: None, last, told: None }
     }
 
-    /// So many of the runs that are left train together.
-    pub(super) fn tell_company(&mut self, runs: usize, left: usize, plan: &MemoryPlan) {
-        self.note(&format!("memory   {runs} runs train together, {}", planned(plan)));
+    /// Which of so many runs that are left train together next.
+    pub(super) fn tell_company(&mut self, company: &Company, left: usize) {
+        let runs = company.runs;
+        if let Some(plan) = &company.plan {
+            let (total, parts) = (bytes(plan.total()), setup::parts(plan));
+            self.note(&format!("memory   {runs} runs train together, {total} planned: {parts}"));
+        }
         if runs < left && self.told != Some(runs) {
             self.told = Some(runs);
-            let line =
-                format!("note: {left} runs do not fit into the memory together; {runs} of them train first");
-            self.say(&line);
+            let many = if runs == 1 { "one at a time" } else { &format!("{runs} at a time") };
+            self.say(&format!("note: {left} runs do not fit into the memory together; they train {many}"));
         }
     }
 
