@@ -86,12 +86,15 @@ impl Bench<'_> {
         let path = |kind: &str, n: usize| folders.path().join(format!("{kind}-{n}"));
         let paths = |kind: &str| (0..self.adapters).map(|n| path(kind, n)).collect::<Vec<PathBuf>>();
         let [with, without] = ["together", "alone"].map(paths);
-        let job = |n: usize, folder| self.job(n, &peft, &data[n], folder, &stop);
-        let jobs = with.iter().enumerate().map(|(n, folder)| job(n, folder)).collect();
+        let places = (0..self.adapters).cycle();
+        let job = |(n, folder): (usize, _)| self.job(n, &peft, &data[n], folder, &stop);
+        let mut jobs: Vec<Job<'_>> =
+            places.zip(with.iter().chain(&without).map(|p| p.as_path())).map(job).collect();
+        let one_by_one = jobs.split_off(self.adapters);
         let buffers = Together { tokens: self.room, checkpointing: Checkpointing::None };
         let mut together = Trainer::open_all(jobs, buffers).expect("the runs begin");
-        let open = |(n, folder)| Trainer::open(job(n, folder)).expect("the run begins");
-        let mut alone: Vec<Trainer<'_>> = without.iter().enumerate().map(open).collect();
+        let open = |job| Trainer::open(job).expect("the run begins");
+        let mut alone: Vec<Trainer<'_>> = one_by_one.into_iter().map(open).collect();
         let (mut times, mut others) = (Vec::new(), Vec::new());
         for step in 0..WARM_UP + self.steps {
             let begun = Instant::now();
