@@ -74,7 +74,7 @@ impl Contender {
         let evaluations = History::read(&self.folder)?.evaluations;
         let until = |evaluation: &&EvalMetrics| evaluation.step <= step;
         // One that has none counts as the worst.
-        Ok(evaluations.iter().filter(until).next_back().map_or(f64::INFINITY, |e| e.eval_loss))
+        Ok(evaluations.iter().rfind(until).map_or(f64::INFINITY, |e| e.eval_loss))
     }
 
     /// Halving leaves it behind.

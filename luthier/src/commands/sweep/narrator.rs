@@ -83,7 +83,7 @@ impl Narrator {
             epoch: mean(|step| step.epoch),
             loss: mean(|step| step.loss),
             held_out: None,
-            learning_rate: mean(|step| step.learning_rate),
+            learning_rate: None,
             // Runs that share their passes share the time, too.
             tokens_per_second: mean(|step| step.tokens_per_second) * seen.len() as f64,
             memory_bytes: metrics.memory_bytes,

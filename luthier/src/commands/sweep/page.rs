@@ -57,7 +57,7 @@ fn smoothed(losses: impl Iterator<Item = (f64, f64)>) -> Vec<(f64, f64)> {
     };
     let all: Vec<(f64, f64)> = losses.map(follow).collect();
     let every = all.len().div_ceil(POINTS).max(1);
-    let last = all.last().copied().filter(|_| (all.len() - 1) % every != 0);
+    let last = all.last().copied().filter(|_| !(all.len() - 1).is_multiple_of(every));
     all.into_iter().step_by(every).chain(last).collect()
 }
 

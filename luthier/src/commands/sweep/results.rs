@@ -55,11 +55,11 @@ impl RunResult {
         let history = History::read(folder)?;
         let end = &history.steps[history.steps.len() - history.steps.len().div_ceil(END)..];
         let mean = end.iter().map(|step| step.loss).sum::<f64>() / end.len() as f64;
-        let losses = history.evaluations.iter().map(|evaluation| evaluation.eval_loss);
+        let mut losses = history.evaluations.iter().map(|evaluation| evaluation.eval_loss);
         // The result of early stopping is the best of them.
         let eval_loss = match prepared.settings.run.training.early_stopping_patience {
             Some(_) => losses.min_by(f64::total_cmp),
-            None => losses.last(),
+            None => losses.next_back(),
         };
         Ok(RunResult {
             name: name.clone(),
