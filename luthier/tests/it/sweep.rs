@@ -293,6 +293,69 @@ fn bad_files_are_told_with_their_place() {
     }
 }
 
+#[test]
+fn a_sweep_that_is_killed_goes_on_to_the_same_bytes() {
+    let folder = folder();
+    let text = |output: &str| {
+        format!(
+            "run: {{model: m, data: {{train: d.jsonl, eval: e.jsonl, max_length: 32}}, adapter: {{dropout: 0.1}}, \
+             training: {{max_steps: 300, save_every: 10, eval_every: 100}}}}\n\
+             grid: {{training.seed: [1, 2], adapter.r: [2, 4]}}\noutput: {output}\n"
+        )
+    };
+    sweep_file(folder.path(), &text("s"));
+    let mut child = luthier(folder.path()).args(["sweep", "sweep.yaml", "--quiet"]).spawn().unwrap();
+    let checkpoint = folder.path().join("s/seed-2_r-4/checkpoints/step-000020");
+    while !checkpoint.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!folder.path().join("s/seed-2_r-4/adapter_config.json").exists(), "killed before its end");
+    // Another value in front of the others makes a run that is new.
+    sweep_file(folder.path(), &text("s").replace("[1, 2]", "[3, 1, 2]"));
+    let (results, _) = sweep(folder.path());
+    assert!(results["runs"].as_array().unwrap().iter().all(|run| run["state"] == "finished"), "{results}");
+    sweep_file(folder.path(), &text("whole"));
+    sweep(folder.path());
+    for name in ["seed-1_r-2", "seed-1_r-4", "seed-2_r-2", "seed-2_r-4"] {
+        let [one, other] = ["s", "whole"].map(|s| folder.path().join(s).join(name));
+        let bytes = |run: &Path| fs::read(run.join("adapter_model.safetensors")).unwrap();
+        assert!(bytes(&one) == bytes(&other), "{name}");
+        assert_eq!(metrics(&one), metrics(&other));
+    }
+    // Other settings than a run began with are refused.
+    sweep_file(folder.path(), &text("s").replace("dropout: 0.1", "dropout: 0.2"));
+    let said = failure(folder.path(), &["sweep", "sweep.yaml"]);
+    assert!(said.contains("adapter.dropout: 0.1 when the run began, 0.2 now"), "{said}");
+}
+
+#[test]
+fn runs_that_change_the_base_or_train_all_of_it_have_their_own() {
+    let folder = folder();
+    sweep_file(
+        folder.path(),
+        "run: run.yaml\ngrid:\n  adapter.init: [default, pissa, orthogonal]\n  adapter.r: [4]\noutput: s\n",
+    );
+    let (results, said) = sweep(folder.path());
+    assert_eq!(names(&results).len(), 3);
+    assert!(said.contains("memory   2 runs train together, "), "{said}");
+    for init in ["default", "pissa", "orthogonal"] {
+        let set = format!("adapter.init={init}");
+        succeed(folder.path(), &["train", "run.yaml", "--output", init, "--set", &set, "--rank", "4"]);
+        let together = folder.path().join(format!("s/init-{init}_r-4"));
+        let bytes = |run: &Path| fs::read(run.join("adapter_model.safetensors")).unwrap();
+        assert!(bytes(&folder.path().join(init)) == bytes(&together), "{init}");
+    }
+    sweep_file(
+        folder.path(),
+        "run: run.yaml\ngrid:\n  adapter.method: [full, lora]\n  training.quantization_aware: [null]\noutput: f\n",
+    );
+    let (results, _) = sweep(folder.path());
+    assert!(results["runs"].as_array().unwrap().iter().all(|run| run["state"] == "finished"), "{results}");
+    assert!(folder.path().join("f/method-full_quantization_aware-null/model.safetensors").exists());
+}
+
 #[cfg(unix)]
 #[test]
 fn a_sweep_that_is_stopped_keeps_what_is_done_and_goes_on() {

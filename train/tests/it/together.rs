@@ -84,6 +84,42 @@ impl Setup {
     }
 }
 
+/// A tiny random model with experts.
+fn tiny_experts() -> Decoder {
+    let text = r#"{"model_type": "mixtral", "vocab_size": 67, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "initializer_range": 0.2, "tie_word_embeddings": false, "hidden_act": "silu",
+        "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": null}"#;
+    let config = model::Config::from_json(text, "config.json".as_ref()).unwrap();
+    Decoder::random(&config, &compute::Device::cpu(2), Precision::F32, None, 7)
+}
+
+/// The load of experts is that of all rows of a pass: a run that trains it passes alone.
+#[test]
+fn a_run_that_balances_experts_has_passes_of_its_own() {
+    let (decoder, mut setups, stop) = (tiny_experts(), setups(), AtomicBool::new(false));
+    setups.truncate(3);
+    for setup in &mut setups {
+        let names = Selection::List(vec!["q_proj".into(), "o_proj".into()]);
+        setup.peft.target_modules = Some(names);
+        setup.peft.target_parameters = vec!["mlp.experts.down_proj".into()];
+        setup.peft.lora_dropout = 0.0; // as PEFT has it for experts
+    }
+    setups[1].settings.router_aux_loss = 0.1;
+    let folders: Vec<_> = setups.iter().map(|_| tempfile::tempdir().unwrap()).collect();
+    let jobs = setups.iter().zip(&folders).map(|(s, f)| s.job(&decoder, f.path(), &stop));
+    let together = Together { tokens: 4096, checkpointing: Checkpointing::None };
+    let outcomes = Trainer::open_all(jobs.collect(), together).unwrap().run_all(&mut |_, _| ());
+    for (n, (setup, together)) in setups.iter().zip(&folders).enumerate() {
+        assert_eq!(*outcomes[n].as_ref().unwrap(), Outcome::Finished);
+        let alone = tempfile::tempdir().unwrap();
+        train::train(setup.job(&decoder, alone.path(), &stop), &mut |_| ()).unwrap();
+        assert_eq!(metrics(alone.path()), metrics(together.path()), "run {n}");
+        assert!(adapter_bytes(alone.path()) == adapter_bytes(together.path()), "run {n}");
+    }
+    assert!(metrics(folders[1].path()).iter().any(|line| line["router_aux_loss"].is_number()));
+}
+
 /// The lines of metrics without times and memory.
 fn metrics(folder: &Path) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();

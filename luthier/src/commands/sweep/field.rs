@@ -1,5 +1,6 @@
 //! All runs of a sweep: gathered, put into companies that share a base and fit into the memory, and trained.
 
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -57,7 +58,11 @@ impl<'g> Field<'g> {
     pub(super) fn gather(members: Vec<Member>, global: &'g Global, quiet: bool) -> anyhow::Result<Self> {
         let (mut bases, mut examples) = (Vec::<Rc<Base>>::new(), Vec::<(String, Option<Examples>)>::new());
         let (mut keys, mut groups, mut contenders) = (Vec::<String>::new(), Vec::new(), Vec::new());
-        let (mut begun, mut warnings) = (None, Vec::new());
+        // What chat templates tell of the time is what the first process told them, whichever runs are new.
+        let mut folders = members.iter().filter_map(|member| member.settings.run.output.as_deref());
+        let known = folders.find(|folder| folder.join(run_folder::SETTINGS).exists());
+        let begun = run_folder::begun(known.unwrap_or(Path::new("")), known.is_some());
+        let mut warnings = Vec::new();
         for (n, Member { name, changes, mut settings }) in members.into_iter().enumerate() {
             let folder = settings.run.output.clone().expect("each run has a folder");
             let resumed = run_folder::holds_run(&folder)?;
@@ -86,7 +91,6 @@ impl<'g> Field<'g> {
                     state = State::Finished;
                 }
             }
-            let begun = *begun.get_or_insert_with(|| run_folder::begun(&folder, resumed));
             let place = match examples.iter().position(|(of, _)| *of == data) {
                 Some(place) => place,
                 None => {
