@@ -8,6 +8,7 @@ mod contender;
 mod field;
 mod narrator;
 mod page;
+mod pool;
 mod results;
 
 use std::fs;

@@ -42,13 +42,17 @@ impl Company {
         budget: Option<u64>,
     ) -> Self {
         let budget = budget.unwrap_or(u64::MAX);
-        for count in (2..=runs.len()).rev() {
-            for together in choices(&runs[..count]) {
-                let plan = plan(config, stored, &runs[..count], together);
-                if plan.total() <= budget {
-                    return Company { runs: count, together, plan: Some(plan) };
-                }
-            }
+        let of = |count: usize| {
+            let mut plans = choices(&runs[..count])
+                .into_iter()
+                .map(|together| (together, plan(config, stored, &runs[..count], together)));
+            plans.find(|(_, plan)| plan.total() <= budget)
+        };
+        // Each run more needs more.
+        let counts: Vec<usize> = (2..=runs.len()).collect();
+        let most = counts.partition_point(|&count| of(count).is_some()) + 1;
+        if let Some((together, plan)) = Some(most).filter(|most| *most > 1).and_then(of) {
+            return Company { runs: most, together, plan: Some(plan) };
         }
         let Sizes { micro_batch_tokens, checkpointing, .. } = runs[0].sizes;
         Company { runs: 1, together: Together { tokens: micro_batch_tokens, checkpointing }, plan: None }

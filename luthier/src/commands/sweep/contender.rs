@@ -48,6 +48,8 @@ pub(super) struct Contender {
     pub(super) changes: Vec<(String, String)>,
     pub(super) folder: PathBuf,
     pub(super) prepared: Prepared,
+    /// What others must have in common with it to train together, in words; none: it trains alone.
+    pub(super) company: Option<String>,
     /// The time that chat templates tell.
     pub(super) begun: i64,
     /// Held by this process, of a run that is not new.

@@ -1,7 +1,5 @@
 //! All runs of a sweep: gathered, put into companies that share a base and fit into the memory, and trained.
 
-use std::path::Path;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use model::{Adapter, Decoder};
@@ -9,13 +7,12 @@ use train::{History, Job, Outcome, Together, Trainer};
 
 use super::contender::{Contender, State};
 use super::narrator::Narrator;
+use super::pool::{Pool, leaves_base};
 use crate::cli::Global;
-use crate::commands::train::{
-    Examples, Prepared, adopt_initial_adapter, advised, load, loop_settings, risen, saving,
-};
-use crate::run_file::{Member, Method, RunFile};
+use crate::commands::train::{Prepared, advised, load, loop_settings, risen, saving};
+use crate::run_file::Member;
 use crate::run_folder;
-use crate::setup::{self, Base, Beside, Company};
+use crate::setup::{self, Beside, Company};
 
 /// The runs, and the base that is loaded.
 pub(super) struct Field<'g> {
@@ -30,93 +27,37 @@ pub(super) struct Field<'g> {
     quiet: bool,
 }
 
-/// What runs have in common that share a base, in words.
-fn shared(run: &RunFile) -> String {
-    let training = &run.training;
-    let seed = run.data.eval_fraction.map(|_| training.seed);
-    let of = (&run.model, run.precision, &run.quantization, run.memory, data_of(run), seed);
-    let how = (training.checkpointing, training.activation_offloading, training.activation_precision);
-    serde_json::to_string(&(of, how, training.quantization_aware)).expect("settings are plain data")
-}
-
-/// What decides a run's examples.
-fn data_of(run: &RunFile) -> String {
-    let seed = run.data.eval_fraction.map(|_| run.training.seed);
-    serde_json::to_string(&(&run.model, &run.data, seed)).expect("settings are plain data")
-}
-
-/// Whether a run leaves the base as the others have it, and begins apart from it.
-fn leaves_base(run: &RunFile) -> bool {
-    run.adapter.method != Method::Full && !run.adapter.init.engine().decomposes()
-}
-
 impl<'g> Field<'g> {
     /// Reads all input of all runs, and plans them. Nothing is written yet.
     ///
     /// # Errors
     /// If something is wrong with a run, or it does not fit into the memory even alone.
     pub(super) fn gather(members: Vec<Member>, global: &'g Global, quiet: bool) -> anyhow::Result<Self> {
-        let (mut bases, mut examples) = (Vec::<Rc<Base>>::new(), Vec::<(String, Option<Examples>)>::new());
-        let (mut keys, mut groups, mut contenders) = (Vec::<String>::new(), Vec::new(), Vec::new());
-        // What chat templates tell of the time is what the first process told them, whichever runs are new.
-        let mut folders = members.iter().filter_map(|member| member.settings.run.output.as_deref());
-        let known = folders.find(|folder| folder.join(run_folder::SETTINGS).exists());
-        let begun = run_folder::begun(known.unwrap_or(Path::new("")), known.is_some());
-        let mut warnings = Vec::new();
-        for (n, Member { name, changes, mut settings }) in members.into_iter().enumerate() {
-            let folder = settings.run.output.clone().expect("each run has a folder");
-            let resumed = run_folder::holds_run(&folder)?;
-            let lock = if resumed { Some(run_folder::lock(&folder)?) } else { None };
-            let model = settings.run.model.clone().expect("validated");
-            let base = match bases.iter().find(|base| base.name == model) {
-                Some(base) => base.clone(),
-                None => {
-                    bases.push(Rc::new(Base::open(&model)?));
-                    bases[bases.len() - 1].clone()
-                }
-            };
-            let initial = adopt_initial_adapter(&mut settings, &base)?;
-            // What runs over the same data have in common is asked before a part of it is settled.
-            let (mut key, data) = (shared(&settings.run), data_of(&settings.run));
-            if !leaves_base(&settings.run) {
-                key += &format!(" {n}");
-            }
-            let mut state = State::Waiting;
-            if resumed {
-                let saved = run_folder::settings(&folder);
-                run_folder::go_on(&folder, true, &mut settings.run)?;
-                let length = |run: &RunFile| (run.training.epochs, run.training.max_steps);
-                let grown = saved.is_none_or(|saved| length(&saved) != length(&settings.run));
-                if !grown && Contender::has_result(&folder) {
-                    state = State::Finished;
+        let mut pool = Pool::new(&members, global);
+        let (mut companies, mut groups) = (Vec::<String>::new(), Vec::new());
+        let (mut contenders, mut warnings) = (Vec::new(), Vec::new());
+        for member in members {
+            let contender = pool.prepare(member)?;
+            for warning in contender.prepared.warnings() {
+                if !warnings.contains(&warning) {
+                    eprintln!("warning: {warning}");
+                    warnings.push(warning);
                 }
             }
-            let place = match examples.iter().position(|(of, _)| *of == data) {
-                Some(place) => place,
-                None => {
-                    examples.push((data, None));
-                    examples.len() - 1
-                }
-            };
-            let known = &mut examples[place].1;
-            let prepared = Prepared::over(settings, base, initial, known, Some(begun), global)?;
-            let new = prepared.warnings().into_iter().filter(|warning| !warnings.contains(warning));
-            let new: Vec<String> = new.collect();
-            new.iter().for_each(|warning| eprintln!("warning: {warning}"));
-            warnings.extend(new);
-            let group = keys.iter().position(|other| *other == key).unwrap_or_else(|| {
-                keys.push(key);
-                keys.len() - 1
-            });
-            groups.push(group);
-            contenders.push(Contender { name, changes, folder, prepared, begun, lock, state });
+            // A run without company has a group of its own.
+            let known = companies.iter().position(|other| Some(other) == contender.company.as_ref());
+            groups.push(known.unwrap_or(companies.len()));
+            if known.is_none() {
+                companies.push(contender.company.clone().unwrap_or_default());
+            }
+            contenders.push(contender);
         }
         let budget = |group: usize| {
             let first = groups.iter().position(|of| *of == group).expect("a group has a run");
             let prepared: &Prepared = &contenders[first].prepared;
             setup::budget(&prepared.settings.run, prepared.needs.beside)
         };
-        let budgets = (0..keys.len()).map(budget).collect();
+        let budgets = (0..companies.len()).map(budget).collect();
         if !quiet && let Some(Contender { prepared, .. }) = contenders.first() {
             eprintln!("sweep    {} runs over {}; the first:", contenders.len(), prepared.base.name);
             prepared.lines_of_data().iter().for_each(|line| eprintln!("{line}"));
