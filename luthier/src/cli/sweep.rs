@@ -32,16 +32,16 @@ pub(crate) struct Sweep {
     /// The folder for the folders of the runs
     #[arg(long, value_name = "DIR")]
     output: Option<String>,
-    #[command(flatten)]
-    shortcuts: Shortcuts,
-    #[command(flatten)]
-    set: Set,
     /// Say nothing on stderr but warnings and errors
     #[arg(long, short)]
     pub(crate) quiet: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    shortcuts: Shortcuts,
+    #[command(flatten)]
+    set: Set,
 }
 
 impl Sweep {

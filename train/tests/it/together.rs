@@ -94,6 +94,28 @@ fn tiny_experts() -> Decoder {
     Decoder::random(&config, &compute::Device::cpu(2), Precision::F32, None, 7)
 }
 
+#[test]
+fn runs_together_over_four_bits_end_in_the_bytes_of_each_alone() {
+    let text = r#"{"model_type": "llama", "vocab_size": 67, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "initializer_range": 0.2, "tie_word_embeddings": false, "hidden_act": "silu"}"#;
+    let config = model::Config::from_json(text, "config.json".as_ref()).unwrap();
+    let (device, format) = (compute::Device::cpu(2), compute::quant::Format::QLORA);
+    let decoder = Decoder::random(&config, &device, Precision::Bf16, Some(format), 7);
+    let (setups, stop) = (setups(), AtomicBool::new(false));
+    let folders: Vec<_> = setups.iter().map(|_| tempfile::tempdir().unwrap()).collect();
+    let jobs = setups.iter().zip(&folders).map(|(s, f)| s.job(&decoder, f.path(), &stop));
+    let together = Together { tokens: 4096, checkpointing: Checkpointing::None };
+    let outcomes = Trainer::open_all(jobs.collect(), together).unwrap().run_all(&mut |_, _| ());
+    assert!(outcomes.iter().all(|outcome| outcome.is_ok()), "{outcomes:?}");
+    for (n, (setup, together)) in setups.iter().zip(&folders).enumerate() {
+        let alone = tempfile::tempdir().unwrap();
+        train::train(setup.job(&decoder, alone.path(), &stop), &mut |_| ()).unwrap();
+        assert_eq!(metrics(alone.path()), metrics(together.path()), "run {n}");
+        assert!(adapter_bytes(alone.path()) == adapter_bytes(together.path()), "run {n}");
+    }
+}
+
 /// The load of experts is that of all rows of a pass: a run that trains it passes alone.
 #[test]
 fn a_run_that_balances_experts_has_passes_of_its_own() {
