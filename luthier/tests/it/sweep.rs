@@ -126,7 +126,7 @@ fn draws_are_those_of_their_seed() {
         sweep_file(folder.path(), &text(seed, output));
         let (results, _) = sweep(folder.path());
         for run in results["runs"].as_array().unwrap() {
-            let number = |key: &str| run["settings"][key].as_str().unwrap().parse::<f64>().unwrap();
+            let number = |key: &str| run["settings"][key].as_f64().unwrap();
             assert!((1e-5..=1e-3).contains(&number("optimizer.learning_rate")), "{run}");
             assert!(
                 (2.0..=9.0).contains(&number("adapter.r")) && number("adapter.r").fract() == 0.0,

@@ -111,8 +111,7 @@ fn plot(page: &mut String, title: &str, curves: &[Vec<(f64, f64)>], runs: &[RunR
 
 fn table(page: &mut String, runs: &[RunResult]) {
     *page += "<h2>Runs, the best first</h2>\n<table><tr><th>run</th>";
-    let keys: Vec<&String> = runs.first().iter().flat_map(|run| run.settings.keys()).collect();
-    for key in &keys {
+    for (key, _) in runs.first().map_or(&[][..], |run| &run.changes) {
         let _ = write!(page, "<th>{}</th>", escaped(key));
     }
     *page += "<th>steps</th><th>train loss</th><th>held-out loss</th><th>state</th></tr>\n";
@@ -121,8 +120,8 @@ fn table(page: &mut String, runs: &[RunResult]) {
         let colour = COLOURS[n % COLOURS.len()];
         let name = escaped(&run.name);
         let _ = write!(page, "<tr><td><span class=\"dot\" style=\"background:{colour}\"></span>{name}</td>");
-        for key in &keys {
-            let _ = write!(page, "<td>{}</td>", escaped(run.settings[*key].as_str().unwrap_or_default()));
+        for (_, value) in &run.changes {
+            let _ = write!(page, "<td>{}</td>", escaped(value));
         }
         let why = run.why.as_ref().map_or(String::new(), |why| format!(": {}", escaped(why)));
         let (train, eval) = (loss(run.train_loss), loss(run.eval_loss));

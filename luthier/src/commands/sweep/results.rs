@@ -37,7 +37,10 @@ pub(super) struct RunResult {
     pub(super) name: String,
     pub(super) folder: String,
     /// The settings that are its own.
-    pub(super) settings: Map<String, Value>,
+    settings: Map<String, Value>,
+    /// The same as they were written.
+    #[serde(skip)]
+    pub(super) changes: Vec<(String, String)>,
     pub(super) state: &'static str,
     /// What there is to say of the state.
     pub(super) why: Option<String>,
@@ -47,6 +50,17 @@ pub(super) struct RunResult {
     pub(super) eval_loss: Option<f64>,
     #[serde(skip)]
     pub(super) history: History,
+}
+
+/// A value as JSON has it: a number as a number.
+fn typed(text: &str) -> Value {
+    let number = text.parse::<i64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from));
+    number.unwrap_or_else(|_| match text {
+        "true" => true.into(),
+        "false" => false.into(),
+        "null" => Value::Null,
+        text => text.into(),
+    })
 }
 
 impl RunResult {
@@ -64,7 +78,8 @@ impl RunResult {
         Ok(RunResult {
             name: name.clone(),
             folder: folder.display().to_string(),
-            settings: changes.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect(),
+            settings: changes.iter().map(|(key, value)| (key.clone(), typed(value))).collect(),
+            changes: changes.clone(),
             state: state.word(),
             why: state.why().map(str::to_owned),
             steps: history.steps.last().map_or(0, |step| step.step),
@@ -113,15 +128,14 @@ impl Results {
 
 impl Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let keys: Vec<&String> = self.runs.first().iter().flat_map(|run| run.settings.keys()).collect();
-        let header = ["run"].into_iter().chain(keys.iter().map(|key| key.as_str()));
+        let keys = self.runs.first().map_or(&[][..], |run| &run.changes);
+        let header = ["run"].into_iter().chain(keys.iter().map(|(key, _)| key.as_str()));
         let header = header.chain(["steps", "train loss", "held-out loss", "state"]);
         let mut table = Table::new(header);
         let loss = |loss: Option<f64>| loss.map_or(String::new(), |loss| format!("{loss:.4}"));
         for run in &self.runs {
-            let value = |key: &&String| run.settings[*key].as_str().unwrap_or_default().to_owned();
             let mut cells = vec![run.name.clone()];
-            cells.extend(keys.iter().map(value));
+            cells.extend(run.changes.iter().map(|(_, value)| value.clone()));
             cells.extend([run.steps.to_string(), loss(run.train_loss), loss(run.eval_loss)]);
             cells.push(run.why.as_ref().map_or(run.state.to_owned(), |why| format!("{}: {why}", run.state)));
             table.row(cells);
