@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use compute::Precision;
 use model::memory::{Allocator, MemoryPlan};
 use model::{Activations, Adapter, Batch, Cache, Config, Decoder, Group, Layout, PAGE, Run};
 
@@ -184,17 +185,27 @@ impl Engine {
     /// An engine without requests, with all its memory.
     pub fn new(decoder: Arc<Decoder>, extent: Extent) -> Self {
         let extent = extent.within(&decoder.config);
-        let (buffers, cache) = room(&decoder, extent, &mut Allocator::real(&decoder.device));
+        let allocator = &mut Allocator::real(&decoder.device);
+        let (buffers, cache) = room(&decoder.config, decoder.precision, extent, allocator);
         let pages = Pages::new(extent.pages());
         let (queue, running) = (Queue::new(), BTreeMap::new());
         Engine { decoder, extent, buffers, cache, pages, queue, running, next_id: 0 }
     }
 
-    /// The memory that [`Engine::new`] asks for.
-    pub fn memory_plan(decoder: &Decoder, extent: Extent) -> MemoryPlan {
+    /// The memory that [`Engine::new`] asks for, of a model like this.
+    pub fn memory_plan(config: &Config, precision: Precision, extent: Extent) -> MemoryPlan {
         let mut planning = Allocator::planning();
-        room(decoder, extent.within(&decoder.config), &mut planning);
+        room(config, precision, extent.within(config), &mut planning);
         planning.into_plan()
+    }
+
+    /// Gives an owner's requests more turns, or fewer, than those of others: what it uses counts for so many times
+    /// less. 1 unless set.
+    ///
+    /// # Panics
+    /// If the weight is not above 0.
+    pub fn set_weight(&mut self, owner: u64, weight: f64) {
+        self.queue.set_weight(owner, weight);
     }
 
     /// What it was laid out for.
@@ -566,8 +577,12 @@ fn likeliest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
 }
 
 /// Buffers for a step, and a cache of whole pages.
-fn room(decoder: &Decoder, extent: Extent, allocator: &mut Allocator) -> (Activations, Cache) {
-    let (config, precision) = (&decoder.config, decoder.precision);
+fn room(
+    config: &Config,
+    precision: Precision,
+    extent: Extent,
+    allocator: &mut Allocator,
+) -> (Activations, Cache) {
     let layout = Layout::room(config, extent.max_rank, SMALLEST_GROUP);
     let of_pass = model::Extent {
         tokens: extent.step_tokens,

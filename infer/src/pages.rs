@@ -13,13 +13,16 @@ use model::{Adapter, PAGE};
 /// What stands before a page: another one, or nothing, under some adapter. Never given twice.
 type Name = u64;
 
+/// Under what a page is found: what stands before it, and its tokens.
+type Key = (Name, Box<[u32]>);
+
 /// A page of the cache.
 #[derive(Debug, Default)]
 struct Page {
     /// Sequences that have it.
     users: usize,
     /// Under what it is found, if what it holds is of use to others.
-    named: Option<(Name, Box<[u32]>)>,
+    named: Option<Key>,
     /// When it was given back last, and how far in front it stood: of a beginning its end goes first.
     used: (u64, Reverse<usize>),
 }
@@ -31,7 +34,7 @@ pub(crate) struct Pages {
     /// Those that hold nothing.
     free: Vec<u32>,
     /// Where a page stands that follows another one, and what the page itself is called.
-    found: BTreeMap<(Name, Box<[u32]>), (u32, Name)>,
+    found: BTreeMap<Key, (u32, Name)>,
     /// What stands before the first page, for each adapter that sequences had. A weak reference keeps the
     /// place from being another adapter's.
     roots: Vec<(Weak<Adapter>, Name)>,
@@ -133,7 +136,7 @@ impl Pages {
     /// Says that a page is full of these tokens behind `before`, for others to begin with; returns what stands
     /// before the next one. If another page holds the same, that one stays the one that is found.
     pub(crate) fn fill(&mut self, page: u32, before: Name, tokens: &[u32]) -> Name {
-        let key: (Name, Box<[u32]>) = (before, tokens.into());
+        let key: Key = (before, tokens.into());
         if let Some(&(_, name)) = self.found.get(&key) {
             return name;
         }

@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, VecDeque};
 const PROMPT: u64 = 1;
 /// What a new token counts.
 const NEW: u64 = 2;
+/// Counters count in parts of a token, so that large weights leave something to count.
+const UNIT: f64 = 1024.0;
 
 /// Requests that wait for their turn.
 #[derive(Debug)]
@@ -18,13 +20,15 @@ pub(crate) struct Queue<T> {
     waiting: BTreeMap<u64, VecDeque<T>>,
     /// What owners have used, of those that were ever here.
     used: BTreeMap<u64, u64>,
+    /// By how much what an owner uses counts less, where it is not 1.
+    weights: BTreeMap<u64, f64>,
     /// The counter of whoever went last.
     level: u64,
 }
 
 impl<T> Queue<T> {
     pub(crate) fn new() -> Self {
-        Queue { waiting: BTreeMap::new(), used: BTreeMap::new(), level: 0 }
+        Queue { waiting: BTreeMap::new(), used: BTreeMap::new(), weights: BTreeMap::new(), level: 0 }
     }
 
     /// How many wait.
@@ -65,8 +69,19 @@ impl<T> Queue<T> {
 
     /// Counts what an owner has used.
     pub(crate) fn count(&mut self, owner: u64, prompt_tokens: usize, new_tokens: usize) {
+        let tokens = PROMPT * prompt_tokens as u64 + NEW * new_tokens as u64;
+        let weight = self.weights.get(&owner).copied().unwrap_or(1.0);
         let used = self.used.entry(owner).or_default();
-        *used += PROMPT * prompt_tokens as u64 + NEW * new_tokens as u64;
+        *used = used.saturating_add((tokens as f64 * UNIT / weight) as u64);
+    }
+
+    /// Lets what an owner uses count so many times less.
+    ///
+    /// # Panics
+    /// If that is not above 0.
+    pub(crate) fn set_weight(&mut self, owner: u64, weight: f64) {
+        assert!(weight > 0.0, "a weight of {weight}");
+        self.weights.insert(owner, weight);
     }
 
     /// Takes out the requests that are so; whether there were any.
@@ -99,6 +114,21 @@ mod tests {
         (0..5).for_each(|_| take(&mut queue));
         assert_eq!(order, [(1, 0), (1, 1), (1, 2), (2, 0), (1, 3), (2, 1), (1, 4)]);
         assert_eq!(queue.len(), 2);
-        assert!(queue.remove(|&(owner, _)| owner == 2) && queue.len() == 1);
+        // Who counts twice gets two turns for one of the other's.
+        let mut queue = Queue::new();
+        queue.set_weight(2, 2.0);
+        (0..20).for_each(|n| [1, 2].into_iter().for_each(|owner| queue.push(owner, (owner, n))));
+        let turns: Vec<u64> = std::iter::from_fn(|| {
+            let (owner, _) = queue.pop()?;
+            queue.count(owner, 10, 5);
+            Some(owner)
+        })
+        .take(15)
+        .collect();
+        assert_eq!(turns.iter().filter(|&&owner| owner == 2).count(), 10);
+        let mut queue = Queue::new();
+        (0..2).for_each(|n| [1, 2].into_iter().for_each(|owner| queue.push(owner, (owner, n))));
+        queue.remove(|&(owner, n)| owner == 1 || (owner, n) == (2, 9));
+        assert!(queue.remove(|&(_, n)| n == 0) && queue.len() == 1);
     }
 }

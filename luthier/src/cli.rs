@@ -13,6 +13,7 @@ mod problem;
 mod serve;
 mod settings;
 mod speak;
+mod sweep;
 mod train;
 mod write;
 
@@ -30,6 +31,7 @@ pub(crate) use problem::parse;
 pub(crate) use serve::Serve;
 pub(crate) use settings::{RunArgs, Set};
 pub(crate) use speak::{Chat, Generate, Sampling};
+pub(crate) use sweep::Sweep;
 pub(crate) use train::*;
 pub(crate) use write::{Export, ExportGguf, ExportMlx, ExportOllama, Inspect, Merge, Quantize};
 
@@ -117,6 +119,8 @@ impl FromStr for DeviceChoice {
 pub(crate) enum Command {
     /// Fine-tune a model as a run file says
     Train(Train),
+    /// Train many runs that differ in some settings, together over one base, and compare them
+    Sweep(Sweep),
     /// Measure a model, with or without an adapter
     #[command(subcommand)]
     Eval(Eval),

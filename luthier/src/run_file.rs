@@ -14,6 +14,7 @@ mod commented;
 mod decode;
 mod foreign;
 mod schema;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -31,6 +32,7 @@ pub(crate) use check::{MAX_EPOCHS, Purpose};
 pub(crate) use commented::{Entry, Line, commented, keys, yaml_value};
 pub(crate) use foreign::{Foreign, Setting};
 pub(crate) use schema::schema;
+pub(crate) use sweep::{Halving, Member, Rates, Sweep};
 pub(crate) use values::{
     ByteSize, MicroBatch, Offloading, Pattern, Quantization, Source, TargetModules, TrainData,
 };
@@ -598,7 +600,7 @@ fn word(value: &impl Serialize) -> String {
 }
 
 /// A setting from the command line, which wins over the file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Override {
     path: Vec<String>,
     value: Node,
@@ -665,7 +667,7 @@ pub(crate) struct Settings {
 }
 
 /// A run file's text, for messages that point into it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct FileText {
     path: String,
     text: String,
@@ -678,11 +680,16 @@ impl Settings {
     /// what this version does not support are the concern of [`Settings::validate`].
     pub(crate) fn resolve(file: Option<&Path>, overrides: Vec<Override>) -> anyhow::Result<Self> {
         let file = file.map(|path| FileText::read(path, "run file")).transpose()?;
-        let report = |problem: Problem| problem.report(file.as_ref());
-        let mut tree = match &file {
-            Some(file) => yaml::parse(&file.text).map_err(report)?,
+        let tree = match &file {
+            Some(file) => yaml::parse(&file.text).map_err(|problem| problem.report(Some(file)))?,
             None => Node::new(Value::Null, Origin::Default),
         };
+        Self::of(tree, file, overrides)
+    }
+
+    /// The same of a tree that was read from a file, if from any.
+    fn of(mut tree: Node, file: Option<FileText>, overrides: Vec<Override>) -> anyhow::Result<Self> {
+        let report = |problem: Problem| problem.report(file.as_ref());
         for change in overrides {
             tree.put(&change.path, change.value, &change.origin).map_err(report)?;
         }

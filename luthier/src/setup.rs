@@ -4,6 +4,7 @@ mod base;
 pub(crate) mod gguf;
 mod memory;
 mod settle;
+mod together;
 
 use std::path::Path;
 
@@ -23,6 +24,7 @@ use train::{Decay, OptimizerSettings, Rule, Schedule};
 pub(crate) use base::{Base, Subject};
 pub(crate) use memory::*;
 pub(crate) use settle::*;
+pub(crate) use together::{Beside, Company, budget};
 
 use crate::cli;
 use crate::error::user;

@@ -72,6 +72,26 @@ impl Batch {
         }
     }
 
+    /// Appends the sequences of another batch.
+    ///
+    /// # Panics
+    /// If only one of them says which examples its sequences are, or the other's keys lie in a cache's pages.
+    pub fn append(&mut self, other: &Batch) {
+        let numbered = |batch: &Batch| batch.examples.len() == batch.segments.len();
+        let same = self.segments.is_empty() || numbered(self) == numbered(other);
+        assert!(same, "batches with and without numbers of examples");
+        let start = self.tokens();
+        let moved = |rows: &std::ops::Range<usize>| rows.start + start..rows.end + start;
+        self.ids.extend_from_slice(&other.ids);
+        self.positions.extend_from_slice(&other.positions);
+        let segments = other.segments.iter();
+        let moved = |s: &Segment| Segment { queries: moved(&s.queries), keys: moved(s.keys.rows()).into() };
+        self.segments.extend(segments.map(moved));
+        let targets = other.targets.iter();
+        self.targets.extend(targets.map(|target| Target { row: target.row + start, ..*target }));
+        self.examples.extend_from_slice(&other.examples);
+    }
+
     /// Appends a sequence without targets and returns its first row.
     pub fn push_unlabelled(&mut self, ids: &[u32]) -> usize {
         let start = self.tokens();

@@ -188,6 +188,7 @@ impl ApiError {
     pub(crate) fn engine(error: &InferError, param: &str) -> Self {
         match error {
             InferError::NotFinite { .. } => ApiError::internal(error.to_string()),
+            InferError::AdapterTooLarge { .. } => ApiError::field("model", error.to_string()),
             InferError::PromptTooLong { .. } => ApiError::too_long(param, error.to_string()),
             _ => ApiError::field(param, error.to_string()),
         }

@@ -54,6 +54,12 @@ pub enum TrainError {
         /// The newest checkpoint that is whole.
         checkpoint: Option<PathBuf>,
     },
+    /// What ended a pass that this run was in with others.
+    #[error("a pass together with another run ended: {cause}")]
+    Beside {
+        /// What is said of that run.
+        cause: String,
+    },
     /// Settings that do not fit each other.
     #[error("`{field}` {problem}")]
     Setting {

@@ -4,11 +4,16 @@
 //! flag.
 
 mod checkpoint;
+mod course;
 mod error;
+mod evaluation;
 mod forecast;
+mod job;
 mod metrics;
 mod optimizer;
+mod pass;
 mod plan;
+mod rehearsal;
 mod saving;
 mod schedule;
 mod sums;
@@ -16,10 +21,12 @@ mod trainer;
 
 pub use checkpoint::Best;
 pub use error::{Result, TrainError};
+pub use evaluation::evaluate;
 pub use forecast::{Amount, Pace};
+pub use job::{Event, Job, Outcome, Saves, Settings, Together};
 pub use metrics::{EvalMetrics, History, StepMetrics, peak_memory_bytes};
 pub use optimizer::{OptimizerSettings, Rule};
 pub use plan::{Demand, StepPlan};
 pub use saving::Saving;
 pub use schedule::{Decay, Schedule};
-pub use trainer::{Event, Job, Outcome, Saves, Settings, Trainer, evaluate, memory_plan, train};
+pub use trainer::{Planned, Trainer, memory_plan, train};

@@ -96,9 +96,11 @@ impl Keys {
         }
     }
 
+    /// The rows of keys that do not lie in pages.
+    ///
     /// # Panics
-    /// If they lie in pages: their gradients have no place.
-    pub(crate) fn rows(&self) -> &Range<usize> {
+    /// If they do: their gradients have no place.
+    pub fn rows(&self) -> &Range<usize> {
         match self {
             Keys::Rows(rows) => rows,
             Keys::Pages { .. } => panic!("keys in pages are of sequences that are not trained on"),

@@ -310,8 +310,9 @@ fn what_there_is_no_room_for_is_refused() {
     assert_eq!(refused(vec![97], 1, None), InferError::UnknownToken { token: 97, vocab_size: 97 });
     assert_eq!(refused(vec![1; 200], 58, None), InferError::TooLarge { needed: 3, pages: 2 });
     assert!(matches!(refused(vec![1], 1, Some(large)), InferError::AdapterTooLarge { .. }));
-    let plan = Engine::memory_plan(&decoder, small);
-    let of_more = Engine::memory_plan(&decoder, Extent { cached_tokens: 512, ..small });
+    let plan = Engine::memory_plan(&decoder.config, Precision::F32, small);
+    let of_more =
+        Engine::memory_plan(&decoder.config, Precision::F32, Extent { cached_tokens: 512, ..small });
     // Two pages of keys and values, of two heads of 32, in two layers.
     assert_eq!(of_more.total() - plan.total(), 2 * 2 * 256 * 64 * 4);
 }

@@ -171,11 +171,12 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
         settings: super::train::loop_settings(&run_settings, sizes),
         folder: folder.path(),
         stop: &stop,
+        pause: None,
     })?;
     let mut measured: Vec<StepMetrics> = Vec::new();
     let mut first_step = 0.0;
     for n in 0..WARM_UP + steps {
-        let metrics = trainer.step()?;
+        let metrics = trainer.step()?.remove(0);
         if n == 0 {
             first_step = begun.elapsed().as_secs_f64();
         }

@@ -23,6 +23,7 @@ mod proof;
 mod quantize;
 mod schema;
 mod serve;
+mod sweep;
 mod train;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     global.check()?;
     match cli.command {
         Command::Train(args) => train::run(args, global),
+        Command::Sweep(args) => sweep::run(args, global),
         Command::Eval(args) => eval::run(args, global),
         Command::Example(args) => example::run(args, global),
         Command::Generate(args) => generate::run(args, global),

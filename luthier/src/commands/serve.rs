@@ -6,12 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use compute::Device;
 use data::{ChatTemplate, Tokenizer};
 use infer::{Engine, Extent, Sums};
 use model::adapter::peft::folder::AdapterFolder;
 use model::memory::{Allocator, Component};
-use model::{Activations, Adapter, Cache, Config, Layout, Purpose};
+use model::{Adapter, Config, Decoder};
 use serde_json::Value;
 use server::{Chat, Limits, LoadedAdapter, Place, Setup, Tenants, Words};
 
@@ -43,20 +42,21 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         engine_stops(stops(&base.config, &tokenizer, None)),
         template.map(|template| chat(&base.config, &tokenizer, template)),
     );
+    let adapters =
+        args.adapter.iter().map(|named| Ok((named.name.clone(), hub::resolve_adapter(&named.adapter)?)));
+    let adapters: Vec<(String, PathBuf)> = adapters.collect::<anyhow::Result<_>>()?;
+    let decoder = Arc::new(base.load(&device, args.precision.engine(), args.quantization.0)?);
     let reader = Reader {
-        config: base.config.clone(),
-        device: device.clone(),
+        decoder: Arc::clone(&decoder),
         tokenizer,
         max_rank: extent.max_rank,
         has_template: args.chat_template.is_some(),
     };
-    let adapters =
-        args.adapter.iter().map(|named| Ok((named.name.clone(), hub::resolve_adapter(&named.adapter)?)));
-    let adapters: Vec<(String, PathBuf)> = adapters.collect::<anyhow::Result<_>>()?;
-    let decoder = base.load(&device, args.precision.engine(), args.quantization.0)?;
+    let mut engine = Engine::new(decoder, extent);
+    tenants.weights().for_each(|(owner, weight)| engine.set_weight(owner, weight));
     let setup = Setup {
         model: args.served_model_name.clone().unwrap_or_else(|| name(&base)),
-        worker: Box::new(Engine::new(Arc::new(decoder), extent)),
+        worker: Box::new(engine),
         words,
         loader: Box::new(move |path| reader.read(path)),
         adapters,
@@ -83,12 +83,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
 
 fn tenants(keys: Option<&Path>) -> anyhow::Result<Tenants> {
     let Some(path) = keys else { return Ok(Tenants::open_to_all()) };
-    let tenants = Tenants::read(path)?;
-    if tenants.weights().next().is_some() {
-        let message = "requests take turns evenly in this version: leave `weight` out, or set it to 1";
-        return Err(user(format!("{}: {message}", path.display())));
-    }
-    Ok(tenants)
+    Ok(Tenants::read(path)?)
 }
 
 /// What clients call the base.
@@ -132,16 +127,9 @@ fn check_memory(args: &cli::Serve, base: &Base, extent: Extent, threads: usize) 
     };
     let has_adapters = args.adapter_root.is_some() || !args.adapter.is_empty();
     let need = |inference: Inference<'_>, cached_tokens: usize| {
-        let mut buffers = Allocator::planning();
-        let of_step = model::Extent {
-            tokens: extent.step_tokens,
-            positions: extent.context,
-            purpose: Purpose::Infer,
-            precision: inference.precision,
-        };
-        Activations::new(inference.config, &Layout::default(), 0.0, of_step, &mut buffers);
-        Cache::new(inference.config, inference.precision, cached_tokens, &mut buffers);
-        let mut plan = inference.plan(&buffers.into_plan(), extent.context);
+        let extent = Extent { cached_tokens, ..extent };
+        let buffers = Engine::memory_plan(inference.config, inference.precision, extent);
+        let mut plan = inference.plan(&buffers, extent.context);
         plan.add(Component::Adapter, if has_adapters { args.adapter_memory.0 } else { 0 });
         plan
     };
@@ -165,8 +153,7 @@ fn chat(config: &Config, tokenizer: &Tokenizer, template: ChatTemplate) -> Chat 
 
 /// Reads adapters for a base.
 struct Reader {
-    config: Config,
-    device: Device,
+    decoder: Arc<Decoder>,
     tokenizer: Arc<Tokenizer>,
     max_rank: usize,
     /// Whether one chat template was named for all.
@@ -180,10 +167,10 @@ impl Reader {
 
     fn open(&self, folder: &Path) -> anyhow::Result<LoadedAdapter> {
         run_folder::require_adapter(folder)?;
-        let files = AdapterFolder::open(folder, &self.config, None)?;
+        let files = AdapterFolder::open(folder, &self.decoder.config, None)?;
         files.require_unchanged_base()?;
         files.notes.iter().for_each(|note| eprintln!("note: {note}"));
-        let adapter = files.read(&self.device)?;
+        let adapter = files.read(&self.decoder.device)?;
         let rank = adapter.layout.max_rank();
         if rank > self.max_rank {
             return Err(user(format!(
@@ -192,6 +179,8 @@ impl Reader {
                 self.max_rank
             )));
         }
+        // Here, and not on the engine's thread, whose other requests would wait.
+        self.decoder.fix(&adapter);
         let mut counting = Allocator::planning();
         Adapter::count(&adapter.layout, &mut counting);
         let chat = match self.has_template {
@@ -209,7 +198,7 @@ impl Reader {
             if let Some(source) = template_in(folder)? {
                 let origin = folder.display().to_string();
                 let template = ChatTemplate::compile(&source, &origin)?.with_special_tokens(&self.tokenizer);
-                return Ok(Some(chat(&self.config, &self.tokenizer, template)));
+                return Ok(Some(chat(&self.decoder.config, &self.tokenizer, template)));
             }
         }
         Ok(None)

@@ -17,7 +17,7 @@ use model::adapter::peft::targets;
 use model::{Adapter, Decoder, OnLoading, StoredDType};
 use train::{History, Job, Outcome, Saves, Saving, TrainError, Trainer};
 
-pub(super) use prepared::{Prepared, line_of_time};
+pub(super) use prepared::{Examples, Prepared, line_of_time};
 pub(super) use summary::{Ended, Summary};
 
 use crate::cli::{self, Global};
@@ -103,12 +103,11 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         return Ok(None);
     }
     prepared.sizes.settle(&mut prepared.settings.run);
-    let Prepared { settings, base, initial, tokenizer, train, eval, trained, sizes, needs, .. } = prepared;
+    let Prepared { settings, base, initial, data, trained, sizes, needs, .. } = prepared;
     let run = &settings.run;
     let device = global.device()?;
     let (decoder, adapter) = load(&settings, &base, initial.as_ref(), &device, &trained)?;
-    let eval = eval.map(|e| e.examples).unwrap_or_default();
-    let template = run_folder::template_source(run, &tokenizer, &train)?;
+    let template = run_folder::template_source(run, &data.tokenizer, &data.train)?;
     let stop = signal::stop_on_request()?;
     // All that can be wrong with the input has been seen: nothing is written before.
     let _lock = match held {
@@ -123,11 +122,12 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         decoder: &decoder,
         adapter,
         saving: saving(&trained, &base, &folder),
-        train: &train,
-        eval: &eval,
+        train: &data.train,
+        eval: data.held_out(),
         settings: loop_settings(run, sizes),
         folder: &folder,
         stop: &stop,
+        pause: None,
     };
     let trainer = Trainer::open(job).map_err(|error| advised(error, &folder))?;
     debug_assert_eq!(trainer.memory(), &setup::buffers(run, &base.config, &trained, needs, sizes));
@@ -155,6 +155,7 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     }
     let shown = folder.display();
     let ended = match outcome {
+        Outcome::Paused => unreachable!("no step was named to pause at"),
         Outcome::Finished if narrator.unchanged => {
             eprintln!(
                 "warning: nothing was trained: every value of the result in {shown} is what it was before the first step"
@@ -191,7 +192,7 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     }
     let chats = match &template {
         Some(_) => true,
-        None => ChatTemplate::resolve(None, &tokenizer)?.is_some(),
+        None => ChatTemplate::resolve(None, &data.tokenizer)?.is_some(),
     };
     // Known to the process that ended the run.
     let effect = (outcome == Outcome::Finished).then_some(!narrator.unchanged && !narrator.without_effect);
@@ -200,7 +201,7 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
 }
 
 /// That the loss of a run is higher in the end than it was at first, beyond what single steps differ by.
-fn risen(history: &History) -> Option<String> {
+pub(super) fn risen(history: &History) -> Option<String> {
     let losses: Vec<f64> = history.steps.iter().map(|step| step.loss).collect();
     let part = losses.len().div_ceil(10).max(1);
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
@@ -215,7 +216,7 @@ fn risen(history: &History) -> Option<String> {
 }
 
 /// How the result is written.
-fn saving<'a>(trained: &'a Trained, base: &'a Base, tokenizer: &'a Path) -> Saving<'a> {
+pub(super) fn saving<'a>(trained: &'a Trained, base: &'a Base, tokenizer: &'a Path) -> Saving<'a> {
     match &trained.peft {
         Some(config) => Saving::Adapter(config),
         None => {
@@ -225,7 +226,7 @@ fn saving<'a>(trained: &'a Trained, base: &'a Base, tokenizer: &'a Path) -> Savi
 }
 
 /// The error with what a person can do now, which the loop does not know.
-fn advised(error: TrainError, folder: &Path) -> anyhow::Error {
+pub(super) fn advised(error: TrainError, folder: &Path) -> anyhow::Error {
     let TrainError::Ended { checkpoint, .. } = &error else { return error.into() };
     let command = run_folder::resume_command(folder);
     let advice = match checkpoint {

@@ -23,6 +23,11 @@ pub(super) fn decode(tree: &Node) -> Result<RunFile, Problem> {
     <RunFile as de::Deserialize>::deserialize(Decoder(tree))
 }
 
+/// Decodes a section that is no run file's, named so.
+pub(super) fn decode_section<T: de::DeserializeOwned>(name: &str, node: &Node) -> Result<T, Problem> {
+    T::deserialize(Decoder(node)).map_err(|problem| problem.within(name).at(node.origin.clone()))
+}
+
 /// What is wrong with a setting, and where it was written.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -166,7 +171,7 @@ fn elsewhere_here(name: &str) -> Option<String> {
 }
 
 /// The most alike of the known names, if any is alike enough to be meant.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_lowercase().replace('-', "_");
     known
         .map(|known| (strsim::damerau_levenshtein(&name, known), known))

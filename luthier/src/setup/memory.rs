@@ -9,7 +9,7 @@ use model::memory::{Component, MemoryPlan};
 use model::{
     Checkpointing, Config, Decoder, FrozenActivations, FrozenExtent, Keeping, Layout, StoredWeights,
 };
-use train::{Demand, OptimizerSettings};
+use train::{Demand, OptimizerSettings, Planned};
 
 use super::{Trained, batch_size, epochs, max_length, optimizer, quantization, trained as trained_by};
 use crate::error::user;
@@ -21,7 +21,7 @@ const BARE_PROCESS: u64 = 8 << 20;
 /// What a tokenizer holds for each token of its vocabulary, about.
 const TOKENIZER_ENTRY: u64 = 800;
 /// Tokens in memory at once, where there is room: more do not make products faster.
-const USUAL_MICRO_BATCH: usize = 1024;
+pub(super) const USUAL_MICRO_BATCH: usize = 1024;
 /// What stays in memory at least of what is paged by itself.
 const LEAST_PAGED: u64 = Offloading::LEAST.0;
 
@@ -140,7 +140,7 @@ impl Needs {
 }
 
 /// Scratch of the products and of attention over sequences of so many tokens.
-fn scratch(config: &Config, precision: Precision, positions: usize, threads: usize) -> u64 {
+pub(super) fn scratch(config: &Config, precision: Precision, positions: usize, threads: usize) -> u64 {
     let of_thread = matmul::THREAD_MEMORY + model::attention_memory(config, precision, positions);
     matmul::SHARED_MEMORY.saturating_add((threads as u64).saturating_mul(of_thread))
 }
@@ -157,7 +157,8 @@ pub(crate) fn buffers(
     let optimizer = OptimizerSettings { memory: sizes.optimizer_memory, ..optimizer(run) };
     let repeated = [needs.repeated.unwrap_or(usize::MAX)];
     let frozen = sizes.frozen_memory.map(|memory| FrozenExtent { lengths: &repeated, memory });
-    train::memory_plan(config, &trained.layout, trained.dropout, optimizer, extent, frozen)
+    let run = Planned { layout: &trained.layout, dropout: trained.dropout, optimizer };
+    train::memory_plan(config, &[run], extent, frozen)
 }
 
 /// The whole memory of a run.

@@ -48,7 +48,8 @@ pub(crate) struct Facts {
     /// The mean loss of the last steps.
     pub(crate) loss: f64,
     pub(crate) held_out: Option<f64>,
-    pub(crate) learning_rate: f64,
+    /// None: each run has its own.
+    pub(crate) learning_rate: Option<f64>,
     pub(crate) tokens_per_second: f64,
     /// The most that the process has held.
     pub(crate) memory_bytes: u64,
@@ -66,7 +67,7 @@ impl Facts {
             (4, Some(format!("epoch {:.2}", self.epoch))),
             (8, Some(format!("loss {:.3}", self.loss))),
             (6, held_out),
-            (3, Some(format!("lr {}", rate(self.learning_rate)))),
+            (3, self.learning_rate.map(|of| format!("lr {}", rate(of)))),
             (2, Some(format!("{} tokens/s", count(self.tokens_per_second)))),
             (1, Some(bytes(self.memory_bytes))),
             (5, Some(rough(self.elapsed))),
@@ -234,7 +235,7 @@ mod tests {
             epoch: 0.6,
             loss: 5.1234,
             held_out: Some(5.3012),
-            learning_rate: 1.2e-3,
+            learning_rate: Some(1.2e-3),
             tokens_per_second: 1234.0,
             memory_bytes: 310 << 20,
             elapsed: Duration::from_secs(41),

@@ -23,6 +23,7 @@ fn the_help_lists_every_command() {
 fn every_command_has_the_flags_that_scripts_rely_on() {
     for (command, flags) in [
         ("train", "--model --data --eval-data --output --set --resume --dry-run"),
+        ("sweep", "--learning-rates --count --model --data --eval-data --output --set --json"),
         ("eval perplexity", "--model --adapter --data --set --json"),
         (
             "generate",

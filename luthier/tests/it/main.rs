@@ -33,6 +33,7 @@ mod run_file;
 mod serve;
 mod stops;
 mod support;
+mod sweep;
 mod tiny;
 mod told;
 

@@ -90,7 +90,6 @@ impl Served {
 }
 
 #[test]
-#[ignore = "the engine computes nothing yet: its bodies are `todo!()`"]
 fn a_server_says_what_generate_says_and_ends_when_asked_to() {
     let folder = tempdir().unwrap();
     tiny_model(folder.path());

@@ -3,6 +3,7 @@
 
 pub mod extract;
 pub mod init;
+mod joint;
 pub mod merge;
 pub(crate) mod method;
 pub mod parameters;

@@ -203,6 +203,7 @@ pub(crate) fn try_run(
         settings: settings.clone(),
         folder,
         stop: &stop,
+        pause: None,
     };
     let outcome = train::train(job, &mut |event| match event {
         Event::Step(step) => {

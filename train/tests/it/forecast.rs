@@ -99,6 +99,7 @@ fn a_rehearsal_measures_every_part() {
         settings,
         folder: out.path(),
         stop: &stop,
+        pause: None,
     };
     let pace = Trainer::open(job).unwrap().rehearse(Duration::from_millis(50)).unwrap();
     let parts = [pace.first, pace.again, pace.update, pace.evaluate[0], pace.evaluate[1]];

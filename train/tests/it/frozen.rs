@@ -11,7 +11,7 @@ use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::memory::Component;
 use model::{Adapter, Checkpointing, Decoder, FrozenExtent, Keeping, Layout};
-use train::{Demand, Outcome, Settings, StepPlan};
+use train::{Demand, Outcome, Planned, Settings, StepPlan};
 
 use crate::common::{adapter_bytes, random_examples, run_adapter, settings, tiny};
 
@@ -166,8 +166,8 @@ fn the_plan_counts_what_is_kept() {
     let extent = Demand { longest: 8, step: 8, total: 8 }.extent(8, Checkpointing::None, Precision::F32);
     let bytes = |memory| {
         let frozen = Some(FrozenExtent { lengths: &[100, 0, 60], memory });
-        let optimizer = settings().optimizer;
-        let plan = train::memory_plan(&decoder.config, &adapter.layout, 0.1, optimizer, extent, frozen);
+        let run = Planned { layout: &adapter.layout, dropout: 0.1, optimizer: settings().optimizer };
+        let plan = train::memory_plan(&decoder.config, &[run], extent, frozen);
         plan.bytes(Component::FrozenActivations)
     };
     assert_eq!(bytes(u64::MAX), 160 * 24 * 4);

@@ -13,3 +13,4 @@ mod parity;
 mod resume;
 mod schedule;
 mod step;
+mod together;

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use compute::Precision;
 use data::Dataset;
 use model::{Checkpointing, FrozenExtent, Keeping};
-use train::{Demand, Job, Saving, Settings, StepPlan, Trainer};
+use train::{Demand, Job, Planned, Saving, Settings, StepPlan, Trainer};
 
 use crate::common::{lora, random_examples, settings, tiny};
 
@@ -43,6 +43,7 @@ fn what_is_planned_is_what_is_allocated_under_all_settings() {
                     settings: settings.clone(),
                     folder: out.path(),
                     stop: &stop,
+                    pause: None,
                 };
                 let trainer = Trainer::open(job).unwrap();
 
@@ -51,8 +52,8 @@ fn what_is_planned_is_what_is_allocated_under_all_settings() {
                 let extent = demand.extent(micro_batch_tokens, checkpointing, Precision::Bf16);
                 let repeated = plan.repeated(&eval);
                 let frozen = frozen_activations.map(|memory| FrozenExtent { lengths: &repeated, memory });
-                let planned =
-                    train::memory_plan(&decoder.config, &layout, 0.1, settings.optimizer, extent, frozen);
+                let run = Planned { layout: &layout, dropout: 0.1, optimizer: settings.optimizer };
+                let planned = train::memory_plan(&decoder.config, &[run], extent, frozen);
                 assert_eq!(*trainer.memory(), planned, "{settings:?}, {held_out} held out");
             }
         }

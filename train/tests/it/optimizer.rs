@@ -8,7 +8,7 @@ use compute::Precision;
 use model::arena;
 use model::memory::Component;
 use model::{Checkpoint, Checkpointing, Decoder};
-use train::{Demand, Job, OptimizerSettings, Outcome, Rule, Saves, Saving, Settings};
+use train::{Demand, Job, OptimizerSettings, Outcome, Planned, Rule, Saves, Saving, Settings};
 
 use crate::common::{
     adapter_bytes, lora_of_rank, random_examples, run_adapter, settings, tiny, without_hashes,
@@ -44,7 +44,8 @@ fn go(decoder: &Decoder, settings: &Settings, folder: &Path, stop_after: Option<
 fn planned(decoder: &Decoder, settings: &Settings) -> u64 {
     let (adapter, _) = lora_of_rank(decoder, 0.0, RANK);
     let extent = Demand { longest: 8, step: 8, total: 8 }.extent(8, Checkpointing::None, Precision::F32);
-    let plan = train::memory_plan(&decoder.config, &adapter.layout, 0.0, settings.optimizer, extent, None);
+    let run = Planned { layout: &adapter.layout, dropout: 0.0, optimizer: settings.optimizer };
+    let plan = train::memory_plan(&decoder.config, &[run], extent, None);
     plan.bytes(Component::Optimizer)
 }
 
@@ -135,7 +136,17 @@ fn refusal(decoder: &Decoder, settings: Settings, folder: &Path) -> String {
     let (adapter, peft) = lora_of_rank(decoder, 0.1, RANK);
     let (train, stop) = (data::Dataset::of_examples(random_examples(24)), false.into());
     let saving = Saving::Adapter(&peft);
-    let job = Job { decoder, adapter, saving, train: &train, eval: &[], settings, folder, stop: &stop };
+    let job = Job {
+        decoder,
+        adapter,
+        saving,
+        train: &train,
+        eval: &[],
+        settings,
+        folder,
+        stop: &stop,
+        pause: None,
+    };
     train::train(job, &mut |_| {}).unwrap_err().to_string()
 }
 

@@ -44,6 +44,7 @@ fn check(name: &str) {
         settings,
         folder: out.path(),
         stop: &stop,
+        pause: None,
     };
     let mut steps: Vec<StepMetrics> = Vec::new();
     train::train(job, &mut |event| {

@@ -132,6 +132,7 @@ fn other_data_is_refused() {
         settings: with_evaluation(),
         folder: out.path(),
         stop: &stop,
+        pause: None,
     };
     let error = train::train(job, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("other data"), "{error}");

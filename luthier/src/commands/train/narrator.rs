@@ -155,7 +155,7 @@ impl Narrator {
             epoch: metrics.epoch,
             loss: self.loss.add(metrics.loss),
             held_out: self.facts.held_out,
-            learning_rate: metrics.learning_rate,
+            learning_rate: Some(metrics.learning_rate),
             tokens_per_second: metrics.tokens_per_second,
             memory_bytes: metrics.memory_bytes,
             elapsed: self.begun.elapsed(),

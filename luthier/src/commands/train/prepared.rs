@@ -1,6 +1,7 @@
 //! All that can be known of a run before its first step: data, steps, memory, time.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use data::{Dataset, Tokenizer};
@@ -18,20 +19,40 @@ use crate::terminal::{self, bytes, count, rough};
 /// Columns of the first example that are shown.
 const SHOWN: usize = 1200;
 
+/// Examples and the tokenizer that made them, which runs over the same data share.
+#[derive(Clone)]
+pub(in crate::commands) struct Examples {
+    pub(in crate::commands) tokenizer: Rc<Tokenizer>,
+    pub(in crate::commands) train: Rc<Dataset>,
+    pub(in crate::commands) eval: Option<Rc<Dataset>>,
+}
+
+impl Examples {
+    /// Reads the examples that a run's settings name.
+    fn read(run: &RunFile, base: &Base, begun: Option<i64>) -> anyhow::Result<Self> {
+        let tokenizer = base.tokenizer()?;
+        let (train, eval) = setup::datasets(run, Some(&base.config), &tokenizer, begun)?;
+        Ok(Examples { tokenizer: Rc::new(tokenizer), train: Rc::new(train), eval: eval.map(Rc::new) })
+    }
+
+    /// The held-out ones, if any.
+    pub(in crate::commands) fn held_out(&self) -> &[data::Example] {
+        self.eval.as_ref().map_or(&[], |eval| &eval.examples)
+    }
+}
+
 /// A run whose input has been read and whose open settings are settled.
 pub(in crate::commands) struct Prepared {
     pub(in crate::commands) settings: Settings,
-    pub(in crate::commands) base: Base,
+    pub(in crate::commands) base: Rc<Base>,
     /// The adapter that training begins from.
-    pub(super) initial: Option<AdapterFolder>,
-    pub(super) tokenizer: Tokenizer,
-    pub(in crate::commands) train: Dataset,
-    pub(in crate::commands) eval: Option<Dataset>,
-    pub(super) trained: Trained,
+    pub(in crate::commands) initial: Option<AdapterFolder>,
+    pub(in crate::commands) data: Examples,
+    pub(in crate::commands) trained: Trained,
     pub(in crate::commands) needs: Needs,
-    pub(super) sizes: Sizes,
+    pub(in crate::commands) sizes: Sizes,
     memory: MemoryPlan,
-    steps: u64,
+    pub(in crate::commands) steps: u64,
     /// Steps of an epoch.
     epoch_steps: u64,
     /// Settings that were left open and did not become what is usual: a word for each, and why.
@@ -45,21 +66,36 @@ impl Prepared {
     /// # Errors
     /// If something is wrong with the input, or it does not fit into the memory.
     pub(in crate::commands) fn new(
-        mut settings: Settings,
+        settings: Settings,
         base: Base,
         initial: Option<AdapterFolder>,
         begun: Option<i64>,
         global: &Global,
     ) -> anyhow::Result<Self> {
+        Prepared::over(settings, Rc::new(base), initial, &mut None, begun, global)
+    }
+
+    /// [`Prepared::new`] over a base and, once they have been read, examples that other runs use, too.
+    pub(in crate::commands) fn over(
+        mut settings: Settings,
+        base: Rc<Base>,
+        initial: Option<AdapterFolder>,
+        data: &mut Option<Examples>,
+        begun: Option<i64>,
+        global: &Global,
+    ) -> anyhow::Result<Self> {
         base.files.check_quantization(setup::quantization(&settings.run))?;
         setup::check_model(&settings, &base.config)?;
-        let tokenizer = base.tokenizer()?;
         let mut settled = setup::settle_by_model(&mut settings.run, &base.config);
-        let (train, eval) = setup::datasets(&settings.run, Some(&base.config), &tokenizer, begun)?;
-        settled.extend(setup::settle_by_data(&mut settings.run, &base.config, &train, eval.as_ref()));
+        let data = match data {
+            Some(data) => data.clone(),
+            None => data.insert(Examples::read(&settings.run, &base, begun)?).clone(),
+        };
+        let (train, eval) = (&data.train, data.eval.as_deref());
+        settled.extend(setup::settle_by_data(&mut settings.run, &base.config, train, eval));
         let run = &settings.run;
         let trained = setup::trained(run, &base.config, &base.name)?;
-        let plan = step_plan(run, &train);
+        let plan = step_plan(run, train);
         let steps = match plan.steps().min(run.training.max_steps.unwrap_or(u64::MAX)) {
             0 => {
                 let message = "has weights so small that these epochs visit no example";
@@ -67,7 +103,7 @@ impl Prepared {
             }
             steps => steps,
         };
-        let held_out = eval.as_ref().map_or(&[][..], |eval| &eval.examples);
+        let held_out = data.held_out();
         let repeated = Some(plan.repeated(held_out).iter().sum());
         let beside = setup::resident_memory();
         let needs = Needs { demand: plan.demand(held_out), repeated, beside, threads: global.threads() };
@@ -78,9 +114,7 @@ impl Prepared {
             settings,
             base,
             initial,
-            tokenizer,
-            train,
-            eval,
+            data,
             trained,
             needs,
             sizes,
@@ -94,8 +128,9 @@ impl Prepared {
     /// What a person should know before the first step.
     pub(in crate::commands) fn warnings(&self) -> Vec<String> {
         let run = &self.settings.run;
-        let mut warnings = setup::warnings(&self.train.report, &self.base.config);
-        let of_held_out = self.eval.iter().flat_map(|eval| setup::warnings(&eval.report, &self.base.config));
+        let mut warnings = setup::warnings(&self.data.train.report, &self.base.config);
+        let of_held_out =
+            self.data.eval.iter().flat_map(|eval| setup::warnings(&eval.report, &self.base.config));
         let held_out: Vec<String> = of_held_out.filter(|warning| !warnings.contains(warning)).collect();
         warnings.extend(held_out.into_iter().map(|warning| format!("held out: {warning}")));
         warnings.extend(rates(run, self.steps).or_else(|| self.few_steps()));
@@ -116,7 +151,7 @@ impl Prepared {
         }
         if setup::batch_size(run) > 1 {
             more.push("a smaller training.batch_size".to_owned());
-        } else if run.data.packing && self.train.examples.len() as u64 > self.epoch_steps {
+        } else if run.data.packing && self.data.train.examples.len() as u64 > self.epoch_steps {
             more.push("data.packing: false".to_owned());
         }
         Some(format!(
@@ -146,8 +181,8 @@ impl Prepared {
         if let Some(kept) = sizes.kept() {
             eprintln!("kept     {kept}");
         }
-        let first = &self.train.examples[0];
-        let runs = data::preview::runs(first, &self.tokenizer);
+        let first = &self.data.train.examples[0];
+        let runs = data::preview::runs(first, &self.data.tokenizer);
         let segments = runs.iter().map(|(text, trained)| (text.as_str(), *trained));
         let (shown, cut) = terminal::cut_segments(segments, SHOWN);
         let shown = terminal::paint_segments(shown, terminal::stderr_colour());
@@ -159,7 +194,7 @@ impl Prepared {
     pub(in crate::commands) fn lines_of_data(&self) -> Vec<String> {
         let run = &self.settings.run;
         let mut lines = Vec::new();
-        for (what, set) in [("data", Some(&self.train)), ("held out", self.eval.as_ref())] {
+        for (what, set) in [("data", Some(&self.data.train)), ("held out", self.data.eval.as_ref())] {
             let Some(report) = set.map(|s| &s.report) else { continue };
             let format =
                 report.files.first().map_or(String::new(), |file| format!(", format {}", file.format));
@@ -183,19 +218,15 @@ impl Prepared {
         lines
     }
 
-    fn held_out(&self) -> &[data::Example] {
-        self.eval.as_ref().map_or(&[], |eval| &eval.examples)
-    }
-
     /// Epochs that the run begins.
     fn epochs(&self) -> u64 {
-        step_plan(&self.settings.run, &self.train).epochs()
+        step_plan(&self.settings.run, &self.data.train).epochs()
     }
 
     /// Steps, tokens and evaluations of the run.
     fn amount(&self) -> Amount {
         let run = &self.settings.run;
-        step_plan(run, &self.train).amount(self.steps, run.training.eval_every, self.held_out())
+        step_plan(run, &self.data.train).amount(self.steps, run.training.eval_every, self.data.held_out())
     }
 
     /// How long the run takes, measured on its first micro-batches and some held-out examples. Loads the
@@ -213,11 +244,12 @@ impl Prepared {
             decoder: &decoder,
             adapter,
             saving: saving(&self.trained, &self.base, folder.path()),
-            train: &self.train,
-            eval: self.held_out(),
+            train: &self.data.train,
+            eval: self.data.held_out(),
             settings: loop_settings(&self.settings.run, self.sizes),
             folder: folder.path(),
             stop: &stop,
+            pause: None,
         };
         Ok(self.amount().time(Trainer::open(job)?.rehearse(REHEARSAL)?))
     }
@@ -253,8 +285,8 @@ impl Prepared {
             "batch_size": setup::batch_size(run),
             "max_length": setup::max_length(run, None),
             "learning_rate": setup::learning_rate(run),
-            "data": set(&self.train),
-            "held_out": self.eval.as_ref().map(set),
+            "data": set(&self.data.train),
+            "held_out": self.data.eval.as_deref().map(set),
             "trainable_parameters": self.trained.layout.len(),
             "memory_bytes": self.memory.total(),
             "warnings": self.warnings(),

@@ -1,0 +1,149 @@
+//! What came of a sweep: a table, `sweep.json`, and the page.
+
+use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
+
+use model::checkpoint::write_whole;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use train::History;
+
+use super::contender::{Contender, State};
+use super::page::page;
+use crate::run_file::Method;
+use crate::terminal::{Table, quoted};
+
+/// A run's end is its last steps: one in so many.
+const END: usize = 10;
+
+/// All that is told in the end.
+#[derive(Serialize)]
+pub(super) struct Results {
+    output: String,
+    /// The run with the lowest held-out loss, or without such losses the lowest training loss.
+    best: Option<String>,
+    /// The runs, the best first.
+    runs: Vec<RunResult>,
+    #[serde(skip)]
+    folder: PathBuf,
+    /// What to type next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+/// What came of one run.
+#[derive(Serialize)]
+pub(super) struct RunResult {
+    pub(super) name: String,
+    pub(super) folder: String,
+    /// The settings that are its own.
+    settings: Map<String, Value>,
+    /// The same as they were written.
+    #[serde(skip)]
+    pub(super) changes: Vec<(String, String)>,
+    pub(super) state: &'static str,
+    /// What there is to say of the state.
+    pub(super) why: Option<String>,
+    pub(super) steps: u64,
+    /// The mean over the last tenth of the steps.
+    pub(super) train_loss: Option<f64>,
+    pub(super) eval_loss: Option<f64>,
+    #[serde(skip)]
+    pub(super) history: History,
+}
+
+/// A value as JSON has it: a number as a number.
+fn typed(text: &str) -> Value {
+    let number = text.parse::<i64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from));
+    number.unwrap_or_else(|_| match text {
+        "true" => true.into(),
+        "false" => false.into(),
+        "null" => Value::Null,
+        text => text.into(),
+    })
+}
+
+impl RunResult {
+    fn of(contender: &Contender) -> anyhow::Result<Self> {
+        let Contender { name, changes, folder, prepared, state, .. } = contender;
+        let history = History::read(folder)?;
+        let end = &history.steps[history.steps.len() - history.steps.len().div_ceil(END)..];
+        let mean = end.iter().map(|step| step.loss).sum::<f64>() / end.len() as f64;
+        let mut losses = history.evaluations.iter().map(|evaluation| evaluation.eval_loss);
+        // The result of early stopping is the best of them.
+        let eval_loss = match prepared.settings.run.training.early_stopping_patience {
+            Some(_) => losses.min_by(f64::total_cmp),
+            None => losses.next_back(),
+        };
+        Ok(RunResult {
+            name: name.clone(),
+            folder: folder.display().to_string(),
+            settings: changes.iter().map(|(key, value)| (key.clone(), typed(value))).collect(),
+            changes: changes.clone(),
+            state: state.word(),
+            why: state.why().map(str::to_owned),
+            steps: history.steps.last().map_or(0, |step| step.step),
+            train_loss: (!end.is_empty()).then_some(mean),
+            eval_loss,
+            history,
+        })
+    }
+
+    /// By what runs are ordered: those that failed behind all others.
+    fn rank(&self) -> (bool, f64) {
+        (self.state == "failed", self.eval_loss.or(self.train_loss).unwrap_or(f64::INFINITY))
+    }
+}
+
+impl Results {
+    pub(super) fn of(output: &Path, contenders: &[Contender]) -> anyhow::Result<Self> {
+        let mut runs = contenders.iter().map(RunResult::of).collect::<anyhow::Result<Vec<RunResult>>>()?;
+        runs.sort_by(|a, b| {
+            let ((failed, loss), (other_failed, other)) = (a.rank(), b.rank());
+            failed.cmp(&other_failed).then(loss.total_cmp(&other))
+        });
+        let finished = |run: &&RunResult| run.state == State::Finished.word();
+        let best = runs.iter().find(finished).map(|run| run.name.clone());
+        let of_best = contenders.iter().find(|contender| Some(&contender.name) == best.as_ref());
+        let next = of_best.map(|contender| {
+            let full = contender.prepared.settings.run.adapter.method == Method::Full;
+            let flag = if full { "--model" } else { "--adapter" };
+            format!("luthier generate {flag} {} --prompt TEXT", quoted(&contender.folder))
+        });
+        Ok(Results { output: output.display().to_string(), best, runs, folder: output.to_owned(), next })
+    }
+
+    /// The name of the best run, if one came to its end.
+    pub(super) fn best(&self) -> Option<&str> {
+        self.best.as_deref()
+    }
+
+    /// Writes `sweep.json` and the page into the folder of the sweep.
+    pub(super) fn write(&self) -> anyhow::Result<()> {
+        let json = serde_json::to_string_pretty(self).expect("plain data") + "\n";
+        write_whole(&self.folder.join("sweep.json"), json.as_bytes())?;
+        Ok(write_whole(&self.folder.join("sweep.html"), page(&self.output, &self.runs).as_bytes())?)
+    }
+}
+
+impl Display for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys = self.runs.first().map_or(&[][..], |run| &run.changes);
+        let header = ["run"].into_iter().chain(keys.iter().map(|(key, _)| key.as_str()));
+        let header = header.chain(["steps", "train loss", "held-out loss", "state"]);
+        let mut table = Table::new(header);
+        let loss = |loss: Option<f64>| loss.map_or(String::new(), |loss| format!("{loss:.4}"));
+        for run in &self.runs {
+            let mut cells = vec![run.name.clone()];
+            cells.extend(run.changes.iter().map(|(_, value)| value.clone()));
+            cells.extend([run.steps.to_string(), loss(run.train_loss), loss(run.eval_loss)]);
+            cells.push(run.why.as_ref().map_or(run.state.to_owned(), |why| format!("{}: {why}", run.state)));
+            table.row(cells);
+        }
+        write!(f, "{table}\ncurves: {}", self.folder.join("sweep.html").display())?;
+        if let Some(next) = &self.next {
+            write!(f, "\nTry next:\n  {next}")?;
+        }
+        Ok(())
+    }
+}

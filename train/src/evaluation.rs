@@ -1,0 +1,71 @@
+//! Examples as batches, and the losses of those that are not trained on.
+
+use data::Example;
+use model::{Activations, Batch, Decoder, Run};
+
+use crate::error::{Result, TrainError};
+
+/// The sum of the losses of all trained tokens of these examples, the first of which has this number in the
+/// run, and their number. Keeps no logits.
+///
+/// # Errors
+/// If the buffers keep what frozen layers give, and it cannot be written or read.
+pub fn evaluate(
+    run: &Run<'_>,
+    decoder: &Decoder,
+    examples: (usize, &[Example]),
+    buffers: &mut Activations,
+) -> Result<(f64, u64)> {
+    let most = buffers.extent().tokens;
+    evaluate_by(run, decoder, examples, most, buffers)
+}
+
+/// [`evaluate`], by at most so many tokens at once: what a run alone has room for, since sums depend on it.
+pub(crate) fn evaluate_by(
+    run: &Run<'_>,
+    decoder: &Decoder,
+    (first, examples): (usize, &[Example]),
+    most: usize,
+    buffers: &mut Activations,
+) -> Result<(f64, u64)> {
+    let examples: Vec<(usize, &Example)> = (first..).zip(examples).collect();
+    let (mut sum, mut tokens) = (0.0, 0);
+    for batch in micro_batches(&examples, most) {
+        sum += losses(run, decoder, &batch, buffers)?;
+        tokens += batch.targets.len() as u64;
+    }
+    Ok((sum, tokens))
+}
+
+/// The sum of a batch's losses.
+pub(crate) fn losses(
+    run: &Run<'_>,
+    decoder: &Decoder,
+    batch: &Batch,
+    buffers: &mut Activations,
+) -> Result<f64> {
+    let mut losses = vec![0.0; batch.targets.len()];
+    decoder.forward_examples(run, batch, buffers).map_err(TrainError::of_pages)?;
+    decoder.losses(run, batch, buffers, &mut losses);
+    Ok(sum(&losses))
+}
+
+/// The sum of losses, in order.
+pub(crate) fn sum(losses: &[f32]) -> f64 {
+    losses.iter().map(|&loss| f64::from(loss)).sum()
+}
+
+/// Cuts numbered examples, in order, into batches of at most `most` tokens; an example longer than that
+/// stands alone.
+pub(crate) fn micro_batches(examples: &[(usize, &Example)], most: usize) -> Vec<Batch> {
+    let mut batches: Vec<Batch> = Vec::new();
+    for &(number, example) in examples {
+        if batches.last().is_none_or(|batch| batch.tokens() + example.len() > most) {
+            batches.push(Batch::new());
+        }
+        let batch = batches.last_mut().expect("there is a batch");
+        batch.push(&example.input_ids, &example.labels);
+        batch.examples.push(number);
+    }
+    batches
+}
