@@ -314,8 +314,11 @@ impl Engine {
         let wanted = self.advance(&parts);
         let mut events = Vec::new();
         for wanted in wanted.chunks(self.buffers.logits_rows()) {
-            let answers = self.answers(wanted);
-            for (wanted, answer) in wanted.iter().zip(answers) {
+            // One whose logits are no numbers has failed in the rows before.
+            let wanted: Vec<&Wanted> =
+                wanted.iter().filter(|wanted| self.running.contains_key(&wanted.id)).collect();
+            let answers = self.answers(&wanted);
+            for (wanted, answer) in wanted.into_iter().zip(answers) {
                 self.take(wanted, answer, &mut events);
             }
         }
@@ -381,7 +384,7 @@ impl Engine {
     }
 
     /// The tokens of some rows, with their log-probabilities where these are asked for.
-    fn answers(&mut self, wanted: &[Wanted]) -> Vec<Result<Logprobs, InferError>> {
+    fn answers(&mut self, wanted: &[&Wanted]) -> Vec<Result<Logprobs, InferError>> {
         let Engine { decoder, buffers, running, .. } = self;
         let rows: Vec<usize> = wanted.iter().map(|wanted| wanted.row).collect();
         let parts = wanted.iter().enumerate().map(|(i, wanted)| Part { id: wanted.id, row: i, count: 1 });
@@ -410,7 +413,7 @@ impl Engine {
             let ask = &running[&wanted.id].ask;
             matches!(wanted.what, Purpose::Known(_)) || ask.logprobs.is_some()
         };
-        if wanted.iter().any(asks) {
+        if wanted.iter().any(|wanted| asks(wanted)) {
             let tokens: Vec<u32> = found.iter().map(|of| of.as_ref().map_or(0, |of| of.token)).collect();
             let losses = decoder.losses_of_next(&tokens, buffers);
             for (of, loss) in found.iter_mut().zip(losses) {

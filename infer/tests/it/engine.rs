@@ -133,7 +133,7 @@ fn asks(adapters: &[Option<Arc<Adapter>>], count: u64, seed: u64) -> Vec<Ask> {
 
 /// Lets requests come at random times, some of which are cancelled, and holds each against what it comes to alone.
 fn check(decoder: &Arc<Decoder>, adapters: &[Option<Arc<Adapter>>], sums: Sums, seed: u64) {
-    let asks = asks(adapters, 40, seed);
+    let asks = asks(adapters, 30, seed);
     let mut engine = Engine::new(Arc::clone(decoder), extent(sums));
     let mut waiting: Vec<&Ask> = asks.iter().rev().collect();
     let mut running: BTreeMap<RequestId, (&Ask, Answer)> = BTreeMap::new();
@@ -164,7 +164,7 @@ fn check(decoder: &Arc<Decoder>, adapters: &[Option<Arc<Adapter>>], sums: Sums, 
         let load = engine.load();
         assert!(load.running <= 9 && load.used_pages + load.kept_pages <= load.pages, "{load:?}");
     }
-    assert!(running.is_empty() && finished.len() > 25, "{} finished", finished.len());
+    assert!(running.is_empty() && finished.len() > 18, "{} finished", finished.len());
     assert!(shared > 0, "nothing was taken over from another request");
     let load = engine.load();
     assert_eq!((load.running, load.waiting, load.used_pages), (0, 0, 0), "pages leak");
@@ -315,4 +315,39 @@ fn what_there_is_no_room_for_is_refused() {
         Engine::memory_plan(&decoder.config, Precision::F32, Extent { cached_tokens: 512, ..small });
     // Two pages of keys and values, of two heads of 32, in two layers.
     assert_eq!(of_more.total() - plan.total(), 2 * 2 * 256 * 64 * 4);
+}
+
+/// A request whose adapter brings numbers that are none fails alone.
+#[test]
+fn an_adapter_of_damaged_values_fails_its_own_requests_alone() {
+    let decoder = llama(Precision::F32, None);
+    let mut damaged = adapter(&decoder, &["q_proj", "o_proj"], 4, PeftConfig::default());
+    let values = Arc::get_mut(&mut damaged).unwrap().parameters.values_mut();
+    values.f32().iter_mut().for_each(|value| *value = f32::INFINITY);
+    let mut engine = Engine::new(Arc::clone(&decoder), extent(Sums::Rows));
+    let ask = |adapter| Ask {
+        prompt: vec![1, 2, 3, 4, 5, 6],
+        adapter,
+        max_tokens: 4,
+        stop: Vec::new(),
+        sampling: Sampling::default(),
+        logprobs: None,
+        prompt_logprobs: Some(1),
+        owner: 0,
+    };
+    let expected = alone(&mut engine, &ask(None));
+    let [bad, good] = [Some(damaged), None].map(|adapter| engine.submit(ask(adapter)).unwrap());
+    let mut answer = Answer::default();
+    let mut failed = false;
+    while !engine.is_idle() {
+        for (id, event) in engine.step() {
+            match event {
+                Event::Failed(InferError::NotFinite { .. }) if id == bad => failed = true,
+                event if id == good => answer.take(event),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(failed && answer == expected);
+    assert_eq!(engine.load().used_pages, 0);
 }
