@@ -569,6 +569,9 @@ fn groups_of<'a>(
 
 /// The largest logits, the largest first; of equal ones the smaller token.
 fn likeliest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    if count == 0 {
+        return Vec::new();
+    }
     let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if count < all.len() {
@@ -576,6 +579,8 @@ fn likeliest(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
         all.truncate(count);
     }
     all.sort_unstable_by(order);
+    // They stay as long as the request's text: not with the room of the whole vocabulary.
+    all.shrink_to_fit();
     all
 }
 

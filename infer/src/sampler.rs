@@ -86,6 +86,8 @@ impl Sampler {
             if count > 0 {
                 *logit -= presence_penalty + frequency_penalty * count as f32;
             }
+            // Whatever the penalties are, something can be drawn.
+            *logit = if logit.is_nan() { f32::MIN } else { logit.clamp(f32::MIN, f32::MAX) };
         }
         let token = self.draw(&lowered);
         self.lowered = lowered;
@@ -130,6 +132,10 @@ impl Sampler {
             if nucleus >= f64::from(top_p) * total {
                 break;
             }
+        }
+        if kept == 0 {
+            // Weights beyond what numbers hold.
+            return likeliest(logits);
         }
         let mut rest = draw * nucleus;
         for candidate in &self.candidates[..kept] {

@@ -53,8 +53,8 @@ pub(crate) struct Conditions {
     pub(crate) replace: bool,
     /// The generation whose place it is to take, 0 for none.
     pub(crate) expected: Option<u64>,
-    /// Whether it stays in memory whatever happens.
-    pub(crate) pinned: bool,
+    /// Whether it stays in memory whatever happens; none: as the one whose place it takes.
+    pub(crate) pinned: Option<bool>,
 }
 
 /// Why a name cannot be used.
@@ -275,7 +275,9 @@ impl Adapters {
                 loaded.unwrap_or_else(|| Err(ApiError::internal("loading the adapter failed")))?;
             let mut inner = store.lock();
             store.check(&inner, &name, conditions)?;
-            let put = store.put(&mut inner, &name, &path, loaded, conditions.pinned);
+            let was_pinned = inner.entries.get(&name).is_some_and(|entry| entry.pinned);
+            let pinned = conditions.pinned.unwrap_or(was_pinned);
+            let put = store.put(&mut inner, &name, &path, loaded, pinned);
             put.map_err(|refusal| refusal.answer(&name))
         });
         load.await.unwrap_or_else(|_| Err(ApiError::internal("loading the adapter failed")))
@@ -299,7 +301,7 @@ impl Adapters {
             Some(expected) if expected != number => Err(ApiError::conflict(format!(
                 "the adapter `{name}` has generation {number}, not {expected} (0: it is not loaded)"
             ))),
-            None if !conditions.replace && number > 0 => Err(ApiError::field(
+            None if !conditions.replace && there.is_some() => Err(ApiError::field(
                 "lora_name",
                 format!("the adapter `{name}` is loaded already; replace it with `load_inplace`: true"),
             )),
@@ -313,7 +315,7 @@ impl Adapters {
         if !inner.entries.contains_key(name) {
             return Err(ApiError::no_model(name));
         }
-        self.check(&inner, name, Conditions { replace: true, expected, pinned: false })?;
+        self.check(&inner, name, Conditions { replace: true, expected, pinned: None })?;
         let entry = inner.entries.remove(name);
         inner.retired.extend(entry.and_then(|entry| entry.ready).map(|ready| Arc::downgrade(&ready)));
         Ok(())
@@ -383,8 +385,8 @@ impl Adapters {
 
     /// Whether there is an adapter of this name, in memory or not. Looks into the root's folder.
     pub(crate) fn has(&self, name: &str) -> bool {
-        let in_root = || self.root.as_ref().is_some_and(|root| root.named(name).is_some());
-        self.lock().entries.contains_key(name) || in_root()
+        let is_known = self.lock().entries.contains_key(name);
+        is_known || self.root.as_ref().is_some_and(|root| root.named(name).is_some())
     }
 
     /// All adapters, also those in the root that nobody has asked for yet. Looks into the root's folder.

@@ -8,9 +8,9 @@ use std::task::Poll;
 use data::{TextStream, Until};
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use infer::{Ask, Event, Finish, Logprobs};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::adapters::Generation;
+use crate::app::Slot;
 use crate::error::ApiError;
 use crate::metrics::Meter;
 use crate::tenants::Tenant;
@@ -48,7 +48,7 @@ pub(crate) struct Asker {
     /// The adapter, which is in use as long as this is there.
     pub(crate) _adapter: Option<Arc<Generation>>,
     /// The place that it takes up among all requests.
-    pub(crate) _slot: OwnedSemaphorePermit,
+    pub(crate) _slot: Slot,
 }
 
 /// An answer. When it is dropped, the engine forgets the request.
@@ -69,6 +69,8 @@ pub(crate) struct Answer {
     told: usize,
     has_begun: bool,
     has_ended: bool,
+    /// Whether the engine has nothing more for it.
+    is_closed: bool,
     /// What came before the prompts of all answers were computed; no more than the tokens that were asked for.
     early: VecDeque<Event>,
     pub(crate) prompt_tokens: usize,
@@ -104,6 +106,7 @@ impl Answer {
             told: 0,
             has_begun: false,
             has_ended: false,
+            is_closed: false,
             early: VecDeque::new(),
             prompt_tokens,
             cached: 0,
@@ -192,11 +195,13 @@ pub(crate) async fn begin(answers: &mut [Answer]) -> Result<(), ApiError> {
     poll_fn(|context| {
         let mut all = true;
         for answer in answers.iter_mut() {
-            loop {
+            // One that is closed has nothing more to say, and to ask it costs its share of a task's turn.
+            while !answer.is_closed {
                 match answer.ticket.poll(context) {
                     Poll::Ready(Some(event)) => answer.hear_early(event)?,
                     Poll::Ready(None) if !answer.has_begun => return Poll::Ready(Err(ApiError::lost())),
-                    Poll::Ready(None) | Poll::Pending => break,
+                    Poll::Ready(None) => answer.is_closed = true,
+                    Poll::Pending => break,
                 }
             }
             all &= answer.has_begun;

@@ -56,6 +56,12 @@ impl Limits {
     }
 }
 
+/// A place among the requests of all, and of a tenant.
+pub(crate) struct Slot {
+    _all: OwnedSemaphorePermit,
+    _own: OwnedSemaphorePermit,
+}
+
 /// A server's state.
 pub(crate) struct App {
     /// What the base is called.
@@ -77,18 +83,19 @@ impl App {
     }
 
     /// Places for as many answers, if there are any and the tenant's quotas allow a request.
-    pub(crate) fn admit(
-        &self,
-        tenant: &Tenant,
-        answers: usize,
-    ) -> Result<Vec<OwnedSemaphorePermit>, ApiError> {
+    pub(crate) fn admit(&self, tenant: &Tenant, answers: usize) -> Result<Vec<Slot>, ApiError> {
         if self.is_draining() {
             return Err(ApiError::unavailable("the server is about to end"));
         }
         if !self.engine.is_alive() {
             return Err(ApiError::internal("the engine has stopped"));
         }
-        let slots = (0..answers).map(|_| Arc::clone(&self.slots).try_acquire_owned().ok());
+        // Of several tenants none takes all places, so that the others are heard.
+        let share =
+            if self.tenants.count() > 1 { self.limits.requests.div_ceil(2) } else { self.limits.requests };
+        let own = tenant.places(share);
+        let place = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned().ok();
+        let slots = (0..answers).map(|_| Some(Slot { _all: place(&self.slots)?, _own: place(own)? }));
         let slots = slots.collect::<Option<Vec<_>>>().ok_or_else(ApiError::busy)?;
         tenant.admit()?;
         Ok(slots)
@@ -116,7 +123,7 @@ impl App {
         streams: bool,
         tenant: &Arc<Tenant>,
         adapter: Option<&Arc<Generation>>,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
     ) -> Answer {
         let name = adapter.map_or("", |adapter| adapter.name.as_str());
         let meter = self.metrics.meter(name, &tenant.name);

@@ -39,7 +39,7 @@ impl Asked {
             Ok(fields.number(name, range)?.map_or(default, |number| number as f32))
         };
         let top_p = fields.positive("top_p", 1.0)?.map_or(1.0, |p| p as f32);
-        let repetition_penalty = fields.positive("repetition_penalty", 10.0)?.map_or(1.0, |p| p as f32);
+        let repetition_penalty = number("repetition_penalty", 0.01..=10.0, 1.0)?;
         // -1, as vLLM has it, and 0: all.
         let top_k = fields.whole("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0);
         let sampling = Sampling {

@@ -137,15 +137,15 @@ async fn run(
 ) -> Result<(), ServerError> {
     let connections = GracefulShutdown::new();
     let accepting = accept(app, &listener, &connections);
-    tokio::select! {
-        () = accepting => {}
-        () = app.engine.ended() => return Err(ServerError::EngineStopped),
-        () = drained(app, stop) => {}
-    }
+    let ended = tokio::select! {
+        () = accepting => Ok(()),
+        () = app.engine.ended() => Err(ServerError::EngineStopped),
+        () = drained(app, stop) => Ok(()),
+    };
     drop(listener);
     // Those that still write, and those that nothing is asked on.
     let _ = timeout(FLUSH, connections.shutdown()).await;
-    Ok(())
+    ended
 }
 
 /// Returns when the server was asked to end and nothing runs any more, or the time for that is over. Until

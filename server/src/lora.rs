@@ -21,7 +21,7 @@ pub(crate) async fn load(
     let conditions = Conditions {
         replace: fields.boolean("load_inplace")?.unwrap_or(false),
         expected: expected(&fields)?,
-        pinned: fields.boolean("pinned")?.unwrap_or(false),
+        pinned: fields.boolean("pinned")?,
     };
     if app.is_draining() {
         return Err(ApiError::unavailable("the server is about to end"));

@@ -4,12 +4,14 @@ mod quota;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::http::{HeaderMap, header};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, ServerError};
 use quota::Quota;
@@ -56,9 +58,15 @@ pub(crate) struct Tenant {
     keys: Vec<[u8; 32]>,
     requests: Quota,
     tokens: Quota,
+    places: OnceLock<Arc<Semaphore>>,
 }
 
 impl Tenant {
+    /// Places for its requests, so many of them.
+    pub(crate) fn places(&self, count: usize) -> &Arc<Semaphore> {
+        self.places.get_or_init(|| Arc::new(Semaphore::new(count)))
+    }
+
     /// Whoever asks where there are no keys.
     fn anybody() -> Self {
         Tenant {
@@ -70,6 +78,7 @@ impl Tenant {
             keys: Vec::new(),
             requests: Quota::new(None),
             tokens: Quota::new(None),
+            places: OnceLock::new(),
         }
     }
 
@@ -103,6 +112,11 @@ pub struct Tenants {
 }
 
 impl Tenants {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.tenants.len()
+    }
+
     /// Without keys: everybody may do everything.
     pub fn open_to_all() -> Self {
         Tenants { tenants: vec![Tenant::anybody().into()], has_keys: false }
@@ -195,7 +209,8 @@ fn tenant(written: Written, owner: u64) -> Result<Tenant, String> {
     }
     let adapters = (!adapters.iter().any(|name| name == "*")).then(|| adapters.into_iter().collect());
     let [requests, tokens] = quotas.map(Quota::new);
-    Ok(Tenant { name, owner, admin: written.admin, adapters, weight, keys, requests, tokens })
+    let (admin, places) = (written.admin, OnceLock::new());
+    Ok(Tenant { name, owner, admin, adapters, weight, keys, requests, tokens, places })
 }
 
 fn clash(one: &Tenant, other: &Tenant) -> bool {

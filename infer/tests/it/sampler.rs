@@ -74,3 +74,25 @@ fn only_the_shortest_prefix_that_reaches_top_p_is_drawn_from() {
         assert!(off <= 5.0 * deviation, "top_p {top_p}: the likeliest {} times, p {likely}", drawn[order[0]]);
     }
 }
+
+/// Penalties that no number holds leave a token to be drawn.
+#[test]
+fn whatever_the_penalties_something_is_drawn() {
+    let logits = [3.0, -2.0, 1e30, 0.0];
+    for repetition_penalty in [1e-39, 1e-3, 1e30, f32::MAX] {
+        for temperature in [0.0, 1e-40, 1.0, f32::MAX] {
+            for (frequency_penalty, min_p) in [(0.0, 0.0), (f32::MAX, 1.0), (-f32::MAX, 0.5)] {
+                let sampling = Sampling {
+                    temperature,
+                    repetition_penalty,
+                    frequency_penalty,
+                    min_p,
+                    top_p: 1e-40,
+                    ..Sampling::default()
+                };
+                let mut sampler = Sampler::new(sampling, &[0, 1, 2]);
+                (0..4).for_each(|_| assert!(sampler.sample(&logits) < 4));
+            }
+        }
+    }
+}

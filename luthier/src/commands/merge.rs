@@ -1,9 +1,9 @@
 //! `luthier merge`: writes a model with an adapter added into its weights, and proves that it computes the
 //! same.
 
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::{fs, io};
 
 use anyhow::Context;
 use compute::quant::Format;
@@ -78,7 +78,8 @@ fn stop_at_end_of_turn(base: &Base, merged: &Path) -> anyhow::Result<Option<Stri
     let path = merged.join("generation_config.json");
     let mut config: serde_json::Map<String, serde_json::Value> = match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).context("generation_config.json of the base")?,
-        Err(_) => serde_json::Map::new(), // the base has none
+        Err(error) if error.kind() == io::ErrorKind::NotFound => serde_json::Map::new(),
+        Err(error) => return Err(error).context("generation_config.json of the base"),
     };
     let ends: Vec<u32> = tokenizer.ends().iter().copied().chain([end]).collect();
     config.insert("eos_token_id".to_owned(), json!(ends));

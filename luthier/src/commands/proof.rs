@@ -166,12 +166,14 @@ impl Loaded {
             read => read.with_context(|| format!("the {what} cannot be read back"))?,
         };
         let writing = Difference::between(&expected, &read.logits_of(None, &text));
-        if let Some(bound) = bound.filter(|&bound| !writing.is_within(bound)) {
+        // Whatever may be lost, logits that are no numbers may not.
+        let limit = bound.unwrap_or(f64::INFINITY);
+        if !writing.is_within(limit) {
             return Err(user(format!(
                 "the logits of the {what} differ from the model's by {} on a text, where {} are allowed; nothing was \
                  kept: {advice}",
                 percent(writing.relative),
-                percent(bound)
+                percent(limit)
             )));
         }
         Ok(Proof { kind, adapter, writing, bound, resized })

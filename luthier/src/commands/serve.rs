@@ -24,6 +24,8 @@ use crate::signal;
 
 /// The longest sequence where nobody says how long it is to be.
 const USUAL_CONTEXT: usize = 8192;
+/// More requests than anybody waits for.
+const MOST_REQUESTS: usize = 1 << 20;
 /// Tokens of the cache where nobody says how many it is to have.
 const USUAL_CACHE: usize = 16384;
 
@@ -64,7 +66,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         adapter_bytes: Some(args.adapter_memory.0),
         tenants,
         limits: Limits {
-            requests: args.requests,
+            requests: args.requests.min(MOST_REQUESTS),
             drain_time: Duration::from_secs(args.drain_time),
             ..Limits::of_context(extent.context)
         },

@@ -36,6 +36,7 @@ fn what_cannot_be_served_is_told_before_the_weights_are_read() {
         (&["--cached-tokens", "9"], "cannot hold one sequence of --context 256"),
         (&["--running", "0"], "expected a whole number of 1 or more"),
         (&["--port", "65536"], "--port"),
+        (&["--drain-time", "18446744073709551615"], "--drain-time"),
         (&["--keys", "none.yaml"], "none.yaml"),
         (&["--chat-template", "none"], "neither a file nor a built-in template"),
         (&["--cached-tokens", "1000000000000"], "--cached-tokens 256"),
@@ -46,8 +47,8 @@ fn what_cannot_be_served_is_told_before_the_weights_are_read() {
         };
         assert!(told.contains(words), "{more:?}: {told}");
     }
-    keys(&format!("- {{tenant: a, key_sha256: {HASH}, weight: 2}}"));
-    assert!(told(&["--keys", "keys.yaml"]).contains("leave `weight` out"));
+    keys(&format!("- {{tenant: a, key_sha256: {HASH}, weight: 0}}"));
+    assert!(told(&["--keys", "keys.yaml"]).contains("weight must be above 0"));
     keys("- {tenant: a, key_sha256: abc}");
     assert!(told(&["--keys", "keys.yaml"]).contains("64 hexadecimal digits"));
     assert!(failure(folder.path(), &["serve"]).contains("needs `--model <M>`"));

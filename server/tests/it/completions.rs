@@ -196,3 +196,13 @@ fn answers_that_wait_for_each_other_lose_nothing() {
         assert_eq!([0, 1, 2].map(length), [1500, 1500, SAYS.len()]);
     }
 }
+
+/// More answers than a task hears of in one turn.
+#[test]
+fn a_request_may_have_hundreds_of_answers() {
+    let server = Server::start();
+    for more in [json!({"n": 300}), json!({"prompt": vec!["a"; 300]})] {
+        let answer = server.post(PATH, &body(more)).json(200);
+        assert_eq!(answer["choices"].as_array().unwrap().len(), 300);
+    }
+}

@@ -182,3 +182,19 @@ fn without_keys_pages_of_strangers_are_refused() {
     let host = server.address;
     assert_eq!(server.raw("GET", "/v1/models", &format!("Origin: http://{host}\r\n"), b"").status, 200);
 }
+
+#[test]
+fn no_tenant_takes_the_places_of_all() {
+    let folder = folder();
+    let server = server(&folder, "");
+    let many = |n: usize| json!({"model": "a", "prompt": "x", "n": n});
+    // Of 1024 places half are a tenant's at most.
+    server.post_with("alpha", "/v1/completions", &many(513)).error(429, None);
+    assert_eq!(
+        server.post_with("alpha", "/v1/completions", &many(512)).json(200)["choices"]
+            .as_array()
+            .unwrap()
+            .len(),
+        512
+    );
+}
