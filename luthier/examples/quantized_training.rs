@@ -5,7 +5,9 @@
 //!     [--targets q_proj,k_proj]
 //! ```
 //!
-//! `--targets`: the layers that are trained, if not all linear ones; QA-LoRA needs inputs of whole groups of 32. It runs the release binary beside it, three seeds each, in a folder that it takes away again.
+//! `--targets`: the layers that are trained, if not all linear ones; QA-LoRA needs inputs of whole groups of 32.
+//!
+//! It runs the release binary beside it, three seeds each, in a folder that it takes away again.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};

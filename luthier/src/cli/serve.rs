@@ -64,7 +64,13 @@ pub(crate) struct Serve {
     #[arg(long)]
     pub(crate) exact_logprobs: bool,
     /// Seconds that requests have to end when the server is asked to
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(..=86400), allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(..=86400),
+        allow_negative_numbers = true
+    )]
     pub(crate) drain_time: u64,
 }
 

@@ -56,7 +56,8 @@ impl Sweep {
             (Some(rates), run) => Runs::of_rates(run.as_deref(), &overrides, rates, self.count, output),
             (None, Some(file)) => Runs::read(file, &overrides, output),
             (None, None) => Err(user(
-                "`luthier sweep` needs a sweep file, or --learning-rates such as 1e-5..1e-3; see `luthier sweep --help`",
+                "`luthier sweep` needs a sweep file, or --learning-rates such as 1e-5..1e-3; see `luthier sweep \
+                 --help`",
             )),
         }
     }

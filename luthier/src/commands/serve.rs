@@ -105,7 +105,8 @@ fn extent(args: &cli::Serve, config: &Config) -> anyhow::Result<Extent> {
     let cached_tokens = args.cached_tokens.unwrap_or(USUAL_CACHE.max(context));
     if cached_tokens < context {
         return Err(user(format!(
-            "--cached-tokens {cached_tokens} cannot hold one sequence of --context {context}: raise the one or lower the other"
+            "--cached-tokens {cached_tokens} cannot hold one sequence of --context {context}: raise the one or \
+             lower the other"
         )));
     }
     Ok(Extent {

@@ -209,8 +209,8 @@ impl Settings {
         self.require(
             adapter.init != Init::Loftq || self.run.quantization.is_some(),
             "adapter.init",
-            "is loftq, which makes up for what quantizing a 16-bit base loses: set `quantization`, to nf4 or int4 for \
-             example, too; a base that is stored quantized needs another beginning",
+            "is loftq, which makes up for what quantizing a 16-bit base loses: set `quantization`, to nf4 or int4 \
+             for example, too; a base that is stored quantized needs another beginning",
         )
     }
 

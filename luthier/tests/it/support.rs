@@ -1,6 +1,9 @@
 //! What the tests of commands share: a tiny model with a tokenizer and a chat template, made here, since they
 //! may not download one, and what a command told and left.
 
+#[path = "../../../data/tests/fixtures/tokenizer.rs"]
+mod byte_tokenizer;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +12,7 @@ use model::adapter::peft::files::save_adapter;
 use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Selection};
 use model::{Adapter, Config, Decoder, Layout, ModelFolder, StoredDType};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::run;
 
@@ -38,7 +41,7 @@ pub(crate) fn tiny_model_stored(folder: &Path, dtype: StoredDType) -> PathBuf {
         (ModelFolder::open(&model).unwrap(), Adapter::zeros(Layout::default(), 0.0, &Device::cpu(2)));
     let base = Decoder::random(&files.config, &Device::cpu(1), Precision::F32, None, 5);
     base.write_model_files(&nothing, &files, &model, &model, dtype).unwrap();
-    write(&model.join("tokenizer.json"), &tokenizer());
+    write(&model.join("tokenizer.json"), &byte_tokenizer::tokenizer());
     write(
         &model.join("tokenizer_config.json"),
         &json!({"bos_token": "<|begin|>", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}),
@@ -90,47 +93,6 @@ fn config() -> Config {
         "bos_token_id": BEGIN, "eos_token_id": END, "torch_dtype": "float32",
     });
     Config::from_json(&text.to_string(), "config.json".as_ref()).unwrap()
-}
-
-/// A byte-level BPE tokenizer: a token for each byte, four merges, three special tokens.
-fn tokenizer() -> Value {
-    let merges = ["h e", "l l", "he ll", "Ġ t"];
-    let merged = merges.iter().map(|pair| pair.replace(' ', ""));
-    let tokens = (0..=255).map(|byte| byte_letter(byte).to_string()).chain(merged);
-    let vocab: Map<String, Value> = tokens.zip(0..).map(|(token, id)| (token, Value::from(id))).collect();
-    let special = ["<|begin|>", "<|im_start|>", "<|im_end|>"].iter().zip(BEGIN..).map(|(content, id)| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    });
-    let begin = json!({"SpecialToken": {"id": "<|begin|>", "type_id": 0}});
-    let sequence = |id: &str, type_id: u32| json!({"Sequence": {"id": id, "type_id": type_id}});
-    let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": special.collect::<Vec<_>>(),
-        "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [begin, sequence("A", 0)],
-            "pair": [begin, sequence("A", 0), sequence("B", 1)],
-            "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [BEGIN], "tokens": ["<|begin|>"]}},
-        },
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-            "vocab": vocab, "merges": merges,
-        },
-    })
-}
-
-/// The letter that stands for a byte in byte-level vocabularies: itself if it can be seen, else one from 256
-/// on in order (GPT-2's `bytes_to_unicode`).
-fn byte_letter(byte: u8) -> char {
-    let seen = |b: &u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    match seen(&byte) {
-        true => char::from(byte),
-        false => char::from_u32(256 + (0..byte).filter(|b| !seen(b)).count() as u32).unwrap(),
-    }
 }
 
 /// What a command that works tells, on stdout and stderr.

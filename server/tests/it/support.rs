@@ -1,5 +1,8 @@
 //! A server with a tiny tokenizer and a scripted worker, and a client that sees every byte.
 
+#[path = "../../../data/tests/fixtures/tokenizer.rs"]
+mod byte_tokenizer;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -29,46 +32,11 @@ const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for mess
     message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}\
     {{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// A byte-level BPE tokenizer: a token for each byte, four merges, three special tokens.
+/// The tokenizer that the tests of the binary have, too.
 pub(crate) fn tokenizer() -> Tokenizer {
-    let merges = ["h e", "l l", "he ll", "Ġ t"];
-    let merged = merges.iter().map(|pair| pair.replace(' ', ""));
-    let tokens = (0..=255).map(|byte| byte_letter(byte).to_string()).chain(merged);
-    let vocab: Map<String, Value> = tokens.zip(0..).map(|(token, id)| (token, Value::from(id))).collect();
-    let special = ["<|begin|>", "<|im_start|>", "<|im_end|>"].iter().zip(BEGIN..).map(|(content, id)| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    });
-    let begin = json!({"SpecialToken": {"id": "<|begin|>", "type_id": 0}});
-    let sequence = |id: &str, type_id: u32| json!({"Sequence": {"id": id, "type_id": type_id}});
-    let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    let file = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": special.collect::<Vec<_>>(),
-        "normalizer": null, "pre_tokenizer": byte_level, "decoder": byte_level,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [begin, sequence("A", 0)],
-            "pair": [begin, sequence("A", 0), sequence("B", 1)],
-            "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [BEGIN], "tokens": ["<|begin|>"]}},
-        },
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-            "vocab": vocab, "merges": merges,
-        },
-    });
     let config = json!({"bos_token": "<|begin|>", "eos_token": "<|im_end|>"}).as_object().unwrap().clone();
-    Tokenizer::from_objects("t".as_ref(), file.to_string().as_bytes(), &config, &Map::new()).unwrap()
-}
-
-/// The letter that stands for a byte in byte-level vocabularies (GPT-2's `bytes_to_unicode`).
-fn byte_letter(byte: u8) -> char {
-    let seen = |b: &u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    match seen(&byte) {
-        true => char::from(byte),
-        false => char::from_u32(256 + (0..byte).filter(|b| !seen(b)).count() as u32).unwrap(),
-    }
+    let file = byte_tokenizer::tokenizer().to_string();
+    Tokenizer::from_objects("t".as_ref(), file.as_bytes(), &config, &Map::new()).unwrap()
 }
 
 pub(crate) fn encode(text: &str) -> Vec<u32> {

@@ -51,14 +51,17 @@ impl Outcome {
     }
 
     fn json(&self) -> Value {
-        let milliseconds = |times: &[Duration], part| 1e3 * percentile(times, part).as_secs_f64();
+        let milliseconds = |times: &[Duration]| {
+            let of = |part| 1e3 * percentile(times, part).as_secs_f64();
+            json!({"p50": of(0.5), "p95": of(0.95)})
+        };
         json!({
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second(),
             "new_tokens_per_second": self.new_tokens as f64 / self.seconds,
             "requests_per_second": self.answers.len() as f64 / self.seconds,
-            "time_to_first_token_ms": {"p50": milliseconds(&self.first, 0.5), "p95": milliseconds(&self.first, 0.95)},
-            "time_between_tokens_ms": {"p50": milliseconds(&self.between, 0.5), "p95": milliseconds(&self.between, 0.95)},
+            "time_to_first_token_ms": milliseconds(&self.first),
+            "time_between_tokens_ms": milliseconds(&self.between),
         })
     }
 }

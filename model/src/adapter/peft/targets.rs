@@ -231,7 +231,8 @@ fn check_qalora(
     let Some(QaLora { group, .. }) = settings.qalora else { return Ok(None) };
     let wrong = |problem: String| Err(ModelError::setting("qalora", problem));
     if settings.use_dora || has_parameters {
-        return wrong("is a method of its own for linear layers: it goes neither with use_dora nor with target_parameters".into());
+        let problem = "is a method of its own for linear layers: it goes neither with use_dora nor with target_parameters";
+        return wrong(problem.into());
     }
     let inputs = |target: &&Target| model.module(target.module).cols;
     if let Some(target) = targets.iter().find(|target| !inputs(target).is_multiple_of(group)) {
