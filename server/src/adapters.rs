@@ -303,7 +303,9 @@ impl Adapters {
             ))),
             None if !conditions.replace && there.is_some() => Err(ApiError::field(
                 "lora_name",
-                format!("the adapter `{name}` is loaded already; replace it with `load_inplace`: true"),
+                format!(
+                    "the adapter `{name}` has its name here already; replace it with `load_inplace`: true"
+                ),
             )),
             _ => Ok(()),
         }

@@ -82,6 +82,12 @@ impl App {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// The most answers that a tenant can have at once: of several tenants one alone does not take all places.
+    pub(crate) fn most_answers(&self) -> usize {
+        let all = self.limits.requests;
+        if self.tenants.count() > 1 { all.div_ceil(2) } else { all }
+    }
+
     /// Places for as many answers, if there are any and the tenant's quotas allow a request.
     pub(crate) fn admit(&self, tenant: &Tenant, answers: usize) -> Result<Vec<Slot>, ApiError> {
         if self.is_draining() {
@@ -90,10 +96,7 @@ impl App {
         if !self.engine.is_alive() {
             return Err(ApiError::internal("the engine has stopped"));
         }
-        // Of several tenants none takes all places, so that the others are heard.
-        let share =
-            if self.tenants.count() > 1 { self.limits.requests.div_ceil(2) } else { self.limits.requests };
-        let own = tenant.places(share);
+        let own = tenant.places(self.most_answers());
         let place = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned().ok();
         let slots = (0..answers).map(|_| Some(Slot { _all: place(&self.slots)?, _own: place(own)? }));
         let slots = slots.collect::<Option<Vec<_>>>().ok_or_else(ApiError::busy)?;

@@ -23,7 +23,7 @@ pub(crate) async fn chat(
     caller: Caller,
     Body(fields): Body,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::read(&fields, app.limits.requests)?;
+    let asked = Asked::read(&fields, app.most_answers())?;
     let conversation = Conversation::read(&fields)?;
     let (param, max_tokens) = match fields.count("max_completion_tokens", 1)? {
         Some(tokens) => ("max_completion_tokens", Some(tokens)),

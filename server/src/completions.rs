@@ -43,7 +43,7 @@ pub(crate) async fn completions(
     caller: Caller,
     Body(fields): Body,
 ) -> Result<Response, ApiError> {
-    let most = app.limits.requests;
+    let most = app.most_answers();
     let asked = Asked::read(&fields, most)?;
     let prompts = Prompt::read(&fields, most / asked.n)?;
     let max_tokens = fields.count("max_tokens", 0)?.unwrap_or(DEFAULT_TOKENS);

@@ -66,6 +66,10 @@ fn check(sweep: &Sweep) -> anyhow::Result<()> {
     for Member { settings, .. } in &sweep.members {
         settings.validate(Purpose::Train)?;
         let data = &settings.run.data;
+        if let (Some(_), Some(_)) = (&sweep.halving, settings.run.training.early_stopping_patience) {
+            let message = "and `halving` each end runs by their held-out losses: leave one of them out";
+            return Err(settings.refuse("training.early_stopping_patience", message));
+        }
         if sweep.halving.is_some() && data.eval.is_none() && data.eval_fraction.is_none() {
             let message = "is missing: `halving` compares held-out losses; set it, or data.eval_fraction";
             return Err(settings.refuse("data.eval", message));
@@ -95,7 +99,9 @@ fn compete(field: &mut Field<'_>, halving: Option<Halving>, stop: &AtomicBool) -
             }
         }
         losses.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        let kept = ((losses.len() as f64 * keep).ceil() as usize).clamp(1, losses.len().max(1));
+        // One at least leaves at each comparison, as long as there are several.
+        let most = losses.len().saturating_sub(1).max(1);
+        let kept = ((losses.len() as f64 * keep).ceil() as usize).clamp(1, most);
         let of = losses.len();
         for (place, &(loss, n)) in losses.iter().enumerate().skip(kept) {
             field.contenders[n].lose(step, loss, place + 1, of);

@@ -141,6 +141,26 @@ fn draws_are_those_of_their_seed() {
     assert_ne!(first, drawn(2, "c"));
 }
 
+/// However large the part that goes on, one leaves at each comparison until one is left.
+#[test]
+fn halving_ends_with_one_run_whatever_it_keeps() {
+    let folder = folder();
+    sweep_file(
+        folder.path(),
+        "run: run.yaml\ngrid: {optimizer.learning_rate: [1e-5, 1e-4, 1e-3]}\n\
+         halving: {keep: 0.99, every: 2}\noutput: sweep\n",
+    );
+    let (results, _) = sweep(folder.path());
+    let runs = results["runs"].as_array().unwrap();
+    let mut steps: Vec<_> = runs
+        .iter()
+        .filter(|run| run["state"] == "stopped")
+        .map(|run| run["steps"].as_u64().unwrap())
+        .collect();
+    steps.sort_unstable();
+    assert_eq!(steps, [2, 4]);
+}
+
 #[test]
 fn halving_stops_the_worse_runs_and_decides_the_same_again() {
     let folder = folder();
@@ -264,6 +284,13 @@ fn bad_files_are_told_with_their_place() {
         (
             &format!("run: run.yaml\nhalving: {{every: 2, keep: 1.5}}\n{grid}"),
             "keep must lie between 0 and 1",
+        ),
+        (
+            &format!(
+                "run: {{model: m, data: {{train: d.jsonl, eval: e.jsonl}}, training: {{eval_every: 2, \
+                 early_stopping_patience: 1}}}}\nhalving: {{every: 2}}\n{grid}"
+            ),
+            "`halving` each end runs by their held-out losses",
         ),
         (&format!("run: run.yaml\nhalving: {{evry: 2}}\n{grid}"), "did you mean `halving.every`?"),
         (

@@ -189,7 +189,7 @@ fn no_tenant_takes_the_places_of_all() {
     let server = server(&folder, "");
     let many = |n: usize| json!({"model": "a", "prompt": "x", "n": n});
     // Of 1024 places half are a tenant's at most.
-    server.post_with("alpha", "/v1/completions", &many(513)).error(429, None);
+    server.post_with("alpha", "/v1/completions", &many(513)).error(400, Some("n"));
     assert_eq!(
         server.post_with("alpha", "/v1/completions", &many(512)).json(200)["choices"]
             .as_array()
