@@ -18,6 +18,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::guard;
 use crate::metrics::Metrics;
+use crate::store::Store;
 use crate::tenants::{Tenant, Tenants};
 use crate::words::Words;
 use crate::worker::Handle;
@@ -70,6 +71,8 @@ pub(crate) struct App {
     pub(crate) engine: Handle,
     pub(crate) adapters: Arc<Adapters>,
     pub(crate) tenants: Tenants,
+    /// What outlives the server; none where it was given no folder.
+    pub(crate) store: Option<Arc<Store>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
     pub(crate) slots: Arc<Semaphore>,

@@ -43,6 +43,14 @@ pub enum ServerError {
         /// What is wrong with it.
         message: String,
     },
+    /// The folder that the server remembers things in cannot be used.
+    #[error("{}: {message}", path.display())]
+    State {
+        /// The folder, or a file in it.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The folder that adapters are to come from cannot be used.
     #[error("{}: {message}", path.display())]
     Root {

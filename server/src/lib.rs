@@ -29,6 +29,7 @@ mod patience;
 mod routes;
 mod sse;
 mod status;
+mod store;
 mod tenants;
 mod tokens;
 mod usage;

@@ -20,6 +20,7 @@ use crate::error::ServerError;
 use crate::metrics::Metrics;
 use crate::patience::Patient;
 use crate::routes;
+use crate::store::Store;
 use crate::tenants::Tenants;
 use crate::words::Words;
 use crate::worker::{Handle, Worker};
@@ -79,6 +80,8 @@ pub struct Setup {
     pub adapter_root: Option<PathBuf>,
     /// Bytes that adapters may take of the memory.
     pub adapter_bytes: Option<u64>,
+    /// Where it remembers what is to outlive it, such as jobs.
+    pub state: Option<PathBuf>,
     /// Who may ask.
     pub tenants: Tenants,
     /// How much is taken on.
@@ -96,8 +99,9 @@ pub fn serve(
     stop: &AtomicBool,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServerError> {
-    let Setup { model, worker, words, loader, adapters, adapter_root, adapter_bytes, tenants, limits } =
+    let Setup { model, worker, words, loader, adapters, adapter_root, adapter_bytes, state, tenants, limits } =
         setup;
+    let remembered = state.as_deref().map(Store::open).transpose()?;
     let store = Adapters::open(loader, adapter_root.as_deref(), adapter_bytes, model.clone())?;
     for (name, path) in &adapters {
         store.preload(name, path)?;
@@ -110,6 +114,7 @@ pub fn serve(
         engine: engine.clone(),
         adapters: Arc::new(store),
         tenants,
+        store: remembered.map(Arc::new),
         limits,
         slots: Arc::new(Semaphore::new(limits.requests)),
         draining: AtomicBool::new(false),

@@ -33,6 +33,9 @@ pub(crate) struct Serve {
     /// A file that says whose keys are accepted, and what they allow
     #[arg(long, value_name = "FILE")]
     pub(crate) keys: Option<PathBuf>,
+    /// A folder for what is to outlive the server: files, jobs and what they train
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
     /// A chat template in place of the model's and the adapters' own: a file or a built-in name
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) chat_template: Option<String>,

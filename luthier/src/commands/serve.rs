@@ -64,6 +64,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         adapters,
         adapter_root: args.adapter_root.clone(),
         adapter_bytes: Some(args.adapter_memory.0),
+        state: args.state.clone(),
         tenants,
         limits: Limits {
             requests: args.requests.min(MOST_REQUESTS),

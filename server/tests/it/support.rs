@@ -236,6 +236,7 @@ impl Server {
             adapters,
             adapter_root: root,
             adapter_bytes: bytes,
+            state: None,
             tenants,
             limits,
         };
