@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cpu::Cpu;
 use crate::profile::{Key, Profile, Watch, Work};
-use crate::{DType, Home, Matrix, Precision};
+use crate::{DType, Foreground, Home, Matrix, Precision};
 
 /// The place where matrices live and operations run. A closed set, matched inside each operation.
 #[derive(Clone, Debug)]
@@ -93,6 +93,15 @@ impl Device {
             Device::Cpu(_) => matrix,
             Device::Null(_) => Matrix::null(matrix.rows(), matrix.cols(), matrix.dtype()),
         }
+    }
+
+    /// As long as what this returns lives, operations of threads that yield ([`yielding`](crate::yielding))
+    /// stand back.
+    pub fn foreground(&self) -> Foreground {
+        Foreground::enter(match self {
+            Device::Cpu(cpu) => Some(Arc::clone(&cpu.pool)),
+            Device::Null(_) => None,
+        })
     }
 
     /// The account of where its time goes.

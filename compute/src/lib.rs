@@ -20,7 +20,7 @@ pub mod quant;
 pub mod random;
 mod vector;
 
-pub use cpu::Cpu;
+pub use cpu::{Cpu, Foreground, Yielding, yielding};
 pub use device::{Device, Null};
 pub use half::bf16;
 pub use matrix::{DType, Download, Home, Matrix, MatrixMut, MatrixRef, Precision};

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use compute::Precision;
+use compute::{Foreground, Precision};
 use model::memory::{Allocator, MemoryPlan};
 use model::{Activations, Adapter, Batch, Cache, Config, Decoder, Group, Layout, PAGE, Run};
 
@@ -179,6 +179,8 @@ pub struct Engine {
     queue: Queue<(RequestId, Ask)>,
     running: BTreeMap<RequestId, Sequence>,
     next_id: RequestId,
+    /// Held while there are requests: what trains beside them stands back.
+    foreground: Option<Foreground>,
 }
 
 impl Engine {
@@ -189,7 +191,7 @@ impl Engine {
         let (buffers, cache) = room(&decoder.config, decoder.precision, extent, allocator);
         let pages = Pages::new(extent.pages());
         let (queue, running) = (Queue::new(), BTreeMap::new());
-        Engine { decoder, extent, buffers, cache, pages, queue, running, next_id: 0 }
+        Engine { decoder, extent, buffers, cache, pages, queue, running, next_id: 0, foreground: None }
     }
 
     /// The memory that [`Engine::new`] asks for, of a model like this.
@@ -231,6 +233,7 @@ impl Engine {
         let id = self.next_id;
         self.next_id += 1;
         self.queue.push(ask.owner, (id, ask));
+        self.stand();
         Ok(id)
     }
 
@@ -275,6 +278,16 @@ impl Engine {
     pub fn cancel(&mut self, id: RequestId) {
         if !self.queue.remove(|(waiting, _)| *waiting == id) {
             self.forget(id);
+        }
+        self.stand();
+    }
+
+    /// Takes its place before what can wait, or leaves it.
+    fn stand(&mut self) {
+        if self.is_idle() {
+            self.foreground = None;
+        } else if self.foreground.is_none() {
+            self.foreground = Some(self.decoder.device.foreground());
         }
     }
 
@@ -322,6 +335,7 @@ impl Engine {
                 self.take(wanted, answer, &mut events);
             }
         }
+        self.stand();
         events
     }
 

@@ -30,10 +30,12 @@ mod rows;
 pub(crate) mod scale;
 mod simd;
 pub(crate) mod soft_cap;
+mod turn;
 
 use std::sync::Arc;
 
 pub(crate) use pool::Pool;
+pub use turn::{Foreground, Yielding, yielding};
 
 use crate::Precision;
 use crate::profile::Profile;

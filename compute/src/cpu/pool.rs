@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use super::turn::Turn;
+
 /// Polls before a waiting thread sleeps: some 20 us, more than the gap between two operations of a forward
 /// pass and much less than a time slice that another program could have used.
 const SPINS: u32 = 1000;
@@ -34,8 +36,8 @@ thread_local! {
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held by the caller of a section, so that sections of several callers follow each other.
-    turn: Mutex<()>,
+    /// Sections of several callers follow each other.
+    turn: Turn,
 }
 
 impl Pool {
@@ -54,7 +56,12 @@ impl Pool {
                     .unwrap_or_else(|e| panic!("cannot start a thread: {e}"))
             })
             .collect();
-        Pool { shared, workers, turn: Mutex::new(()) }
+        Pool { shared, workers, turn: Turn::new() }
+    }
+
+    /// Who may give it work.
+    pub(super) fn turn(&self) -> &Turn {
+        &self.turn
     }
 
     /// Number of threads, the caller's included.
@@ -73,7 +80,7 @@ impl Pool {
         if inside_of == here {
             return (0..tasks).for_each(|task| body(task, worker));
         }
-        let turn = lock(&self.turn);
+        let turn = self.turn.wait();
         if tasks <= 1 || self.workers.is_empty() {
             let _inside = Inside::enter(here, 0);
             return (0..tasks).for_each(|task| body(task, 0));
@@ -280,7 +287,7 @@ fn spin_until(ready: impl Fn() -> bool) -> bool {
 }
 
 /// A lock that a panic elsewhere does not spoil: what these guard is whole at any moment.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
