@@ -20,6 +20,7 @@ use crate::guard;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::tenants::{Tenant, Tenants};
+use crate::tuning::Bench;
 use crate::words::Words;
 use crate::worker::Handle;
 
@@ -30,6 +31,8 @@ pub struct Limits {
     pub context: usize,
     /// Bytes of a request's body.
     pub body_bytes: usize,
+    /// Bytes of a file that a client brings.
+    pub file_bytes: u64,
     /// Answers that are made or waited for at once.
     pub requests: usize,
     /// Connections at once; further ones wait.
@@ -48,6 +51,7 @@ impl Limits {
         Limits {
             context,
             body_bytes: 2 << 20,
+            file_bytes: 512 << 20,
             requests: 1024,
             connections: 4096,
             read_time: Duration::from_secs(30),
@@ -73,6 +77,10 @@ pub(crate) struct App {
     pub(crate) tenants: Tenants,
     /// What outlives the server; none where it was given no folder.
     pub(crate) store: Option<Arc<Store>>,
+    /// What trains; none where there is no store.
+    pub(crate) bench: Option<Arc<Bench>>,
+    /// Files that are sent at once.
+    pub(crate) uploads: Semaphore,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
     pub(crate) slots: Arc<Semaphore>,
@@ -81,6 +89,19 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// What outlives the server.
+    pub(crate) fn store(&self) -> Result<&Arc<Store>, ApiError> {
+        let message = "this server keeps nothing: for files, jobs and training it must be started with --state DIR";
+        self.store.as_ref().ok_or_else(|| ApiError::not_offered(message))
+    }
+
+    /// What outlives the server, and what trains.
+    pub(crate) fn tuning(&self) -> Result<(Arc<Store>, Arc<Bench>), ApiError> {
+        let store = Arc::clone(self.store()?);
+        let bench = self.bench.clone().ok_or_else(|| ApiError::not_offered("this server does not train"))?;
+        Ok((store, bench))
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }

@@ -156,6 +156,11 @@ pub(crate) fn room(
     }
 }
 
+/// A name that nothing else has.
+pub(crate) fn new_id(kind: &str) -> String {
+    format!("{kind}-{:016x}{:08x}", random(), random() as u32)
+}
+
 /// A number that nobody knows beforehand.
 pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()

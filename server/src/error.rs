@@ -180,6 +180,37 @@ impl ApiError {
         ApiError { retry_after: Some(1), ..error }
     }
 
+    /// There is no such thing, or none that this tenant may know of.
+    pub(crate) fn no_such(kind: &str, id: &str) -> Self {
+        let message = format!("there is no {kind} `{id}`, or you have no access to it");
+        ApiError { status: StatusCode::NOT_FOUND, ..ApiError::invalid(message) }
+    }
+
+    /// It is not in a state in which this can be done.
+    pub(crate) fn conflicting(message: impl Into<String>) -> Self {
+        ApiError { status: StatusCode::CONFLICT, ..ApiError::invalid(message) }
+    }
+
+    /// This server was started without what it would need.
+    pub(crate) fn not_offered(message: &str) -> Self {
+        ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_offered_error", message)
+    }
+
+    /// A disk that is full, or worse.
+    pub(crate) fn storage(message: impl Into<String>) -> Self {
+        ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", message)
+    }
+
+    /// What is wrong, in words.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The same of a field that stands in another one.
+    pub(crate) fn within(self, field: &str) -> Self {
+        ApiError { param: self.param.map(|param| format!("{field}.{param}")), ..self }
+    }
+
     /// Our fault.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)

@@ -19,14 +19,18 @@ use crate::app::{App, Limits};
 use crate::error::ServerError;
 use crate::metrics::Metrics;
 use crate::patience::Patient;
+use crate::files;
 use crate::routes;
 use crate::store::Store;
 use crate::tenants::Tenants;
+use crate::tuning::{Bench, Tuner};
 use crate::words::Words;
 use crate::worker::{Handle, Worker};
 
 /// Threads for connections: the engine's do the work.
 const THREADS: usize = 2;
+/// Files that clients send at once.
+const UPLOADS: usize = 16;
 /// How often is looked whether the server is to end, and whether it can.
 const LOOK: Duration = Duration::from_millis(20);
 /// Time for what is already answered to reach its clients.
@@ -82,6 +86,8 @@ pub struct Setup {
     pub adapter_bytes: Option<u64>,
     /// Where it remembers what is to outlive it, such as jobs.
     pub state: Option<PathBuf>,
+    /// Who trains, if anybody does; of use with a state alone.
+    pub tuner: Option<Arc<dyn Tuner>>,
     /// Who may ask.
     pub tenants: Tenants,
     /// How much is taken on.
@@ -99,12 +105,20 @@ pub fn serve(
     stop: &AtomicBool,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServerError> {
-    let Setup { model, worker, words, loader, adapters, adapter_root, adapter_bytes, state, tenants, limits } =
+    let Setup { model, worker, words, loader, adapters, adapter_root, adapter_bytes, state, tuner, tenants, limits } =
         setup;
-    let remembered = state.as_deref().map(Store::open).transpose()?;
+    let remembered = state.as_deref().map(Store::open).transpose()?.map(Arc::new);
     let store = Adapters::open(loader, adapter_root.as_deref(), adapter_bytes, model.clone())?;
     for (name, path) in &adapters {
         store.preload(name, path)?;
+    }
+    let adapters = Arc::new(store);
+    let mut bench = None;
+    if let (Some(store), Some(tuner)) = (&remembered, tuner) {
+        files::tidy(store)?;
+        let started = Bench::start(Arc::clone(store), Arc::clone(&adapters), tuner)?;
+        started.0.show_all().map_err(|error| std::io::Error::other(error.message().to_owned()))?;
+        bench = Some(started);
     }
     let (engine, thread) = Handle::start(worker)?;
     let app = Arc::new(App {
@@ -112,9 +126,11 @@ pub fn serve(
         model,
         words: Arc::new(words),
         engine: engine.clone(),
-        adapters: Arc::new(store),
+        adapters,
         tenants,
-        store: remembered.map(Arc::new),
+        store: remembered,
+        bench: bench.as_ref().map(|(bench, _)| Arc::clone(bench)),
+        uploads: Semaphore::new(UPLOADS),
         limits,
         slots: Arc::new(Semaphore::new(limits.requests)),
         draining: AtomicBool::new(false),
@@ -126,6 +142,11 @@ pub fn serve(
         listening(place.address);
         run(&app, listener, stop).await
     });
+    // What trains is saved, and goes on when the server is started again.
+    if let Some((bench, thread)) = bench {
+        bench.end();
+        let _ = thread.join();
+    }
     // Loads of adapters that nobody waits for any more.
     runtime.shutdown_background();
     engine.stop();

@@ -3,19 +3,31 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::routing::{get, post};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::{chat, completions, lora, models, page, status, tokens};
+use crate::tuning::routes as tuning;
+use crate::{chat, completions, files, lora, models, page, status, tokens};
 
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/models", get(models::models))
-        .route("/v1/models/{*name}", get(models::model))
+        .route("/v1/models/{*name}", get(models::model).delete(tuning::delete_model))
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/files", get(files::list).post(files::upload).layer(DefaultBodyLimit::disable()))
+        .route("/v1/files/{id}", get(files::retrieve).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/fine_tuning/jobs", get(tuning::list).post(tuning::create))
+        .route("/v1/fine_tuning/jobs/{id}", get(tuning::retrieve))
+        .route("/v1/fine_tuning/jobs/{id}/cancel", post(tuning::cancel))
+        .route("/v1/fine_tuning/jobs/{id}/pause", post(tuning::pause))
+        .route("/v1/fine_tuning/jobs/{id}/resume", post(tuning::resume))
+        .route("/v1/fine_tuning/jobs/{id}/events", get(tuning::events))
+        .route("/v1/fine_tuning/jobs/{id}/checkpoints", get(tuning::list_checkpoints))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/v1/load_lora_adapter", post(lora::load))

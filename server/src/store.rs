@@ -11,11 +11,12 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{ApiError, ServerError};
+use crate::{files, tuning};
 
 /// The number of the schema that this program writes.
 const SCHEMA: i64 = 1;
 /// The tables of all parts.
-const TABLES: [&str; 0] = [];
+const TABLES: [&str; 2] = [files::TABLES, tuning::TABLES];
 /// How long another process may hold the file, such as one that changes keys.
 const PATIENCE: Duration = Duration::from_secs(5);
 

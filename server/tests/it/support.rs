@@ -237,6 +237,7 @@ impl Server {
             adapter_root: root,
             adapter_bytes: bytes,
             state: None,
+            tuner: None,
             tenants,
             limits,
         };

@@ -1,0 +1,32 @@
+//! Lists that are told a part at a time, as OpenAI tells them: `after` an id, at most `limit`.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+
+/// Which part of a list is wanted.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Paging {
+    /// The id that the part begins behind.
+    pub(crate) after: Option<String>,
+    limit: Option<String>,
+}
+
+impl Paging {
+    /// How many entries, of `most`.
+    pub(crate) fn limit(&self, most: usize) -> Result<usize, ApiError> {
+        let Some(text) = &self.limit else { return Ok(most.min(20)) };
+        let limit = text.parse().ok().filter(|limit| (1..=most).contains(limit));
+        limit.ok_or_else(|| ApiError::field("limit", format!("`limit` must be a whole number from 1 to {most}")))
+    }
+}
+
+/// A part of a list, of whose entries there is one too many if more follow.
+pub(crate) fn page(mut entries: Vec<Value>, limit: usize) -> Value {
+    let has_more = entries.len() > limit;
+    entries.truncate(limit);
+    let id = |entry: Option<&Value>| entry.map_or(Value::Null, |entry| entry["id"].clone());
+    let (first, last) = (id(entries.first()), id(entries.last()));
+    json!({"object": "list", "data": entries, "has_more": has_more, "first_id": first, "last_id": last})
+}
