@@ -3,6 +3,8 @@
 
 mod name;
 mod root;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use infer::Adapter;
 use tokio::sync::{Semaphore, watch};
 
 use crate::error::{ApiError, ServerError};
+use crate::tenants::Tenant;
 use crate::words::Chat;
 pub(crate) use name::is_name;
 use root::Root;
@@ -62,6 +65,7 @@ pub(crate) struct Conditions {
 enum Refusal {
     Unknown,
     Broken(String),
+    Replaced,
     Full,
 }
 
@@ -72,6 +76,9 @@ impl Refusal {
             Refusal::Broken(message) => {
                 ApiError::field("model", format!("the adapter `{name}` cannot be loaded: {message}"))
             }
+            Refusal::Replaced => ApiError::unavailable(format!(
+                "the adapter `{name}` was replaced or taken away while it was loaded; ask again"
+            )),
             Refusal::Full => ApiError::unavailable(format!(
                 "there is no memory for the adapter `{name}` beside those that are in use or pinned"
             )),
@@ -83,13 +90,23 @@ type Outcome = Option<Result<Arc<Generation>, Refusal>>;
 
 struct Entry {
     path: PathBuf,
+    /// The tenant that it belongs to; none: it is shared.
+    owner: Option<String>,
     ready: Option<Arc<Generation>>,
+    /// The generation that is there or was last, 0 before the first.
+    number: u64,
     pinned: bool,
     used: Instant,
     requests: u64,
 }
 
 impl Entry {
+    /// One that is not in memory.
+    fn new(path: &Path, owner: Option<&str>) -> Self {
+        let (path, owner) = (path.to_owned(), owner.map(str::to_owned));
+        Entry { path, owner, ready: None, number: 0, pinned: false, used: Instant::now(), requests: 0 }
+    }
+
     /// It was asked for.
     fn count(&mut self) {
         self.used = Instant::now();
@@ -110,12 +127,27 @@ struct Inner {
     retired: Vec<Weak<Generation>>,
 }
 
+impl Inner {
+    fn owner(&self, name: &str) -> Option<&str> {
+        self.entries.get(name)?.owner.as_deref()
+    }
+
+    /// Remembers what requests may still use.
+    fn retire(&mut self, ready: Option<Arc<Generation>>) {
+        self.retired.extend(ready.map(|ready| Arc::downgrade(&ready)));
+    }
+}
+
 /// What is told of an adapter.
 #[derive(Clone, Debug)]
 pub(crate) struct Listed {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
+    /// The tenant that it belongs to; none: it is shared.
+    pub(crate) owner: Option<String>,
     pub(crate) state: &'static str,
+    /// The generation that is there or was last.
+    pub(crate) generation: Option<u64>,
     /// Of one that is in memory.
     pub(crate) ready: Option<Ready>,
     pub(crate) pinned: bool,
@@ -127,7 +159,6 @@ pub(crate) struct Listed {
 /// What is told of an adapter in memory; the adapter itself would count as in use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ready {
-    pub(crate) number: u64,
     pub(crate) rank: usize,
     pub(crate) bytes: u64,
     pub(crate) created: SystemTime,
@@ -136,7 +167,7 @@ pub(crate) struct Ready {
 impl Generation {
     fn told(&self) -> Ready {
         let LoadedAdapter { rank, bytes, .. } = self.loaded;
-        Ready { number: self.number, rank, bytes, created: self.created }
+        Ready { rank, bytes, created: self.created }
     }
 }
 
@@ -183,6 +214,38 @@ impl Adapters {
         })
     }
 
+    /// Makes a tenant's own adapter known: it and administrators see it, and it is loaded when it is asked for. The
+    /// server gives the name, with something random in it, so that nobody learns others' names by trying. Looks
+    /// into the root's folder.
+    ///
+    /// # Errors
+    /// If the name is none or is taken.
+    pub(crate) fn register(&self, name: &str, path: &Path, owner: &str) -> Result<(), String> {
+        if !name::is_given(name) {
+            return Err(format!("`{name}` cannot be the name of an adapter"));
+        }
+        let is_in_root = self.in_root(name).is_some();
+        let mut inner = self.lock();
+        if name == self.base || is_in_root || inner.entries.contains_key(name) {
+            return Err(format!("the name `{name}` is taken"));
+        }
+        inner.entries.insert(name.to_owned(), Entry::new(path, Some(owner)));
+        Ok(())
+    }
+
+    /// Forgets a tenant's own adapter, and says whether there was one. Requests that use it keep it; its files are
+    /// the caller's.
+    pub(crate) fn remove(&self, name: &str, owner: &str) -> bool {
+        let mut inner = self.lock();
+        match inner.entries.get(name) {
+            Some(entry) if entry.owner.as_deref() == Some(owner) => {}
+            _ => return false,
+        }
+        let entry = inner.entries.remove(name);
+        inner.retire(entry.and_then(|entry| entry.ready));
+        true
+    }
+
     fn check_name(&self, name: &str) -> Result<(), String> {
         match name {
             name if name == self.base => Err("that is the name of the base".into()),
@@ -191,11 +254,18 @@ impl Adapters {
         }
     }
 
-    /// The adapter of this name, loaded if need be. Requests that come meanwhile wait for the same load, which
+    /// The adapter of this name as a tenant sees it, loaded if need be. Requests that come meanwhile wait for the same load, which
     /// goes on even if they leave.
-    pub(crate) async fn acquire(self: &Arc<Self>, name: &str) -> Result<Arc<Generation>, ApiError> {
+    pub(crate) async fn acquire(
+        self: &Arc<Self>,
+        name: &str,
+        tenant: &Tenant,
+    ) -> Result<Arc<Generation>, ApiError> {
         let mut outcome = {
             let mut inner = self.lock();
+            if !tenant.sees(name, inner.owner(name)) {
+                return Err(ApiError::no_model(name));
+            }
             if let Some(entry) = inner.entries.get_mut(name) {
                 if let Some(ready) = entry.ready.clone() {
                     entry.count();
@@ -233,7 +303,7 @@ impl Adapters {
 
     async fn load_for_use(self: &Arc<Self>, name: &str) -> Result<Arc<Generation>, Refusal> {
         let known = self.lock().entries.get(name).map(|entry| entry.path.clone());
-        let was_known = known.is_some();
+        let before = known.clone();
         let (store, wanted) = (Arc::clone(self), name.to_owned());
         let loaded = self
             .blocking(move || {
@@ -247,13 +317,12 @@ impl Adapters {
         let mut inner = self.lock();
         inner.loading.remove(name);
         let (path, loaded) = loaded?;
-        match inner.entries.get(name) {
-            // Somebody put another one there meanwhile.
-            Some(Entry { ready: Some(ready), .. }) => return Ok(Arc::clone(ready)),
-            None if was_known => return Err(Refusal::Unknown),
-            _ => {}
+        let now = inner.entries.get(name);
+        if now.map(|entry| &entry.path) != before.as_ref() {
+            // Somebody put another one there meanwhile, perhaps one that belongs to a tenant, or took it away.
+            return Err(Refusal::Replaced);
         }
-        let pinned = inner.entries.get(name).is_some_and(|entry| entry.pinned);
+        let pinned = now.is_some_and(|entry| entry.pinned);
         self.put(&mut inner, name, &path, loaded, pinned)
     }
 
@@ -296,11 +365,12 @@ impl Adapters {
     /// Whether an adapter may be put under this name.
     fn check(&self, inner: &Inner, name: &str, conditions: Conditions) -> Result<(), ApiError> {
         let there = inner.entries.get(name);
-        let number = there.and_then(|entry| entry.ready.as_ref()).map_or(0, |ready| ready.number);
+        if there.is_some_and(|entry| entry.owner.is_some()) {
+            let message = format!("the adapter `{name}` belongs to the tenant that trained it");
+            return Err(ApiError::field("lora_name", message));
+        }
+        self.check_number(there, name, conditions.expected)?;
         match conditions.expected {
-            Some(expected) if expected != number => Err(ApiError::conflict(format!(
-                "the adapter `{name}` has generation {number}, not {expected} (0: it is not loaded)"
-            ))),
             None if !conditions.replace && there.is_some() => Err(ApiError::field(
                 "lora_name",
                 format!(
@@ -311,15 +381,28 @@ impl Adapters {
         }
     }
 
-    /// Takes an adapter out. Requests that use it keep it; one in the root comes back on its next use.
+    /// Whether the generation that is there, or was last in memory, is the expected one.
+    fn check_number(&self, there: Option<&Entry>, name: &str, expected: Option<u64>) -> Result<(), ApiError> {
+        let number = there.map_or(0, |entry| entry.number);
+        match expected {
+            Some(expected) if expected != number => Err(ApiError::conflict(format!(
+                "the adapter `{name}` has generation {number}, not {expected} (0: none was loaded)"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes an adapter out. Requests that use it keep it; one in the root, or that belongs to a tenant, comes back
+    /// on its next use.
     pub(crate) fn unload(&self, name: &str, expected: Option<u64>) -> Result<(), ApiError> {
         let mut inner = self.lock();
-        if !inner.entries.contains_key(name) {
-            return Err(ApiError::no_model(name));
+        let entry = inner.entries.get_mut(name).ok_or_else(|| ApiError::no_model(name))?;
+        self.check_number(Some(entry), name, expected)?;
+        let ready = entry.ready.take();
+        if entry.owner.is_none() {
+            inner.entries.remove(name);
         }
-        self.check(&inner, name, Conditions { replace: true, expected, pinned: None })?;
-        let entry = inner.entries.remove(name);
-        inner.retired.extend(entry.and_then(|entry| entry.ready).map(|ready| Arc::downgrade(&ready)));
+        inner.retire(ready);
         Ok(())
     }
 
@@ -335,15 +418,14 @@ impl Adapters {
     ) -> Result<Arc<Generation>, Refusal> {
         self.make_room(inner, name, loaded.bytes)?;
         inner.last_number += 1;
-        let (name, path) = (name.to_owned(), path.to_owned());
         let number = inner.last_number;
         let created = SystemTime::now();
-        let made = Arc::new(Generation { name: name.clone(), number, loaded, created });
-        let fresh = || Entry { path: path.clone(), ready: None, pinned, used: Instant::now(), requests: 0 };
-        let entry = inner.entries.entry(name).or_insert_with(fresh);
-        (entry.path, entry.pinned, entry.used) = (path.clone(), pinned, Instant::now());
+        let made = Arc::new(Generation { name: name.to_owned(), number, loaded, created });
+        let entry = inner.entries.entry(name.to_owned()).or_insert_with(|| Entry::new(path, None));
+        (entry.path, entry.number, entry.pinned, entry.used) =
+            (path.to_owned(), number, pinned, Instant::now());
         let replaced = entry.ready.replace(Arc::clone(&made));
-        inner.retired.extend(replaced.map(|replaced| Arc::downgrade(&replaced)));
+        inner.retire(replaced);
         Ok(made)
     }
 
@@ -385,14 +467,22 @@ impl Adapters {
         Ok(())
     }
 
-    /// Whether there is an adapter of this name, in memory or not. Looks into the root's folder.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        let is_known = self.lock().entries.contains_key(name);
-        is_known || self.root.as_ref().is_some_and(|root| root.named(name).is_some())
+    /// Whether there is an adapter of this name for a tenant, in memory or not. Looks into the root's folder.
+    pub(crate) fn has(&self, name: &str, tenant: &Tenant) -> bool {
+        let (is_known, sees) = {
+            let inner = self.lock();
+            (inner.entries.contains_key(name), tenant.sees(name, inner.owner(name)))
+        };
+        sees && (is_known || self.in_root(name).is_some())
     }
 
-    /// All adapters, also those in the root that nobody has asked for yet. Looks into the root's folder.
-    pub(crate) fn list(&self) -> Vec<Listed> {
+    fn in_root(&self, name: &str) -> Option<PathBuf> {
+        self.root.as_ref()?.named(name)
+    }
+
+    /// All adapters that a tenant sees, also those in the root that nobody has asked for yet. Looks into the root's
+    /// folder.
+    pub(crate) fn list(&self, tenant: &Tenant) -> Vec<Listed> {
         let in_root = self.root.as_ref().map(Root::adapters).unwrap_or_default();
         let inner = self.lock();
         let state = |name: &str, ready: bool| match (ready, inner.loading.contains_key(name)) {
@@ -408,7 +498,9 @@ impl Adapters {
                 let cold = Listed {
                     name: name.clone(),
                     path,
+                    owner: None,
                     state,
+                    generation: None,
                     ready: None,
                     pinned: false,
                     requests: 0,
@@ -421,7 +513,9 @@ impl Adapters {
             let told = Listed {
                 name: name.clone(),
                 path: entry.path.clone(),
+                owner: entry.owner.clone(),
                 state: state(name, entry.ready.is_some()),
+                generation: Some(entry.number).filter(|number| *number > 0),
                 ready: entry.ready.as_deref().map(Generation::told),
                 pinned: entry.pinned,
                 requests: entry.requests,
@@ -429,6 +523,7 @@ impl Adapters {
             };
             listed.insert(name.clone(), told);
         }
+        listed.retain(|name, adapter| tenant.sees(name, adapter.owner.as_deref()));
         listed.into_values().collect()
     }
 

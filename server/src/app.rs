@@ -136,8 +136,7 @@ impl App {
     ) -> Result<Option<Arc<Generation>>, ApiError> {
         match model {
             model if model == self.model => Ok(None),
-            model if tenant.may_use(model) => self.adapters.acquire(model).await.map(Some),
-            model => Err(ApiError::no_model(model)),
+            model => self.adapters.acquire(model, tenant).await.map(Some),
         }
     }
 

@@ -27,9 +27,8 @@ pub(crate) async fn model(
 /// The adapters that a tenant may use.
 pub(crate) async fn adapters(app: &App, caller: &Caller) -> Result<Vec<Listed>, ApiError> {
     let store = Arc::clone(&app.adapters);
-    let mut listed = aside(move || Ok(store.list())).await?;
-    listed.retain(|adapter| caller.0.may_use(&adapter.name));
-    Ok(listed)
+    let tenant = Arc::clone(&caller.0);
+    aside(move || Ok(store.list(&tenant))).await
 }
 
 async fn cards(app: &App, caller: &Caller) -> Result<Vec<Value>, ApiError> {
@@ -40,10 +39,13 @@ async fn cards(app: &App, caller: &Caller) -> Result<Vec<Value>, ApiError> {
     });
     let card = |adapter: &Listed| {
         let created = adapter.ready.map_or(begun, |ready| seconds(ready.created));
+        // Where something lies on the server's disk is the business of those who may load it.
+        let root = if caller.0.admin { json!(adapter.path) } else { json!(adapter.name) };
         json!({
-            "id": adapter.name, "object": "model", "created": created, "owned_by": "luthier",
-            "root": adapter.path, "parent": app.model, "max_model_len": app.limits.context,
-            "generation": adapter.ready.map(|ready| ready.number), "pinned": adapter.pinned,
+            "id": adapter.name, "object": "model", "created": created,
+            "owned_by": adapter.owner.as_deref().unwrap_or("luthier"),
+            "root": root, "parent": app.model, "max_model_len": app.limits.context,
+            "generation": adapter.generation, "pinned": adapter.pinned,
         })
     };
     let adapters = adapters(app, caller).await?;

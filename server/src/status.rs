@@ -47,7 +47,8 @@ pub(crate) async fn state(State(app): State<Arc<App>>, caller: Caller) -> Result
         json!({
             "name": adapter.name,
             "state": adapter.state,
-            "generation": adapter.ready.map(|ready| ready.number),
+            "owner": adapter.owner,
+            "generation": adapter.generation,
             "rank": adapter.ready.map(|ready| ready.rank),
             "bytes": adapter.ready.map(|ready| ready.bytes),
             "pinned": adapter.pinned,

@@ -52,7 +52,7 @@ pub(crate) struct Tenant {
     pub(crate) owner: u64,
     /// Whether it may load and unload adapters.
     pub(crate) admin: bool,
-    /// None: all of them.
+    /// The shared ones that it may use; none: all of them.
     adapters: Option<BTreeSet<String>>,
     weight: f64,
     keys: Vec<[u8; 32]>,
@@ -82,9 +82,11 @@ impl Tenant {
         }
     }
 
-    /// Whether it sees and uses this adapter.
-    pub(crate) fn may_use(&self, adapter: &str) -> bool {
-        self.adapters.as_ref().is_none_or(|adapters| adapters.contains(adapter))
+    /// Whether it sees and uses an adapter: its own ones, those of the shared ones that it was given, and as an
+    /// administrator all. `owner`: the tenant that the adapter belongs to; none: it is shared.
+    pub(crate) fn sees(&self, adapter: &str, owner: Option<&str>) -> bool {
+        let is_given = || self.adapters.as_ref().is_none_or(|adapters| adapters.contains(adapter));
+        self.admin || owner.map_or_else(is_given, |owner| owner == self.name)
     }
 
     /// Takes a request off the quotas, or says when to come again. Tokens count once they are known, so that a

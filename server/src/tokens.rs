@@ -23,7 +23,7 @@ pub(crate) async fn tokenize(
         None => {
             let text = fields.required_text("prompt")?.to_owned();
             let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
-            require_model(&app, &caller, &model)?;
+            require_model(&app, &caller, &model).await?;
             aside(move || words.encode(&text, add_special, "prompt")).await?
         }
         Some(_) => {
@@ -41,10 +41,14 @@ pub(crate) async fn tokenize(
             .await?
         }
     };
-    let spelled = spells.then(|| tokens.iter().map(|&id| app.words.spell(id)).collect::<Vec<_>>());
-    Ok(Json(json!({
-        "count": tokens.len(), "max_model_len": context, "tokens": tokens, "token_strs": spelled,
-    })))
+    let words = Arc::clone(&app.words);
+    aside(move || {
+        let spelled = spells.then(|| tokens.iter().map(|&id| words.spell(id)).collect::<Vec<_>>());
+        Ok(Json(json!({
+            "count": tokens.len(), "max_model_len": context, "tokens": tokens, "token_strs": spelled,
+        })))
+    })
+    .await
 }
 
 /// The text of `tokens`.
@@ -54,7 +58,7 @@ pub(crate) async fn detokenize(
     Body(fields): Body,
 ) -> Result<Json<Value>, ApiError> {
     let model = fields.text("model")?.unwrap_or(&app.model);
-    require_model(&app, &caller, model)?;
+    require_model(&app, &caller, model).await?;
     fields.required("tokens")?;
     let tokens = fields.tokens("tokens")?.unwrap_or_default();
     let words = Arc::clone(&app.words);
@@ -63,7 +67,10 @@ pub(crate) async fn detokenize(
 }
 
 /// Whether there is such a model, without loading it: the tokenizer is the base's.
-fn require_model(app: &App, caller: &Caller, model: &str) -> Result<(), ApiError> {
-    let is_there = || caller.0.may_use(model) && app.adapters.has(model);
-    if model == app.model || is_there() { Ok(()) } else { Err(ApiError::no_model(model)) }
+async fn require_model(app: &App, caller: &Caller, model: &str) -> Result<(), ApiError> {
+    if model == app.model {
+        return Ok(());
+    }
+    let (adapters, tenant, name) = (Arc::clone(&app.adapters), Arc::clone(&caller.0), model.to_owned());
+    aside(move || if adapters.has(&name, &tenant) { Ok(()) } else { Err(ApiError::no_model(&name)) }).await
 }
