@@ -246,6 +246,13 @@ impl Adapters {
         true
     }
 
+    /// The names of a tenant's own adapters that begin so.
+    pub(crate) fn own(&self, owner: &str, prefix: &str) -> Vec<String> {
+        let inner = self.lock();
+        let entries = inner.entries.iter().filter(|(_, entry)| entry.owner.as_deref() == Some(owner));
+        entries.map(|(name, _)| name.clone()).filter(|name| name.starts_with(prefix)).collect()
+    }
+
     fn check_name(&self, name: &str) -> Result<(), String> {
         match name {
             name if name == self.base => Err("that is the name of the base".into()),

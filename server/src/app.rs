@@ -91,7 +91,8 @@ pub(crate) struct App {
 impl App {
     /// What outlives the server.
     pub(crate) fn store(&self) -> Result<&Arc<Store>, ApiError> {
-        let message = "this server keeps nothing: for files, jobs and training it must be started with --state DIR";
+        let message =
+            "this server keeps nothing: for files, jobs and training it must be started with --state DIR";
         self.store.as_ref().ok_or_else(|| ApiError::not_offered(message))
     }
 

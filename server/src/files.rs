@@ -40,7 +40,7 @@ pub(crate) const TABLES: &str = "CREATE TABLE IF NOT EXISTS files (
 /// What a file of examples may end in: so its reader knows what it is.
 const KINDS: [&str; 5] = ["jsonl", "json", "csv", "parquet", "txt"];
 /// Files that a tenant may have.
-const MOST_FILES: usize = 1000;
+const MOST_FILES: i64 = 1000;
 /// Bytes of the name and of a small field.
 const MOST_NAME: usize = 255;
 /// Bytes that are read of a file at once.
@@ -206,9 +206,7 @@ impl Received {
             return Err(ApiError::field("file", message));
         }
         let mut received = Received::new(store, &name);
-        let kept = |error: std::io::Error| {
-            ApiError::storage(format!("the file cannot be kept: {error}"))
-        };
+        let kept = |error: std::io::Error| ApiError::storage(format!("the file cannot be kept: {error}"));
         let mut file = tokio::fs::File::create(&received.part).await.map_err(kept)?;
         while let Some(chunk) = in_time(app, field.chunk()).await?.map_err(broken)? {
             received.bytes += chunk.len() as u64;
@@ -233,7 +231,7 @@ impl Received {
             .map_err(|error| ApiError::storage(format!("the file cannot be kept: {error}")))?;
         let kept = store.with(|all| {
             let query = "SELECT count(*) FROM files WHERE tenant = ?1";
-            let count: usize = all.query_row(query, [tenant], |row| row.get(0))?;
+            let count: i64 = all.query_row(query, [tenant], |row| row.get(0))?;
             if count >= MOST_FILES {
                 return Ok(None);
             }
@@ -256,12 +254,7 @@ impl Received {
 }
 
 /// Keeps a file that a job leaves.
-pub(crate) fn leave(
-    store: &Store,
-    tenant: &str,
-    name: &str,
-    text: &[u8],
-) -> Result<String, ApiError> {
+pub(crate) fn leave(store: &Store, tenant: &str, name: &str, text: &[u8]) -> Result<String, ApiError> {
     let mut received = Received::new(store, name);
     received.bytes = text.len() as u64;
     fs::write(&received.part, text)
@@ -283,8 +276,7 @@ pub(crate) async fn list(
                 Some(id) => find(all, tenant, id)?.map_or(0, |file| file.number),
                 None => i64::MAX,
             };
-            let query =
-                "SELECT * FROM files WHERE tenant = ?1 AND number < ?2 ORDER BY number DESC LIMIT ?3";
+            let query = "SELECT * FROM files WHERE tenant = ?1 AND number < ?2 ORDER BY number DESC LIMIT ?3";
             let mut query = all.prepare_cached(query)?;
             let rows = query.query_map(params![tenant, before, limit as i64 + 1], Stored::read)?;
             let rows = rows.map(|row| Ok(row?.value()));

@@ -17,9 +17,9 @@ use tokio::time::{sleep, timeout};
 use crate::adapters::{Adapters, Loader};
 use crate::app::{App, Limits};
 use crate::error::ServerError;
+use crate::files;
 use crate::metrics::Metrics;
 use crate::patience::Patient;
-use crate::files;
 use crate::routes;
 use crate::store::Store;
 use crate::tenants::Tenants;
@@ -105,8 +105,19 @@ pub fn serve(
     stop: &AtomicBool,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServerError> {
-    let Setup { model, worker, words, loader, adapters, adapter_root, adapter_bytes, state, tuner, tenants, limits } =
-        setup;
+    let Setup {
+        model,
+        worker,
+        words,
+        loader,
+        adapters,
+        adapter_root,
+        adapter_bytes,
+        state,
+        tuner,
+        tenants,
+        limits,
+    } = setup;
     let remembered = state.as_deref().map(Store::open).transpose()?.map(Arc::new);
     let store = Adapters::open(loader, adapter_root.as_deref(), adapter_bytes, model.clone())?;
     for (name, path) in &adapters {

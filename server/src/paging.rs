@@ -18,7 +18,9 @@ impl Paging {
     pub(crate) fn limit(&self, most: usize) -> Result<usize, ApiError> {
         let Some(text) = &self.limit else { return Ok(most.min(20)) };
         let limit = text.parse().ok().filter(|limit| (1..=most).contains(limit));
-        limit.ok_or_else(|| ApiError::field("limit", format!("`limit` must be a whole number from 1 to {most}")))
+        limit.ok_or_else(|| {
+            ApiError::field("limit", format!("`limit` must be a whole number from 1 to {most}"))
+        })
     }
 }
 

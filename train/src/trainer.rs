@@ -73,6 +73,9 @@ pub fn train(job: Job<'_>, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome
 pub struct Trainer<'a> {
     pub(crate) room: Room<'a>,
     pub(crate) runs: Vec<Course<'a>>,
+    /// The place of each run in the list of jobs, and of those that could not be taken up.
+    places: Vec<usize>,
+    broken: Vec<(usize, TrainError)>,
     memory: MemoryPlan,
 }
 
@@ -85,14 +88,18 @@ impl<'a> Trainer<'a> {
     /// is not to be in memory.
     pub fn open(job: Job<'a>) -> Result<Self> {
         let together = Together::alone(&job.settings);
-        Trainer::open_all(vec![job], together)
+        let mut trainer = Trainer::open_all(vec![job], together)?;
+        match trainer.broken.pop() {
+            Some((_, error)) => Err(error),
+            None => Ok(trainer),
+        }
     }
 
     /// Takes up several jobs over one base, to train together. What frozen layers give is kept for a run
-    /// alone only.
+    /// alone only. A job that [`Trainer::open`] would refuse is left out, and ends with that error.
     ///
     /// # Errors
-    /// As [`Trainer::open`], for the first job that meets it.
+    /// If no job can be taken up, or there is no room for what is not to be in memory.
     ///
     /// # Panics
     /// If there is no job, they have different bases, or they round weights to different types.
@@ -100,8 +107,19 @@ impl<'a> Trainer<'a> {
         let decoder = jobs.first().expect("there is a job").decoder;
         assert!(jobs.iter().all(|job| std::ptr::eq(job.decoder, decoder)), "runs over one base");
         let mut allocator = Allocator::real(&decoder.device);
-        let runs = jobs.into_iter().map(|job| Course::new(job, &mut allocator));
-        let mut runs = runs.collect::<Result<Vec<Course<'a>>>>()?;
+        let (mut runs, mut places, mut broken) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, job) in jobs.into_iter().enumerate() {
+            match Course::new(job, &mut allocator) {
+                Ok(run) => {
+                    runs.push(run);
+                    places.push(place);
+                }
+                Err(error) => broken.push((place, error)),
+            }
+        }
+        if runs.is_empty() {
+            return Err(broken.remove(0).1);
+        }
         let extent = together.extent(runs.iter().map(|run| run.alone));
         let (mut lengths, mut kept) = (Vec::new(), None);
         if let [run] = &runs[..] {
@@ -113,14 +131,21 @@ impl<'a> Trainer<'a> {
         let mut buffers = buffers(&decoder.config, adapters, extent, frozen, &mut allocator);
         let opened = buffers.open(runs[0].folder()).map_err(TrainError::of_pages);
         opened.map_err(|error| runs[0].ended(error))?;
-        for run in &mut runs {
+        let (mut whole, mut whole_places) = (Vec::new(), Vec::new());
+        for (place, mut run) in places.into_iter().zip(runs) {
             match run.restore() {
-                Ok(()) => {}
-                Err(e @ (TrainError::Checkpoint { .. } | TrainError::Setting { .. })) => return Err(e),
-                Err(e) => return Err(run.ended(e)),
+                Ok(()) => {
+                    whole.push(run);
+                    whole_places.push(place);
+                }
+                Err(e @ (TrainError::Checkpoint { .. } | TrainError::Setting { .. })) => {
+                    broken.push((place, e))
+                }
+                Err(e) => broken.push((place, run.ended(e))),
             }
         }
-        Ok(Trainer { room: Room { decoder, buffers }, runs, memory: allocator.into_plan() })
+        let room = Room { decoder, buffers };
+        Ok(Trainer { room, runs: whole, places: whole_places, broken, memory: allocator.into_plan() })
     }
 
     /// What was allocated, for adapters too: what [`memory_plan`] counts.
@@ -154,7 +179,8 @@ impl<'a> Trainer<'a> {
     /// Runs all jobs to their ends. What happens is told with the job's place in the list, and so is how each
     /// ended: an error, as [`Trainer::run`] has it, ends only its own run, unless it is in a pass of several.
     pub fn run_all(mut self, observe: &mut dyn FnMut(usize, Event<'_>)) -> Vec<Result<Outcome>> {
-        let Trainer { room, runs, .. } = &mut self;
+        let Trainer { room, runs, places, broken, .. } = &mut self;
+        let mut observe = |run: usize, event: Event<'_>| observe(places[run], event);
         let mut ends = Ends(runs.iter().map(|_| None).collect());
         for (i, run) in runs.iter_mut().enumerate() {
             let end = run.start(&mut |event| observe(i, event));
@@ -165,14 +191,18 @@ impl<'a> Trainer<'a> {
                 let end = run.before_step(room, &mut |event| observe(i, event));
                 ends.note(i, run, end);
             }
-            let (places, mut going): (Vec<usize>, Vec<&mut Course<'a>>) =
+            let (numbers, mut going): (Vec<usize>, Vec<&mut Course<'a>>) =
                 ends.going(runs).into_iter().unzip();
-            if places.is_empty() {
-                return ends.0.into_iter().map(|end| end.expect("all runs have ended")).collect();
+            if numbers.is_empty() {
+                let ended = ends.0.into_iter().map(|end| end.expect("all runs have ended"));
+                let mut all: Vec<(usize, Result<Outcome>)> = places.iter().copied().zip(ended).collect();
+                all.extend(broken.drain(..).map(|(place, error)| (place, Err(error))));
+                all.sort_by_key(|(place, _)| *place);
+                return all.into_iter().map(|(_, end)| end).collect();
             }
             match step(room, &mut going) {
                 Ok(steps) => {
-                    for ((i, run), step) in places.into_iter().zip(going).zip(steps) {
+                    for ((i, run), step) in numbers.into_iter().zip(going).zip(steps) {
                         let end =
                             step.and_then(|step| run.after_step(room, &step, &mut |event| observe(i, event)));
                         ends.note(i, run, end);
@@ -181,7 +211,7 @@ impl<'a> Trainer<'a> {
                 Err(error) => {
                     let beside = error.to_string();
                     let mut error = Some(error);
-                    for (i, run) in places.into_iter().zip(going) {
+                    for (i, run) in numbers.into_iter().zip(going) {
                         let cause = || TrainError::Beside { cause: beside.clone() };
                         ends.note(i, run, Err(error.take().unwrap_or_else(cause)));
                     }

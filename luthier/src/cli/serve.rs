@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::settings::Set;
 use super::speak::{Held, parse_held};
 use crate::run_file::{ByteSize, Precision};
 
@@ -36,6 +37,11 @@ pub(crate) struct Serve {
     /// A folder for what is to outlive the server: files, jobs and what they train
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
+    /// The part of the time that jobs train in while requests are computed; all of it at other times
+    #[arg(long, value_name = "PART", value_parser = parse_share, default_value = "0.1", allow_negative_numbers = true)]
+    pub(crate) training_share: f64,
+    #[command(flatten)]
+    pub(crate) set: Set,
     /// A chat template in place of the model's and the adapters' own: a file or a built-in name
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) chat_template: Option<String>,
@@ -92,6 +98,13 @@ fn parse_named(text: &str) -> Result<Named, String> {
         }
         _ => Err("expected NAME=DIR: the name that clients use, and the adapter's folder".into()),
     }
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|part| *part > 0.0 && *part <= 1.0)
+        .ok_or("expected a number above 0, up to 1".into())
 }
 
 fn parse_count(text: &str) -> Result<usize, String> {

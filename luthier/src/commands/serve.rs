@@ -1,5 +1,7 @@
 //! `luthier serve`: a base and its adapters, behind OpenAI's interface.
 
+mod tuning;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -54,6 +56,22 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         max_rank: extent.max_rank,
         has_template: args.chat_template.is_some(),
     };
+    let tuner = match &args.state {
+        None => None,
+        Some(_) => Some(tuning::Tuner {
+            decoder: Arc::clone(&decoder),
+            model: args.model.clone(),
+            precision: args.precision,
+            quantization: args.quantization.0,
+            defaults: args.set.set.clone(),
+            share: args.training_share,
+            loaded: decoder_bytes(&base, &args),
+            global: global.clone(),
+        }),
+    };
+    if let Some(tuner) = &tuner {
+        tuner.check_defaults()?;
+    }
     let mut engine = Engine::new(decoder, extent);
     tenants.weights().for_each(|(owner, weight)| engine.set_weight(owner, weight));
     let setup = Setup {
@@ -65,6 +83,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         adapter_root: args.adapter_root.clone(),
         adapter_bytes: Some(args.adapter_memory.0),
         state: args.state.clone(),
+        tuner: tuner.map(|tuner| Arc::new(tuner) as _),
         tenants,
         limits: Limits {
             requests: args.requests.min(MOST_REQUESTS),
@@ -82,6 +101,12 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         Err(server::ServerError::EngineStopped) => Err(fault("the engine has stopped")),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Bytes of the base's weights.
+fn decoder_bytes(base: &Base, args: &cli::Serve) -> u64 {
+    let (precision, quantization) = (args.precision.engine(), args.quantization.0);
+    Decoder::base_memory(&base.config, base.stored.as_ref(), precision, quantization).total()
 }
 
 fn tenants(keys: Option<&Path>) -> anyhow::Result<Tenants> {

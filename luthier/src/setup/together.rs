@@ -6,7 +6,7 @@ use train::{OptimizerSettings, Planned, Together};
 
 use super::memory::{Needs, Sizes, USUAL_MICRO_BATCH, scratch};
 use super::{Trained, available_memory, optimizer, quantization};
-use crate::run_file::{self, RunFile};
+use crate::run_file::{self, Method, RunFile};
 
 /// A run that may train with others, as far as memory is concerned.
 #[derive(Clone, Copy)]
@@ -31,6 +31,19 @@ pub(crate) struct Company {
 /// The memory that a run may have, in bytes; none if nobody knows.
 pub(crate) fn budget(run: &RunFile, beside: u64) -> Option<u64> {
     run.memory.map(|memory| memory.0).or_else(|| Some(available_memory()? + beside))
+}
+
+/// What runs over a base must have in common to train together, in words.
+pub(crate) fn company_of(run: &RunFile) -> String {
+    let training = &run.training;
+    let base = (run.precision, &run.quantization, run.memory);
+    let how = (training.checkpointing, training.activation_offloading, training.activation_precision);
+    serde_json::to_string(&(base, how, training.quantization_aware)).expect("settings are plain data")
+}
+
+/// Whether a run leaves the base as others have it, and begins apart from it.
+pub(crate) fn leaves_base(run: &RunFile) -> bool {
+    run.adapter.method != Method::Full && !run.adapter.init.engine().decomposes()
 }
 
 impl Company {

@@ -147,7 +147,8 @@ impl Chosen {
             });
         }
         let whole = value == "full" && path == "adapter.method";
-        let is_closed = CLOSED.iter().any(|closed| path == *closed || path.starts_with(&format!("{closed}.")));
+        let is_closed =
+            CLOSED.iter().any(|closed| path == *closed || path.starts_with(&format!("{closed}.")));
         if !is_open || is_closed || whole {
             let message = format!("`{path}` is not for a job to choose; leave it out");
             return Err(ApiError::field(field, message));

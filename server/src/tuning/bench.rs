@@ -170,7 +170,8 @@ impl Bench {
             Ok(plan) => self.store.with(|all| {
                 jobs::set_plan(all, &job.id, &plan)?;
                 if jobs::set_status(all, &job.id, Status::Queued)? {
-                    let words = format!("the files are valid: {} steps in {} epochs", plan.steps, plan.epochs);
+                    let words =
+                        format!("the files are valid: {} steps in {} epochs", plan.steps, plan.epochs);
                     jobs::note(all, &job.id, &Note::info(words))?;
                 }
                 Ok(())
@@ -198,9 +199,9 @@ impl Bench {
 
     fn succeed(&self, job: &Job, task: &Task, tokens: u64) -> Result<(), ApiError> {
         let table = self.tuner.metrics(task).map(|lines| table(&lines));
-        let file = table.ok().map(|table| {
-            files::leave(&self.store, &job.tenant, "step_metrics.csv", table.as_bytes())
-        });
+        let file = table
+            .ok()
+            .map(|table| files::leave(&self.store, &job.tenant, "step_metrics.csv", table.as_bytes()));
         let file = file.transpose()?;
         let ended = self.store.with(|all| {
             jobs::set_result(all, &job.id, tokens, file.as_deref())?;
@@ -211,7 +212,7 @@ impl Bench {
         })?;
         // One that was cancelled in its last step has a result and no model.
         match ended {
-            true => self.adapters.register(&job.result(), &job.folder(&self.store), &job.tenant),
+            true => self.show(job, &job.result(), &job.folder(&self.store)),
             false => self.store.with(|all| jobs::forget_model(all, &job.id))?,
         }
         Ok(())
@@ -234,7 +235,7 @@ impl Bench {
     pub(crate) fn show_all(&self) -> Result<(), ApiError> {
         for job in self.store.with(jobs::served)? {
             if job.has_model {
-                self.adapters.register(&job.result(), &job.folder(&self.store), &job.tenant);
+                self.show(&job, &job.result(), &job.folder(&self.store));
             }
             self.show_checkpoints(&job);
         }
@@ -247,10 +248,19 @@ impl Bench {
             .into_iter()
             .map(|(step, path)| (job.checkpoint(step), path))
             .collect();
-        let prefix = format!("{}:ckpt-step-", job.result());
-        self.adapters.forget(|name| name.starts_with(&prefix) && !there.contains_key(name));
-        for (name, path) in &there {
-            self.adapters.register(name, path, &job.tenant);
+        let known = self.adapters.own(&job.tenant, &format!("{}:ckpt-step-", job.result()));
+        for gone in known.iter().filter(|name| !there.contains_key(*name)) {
+            self.adapters.remove(gone, &job.tenant);
+        }
+        for (name, path) in there.iter().filter(|(name, _)| !known.contains(name)) {
+            self.show(job, name, path);
+        }
+    }
+
+    /// Has a folder of a job served under a name.
+    fn show(&self, job: &Job, name: &str, folder: &Path) {
+        if let Err(why) = self.adapters.register(name, folder, &job.tenant) {
+            eprintln!("warning: {}: {why}", job.id);
         }
     }
 
@@ -260,8 +270,9 @@ impl Bench {
     /// If the folder cannot be removed.
     pub(super) fn remove(&self, job: &Job) -> Result<(), ApiError> {
         self.store.with(|all| jobs::forget_model(all, &job.id))?;
-        let own = job.result();
-        self.adapters.forget(|name| name == own || name.starts_with(&format!("{own}:")));
+        for name in self.adapters.own(&job.tenant, &job.result()) {
+            self.adapters.remove(&name, &job.tenant);
+        }
         match fs::remove_dir_all(job.folder(&self.store)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(ApiError::storage(format!("the model's folder cannot be removed: {error}")))

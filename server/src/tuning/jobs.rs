@@ -203,7 +203,9 @@ impl Job {
 
     /// What is trained; none if its files are gone.
     pub(crate) fn task(&self, store: &Store, all: &Transaction<'_>) -> rusqlite::Result<Option<Task>> {
-        let path = |id: &str| Ok(files::find(all, &self.tenant, id)?.map(|file| file.path(store)));
+        let path = |id: &str| -> rusqlite::Result<Option<PathBuf>> {
+            Ok(files::find(all, &self.tenant, id)?.map(|file| file.path(store)))
+        };
         let Some(training) = path(&self.training_file)? else { return Ok(None) };
         let validation = match &self.validation_file {
             Some(id) => match path(id)? {
@@ -291,14 +293,15 @@ pub(crate) fn served(all: &Transaction<'_>) -> rusqlite::Result<Vec<Job>> {
 }
 
 /// A tenant's jobs that have not ended.
-pub(crate) fn count_unfinished(all: &Transaction<'_>, tenant: &str) -> rusqlite::Result<usize> {
+pub(crate) fn count_unfinished(all: &Transaction<'_>, tenant: &str) -> rusqlite::Result<i64> {
     let query = "SELECT count(*) FROM jobs WHERE tenant = ?1 AND finished IS NULL";
     all.query_row(query, [tenant], |row| row.get(0))
 }
 
 /// Whether a job that has not ended needs a file.
 pub(crate) fn is_waited_for(all: &Transaction<'_>, file: &str) -> rusqlite::Result<bool> {
-    let query = "SELECT count(*) FROM jobs WHERE finished IS NULL AND (training_file = ?1 OR validation_file = ?1)";
+    let query =
+        "SELECT count(*) FROM jobs WHERE finished IS NULL AND (training_file = ?1 OR validation_file = ?1)";
     all.query_row(query, [file], |row| Ok(row.get::<_, i64>(0)? > 0))
 }
 

@@ -17,7 +17,7 @@ use crate::paging::{Paging, page};
 use crate::store::Store;
 
 /// Jobs of a tenant that have not ended.
-const MOST_UNFINISHED: usize = 100;
+const MOST_UNFINISHED: i64 = 100;
 /// Entries of a list that are told at once.
 const MOST_LISTED: usize = 100;
 
@@ -29,10 +29,8 @@ pub(crate) async fn create(
     let (store, bench) = app.tuning()?;
     let asked = Asked::read(&fields)?;
     if asked.model != app.model {
-        let message = format!(
-            "`model` must be {:?}, the base of this server, and is {:?}",
-            app.model, asked.model
-        );
+        let message =
+            format!("`model` must be {:?}, the base of this server, and is {:?}", app.model, asked.model);
         return Err(ApiError::field("model", message));
     }
     if app.is_draining() || !bench.is_open() {

@@ -7,7 +7,7 @@ use train::{History, Job, Outcome, Together, Trainer};
 
 use super::contender::{Contender, State};
 use super::narrator::Narrator;
-use super::pool::{Pool, leaves_base};
+use super::pool::Pool;
 use crate::cli::Global;
 use crate::commands::train::{Prepared, advised, load, loop_settings, risen, saving};
 use crate::run_file::Member;
@@ -170,7 +170,7 @@ impl<'g> Field<'g> {
     fn adapters(&mut self, group: usize, company: &[usize]) -> anyhow::Result<Vec<Adapter>> {
         let device = self.global.device()?;
         let first = &self.contenders[company[0]].prepared;
-        if !leaves_base(&first.settings.run) {
+        if !setup::leaves_base(&first.settings.run) {
             let Prepared { settings, base, initial, trained, .. } = first;
             // Two bases at once may be one too many.
             self.loaded = None;

@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use crate::cli::Global;
 use crate::commands::train::{Examples, Prepared, adopt_initial_adapter};
-use crate::run_file::{Member, Method, RunFile};
+use crate::run_file::{Member, RunFile};
 use crate::run_folder;
-use crate::setup::Base;
+use crate::setup::{self, Base};
 
 use super::contender::{Contender, State};
 
@@ -24,19 +24,6 @@ pub(super) struct Pool<'g> {
 fn data_of(run: &RunFile) -> String {
     let seed = run.data.eval_fraction.map(|_| run.training.seed);
     serde_json::to_string(&(&run.model, &run.data, seed)).expect("settings are plain data")
-}
-
-/// What runs must have in common to train together, in words.
-fn company_of(run: &RunFile) -> String {
-    let training = &run.training;
-    let base = (run.precision, &run.quantization, run.memory, data_of(run));
-    let how = (training.checkpointing, training.activation_offloading, training.activation_precision);
-    serde_json::to_string(&(base, how, training.quantization_aware)).expect("settings are plain data")
-}
-
-/// Whether a run leaves the base as others have it, and begins apart from it.
-pub(super) fn leaves_base(run: &RunFile) -> bool {
-    run.adapter.method != Method::Full && !run.adapter.init.engine().decomposes()
 }
 
 impl<'g> Pool<'g> {
@@ -80,8 +67,8 @@ impl<'g> Pool<'g> {
         let base = self.base(settings.run.model.as_deref().expect("validated"))?;
         let initial = adopt_initial_adapter(&mut settings, &base)?;
         // What runs have in common is asked before a part of it is settled.
-        let company = leaves_base(&settings.run).then(|| company_of(&settings.run));
         let data = data_of(&settings.run);
+        let company = setup::leaves_base(&settings.run).then(|| setup::company_of(&settings.run) + &data);
         let mut state = State::Waiting;
         if resumed {
             let saved = run_folder::settings(&folder);
@@ -93,7 +80,7 @@ impl<'g> Pool<'g> {
             }
         }
         let (begun, global) = (self.begun, self.global);
-        let prepared = Prepared::over(settings, base, initial, self.examples(data), Some(begun), global)?;
+        let prepared = Prepared::over(settings, base, initial, self.examples(data), Some(begun), 0, global)?;
         Ok(Contender { name, changes, folder, prepared, company, begun, lock, state })
     }
 }

@@ -72,16 +72,18 @@ impl Prepared {
         begun: Option<i64>,
         global: &Global,
     ) -> anyhow::Result<Self> {
-        Prepared::over(settings, Rc::new(base), initial, &mut None, begun, global)
+        Prepared::over(settings, Rc::new(base), initial, &mut None, begun, 0, global)
     }
 
-    /// [`Prepared::new`] over a base and, once they have been read, examples that other runs use, too.
+    /// [`Prepared::new`] over a base and, once they have been read, examples that other runs use, too. `loaded`:
+    /// bytes of the base's weights that are in memory already.
     pub(in crate::commands) fn over(
         mut settings: Settings,
         base: Rc<Base>,
         initial: Option<AdapterFolder>,
         data: &mut Option<Examples>,
         begun: Option<i64>,
+        loaded: u64,
         global: &Global,
     ) -> anyhow::Result<Self> {
         base.files.check_quantization(setup::quantization(&settings.run))?;
@@ -105,7 +107,7 @@ impl Prepared {
         };
         let held_out = data.held_out();
         let repeated = Some(plan.repeated(held_out).iter().sum());
-        let beside = setup::resident_memory();
+        let beside = setup::resident_memory().saturating_sub(loaded);
         let needs = Needs { demand: plan.demand(held_out), repeated, beside, threads: global.threads() };
         let epoch_steps = train.rows(&setup::order(run)).len().div_ceil(setup::batch_size(run)) as u64;
         setup::check_frozen(&settings, &base.config, &trained.layout, needs.repeated)?;

@@ -1,0 +1,318 @@
+//! Trains a server's fine-tuning jobs over the base that it serves: each is a run as `luthier train` makes it, in
+//! a folder of its own, and ends in the same bytes.
+
+use std::fs::File;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use model::{Adapter, Decoder};
+use serde_json::Value;
+use server::tuning::{Ended, Plan, Setting, Task, Told};
+use train::{Event, History, Job, Outcome, Trainer};
+
+use crate::cli::Global;
+use crate::commands::train::{Prepared, adopt_initial_adapter, advised, loop_settings, risen, saving};
+use crate::run_file::{Override, Precision, Purpose, Settings};
+use crate::run_folder;
+use crate::setup::{self, Base, Beside, Company};
+
+/// Trains over a base that is in memory.
+pub(super) struct Tuner {
+    pub(super) decoder: Arc<Decoder>,
+    /// What the base is called on the command line, and how it is held.
+    pub(super) model: String,
+    pub(super) precision: Precision,
+    pub(super) quantization: Option<compute::quant::Format>,
+    /// What was typed of the settings that jobs begin with.
+    pub(super) defaults: Vec<String>,
+    /// The part of the time that training gets while requests are computed.
+    pub(super) share: f64,
+    /// Bytes of the base's weights.
+    pub(super) loaded: u64,
+    pub(super) global: Global,
+}
+
+/// A job whose input has been read.
+struct Member {
+    place: usize,
+    prepared: Prepared,
+    begun: i64,
+    lock: Option<File>,
+    /// Whether its folder holds a run.
+    is_resumed: bool,
+    company: String,
+}
+
+impl Tuner {
+    /// The settings of a run over this base.
+    fn settings(
+        &self,
+        settings: &[Setting],
+        data: &Path,
+        held_out: Option<&Path>,
+        output: &Path,
+    ) -> anyhow::Result<Settings> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let precision = match self.precision {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+        };
+        let mut overrides = Override::sets(&self.defaults)?;
+        overrides.push(Override::flag("--model", "model", &self.model));
+        overrides.push(Override::flag("--precision", "precision", precision));
+        if let Some(format) = self.quantization {
+            overrides.push(Override::flag("--quantization", "quantization", format.name()));
+        }
+        overrides.push(Override::flag("training_file", "data.train", &text(data)));
+        overrides.extend(held_out.map(|path| Override::flag("validation_file", "data.eval", &text(path))));
+        overrides.push(Override::flag("--state", "output", &text(output)));
+        for Setting { field, key, value } in settings {
+            overrides.push(Override::parsed(field, key, &value.to_string())?);
+        }
+        let settings = Settings::resolve(None, overrides)?;
+        settings.validate(Purpose::Train)?;
+        if !setup::leaves_base(&settings.run) {
+            let message =
+                "changes the base, which requests use as it is; choose another one, or `luthier train`";
+            return Err(settings.refuse("adapter.init", message));
+        }
+        Ok(settings)
+    }
+
+    /// Refuses settings of the command line that no job could train with.
+    pub(super) fn check_defaults(&self) -> anyhow::Result<()> {
+        let nowhere = Path::new("unknown.jsonl");
+        self.settings(&[], nowhere, None, nowhere).map(drop)
+    }
+
+    /// Reads the input of a job.
+    fn prepare(&self, place: usize, task: &Task, base: &Rc<Base>) -> anyhow::Result<Member> {
+        let mut settings =
+            self.settings(&task.settings, &task.training, task.validation.as_deref(), &task.folder)?;
+        if task.rate != 1.0 {
+            let mut usual = settings.run.clone();
+            setup::settle_by_model(&mut usual, &base.config);
+            settings.run.optimizer.learning_rate = Some(setup::learning_rate(&usual) * task.rate);
+        }
+        let is_resumed = run_folder::holds_run(&task.folder)?;
+        let lock = if is_resumed { Some(run_folder::lock(&task.folder)?) } else { None };
+        let initial = adopt_initial_adapter(&mut settings, base)?;
+        let company = setup::company_of(&settings.run);
+        if is_resumed {
+            run_folder::go_on(&task.folder, true, &mut settings.run)?;
+        }
+        let begun = run_folder::begun(&task.folder, is_resumed);
+        let prepared = Prepared::over(
+            settings,
+            Rc::clone(base),
+            initial,
+            &mut None,
+            Some(begun),
+            self.loaded,
+            &self.global,
+        )?;
+        Ok(Member { place, prepared, begun, lock, is_resumed, company })
+    }
+
+    /// Those that train together next: the first job, and those after it that can be with it and fit.
+    fn company(&self, mut members: Vec<Member>) -> (Vec<Member>, train::Together) {
+        let company = members[0].company.clone();
+        members.retain(|member| member.company == company);
+        fn beside(member: &Member) -> Beside<'_> {
+            let Prepared { settings, trained, needs, sizes, .. } = &member.prepared;
+            Beside { run: &settings.run, trained, needs: *needs, sizes: *sizes }
+        }
+        let Prepared { settings, base, needs, .. } = &members[0].prepared;
+        let budget = setup::budget(&settings.run, needs.beside.saturating_add(self.loaded));
+        let runs: Vec<Beside<'_>> = members.iter().map(beside).collect();
+        let Company { runs, together, .. } =
+            Company::fitting(&base.config, base.stored.as_ref(), &runs, budget);
+        members.truncate(runs);
+        (members, together)
+    }
+
+    /// Trains jobs that fit; how each ended is put in its place.
+    fn train_company(
+        &self,
+        tasks: &[Task],
+        members: Vec<Member>,
+        tell: &mut dyn FnMut(usize, Told),
+        ends: &mut [Ended],
+    ) {
+        let (mut members, together) = self.company(members);
+        members.retain_mut(|member| match self.claim(&tasks[member.place], member) {
+            Ok(()) => true,
+            Err(error) => {
+                ends[member.place] = Ended::Failed(format!("{error:#}"));
+                false
+            }
+        });
+        if members.is_empty() {
+            return;
+        }
+        let jobs = members.iter().map(|Member { place, prepared, .. }| {
+            let Task { folder, stop, .. } = &tasks[*place];
+            Job {
+                decoder: &self.decoder,
+                adapter: self.begin(prepared),
+                saving: saving(&prepared.trained, &prepared.base, folder),
+                train: &prepared.data.train,
+                eval: prepared.data.held_out(),
+                settings: loop_settings(&prepared.settings.run, prepared.sizes),
+                folder,
+                stop,
+                pause: None,
+            }
+        });
+        let trainer = match Trainer::open_all(jobs.collect(), together) {
+            Ok(trainer) => trainer,
+            Err(error) => {
+                let why = format!("{:#}", anyhow::Error::from(error));
+                members.iter().for_each(|member| ends[member.place] = Ended::Failed(why.clone()));
+                return;
+            }
+        };
+        let outcomes = trainer.run_all(&mut |number, event| {
+            if let Some(told) = told(event) {
+                tell(members[number].place, told);
+            }
+        });
+        for (member, outcome) in members.iter().zip(outcomes) {
+            let (place, folder) = (member.place, &tasks[member.place].folder);
+            ends[place] = match outcome {
+                Ok(Outcome::Interrupted | Outcome::Paused) => Ended::Interrupted,
+                Ok(Outcome::Finished | Outcome::AlreadyFinished) => match self.end(member, folder) {
+                    Ok((tokens, warning)) => {
+                        warning.into_iter().for_each(|words| tell(place, Told::Warning(words)));
+                        Ended::Finished { tokens }
+                    }
+                    Err(error) => Ended::Failed(format!("{error:#}")),
+                },
+                Err(error) => Ended::Failed(format!("{:#}", advised(error, folder))),
+            };
+        }
+    }
+
+    /// Makes or takes over the folder of a job.
+    fn claim(&self, task: &Task, member: &mut Member) -> anyhow::Result<()> {
+        if member.lock.is_none() {
+            member.lock = Some(run_folder::begin(&task.folder)?);
+        }
+        let Prepared { settings, base, data, sizes, .. } = &mut member.prepared;
+        sizes.settle(&mut settings.run);
+        run_folder::claim(&task.folder, &settings.run, member.begun)?;
+        let template = run_folder::template_source(&settings.run, &data.tokenizer, &data.train)?;
+        run_folder::write_tokenizer(base.tokenizer_folder()?, template.as_deref(), &task.folder)
+    }
+
+    /// The adapter at its beginning.
+    fn begin(&self, prepared: &Prepared) -> Adapter {
+        let (trained, run) = (&prepared.trained, &prepared.settings.run);
+        let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, &self.decoder.device);
+        adapter.initialize(run.adapter.init.engine(), run.training.seed, &self.decoder);
+        adapter
+    }
+
+    /// What belongs to a result; its tokens, and what a person should know.
+    fn end(&self, member: &Member, folder: &Path) -> anyhow::Result<(u64, Option<String>)> {
+        let history = History::read(folder)?;
+        let Prepared { settings, base, .. } = &member.prepared;
+        run_folder::write_card(folder, &settings.run, &base.name, &history)?;
+        Ok((history.steps.iter().map(|step| step.tokens).sum(), risen(&history)))
+    }
+}
+
+/// What a client is told of an event.
+fn told(event: Event<'_>) -> Option<Told> {
+    Some(match event {
+        Event::Started { step, steps, .. } => Told::Started { step, steps },
+        Event::Step(step) => Told::Step {
+            step: step.step,
+            loss: step.loss,
+            grad_norm: step.grad_norm,
+            learning_rate: step.learning_rate,
+        },
+        Event::Evaluated { metrics, .. } => Told::Evaluated { step: metrics.step, loss: metrics.eval_loss },
+        Event::Saved(path) => Told::Saved(path.to_owned()),
+        Event::Damaged { why, .. } => {
+            Told::Warning(format!("a checkpoint is damaged ({why}); the job goes on from the one before it"))
+        }
+        Event::StoppedEarly { step, eval_loss } => {
+            Told::Warning(format!("stopped early: the best held-out loss was {eval_loss:.4} at step {step}"))
+        }
+        Event::Unchanged => Told::Warning("nothing was trained".into()),
+        Event::NoEffect => Told::Warning("every B of the adapter is zero, so it changes nothing".into()),
+        Event::Stopped(_) => return None,
+    })
+}
+
+impl server::tuning::Tuner for Tuner {
+    fn check(&self, settings: &[Setting], rate: f64) -> Result<(), (String, String)> {
+        let nowhere = Path::new("unknown.jsonl");
+        for count in 0..=settings.len() {
+            if let Err(error) = self.settings(&settings[..count], nowhere, None, nowhere) {
+                let field = settings[..count].last().map_or("model", |setting| setting.field.as_str());
+                return Err((field.to_owned(), format!("{error:#}")));
+            }
+        }
+        match rate.is_finite() && rate > 0.0 {
+            true => Ok(()),
+            false => Err(("learning_rate_multiplier".into(), format!("must be above 0, and is {rate}"))),
+        }
+    }
+
+    fn plan(&self, task: &Task) -> Result<Plan, String> {
+        let planned = || {
+            let base = Rc::new(Base::open(&self.model)?);
+            let Prepared { settings, steps, .. } = self.prepare(0, task, &base)?.prepared;
+            let run = &settings.run;
+            anyhow::Ok(Plan {
+                epochs: setup::epochs(run),
+                batch_size: setup::batch_size(run),
+                learning_rate: setup::learning_rate(run),
+                steps,
+                seed: run.training.seed,
+            })
+        };
+        planned().map_err(|error| format!("{error:#}"))
+    }
+
+    fn train(&self, tasks: &[Task], tell: &mut dyn FnMut(usize, Told)) -> Vec<Ended> {
+        let _yielding = compute::yielding(self.share);
+        let mut ends = vec![Ended::Interrupted; tasks.len()];
+        let base = match Base::open(&self.model) {
+            Ok(base) => Rc::new(base),
+            Err(error) => return vec![Ended::Failed(format!("{error:#}")); tasks.len()],
+        };
+        let mut members = Vec::new();
+        for (place, task) in tasks.iter().enumerate() {
+            if task.stop.load(Ordering::Relaxed) {
+                continue;
+            }
+            match self.prepare(place, task, &base) {
+                Ok(member) => {
+                    if !member.is_resumed {
+                        let warnings = member.prepared.warnings();
+                        warnings.into_iter().for_each(|words| tell(place, Told::Warning(words)));
+                    }
+                    members.push(member);
+                }
+                Err(error) => ends[place] = Ended::Failed(format!("{error:#}")),
+            }
+        }
+        if !members.is_empty() {
+            self.train_company(tasks, members, tell, &mut ends);
+        }
+        ends
+    }
+
+    fn metrics(&self, task: &Task) -> Result<Vec<Value>, String> {
+        let History { steps, evaluations } =
+            History::read(&task.folder).map_err(|error| error.to_string())?;
+        let steps = steps.iter().map(serde_json::to_value);
+        let evaluations = evaluations.iter().map(serde_json::to_value);
+        steps.chain(evaluations).map(|line| line.map_err(|error| error.to_string())).collect()
+    }
+}
