@@ -9,15 +9,16 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header;
 use axum::http::request::Parts;
 use infer::Ask;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::adapters::{Adapters, Generation};
 use crate::answer::{Answer, Asker};
 use crate::asked::{Asked, random};
+use crate::audit::{Asking, Audit};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::guard;
 use crate::metrics::Metrics;
+use crate::places::{Places, Slot};
 use crate::store::Store;
 use crate::tenants::{Tenant, Tenants};
 use crate::words::Words;
@@ -57,12 +58,6 @@ impl Limits {
     }
 }
 
-/// A place among the requests of all, and of a tenant.
-pub(crate) struct Slot {
-    _all: OwnedSemaphorePermit,
-    _own: OwnedSemaphorePermit,
-}
-
 /// A server's state.
 pub(crate) struct App {
     /// What the base is called.
@@ -75,7 +70,8 @@ pub(crate) struct App {
     pub(crate) store: Option<Arc<Store>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
-    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) audit: Audit,
     pub(crate) draining: AtomicBool,
     pub(crate) begun: Instant,
 }
@@ -87,8 +83,13 @@ impl App {
 
     /// The most answers that a tenant can have at once: of several tenants one alone does not take all places.
     pub(crate) fn most_answers(&self) -> usize {
-        let all = self.limits.requests;
-        if self.tenants.count() > 1 { all.div_ceil(2) } else { all }
+        self.places.most(self.tenants.count())
+    }
+
+    /// Notes in the log what came of something that changes what is served or kept. `action`: a noun and a verb,
+    /// such as `adapter.load`; `what`: a name or an id, never a text of a user's.
+    pub(crate) fn audit<T>(&self, caller: &Caller, action: &str, what: &str, done: &Result<T, ApiError>) {
+        self.audit.note(&caller.1, action, what, done);
     }
 
     /// Places for as many answers, if there are any and the tenant's quotas allow a request.
@@ -99,11 +100,9 @@ impl App {
         if !self.engine.is_alive() {
             return Err(ApiError::internal("the engine has stopped"));
         }
-        let own = tenant.places(self.most_answers());
-        let place = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned().ok();
-        let slots = (0..answers).map(|_| Some(Slot { _all: place(&self.slots)?, _own: place(own)? }));
-        let slots = slots.collect::<Option<Vec<_>>>().ok_or_else(ApiError::busy)?;
-        tenant.admit()?;
+        let slots = self.places.take(tenant.owner, answers, self.tenants.count());
+        let slots = slots.ok_or_else(ApiError::busy)?;
+        tenant.admit(answers)?;
         Ok(slots)
     }
 
@@ -171,8 +170,9 @@ pub(crate) async fn aside<T: Send + 'static>(
     done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read")))
 }
 
-/// Who makes a request.
-pub(crate) struct Caller(pub(crate) Arc<Tenant>);
+/// Who makes a request, and by which key and from where.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller(pub(crate) Arc<Tenant>, Arc<Asking>);
 
 impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
@@ -181,7 +181,11 @@ impl FromRequestParts<Arc<App>> for Caller {
         if !app.tenants.has_keys() {
             guard::check(&parts.headers)?;
         }
-        app.tenants.identify(&parts.headers).map(Caller)
+        let known = app.tenants.identify(&parts.headers)?;
+        let asking = parts.extensions.get::<Arc<Asking>>().cloned();
+        let asking = asking.ok_or_else(|| ApiError::internal("a request without an address"))?;
+        asking.is_of(known.clone());
+        Ok(Caller(known.tenant, asking))
     }
 }
 

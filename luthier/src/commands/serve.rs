@@ -54,8 +54,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         max_rank: extent.max_rank,
         has_template: args.chat_template.is_some(),
     };
-    let mut engine = Engine::new(decoder, extent);
-    tenants.weights().for_each(|(owner, weight)| engine.set_weight(owner, weight));
+    let engine = Engine::new(decoder, extent);
     let setup = Setup {
         model: args.served_model_name.clone().unwrap_or_else(|| name(&base)),
         worker: Box::new(engine),

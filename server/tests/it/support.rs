@@ -50,6 +50,8 @@ pub(crate) struct Script {
     pub(crate) asks: Vec<Ask>,
     /// Requests that were cancelled.
     pub(crate) cancelled: Vec<RequestId>,
+    /// What owners of requests weigh.
+    pub(crate) weights: BTreeMap<u64, f64>,
     /// A pause before each step.
     pub(crate) pause: Duration,
     /// Requests in hand.
@@ -93,6 +95,10 @@ impl Worker for Scripted {
         if self.running.remove(&id).is_some() {
             self.script.lock().unwrap().cancelled.push(id);
         }
+    }
+
+    fn set_weight(&mut self, owner: u64, weight: f64) {
+        self.script.lock().unwrap().weights.insert(owner, weight);
     }
 
     fn step(&mut self) -> Vec<(RequestId, Event)> {
@@ -156,6 +162,7 @@ pub(crate) fn logprobs(token: u32, top: usize) -> Logprobs {
 /// What a server is started with.
 pub(crate) struct Start {
     pub(crate) tenants: Tenants,
+    pub(crate) state: Option<PathBuf>,
     pub(crate) limits: Limits,
     pub(crate) adapters: Vec<(String, PathBuf)>,
     pub(crate) root: Option<PathBuf>,
@@ -168,6 +175,7 @@ impl Default for Start {
     fn default() -> Self {
         Start {
             tenants: Tenants::open_to_all(),
+            state: None,
             limits: Limits { drain_time: Duration::from_secs(5), ..Limits::of_context(CONTEXT) },
             adapters: Vec::new(),
             root: None,
@@ -216,7 +224,7 @@ impl Server {
     }
 
     pub(crate) fn try_with(start: Start) -> Result<Self, ServerError> {
-        let Start { tenants, limits, adapters, root, bytes, has_template, load_time } = start;
+        let Start { tenants, state, limits, adapters, root, bytes, has_template, load_time } = start;
         let place = Place::take("127.0.0.1", 0, &tenants)?;
         let (script, loads) = (Arc::new(Mutex::new(Script::default())), Arc::new(Mutex::new(0)));
         let tokenizer = Arc::new(tokenizer());
@@ -236,7 +244,7 @@ impl Server {
             adapters,
             adapter_root: root,
             adapter_bytes: bytes,
-            state: None,
+            state,
             tenants,
             limits,
         };

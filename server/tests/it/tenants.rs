@@ -150,7 +150,7 @@ fn a_file_of_keys_says_what_is_wrong_with_it() {
     }
     let json = json!([{"tenant": "a", "key_sha256": ALPHA.to_uppercase(), "weight": 2}]).to_string();
     let tenants = Tenants::read(&keys(&folder, &json)).unwrap();
-    assert_eq!(tenants.weights().collect::<Vec<_>>(), [(1, 2.0)]);
+    assert_eq!(tenants.weights(), [(1, 2.0)]);
     assert!(Tenants::read("none.yaml".as_ref()).unwrap_err().to_string().contains("none.yaml"));
 }
 
