@@ -50,7 +50,7 @@ impl Limits {
             context,
             body_bytes: 2 << 20,
             requests: 1024,
-            connections: 4096,
+            connections: 16384,
             read_time: Duration::from_secs(30),
             write_time: Duration::from_secs(60),
             drain_time: Duration::from_secs(60),

@@ -25,6 +25,7 @@ mod logprobs;
 mod lora;
 mod metrics;
 mod models;
+mod openapi;
 mod page;
 mod patience;
 mod places;

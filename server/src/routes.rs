@@ -8,7 +8,7 @@ use axum::routing::{get, post};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::{audit, chat, completions, lora, models, page, status, tokens};
+use crate::{audit, chat, completions, lora, models, openapi, page, status, tokens};
 
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
@@ -28,6 +28,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
         .route("/page.js", get(page::script))
+        .route("/docs", get(openapi::docs))
+        .route("/docs.js", get(openapi::script))
+        .route("/openapi.json", get(openapi::document))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .with_state(app)

@@ -193,7 +193,7 @@ impl Keys {
     /// # Errors
     /// If the file is damaged.
     pub fn list(&self) -> Result<Vec<ListedKey>, ServerError> {
-        self.change(|all| {
+        self.read(|all| {
             let mut rows = all.prepare(
                 "SELECT id, tenant, created, used, revoked, adapters, weight, requests_per_minute,
                  tokens_per_minute, admin FROM keys JOIN tenants ON tenant = name ORDER BY tenant, created, id",
@@ -213,7 +213,7 @@ impl Keys {
                     admin: terms.admin,
                 })
             })?;
-            listed.collect::<rusqlite::Result<Vec<_>>>().map(Ok)
+            listed.collect()
         })
     }
 
@@ -222,12 +222,12 @@ impl Keys {
     /// # Errors
     /// If the file is damaged.
     pub fn audit(&self, last: usize) -> Result<Vec<Record>, ServerError> {
-        self.change(|all| audit::read(all, last, None).map(Ok))
+        self.read(|all| audit::read(all, last, None))
     }
 
     /// What it says now of tenants that have a key, and whether there ever was one.
     pub(super) fn entries(&self) -> Result<(Vec<Entry>, bool), ServerError> {
-        self.change(|all| {
+        self.read(|all| {
             let has_keys = all.query_row("SELECT EXISTS (SELECT 1 FROM keys)", [], |row| row.get(0))?;
             let mut rows = all.prepare(
                 "SELECT id, sha256, tenant, adapters, weight, requests_per_minute, tokens_per_minute, admin
@@ -243,7 +243,7 @@ impl Keys {
                     None => entries.push(Entry { name, terms: terms_in(row, 3)?, keys: vec![key] }),
                 }
             }
-            Ok(Ok((entries, has_keys)))
+            Ok((entries, has_keys))
         })
     }
 
@@ -263,13 +263,21 @@ impl Keys {
         })
     }
 
-    /// Reads or writes, all of it or nothing; nothing either where the work finds that it cannot be.
+    /// Reads, all of it as it is at one time.
+    fn read<T>(&self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, ServerError> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = connection.transaction().and_then(|all| work(&all));
+        read.map_err(|error| self.failed(&error))
+    }
+
+    /// Changes, all of it or nothing; nothing either where the work finds that it cannot be.
     fn change<T>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<Result<T, String>>,
     ) -> Result<T, ServerError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = connection.transaction_with_behavior(TransactionBehavior::Deferred);
+        // Others' changes are waited for before anything is read.
+        let all = connection.transaction_with_behavior(TransactionBehavior::Immediate);
         let done = all.and_then(|all| {
             let done = work(&all)?;
             if done.is_ok() {

@@ -3,7 +3,9 @@
 mod adapters;
 mod chat;
 mod completions;
+mod keys;
 mod limits;
+mod openapi;
 mod status;
 mod support;
 mod tenants;
