@@ -8,6 +8,7 @@ mod data;
 mod download;
 mod eval;
 mod init;
+mod keys;
 mod plan;
 mod problem;
 mod serve;
@@ -26,6 +27,7 @@ pub(crate) use data::*;
 pub(crate) use download::Download;
 pub(crate) use eval::*;
 pub(crate) use init::*;
+pub(crate) use keys::*;
 pub(crate) use plan::*;
 pub(crate) use problem::parse;
 pub(crate) use serve::Serve;
@@ -130,6 +132,9 @@ pub(crate) enum Command {
     Chat(Chat),
     /// Answer many clients, with many adapters over one model
     Serve(Serve),
+    /// Say who may ask a server, and see who did what
+    #[command(subcommand)]
+    Keys(Keys),
     /// Write a model with an adapter added into its weights
     Merge(Merge),
     /// Make an adapter out of two models, or give one another rank

@@ -1,6 +1,7 @@
 //! From a run file's words to what the libraries want: the one place where the two vocabularies meet.
 
 mod base;
+pub(crate) mod files;
 pub(crate) mod gguf;
 mod memory;
 mod settle;

@@ -10,9 +10,9 @@ use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 use infer::{Ask, Event, Finish, Logprobs};
 
 use crate::adapters::Generation;
-use crate::app::Slot;
 use crate::error::ApiError;
 use crate::metrics::Meter;
+use crate::places::Slot;
 use crate::tenants::Tenant;
 use crate::words::Words;
 use crate::worker::{Handle, Ticket};

@@ -9,15 +9,17 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header;
 use axum::http::request::Parts;
 use infer::Ask;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::adapters::{Adapters, Generation};
 use crate::answer::{Answer, Asker};
 use crate::asked::{Asked, random};
+use crate::audit::{Asking, Audit};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::guard;
 use crate::metrics::Metrics;
+use crate::places::{Places, Slot};
 use crate::store::Store;
 use crate::tenants::{Tenant, Tenants};
 use crate::tuning::Bench;
@@ -53,18 +55,12 @@ impl Limits {
             body_bytes: 2 << 20,
             file_bytes: 512 << 20,
             requests: 1024,
-            connections: 4096,
+            connections: 16384,
             read_time: Duration::from_secs(30),
             write_time: Duration::from_secs(60),
             drain_time: Duration::from_secs(60),
         }
     }
-}
-
-/// A place among the requests of all, and of a tenant.
-pub(crate) struct Slot {
-    _all: OwnedSemaphorePermit,
-    _own: OwnedSemaphorePermit,
 }
 
 /// A server's state.
@@ -83,7 +79,8 @@ pub(crate) struct App {
     pub(crate) uploads: Semaphore,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
-    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) places: Arc<Places>,
+    pub(crate) audit: Audit,
     pub(crate) draining: AtomicBool,
     pub(crate) begun: Instant,
 }
@@ -91,16 +88,13 @@ pub(crate) struct App {
 impl App {
     /// What outlives the server.
     pub(crate) fn store(&self) -> Result<&Arc<Store>, ApiError> {
-        let message =
-            "this server keeps nothing: for files, jobs and training it must be started with --state DIR";
-        self.store.as_ref().ok_or_else(|| ApiError::not_offered(message))
+        self.store.as_ref().ok_or_else(ApiError::no_state)
     }
 
     /// What outlives the server, and what trains.
     pub(crate) fn tuning(&self) -> Result<(Arc<Store>, Arc<Bench>), ApiError> {
-        let store = Arc::clone(self.store()?);
-        let bench = self.bench.clone().ok_or_else(|| ApiError::not_offered("this server does not train"))?;
-        Ok((store, bench))
+        let bench = self.bench.clone().ok_or_else(ApiError::no_state)?;
+        Ok((Arc::clone(self.store()?), bench))
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -109,8 +103,13 @@ impl App {
 
     /// The most answers that a tenant can have at once: of several tenants one alone does not take all places.
     pub(crate) fn most_answers(&self) -> usize {
-        let all = self.limits.requests;
-        if self.tenants.count() > 1 { all.div_ceil(2) } else { all }
+        self.places.most(self.tenants.count())
+    }
+
+    /// Notes in the log what came of something that changes what is served or kept. `action`: a noun and a verb,
+    /// such as `adapter.load`; `what`: a name or an id, never a text of a user's.
+    pub(crate) fn audit<T>(&self, caller: &Caller, action: &str, what: &str, done: &Result<T, ApiError>) {
+        self.audit.note(&caller.1, action, what, done);
     }
 
     /// Places for as many answers, if there are any and the tenant's quotas allow a request.
@@ -121,11 +120,9 @@ impl App {
         if !self.engine.is_alive() {
             return Err(ApiError::internal("the engine has stopped"));
         }
-        let own = tenant.places(self.most_answers());
-        let place = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned().ok();
-        let slots = (0..answers).map(|_| Some(Slot { _all: place(&self.slots)?, _own: place(own)? }));
-        let slots = slots.collect::<Option<Vec<_>>>().ok_or_else(ApiError::busy)?;
-        tenant.admit()?;
+        let slots = self.places.take(tenant.owner, answers, self.tenants.count());
+        let slots = slots.ok_or_else(ApiError::busy)?;
+        tenant.admit(answers)?;
         Ok(slots)
     }
 
@@ -193,8 +190,9 @@ pub(crate) async fn aside<T: Send + 'static>(
     done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read")))
 }
 
-/// Who makes a request.
-pub(crate) struct Caller(pub(crate) Arc<Tenant>);
+/// Who makes a request, and by which key and from where.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller(pub(crate) Arc<Tenant>, Arc<Asking>);
 
 impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
@@ -203,7 +201,11 @@ impl FromRequestParts<Arc<App>> for Caller {
         if !app.tenants.has_keys() {
             guard::check(&parts.headers)?;
         }
-        app.tenants.identify(&parts.headers).map(Caller)
+        let known = app.tenants.identify(&parts.headers)?;
+        let asking = parts.extensions.get::<Arc<Asking>>().cloned();
+        let asking = asking.ok_or_else(|| ApiError::internal("a request without an address"))?;
+        asking.is_of(known.clone());
+        Ok(Caller(known.tenant, asking))
     }
 }
 

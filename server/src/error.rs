@@ -24,7 +24,7 @@ pub enum ServerError {
     /// Without keys whoever reaches the server may do everything.
     #[error(
         "without keys only a loopback address such as 127.0.0.1 may be listened at, not {0}: whoever reaches the server \
-         could use and replace every adapter; give a file of keys by --keys"
+         could use and replace every adapter; make keys by `luthier keys add`, or give a file of them by --keys"
     )]
     NotLoopback(IpAddr),
     /// The file of keys cannot be used.
@@ -191,11 +191,6 @@ impl ApiError {
         ApiError { status: StatusCode::CONFLICT, ..ApiError::invalid(message) }
     }
 
-    /// This server was started without what it would need.
-    pub(crate) fn not_offered(message: &str) -> Self {
-        ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_offered_error", message)
-    }
-
     /// A disk that is full, or worse.
     pub(crate) fn storage(message: impl Into<String>) -> Self {
         ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", message)
@@ -209,6 +204,12 @@ impl ApiError {
     /// The same of a field that stands in another one.
     pub(crate) fn within(self, field: &str) -> Self {
         ApiError { param: self.param.map(|param| format!("{field}.{param}")), ..self }
+    }
+
+    /// What is asked for is kept in a folder that this server does not have.
+    pub(crate) fn no_state() -> Self {
+        let message = "this server keeps nothing beyond its end: start it with --state DIR";
+        ApiError { status: StatusCode::NOT_FOUND, ..ApiError::invalid(message) }
     }
 
     /// Our fault.
@@ -231,6 +232,11 @@ impl ApiError {
             InferError::PromptTooLong { .. } => ApiError::too_long(param, error.to_string()),
             _ => ApiError::field(param, error.to_string()),
         }
+    }
+
+    /// Status and code in a word or two, for a log: nothing of what the client sent stands in it.
+    pub(crate) fn told(&self) -> String {
+        format!("{} {}", self.status.as_str(), self.code.unwrap_or(self.kind))
     }
 
     /// The body of the answer.

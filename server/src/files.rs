@@ -146,8 +146,9 @@ pub(crate) async fn upload(
         None => return Err(ApiError::field("purpose", "`purpose` is missing")),
     }
     let received = received.ok_or_else(|| ApiError::field("file", "`file` is missing"))?;
-    let stored = aside(move || received.keep(&store, &tenant, "fine-tune")).await?;
-    Ok(Json(stored.value()))
+    let stored = aside(move || received.keep(&store, &tenant, "fine-tune")).await;
+    app.audit(&caller, "file.create", stored.as_ref().map_or("", |stored| &stored.id), &stored);
+    Ok(Json(stored?.value()))
 }
 
 /// The next part of what a client sends, if it comes in time.
@@ -332,9 +333,9 @@ pub(crate) async fn delete(
     caller: Caller,
     At(id): At<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let store = Arc::clone(app.store()?);
-    aside(move || {
-        let tenant = caller.0.name.as_str();
+    let (store, name, tenant) = (Arc::clone(app.store()?), id.clone(), caller.0.name.clone());
+    let deleted = aside(move || {
+        let tenant = tenant.as_str();
         let found = store.with(|all| {
             let Some(stored) = find(all, tenant, &id)? else { return Ok(None) };
             let is_used = crate::tuning::is_waited_for(all, &id)?;
@@ -356,5 +357,7 @@ pub(crate) async fn delete(
             },
         }
     })
-    .await
+    .await;
+    app.audit(&caller, "file.delete", &name, &deleted);
+    deleted
 }

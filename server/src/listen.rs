@@ -1,13 +1,18 @@
 //! A server's life: it listens, answers, and ends once what it has begun is done.
 
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::http::{Request, StatusCode};
+use axum::response::Response;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::TokioTimer;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -15,11 +20,13 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use crate::adapters::{Adapters, Loader};
-use crate::app::{App, Limits};
-use crate::error::ServerError;
+use crate::app::{App, Limits, aside};
+use crate::audit::{Asking, Audit};
+use crate::error::{ApiError, ServerError};
 use crate::files;
 use crate::metrics::Metrics;
 use crate::patience::Patient;
+use crate::places::Places;
 use crate::routes;
 use crate::store::Store;
 use crate::tenants::Tenants;
@@ -33,6 +40,8 @@ const THREADS: usize = 2;
 const UPLOADS: usize = 16;
 /// How often is looked whether the server is to end, and whether it can.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often is looked whether keys have changed.
+const LOOK_AT_KEYS: Duration = Duration::from_millis(250);
 /// Time for what is already answered to reach its clients.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -139,14 +148,16 @@ pub fn serve(
         engine: engine.clone(),
         adapters,
         tenants,
+        audit: Audit::start(remembered.as_ref())?,
         store: remembered,
         bench: bench.as_ref().map(|(bench, _)| Arc::clone(bench)),
         uploads: Semaphore::new(UPLOADS),
         limits,
-        slots: Arc::new(Semaphore::new(limits.requests)),
+        places: Places::new(limits.requests),
         draining: AtomicBool::new(false),
         begun: Instant::now(),
     });
+    weigh(&app);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     let ended = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(place.listener)?;
@@ -160,6 +171,7 @@ pub fn serve(
     }
     // Loads of adapters that nobody waits for any more.
     runtime.shutdown_background();
+    app.audit.end();
     engine.stop();
     match thread.join() {
         Ok(()) => ended,
@@ -177,6 +189,7 @@ async fn run(
     let ended = tokio::select! {
         () = accepting => Ok(()),
         () = app.engine.ended() => Err(ServerError::EngineStopped),
+        () = watch_keys(app) => Ok(()),
         () = drained(app, stop) => Ok(()),
     };
     drop(listener);
@@ -193,9 +206,31 @@ async fn drained(app: &App, stop: &AtomicBool) {
     }
     app.draining.store(true, Ordering::Relaxed);
     let end = Instant::now() + app.limits.drain_time;
-    while app.slots.available_permits() < app.limits.requests && Instant::now() < end {
+    while app.places.taken() > 0 && Instant::now() < end {
         sleep(LOOK).await;
     }
+}
+
+/// Looks for keys that were made or revoked. Never returns.
+async fn watch_keys(app: &Arc<App>) {
+    if !app.tenants.may_change() {
+        return std::future::pending().await;
+    }
+    loop {
+        sleep(LOOK_AT_KEYS).await;
+        let changing = Arc::clone(app);
+        let refresh =
+            move || changing.tenants.refresh().map_err(|error| ApiError::internal(error.to_string()));
+        // What cannot be read now is tried again; until then things stay as they are.
+        if let Ok(true) = aside(refresh).await {
+            weigh(app);
+        }
+    }
+}
+
+/// Tells the engine whose requests get how many turns.
+fn weigh(app: &App) {
+    app.tenants.weights().into_iter().for_each(|(owner, weight)| app.engine.set_weight(owner, weight));
 }
 
 async fn accept(app: &Arc<App>, listener: &tokio::net::TcpListener, connections: &GracefulShutdown) {
@@ -206,8 +241,8 @@ async fn accept(app: &Arc<App>, listener: &tokio::net::TcpListener, connections:
     loop {
         // Further connections wait with the operating system.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             // The client is gone already, or there are no more files: either passes.
             Err(_) => {
                 sleep(LOOK).await;
@@ -215,7 +250,7 @@ async fn accept(app: &Arc<App>, listener: &tokio::net::TcpListener, connections:
             }
         };
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
+        let service = answering(Arc::clone(app), router.clone(), peer.ip());
         let connection = http.serve_connection(Patient::new(stream, app.limits.write_time), service);
         let connection = connections.watch(connection);
         tokio::spawn(async move {
@@ -224,4 +259,26 @@ async fn accept(app: &Arc<App>, listener: &tokio::net::TcpListener, connections:
             drop(place);
         });
     }
+}
+
+/// Answers the requests of a connection, and notes those that are refused for want of a key or a right.
+fn answering(
+    app: Arc<App>,
+    router: Router,
+    peer: IpAddr,
+) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> {
+    let router = TowerToHyperService::new(router);
+    service_fn(move |mut request: Request<Incoming>| {
+        let (app, asking) = (Arc::clone(&app), Asking::from(peer));
+        request.extensions_mut().insert(Arc::clone(&asking));
+        let what = format!("{} {}", request.method(), request.uri().path());
+        let answer = router.call(request);
+        async move {
+            let answer = answer.await?;
+            if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&answer.status()) {
+                app.audit.refused(&asking, &what, answer.status());
+            }
+            Ok(answer)
+        }
+    })
 }

@@ -26,7 +26,9 @@ pub(crate) async fn load(
     if app.is_draining() {
         return Err(ApiError::unavailable("the server is about to end"));
     }
-    let made = app.adapters.load(name, path, conditions).await?;
+    let made = app.adapters.load(name, path, conditions).await;
+    app.audit(&caller, "adapter.load", name, &made);
+    let made = made?;
     Ok(Json(json!({
         "message": format!("Success: LoRA adapter '{name}' added successfully."),
         "lora_name": name, "generation": made.number, "rank": made.loaded.rank, "bytes": made.loaded.bytes,
@@ -40,7 +42,9 @@ pub(crate) async fn unload(
 ) -> Result<Json<Value>, ApiError> {
     caller.require_admin()?;
     let name = fields.required_text("lora_name")?;
-    app.adapters.unload(name, expected(&fields)?)?;
+    let done = app.adapters.unload(name, expected(&fields)?);
+    app.audit(&caller, "adapter.unload", name, &done);
+    done?;
     Ok(Json(json!({
         "message": format!("Success: LoRA adapter '{name}' removed successfully."), "lora_name": name,
     })))

@@ -10,9 +10,14 @@ use axum::routing::{get, post};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::tuning::routes as tuning;
-use crate::{chat, completions, files, lora, models, page, status, tokens};
+use crate::{audit, chat, completions, files, lora, models, openapi, page, status, tokens};
 
 pub(crate) fn router(app: Arc<App>) -> Router {
+    routes().fallback(no_route).method_not_allowed_fallback(no_method).with_state(app)
+}
+
+/// Each of them is described in openapi.json.
+fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/v1/models", get(models::models))
         .route("/v1/models/{*name}", get(models::model).delete(tuning::delete_model))
@@ -32,6 +37,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/detokenize", post(tokens::detokenize))
         .route("/v1/load_lora_adapter", post(lora::load))
         .route("/v1/unload_lora_adapter", post(lora::unload))
+        .route("/v1/audit", get(audit::list))
         .route("/health", get(status::health))
         .route("/ready", get(status::ready))
         .route("/metrics", get(status::metrics))
@@ -39,9 +45,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
         .route("/page.js", get(page::script))
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .with_state(app)
+        .route("/docs", get(openapi::docs))
+        .route("/docs.js", get(openapi::script))
+        .route("/openapi.json", get(openapi::document))
 }
 
 async fn no_route(method: Method, uri: Uri) -> ApiError {

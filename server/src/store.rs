@@ -11,12 +11,14 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{ApiError, ServerError};
-use crate::{files, tuning};
+use crate::{audit, files, tenants, tuning};
 
 /// The number of the schema that this program writes.
 const SCHEMA: i64 = 1;
 /// The tables of all parts.
-const TABLES: [&str; 2] = [files::TABLES, tuning::TABLES];
+const TABLES: [&str; 4] = [tenants::TABLES, audit::TABLE, files::TABLES, tuning::TABLES];
+/// The file, in the folder.
+pub(crate) const FILE: &str = "luthier.db";
 /// How long another process may hold the file, such as one that changes keys.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -43,25 +45,8 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Err(refused("another server uses it".into())),
             Err(TryLockError::Error(error)) => return Err(refused(error.to_string())),
         }
-        let path = folder.join("luthier.db");
-        let refused = |error: rusqlite::Error| refused(format!("luthier.db: {error}"));
-        let connection = Connection::open(&path).map_err(refused)?;
-        connection.busy_timeout(PATIENCE).map_err(refused)?;
-        // What was committed is on the disk, also where the machine loses its power.
-        connection.pragma_update(None, "journal_mode", "wal").map_err(refused)?;
-        connection.pragma_update(None, "synchronous", "full").map_err(refused)?;
-        connection.pragma_update(None, "foreign_keys", true).map_err(refused)?;
-        let written: i64 =
-            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(refused)?;
-        if written > SCHEMA {
-            return Err(ServerError::State {
-                path,
-                message: "a newer version of this program wrote it; use that one, or another --state".into(),
-            });
-        }
-        TABLES.iter().try_for_each(|tables| connection.execute_batch(tables)).map_err(refused)?;
-        connection.pragma_update(None, "user_version", SCHEMA).map_err(refused)?;
-        Ok(Store { folder: folder.to_owned(), connection: Mutex::new(connection), _lock: lock })
+        let connection = Mutex::new(connect(folder)?);
+        Ok(Store { folder: folder.to_owned(), connection, _lock: lock })
     }
 
     /// Where files go that tables name.
@@ -85,4 +70,34 @@ impl Store {
         });
         done.map_err(|error| ApiError::internal(format!("the server's state cannot be kept: {error}")))
     }
+}
+
+/// A way to the file of a folder, which a server may be using. The folder and the tables are made where they are
+/// missing.
+///
+/// # Errors
+/// If it cannot be written to, or a newer program wrote it.
+pub(crate) fn connect(folder: &Path) -> Result<Connection, ServerError> {
+    let refused = |message: String| ServerError::State { path: folder.to_owned(), message };
+    fs::create_dir_all(folder).map_err(|error| refused(error.to_string()))?;
+    let path = folder.join(FILE);
+    let refused = |error: rusqlite::Error| refused(format!("{FILE}: {error}"));
+    let connection = Connection::open(&path).map_err(refused)?;
+    connection.busy_timeout(PATIENCE).map_err(refused)?;
+    // What was committed is on the disk, also where the machine loses its power.
+    connection.pragma_update(None, "journal_mode", "wal").map_err(refused)?;
+    connection.pragma_update(None, "synchronous", "full").map_err(refused)?;
+    connection.pragma_update(None, "foreign_keys", true).map_err(refused)?;
+    let written: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(refused)?;
+    if written > SCHEMA {
+        return Err(ServerError::State {
+            path,
+            message: "a newer version of this program wrote it; use that one, or another --state".into(),
+        });
+    }
+    TABLES.iter().try_for_each(|tables| connection.execute_batch(tables)).map_err(refused)?;
+    if written < SCHEMA {
+        connection.pragma_update(None, "user_version", SCHEMA).map_err(refused)?;
+    }
+    Ok(connection)
 }

@@ -1,48 +1,29 @@
 //! Who asks: keys belong to tenants, and a tenant sees and uses what is its own.
 
+mod key;
+mod keys;
 mod quota;
+mod terms;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
 
 use axum::http::{HeaderMap, header};
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
-use tokio::sync::Semaphore;
 
+use crate::app::seconds;
 use crate::error::{ApiError, ServerError};
-use quota::Quota;
+use key::Key;
+pub(crate) use keys::TABLES;
+pub use keys::{Change, Keys, ListedKey, Made};
+pub(crate) use quota::Quota;
+use terms::Entry;
+pub use terms::Terms;
 
-/// What a file of keys says of a tenant.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written {
-    tenant: String,
-    key_sha256: Hashes,
-    #[serde(default)]
-    adapters: Vec<String>,
-    #[serde(default = "one")]
-    weight: f64,
-    requests_per_minute: Option<u32>,
-    tokens_per_minute: Option<u32>,
-    #[serde(default)]
-    admin: bool,
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-/// One hash, or several while a key is replaced by another.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Hashes {
-    One(String),
-    Several(Vec<String>),
-}
+/// Seconds between two notes of when keys were last used.
+const NOTE_USES: u64 = 60;
 
 /// Somebody with keys, adapters and quotas.
 #[derive(Debug)]
@@ -50,36 +31,42 @@ pub(crate) struct Tenant {
     pub(crate) name: String,
     /// What the engine calls it.
     pub(crate) owner: u64,
-    /// Whether it may load and unload adapters.
+    /// Whether it sees everything, and may load and unload adapters.
     pub(crate) admin: bool,
     /// The shared ones that it may use; none: all of them.
     adapters: Option<BTreeSet<String>>,
-    weight: f64,
-    keys: Vec<[u8; 32]>,
-    requests: Quota,
-    tokens: Quota,
-    places: OnceLock<Arc<Semaphore>>,
+    entry: Entry,
+    /// When each of its keys was last used, in seconds since 1970, until that is noted; 0: not since.
+    used: Vec<AtomicU64>,
+    requests: Arc<Quota>,
+    tokens: Arc<Quota>,
 }
 
 impl Tenant {
-    /// Places for its requests, so many of them.
-    pub(crate) fn places(&self, count: usize) -> &Arc<Semaphore> {
-        self.places.get_or_init(|| Arc::new(Semaphore::new(count)))
+    /// `before`: the same tenant until now, whose quotas go on.
+    fn new(entry: Entry, owner: u64, before: Option<&Tenant>) -> Self {
+        let terms = &entry.terms;
+        let is_all = terms.adapters.iter().any(|name| name == "*");
+        let kept = |quota: fn(&Tenant) -> &Arc<Quota>, per_minute: Option<u32>| {
+            let same = before.map(quota).filter(|quota| quota.is(per_minute)).cloned();
+            same.unwrap_or_else(|| Arc::new(Quota::new(per_minute)))
+        };
+        Tenant {
+            name: entry.name.clone(),
+            owner,
+            admin: terms.admin,
+            adapters: (!is_all).then(|| terms.adapters.iter().cloned().collect()),
+            used: entry.keys.iter().map(|_| AtomicU64::new(0)).collect(),
+            requests: kept(|tenant| &tenant.requests, terms.requests_per_minute),
+            tokens: kept(|tenant| &tenant.tokens, terms.tokens_per_minute),
+            entry,
+        }
     }
 
     /// Whoever asks where there are no keys.
     fn anybody() -> Self {
-        Tenant {
-            name: "default".into(),
-            owner: 0,
-            admin: true,
-            adapters: None,
-            weight: one(),
-            keys: Vec::new(),
-            requests: Quota::new(None),
-            tokens: Quota::new(None),
-            places: OnceLock::new(),
-        }
+        let terms = Terms { adapters: vec!["*".into()], admin: true, ..Terms::default() };
+        Tenant::new(Entry { name: "default".into(), terms, keys: Vec::new() }, 0, None)
     }
 
     /// Whether it sees and uses an adapter: its own ones, those of the shared ones that it was given, and as an
@@ -89,15 +76,19 @@ impl Tenant {
         self.admin || owner.map_or_else(is_given, |owner| owner == self.name)
     }
 
-    /// Takes a request off the quotas, or says when to come again. Tokens count once they are known, so that a
-    /// request may go beyond what is left, and the next one waits the longer.
-    pub(crate) fn admit(&self) -> Result<(), ApiError> {
+    /// Takes so many answers off the quotas, or says when to come again. Tokens count once they are known, so that
+    /// a request may go beyond what is left, and the next one waits the longer.
+    pub(crate) fn admit(&self, answers: usize) -> Result<(), ApiError> {
         let now = Instant::now();
+        if let Some(most) = self.entry.terms.requests_per_minute.filter(|most| answers > *most as usize) {
+            let message = format!("{answers} answers are more than the {most} that this key has in a minute");
+            return Err(ApiError::invalid(message));
+        }
         if let Err(seconds) = self.tokens.check(now) {
             return Err(ApiError::over_quota("the tokens of this key's quota are used up", seconds));
         }
-        let message = "this key has made as many requests as it may";
-        self.requests.take(1, now).map_err(|seconds| ApiError::over_quota(message, seconds))
+        let message = "this key has asked for as many answers as it may";
+        self.requests.take(answers, now).map_err(|seconds| ApiError::over_quota(message, seconds))
     }
 
     /// Takes tokens off the quota.
@@ -106,22 +97,69 @@ impl Tenant {
     }
 }
 
-/// All tenants of a server.
+/// Who asks, and by which key.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) tenant: Arc<Tenant>,
+    /// What the key is called; none where there are none.
+    pub(crate) key: Option<Arc<str>>,
+}
+
+/// All tenants of a server, as they are now.
 #[derive(Debug)]
 pub struct Tenants {
-    tenants: Vec<std::sync::Arc<Tenant>>,
+    now: RwLock<Arc<Now>>,
+    /// Where they come from, if they may change.
+    stored: Option<Stored>,
+}
+
+#[derive(Debug)]
+struct Now {
+    tenants: Vec<Arc<Tenant>>,
+    /// Whether a key must be shown.
     has_keys: bool,
+    /// The number that the next new tenant gets.
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Stored {
+    keys: Keys,
+    /// The version of the keys that was read last, and when uses were noted last.
+    seen: Mutex<(Option<i64>, u64)>,
+}
+
+impl Now {
+    /// What follows on this: a tenant that was there keeps its number, and one that had keys goes on asking for
+    /// them.
+    fn follow(&self, entries: Vec<Entry>, has_keys: bool) -> Self {
+        let has_keys = has_keys || self.has_keys;
+        if !has_keys {
+            return Now::open_to_all();
+        }
+        let mut next = self.next;
+        let tenants = entries.into_iter().map(|entry| {
+            let before = self.tenants.iter().find(|tenant| tenant.name == entry.name && tenant.owner > 0);
+            if let Some(same) = before.filter(|before| before.entry == entry) {
+                return Arc::clone(same);
+            }
+            let owner = before.map_or(next, |before| before.owner);
+            next = next.max(owner + 1);
+            Arc::new(Tenant::new(entry, owner, before.map(Arc::as_ref)))
+        });
+        let tenants = tenants.collect();
+        Now { tenants, has_keys, next }
+    }
+
+    fn open_to_all() -> Self {
+        Now { tenants: vec![Tenant::anybody().into()], has_keys: false, next: 1 }
+    }
 }
 
 impl Tenants {
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.tenants.len()
-    }
-
     /// Without keys: everybody may do everything.
     pub fn open_to_all() -> Self {
-        Tenants { tenants: vec![Tenant::anybody().into()], has_keys: false }
+        Tenants { now: RwLock::new(Now::open_to_all().into()), stored: None }
     }
 
     /// Reads a file of keys, YAML or JSON: a list of `{tenant, key_sha256, adapters, weight,
@@ -130,98 +168,102 @@ impl Tenants {
     /// # Errors
     /// If it cannot be read, or does not say what it should.
     pub fn read(path: &Path) -> Result<Self, ServerError> {
-        let refused = |message: String| ServerError::Keys { path: path.to_owned(), message };
-        let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
-        let written: Vec<Written> =
-            serde_saphyr::from_str(&text).map_err(|error| refused(error.to_string()))?;
-        if written.is_empty() {
-            return Err(refused("there is no key in it, so nobody could use the server".into()));
+        let now = Now::open_to_all().follow(terms::read(path)?, true);
+        Ok(Tenants { now: RwLock::new(now.into()), stored: None })
+    }
+
+    /// Those of a state folder, which may change while the server runs. As long as it never had a key, everybody may
+    /// do everything.
+    ///
+    /// # Errors
+    /// If the folder cannot be used.
+    pub fn stored(folder: &Path) -> Result<Self, ServerError> {
+        let stored = Stored { keys: Keys::open(folder)?, seen: Mutex::default() };
+        let tenants = Tenants { stored: Some(stored), ..Tenants::open_to_all() };
+        tenants.refresh()?;
+        Ok(tenants)
+    }
+
+    /// Reads again what may have changed, and says whether it has. It takes its time: not on a thread of
+    /// connections.
+    pub(crate) fn refresh(&self) -> Result<bool, ServerError> {
+        let Some(Stored { keys, seen }) = &self.stored else { return Ok(false) };
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let time = seconds(SystemTime::now());
+        if time >= seen.1 + NOTE_USES {
+            self.note_uses(keys)?;
+            seen.1 = time;
         }
-        let mut tenants: Vec<std::sync::Arc<Tenant>> = Vec::new();
-        for (written, owner) in written.into_iter().zip(1..) {
-            let name = written.tenant.clone();
-            let tenant = tenant(written, owner)
-                .map_err(|message| refused(format!("entry {owner} (tenant {name:?}): {message}")))?;
-            if let Some(other) = tenants.iter().find(|other| clash(other, &tenant)) {
-                let message = format!("tenants {:?} and {name:?} have a name or a key in common", other.name);
-                return Err(refused(message));
-            }
-            tenants.push(tenant.into());
+        let version = keys.version()?;
+        if seen.0 == Some(version) {
+            return Ok(false);
         }
-        Ok(Tenants { tenants, has_keys: true })
+        let (entries, has_keys) = keys.entries()?;
+        let next = self.now().follow(entries, has_keys);
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = next.into();
+        seen.0 = Some(version);
+        Ok(true)
+    }
+
+    /// Whether it must be asked now and then whether there are others.
+    pub(crate) fn may_change(&self) -> bool {
+        self.stored.is_some()
+    }
+
+    fn note_uses(&self, keys: &Keys) -> Result<(), ServerError> {
+        let now = self.now();
+        let each = now.tenants.iter().flat_map(|tenant| tenant.entry.keys.iter().zip(&tenant.used));
+        let uses = each.map(|(key, used)| (Arc::clone(&key.id), used.swap(0, Ordering::Relaxed)));
+        let uses: HashMap<_, _> = uses.filter(|(_, time)| *time > 0).collect();
+        if uses.is_empty() { Ok(()) } else { keys.note_uses(&uses) }
+    }
+
+    fn now(&self) -> Arc<Now> {
+        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.now().tenants.len()
     }
 
     /// Whether a key must be shown.
     pub fn has_keys(&self) -> bool {
-        self.has_keys
+        self.now().has_keys
     }
 
-    /// What each owner of requests is to get of the engine beside the others, as far as it is not 1.
-    pub fn weights(&self) -> impl Iterator<Item = (u64, f64)> + '_ {
-        let weights = self.tenants.iter().map(|tenant| (tenant.owner, tenant.weight));
-        weights.filter(|(_, weight)| *weight != one())
+    /// What each owner of requests is to get of the engine beside the others.
+    pub fn weights(&self) -> Vec<(u64, f64)> {
+        let weight = |tenant: &Arc<Tenant>| (tenant.owner, tenant.entry.terms.weight);
+        self.now().tenants.iter().map(weight).collect()
     }
 
-    /// Whose key these headers show.
-    pub(crate) fn identify(&self, headers: &HeaderMap) -> Result<std::sync::Arc<Tenant>, ApiError> {
-        if !self.has_keys {
-            return Ok(std::sync::Arc::clone(&self.tenants[0]));
+    /// Whose key these headers show, as OpenAI's clients send it or as Tinker's does.
+    pub(crate) fn identify(&self, headers: &HeaderMap) -> Result<Known, ApiError> {
+        let now = self.now();
+        if !now.has_keys {
+            return Ok(Known { tenant: Arc::clone(&now.tenants[0]), key: None });
         }
-        let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-        let key = match shown.and_then(|value| value.split_at_checked(7)) {
-            Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"Bearer ") => key,
-            _ => return Err(ApiError::unauthorized("a key is needed: `Authorization: Bearer KEY`")),
-        };
-        let hash: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
+        let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+            let (scheme, key) = value.as_bytes().split_at_checked(7)?;
+            scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
+        });
+        let shown = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()));
+        let shown =
+            shown.ok_or_else(|| ApiError::unauthorized("a key is needed: `Authorization: Bearer KEY`"))?;
+        let hash = key::hash(shown.trim_ascii());
         // All are compared, and each to its end, so that the time tells nothing.
         let mut found = None;
-        for tenant in &self.tenants {
-            for known in &tenant.keys {
-                if bool::from(known.ct_eq(&hash)) {
-                    found = Some(tenant);
+        for tenant in &now.tenants {
+            for (known, used) in tenant.entry.keys.iter().zip(&tenant.used) {
+                if known.is(&hash) {
+                    found = Some((tenant, known, used));
                 }
             }
         }
-        found.cloned().ok_or_else(|| ApiError::unauthorized("nobody has this key"))
+        let (tenant, Key { id, .. }, used) =
+            found.ok_or_else(|| ApiError::unauthorized("nobody has this key"))?;
+        used.store(seconds(SystemTime::now()), Ordering::Relaxed);
+        Ok(Known { tenant: Arc::clone(tenant), key: Some(Arc::clone(id)) })
     }
-}
-
-fn tenant(written: Written, owner: u64) -> Result<Tenant, String> {
-    let Written { tenant: name, key_sha256, adapters, weight, .. } = written;
-    if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) {
-        return Err("a tenant's name has 1 to 128 characters that can be seen".into());
-    }
-    let hashes = match key_sha256 {
-        Hashes::One(hash) => vec![hash],
-        Hashes::Several(hashes) => hashes,
-    };
-    let keys: Vec<[u8; 32]> = hashes
-        .iter()
-        .map(|hash| digest(hash).ok_or("key_sha256 is the SHA-256 of a key, in 64 hexadecimal digits"))
-        .collect::<Result<_, _>>()?;
-    if keys.is_empty() {
-        return Err("it has no key".into());
-    }
-    if !(weight.is_finite() && weight > 0.0) {
-        return Err(format!("weight must be above 0, and is {weight}"));
-    }
-    let quotas = [written.requests_per_minute, written.tokens_per_minute];
-    if quotas.contains(&Some(0)) {
-        return Err("a quota of 0 would refuse everything; leave it out for none".into());
-    }
-    let adapters = (!adapters.iter().any(|name| name == "*")).then(|| adapters.into_iter().collect());
-    let [requests, tokens] = quotas.map(Quota::new);
-    let (admin, places) = (written.admin, OnceLock::new());
-    Ok(Tenant { name, owner, admin, adapters, weight, keys, requests, tokens, places })
-}
-
-fn clash(one: &Tenant, other: &Tenant) -> bool {
-    one.name == other.name || one.keys.iter().any(|key| other.keys.contains(key))
-}
-
-/// The bytes of 64 hexadecimal digits.
-fn digest(text: &str) -> Option<[u8; 32]> {
-    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
-    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
-    if digits.len() == 64 { bytes.try_into().ok() } else { None }
 }

@@ -27,6 +27,8 @@ pub trait Worker: Send {
     fn submit(&mut self, ask: Ask) -> Result<RequestId, InferError>;
     /// Forgets a request.
     fn cancel(&mut self, id: RequestId);
+    /// Gives an owner of requests so many turns beside one with 1, above 0.
+    fn set_weight(&mut self, owner: u64, weight: f64);
     /// Computes one step, and says what came of it.
     fn step(&mut self) -> Vec<(RequestId, Event)>;
     /// Whether there is nothing to do.
@@ -42,6 +44,10 @@ impl Worker for Engine {
 
     fn cancel(&mut self, id: RequestId) {
         Engine::cancel(self, id);
+    }
+
+    fn set_weight(&mut self, owner: u64, weight: f64) {
+        Engine::set_weight(self, owner, weight);
     }
 
     fn step(&mut self) -> Vec<(RequestId, Event)> {
@@ -60,6 +66,7 @@ impl Worker for Engine {
 enum Command {
     Submit(u64, Box<Ask>, events::Sender<Event>),
     Cancel(u64),
+    Weight(u64, f64),
     Stop,
 }
 
@@ -100,6 +107,11 @@ impl Handle {
         // Where the thread has ended, the sender is dropped with the command, which the ticket sees.
         let _ = self.commands.send(Command::Submit(number, Box::new(ask), sender));
         Ticket { number, events, commands: self.commands.clone() }
+    }
+
+    /// Gives an owner of requests so many turns beside one with 1.
+    pub(crate) fn set_weight(&self, owner: u64, weight: f64) {
+        let _ = self.commands.send(Command::Weight(owner, weight));
     }
 
     /// What the engine was busy with after its last step.
@@ -169,6 +181,7 @@ impl Desk {
                 match command.take().map_or_else(|| self.queue.try_recv(), Ok) {
                     Ok(Command::Submit(number, ask, events)) => self.submit(number, *ask, events),
                     Ok(Command::Cancel(number)) => self.cancel(number),
+                    Ok(Command::Weight(owner, weight)) => self.worker.set_weight(owner, weight),
                     Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return,
                     Err(TryRecvError::Empty) => break,
                 }

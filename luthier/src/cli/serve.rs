@@ -25,16 +25,16 @@ pub(crate) struct Serve {
     /// What clients call the base [default: its name]
     #[arg(long, value_name = "NAME")]
     pub(crate) served_model_name: Option<String>,
-    /// The address to listen at; one that others than this machine reach needs --keys
+    /// The address to listen at; one that others than this machine reach needs keys
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     pub(crate) host: String,
     /// The port to listen at; 0: any that is free
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     pub(crate) port: u16,
-    /// A file that says whose keys are accepted, and what they allow
+    /// A file that says whose keys are accepted, and what they allow; then those in --state are not
     #[arg(long, value_name = "FILE")]
     pub(crate) keys: Option<PathBuf>,
-    /// A folder for what is to outlive the server: files, jobs and what they train
+    /// A folder for what is to outlive the server: keys, the log, files, jobs and what they train
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     /// The part of the time that jobs train in while requests are computed; all of it at other times
@@ -66,6 +66,9 @@ pub(crate) struct Serve {
     /// The most requests that are generated or wait; further ones are refused
     #[arg(long, value_name = "N", value_parser = parse_count, default_value = "1024", allow_negative_numbers = true)]
     pub(crate) requests: usize,
+    /// The most connections at once; further ones wait
+    #[arg(long, value_name = "N", value_parser = parse_count, default_value = "16384", allow_negative_numbers = true)]
+    pub(crate) connections: usize,
     /// The largest rank that an adapter may have
     #[arg(long, value_name = "R", value_parser = parse_count, default_value = "64", allow_negative_numbers = true)]
     pub(crate) max_rank: usize,

@@ -17,6 +17,7 @@ mod generate;
 mod import;
 mod init;
 mod inspect;
+mod keys;
 mod merge;
 mod plan;
 mod proof;
@@ -42,6 +43,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(args, global),
         Command::Chat(args) => chat::run(args, global),
         Command::Serve(args) => serve::run(args, global),
+        Command::Keys(args) => keys::run(args),
         Command::Merge(args) => merge::run(args, global),
         Command::Adapters(Adapters::Extract(args)) => adapters::extract(args, global),
         Command::Adapters(Adapters::Resize(args)) => adapters::resize(args),

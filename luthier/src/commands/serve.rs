@@ -21,19 +21,21 @@ use crate::cli::{self, Global};
 use crate::error::{fault, user};
 use crate::hub;
 use crate::run_folder;
-use crate::setup::{self, Base, Inference};
+use crate::setup::{self, Base, Inference, files};
 use crate::signal;
 
 /// The longest sequence where nobody says how long it is to be.
 const USUAL_CONTEXT: usize = 8192;
 /// More requests than anybody waits for.
 const MOST_REQUESTS: usize = 1 << 20;
+/// More connections than an address has ports.
+const MOST_CONNECTIONS: usize = 1 << 20;
 /// Tokens of the cache where nobody says how many it is to have.
 const USUAL_CACHE: usize = 16384;
 
 pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode> {
     let device = global.device()?;
-    let tenants = tenants(args.keys.as_deref())?;
+    let tenants = tenants(args.keys.as_deref(), args.state.as_deref())?;
     // What can be wrong without the weights is known before they are read.
     let place = Place::take(&args.host, args.port, &tenants)?;
     let base = Base::open(&args.model)?;
@@ -72,8 +74,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
     if let Some(tuner) = &tuner {
         tuner.check_defaults()?;
     }
-    let mut engine = Engine::new(decoder, extent);
-    tenants.weights().for_each(|(owner, weight)| engine.set_weight(owner, weight));
+    let engine = Engine::new(decoder, extent);
     let setup = Setup {
         model: args.served_model_name.clone().unwrap_or_else(|| name(&base)),
         worker: Box::new(engine),
@@ -87,6 +88,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         tenants,
         limits: Limits {
             requests: args.requests.min(MOST_REQUESTS),
+            connections: connections(args.connections),
             drain_time: Duration::from_secs(args.drain_time),
             ..Limits::of_context(extent.context)
         },
@@ -109,9 +111,23 @@ fn decoder_bytes(base: &Base, args: &cli::Serve) -> u64 {
     Decoder::base_memory(&base.config, base.stored.as_ref(), precision, quantization).total()
 }
 
-fn tenants(keys: Option<&Path>) -> anyhow::Result<Tenants> {
-    let Some(path) = keys else { return Ok(Tenants::open_to_all()) };
+/// A file of keys alone counts; without one those of the state's folder do.
+fn tenants(keys: Option<&Path>, state: Option<&Path>) -> anyhow::Result<Tenants> {
+    let stored = state.map(Tenants::stored).transpose()?;
+    let Some(path) = keys else { return Ok(stored.unwrap_or_else(Tenants::open_to_all)) };
+    if stored.is_some_and(|stored| stored.has_keys()) {
+        eprintln!("note: the keys in --state are not looked at, since those of --keys alone count");
+    }
     Ok(Tenants::read(path)?)
+}
+
+/// As many connections as are asked for, or as the system allows.
+fn connections(wanted: usize) -> usize {
+    let most = files::connections(wanted.min(MOST_CONNECTIONS));
+    if most < wanted {
+        eprintln!("note: there can be {most} connections at once, not {wanted}: see `ulimit -n`");
+    }
+    most
 }
 
 /// What clients call the base.

@@ -32,8 +32,16 @@ fn every_command_has_the_flags_that_scripts_rely_on() {
         ("chat", "--model --adapter"),
         (
             "serve",
-            "--model --adapter --adapter-root --host --port --keys --quantization --precision --context --cached-tokens --running --max-rank --exact-logprobs",
+            "--model --adapter --adapter-root --host --port --keys --quantization --precision --context --cached-tokens --running --connections --max-rank --exact-logprobs",
         ),
+        (
+            "keys add",
+            "--state --tenant --adapters --weight --requests-per-minute --tokens-per-minute --admin --json",
+        ),
+        ("keys list", "--state --json"),
+        ("keys revoke", "--state"),
+        ("keys import", "--state"),
+        ("keys audit", "--state --last --json"),
         ("download", "--dataset"),
         ("merge", "--model --adapter --output"),
         ("quantize", "--model --output --type --no-double-quant --block-size --json"),

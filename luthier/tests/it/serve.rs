@@ -48,20 +48,20 @@ fn what_cannot_be_served_is_told_before_the_weights_are_read() {
         assert!(told.contains(words), "{more:?}: {told}");
     }
     keys(&format!("- {{tenant: a, key_sha256: {HASH}, weight: 0}}"));
-    assert!(told(&["--keys", "keys.yaml"]).contains("weight must be above 0"));
+    assert!(told(&["--keys", "keys.yaml"]).contains("weight must be from 0.001 to 1000"));
     keys("- {tenant: a, key_sha256: abc}");
     assert!(told(&["--keys", "keys.yaml"]).contains("64 hexadecimal digits"));
     assert!(failure(folder.path(), &["serve"]).contains("needs `--model <M>`"));
 }
 
 /// A server, with where it listens.
-struct Served {
-    child: Child,
-    address: String,
+pub(crate) struct Served {
+    pub(crate) child: Child,
+    pub(crate) address: String,
 }
 
 impl Served {
-    fn start(folder: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start(folder: &Path, more: &[&str]) -> Self {
         let mut command = luthier(folder);
         command.args(["serve", "--model", "model", "--port", "0", "--precision", "f32"]).args(more);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();

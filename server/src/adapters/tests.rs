@@ -35,7 +35,7 @@ fn tenants(folder: &Path) -> Vec<Arc<Tenant>> {
     let tenants = Tenants::read(&path).unwrap();
     let identify = |(name, _): (&str, &str)| {
         let shown = [(header::AUTHORIZATION, format!("Bearer {name}").parse().unwrap())];
-        tenants.identify(&shown.into_iter().collect()).unwrap()
+        tenants.identify(&shown.into_iter().collect()).unwrap().tenant
     };
     all.map(identify).to_vec()
 }

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 #[derive(Debug)]
-pub(super) struct Quota {
+pub(crate) struct Quota {
     per_minute: Option<f64>,
     bucket: Mutex<Bucket>,
 }
@@ -18,10 +18,15 @@ struct Bucket {
 
 impl Quota {
     /// None: no end.
-    pub(super) fn new(per_minute: Option<u32>) -> Self {
+    pub(crate) fn new(per_minute: Option<u32>) -> Self {
         let per_minute = per_minute.map(f64::from);
         let bucket = Bucket { level: per_minute.unwrap_or(0.0), filled: Instant::now() };
         Quota { per_minute, bucket: Mutex::new(bucket) }
+    }
+
+    /// Whether it is one of so much a minute.
+    pub(super) fn is(&self, per_minute: Option<u32>) -> bool {
+        self.per_minute == per_minute.map(f64::from)
     }
 
     /// Whether anything is left, else the seconds until there is.
@@ -30,7 +35,7 @@ impl Quota {
     }
 
     /// Takes as much if it is there, else says in how many seconds it is.
-    pub(super) fn take(&self, amount: usize, now: Instant) -> Result<(), u64> {
+    pub(crate) fn take(&self, amount: usize, now: Instant) -> Result<(), u64> {
         if let Some(mut bucket) = self.demand(amount as f64, now)? {
             bucket.level -= amount as f64;
         }

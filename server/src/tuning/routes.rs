@@ -55,7 +55,9 @@ pub(crate) async fn create(
         bench.wake();
         Ok(made)
     });
-    Ok(Json(job.await?.value()))
+    let job = job.await;
+    app.audit(&caller, "job.create", job.as_ref().map_or("", |job| &job.id), &job);
+    Ok(Json(job?.value()))
 }
 
 /// Notes a job whose files are there, or says why it is not.
@@ -181,7 +183,8 @@ async fn change(
     to: Status,
     words: &'static str,
 ) -> Result<Json<Value>, ApiError> {
-    with_job(app, caller, id, move |store, bench, job| {
+    let name = id.clone();
+    let changed = with_job(app, caller, id, move |store, bench, job| {
         let changed = store.with(|all| {
             let now = jobs::find(all, &job.tenant, &job.id)?;
             if !now.is_some_and(|now| from.contains(&now.status)) || !jobs::set_status(all, &job.id, to)? {
@@ -201,7 +204,14 @@ async fn change(
         }
         Ok(Json(changed.value()))
     })
-    .await
+    .await;
+    let action = match to {
+        Status::Cancelled => "job.cancel",
+        Status::Paused => "job.pause",
+        _ => "job.resume",
+    };
+    app.audit(caller, action, &name, &changed);
+    changed
 }
 
 const UNDER_WAY: &[Status] = &[Status::Validating, Status::Queued, Status::Running];
@@ -237,13 +247,15 @@ pub(crate) async fn delete_model(
     caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let ((store, bench), tenant) = (app.tuning()?, caller.0.name.clone());
-    aside(move || {
+    let ((store, bench), tenant, wanted) = (app.tuning()?, caller.0.name.clone(), name.clone());
+    let deleted = aside(move || {
         let jobs = store.with(|all| jobs::list(all, &tenant, i64::MAX, usize::MAX >> 1))?;
         let job = jobs.into_iter().find(|job| job.has_model && job.result() == name);
         let job = job.ok_or_else(|| ApiError::no_model(&name))?;
         bench.remove(&job)?;
         Ok(Json(json!({"id": name, "object": "model", "deleted": true})))
     })
-    .await
+    .await;
+    app.audit(&caller, "model.delete", &wanted, &deleted);
+    deleted
 }

@@ -210,15 +210,36 @@ fn no_name_and_no_path_leads_out_of_the_root() {
         "link",
         "none",
         "a\0b",
+        "%2e%2e/outside",
+        "in\\deep",
+        // Slashes and dots that only look so.
+        "in\u{ff0f}deep",
+        "\u{2024}\u{2024}/outside",
+        &"in/".repeat(10_000),
     ] {
         load("x", path).error(400, Some("lora_path"));
     }
     let long = "a".repeat(129);
-    for name in ["", ".x", "../x", "a/b", "a b", "é", "base", "x\n", &long] {
+    // Of the last ones the first letter is not that of the alphabet, and there is a mark that is not seen.
+    for name in ["", ".x", "../x", "a/b", "a b", "é", "base", "x\n", "\0", &long, "\u{0430}bc", "ab\u{200b}c"]
+    {
         load(name, "in/deep").error(400, Some("lora_name"));
     }
     load("x", "in/deep").json(200);
-    for name in ["link", "../outside", "in/deep", "in", "%2e%2e", "..", &long] {
+    for name in [
+        "link",
+        "../outside",
+        "in/deep",
+        "in",
+        "%2e%2e",
+        "..",
+        "/etc",
+        "a\0b",
+        "\u{ff38}",
+        "x\u{200b}",
+        "X",
+        &long,
+    ] {
         let body = json!({"model": name, "prompt": "x"});
         server.post("/v1/completions", &body).error(404, Some("model"));
     }

@@ -182,3 +182,92 @@ fn an_engine_that_breaks_ends_the_server_with_an_error() {
     reply.error(500, None);
     assert_eq!(server.end().unwrap_err().to_string(), "the engine has stopped");
 }
+
+#[test]
+fn who_sends_drop_by_drop_is_not_waited_for() {
+    let limits = Limits { read_time: Duration::from_millis(400), ..limits() };
+    let server = Server::with(Start { limits, ..Start::default() });
+    let host = server.address;
+    let body = format!("POST {PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n\r\n");
+    let heads = [body.as_str(), "POST /v1/completions HTTP/1.1\r\nX: "];
+    for (head, answer) in heads.into_iter().zip(["HTTP/1.1 408", ""]) {
+        let mut stream = server.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        let begun = Instant::now();
+        // Each byte comes soon after the one before, and all of them never.
+        while begun.elapsed() < Duration::from_secs(10) && stream.write_all(b" ").is_ok() {
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "{head:?}");
+        let mut told = String::new();
+        let _ = stream.read_to_string(&mut told);
+        assert!(told.starts_with(answer), "{told}");
+        assert_eq!(server.complete("base"), SAYS);
+    }
+}
+
+#[test]
+fn a_body_without_end_is_not_read_to_its_end() {
+    let server = Server::start();
+    let mut stream = server.connect();
+    let host = server.address;
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: {host}\r\nTransfer-Encoding: chunked\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let piece = format!("100000\r\n{}\r\n", " ".repeat(1 << 20));
+    let taken = (0..100).take_while(|_| stream.write_all(piece.as_bytes()).is_ok()).count();
+    // What the limit and the system's own buffers hold, of 100 MiB.
+    assert!(taken < 30, "{taken} MiB were taken");
+    assert_eq!(server.complete("base"), SAYS);
+}
+
+#[test]
+fn who_asks_and_asks_and_reads_nothing_is_cut_off() {
+    let limits = Limits { write_time: Duration::from_millis(300), ..limits() };
+    let server = Server::with(Start { limits, ..Start::default() });
+    let mut stream = server.connect();
+    stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+    let ask = format!("GET /openapi.json HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
+    let begun = Instant::now();
+    let asked = (0..1_000_000).take_while(|_| stream.write_all(ask.as_bytes()).is_ok()).count();
+    assert!(
+        asked < 1_000_000 && begun.elapsed() < Duration::from_secs(10),
+        "{asked} in {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(server.complete("base"), SAYS);
+}
+
+#[test]
+fn a_thousand_idle_connections_hold_up_nobody() {
+    let server = Server::start();
+    let idle: Vec<_> = (0..1000).map(|_| server.connect()).collect();
+    let begun = Instant::now();
+    assert_eq!(server.complete("base"), SAYS);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    drop(idle);
+}
+
+#[test]
+fn heads_that_are_none_are_answered_or_cut_off() {
+    let server = Server::start();
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(1 << 20));
+    let many = format!("GET /health HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(1000));
+    let heads: [&[u8]; 7] = [
+        b"\0\xff\x16\x03\x01\r\n\r\n",
+        b"GET /v1/models/%00%2e%2e%2f HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET /v1/models/%ff%fe HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"GET http://localhost/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        long.as_bytes(),
+        many.as_bytes(),
+    ];
+    for head in heads {
+        let mut stream = server.connect();
+        let _ = stream.write_all(head);
+        let mut told = Vec::new();
+        let _ = stream.read_to_end(&mut told);
+        let told = String::from_utf8_lossy(&told);
+        assert!(told.is_empty() || told.starts_with("HTTP/1.1 4"), "{told}");
+        assert_eq!(server.complete("base"), SAYS);
+    }
+}

@@ -3,8 +3,11 @@
 mod adapters;
 mod chat;
 mod completions;
+mod keys;
 mod limits;
+mod openapi;
 mod status;
 mod support;
 mod tenants;
 mod tokens;
+mod tuning;

@@ -18,6 +18,7 @@ use data::{ChatTemplate, Tokenizer};
 use infer::{Adapter, Ask, Event, Finish, InferError, Load, Logprobs, RequestId};
 use model::Layout;
 use serde_json::{Map, Value, json};
+use server::tuning::Tuner;
 use server::{Chat, Limits, LoadedAdapter, Place, ServerError, Setup, Stops, Tenants, Words, Worker};
 use tempfile::TempDir;
 
@@ -50,6 +51,8 @@ pub(crate) struct Script {
     pub(crate) asks: Vec<Ask>,
     /// Requests that were cancelled.
     pub(crate) cancelled: Vec<RequestId>,
+    /// What owners of requests weigh.
+    pub(crate) weights: BTreeMap<u64, f64>,
     /// A pause before each step.
     pub(crate) pause: Duration,
     /// Requests in hand.
@@ -93,6 +96,10 @@ impl Worker for Scripted {
         if self.running.remove(&id).is_some() {
             self.script.lock().unwrap().cancelled.push(id);
         }
+    }
+
+    fn set_weight(&mut self, owner: u64, weight: f64) {
+        self.script.lock().unwrap().weights.insert(owner, weight);
     }
 
     fn step(&mut self) -> Vec<(RequestId, Event)> {
@@ -156,6 +163,8 @@ pub(crate) fn logprobs(token: u32, top: usize) -> Logprobs {
 /// What a server is started with.
 pub(crate) struct Start {
     pub(crate) tenants: Tenants,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) tuner: Option<Arc<dyn Tuner>>,
     pub(crate) limits: Limits,
     pub(crate) adapters: Vec<(String, PathBuf)>,
     pub(crate) root: Option<PathBuf>,
@@ -168,6 +177,8 @@ impl Default for Start {
     fn default() -> Self {
         Start {
             tenants: Tenants::open_to_all(),
+            state: None,
+            tuner: None,
             limits: Limits { drain_time: Duration::from_secs(5), ..Limits::of_context(CONTEXT) },
             adapters: Vec::new(),
             root: None,
@@ -216,7 +227,7 @@ impl Server {
     }
 
     pub(crate) fn try_with(start: Start) -> Result<Self, ServerError> {
-        let Start { tenants, limits, adapters, root, bytes, has_template, load_time } = start;
+        let Start { tenants, state, tuner, limits, adapters, root, bytes, has_template, load_time } = start;
         let place = Place::take("127.0.0.1", 0, &tenants)?;
         let (script, loads) = (Arc::new(Mutex::new(Script::default())), Arc::new(Mutex::new(0)));
         let tokenizer = Arc::new(tokenizer());
@@ -236,8 +247,8 @@ impl Server {
             adapters,
             adapter_root: root,
             adapter_bytes: bytes,
-            state: None,
-            tuner: None,
+            state,
+            tuner,
             tenants,
             limits,
         };

@@ -2,17 +2,18 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use server::{Place, Tenants};
+use server::{Limits, Place, Tenants};
 use tempfile::TempDir;
 
 use crate::support::{SAYS, Server, Start, adapter, folder};
 
 /// SHA-256 of `alpha`, `beta`, `root`.
-const ALPHA: &str = "8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8";
+pub(crate) const ALPHA: &str = "8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8";
 const BETA: &str = "f44e64e75f3948e9f73f8dfa94721c4ce8cbb4f265c4790c702b2d41cfbf2753";
-const ROOT: &str = "4813494d137e1631bba301d5acab6e7bb7aa74ce1185d456565ef51d737677b2";
+pub(crate) const ROOT: &str = "4813494d137e1631bba301d5acab6e7bb7aa74ce1185d456565ef51d737677b2";
 
 fn keys(folder: &TempDir, text: &str) -> PathBuf {
     let path = folder.path().join("keys.yaml");
@@ -22,6 +23,10 @@ fn keys(folder: &TempDir, text: &str) -> PathBuf {
 
 /// Two tenants with an adapter each, and an administrator.
 fn server(folder: &TempDir, more: &str) -> Server {
+    with_limits(folder, more, Start::default().limits)
+}
+
+fn with_limits(folder: &TempDir, more: &str, limits: Limits) -> Server {
     let root = folder.path().join("root");
     adapter(&root.join("a"), 'A', 1);
     adapter(&root.join("b"), 'B', 1);
@@ -31,7 +36,7 @@ fn server(folder: &TempDir, more: &str) -> Server {
          - {{tenant: root, key_sha256: {ROOT}, adapters: ['*'], admin: true}}\n"
     );
     let tenants = Tenants::read(&keys(folder, &text)).unwrap();
-    Server::with(Start { tenants, root: Some(root), ..Start::default() })
+    Server::with(Start { tenants, root: Some(root), limits, ..Start::default() })
 }
 
 fn ask(server: &Server, key: &str, model: &str) -> crate::support::Reply {
@@ -140,6 +145,9 @@ fn a_file_of_keys_says_what_is_wrong_with_it() {
         (format!("- {{tenant: a, key_sha256: {ALPHA}, key: x}}"), "key"),
         (format!("- {{tenant: '', key_sha256: {ALPHA}}}"), "1 to 128"),
         (format!("- {{tenant: a, key_sha256: {ALPHA}, weight: 0}}"), "weight"),
+        (format!("- {{tenant: a, key_sha256: {ALPHA}, weight: 1e-4}}"), "from 0.001 to 1000"),
+        (format!("- {{tenant: a, key_sha256: {ALPHA}, weight: 1001}}"), "from 0.001 to 1000"),
+        (format!("- {{tenant: a, key_sha256: {ALPHA}, adapters: 5}}"), "a string or a list of strings"),
         (format!("- {{tenant: a, key_sha256: {ALPHA}, weight: .nan}}"), "weight"),
         (format!("- {{tenant: a, key_sha256: {ALPHA}, requests_per_minute: 0}}"), "quota"),
         (format!("- {{tenant: a, key_sha256: {ALPHA}}}\n- {{tenant: b, key_sha256: {ALPHA}}}"), "in common"),
@@ -150,7 +158,7 @@ fn a_file_of_keys_says_what_is_wrong_with_it() {
     }
     let json = json!([{"tenant": "a", "key_sha256": ALPHA.to_uppercase(), "weight": 2}]).to_string();
     let tenants = Tenants::read(&keys(&folder, &json)).unwrap();
-    assert_eq!(tenants.weights().collect::<Vec<_>>(), [(1, 2.0)]);
+    assert_eq!(tenants.weights(), [(1, 2.0)]);
     assert!(Tenants::read("none.yaml".as_ref()).unwrap_err().to_string().contains("none.yaml"));
 }
 
@@ -197,4 +205,57 @@ fn no_tenant_takes_the_places_of_all() {
             .len(),
         512
     );
+}
+
+#[test]
+fn of_three_tenants_two_leave_a_place_for_the_third() {
+    let folder = folder();
+    let limits = Limits { requests: 4, ..Start::default().limits };
+    let server = with_limits(&folder, "", limits);
+    server.script.lock().unwrap().pause = Duration::from_millis(30);
+    let body = json!({"model": "base", "prompt": "!", "max_tokens": 100, "stream": true}).to_string();
+    let begin = |key: &str| {
+        let headers = format!("Authorization: Bearer {key}\r\n");
+        server.send("POST", "/v1/completions", &headers, body.as_bytes())
+    };
+    let _running = [begin("alpha"), begin("alpha"), begin("beta")];
+    server.wait(|script| script.running == 3);
+    for key in ["alpha", "beta"] {
+        assert_eq!(ask(&server, key, "base").json(429)["error"]["code"], "queue_full", "{key}");
+    }
+    ask(&server, "root", "base").json(200);
+}
+
+#[test]
+fn a_quota_counts_answers() {
+    let folder = folder();
+    let server = server(&folder, ", requests_per_minute: 5");
+    let many = |n: usize| {
+        server.post_with("alpha", "/v1/completions", &json!({"model": "base", "prompt": ["x", "y"], "n": n}))
+    };
+    many(2).json(200);
+    many(1).error(429, None);
+    ask(&server, "alpha", "base").json(200);
+    // More than there ever are is no matter of waiting.
+    assert!(many(3).error(400, None).contains("5 that this key has in a minute"));
+}
+
+#[test]
+fn where_adapters_lie_is_told_to_administrators() {
+    let folder = folder();
+    let server = server(&folder, "");
+    let root = |key: &str| server.get_with(key, "/v1/models/a").json(200)["root"].clone();
+    assert_eq!(root("alpha"), "a");
+    assert!(root("root").as_str().unwrap().starts_with('/'));
+}
+
+#[test]
+fn a_star_by_itself_means_all_shared_adapters() {
+    let folder = folder();
+    let tenants = keys(&folder, &format!("- {{tenant: a, key_sha256: {ALPHA}, adapters: '*'}}"));
+    let root = folder.path().join("root");
+    adapter(&root.join("b"), 'B', 1);
+    let tenants = Tenants::read(&tenants).unwrap();
+    let server = Server::with(Start { tenants, root: Some(root), ..Start::default() });
+    ask(&server, "alpha", "b").json(200);
 }

@@ -1,0 +1,259 @@
+//! The document of the routes says what there is: no route without its entry, no entry without its route, every
+//! field that is read, and examples that work.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::support::{Server, Start, adapter, folder};
+
+/// What can be asked of a path.
+const METHODS: [&str; 5] = ["get", "post", "put", "delete", "patch"];
+
+/// A server whose adapter the examples name.
+fn server(root: &Path) -> Server {
+    adapter(&root.join("example"), 'E', 1);
+    let state = root.join("state");
+    let tenants = server::Tenants::stored(&state).unwrap();
+    Server::with(Start { root: Some(root.to_owned()), state: Some(state), tenants, ..Start::default() })
+}
+
+fn document(server: &Server) -> Value {
+    server.get("/openapi.json").json(200)
+}
+
+/// Each method of each path, with what is said of it.
+fn operations(document: &Value) -> Vec<(String, String, Value)> {
+    let paths = document["paths"].as_object().unwrap().iter();
+    let operations = paths.flat_map(|(path, methods)| {
+        let methods = methods.as_object().unwrap().iter();
+        methods.map(|(method, operation)| (method.clone(), path.clone(), operation.clone()))
+    });
+    operations.collect()
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|ending| ending == "rs")).collect()
+}
+
+/// The texts of all source files, without tests.
+fn code() -> Vec<(PathBuf, String)> {
+    let files = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let text = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned();
+        (path, code)
+    };
+    files.into_iter().filter(|path| !path.ends_with("tests.rs")).map(text).collect()
+}
+
+/// What stands between a bracket that was just opened and the one that closes it.
+fn inside(text: &str) -> &str {
+    let mut depth = 1;
+    let end = text.find(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        depth == 0
+    });
+    &text[..end.unwrap()]
+}
+
+/// The first text in quotes.
+fn quoted(text: &str) -> Option<&str> {
+    text.trim_start().strip_prefix('"')?.split('"').next()
+}
+
+/// The routes that the sources name, as the document writes them.
+fn routes() -> BTreeSet<(String, String)> {
+    let mut routes = BTreeSet::new();
+    for (_, text) in code() {
+        for call in text.split(".route(").skip(1).map(inside) {
+            let Some(path) = quoted(call) else { continue };
+            let handlers = &call[path.len()..];
+            for method in METHODS {
+                let is_there = handlers.match_indices(&format!("{method}(")).any(|(at, _)| {
+                    !handlers[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_')
+                });
+                if is_there {
+                    routes.insert((method.to_owned(), path.replace("{*", "{")));
+                }
+            }
+        }
+    }
+    routes
+}
+
+#[test]
+fn every_route_is_documented_and_nothing_else() {
+    let folder = folder();
+    let documented: BTreeSet<(String, String)> = operations(&document(&server(folder.path())))
+        .into_iter()
+        .map(|(method, path, _)| (method, path))
+        .collect();
+    let routes = routes();
+    assert!(
+        routes.len() > 10,
+        "the sources name their routes by `.route(\"PATH\", METHOD(...))`: {routes:?}"
+    );
+    let missing: Vec<_> = routes.difference(&documented).collect();
+    assert!(
+        missing.is_empty(),
+        "say in server/src/openapi.json, under `paths`, what these take and give (`tags`, `summary`, for a body \
+         `requestBody` with `schema` and a working `example`, `responses`): {missing:?}"
+    );
+    let gone: Vec<_> = documented.difference(&routes).collect();
+    assert!(gone.is_empty(), "server/src/openapi.json tells of routes that are not there: {gone:?}");
+}
+
+#[test]
+fn a_path_answers_to_the_methods_that_are_documented_and_to_no_other() {
+    let folder = folder();
+    let server = server(folder.path());
+    let document = document(&server);
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in METHODS {
+            let reply = server.raw(&method.to_uppercase(), &path.replace("{name}", "base"), "", b"{}");
+            let is_there = methods.get(method).is_some();
+            assert_eq!(reply.status != 405, is_there, "{method} {path}: {}", reply.body);
+            assert!(!reply.body.contains("message\":\"there is no "), "{method} {path}: {}", reply.body);
+        }
+    }
+}
+
+#[test]
+fn what_is_said_of_a_route_is_whole() {
+    let folder = folder();
+    let document = document(&server(folder.path()));
+    for (method, path, operation) in operations(&document) {
+        let of = format!("{method} {path}");
+        assert!(operation["summary"].is_string() && operation["tags"][0].is_string(), "{of}: tags, summary");
+        let responses = operation["responses"].as_object().unwrap();
+        assert!(
+            responses.keys().any(|status| status.starts_with('2')),
+            "{of}: what it answers if all is well"
+        );
+        if method == "post" {
+            let body = &operation["requestBody"]["content"];
+            let is_json = body["application/json"]["example"].is_object();
+            assert!(
+                is_json || body.as_object().is_some_and(|kinds| !kinds.contains_key("application/json")),
+                "{of}: an example of its body"
+            );
+        }
+        let is_public = operation["security"] == json!([]);
+        assert!(
+            is_public || responses.contains_key("401"),
+            "{of}: 401, or `security`: [] where no key is needed"
+        );
+    }
+    // References lead somewhere.
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+        assert!(document.pointer(reference).is_some(), "{reference}");
+    }
+}
+
+#[test]
+fn keys_are_asked_for_where_the_document_says_so() {
+    let folder = folder();
+    let server = server(folder.path());
+    let keys = server::Keys::open(&folder.path().join("state")).unwrap();
+    keys.add("a", &server::Change::default()).unwrap();
+    let begun = std::time::Instant::now();
+    while server.get("/v1/models").status != 401 {
+        assert!(begun.elapsed().as_secs() < 5);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    for (method, path, operation) in operations(&document(&server)) {
+        let status = server.raw(&method.to_uppercase(), &path.replace("{name}", "base"), "", b"{}").status;
+        assert_eq!(status == 401, operation["security"] != json!([]), "{method} {path} answers {status}");
+    }
+}
+
+#[test]
+fn every_example_is_accepted() {
+    let folder = folder();
+    let server = server(folder.path());
+    for (method, path, operation) in operations(&document(&server)) {
+        let example = &operation["requestBody"]["content"]["application/json"]["example"];
+        // Others have a state of their own to begin with, which their tests make.
+        if !example.is_object() || path.starts_with("/api/v1/") || path.starts_with("/v1/fine_tuning/") {
+            continue;
+        }
+        let reply = server.raw(&method.to_uppercase(), &path, "", example.to_string().as_bytes());
+        let expected = operation["responses"].get(reply.status.to_string());
+        assert!(reply.status < 300 && expected.is_some(), "{method} {path}: {} {}", reply.status, reply.body);
+        let names = reply.json(reply.status);
+        let schema = &expected.unwrap()["content"]["application/json"]["schema"];
+        let known = properties(&document(&server), schema);
+        for name in names.as_object().unwrap().keys() {
+            assert!(known.contains(name), "{method} {path}: the answer's `{name}` is not documented");
+        }
+    }
+}
+
+/// The names of a schema's fields, of all its parts.
+fn properties(document: &Value, schema: &Value) -> BTreeSet<String> {
+    if let Some(reference) = schema["$ref"].as_str() {
+        return properties(document, document.pointer(&reference[1..]).unwrap());
+    }
+    let parts = schema["allOf"].as_array().into_iter().flatten();
+    let parts = parts.flat_map(|part| properties(document, part));
+    parts
+        .chain(schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone()))
+        .collect()
+}
+
+#[test]
+fn every_field_that_is_read_is_documented() {
+    let folder = folder();
+    let document = document(&server(folder.path())).to_string();
+    let readers = [
+        "boolean",
+        "text",
+        "required_text",
+        "object",
+        "list",
+        "number",
+        "positive",
+        "whole",
+        "count",
+        "tokens",
+        "texts",
+        "refuse",
+        "value",
+        "required",
+    ];
+    let mut read = BTreeSet::new();
+    for (path, text) in code().into_iter().filter(|(path, _)| !path.ends_with("fields.rs")) {
+        for reader in readers {
+            for call in text.split(&format!(".{reader}(")).skip(1) {
+                if let Some(name) = quoted(call) {
+                    read.insert((name.to_owned(), path.file_name().unwrap().to_owned()));
+                }
+            }
+        }
+    }
+    assert!(read.len() > 20, "fields are read by `fields.text(\"NAME\")` and its like: {read:?}");
+    let missing: Vec<_> =
+        read.iter().filter(|(name, _)| !document.contains(&format!("\"{name}\":"))).collect();
+    assert!(missing.is_empty(), "fields without a word in server/src/openapi.json: {missing:?}");
+}
+
+#[test]
+fn the_page_of_the_document_works_without_a_network() {
+    let server = Server::start();
+    let page = server.get("/docs");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert!(page.header("content-security-policy").unwrap().contains("default-src 'self'"));
+    for path in ["/docs.js", "/style.css", "/openapi.json"] {
+        assert!(page.body.contains(&format!("\"{path}\"")) && server.get(path).status == 200, "{path}");
+    }
+    for text in [page.body, server.get("/docs.js").body] {
+        assert!(!text.contains("http://") && !text.contains("https://") && !text.contains("innerHTML"));
+    }
+    assert_eq!(document(&server)["info"]["version"], env!("CARGO_PKG_VERSION"));
+}
