@@ -11,8 +11,8 @@ use std::time::SystemTime;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::multipart::{Field, MultipartError};
-use axum::extract::{Multipart, Path as At, Query, State};
+use axum::extract::multipart::{Field, MultipartError, MultipartRejection};
+use axum::extract::{Multipart, Path as At, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use futures_util::stream;
@@ -119,12 +119,13 @@ pub(crate) fn tidy(store: &Store) -> std::io::Result<()> {
 pub(crate) async fn upload(
     State(app): State<Arc<App>>,
     caller: Caller,
-    mut form: Multipart,
+    form: Result<Multipart, MultipartRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let store = Arc::clone(app.store()?);
     if app.is_draining() {
         return Err(ApiError::unavailable("the server is about to end"));
     }
+    let mut form = form.map_err(|_| ApiError::invalid("a file is sent as `multipart/form-data`"))?;
     let _place = app.uploads.try_acquire().map_err(|_| ApiError::busy())?;
     let tenant = caller.0.name.clone();
     let (mut purpose, mut received) = (None, None);
@@ -266,7 +267,7 @@ pub(crate) fn leave(store: &Store, tenant: &str, name: &str, text: &[u8]) -> Res
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Query(paging): Query<Paging>,
+    paging: Paging,
 ) -> Result<Json<Value>, ApiError> {
     let store = Arc::clone(app.store()?);
     let files = aside(move || {

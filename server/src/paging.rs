@@ -1,5 +1,7 @@
 //! Lists that are told a part at a time, as OpenAI tells them: `after` an id, at most `limit`.
 
+use axum::extract::{FromRequestParts, Query};
+use axum::http::request::Parts;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -11,6 +13,17 @@ pub(crate) struct Paging {
     /// The id that the part begins behind.
     pub(crate) after: Option<String>,
     limit: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Paging {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Query(paging) = Query::from_request_parts(parts, state)
+            .await
+            .map_err(|_| ApiError::invalid("of `after` and `limit` each may be there once"))?;
+        Ok(paging)
+    }
 }
 
 impl Paging {

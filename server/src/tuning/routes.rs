@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use serde_json::{Value, json};
 
 use super::asked::Asked;
@@ -97,7 +97,7 @@ async fn with_job<T: Send + 'static>(
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Query(paging): Query<Paging>,
+    paging: Paging,
 ) -> Result<Json<Value>, ApiError> {
     let (store, _) = app.tuning()?;
     let listed = aside(move || {
@@ -126,7 +126,7 @@ pub(crate) async fn events(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    Query(paging): Query<Paging>,
+    paging: Paging,
 ) -> Result<Json<Value>, ApiError> {
     with_job(&app, &caller, id, move |store, _, job| {
         let limit = paging.limit(MOST_LISTED)?;
@@ -144,7 +144,7 @@ pub(crate) async fn list_checkpoints(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
-    Query(paging): Query<Paging>,
+    paging: Paging,
 ) -> Result<Json<Value>, ApiError> {
     with_job(&app, &caller, id, move |store, bench, job| {
         let limit = paging.limit(MOST_LISTED)?;

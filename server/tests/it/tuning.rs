@@ -151,7 +151,8 @@ fn wait(server: &Server, id: &str, status: &str) -> Value {
 
 #[test]
 fn a_job_goes_from_a_file_to_a_model_that_answers() {
-    let House { server, .. } = start(Script::default());
+    let house = start(Script::default());
+    let server = &house.server;
     let file = upload(&server);
     let asked = json!({
         "model": "base", "training_file": file, "suffix": "mine", "seed": 9, "metadata": {"who": "me"},
@@ -209,7 +210,7 @@ fn a_job_goes_from_a_file_to_a_model_that_answers() {
 
 #[test]
 fn jobs_train_together_and_one_that_comes_joins_them() {
-    let House { server, tuner, .. } = start(Script { lasts: true, ..Script::default() });
+    let House { server, tuner, state: _state } = start(Script { lasts: true, ..Script::default() });
     let file = upload(&server);
     let one = create(&server, &file);
     wait(&server, &one, "running");
@@ -272,7 +273,8 @@ fn one_folder_is_one_servers() {
 
 #[test]
 fn a_job_that_cannot_be_says_why() {
-    let House { server, .. } = start(Script { refuses: Some("line 3: no text".into()), ..Script::default() });
+    let house = start(Script { refuses: Some("line 3: no text".into()), ..Script::default() });
+    let server = &house.server;
     let file = upload(&server);
     let failed = wait(&server, &create(&server, &file), "failed");
     assert_eq!(failed["error"]["message"], "line 3: no text");
@@ -281,7 +283,7 @@ fn a_job_that_cannot_be_says_why() {
 
 #[test]
 fn a_fault_ends_its_jobs_and_no_others() {
-    let House { server, tuner, .. } = start(Script { breaks: true, ..Script::default() });
+    let House { server, tuner, state: _state } = start(Script { breaks: true, ..Script::default() });
     let file = upload(&server);
     let failed = wait(&server, &create(&server, &file), "failed");
     assert!(failed["error"]["message"].as_str().unwrap().contains("told to break"), "{failed}");
@@ -292,7 +294,8 @@ fn a_fault_ends_its_jobs_and_no_others() {
 
 #[test]
 fn what_is_wrong_with_a_job_is_told_by_its_field() {
-    let House { server, .. } = start(Script::default());
+    let house = start(Script::default());
+    let server = &house.server;
     let file = upload(&server);
     let with = |changes: Value| {
         let mut job = json!({"model": "base", "training_file": file});
