@@ -162,11 +162,11 @@ pub(crate) fn logprobs(token: u32, top: usize) -> Logprobs {
 /// What a server is started with.
 pub(crate) struct Start {
     pub(crate) tenants: Tenants,
-    pub(crate) state: Option<PathBuf>,
     pub(crate) limits: Limits,
     pub(crate) adapters: Vec<(String, PathBuf)>,
     pub(crate) root: Option<PathBuf>,
     pub(crate) bytes: Option<u64>,
+    pub(crate) state: Option<PathBuf>,
     pub(crate) has_template: bool,
     pub(crate) load_time: Duration,
 }
@@ -175,11 +175,11 @@ impl Default for Start {
     fn default() -> Self {
         Start {
             tenants: Tenants::open_to_all(),
-            state: None,
             limits: Limits { drain_time: Duration::from_secs(5), ..Limits::of_context(CONTEXT) },
             adapters: Vec::new(),
             root: None,
             bytes: None,
+            state: None,
             has_template: true,
             load_time: Duration::ZERO,
         }
@@ -224,7 +224,7 @@ impl Server {
     }
 
     pub(crate) fn try_with(start: Start) -> Result<Self, ServerError> {
-        let Start { tenants, state, limits, adapters, root, bytes, has_template, load_time } = start;
+        let Start { tenants, limits, adapters, root, bytes, state, has_template, load_time } = start;
         let place = Place::take("127.0.0.1", 0, &tenants)?;
         let (script, loads) = (Arc::new(Mutex::new(Script::default())), Arc::new(Mutex::new(0)));
         let tokenizer = Arc::new(tokenizer());
