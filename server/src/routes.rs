@@ -68,8 +68,9 @@ mod tests {
         let missing: Vec<_> = paths.difference(&described).collect();
         assert!(
             missing.is_empty(),
-            "say in server/src/openapi.json, under `paths`, what each method of these takes and gives (`tags` and \
-             `summary`; for a body `requestBody` with `schema` and an `example` that works; `responses`): {missing:?}"
+            "say in server/src/openapi.json, under `paths`, what each method of these takes and gives (`tags` \
+             and `summary`; for a body `requestBody` with `schema` and an `example` that works; `responses`): \
+             {missing:?}"
         );
         let gone: Vec<_> = described.difference(&paths).collect();
         assert!(gone.is_empty(), "server/src/openapi.json describes what is not there: {gone:?}");

@@ -1,5 +1,5 @@
-//! The document of the routes says what there is: the methods of each path, every field that is read, and examples
-//! that work. That it has all paths is tested beside the routes.
+//! The document of the routes says what there is: the methods of each path, every field that is read, and
+//! examples that work. That it has all paths is tested beside the routes.
 
 use std::collections::BTreeSet;
 use std::fs;
