@@ -214,9 +214,9 @@ impl Adapters {
         })
     }
 
-    /// Makes a tenant's own adapter known: it and administrators see it, and it is loaded when it is asked for. The
-    /// server gives the name, with something random in it, so that nobody learns others' names by trying. Looks
-    /// into the root's folder.
+    /// Makes a tenant's own adapter known: it and administrators see it, and it is loaded when it is asked
+    /// for. The server gives the name, with something random in it, so that nobody learns others' names by
+    /// trying. Looks into the root's folder.
     ///
     /// # Errors
     /// If the name is none or is taken.
@@ -233,8 +233,8 @@ impl Adapters {
         Ok(())
     }
 
-    /// Forgets a tenant's own adapter, and says whether there was one. Requests that use it keep it; its files are
-    /// the caller's.
+    /// Forgets a tenant's own adapter, and says whether there was one. Requests that use it keep it; its
+    /// files are the caller's.
     pub(crate) fn remove(&self, name: &str, owner: &str) -> bool {
         let mut inner = self.lock();
         match inner.entries.get(name) {
@@ -261,8 +261,8 @@ impl Adapters {
         }
     }
 
-    /// The adapter of this name as a tenant sees it, loaded if need be. Requests that come meanwhile wait for the same load, which
-    /// goes on even if they leave.
+    /// The adapter of this name as a tenant sees it, loaded if need be. Requests that come meanwhile wait for
+    /// the same load, which goes on even if they leave.
     pub(crate) async fn acquire(
         self: &Arc<Self>,
         name: &str,
@@ -326,7 +326,8 @@ impl Adapters {
         let (path, loaded) = loaded?;
         let now = inner.entries.get(name);
         if now.map(|entry| &entry.path) != before.as_ref() {
-            // Somebody put another one there meanwhile, perhaps one that belongs to a tenant, or took it away.
+            // Somebody put another one there meanwhile, perhaps one that belongs to a tenant, or took it
+            // away.
             return Err(Refusal::Replaced);
         }
         let pinned = now.is_some_and(|entry| entry.pinned);
@@ -399,8 +400,8 @@ impl Adapters {
         }
     }
 
-    /// Takes an adapter out. Requests that use it keep it; one in the root, or that belongs to a tenant, comes back
-    /// on its next use.
+    /// Takes an adapter out. Requests that use it keep it; one in the root, or that belongs to a tenant,
+    /// comes back on its next use.
     pub(crate) fn unload(&self, name: &str, expected: Option<u64>) -> Result<(), ApiError> {
         let mut inner = self.lock();
         let entry = inner.entries.get_mut(name).ok_or_else(|| ApiError::no_model(name))?;
@@ -413,8 +414,8 @@ impl Adapters {
         Ok(())
     }
 
-    /// Makes what was loaded the newest generation of a name, after those that were longest not asked for have
-    /// left, as far as there is no room. If there is none then, nothing has changed.
+    /// Makes what was loaded the newest generation of a name, after those that were longest not asked for
+    /// have left, as far as there is no room. If there is none then, nothing has changed.
     fn put(
         &self,
         inner: &mut Inner,
@@ -487,8 +488,8 @@ impl Adapters {
         self.root.as_ref()?.named(name)
     }
 
-    /// All adapters that a tenant sees, also those in the root that nobody has asked for yet. Looks into the root's
-    /// folder.
+    /// All adapters that a tenant sees, also those in the root that nobody has asked for yet. Looks into the
+    /// root's folder.
     pub(crate) fn list(&self, tenant: &Tenant) -> Vec<Listed> {
         let in_root = self.root.as_ref().map(Root::adapters).unwrap_or_default();
         let inner = self.lock();

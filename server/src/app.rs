@@ -1,5 +1,5 @@
-//! What the routes share: the engine, the adapters, the tenants, the counters, and the way of a request to the
-//! engine.
+//! What the routes share: the engine, the adapters, the tenants, the counters, and the way of a request to
+//! the engine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,13 +101,14 @@ impl App {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// The most answers that a tenant can have at once: of several tenants one alone does not take all places.
+    /// The most answers that a tenant can have at once: of several tenants one alone does not take all
+    /// places.
     pub(crate) fn most_answers(&self) -> usize {
         self.places.most(self.tenants.count())
     }
 
-    /// Notes in the log what came of something that changes what is served or kept. `action`: a noun and a verb,
-    /// such as `adapter.load`; `what`: a name or an id, never a text of a user's.
+    /// Notes in the log what came of something that changes what is served or kept. `action`: a noun and a
+    /// verb, such as `adapter.load`; `what`: a name or an id, never a text of a user's.
     pub(crate) fn audit<T>(&self, caller: &Caller, action: &str, what: &str, done: &Result<T, ApiError>) {
         self.audit.note(&caller.1, action, what, done);
     }

@@ -1,5 +1,5 @@
-//! GET /v1/audit, and what it tells: who changed what, and who was refused for want of a right. Never a prompt, never a
-//! key.
+//! GET /v1/audit, and what it tells: who changed what, and who was refused for want of a right. Never a
+//! prompt, never a key.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -190,7 +190,8 @@ fn write_all(store: &Store, queue: &Receiver<Option<Record>>, missed: &AtomicU64
 pub(crate) fn write(all: &Connection, record: &Record) -> rusqlite::Result<()> {
     let Record { time, tenant, key, action, what, outcome, peer, .. } = record;
     all.execute(
-        "INSERT INTO audit (time, tenant, key, action, what, outcome, peer) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO audit (time, tenant, key, action, what, outcome, peer)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![time, tenant, key, action, what, outcome, peer],
     )?;
     all.execute("DELETE FROM audit WHERE id <= ?1", [all.last_insert_rowid() - MOST])?;
@@ -205,7 +206,8 @@ pub(crate) fn write(all: &Connection, record: &Record) -> rusqlite::Result<()> {
 /// The newest entries, or the newest of those with numbers below `before`, the newest first.
 pub(crate) fn read(all: &Connection, last: usize, before: Option<i64>) -> rusqlite::Result<Vec<Record>> {
     let mut rows = all.prepare(
-        "SELECT id, time, tenant, key, action, what, outcome, peer FROM audit WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
+        "SELECT id, time, tenant, key, action, what, outcome, peer FROM audit
+         WHERE id < ?1 ORDER BY id DESC LIMIT ?2",
     )?;
     let last = i64::try_from(last).unwrap_or(i64::MAX);
     let records = rows.query_map([before.unwrap_or(i64::MAX), last], |row| {

@@ -34,8 +34,8 @@ impl Places {
         if tenants > 1 { self.count.div_ceil(2) } else { self.count }
     }
 
-    /// As many places for an owner, all or none. Beside those a place stays free for each of the `tenants` that
-    /// has none, up to half of all; the first place of an owner may be one of those.
+    /// As many places for an owner, all or none. Beside those a place stays free for each of the `tenants`
+    /// that has none, up to half of all; the first place of an owner may be one of those.
     pub(crate) fn take(self: &Arc<Self>, owner: u64, answers: usize, tenants: usize) -> Option<Vec<Slot>> {
         let mut taken = self.lock();
         let own = taken.by.get(&owner).copied().unwrap_or(0);

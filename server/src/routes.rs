@@ -57,3 +57,34 @@ async fn no_route(method: Method, uri: Uri) -> ApiError {
 async fn no_method(method: Method, uri: Uri) -> ApiError {
     ApiError::no_method(method.as_str(), uri.path())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        // The router tells its paths to nobody but those who debug it: `RouteId(3): "/v1/models"`.
+        let told = format!("{:?}", routes());
+        let told = told.split_once("paths: {").unwrap().1.split("fallback_router: ").next().unwrap();
+        let paths =
+            told.split("): \"").skip(1).map(|rest| rest.split('"').next().unwrap().replace("{*", "{"));
+        let paths: BTreeSet<String> = paths.filter(|path| path.starts_with('/')).collect();
+        assert!(paths.contains("/v1/models/{name}"), "{paths:?}");
+        let document: Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
+        let described: BTreeSet<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
+        let missing: Vec<_> = paths.difference(&described).collect();
+        assert!(
+            missing.is_empty(),
+            "say in server/src/openapi.json, under `paths`, what each method of these takes and gives (`tags` \
+             and `summary`; for a body `requestBody` with `schema` and an `example` that works; `responses`): \
+             {missing:?}"
+        );
+        let gone: Vec<_> = described.difference(&paths).collect();
+        assert!(gone.is_empty(), "server/src/openapi.json describes what is not there: {gone:?}");
+    }
+}

@@ -72,8 +72,8 @@ impl Store {
     }
 }
 
-/// A way to the file of a folder, which a server may be using. The folder and the tables are made where they are
-/// missing.
+/// A way to the file of a folder, which a server may be using. The folder and the tables are made where they
+/// are missing.
 ///
 /// # Errors
 /// If it cannot be written to, or a newer program wrote it.

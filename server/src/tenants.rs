@@ -69,15 +69,15 @@ impl Tenant {
         Tenant::new(Entry { name: "default".into(), terms, keys: Vec::new() }, 0, None)
     }
 
-    /// Whether it sees and uses an adapter: its own ones, those of the shared ones that it was given, and as an
-    /// administrator all. `owner`: the tenant that the adapter belongs to; none: it is shared.
+    /// Whether it sees and uses an adapter: its own ones, those of the shared ones that it was given, and as
+    /// an administrator all. `owner`: the tenant that the adapter belongs to; none: it is shared.
     pub(crate) fn sees(&self, adapter: &str, owner: Option<&str>) -> bool {
         let is_given = || self.adapters.as_ref().is_none_or(|adapters| adapters.contains(adapter));
         self.admin || owner.map_or_else(is_given, |owner| owner == self.name)
     }
 
-    /// Takes so many answers off the quotas, or says when to come again. Tokens count once they are known, so that
-    /// a request may go beyond what is left, and the next one waits the longer.
+    /// Takes so many answers off the quotas, or says when to come again. Tokens count once they are known, so
+    /// that a request may go beyond what is left, and the next one waits the longer.
     pub(crate) fn admit(&self, answers: usize) -> Result<(), ApiError> {
         let now = Instant::now();
         if let Some(most) = self.entry.terms.requests_per_minute.filter(|most| answers > *most as usize) {
@@ -130,8 +130,8 @@ struct Stored {
 }
 
 impl Now {
-    /// What follows on this: a tenant that was there keeps its number, and one that had keys goes on asking for
-    /// them.
+    /// What follows on this: a tenant that was there keeps its number, and one that had keys goes on asking
+    /// for them.
     fn follow(&self, entries: Vec<Entry>, has_keys: bool) -> Self {
         let has_keys = has_keys || self.has_keys;
         if !has_keys {
@@ -172,8 +172,8 @@ impl Tenants {
         Ok(Tenants { now: RwLock::new(now.into()), stored: None })
     }
 
-    /// Those of a state folder, which may change while the server runs. As long as it never had a key, everybody may
-    /// do everything.
+    /// Those of a state folder, which may change while the server runs. As long as it never had a key,
+    /// everybody may do everything.
     ///
     /// # Errors
     /// If the folder cannot be used.

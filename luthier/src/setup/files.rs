@@ -3,7 +3,8 @@
 /// Files that are not connections: the model's, adapters', the state's.
 const OTHERS: usize = 256;
 
-/// So many connections, or as many as there can be, after the system's soft limit is raised as far as the process may.
+/// So many connections, or as many as there can be, after the system's soft limit is raised as far as the
+/// process may.
 #[cfg(unix)]
 pub(crate) fn connections(wanted: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

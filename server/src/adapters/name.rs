@@ -12,8 +12,8 @@ pub(crate) fn is_name(name: &str) -> bool {
     (1..=LONGEST).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(is_allowed)
 }
 
-/// Whether the server may give this name to an adapter that a tenant trained: as OpenAI and the hub write them,
-/// also with `:` and `/`. It never names a file.
+/// Whether the server may give this name to an adapter that a tenant trained: as OpenAI and the hub write
+/// them, also with `:` and `/`. It never names a file.
 pub(super) fn is_given(name: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/".contains(&byte);
     (1..=2 * LONGEST).contains(&name.len()) && name.bytes().all(is_allowed)

@@ -18,7 +18,8 @@ fn store(root: &Path) -> Arc<Adapters> {
     Arc::new(Adapters::open(Box::new(loader), Some(root), Some(100), "base".into()).unwrap())
 }
 
-/// Two tenants that may use all that is shared, one that may use `shared` and `ft:alpha` by name, an administrator.
+/// Two tenants that may use all that is shared, one that may use `shared` and `ft:alpha` by name, an
+/// administrator.
 fn tenants(folder: &Path) -> Vec<Arc<Tenant>> {
     let tenant = |(name, more): (&str, &str)| {
         let key: String = Sha256::digest(name).iter().map(|byte| format!("{byte:02x}")).collect();

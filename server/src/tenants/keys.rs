@@ -15,8 +15,8 @@ use crate::audit::{self, Record};
 use crate::error::ServerError;
 use crate::store;
 
-/// Tenants with what they may do, and their keys. A key that is revoked stays, so that a server which had one never
-/// opens to all.
+/// Tenants with what they may do, and their keys. A key that is revoked stays, so that a server which had one
+/// never opens to all.
 pub(crate) const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS tenants (
         name TEXT PRIMARY KEY,
@@ -129,8 +129,8 @@ impl Keys {
         Ok(Made { id: key.id.to_string(), key: text, tenant: tenant.to_owned() })
     }
 
-    /// Takes over the tenants and keys of a file as `--keys` has it: the terms are those of the file, keys that are
-    /// not there yet are added. Gives the number of new keys. All of it or nothing.
+    /// Takes over the tenants and keys of a file as `--keys` has it: the terms are those of the file, keys
+    /// that are not there yet are added. Gives the number of new keys. All of it or nothing.
     ///
     /// # Errors
     /// If the file cannot be used, or a key in it is another tenant's here or was revoked.

@@ -1,4 +1,5 @@
-//! Adapters by name: at the start, over the API, from a root; replaced, unloaded, and gone when room is needed.
+//! Adapters by name: at the start, over the API, from a root; replaced, unloaded, and gone when room is
+//! needed.
 
 use std::fs;
 use std::thread;

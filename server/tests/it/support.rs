@@ -163,12 +163,12 @@ pub(crate) fn logprobs(token: u32, top: usize) -> Logprobs {
 /// What a server is started with.
 pub(crate) struct Start {
     pub(crate) tenants: Tenants,
-    pub(crate) state: Option<PathBuf>,
-    pub(crate) tuner: Option<Arc<dyn Tuner>>,
     pub(crate) limits: Limits,
     pub(crate) adapters: Vec<(String, PathBuf)>,
     pub(crate) root: Option<PathBuf>,
     pub(crate) bytes: Option<u64>,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) tuner: Option<Arc<dyn Tuner>>,
     pub(crate) has_template: bool,
     pub(crate) load_time: Duration,
 }
@@ -177,12 +177,12 @@ impl Default for Start {
     fn default() -> Self {
         Start {
             tenants: Tenants::open_to_all(),
-            state: None,
-            tuner: None,
             limits: Limits { drain_time: Duration::from_secs(5), ..Limits::of_context(CONTEXT) },
             adapters: Vec::new(),
             root: None,
             bytes: None,
+            state: None,
+            tuner: None,
             has_template: true,
             load_time: Duration::ZERO,
         }
@@ -227,7 +227,7 @@ impl Server {
     }
 
     pub(crate) fn try_with(start: Start) -> Result<Self, ServerError> {
-        let Start { tenants, state, tuner, limits, adapters, root, bytes, has_template, load_time } = start;
+        let Start { tenants, limits, adapters, root, bytes, state, tuner, has_template, load_time } = start;
         let place = Place::take("127.0.0.1", 0, &tenants)?;
         let (script, loads) = (Arc::new(Mutex::new(Script::default())), Arc::new(Mutex::new(0)));
         let tokenizer = Arc::new(tokenizer());
