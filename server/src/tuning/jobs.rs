@@ -292,6 +292,12 @@ pub(crate) fn served(all: &Transaction<'_>) -> rusqlite::Result<Vec<Job>> {
     query.query_map([], Job::read)?.collect()
 }
 
+/// A tenant's jobs whose results are served.
+pub(crate) fn with_models(all: &Transaction<'_>, tenant: &str) -> rusqlite::Result<Vec<Job>> {
+    let mut query = all.prepare_cached("SELECT * FROM jobs WHERE tenant = ?1 AND has_model")?;
+    query.query_map([tenant], Job::read)?.collect()
+}
+
 /// A tenant's jobs that have not ended.
 pub(crate) fn count_unfinished(all: &Transaction<'_>, tenant: &str) -> rusqlite::Result<i64> {
     let query = "SELECT count(*) FROM jobs WHERE tenant = ?1 AND finished IS NULL";

@@ -249,8 +249,8 @@ pub(crate) async fn delete_model(
 ) -> Result<Json<Value>, ApiError> {
     let ((store, bench), tenant, wanted) = (app.tuning()?, caller.0.name.clone(), name.clone());
     let deleted = aside(move || {
-        let jobs = store.with(|all| jobs::list(all, &tenant, i64::MAX, usize::MAX >> 1))?;
-        let job = jobs.into_iter().find(|job| job.has_model && job.result() == name);
+        let jobs = store.with(|all| jobs::with_models(all, &tenant))?;
+        let job = jobs.into_iter().find(|job| job.result() == name);
         let job = job.ok_or_else(|| ApiError::no_model(&name))?;
         bench.remove(&job)?;
         Ok(Json(json!({"id": name, "object": "model", "deleted": true})))
