@@ -29,7 +29,8 @@ impl Allowed {
             (0..).zip(logits).map(|(token, &logit)| if self.has(token) { logit } else { f32::NEG_INFINITY }),
         );
         for &token in stop.iter().filter(|_| self.may_end) {
-            if let (Some(masked), Some(&logit)) = (masked.get_mut(token as usize), logits.get(token as usize)) {
+            if let (Some(masked), Some(&logit)) = (masked.get_mut(token as usize), logits.get(token as usize))
+            {
                 *masked = logit;
             }
         }

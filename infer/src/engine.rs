@@ -603,8 +603,7 @@ fn ask_while(
         return Vec::new();
     }
     std::thread::scope(|scope| {
-        let asked =
-            scope.spawn(|| rules.iter_mut().map(|(_, rule)| rule.allowed()).collect::<Vec<_>>());
+        let asked = scope.spawn(|| rules.iter_mut().map(|(_, rule)| rule.allowed()).collect::<Vec<_>>());
         work();
         asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })

@@ -222,7 +222,7 @@ impl Server {
         let tokenizer = Arc::new(tokenizer());
         let stops = Stops { tokens: vec![END], text: None };
         let template = || ChatTemplate::compile(TEMPLATE, "test").unwrap().with_special_tokens(&tokenizer);
-        let chat = has_template.then(|| Chat { template: template(), stops: stops.clone() });
+        let chat = has_template.then(|| Chat::new(template(), stops.clone()));
         let counted = Arc::clone(&loads);
         let setup = Setup {
             model: "base".into(),
