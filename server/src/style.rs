@@ -190,7 +190,8 @@ mod tests {
             ("chatml", None),
             ("gemma", None),
         ] {
-            let style = Style::of(&ChatTemplate::builtin(name).unwrap());
+            let special = json!({"eos_token": "</s>"}).as_object().unwrap().clone();
+            let style = Style::of(&ChatTemplate::builtin(name).unwrap().with_variables(&special));
             assert_eq!(style.calls, expected, "{name}");
             assert_eq!(style.thinks, name == "qwen3", "{name}");
         }
