@@ -125,7 +125,10 @@ fn function(place: usize, tool: &Value) -> Result<Function, ApiError> {
     let name = function.get("name").and_then(Value::as_str).filter(is_name);
     let name = name.ok_or_else(|| wrong(".function.name", "a name of letters, digits, `_`, `-` and `.`"))?;
     let parameters = match function.get("parameters") {
-        None | Some(Value::Null) => json!({"type": "object", "properties": {}}),
+        // A function without parameters, as OpenAI has it.
+        None | Some(Value::Null) => {
+            json!({"type": "object", "properties": {}, "additionalProperties": false})
+        }
         Some(schema @ Value::Object(_)) => schema.clone(),
         Some(_) => return Err(wrong(".function.parameters", "an object, a JSON schema")),
     };

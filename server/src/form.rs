@@ -1,6 +1,6 @@
 //! The form that an answer is to have: `response_format`, as OpenAI has it, and vLLM's `structured_outputs`.
 
-use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::api::GrammarWithLexer;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
@@ -91,11 +91,6 @@ pub(crate) fn lark(text: &str) -> GrammarWithLexer {
 /// A text as Lark writes it.
 pub(crate) fn literal(text: &str) -> String {
     Value::from(text).to_string()
-}
-
-/// Several grammars as one, which begins with the first.
-pub(crate) fn together(grammars: Vec<GrammarWithLexer>) -> TopLevelGrammar {
-    TopLevelGrammar { grammars, max_tokens: None }
 }
 
 /// A schema that is neither too large nor too deep, with our rule for the space between its parts.

@@ -1,17 +1,21 @@
 //! The grammar of a chat's answer: thoughts, then calls of tools, or the form that was asked for.
 
 use data::Tokenizer;
-use llguidance::api::TopLevelGrammar;
+use llguidance::api::GrammarWithLexer;
 
 use crate::conversation::{Choice, Conversation};
 use crate::error::ApiError;
-use crate::form::{Formed, lark, together};
+use crate::form::{Formed, lark};
 use crate::reader::Thoughts;
 use crate::style::{Style, THINK, mark};
 
-/// A grammar, and the field that it comes from.
+/// A grammar in parts.
 pub(crate) struct Outline {
-    pub(crate) grammar: TopLevelGrammar,
+    /// What names the parts, if there is more than one.
+    pub(crate) main: Option<GrammarWithLexer>,
+    /// Each with the field that it comes from.
+    pub(crate) parts: Vec<(GrammarWithLexer, String)>,
+    /// The field that asks for all of it.
     pub(crate) param: String,
 }
 
@@ -19,7 +23,7 @@ impl Outline {
     /// Of an answer that has a form and nothing else.
     pub(crate) fn of_form(formed: Formed) -> Result<Self, ApiError> {
         let param = formed.param.clone();
-        Ok(Outline { grammar: together(vec![formed.grammar("form")?]), param })
+        Ok(Outline { main: None, parts: vec![(formed.grammar("form")?, param.clone())], param })
     }
 
     /// What the answer to a conversation is kept to; none if it may be anything.
@@ -36,6 +40,8 @@ impl Outline {
             Choice::Named(name) => functions.iter().filter(|function| function.name == *name).collect(),
         };
         let must_call = conversation.choice != Choice::Free;
+        // Who names a function wants one call of it.
+        let parallel = conversation.parallel && !matches!(conversation.choice, Choice::Named(_));
         if !must_call && formed.is_none() {
             return Ok(None);
         }
@@ -43,13 +49,13 @@ impl Outline {
             Some(formed) if !must_call => formed.param.clone(),
             _ => "tool_choice".to_owned(),
         };
-        let (mut bodies, mut rules, mut grammars) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bodies, mut rules, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         match &style.calls {
             Some(calls) if !asked.is_empty() => {
-                let (more, arguments) = calls.grammar(&asked, conversation.parallel, tokenizer)?;
+                let (more, arguments) = calls.grammar(&asked, parallel, tokenizer)?;
                 bodies.push("calls");
                 rules.push(more);
-                grammars.extend(arguments);
+                parts.extend(arguments);
             }
             None if must_call => {
                 let message = "the chat template of this model writes calls in a way that this server does not know, so \
@@ -60,7 +66,7 @@ impl Outline {
         }
         if let Some(formed) = formed.filter(|_| !must_call) {
             bodies.push("@form");
-            grammars.push(formed.grammar("form")?);
+            parts.push((formed.grammar("form")?, param.clone()));
         }
         let [open, close] = THINK.map(|word| mark(tokenizer, word));
         let start = match thoughts {
@@ -76,7 +82,6 @@ impl Outline {
             rules.push("GAP: /[ \\n]{1,4}/".to_owned());
         }
         let main = format!("start: {start}\nbody: {}\n{}\n", bodies.join(" | "), rules.join("\n"));
-        grammars.insert(0, lark(&main));
-        Ok(Some(Outline { grammar: together(grammars), param }))
+        Ok(Some(Outline { main: Some(lark(&main)), parts, param }))
     }
 }

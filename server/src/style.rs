@@ -134,22 +134,27 @@ impl Calls {
         })
     }
 
-    /// Rules for calls of some functions, the first of which is `calls`, and the grammars of their arguments.
+    /// Rules for calls of some functions, the first of which is `calls`, and the grammars of their arguments with the
+    /// fields that these come from.
     pub(crate) fn grammar(
         &self,
         functions: &[&Function],
         parallel: bool,
         tokenizer: &Tokenizer,
-    ) -> Result<(String, Vec<GrammarWithLexer>), ApiError> {
+    ) -> Result<(String, Vec<(GrammarWithLexer, String)>), ApiError> {
         let (open, close) = (mark(tokenizer, &self.open), mark(tokenizer, &self.close));
         let (lead, name) = self.before.split_at(self.before.rfind('{').unwrap_or(0));
         let lead = if lead.is_empty() { String::new() } else { literal(lead) };
         let gap = if self.close.is_empty() || self.is_list { "" } else { "\"\\n\"" };
-        let more = if parallel { MOST_CALLS - 1 } else { 0 };
+        let more = |call: &str| match parallel {
+            true => format!("({call}){{0,{}}}", MOST_CALLS - 1),
+            false => String::new(),
+        };
         let calls = match (self.is_list, self.open.is_empty()) {
-            (true, _) => format!("calls: {open} {lead} call (\", \" call){{0,{more}}} \"]\" {close}"),
+            (true, _) => format!("calls: {open} {lead} call {} \"]\" {close}", more("\", \" call")),
             (false, false) => {
-                format!("calls: one (\"\\n\" one){{0,{more}}}\none: {open} {lead} call {gap} {close}")
+                let more = more("\"\\n\" one");
+                format!("calls: one {more}\none: {open} {lead} call {gap} {close}")
             }
             // A call that stands alone is the only one.
             (false, true) => format!("calls: {lead} call"),
@@ -159,7 +164,8 @@ impl Calls {
         for (place, function) in functions.iter().enumerate() {
             let schema = checked(function.parameters.clone(), &function.param)?;
             let grammar = GrammarWithLexer { json_schema: Some(schema), ..form::lark("") };
-            grammars.push(GrammarWithLexer { name: Some(format!("arguments{place}")), ..grammar });
+            let grammar = GrammarWithLexer { name: Some(format!("arguments{place}")), ..grammar };
+            grammars.push((grammar, function.param.clone()));
             let head = literal(&format!("{name}{}{}", function.name, self.between));
             choices.push(format!("{head} @arguments{place} \"}}\""));
         }

@@ -87,7 +87,11 @@ fn short(message: &str) -> String {
     if message.starts_with("panic") {
         return "it is more than can be compiled".into();
     }
-    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    if message.starts_with("NoExtension") {
+        return "nothing fits it".into();
+    }
+    let lines =
+        message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("<non-verbose"));
     let line = lines.take(3).collect::<Vec<_>>().join("; ");
     line.chars().take(LONGEST_REASON).collect()
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use data::{ChatTemplate, TextStream, Tokenizer};
 use infer::Constraint;
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 
 use crate::conversation::Conversation;
 use crate::error::ApiError;
@@ -79,12 +80,23 @@ impl Words {
     }
 
     /// What keeps an answer to a grammar. It takes its time.
+    ///
+    /// # Errors
+    /// If a part of it, or all of it, cannot be used.
     pub(crate) fn constraint(&self, outline: Outline) -> Result<Box<dyn Constraint>, ApiError> {
-        let Outline { grammar, param } = outline;
+        let Outline { main, parts, param } = outline;
         let vocabulary = self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer));
         let vocabulary = vocabulary.as_ref().map_err(|error| ApiError::internal(error.as_str()))?;
-        let refused = |reason| ApiError::field(&param, format!("`{param}` cannot be used: {reason}"));
-        vocabulary.constraint(grammar).map_err(refused)
+        let make = |grammars: Vec<GrammarWithLexer>, param: &str| {
+            let made = vocabulary.constraint(TopLevelGrammar { grammars, max_tokens: None });
+            made.map_err(|reason| ApiError::field(param, format!("`{param}` cannot be used: {reason}")))
+        };
+        let Some(main) = main else { return make(parts.into_iter().map(|(part, _)| part).collect(), &param) };
+        // A part that nothing fits would be noticed in the midst of an answer.
+        for (part, param) in &parts {
+            make(vec![part.clone()], param)?;
+        }
+        make([main].into_iter().chain(parts.into_iter().map(|(part, _)| part)).collect(), &param)
     }
 
     /// A decoder for the tokens that follow a prompt.
