@@ -26,7 +26,8 @@ use crate::words::{Chat, Stops, Words};
 struct Read {
     prompt: Vec<u32>,
     stops: Stops,
-    constraint: Option<Box<dyn Constraint>>,
+    /// For each answer.
+    constraints: Vec<Option<Box<dyn Constraint>>>,
     reader: Reader,
     /// Special tokens that the reader looks for.
     marks: Vec<u32>,
@@ -66,20 +67,20 @@ pub(crate) async fn chat(
     let (words, own) = (Arc::clone(&app.words), adapter.clone());
     let read = aside(move || {
         let own = own.as_ref().and_then(|adapter| adapter.loaded.chat.as_ref());
-        read(&words, words.chat(own)?, conversation, formed)
+        read(&words, words.chat(own)?, conversation, formed, asked.n)
     });
-    let Read { prompt, stops, constraint, reader, marks, thinks } = read.await?;
+    let Read { prompt, stops, constraints, reader, marks, thinks } = read.await?;
     let param = if max_tokens.is_some() { param } else { "messages" };
     let max_tokens = room(prompt.len(), max_tokens, app.limits.context, param)?;
     let (stop, texts) = asked.ends(&stops);
-    let ask = |(answer, slot)| {
+    let ask = |(answer, (slot, constraint))| {
         let ask = Ask {
             prompt: prompt.clone(),
             adapter: adapter.as_ref().map(|adapter| Arc::clone(&adapter.loaded.adapter)),
             max_tokens,
             stop: stop.clone(),
             sampling: asked.sampling(answer),
-            constraint: constraint.clone(),
+            constraint,
             logprobs,
             prompt_logprobs: None,
             owner: caller.0.owner,
@@ -87,8 +88,7 @@ pub(crate) async fn chat(
         let answer = app.ask(ask, texts.clone(), "messages", asked.stream, &caller.0, adapter.as_ref(), slot);
         answer.telling(marks.clone())
     };
-    let mut answers: Vec<Answer> = slots.into_iter().enumerate().map(ask).collect();
-    drop(constraint);
+    let mut answers: Vec<Answer> = slots.into_iter().zip(constraints).enumerate().map(ask).collect();
     begin(&mut answers).await?;
     let mut usage = Usage::of_prompts(&answers, asked.n);
     usage.thought = thinks.then_some(0);
@@ -114,6 +114,7 @@ fn read(
     chat: &Chat,
     conversation: Conversation,
     formed: Option<Formed>,
+    answers: usize,
 ) -> Result<Read, ApiError> {
     let text = chat.write(&conversation, true)?;
     let (style, tokenizer) = (chat.style(), words.tokenizer());
@@ -123,7 +124,7 @@ fn read(
     Ok(Read {
         prompt: words.encode(&text, false, "messages")?,
         stops: chat.stops().clone(),
-        constraint: outline.map(|outline| words.constraint(outline)).transpose()?,
+        constraints: words.constraints(outline, answers)?,
         reader: Reader::new(style, thoughts, names, conversation.parallel),
         marks: style.marks(tokenizer),
         thinks: style.thinks,

@@ -59,16 +59,17 @@ pub(crate) async fn completions(
     let slots = app.admit(&caller.0, prompts.len() * asked.n)?;
     let adapter = app.adapter(&caller.0, &asked.model).await?;
     let words = Arc::clone(&app.words);
-    let (begun, constraint) = aside(move || {
+    let answers = slots.len();
+    let (begun, constraints) = aside(move || {
         let begun = prompts.into_iter().map(|prompt| read(&words, prompt, add_special, telling.echo));
         let begun: Vec<Begun> = begun.collect::<Result<_, _>>()?;
         let outline = formed.map(Outline::of_form).transpose()?;
-        Ok((begun, outline.map(|outline| words.constraint(outline)).transpose()?))
+        Ok((begun, words.constraints(outline, answers)?))
     })
     .await?;
     let (stop, texts) = asked.ends(app.words.stops());
     let mut answers = Vec::with_capacity(slots.len());
-    for (place, slot) in slots.into_iter().enumerate() {
+    for (place, (slot, constraint)) in slots.into_iter().zip(constraints).enumerate() {
         let prompt = &begun[place / asked.n].tokens;
         let ask = Ask {
             prompt: prompt.clone(),
@@ -76,14 +77,13 @@ pub(crate) async fn completions(
             max_tokens: room(prompt.len(), Some(max_tokens), app.limits.context, "max_tokens")?,
             stop: stop.clone(),
             sampling: asked.sampling(place % asked.n),
-            constraint: constraint.clone(),
+            constraint,
             logprobs: top,
             prompt_logprobs: top.filter(|_| telling.echo),
             owner: caller.0.owner,
         };
         answers.push(app.ask(ask, texts.clone(), "prompt", asked.stream, &caller.0, adapter.as_ref(), slot));
     }
-    drop(constraint);
     begin(&mut answers).await?;
     let usage = Usage::of_prompts(&answers, asked.n);
     let head = app.head("cmpl", &asked, adapter.as_ref());

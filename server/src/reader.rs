@@ -428,3 +428,71 @@ impl<'a> Cursor<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use data::ChatTemplate;
+    use serde_json::json;
+
+    use super::*;
+
+    /// What a text is read as, in pieces of so many characters: neighbours of a kind are put together, ids left out.
+    fn read(template: &str, text: &str, size: usize) -> Vec<(&'static str, String)> {
+        let special = json!({"eos_token": "</s>"}).as_object().unwrap().clone();
+        let style = Style::of(&ChatTemplate::builtin(template).unwrap().with_variables(&special));
+        let thoughts = if style.thinks { Thoughts::Maybe } else { Thoughts::None };
+        let mut reader = Reader::new(&style, thoughts, vec!["f".into(), "g".into()], true);
+        let letters: Vec<char> = text.chars().collect();
+        let mut deltas: Vec<Delta> =
+            letters.chunks(size).flat_map(|piece| reader.push(&piece.iter().collect::<String>())).collect();
+        deltas.extend(reader.finish());
+        let mut told: Vec<(&str, String)> = Vec::new();
+        for delta in deltas {
+            let (kind, text) = match delta {
+                Delta::Thought(text) => ("thought", text),
+                Delta::Said(text) => ("said", text),
+                Delta::Call { name, .. } => ("call", name),
+                Delta::Arguments(text) => ("arguments", text),
+            };
+            match told.last_mut().filter(|(last, _)| *last == kind && kind != "call") {
+                Some((_, before)) => before.push_str(&text),
+                None => told.push((kind, text)),
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn how_a_text_is_cut_makes_no_difference() {
+        let call = "{\"name\": \"f\", \"arguments\": {\"a\": \"}\\\"]é\", \"b\": [{}]}}";
+        let other = "{\"arguments\": {\"é\": 1}, \"name\": \"g\"}";
+        let texts = [
+            format!("Well <tool_call>\n{call}\n</tool_call>\n<tool_call>\n{other}\n</tool_call> é <tool"),
+            format!("<think> é\n\n a </thin </think>\n\nWell\n\n<tool_call>{call}</tool_call>"),
+            format!("  {call}; {other} x"),
+            format!("[TOOL_CALLS] [{call}, {other}] é"),
+            format!("[TOOL_CALLS] [{call} {{"),
+            format!("<tool_call>\n{{\"name\": \"h\"}}\n</tool_call>{call}"),
+            "<tool_call>{\"name\": \"f\\u0041\", \"arguments\": {}}</tool_call>".into(),
+            "<tool_call><tool_call>é <tool_call>{".into(),
+            "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"".into(),
+            "{\"name\": \"f\", \"parameters\": {}, \"more\": [1]}".into(),
+            "{\"name\" \"f\"} é".into(),
+            "<think>".into(),
+            " \n ".into(),
+            String::new(),
+        ];
+        for template in ["qwen2.5", "qwen3", "llama-3.1", "mistral-v3", "chatml"] {
+            for text in &texts {
+                let whole = read(template, text, usize::MAX);
+                for size in [1, 2, 3, 7] {
+                    assert_eq!(read(template, text, size), whole, "{template}, by {size}: {text}");
+                }
+                // Where nothing is called and thought, nothing is lost.
+                if whole.iter().all(|(kind, _)| *kind == "said") && !text.starts_with("<think>") {
+                    assert_eq!(whole.iter().map(|(_, text)| text.as_str()).collect::<String>(), *text);
+                }
+            }
+        }
+    }
+}

@@ -112,7 +112,10 @@ impl Constraint for Guided {
     }
 
     fn accept(&mut self, token: u32) -> Result<(), Reason> {
-        self.matcher.consume_token(token).map_err(|error| short(&error.to_string()))
+        self.matcher.consume_token(token).map_err(|error| short(&error.to_string()))?;
+        // What is too much stops it, too.
+        let stopped = self.matcher.stop_reason();
+        if stopped.is_ok() { Ok(()) } else { Err(format!("it takes too much work ({stopped})")) }
     }
 
     fn is_over(&self) -> bool {

@@ -79,11 +79,20 @@ impl Words {
         self.tokenizer.decode(ids, false).map_err(|error| ApiError::field(param, error.to_string()))
     }
 
-    /// What keeps an answer to a grammar. It takes its time.
+    /// What keeps each of some answers to a grammar, if there is one. It takes its time.
     ///
     /// # Errors
     /// If a part of it, or all of it, cannot be used.
-    pub(crate) fn constraint(&self, outline: Outline) -> Result<Box<dyn Constraint>, ApiError> {
+    pub(crate) fn constraints(
+        &self,
+        outline: Option<Outline>,
+        answers: usize,
+    ) -> Result<Vec<Option<Box<dyn Constraint>>>, ApiError> {
+        let constraint = outline.map(|outline| self.constraint(outline)).transpose()?;
+        Ok(vec![constraint; answers])
+    }
+
+    fn constraint(&self, outline: Outline) -> Result<Box<dyn Constraint>, ApiError> {
         let Outline { main, parts, param } = outline;
         let vocabulary = self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer));
         let vocabulary = vocabulary.as_ref().map_err(|error| ApiError::internal(error.as_str()))?;
