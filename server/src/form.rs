@@ -6,8 +6,12 @@ use serde_json::{Map, Value, json};
 use crate::error::ApiError;
 use crate::fields::Fields;
 
-/// Bytes of a schema, an expression or a grammar.
+/// Bytes of a schema, or of all choices.
 const MAX_BYTES: usize = 128 << 10;
+/// Bytes of an expression, also in a schema: what it costs grows with their square.
+const MAX_REGEX: usize = 4 << 10;
+/// Bytes of a grammar.
+const MAX_GRAMMAR: usize = 8 << 10;
 /// How deep it may be nested.
 const MAX_DEPTH: usize = 64;
 /// Space between the parts of JSON, so that an answer cannot consist of it.
@@ -64,17 +68,17 @@ impl Formed {
                 GrammarWithLexer { json_schema: Some(checked(schema, &param)?), ..lark("") }
             }
             Form::Regex(regex) => {
-                check(&regex, &param)?;
+                check(&regex, MAX_REGEX, &param)?;
                 GrammarWithLexer::from_regex(&regex)
             }
             Form::Choice(choices) => {
                 let choices: Vec<String> = choices.iter().map(|choice| literal(choice)).collect();
                 let text = format!("start: {}", choices.join(" | "));
-                too_long(text.len(), &param)?;
+                too_long(text.len(), MAX_BYTES, &param)?;
                 lark(&text)
             }
             Form::Grammar(text) => {
-                check(&text, &param)?;
+                check(&text, MAX_GRAMMAR, &param)?;
                 lark(&text)
             }
         };
@@ -98,7 +102,8 @@ pub(crate) fn checked(schema: Value, param: &str) -> Result<Value, ApiError> {
     let Value::Object(mut schema) = schema else {
         return Err(ApiError::field(param, format!("`{param}` must be an object, a JSON schema")));
     };
-    too_long(Value::from(schema.clone()).to_string().len(), param)?;
+    too_long(Value::from(schema.clone()).to_string().len(), MAX_BYTES, param)?;
+    schema.iter().try_for_each(|(name, value)| check_patterns(name, value, param))?;
     if schema.values().map(depth).max().unwrap_or(0) >= MAX_DEPTH {
         return Err(too_deep(param));
     }
@@ -106,13 +111,25 @@ pub(crate) fn checked(schema: Value, param: &str) -> Result<Value, ApiError> {
     Ok(Value::Object(schema))
 }
 
-fn too_long(bytes: usize, param: &str) -> Result<(), ApiError> {
-    match bytes {
-        0..=MAX_BYTES => Ok(()),
-        _ => Err(ApiError::field(
-            param,
-            format!("`{param}` has {bytes} bytes, and may have {MAX_BYTES} at most"),
-        )),
+fn too_long(bytes: usize, most: usize, param: &str) -> Result<(), ApiError> {
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(ApiError::field(param, format!("`{param}` has {bytes} bytes, and may have {most} at most")))
+}
+
+/// Refuses a schema with an expression that is too long.
+fn check_patterns(name: &str, value: &Value, param: &str) -> Result<(), ApiError> {
+    match value {
+        Value::String(pattern) if name == "pattern" => check(pattern, MAX_REGEX, param),
+        Value::Object(fields) => fields.iter().try_for_each(|(field, value)| {
+            if name == "patternProperties" {
+                check(field, MAX_REGEX, param)?;
+            }
+            check_patterns(field, value, param)
+        }),
+        Value::Array(items) => items.iter().try_for_each(|item| check_patterns("", item, param)),
+        _ => Ok(()),
     }
 }
 
@@ -129,8 +146,8 @@ fn depth(value: &Value) -> usize {
 }
 
 /// Refuses an expression or a grammar that is too long, or whose brackets are too many within each other.
-fn check(text: &str, param: &str) -> Result<(), ApiError> {
-    too_long(text.len(), param)?;
+fn check(text: &str, most: usize, param: &str) -> Result<(), ApiError> {
+    too_long(text.len(), most, param)?;
     let (mut depth, mut deepest) = (0_usize, 0);
     for byte in text.bytes() {
         match byte {
