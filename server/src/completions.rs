@@ -162,8 +162,8 @@ struct Choice {
 impl Choice {
     /// What a choice begins with: the prompt, if it is told again.
     fn new(words: &Words, begun: &Begun, logprobs: &[Logprobs], telling: Telling) -> Self {
-        let mut choice = Choice::default();
-        choice.prompt = telling.token_ids.then(|| begun.tokens.clone());
+        let prompt = telling.token_ids.then(|| begun.tokens.clone());
+        let mut choice = Choice { prompt, ..Choice::default() };
         if telling.echo {
             choice.text = begun.text.clone();
             choice.before = begun.text.chars().count();

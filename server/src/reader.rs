@@ -169,7 +169,10 @@ impl Reader {
             }
             Place::Rest(mut depth) => match depth.end(&self.held) {
                 Some(end) => self.go(self.held[end..].to_owned(), Place::Behind),
-                None => self.go(String::new(), Place::Rest(depth)) && false,
+                None => {
+                    self.go(String::new(), Place::Rest(depth));
+                    false
+                }
             },
             Place::Behind => self.behind(),
         }

@@ -75,7 +75,7 @@ struct Fifth {
 }
 
 impl Fifth {
-    fn new(length: usize) -> Box<dyn Constraint> {
+    fn rule(length: usize) -> Box<dyn Constraint> {
         Box::new(Fifth { taken: Vec::new(), length })
     }
 
@@ -168,7 +168,7 @@ fn asks(adapters: &[Option<Arc<Adapter>>], count: u64, seed: u64) -> Vec<Ask> {
             max_tokens: draw(n, 5, 30) as usize,
             stop: vec![draw(n, 6, 97) as u32],
             sampling: [Sampling::default(), sampled, penal][draw(n, 7, 3) as usize],
-            constraint: (draw(n, 11, 3) == 0).then(|| Fifth::new(draw(n, 12, 12) as usize + 1)),
+            constraint: (draw(n, 11, 3) == 0).then(|| Fifth::rule(draw(n, 12, 12) as usize + 1)),
             logprobs: (draw(n, 8, 2) == 0).then_some(3),
             prompt_logprobs: (draw(n, 9, 4) == 0).then_some(2),
             owner: draw(n, 10, 3),
@@ -429,21 +429,21 @@ fn a_constraint_decides_what_comes_and_when_it_ends() {
         owner: 0,
     };
     let free = alone(&mut engine, &ask(None, 1, Vec::new()));
-    let kept = alone(&mut engine, &ask(Some(Fifth::new(6)), 20, Vec::new()));
+    let kept = alone(&mut engine, &ask(Some(Fifth::rule(6)), 20, Vec::new()));
     assert_eq!((kept.tokens.len(), kept.ended), (6, Some(Finish::Stop)));
     // Log-probabilities are the model's own, also of what may not come.
     for ((token, logprob), (of_free, expected)) in kept.logprobs[0].top.iter().zip(&free.logprobs[0].top) {
         assert!(token == of_free && (logprob - expected).abs() < 1e-5, "{token}: {logprob}, not {expected}");
     }
-    let cut = alone(&mut engine, &ask(Some(Fifth::new(6)), 5, Vec::new()));
+    let cut = alone(&mut engine, &ask(Some(Fifth::rule(6)), 5, Vec::new()));
     assert_eq!((cut.tokens.as_slice(), cut.ended), (&kept.tokens[..5], Some(Finish::Length)));
-    let last = alone(&mut engine, &ask(Some(Fifth::new(6)), 6, Vec::new()));
+    let last = alone(&mut engine, &ask(Some(Fifth::rule(6)), 6, Vec::new()));
     assert_eq!(last.ended, Some(Finish::Stop), "what is complete is not cut");
     // Every token ends the sequence: none of them comes where it must not end.
-    let ended = alone(&mut engine, &ask(Some(Fifth::new(6)), 20, (0..97).filter(|t| t % 5 != 0).collect()));
+    let ended = alone(&mut engine, &ask(Some(Fifth::rule(6)), 20, (0..97).filter(|t| t % 5 != 0).collect()));
     assert_eq!((ended.tokens.len() % 2, ended.ended), (1, Some(Finish::Stop)));
-    let bad = engine.submit(ask(Some(Fifth::new(20)), 20, Vec::new())).unwrap();
-    let good = engine.submit(ask(Some(Fifth::new(6)), 20, Vec::new())).unwrap();
+    let bad = engine.submit(ask(Some(Fifth::rule(20)), 20, Vec::new())).unwrap();
+    let good = engine.submit(ask(Some(Fifth::rule(6)), 20, Vec::new())).unwrap();
     let (mut answer, mut failed) = (Answer::default(), None);
     while !engine.is_idle() {
         for (id, event) in engine.step() {
