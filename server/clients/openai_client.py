@@ -24,7 +24,7 @@ class Person(pydantic.BaseModel):
 
 
 PLACE = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"], "additionalProperties": False}
-TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather of a city", "parameters": PLACE}}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather of a city", "strict": True, "parameters": PLACE}}
 
 
 def forms(model):

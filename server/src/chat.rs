@@ -126,7 +126,7 @@ fn read(
         stops: chat.stops().clone(),
         constraints: words.constraints(outline, answers)?,
         reader: Reader::new(style, thoughts, names, conversation.parallel),
-        marks: style.marks(tokenizer),
+        marks: style.marks(!conversation.functions.is_empty(), tokenizer),
         thinks: style.thinks,
     })
 }

@@ -58,8 +58,8 @@ impl Outline {
                 parts.extend(arguments);
             }
             None if must_call => {
-                let message = "the chat template of this model writes calls in a way that this server does not know, so \
-                    they cannot be asked for: `tool_choice` may be \"auto\" or \"none\"";
+                let message = "the chat template of this model writes calls in a way that this server does not know, \
+                    so they cannot be asked for: `tool_choice` may be \"auto\" or \"none\"";
                 return Err(ApiError::field("tool_choice", message));
             }
             _ => {}

@@ -49,9 +49,10 @@ impl Style {
         Style { calls: Calls::of(template), thinks: template.source().contains(THINK[1]) }
     }
 
-    /// Special tokens that are told, since they say where calls and thoughts are.
-    pub(crate) fn marks(&self, tokenizer: &Tokenizer) -> Vec<u32> {
-        let calls = self.calls.iter().flat_map(|calls| [calls.open.as_str(), calls.close.as_str()]);
+    /// Special tokens that are told, since they say where thoughts are, and calls if there can be any.
+    pub(crate) fn marks(&self, calls: bool, tokenizer: &Tokenizer) -> Vec<u32> {
+        let calls =
+            self.calls.iter().filter(|_| calls).flat_map(|calls| [calls.open.as_str(), calls.close.as_str()]);
         let marks = calls.chain(THINK.into_iter().filter(|_| self.thinks));
         marks.filter_map(|mark| special(tokenizer, mark)).collect()
     }
