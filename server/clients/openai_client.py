@@ -12,6 +12,7 @@ name that nobody has must be answered with 404.
 import json
 import re
 import sys
+import typing
 
 import openai
 import pydantic
@@ -20,7 +21,7 @@ import pydantic
 class Person(pydantic.BaseModel):
     name: str = pydantic.Field(max_length=12)
     age: int = pydantic.Field(ge=0, le=150)
-    tags: list[str] = pydantic.Field(max_length=2)
+    tags: list[typing.Literal["red", "green"]] = pydantic.Field(max_length=2)
 
 
 PLACE = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"], "additionalProperties": False}

@@ -15,7 +15,7 @@ const MAX_GRAMMAR: usize = 8 << 10;
 /// How deep it may be nested.
 const MAX_DEPTH: usize = 64;
 /// Space between the parts of JSON, so that an answer cannot consist of it.
-const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
+const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,20}";
 /// Names that vLLM had.
 const OLDER: [&str; 4] = ["guided_json", "guided_regex", "guided_choice", "guided_grammar"];
 
