@@ -287,6 +287,19 @@ impl ChatTemplate {
         self
     }
 
+    /// The same with further variables, such as `enable_thinking`, which decide how it writes. What a conversation
+    /// is made of goes before them.
+    pub fn with_variables(&self, variables: &Map<String, Json>) -> Self {
+        let further = variables.iter().map(|(name, value)| (name.clone(), python::value(value)));
+        ChatTemplate {
+            env: self.env.clone(),
+            origin: self.origin.clone(),
+            source: self.source.clone(),
+            special: self.special.iter().cloned().chain(further).collect(),
+            ..*self
+        }
+    }
+
     /// Fixes the time that `strftime_now` tells, in seconds since 1970 (UTC), so that a run resumed on
     /// another day renders the same text. Without this it is the time of rendering.
     pub fn at_time(mut self, unix_seconds: i64) -> Self {

@@ -6,6 +6,7 @@
 //! exists. A folder in the older layout (`vocab.json` and `merges.txt`) is read as the `tokenizer.json` it
 //! would be converted to.
 
+mod bytes;
 pub mod gguf;
 mod legacy;
 mod pieces;

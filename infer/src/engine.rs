@@ -16,6 +16,7 @@ use compute::{Foreground, Precision};
 use model::memory::{Allocator, MemoryPlan};
 use model::{Activations, Adapter, Batch, Cache, Config, Decoder, Group, Layout, PAGE, Run};
 
+use crate::constraint::{Allowed, Constraint, Reason};
 use crate::generator::{Finish, InferError};
 use crate::pages::Pages;
 use crate::queue::Queue;
@@ -83,6 +84,8 @@ pub struct Ask {
     pub stop: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Which tokens it may be chosen from, if not from all. Where it allows nothing more, the sequence ends.
+    pub constraint: Option<Box<dyn Constraint>>,
     /// Log-probabilities of new tokens, and of so many of the likeliest beside each.
     pub logprobs: Option<usize>,
     /// The same of the prompt's tokens.
@@ -91,7 +94,8 @@ pub struct Ask {
     pub owner: u64,
 }
 
-/// The logarithm of a token's probability, before temperature and all else that sampling does.
+/// The logarithm of a token's probability by the model, before constraint, temperature and all else that sampling
+/// does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
     /// Which token.
@@ -155,6 +159,8 @@ struct Sequence {
     /// Full pages that others may begin with, and what stands before the next one.
     named: (usize, u64),
     prompt_logprobs: Vec<Logprobs>,
+    /// What its constraint says of the token that this step brings.
+    allowed: Option<Result<Allowed, Reason>>,
 }
 
 impl Sequence {
@@ -165,6 +171,24 @@ impl Sequence {
 
     fn new_tokens(&self) -> usize {
         self.tokens.len() - self.ask.prompt.len()
+    }
+
+    /// The next token for logits `[V]`, of those that may come. `masked` is room to work in.
+    fn next(&mut self, logits: &[f32], masked: &mut Vec<f32>) -> Result<u32, Reason> {
+        match self.allowed.take() {
+            None => Ok(self.sampler.sample(logits)),
+            Some(allowed) => match allowed?.mask(logits, &self.ask.stop, masked) {
+                true => Ok(self.sampler.sample(masked)),
+                false => Err("no token of the vocabulary may follow here".into()),
+            },
+        }
+    }
+
+    /// Lets the constraint take a new token; whether nothing may follow it.
+    fn accept(&mut self, token: u32) -> Result<bool, Reason> {
+        let Some(constraint) = &mut self.ask.constraint else { return Ok(false) };
+        constraint.accept(token)?;
+        Ok(constraint.is_over())
     }
 }
 
@@ -181,6 +205,8 @@ pub struct Engine {
     next_id: RequestId,
     /// Held while there are requests: what trains beside them stands back.
     foreground: Option<Foreground>,
+    /// Logits of one row, those of tokens that may not come at minus infinity.
+    masked: Vec<f32>,
 }
 
 impl Engine {
@@ -191,7 +217,8 @@ impl Engine {
         let (buffers, cache) = room(&decoder.config, decoder.precision, extent, allocator);
         let pages = Pages::new(extent.pages());
         let (queue, running) = (Queue::new(), BTreeMap::new());
-        Engine { decoder, extent, buffers, cache, pages, queue, running, next_id: 0, foreground: None }
+        let (masked, foreground) = (Vec::new(), None);
+        Engine { decoder, extent, buffers, cache, pages, queue, running, next_id: 0, foreground, masked }
     }
 
     /// The memory that [`Engine::new`] asks for, of a model like this.
@@ -322,8 +349,16 @@ impl Engine {
         if parts.is_empty() {
             return Vec::new();
         }
+        let mut rules = take_constraints(running, &parts);
         let groups = groups(decoder, extent.sums, running, &parts);
-        decoder.forward_groups(&groups, &batch, Some(cache), buffers);
+        let allowed = ask_while(&mut rules, || {
+            decoder.forward_groups(&groups, &batch, Some(cache), buffers);
+        });
+        drop(groups);
+        for ((id, rule), allowed) in rules.into_iter().zip(allowed) {
+            let sequence = running.get_mut(&id).expect("it took part");
+            (sequence.ask.constraint, sequence.allowed) = (Some(rule), Some(allowed));
+        }
         let wanted = self.advance(&parts);
         let mut events = Vec::new();
         for wanted in wanted.chunks(self.buffers.logits_rows()) {
@@ -359,6 +394,7 @@ impl Engine {
                 pages: taken.pages.into(),
                 named: (taken.there, taken.before),
                 prompt_logprobs: Vec::new(),
+                allowed: None,
                 ask,
             };
             self.running.insert(id, sequence);
@@ -399,7 +435,7 @@ impl Engine {
 
     /// The tokens of some rows, with their log-probabilities where these are asked for.
     fn answers(&mut self, wanted: &[&Wanted]) -> Vec<Result<Logprobs, InferError>> {
-        let Engine { decoder, buffers, running, .. } = self;
+        let Engine { decoder, buffers, running, masked, .. } = self;
         let rows: Vec<usize> = wanted.iter().map(|wanted| wanted.row).collect();
         let parts = wanted.iter().enumerate().map(|(i, wanted)| Part { id: wanted.id, row: i, count: 1 });
         let by_tiles = |i: usize| wanted[i].by_tiles;
@@ -417,7 +453,13 @@ impl Engine {
             let (token, asked) = match wanted.what {
                 Purpose::Known(token) => (token, sequence.ask.prompt_logprobs),
                 Purpose::Next if sequence.ask.max_tokens == 0 => (0, None),
-                Purpose::Next => (sequence.sampler.sample(logits), sequence.ask.logprobs),
+                Purpose::Next => match sequence.next(logits, masked) {
+                    Ok(token) => (token, sequence.ask.logprobs),
+                    Err(reason) => {
+                        found.push(Err(InferError::Constraint(reason)));
+                        continue;
+                    }
+                },
             };
             let top = asked.map_or(Vec::new(), |count| likeliest(logits, count));
             found.push(Ok(Logprobs { token, logprob: logits[token as usize], top }));
@@ -476,10 +518,17 @@ impl Engine {
         } else {
             self.queue.count(ask.owner, 0, 1);
             let logprobs = ask.logprobs.map(|_| logprobs);
+            let is_over = match sequence.accept(token) {
+                Ok(is_over) => is_over,
+                Err(reason) => {
+                    self.forget(id);
+                    return events.push((id, Event::Failed(InferError::Constraint(reason))));
+                }
+            };
             events.push((id, Event::Token { token, logprobs }));
             sequence.tokens.push(token);
             let is_last = sequence.new_tokens() == sequence.ask.max_tokens || sequence.computed == context;
-            is_last.then_some(Finish::Length)
+            if is_over { Some(Finish::Stop) } else { is_last.then_some(Finish::Length) }
         };
         if let Some(finish) = ended {
             self.forget(id);
@@ -541,6 +590,38 @@ fn next_batch(extent: Extent, running: &BTreeMap<RequestId, Sequence>) -> (Batch
         parts.push(Part { id, row: batch.push_paged(new, *computed, Arc::clone(pages)), count });
     }
     (batch, parts)
+}
+
+/// The constraints of the sequences to which a step brings a token, out of their hands for as long as it takes.
+fn take_constraints(
+    running: &mut BTreeMap<RequestId, Sequence>,
+    parts: &[Part],
+) -> Vec<(RequestId, Box<dyn Constraint>)> {
+    let mut rules = Vec::new();
+    for part in parts {
+        let sequence = running.get_mut(&part.id).expect("it takes part");
+        if sequence.ask.max_tokens > 0 && sequence.computed + part.count == sequence.tokens.len() {
+            rules.extend(sequence.ask.constraint.take().map(|rule| (part.id, rule)));
+        }
+    }
+    rules
+}
+
+/// What constraints allow, found on a thread of its own while `work` is done: they know all tokens but the one that
+/// it brings.
+fn ask_while(
+    rules: &mut [(RequestId, Box<dyn Constraint>)],
+    work: impl FnOnce(),
+) -> Vec<Result<Allowed, Reason>> {
+    if rules.is_empty() {
+        work();
+        return Vec::new();
+    }
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| rules.iter_mut().map(|(_, rule)| rule.allowed()).collect::<Vec<_>>());
+        work();
+        asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// How the rows of a sequence are multiplied in the next step.

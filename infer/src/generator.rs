@@ -53,6 +53,9 @@ pub enum InferError {
         /// What there is room for.
         room: String,
     },
+    /// What the request's constraint says of itself.
+    #[error("the answer could not be kept to what was asked for: {0}")]
+    Constraint(String),
     /// An id that the model has no embedding for.
     #[error(
         "token {token} is beyond the model's vocabulary of {vocab_size}: tokenizer and model do not belong together"

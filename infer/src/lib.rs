@@ -2,12 +2,14 @@
 //!
 //! Knows nothing of text or HTTP.
 
+mod constraint;
 mod engine;
 mod generator;
 mod pages;
 mod queue;
 mod sampler;
 
+pub use constraint::{Allowed, Constraint, Reason};
 pub use engine::{Ask, Engine, Event, Extent, Load, Logprobs, RequestId, Sums};
 pub use generator::{Finish, Generation, Generator, InferError, Request};
 pub use sampler::{Sampler, Sampling};

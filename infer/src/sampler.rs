@@ -9,7 +9,7 @@ use compute::random;
 pub struct Sampling {
     /// Logits are divided by it; 0: always the likeliest token.
     pub temperature: f32,
-    /// Only the likeliest tokens that together have this probability; 1: all.
+    /// Only the likeliest tokens that together have this probability, one at least; 1: all.
     pub top_p: f32,
     /// Only this many of the likeliest tokens; 0: all.
     pub top_k: usize,
@@ -68,7 +68,7 @@ impl Sampler {
         Sampler { sampling, drawn: 0, candidates: Vec::new(), counts, lowered: Vec::new() }
     }
 
-    /// The next token for logits `[V]`. Ties go to the smaller id.
+    /// The next token for logits `[V]`. Ties go to the smaller id; what is minus infinity never comes.
     ///
     /// # Panics
     /// If there are no logits.
@@ -81,7 +81,8 @@ impl Sampler {
         lowered.extend_from_slice(logits);
         let Sampling { presence_penalty, frequency_penalty, repetition_penalty, .. } = self.sampling;
         for (&token, &count) in &self.counts {
-            let Some(logit) = lowered.get_mut(token as usize) else { continue };
+            let logit = lowered.get_mut(token as usize).filter(|logit| **logit > f32::NEG_INFINITY);
+            let Some(logit) = logit else { continue };
             *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
             if count > 0 {
                 *logit -= presence_penalty + frequency_penalty * count as f32;
@@ -104,7 +105,8 @@ impl Sampler {
             return likeliest(logits);
         }
         self.candidates.clear();
-        self.candidates.extend(logits.iter().zip(0..).map(|(&l, id)| (l, id)));
+        let possible = logits.iter().zip(0..).filter(|(logit, _)| **logit > f32::NEG_INFINITY);
+        self.candidates.extend(possible.map(|(&l, id)| (l, id)));
         let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if top_k > 0 && top_k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(top_k - 1, order);

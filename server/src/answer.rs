@@ -58,6 +58,8 @@ pub(crate) struct Answer {
     asker: Asker,
     stream: TextStream,
     until: Until,
+    /// Special tokens that are told like text.
+    marks: Vec<u32>,
     /// What the error of a prompt that cannot be is about.
     param: &'static str,
     /// Tokens whose text is not yet said.
@@ -99,6 +101,7 @@ impl Answer {
             asker,
             stream,
             until,
+            marks: Vec::new(),
             param,
             held: VecDeque::new(),
             length: 0,
@@ -112,6 +115,21 @@ impl Answer {
             cached: 0,
             prompt_logprobs: Vec::new(),
         }
+    }
+
+    /// Has some special tokens told like text.
+    pub(crate) fn telling(self, marks: Vec<u32>) -> Self {
+        Answer { marks, ..self }
+    }
+
+    /// The text that became whole with a token.
+    fn read(&mut self, token: u32) -> String {
+        let tokenizer = self.words.tokenizer();
+        if !self.marks.contains(&token) {
+            return self.stream.push(tokenizer, token);
+        }
+        let stream = std::mem::replace(&mut self.stream, tokenizer.stream(true));
+        stream.finish(tokenizer) + &tokenizer.id_to_token(token).unwrap_or_default()
     }
 
     /// Takes what comes before the prompts of all answers are computed; that of this one's own counts once it is.
@@ -168,7 +186,7 @@ impl Answer {
     fn hear(&mut self, token: u32, logprobs: Option<Logprobs>) -> Piece {
         self.asker.meter.token();
         self.asker.tenant.charge(1);
-        let text = self.stream.push(self.words.tokenizer(), token);
+        let text = self.read(token);
         let offset = self.characters;
         self.length += text.len();
         self.characters += text.chars().count();

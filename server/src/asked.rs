@@ -29,6 +29,8 @@ pub(crate) struct Asked {
     pub(crate) stream: bool,
     /// Whether a stream ends by telling the tokens.
     pub(crate) include_usage: bool,
+    /// Whether the ids of all tokens are told, as vLLM has it.
+    pub(crate) token_ids: bool,
 }
 
 impl Asked {
@@ -38,13 +40,13 @@ impl Asked {
         let number = |name: &str, range, default: f32| -> Result<f32, ApiError> {
             Ok(fields.number(name, range)?.map_or(default, |number| number as f32))
         };
-        let top_p = fields.positive("top_p", 1.0)?.map_or(1.0, |p| p as f32);
         let repetition_penalty = number("repetition_penalty", 0.01..=10.0, 1.0)?;
         // -1, as vLLM has it, and 0: all.
         let top_k = fields.whole("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0);
         let sampling = Sampling {
             temperature: number("temperature", 0.0..=2.0, 1.0)?,
-            top_p,
+            // 0: the likeliest token alone, as OpenAI has it.
+            top_p: number("top_p", 0.0..=1.0, 1.0)?,
             top_k: usize::try_from(top_k).unwrap_or(0),
             min_p: number("min_p", 0.0..=1.0, 0.0)?,
             presence_penalty: number("presence_penalty", -2.0..=2.0, 0.0)?,
@@ -69,7 +71,6 @@ impl Asked {
         fields.refuse("logit_bias", is_empty)?;
         fields.refuse("best_of", |value| *value == json!(n))?;
         fields.refuse("use_beam_search", |value| *value == json!(false))?;
-        fields.refuse("response_format", |value| value.get("type") == Some(&json!("text")))?;
         Ok(Asked {
             model,
             sampling,
@@ -79,6 +80,7 @@ impl Asked {
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             stream: fields.boolean("stream")?.unwrap_or(false),
             include_usage,
+            token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
         })
     }
 

@@ -14,7 +14,9 @@ use crate::app::{App, Body, Caller, Head, aside};
 use crate::asked::{Asked, MAX_TOP, Prompt, room};
 use crate::chat::envelope;
 use crate::error::ApiError;
+use crate::form::Formed;
 use crate::logprobs::OfCompletion;
+use crate::outline::Outline;
 use crate::sse::{Events, Gone};
 use crate::usage::Usage;
 use crate::words::Words;
@@ -36,6 +38,7 @@ struct Telling {
     /// The prompt, before it.
     echo: bool,
     logprobs: bool,
+    token_ids: bool,
 }
 
 pub(crate) async fn completions(
@@ -48,19 +51,25 @@ pub(crate) async fn completions(
     let prompts = Prompt::read(&fields, most / asked.n)?;
     let max_tokens = fields.count("max_tokens", 0)?.unwrap_or(DEFAULT_TOKENS);
     let top = fields.whole("logprobs", 0..=MAX_TOP)?.map(|top| top as usize);
-    let telling = Telling { echo: fields.boolean("echo")?.unwrap_or(false), logprobs: top.is_some() };
+    let echo = fields.boolean("echo")?.unwrap_or(false);
+    let telling = Telling { echo, logprobs: top.is_some(), token_ids: asked.token_ids };
+    let formed = Formed::read(&fields)?;
     let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
     fields.refuse("suffix", |suffix| suffix.as_str() == Some(""))?;
     let slots = app.admit(&caller.0, prompts.len() * asked.n)?;
     let adapter = app.adapter(&caller.0, &asked.model).await?;
     let words = Arc::clone(&app.words);
-    let begun: Vec<Begun> = aside(move || {
-        prompts.into_iter().map(|prompt| read(&words, prompt, add_special, telling.echo)).collect()
+    let answers = slots.len();
+    let (begun, constraints) = aside(move || {
+        let begun = prompts.into_iter().map(|prompt| read(&words, prompt, add_special, telling.echo));
+        let begun: Vec<Begun> = begun.collect::<Result<_, _>>()?;
+        let outline = formed.map(Outline::of_form).transpose()?;
+        Ok((begun, words.constraints(outline, answers)?))
     })
     .await?;
     let (stop, texts) = asked.ends(app.words.stops());
     let mut answers = Vec::with_capacity(slots.len());
-    for (place, slot) in slots.into_iter().enumerate() {
+    for (place, (slot, constraint)) in slots.into_iter().zip(constraints).enumerate() {
         let prompt = &begun[place / asked.n].tokens;
         let ask = Ask {
             prompt: prompt.clone(),
@@ -68,6 +77,7 @@ pub(crate) async fn completions(
             max_tokens: room(prompt.len(), Some(max_tokens), app.limits.context, "max_tokens")?,
             stop: stop.clone(),
             sampling: asked.sampling(place % asked.n),
+            constraint,
             logprobs: top,
             prompt_logprobs: top.filter(|_| telling.echo),
             owner: caller.0.owner,
@@ -141,6 +151,9 @@ struct Work {
 struct Choice {
     text: String,
     logprobs: OfCompletion,
+    /// Ids of the prompt's tokens, until they are told, and of new ones.
+    prompt: Option<Vec<u32>>,
+    tokens: Vec<u32>,
     /// Characters of the prompt that stand before the answer.
     before: usize,
     reason: Option<&'static str>,
@@ -149,7 +162,8 @@ struct Choice {
 impl Choice {
     /// What a choice begins with: the prompt, if it is told again.
     fn new(words: &Words, begun: &Begun, logprobs: &[Logprobs], telling: Telling) -> Self {
-        let mut choice = Choice::default();
+        let prompt = telling.token_ids.then(|| begun.tokens.clone());
+        let mut choice = Choice { prompt, ..Choice::default() };
         if telling.echo {
             choice.text = begun.text.clone();
             choice.before = begun.text.chars().count();
@@ -166,6 +180,7 @@ impl Choice {
     fn push(&mut self, words: &Words, text: &str, said: &[Said], end: Option<&'static str>) {
         self.text.push_str(text);
         for said in said {
+            self.tokens.push(said.token);
             self.logprobs.push(words, said.token, said.logprobs.as_ref(), self.before + said.offset);
         }
         self.reason = end;
@@ -174,12 +189,20 @@ impl Choice {
     /// What there is to tell since the last time.
     fn take(&mut self, index: usize, telling: Telling) -> Value {
         let logprobs = std::mem::take(&mut self.logprobs);
-        json!({
+        let tokens = std::mem::take(&mut self.tokens);
+        let mut choice = json!({
             "index": index,
             "text": std::mem::take(&mut self.text),
             "logprobs": telling.logprobs.then(|| logprobs.value()),
             "finish_reason": self.reason,
-        })
+        });
+        if telling.token_ids {
+            choice["token_ids"] = tokens.into();
+            if let Some(prompt) = self.prompt.take() {
+                choice["prompt_token_ids"] = prompt.into();
+            }
+        }
+        choice
     }
 }
 
@@ -236,7 +259,8 @@ impl Work {
             };
             usage.new += tokens;
             choices[index].push(words, &text, &said, end);
-            if !text.is_empty() || end.is_some() || (telling.logprobs && !said.is_empty()) {
+            let tells = telling.logprobs || telling.token_ids;
+            if !text.is_empty() || end.is_some() || (tells && !said.is_empty()) {
                 events.send(&chunk(vec![choices[index].take(index, telling)])).await?;
             }
         }

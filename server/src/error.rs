@@ -228,6 +228,12 @@ impl ApiError {
     pub(crate) fn engine(error: &InferError, param: &str) -> Self {
         match error {
             InferError::NotFinite { .. } => ApiError::internal(error.to_string()),
+            InferError::Constraint(_) => ApiError::invalid(error.to_string()),
+            InferError::UnknownToken { token, vocab_size } => {
+                let message =
+                    format!("`{param}` has the token id {token}, and the vocabulary {vocab_size} tokens");
+                ApiError::field(param, message)
+            }
             InferError::AdapterTooLarge { .. } => ApiError::field("model", error.to_string()),
             InferError::PromptTooLong { .. } => ApiError::too_long(param, error.to_string()),
             _ => ApiError::field(param, error.to_string()),

@@ -23,6 +23,11 @@ impl Fields {
         }
     }
 
+    /// The object itself.
+    pub(crate) fn into_map(self) -> Map<String, Value> {
+        self.0
+    }
+
     /// A field as it is.
     pub(crate) fn value(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())
@@ -60,12 +65,6 @@ impl Fields {
     pub(crate) fn number(&self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
         let words = format!("a number from {} to {}", range.start(), range.end());
         self.read(name, &words, |value| value.as_f64().filter(|number| range.contains(number)))
-    }
-
-    /// A number above zero, up to a largest.
-    pub(crate) fn positive(&self, name: &str, largest: f64) -> Result<Option<f64>, ApiError> {
-        let words = format!("a number above 0, up to {largest}");
-        self.read(name, &words, |value| value.as_f64().filter(|number| *number > 0.0 && *number <= largest))
     }
 
     /// A whole number within a range.

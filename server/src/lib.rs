@@ -3,8 +3,10 @@
 //!
 //! A request's way: `routes` finds its route, `app` who asks (`tenants`) and reads the body (`fields`);
 //! `chat` or `completions` makes tokens of it (`words`), finds the adapter (`adapters`) and brings it to
-//! the thread that drives the engine (`worker`). What comes back becomes text in `answer`, and goes out as one
-//! object or as events (`sse`). `listen` is the server's life around that.
+//! the thread that drives the engine (`worker`), with a grammar where the answer has to have a form (`form`,
+//! `outline`, `vocabulary`). What comes back becomes text in `answer`, of a chat thoughts, words and calls (`reader`,
+//! by the `style` of its template), and goes out as one object or as events (`sse`). `listen` is the server's life
+//! around that.
 //!
 //! Knows nothing of models and files of weights: the binary gives it a worker, and a function that loads
 //! adapters.
@@ -20,6 +22,7 @@ mod conversation;
 mod error;
 mod fields;
 mod files;
+mod form;
 mod guard;
 mod listen;
 mod logprobs;
@@ -27,18 +30,22 @@ mod lora;
 mod metrics;
 mod models;
 mod openapi;
+mod outline;
 mod page;
 mod paging;
 mod patience;
 mod places;
+mod reader;
 mod routes;
 mod sse;
 mod status;
 mod store;
+mod style;
 mod tenants;
 mod tokens;
 pub mod tuning;
 mod usage;
+mod vocabulary;
 mod words;
 mod worker;
 

@@ -35,7 +35,7 @@ pub(crate) async fn tokenize(
             aside(move || {
                 let own = adapter.as_ref().and_then(|adapter| adapter.loaded.chat.as_ref());
                 let chat = words.chat(own)?;
-                let text = chat.write(&conversation.messages, conversation.tools.as_ref(), prompts)?;
+                let text = chat.write(&conversation, prompts)?;
                 words.encode(&text, add_special, "messages")
             })
             .await?

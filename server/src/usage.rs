@@ -10,6 +10,8 @@ pub(crate) struct Usage {
     pub(crate) prompt: usize,
     pub(crate) cached: usize,
     pub(crate) new: usize,
+    /// Of the new ones those of thoughts, where the model thinks.
+    pub(crate) thought: Option<usize>,
 }
 
 impl Usage {
@@ -24,11 +26,15 @@ impl Usage {
     }
 
     pub(crate) fn value(self) -> Value {
-        json!({
+        let mut usage = json!({
             "prompt_tokens": self.prompt,
             "completion_tokens": self.new,
             "total_tokens": self.prompt + self.new,
             "prompt_tokens_details": {"cached_tokens": self.cached},
-        })
+        });
+        if let Some(thought) = self.thought {
+            usage["completion_tokens_details"] = json!({"reasoning_tokens": thought});
+        }
+        usage
     }
 }

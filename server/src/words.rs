@@ -1,12 +1,17 @@
 //! Between text and tokens: the base's tokenizer, how conversations are written, and what ends the model's
 //! words.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use data::{ChatTemplate, TextStream, Tokenizer};
-use serde_json::{Map, Value};
+use infer::Constraint;
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 
+use crate::conversation::Conversation;
 use crate::error::ApiError;
+use crate::outline::Outline;
+use crate::style::Style;
+use crate::vocabulary::Vocabulary;
 
 /// Tokens before a text that decide how its first token reads: whether a space is put before it.
 const LEAD: usize = 32;
@@ -23,10 +28,9 @@ pub struct Stops {
 /// How conversations are written.
 #[derive(Debug)]
 pub struct Chat {
-    /// Writes them.
-    pub template: ChatTemplate,
-    /// What ends a turn.
-    pub stops: Stops,
+    template: ChatTemplate,
+    stops: Stops,
+    style: OnceLock<Style>,
 }
 
 /// What a server knows of text.
@@ -37,6 +41,8 @@ pub struct Words {
     chat: Option<Chat>,
     /// A token that stands before one whose text is looked for, and its text.
     before: Option<(u32, String)>,
+    /// Made for the first grammar.
+    vocabulary: OnceLock<Result<Vocabulary, String>>,
 }
 
 impl Words {
@@ -44,7 +50,7 @@ impl Words {
     pub fn new(tokenizer: Arc<Tokenizer>, stops: Stops, chat: Option<Chat>) -> Self {
         let first = tokenizer.encode("a", false).ok().and_then(|encoded| encoded.ids.last().copied());
         let before = first.and_then(|id| Some((id, tokenizer.decode(&[id], false).ok()?)));
-        Words { tokenizer, stops, chat, before }
+        Words { tokenizer, stops, chat, before, vocabulary: OnceLock::new() }
     }
 
     pub(crate) fn tokenizer(&self) -> &Tokenizer {
@@ -73,6 +79,35 @@ impl Words {
         self.tokenizer.decode(ids, false).map_err(|error| ApiError::field(param, error.to_string()))
     }
 
+    /// What keeps each of some answers to a grammar, if there is one. It takes its time.
+    ///
+    /// # Errors
+    /// If a part of it, or all of it, cannot be used.
+    pub(crate) fn constraints(
+        &self,
+        outline: Option<Outline>,
+        answers: usize,
+    ) -> Result<Vec<Option<Box<dyn Constraint>>>, ApiError> {
+        let constraint = outline.map(|outline| self.constraint(outline)).transpose()?;
+        Ok(vec![constraint; answers])
+    }
+
+    fn constraint(&self, outline: Outline) -> Result<Box<dyn Constraint>, ApiError> {
+        let Outline { main, parts, param } = outline;
+        let vocabulary = self.vocabulary.get_or_init(|| Vocabulary::new(&self.tokenizer));
+        let vocabulary = vocabulary.as_ref().map_err(|error| ApiError::internal(error.as_str()))?;
+        let make = |grammars: Vec<GrammarWithLexer>, param: &str| {
+            let made = vocabulary.constraint(TopLevelGrammar { grammars, max_tokens: None });
+            made.map_err(|reason| ApiError::field(param, format!("`{param}` cannot be used: {reason}")))
+        };
+        let Some(main) = main else { return make(parts.into_iter().map(|(part, _)| part).collect(), &param) };
+        // A part that nothing fits would be noticed in the midst of an answer.
+        for (part, param) in &parts {
+            make(vec![part.clone()], param)?;
+        }
+        make([main].into_iter().chain(parts.into_iter().map(|(part, _)| part)).collect(), &param)
+    }
+
     /// A decoder for the tokens that follow a prompt.
     pub(crate) fn stream_after(&self, prompt: &[u32]) -> TextStream {
         let mut stream = self.tokenizer.stream(true);
@@ -99,16 +134,28 @@ impl Words {
 }
 
 impl Chat {
+    /// `template` writes conversations, `stops` end a turn.
+    pub fn new(template: ChatTemplate, stops: Stops) -> Self {
+        Chat { template, stops, style: OnceLock::new() }
+    }
+
+    pub(crate) fn stops(&self) -> &Stops {
+        &self.stops
+    }
+
+    /// How calls and thoughts are written.
+    pub(crate) fn style(&self) -> &Style {
+        self.style.get_or_init(|| Style::of(&self.template))
+    }
+
     /// The text of a conversation, up to where the assistant begins to speak if `prompts`.
-    pub(crate) fn write(
-        &self,
-        messages: &[Map<String, Value>],
-        tools: Option<&Value>,
-        prompts: bool,
-    ) -> Result<String, ApiError> {
+    pub(crate) fn write(&self, conversation: &Conversation, prompts: bool) -> Result<String, ApiError> {
+        let Conversation { messages, tools, variables, .. } = conversation;
+        let own = (!variables.is_empty()).then(|| self.template.with_variables(variables));
+        let template = own.as_ref().unwrap_or(&self.template);
         let text = match prompts {
-            true => self.template.prompt(messages, tools),
-            false => self.template.render(messages, tools, false).map(|rendered| rendered.text),
+            true => template.prompt(messages, tools.as_ref()),
+            false => template.render(messages, tools.as_ref(), false).map(|rendered| rendered.text),
         };
         text.map_err(|error| ApiError::field("messages", error.to_string()))
     }

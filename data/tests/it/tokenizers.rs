@@ -125,3 +125,32 @@ fn a_special_token_is_found_in_text_whatever_the_normalizer() {
     assert_eq!(tokenizer.encode("a<end>", false).unwrap().ids, [2, 3, 1]);
     assert_eq!(tokenizer.decode(&[3, 1], true).unwrap(), "a");
 }
+
+#[test]
+fn the_bytes_of_tokens_are_those_of_the_text() {
+    let tokenizer = tokenizer();
+    let bytes = tokenizer.token_bytes();
+    assert_eq!(bytes.len(), tokenizer.vocab_size());
+    for text in ["Grüße, 東京! 👩‍👩‍👧 <|im_end|> naïve\n\t x", "a", ""] {
+        let ids = tokenizer.encode(text, false).unwrap().ids;
+        let all: Vec<u8> = ids.iter().flat_map(|&id| bytes[id as usize].clone()).collect();
+        assert_eq!(String::from_utf8(all).unwrap(), text);
+    }
+}
+
+/// As Llama 2 spells them: a mark for spaces, and bytes that no token has by their number.
+#[test]
+fn bytes_may_be_spelled_by_their_numbers() {
+    let json = r#"{"version": "1.0", "truncation": null, "padding": null, "pre_tokenizer": null, "post_processor": null,
+        "added_tokens": [{"id": 5, "content": "▁<0x41>", "single_word": false, "lstrip": false, "rstrip": false,
+                          "normalized": false, "special": false}],
+        "normalizer": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "unk_token": "?", "byte_fallback": true, "merges": [],
+                  "vocab": {"?": 0, "<0xE6>": 1, "▁": 2, "<0x0g>": 3, "é": 4}}}"#;
+    let files = Files::new(&[("tokenizer.json", json)]);
+    let bytes = Tokenizer::load(files.folder()).unwrap().token_bytes();
+    let expected: [&[u8]; 6] = [b"?", &[0xe6], b" ", b"<0x0g>", "é".as_bytes(), "▁<0x41>".as_bytes()];
+    assert_eq!(bytes, expected);
+}

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use compute::quant::{BlockType, Format};
 use compute::{Device, Precision, random};
 use infer::{
-    Ask, Engine, Event, Extent, Finish, Generator, InferError, Logprobs, Request, RequestId, Sampling, Sums,
+    Allowed, Ask, Constraint, Engine, Event, Extent, Finish, Generator, InferError, Logprobs, Request,
+    RequestId, Sampling, Sums,
 };
 use model::adapter::init::Init;
 use model::adapter::peft::targets;
@@ -66,6 +67,50 @@ fn extent(sums: Sums) -> Extent {
     Extent { context: 700, cached_tokens: 4000, step_tokens: 160, running: 9, max_rank: 16, sums }
 }
 
+/// Lets a fifth of all tokens come, another fifth at each place; after `length` of them nothing.
+#[derive(Clone, Debug)]
+struct Fifth {
+    taken: Vec<u32>,
+    length: usize,
+}
+
+impl Fifth {
+    fn rule(length: usize) -> Box<dyn Constraint> {
+        Box::new(Fifth { taken: Vec::new(), length })
+    }
+
+    fn has(before: &[u32], token: u32) -> bool {
+        let sum: u32 = before.iter().sum();
+        (token + sum + before.len() as u32).is_multiple_of(5)
+    }
+}
+
+impl Constraint for Fifth {
+    fn allowed(&mut self) -> Result<Allowed, String> {
+        let mut tokens = vec![0; 4];
+        (0..128)
+            .filter(|&token| Fifth::has(&self.taken, token))
+            .for_each(|t| tokens[t as usize / 32] |= 1 << (t % 32));
+        match self.taken.len() {
+            0..13 => Ok(Allowed { tokens, may_end: self.taken.len() % 2 == 1 }),
+            _ => Err("thirteen is too much".into()),
+        }
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        self.taken.push(token);
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.taken.len() == self.length
+    }
+
+    fn copy(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
 /// What a request came to.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Answer {
@@ -123,6 +168,7 @@ fn asks(adapters: &[Option<Arc<Adapter>>], count: u64, seed: u64) -> Vec<Ask> {
             max_tokens: draw(n, 5, 30) as usize,
             stop: vec![draw(n, 6, 97) as u32],
             sampling: [Sampling::default(), sampled, penal][draw(n, 7, 3) as usize],
+            constraint: (draw(n, 11, 3) == 0).then(|| Fifth::rule(draw(n, 12, 12) as usize + 1)),
             logprobs: (draw(n, 8, 2) == 0).then_some(3),
             prompt_logprobs: (draw(n, 9, 4) == 0).then_some(2),
             owner: draw(n, 10, 3),
@@ -174,6 +220,16 @@ fn check(decoder: &Arc<Decoder>, adapters: &[Option<Arc<Adapter>>], sums: Sums, 
         let mut engine = Engine::new(Arc::clone(decoder), small);
         let expected = alone(&mut engine, ask);
         assert!(answer == expected, "{:?}: {answer:?}, alone {expected:?}", ask.prompt.len());
+        if ask.constraint.is_some() {
+            for (i, &token) in answer.tokens.iter().enumerate() {
+                assert!(
+                    Fifth::has(&answer.tokens[..i], token),
+                    "{:?}: a token that may not come",
+                    answer.tokens
+                );
+            }
+            continue;
+        }
         if sums == Sums::Rows && ask.sampling.min_p == 0.0 && ask.max_tokens > 0 {
             let mut generator = Generator::new(decoder, ask.adapter.as_deref(), 700);
             let request = Request {
@@ -231,6 +287,7 @@ fn what_is_sampled_by_tiles_has_the_log_probabilities_of_training() {
                 max_tokens: 20,
                 stop: Vec::new(),
                 sampling,
+                constraint: None,
                 logprobs: Some(0),
                 prompt_logprobs: Some(0),
                 owner: 0,
@@ -271,6 +328,7 @@ fn log_probabilities_are_those_of_the_softmax() {
         max_tokens: 5,
         stop: Vec::new(),
         sampling: Sampling::default(),
+        constraint: None,
         logprobs: Some(97),
         prompt_logprobs: Some(97),
         owner: 0,
@@ -299,6 +357,7 @@ fn what_there_is_no_room_for_is_refused() {
             max_tokens,
             stop: Vec::new(),
             sampling: Sampling::default(),
+            constraint: None,
             logprobs: None,
             prompt_logprobs: None,
             owner: 0,
@@ -331,6 +390,7 @@ fn an_adapter_of_damaged_values_fails_its_own_requests_alone() {
         max_tokens: 4,
         stop: Vec::new(),
         sampling: Sampling::default(),
+        constraint: None,
         logprobs: None,
         prompt_logprobs: Some(1),
         owner: 0,
@@ -350,4 +410,50 @@ fn an_adapter_of_damaged_values_fails_its_own_requests_alone() {
     }
     assert!(failed && answer == expected);
     assert_eq!(engine.load().used_pages, 0);
+}
+
+/// A request that is kept to something is asked of what may come, ends where nothing may, and fails alone.
+#[test]
+fn a_constraint_decides_what_comes_and_when_it_ends() {
+    let decoder = llama(Precision::F32, None);
+    let mut engine = Engine::new(decoder, extent(Sums::Rows));
+    let ask = |constraint, max_tokens, stop| Ask {
+        prompt: vec![1, 2, 3],
+        adapter: None,
+        max_tokens,
+        stop,
+        sampling: Sampling { temperature: 1.0, seed: 3, ..Sampling::default() },
+        constraint,
+        logprobs: Some(97),
+        prompt_logprobs: None,
+        owner: 0,
+    };
+    let free = alone(&mut engine, &ask(None, 1, Vec::new()));
+    let kept = alone(&mut engine, &ask(Some(Fifth::rule(6)), 20, Vec::new()));
+    assert_eq!((kept.tokens.len(), kept.ended), (6, Some(Finish::Stop)));
+    // Log-probabilities are the model's own, also of what may not come.
+    for ((token, logprob), (of_free, expected)) in kept.logprobs[0].top.iter().zip(&free.logprobs[0].top) {
+        assert!(token == of_free && (logprob - expected).abs() < 1e-5, "{token}: {logprob}, not {expected}");
+    }
+    let cut = alone(&mut engine, &ask(Some(Fifth::rule(6)), 5, Vec::new()));
+    assert_eq!((cut.tokens.as_slice(), cut.ended), (&kept.tokens[..5], Some(Finish::Length)));
+    let last = alone(&mut engine, &ask(Some(Fifth::rule(6)), 6, Vec::new()));
+    assert_eq!(last.ended, Some(Finish::Stop), "what is complete is not cut");
+    // Every token ends the sequence: none of them comes where it must not end.
+    let ended = alone(&mut engine, &ask(Some(Fifth::rule(6)), 20, (0..97).filter(|t| t % 5 != 0).collect()));
+    assert_eq!((ended.tokens.len() % 2, ended.ended), (1, Some(Finish::Stop)));
+    let bad = engine.submit(ask(Some(Fifth::rule(20)), 20, Vec::new())).unwrap();
+    let good = engine.submit(ask(Some(Fifth::rule(6)), 20, Vec::new())).unwrap();
+    let (mut answer, mut failed) = (Answer::default(), None);
+    while !engine.is_idle() {
+        for (id, event) in engine.step() {
+            match event {
+                Event::Failed(error) if id == bad => failed = Some(error),
+                event if id == good => answer.take(event),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(failed, Some(InferError::Constraint("thirteen is too much".into())));
+    assert_eq!((answer, engine.load().used_pages), (kept, 0));
 }

@@ -56,6 +56,7 @@ fn text_is_generated_by_operations_and_transfers_alone() {
                     max_tokens: 5,
                     stop: Vec::new(),
                     sampling: Sampling::default(),
+                    constraint: None,
                     logprobs: Some(2),
                     prompt_logprobs: Some(2),
                     owner: 0,

@@ -96,3 +96,35 @@ fn whatever_the_penalties_something_is_drawn() {
         }
     }
 }
+
+/// As a constraint leaves logits, under all that sampling does to them.
+#[test]
+fn what_is_minus_infinity_never_comes() {
+    let logits = [f32::NEG_INFINITY, 2.0, f32::NEG_INFINITY, -80.0, 5.0, f32::NEG_INFINITY];
+    for temperature in [0.0, 1e-3, 1.0, 50.0] {
+        for (top_p, top_k, min_p) in
+            [(1.0, 0, 0.0), (0.0, 0, 0.0), (0.9, 5, 0.0), (1.0, 0, 0.5), (1.0, 6, 0.0)]
+        {
+            for (repetition_penalty, frequency_penalty) in [(1.0, 0.0), (1.5, 0.5), (0.5, -2.0)] {
+                let sampling = Sampling {
+                    temperature,
+                    top_p,
+                    top_k,
+                    min_p,
+                    repetition_penalty,
+                    frequency_penalty,
+                    ..Sampling::default()
+                };
+                let mut sampler = Sampler::new(sampling, &[0, 1, 2, 3]);
+                let drawn: Vec<u32> = (0..200).map(|_| sampler.sample(&logits)).collect();
+                assert!(drawn.iter().all(|token| [1, 3, 4].contains(token)), "{sampling:?}: {drawn:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn top_p_of_nothing_leaves_the_likeliest() {
+    let sampling = Sampling { temperature: 1.0, top_p: 0.0, ..Sampling::default() };
+    assert_eq!(counts(sampling, 100), [0, 100, 0, 0, 0]);
+}

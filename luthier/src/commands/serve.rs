@@ -193,7 +193,8 @@ fn engine_stops(stops: Stops) -> server::Stops {
 
 /// How conversations are written with a template.
 fn chat(config: &Config, tokenizer: &Tokenizer, template: ChatTemplate) -> Chat {
-    Chat { stops: engine_stops(stops(config, tokenizer, Some(&template))), template }
+    let stops = engine_stops(stops(config, tokenizer, Some(&template)));
+    Chat::new(template, stops)
 }
 
 /// Reads adapters for a base.

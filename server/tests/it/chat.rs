@@ -176,7 +176,7 @@ fn what_is_wrong_is_told_by_its_name() {
     for (more, param) in [
         (json!({"temperature": 2.5}), "temperature"),
         (json!({"temperature": "hot"}), "temperature"),
-        (json!({"top_p": 0}), "top_p"),
+        (json!({"top_p": -0.5}), "top_p"),
         (json!({"top_k": -2}), "top_k"),
         (json!({"min_p": 1.5}), "min_p"),
         (json!({"presence_penalty": 3}), "presence_penalty"),
@@ -208,7 +208,6 @@ fn what_is_wrong_is_told_by_its_name() {
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"model": null}), "model"),
         (json!({"model": 5}), "model"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
         (json!({"logit_bias": {"5": 1}}), "logit_bias"),
         (json!({"stop_token_ids": [-1]}), "stop_token_ids"),
     ] {
@@ -243,4 +242,28 @@ fn a_name_that_nobody_has_is_not_found() {
         assert_eq!(reply.json(404)["error"]["code"], "model_not_found");
     }
     assert!(server.script.lock().unwrap().asks.is_empty(), "the base does not answer for others");
+}
+
+#[test]
+fn the_ids_of_tokens_are_told_if_asked_for() {
+    let server = Server::start();
+    let prompt = encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    let asked = json!({"return_token_ids": true, "max_tokens": 5});
+    let answer = server.post(PATH, &body(asked.clone())).json(200);
+    assert_eq!(answer["prompt_token_ids"], json!(prompt));
+    assert_eq!(answer["choices"][0]["token_ids"], json!(encode(SAYS)[..5]));
+    let mut streamed = body(asked);
+    streamed["stream"] = json!(true);
+    let events = server.post(PATH, &streamed).events();
+    assert_eq!(events[0]["prompt_token_ids"], json!(prompt));
+    let ids = events.iter().filter_map(|event| event["choices"][0]["token_ids"].as_array()).flatten();
+    assert_eq!(ids.cloned().collect::<Value>(), answer["choices"][0]["token_ids"]);
+}
+
+/// As OpenAI takes it: the likeliest token alone.
+#[test]
+fn top_p_may_be_zero() {
+    let server = Server::start();
+    server.post(PATH, &body(json!({"top_p": 0}))).json(200);
+    assert_eq!(server.script.lock().unwrap().asks[0].sampling.top_p, 0.0);
 }

@@ -206,3 +206,29 @@ fn a_request_may_have_hundreds_of_answers() {
         assert_eq!(answer["choices"].as_array().unwrap().len(), 300);
     }
 }
+
+#[test]
+fn the_ids_of_tokens_are_told_if_asked_for() {
+    let server = Server::start();
+    let asked = json!({"prompt": [[97], [98, 99]], "return_token_ids": true, "max_tokens": 2});
+    let answer = server.post(PATH, &body(asked.clone())).json(200);
+    for (index, prompt) in [json!([97]), json!([98, 99])].into_iter().enumerate() {
+        let choice = &answer["choices"][index];
+        assert_eq!((&choice["prompt_token_ids"], &choice["token_ids"]), (&prompt, &json!(encode(SAYS)[..2])));
+    }
+    let mut streamed = body(asked);
+    streamed["stream"] = json!(true);
+    let events = server.post(PATH, &streamed).events();
+    let of_first = events.iter().map(|event| &event["choices"][0]).filter(|choice| choice["index"] == 0);
+    let of_first: Vec<&Value> = of_first.collect();
+    assert_eq!(of_first[0]["prompt_token_ids"], json!([97]));
+    let ids = of_first.iter().filter_map(|choice| choice["token_ids"].as_array()).flatten();
+    assert_eq!(ids.cloned().collect::<Value>(), json!(encode(SAYS)[..2]));
+}
+
+#[test]
+fn an_unknown_token_is_told_with_its_field_and_the_vocabulary() {
+    let server = Server::start();
+    let message = server.post(PATH, &body(json!({"prompt": [97, 5000]}))).error(400, Some("prompt"));
+    assert_eq!(message, "`prompt` has the token id 5000, and the vocabulary 263 tokens");
+}

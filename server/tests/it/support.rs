@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use compute::Device;
 use data::{ChatTemplate, Tokenizer};
-use infer::{Adapter, Ask, Event, Finish, InferError, Load, Logprobs, RequestId};
+use infer::{Adapter, Allowed, Ask, Event, Finish, InferError, Load, Logprobs, RequestId};
 use model::Layout;
 use serde_json::{Map, Value, json};
 use server::tuning::Tuner;
@@ -61,11 +61,14 @@ pub(crate) struct Script {
     pub(crate) lanes: usize,
     /// Whether the next step fails.
     pub(crate) breaks: bool,
+    /// What the worker says instead of [`SAYS`].
+    pub(crate) says: Option<String>,
 }
 
 /// Says [`SAYS`], or without end where the prompt has a `!`, a token of each request a step.
 struct Scripted {
     script: Arc<Mutex<Script>>,
+    context: usize,
     next: RequestId,
     running: BTreeMap<RequestId, (Ask, Vec<u32>, Option<usize>)>,
 }
@@ -75,8 +78,8 @@ impl Worker for Scripted {
         if ask.prompt.is_empty() {
             return Err(InferError::EmptyPrompt);
         }
-        if ask.prompt.len() > CONTEXT {
-            return Err(InferError::PromptTooLong { prompt: ask.prompt.len(), context: CONTEXT });
+        if ask.prompt.len() > self.context {
+            return Err(InferError::PromptTooLong { prompt: ask.prompt.len(), context: self.context });
         }
         if let Some(&token) = ask.prompt.iter().find(|token| **token >= VOCAB) {
             return Err(InferError::UnknownToken { token, vocab_size: VOCAB as usize });
@@ -84,7 +87,10 @@ impl Worker for Scripted {
         let mut says: Vec<u32> = ask.adapter.iter().map(|adapter| adapter.dropout as u32).collect();
         match ask.prompt.contains(&33) {
             true => says.extend([97].repeat(CONTEXT)),
-            false => says.extend(encode(SAYS).into_iter().chain([END])),
+            false => {
+                let text = self.script.lock().unwrap().says.clone();
+                says.extend(encode(text.as_deref().unwrap_or(SAYS)).into_iter().chain([END]));
+            }
         }
         self.next += 1;
         self.script.lock().unwrap().asks.push(ask.clone());
@@ -125,19 +131,34 @@ impl Worker for Scripted {
                 }
                 continue;
             };
-            let token = says[*at % says.len()];
+            let mut token = says[*at % says.len()];
+            if let Some(constraint) = &mut ask.constraint {
+                match constraint.allowed() {
+                    Ok(allowed) => token = keep_to(&allowed, token),
+                    Err(reason) => {
+                        events.push((id, Event::Failed(InferError::Constraint(reason))));
+                        continue;
+                    }
+                }
+            }
             *at += 1;
             if ask.stop.contains(&token) {
                 events.push((id, Event::End(Finish::Stop)));
                 continue;
             }
             events.push((id, Event::Token { token, logprobs: ask.logprobs.map(|top| logprobs(token, top)) }));
-            if *at == ask.max_tokens {
+            let is_over = ask.constraint.as_mut().is_some_and(|constraint| {
+                constraint.accept(token).unwrap();
+                constraint.is_over()
+            });
+            if is_over {
+                events.push((id, Event::End(Finish::Stop)));
+            } else if *at == ask.max_tokens {
                 events.push((id, Event::End(Finish::Length)));
             }
         }
         for (id, event) in &events {
-            if matches!(event, Event::End(_)) {
+            if matches!(event, Event::End(_) | Event::Failed(_)) {
                 self.running.remove(id);
             }
         }
@@ -151,6 +172,12 @@ impl Worker for Scripted {
     fn load(&self) -> Load {
         Load { running: self.running.len(), used_pages: self.running.len(), pages: 8, ..Load::default() }
     }
+}
+
+/// The token that is wanted if it may come; else the end if that may come, or the first token that may.
+fn keep_to(allowed: &Allowed, wanted: u32) -> u32 {
+    let may_come = |token: &u32| allowed.has(*token) || (*token == END && allowed.may_end);
+    [wanted, END].into_iter().chain(0..VOCAB).find(may_come).expect("something may come")
 }
 
 /// As if each token were as likely as its id is small, and its neighbours a little less.
@@ -170,6 +197,9 @@ pub(crate) struct Start {
     pub(crate) state: Option<PathBuf>,
     pub(crate) tuner: Option<Arc<dyn Tuner>>,
     pub(crate) has_template: bool,
+    pub(crate) template: String,
+    /// What computes instead of the script.
+    pub(crate) worker: Option<Box<dyn Worker>>,
     pub(crate) load_time: Duration,
 }
 
@@ -184,6 +214,8 @@ impl Default for Start {
             state: None,
             tuner: None,
             has_template: true,
+            template: TEMPLATE.into(),
+            worker: None,
             load_time: Duration::ZERO,
         }
     }
@@ -222,22 +254,51 @@ impl Server {
         Server::with(Start::default())
     }
 
+    /// With one of the built-in templates, and room for what it writes.
+    pub(crate) fn with_template(name: &str) -> Self {
+        let template = ChatTemplate::builtin(name).unwrap().source().to_owned();
+        Server::with(Start { template, limits: Limits::of_context(4096), ..Start::default() })
+    }
+
+    /// Has the worker say something.
+    pub(crate) fn says(&self, text: &str) {
+        self.script.lock().unwrap().says = Some(text.to_owned());
+    }
+
     pub(crate) fn with(start: Start) -> Self {
         Server::try_with(start).unwrap_or_else(|error| panic!("{error}"))
     }
 
     pub(crate) fn try_with(start: Start) -> Result<Self, ServerError> {
-        let Start { tenants, limits, adapters, root, bytes, state, tuner, has_template, load_time } = start;
+        let Start {
+            tenants,
+            limits,
+            adapters,
+            root,
+            bytes,
+            state,
+            tuner,
+            has_template,
+            template,
+            worker,
+            load_time,
+        } = start;
         let place = Place::take("127.0.0.1", 0, &tenants)?;
         let (script, loads) = (Arc::new(Mutex::new(Script::default())), Arc::new(Mutex::new(0)));
         let tokenizer = Arc::new(tokenizer());
         let stops = Stops { tokens: vec![END], text: None };
-        let template = || ChatTemplate::compile(TEMPLATE, "test").unwrap().with_special_tokens(&tokenizer);
-        let chat = has_template.then(|| Chat { template: template(), stops: stops.clone() });
+        let template = || ChatTemplate::compile(&template, "test").unwrap().with_special_tokens(&tokenizer);
+        let chat = has_template.then(|| Chat::new(template(), stops.clone()));
         let counted = Arc::clone(&loads);
+        let scripted: Box<dyn Worker> = Box::new(Scripted {
+            script: Arc::clone(&script),
+            context: limits.context,
+            next: 0,
+            running: BTreeMap::new(),
+        });
         let setup = Setup {
             model: "base".into(),
-            worker: Box::new(Scripted { script: Arc::clone(&script), next: 0, running: BTreeMap::new() }),
+            worker: worker.unwrap_or(scripted),
             words: Words::new(Arc::clone(&tokenizer), stops, chat),
             loader: Box::new(move |path| {
                 *counted.lock().unwrap() += 1;

@@ -217,6 +217,7 @@ fn ask(
                 max_tokens: of.new,
                 stop: Vec::new(),
                 sampling: Sampling::default(),
+                constraint: None,
                 logprobs: None,
                 prompt_logprobs: None,
                 owner: 0,
