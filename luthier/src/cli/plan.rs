@@ -28,7 +28,7 @@ pub(crate) enum Bench {
     Serve(BenchServe),
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(crate) struct BenchServe {
     #[command(flatten)]
     pub(crate) bench: BenchArgs,
@@ -50,12 +50,21 @@ pub(crate) struct BenchServe {
     /// Measure a server, too, that holds one adapter at a time
     #[arg(long)]
     pub(crate) swapping: bool,
+    /// Measure, too, what a client notices of another that always has four times --parallel requests waiting
+    #[arg(long)]
+    pub(crate) greedy: bool,
     /// Sum new tokens as training does
     #[arg(long)]
     pub(crate) exact_logprobs: bool,
+    /// Ask a server with OpenAI's interface, ours or another's, that serves this model; its adapters are used
+    #[arg(long, value_name = "URL", conflicts_with_all = ["swapping", "greedy", "exact_logprobs"])]
+    pub(crate) url: Option<String>,
+    /// The key for --url
+    #[arg(long, value_name = "KEY", requires = "url")]
+    pub(crate) key: Option<String>,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 #[command(group = ArgGroup::new("what").required(true).args(["model", "shape"]))]
 pub(crate) struct BenchArgs {
     /// The base model: a folder or a hub id

@@ -266,13 +266,13 @@ impl server::tuning::Tuner for Tuner {
     fn plan(&self, task: &Task) -> Result<Plan, String> {
         let planned = || {
             let base = Rc::new(Base::open(&self.model)?);
-            let Prepared { settings, steps, .. } = self.prepare(0, task, &base)?.prepared;
-            let run = &settings.run;
+            let prepared = self.prepare(0, task, &base)?.prepared;
+            let run = &prepared.settings.run;
             anyhow::Ok(Plan {
-                epochs: setup::epochs(run),
+                epochs: prepared.epochs(),
                 batch_size: setup::batch_size(run),
                 learning_rate: setup::learning_rate(run),
-                steps,
+                steps: prepared.steps,
                 seed: run.training.seed,
             })
         };

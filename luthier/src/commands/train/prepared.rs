@@ -221,7 +221,7 @@ impl Prepared {
     }
 
     /// Epochs that the run begins.
-    fn epochs(&self) -> u64 {
+    pub(in crate::commands) fn epochs(&self) -> u64 {
         step_plan(&self.settings.run, &self.data.train).epochs()
     }
 
