@@ -126,7 +126,7 @@ impl Chosen {
         }
         let name = "learning_rate_multiplier";
         if !is_auto(name)
-            && let Some(rate) = fields.positive(name, 1e6).map_err(|error| error.within(within))?
+            && let Some(rate) = fields.number(name, 1e-6..=1e6).map_err(|error| error.within(within))?
         {
             self.rate = rate;
         }
