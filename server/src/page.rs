@@ -1,4 +1,4 @@
-//! GET /: a page for people, in three files that are part of the program.
+//! GET /: a page for people, in four files that are part of the program.
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -17,6 +17,10 @@ pub(crate) async fn style() -> Response {
 
 pub(crate) async fn script() -> Response {
     file("text/javascript; charset=utf-8", include_str!("page/page.js"))
+}
+
+pub(crate) async fn jobs() -> Response {
+    file("text/javascript; charset=utf-8", include_str!("page/jobs.js"))
 }
 
 pub(crate) fn file(kind: &'static str, text: &'static str) -> Response {

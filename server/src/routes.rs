@@ -45,6 +45,7 @@ fn routes() -> Router<Arc<App>> {
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
         .route("/page.js", get(page::script))
+        .route("/jobs.js", get(page::jobs))
         .route("/docs", get(openapi::docs))
         .route("/docs.js", get(openapi::script))
         .route("/openapi.json", get(openapi::document))

@@ -64,6 +64,7 @@ pub(crate) async fn state(State(app): State<Arc<App>>, caller: Caller) -> Result
         "context": app.limits.context,
         "seconds": app.begun.elapsed().as_secs(),
         "draining": app.is_draining(),
+        "has_jobs": app.bench.is_some(),
         "load": {
             "running": load.running, "waiting": load.waiting, "used_pages": load.used_pages,
             "kept_pages": load.kept_pages, "pages": load.pages,

@@ -11,17 +11,23 @@ const sides = [...document.querySelectorAll(".side")].map((side) => ({
 // --- what is asked of the server ---
 
 at("key").value = sessionStorage.getItem("key") || "";
-at("key").addEventListener("change", () => {
-  sessionStorage.setItem("key", at("key").value);
-  look();
+at("key-form").hidden = !at("key").value;
+at("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", at("key").value.trim());
+  // What was shown belongs to another key.
+  location.reload();
 });
 
 function ask(path, options = {}) {
-  const key = at("key").value;
+  const key = sessionStorage.getItem("key");
   const headers = { ...(key && { Authorization: `Bearer ${key}` }), ...options.headers };
-  return fetch(path, { ...options, headers });
+  return fetch(path, { ...options, headers }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("the server is not reached");
+  });
 }
 
+// Why the server refused, in its words.
 async function reason(response) {
   try {
     return (await response.json()).error.message;
@@ -30,7 +36,20 @@ async function reason(response) {
   }
 }
 
+// What it answers, an object.
+async function asked(path, options) {
+  const response = await ask(path, options);
+  if (!response.ok) throw new Error(await reason(response));
+  return response.json();
+}
+
 // --- the state, every second ---
+
+// Texts that stay as they are remain selected.
+function put(element, text) {
+  text = String(text);
+  if (element.textContent !== text) element.textContent = text;
+}
 
 const seconds = (time) => (time < 1 ? `${(time * 1000).toFixed(time < 0.01 ? 1 : 0)} ms` : `${time.toFixed(time < 10 ? 2 : 0)} s`);
 const count = (number) => number.toLocaleString("en").replaceAll(",", "\u202f");
@@ -69,36 +88,27 @@ function showTimes(id, times) {
   at(`${id}-95`).textContent = times ? `95 % within ${seconds(times[1])}` : "";
 }
 
-function row(cells) {
-  const row = document.createElement("tr");
-  for (const cell of cells) {
-    const td = document.createElement("td");
-    if (cell instanceof Node) td.append(cell);
-    else td.textContent = cell;
-    row.append(td);
-  }
-  return row;
-}
-
-function stateOf(adapter) {
-  const shown = document.createElement("span");
-  shown.className = `dot ${adapter.state}`;
-  shown.textContent = adapter.pinned ? `${adapter.state}, pinned` : adapter.state;
-  return shown;
+// Rows of texts, in the rows that are there.
+function fill(body, rows) {
+  rows.forEach((texts, i) => {
+    const row = body.rows[i] || body.insertRow();
+    texts.forEach((text, j) => put(row.cells[j] || row.insertCell(), text));
+  });
+  while (body.rows.length > rows.length) body.deleteRow(-1);
 }
 
 function showAdapters(state) {
   const or = (value, show = String) => (value === null ? "–" : show(value));
-  const rows = state.adapters.map((adapter) =>
-    row([
-      adapter.name, stateOf(adapter), or(adapter.generation), or(adapter.rank), or(adapter.bytes, bytes),
-      count(adapter.requests), count(adapter.traffic.prompt_tokens), count(adapter.traffic.new_tokens),
-      ago(adapter.idle_seconds),
-    ]));
-  const base = row([
+  const base = [
     state.model, "base", "–", "–", "–", "–", count(state.base.prompt_tokens), count(state.base.new_tokens), "–",
+  ];
+  const rows = state.adapters.map((adapter) => [
+    adapter.name, adapter.pinned ? `${adapter.state}, pinned` : adapter.state, or(adapter.generation), or(adapter.rank),
+    or(adapter.bytes, bytes), count(adapter.requests), count(adapter.traffic.prompt_tokens),
+    count(adapter.traffic.new_tokens), ago(adapter.idle_seconds),
   ]);
-  at("adapters").replaceChildren(base, ...rows);
+  fill(at("adapters"), [base, ...rows]);
+  state.adapters.forEach((adapter, i) => (at("adapters").rows[i + 1].cells[1].className = `dot ${adapter.state}`));
 }
 
 function showChoices(state) {
@@ -109,6 +119,7 @@ function showChoices(state) {
     const chosen = side.choice.value || names[Math.min(i, names.length - 1)];
     side.choice.replaceChildren(...names.map((name) => new Option(name, name)));
     side.choice.value = names.includes(chosen) ? chosen : names[0];
+    if (!names.includes(chosen)) tellOf(side, `${chosen} is not served any more; ${names[0]} answers from now on`, "bad");
   });
 }
 
@@ -128,20 +139,26 @@ function show(state) {
 }
 
 function tell(text, kind) {
-  at("status").textContent = text;
+  put(at("status"), text);
   at("status").className = `badge ${kind}`;
 }
 
-async function look() {
+let looking = null;
+
+// One look at a time.
+const look = () => (looking ??= lookNow().finally(() => (looking = null)));
+
+async function lookNow() {
   try {
-    const response = await ask("/api/state");
-    if (response.status === 401) at("key-field").hidden = false;
+    const response = await ask("/api/state", { signal: AbortSignal.timeout(10000) });
+    if (response.status === 401) at("key-form").hidden = false;
     if (!response.ok) return tell(await reason(response), "bad");
     const state = await response.json();
     show(state);
+    await showTuning(state);
     tell(state.draining ? "about to end" : "ready", state.draining ? "bad" : "good");
-  } catch {
-    tell("not reached", "bad");
+  } catch (error) {
+    tell(error.message, "bad");
   }
 }
 
@@ -150,7 +167,11 @@ async function watch() {
   setTimeout(watch, 1000);
 }
 
-watch();
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) look();
+});
+// By then all scripts are there.
+document.addEventListener("DOMContentLoaded", watch);
 
 // --- the conversation with both ---
 
@@ -163,6 +184,11 @@ function say(side, role, text) {
   side.talk.append(said);
   side.talk.scrollTop = side.talk.scrollHeight;
   return said;
+}
+
+function tellOf(side, text, kind = "quiet") {
+  put(side.told, text);
+  side.told.className = `told ${kind}`;
 }
 
 // The objects of a stream of events.
@@ -184,7 +210,7 @@ async function answer(side, question, signal) {
   const messages = [...side.messages, { role: "user", content: question }];
   say(side, "user", question);
   const said = say(side, "assistant", "…");
-  side.told.textContent = "";
+  tellOf(side, "");
   const begun = performance.now();
   let [text, first, usage] = ["", null, null];
   try {
@@ -212,10 +238,11 @@ async function answer(side, question, signal) {
     said.textContent = text || "(nothing)";
     const time = (performance.now() - begun) / 1000;
     const written = usage ? `${usage.completion_tokens} tokens, ` : "";
-    side.told.textContent = `${written}first after ${seconds(((first ?? performance.now()) - begun) / 1000)}, all in ${seconds(time)}`;
+    const waited = ((first ?? performance.now()) - begun) / 1000;
+    tellOf(side, `${written}first after ${seconds(waited)}, all in ${seconds(time)}`);
   } catch (error) {
     said.textContent = text || "–";
-    side.told.textContent = signal.aborted ? "stopped" : error.message;
+    tellOf(side, signal.aborted ? "stopped" : error.message, signal.aborted ? "quiet" : "bad");
   }
   if (text) side.messages = [...messages, { role: "assistant", content: text }];
 }
@@ -227,11 +254,11 @@ at("ask").addEventListener("submit", async (event) => {
   asking = new AbortController();
   at("question").value = "";
   at("send").disabled = true;
-  at("stop").hidden = false;
+  at("stop").disabled = false;
   await Promise.all(sides.map((side) => answer(side, question, asking.signal)));
   asking = null;
   at("send").disabled = false;
-  at("stop").hidden = true;
+  at("stop").disabled = true;
 });
 
 at("question").addEventListener("keydown", (event) => {
@@ -248,6 +275,6 @@ at("anew").addEventListener("click", () => {
   for (const side of sides) {
     side.messages = [];
     side.talk.replaceChildren();
-    side.told.textContent = "";
+    tellOf(side, "");
   }
 });

@@ -1,11 +1,13 @@
 //! The server as its clients see it, over real sockets, with a worker that follows a script.
 
 mod adapters;
+mod browser;
 mod chat;
 mod completions;
 mod keys;
 mod limits;
 mod openapi;
+mod page;
 mod status;
 mod structured;
 mod support;

@@ -55,12 +55,19 @@ fn the_page_is_there_with_all_that_it_needs() {
     let page = server.get("/");
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     assert!(page.header("content-security-policy").unwrap().contains("default-src 'self'"));
-    for (path, kind) in [("/style.css", "text/css"), ("/page.js", "text/javascript")] {
+    for (path, kind) in
+        [("/style.css", "text/css"), ("/page.js", "text/javascript"), ("/jobs.js", "text/javascript")]
+    {
         let file = server.get(path);
         assert!(page.body.contains(&format!("\"{path}\"")) && !file.body.is_empty());
         assert_eq!(file.header("content-type"), Some(format!("{kind}; charset=utf-8").as_str()));
     }
-    for text in [&page.body, &server.get("/page.js").body, &server.get("/style.css").body] {
+    for text in [
+        &page.body,
+        &server.get("/page.js").body,
+        &server.get("/jobs.js").body,
+        &server.get("/style.css").body,
+    ] {
         assert!(!text.contains("http://") && !text.contains("https://"), "it works without a network");
     }
 }
@@ -71,8 +78,8 @@ fn the_state_tells_what_the_page_shows() {
     server.complete("base");
     let state = server.get("/api/state").json(200);
     assert_eq!(
-        (&state["model"], &state["draining"], &state["adapters"]),
-        (&json!("base"), &json!(false), &json!([]))
+        (&state["model"], &state["draining"], &state["has_jobs"], &state["adapters"]),
+        (&json!("base"), &json!(false), &json!(false), &json!([]))
     );
     assert_eq!(state["base"], json!({"prompt_tokens": 2, "new_tokens": encode(SAYS).len()}));
     assert_eq!(state["load"]["pages"], 8);

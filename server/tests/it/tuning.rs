@@ -16,11 +16,11 @@ use crate::support::{Reply, Server, Start, adapter, folder};
 
 /// What a test sees of the trainer, and does to it.
 #[derive(Default)]
-struct Script {
+pub(crate) struct Script {
     /// The ids of the jobs of each round.
     rounds: Vec<Vec<String>>,
     /// Whether runs go on until they are stopped.
-    lasts: bool,
+    pub(crate) lasts: bool,
     /// Whether training is a fault.
     breaks: bool,
     /// What is wrong with all input.
@@ -28,7 +28,7 @@ struct Script {
 }
 
 #[derive(Clone, Default)]
-struct Scripted(Arc<Mutex<Script>>);
+pub(crate) struct Scripted(pub(crate) Arc<Mutex<Script>>);
 
 fn name(task: &Task) -> String {
     task.folder.file_name().unwrap().to_str().unwrap().to_owned()

@@ -1,0 +1,184 @@
+//! A real Chromium without a window, driven over WebDriver: JSON over HTTP, spoken by chromedriver.
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::{Reply, folder};
+
+/// Time for one command, and for what a page is to come to.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The key of an element's id in WebDriver's answers.
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+const FLAGS: [&str; 9] = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+];
+
+/// A browser with one page, which ends with the test.
+pub(crate) struct Browser {
+    driver: Child,
+    address: SocketAddr,
+    session: String,
+    /// The browser's own process, while there is one.
+    process: Option<u64>,
+    _profile: TempDir,
+}
+
+/// A program where a variable or Debian says that it is.
+fn program(variable: &str, usual: &str) -> Option<PathBuf> {
+    let path = env::var_os(variable).map_or_else(|| usual.into(), PathBuf::from);
+    path.is_file().then_some(path)
+}
+
+impl Browser {
+    /// None, and a word on stderr, where no browser is installed.
+    pub(crate) fn start() -> Option<Self> {
+        let chromium = program("CHROMIUM", "/usr/bin/chromium");
+        let driver = program("CHROMEDRIVER", "/usr/bin/chromedriver");
+        let (Some(chromium), Some(driver)) = (chromium, driver) else {
+            // Past the harness, which keeps what tests print to itself.
+            let words = "SKIPPED: the page was not tested, since there is no browser: install chromium and \
+                chromium-driver, or set CHROMIUM and CHROMEDRIVER\n";
+            std::io::stderr().write_all(words.as_bytes()).unwrap();
+            return None;
+        };
+        let mut driver = Command::new(driver)
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver starts");
+        let lines = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let port = lines.map_while(Result::ok).find_map(|line| {
+            line.strip_suffix('.')?.rsplit_once("successfully on port ")?.1.parse::<u16>().ok()
+        });
+        let profile = folder();
+        let mut browser = Browser {
+            driver,
+            address: ([127, 0, 0, 1], port.expect("chromedriver says its port")).into(),
+            session: String::new(),
+            process: None,
+            _profile: profile,
+        };
+        let profile = format!("--user-data-dir={}", browser._profile.path().display());
+        let flags: Vec<&str> = FLAGS.into_iter().chain([profile.as_str()]).collect();
+        let options = json!({"binary": chromium, "args": flags});
+        let wanted = json!({
+            "browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"},
+        });
+        let made = browser.call("POST", "/session", &json!({"capabilities": {"alwaysMatch": wanted}}));
+        browser.session = made["sessionId"].as_str().unwrap().to_owned();
+        browser.process = made["capabilities"]["goog:processID"].as_u64();
+        Some(browser)
+    }
+
+    fn try_call(&self, method: &str, path: &str, body: &Value) -> std::io::Result<Reply> {
+        let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let body = if method == "POST" { body.to_string() } else { String::new() };
+        let (host, length) = (self.address, body.len());
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n\
+             Content-Type: application/json\r\n\r\n"
+        );
+        stream.write_all(format!("{head}{body}").as_bytes())?;
+        Ok(Reply::read(stream))
+    }
+
+    #[track_caller]
+    fn call(&self, method: &str, path: &str, body: &Value) -> Value {
+        let reply = self.try_call(method, path, body).unwrap_or_else(|error| panic!("{path}: {error}"));
+        reply.json(200)["value"].take()
+    }
+
+    /// A command of the session.
+    #[track_caller]
+    fn command(&self, path: &str, body: &Value) -> Value {
+        self.call("POST", &format!("/session/{}/{path}", self.session), body)
+    }
+
+    pub(crate) fn open(&self, address: SocketAddr) {
+        self.command("url", &json!({"url": format!("http://{address}/")}));
+    }
+
+    /// What a script returns.
+    #[track_caller]
+    pub(crate) fn run(&self, script: &str) -> Value {
+        self.command("execute/sync", &json!({"script": script, "args": []}))
+    }
+
+    /// Waits until an expression is true.
+    #[track_caller]
+    pub(crate) fn wait(&self, expression: &str) {
+        let begun = Instant::now();
+        while self.run(&format!("return Boolean({expression})")) != json!(true) {
+            let page = self.run("return document.body.innerText");
+            assert!(begun.elapsed() < PATIENCE, "{expression} never came to be in {page}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[track_caller]
+    fn element(&self, selector: &str) -> String {
+        let found = self.command("element", &json!({"using": "css selector", "value": selector}));
+        found[ELEMENT].as_str().unwrap().to_owned()
+    }
+
+    /// A click where a person would click: what cannot be seen or reached fails.
+    #[track_caller]
+    pub(crate) fn click(&self, selector: &str) {
+        self.command(&format!("element/{}/click", self.element(selector)), &json!({}));
+    }
+
+    /// Types into a field.
+    #[track_caller]
+    pub(crate) fn fill(&self, selector: &str, text: &str) {
+        self.command(&format!("element/{}/value", self.element(selector)), &json!({"text": text}));
+    }
+
+    /// Chooses a file.
+    #[track_caller]
+    pub(crate) fn choose(&self, selector: &str, file: &Path) {
+        self.fill(selector, file.to_str().unwrap());
+    }
+
+    /// Makes the page as wide as a screen of so many pixels.
+    pub(crate) fn widen(&self, width: u32) {
+        let size = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
+        let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": size});
+        self.command("goog/cdp/execute", &command);
+    }
+
+    /// What went wrong in the page, in its console's words.
+    pub(crate) fn complaints(&self) -> Vec<Value> {
+        let log = self.command("se/log", &json!({"type": "browser"}));
+        log.as_array().unwrap().iter().filter(|line| line["level"] == "SEVERE").cloned().collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let ended = self.try_call("DELETE", &format!("/session/{}", self.session), &Value::Null);
+        if ended.is_err()
+            && let Some(process) = self.process
+        {
+            let _ = Command::new("kill").args(["-KILL", &process.to_string()]).status();
+        }
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
