@@ -90,6 +90,11 @@ struct Entry {
 }
 
 impl Entry {
+    /// An adapter in a folder, not in memory yet.
+    fn at(path: &Path, pinned: bool) -> Self {
+        Entry { path: path.to_owned(), ready: None, pinned, used: Instant::now(), requests: 0 }
+    }
+
     /// It was asked for.
     fn count(&mut self) {
         self.used = Instant::now();
@@ -194,6 +199,10 @@ impl Adapters {
     /// The adapter of this name, loaded if need be. Requests that come meanwhile wait for the same load, which
     /// goes on even if they leave.
     pub(crate) async fn acquire(self: &Arc<Self>, name: &str) -> Result<Arc<Generation>, ApiError> {
+        if is_name(name) { self.acquire_any(name).await } else { Err(ApiError::no_model(name)) }
+    }
+
+    async fn acquire_any(self: &Arc<Self>, name: &str) -> Result<Arc<Generation>, ApiError> {
         let mut outcome = {
             let mut inner = self.lock();
             if let Some(entry) = inner.entries.get_mut(name) {
@@ -201,7 +210,7 @@ impl Adapters {
                     entry.count();
                     return Ok(ready);
                 }
-            } else if self.root.is_none() || !is_name(name) {
+            } else if self.root.is_none() {
                 return Err(ApiError::no_model(name));
             }
             match inner.loading.get(name) {
@@ -219,6 +228,24 @@ impl Adapters {
             entry.count();
         }
         Ok(ready)
+    }
+
+    /// The adapter of a snapshot that a client trained, which lies in this folder. Snapshots are called by what
+    /// is no name of an adapter, so that only who knows whose they are comes to them.
+    pub(crate) async fn acquire_snapshot(
+        self: &Arc<Self>,
+        name: &str,
+        folder: &Path,
+    ) -> Result<Arc<Generation>, ApiError> {
+        self.lock().entries.entry(name.to_owned()).or_insert_with(|| Entry::at(folder, false));
+        self.acquire_any(name).await
+    }
+
+    /// Takes a snapshot out, if it is here. Requests that use it keep it.
+    pub(crate) fn forget_snapshot(&self, name: &str) {
+        let mut inner = self.lock();
+        let ready = inner.entries.remove(name).and_then(|entry| entry.ready);
+        inner.retired.extend(ready.map(|ready| Arc::downgrade(&ready)));
     }
 
     fn begin_loading(self: &Arc<Self>, inner: &mut Inner, name: &str) -> watch::Receiver<Outcome> {
@@ -314,7 +341,7 @@ impl Adapters {
     /// Takes an adapter out. Requests that use it keep it; one in the root comes back on its next use.
     pub(crate) fn unload(&self, name: &str, expected: Option<u64>) -> Result<(), ApiError> {
         let mut inner = self.lock();
-        if !inner.entries.contains_key(name) {
+        if !is_name(name) || !inner.entries.contains_key(name) {
             return Err(ApiError::no_model(name));
         }
         self.check(&inner, name, Conditions { replace: true, expected, pinned: None })?;
@@ -339,8 +366,7 @@ impl Adapters {
         let number = inner.last_number;
         let created = SystemTime::now();
         let made = Arc::new(Generation { name: name.clone(), number, loaded, created });
-        let fresh = || Entry { path: path.clone(), ready: None, pinned, used: Instant::now(), requests: 0 };
-        let entry = inner.entries.entry(name).or_insert_with(fresh);
+        let entry = inner.entries.entry(name).or_insert_with(|| Entry::at(&path, pinned));
         (entry.path, entry.pinned, entry.used) = (path.clone(), pinned, Instant::now());
         let replaced = entry.ready.replace(Arc::clone(&made));
         inner.retired.extend(replaced.map(|replaced| Arc::downgrade(&replaced)));
@@ -387,7 +413,7 @@ impl Adapters {
 
     /// Whether there is an adapter of this name, in memory or not. Looks into the root's folder.
     pub(crate) fn has(&self, name: &str) -> bool {
-        let is_known = self.lock().entries.contains_key(name);
+        let is_known = is_name(name) && self.lock().entries.contains_key(name);
         is_known || self.root.as_ref().is_some_and(|root| root.named(name).is_some())
     }
 
@@ -417,7 +443,7 @@ impl Adapters {
                 (name, cold)
             })
             .collect();
-        for (name, entry) in &inner.entries {
+        for (name, entry) in inner.entries.iter().filter(|(name, _)| is_name(name)) {
             let told = Listed {
                 name: name.clone(),
                 path: entry.path.clone(),

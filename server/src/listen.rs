@@ -22,6 +22,7 @@ use crate::patience::Patient;
 use crate::routes;
 use crate::store::Store;
 use crate::tenants::Tenants;
+use crate::tinker::{Tinker, TrainerHandle, Training};
 use crate::words::Words;
 use crate::worker::{Handle, Worker};
 
@@ -82,6 +83,8 @@ pub struct Setup {
     pub adapter_bytes: Option<u64>,
     /// Where it remembers what is to outlive it, such as jobs.
     pub state: Option<PathBuf>,
+    /// What trains for clients, if anything does; it needs `state`.
+    pub training: Option<Training>,
     /// Who may ask.
     pub tenants: Tenants,
     /// How much is taken on.
@@ -99,14 +102,31 @@ pub fn serve(
     stop: &AtomicBool,
     listening: impl FnOnce(SocketAddr),
 ) -> Result<(), ServerError> {
-    let Setup { model, worker, words, loader, adapters, adapter_root, adapter_bytes, state, tenants, limits } =
-        setup;
-    let remembered = state.as_deref().map(Store::open).transpose()?;
+    let Setup {
+        model,
+        worker,
+        words,
+        loader,
+        adapters,
+        adapter_root,
+        adapter_bytes,
+        state,
+        training,
+        tenants,
+        limits,
+    } = setup;
+    let remembered = state.as_deref().map(Store::open).transpose()?.map(Arc::new);
     let store = Adapters::open(loader, adapter_root.as_deref(), adapter_bytes, model.clone())?;
     for (name, path) in &adapters {
         store.preload(name, path)?;
     }
     let (engine, thread) = Handle::start(worker)?;
+    let (mut tinker, mut training_thread) = (None, None);
+    if let (Some(store), Some(Training { begin, models, tokenizer })) = (&remembered, training) {
+        let (trainer, thread) = TrainerHandle::start(begin)?;
+        training_thread = Some((trainer.clone(), thread));
+        tinker = Some(Tinker::new(Arc::clone(store), trainer, models, tokenizer));
+    }
     let app = Arc::new(App {
         metrics: Arc::new(Metrics::new(&model)),
         model,
@@ -114,7 +134,8 @@ pub fn serve(
         engine: engine.clone(),
         adapters: Arc::new(store),
         tenants,
-        store: remembered.map(Arc::new),
+        store: remembered,
+        tinker,
         limits,
         slots: Arc::new(Semaphore::new(limits.requests)),
         draining: AtomicBool::new(false),
@@ -129,6 +150,11 @@ pub fn serve(
     // Loads of adapters that nobody waits for any more.
     runtime.shutdown_background();
     engine.stop();
+    if let Some((trainer, thread)) = training_thread {
+        trainer.stop();
+        // What it is writing is written; a panic of its own was told to those who asked.
+        let _ = thread.join();
+    }
     match thread.join() {
         Ok(()) => ended,
         Err(_) => Err(ServerError::EngineStopped),

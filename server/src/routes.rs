@@ -8,7 +8,7 @@ use axum::routing::{get, post};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::{chat, completions, lora, models, page, status, tokens};
+use crate::{chat, completions, lora, models, page, status, tinker, tokens};
 
 pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
@@ -27,6 +27,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
         .route("/page.js", get(page::script))
+        .merge(tinker::router())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .with_state(app)

@@ -15,7 +15,7 @@ use crate::error::{ApiError, ServerError};
 /// The number of the schema that this program writes.
 const SCHEMA: i64 = 1;
 /// The tables of all parts.
-const TABLES: [&str; 0] = [];
+const TABLES: [&str; 1] = [crate::tinker::TABLES];
 /// How long another process may hold the file, such as one that changes keys.
 const PATIENCE: Duration = Duration::from_secs(5);
 

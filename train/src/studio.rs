@@ -279,8 +279,7 @@ impl Studio {
     /// Takes up a request whose examples can be computed; its model is out of the list until it has ended.
     fn begin(&mut self, place: usize, work: Work) -> Result<Underway> {
         for (index, example) in work.examples.iter().enumerate() {
-            self.check(example, work.objective)
-                .map_err(|problem| StudioError::Example { index, problem })?;
+            self.check(example, work.objective).map_err(|problem| StudioError::Example { index, problem })?;
         }
         let model =
             self.models.remove(&work.model).ok_or_else(|| StudioError::Unknown(work.model.clone()))?;
@@ -355,11 +354,8 @@ impl Studio {
         let mut gradients: Vec<Parameters> = Vec::new();
         if backward {
             for request in members.iter_mut() {
-                let none = Parameters::zeros(
-                    &Layout::default(),
-                    Component::Gradients,
-                    &mut Allocator::planning(),
-                );
+                let none =
+                    Parameters::zeros(&Layout::default(), Component::Gradients, &mut Allocator::planning());
                 gradients.push(std::mem::replace(&mut request.model.gradients, none));
             }
         }

@@ -7,4 +7,5 @@ mod limits;
 mod status;
 mod support;
 mod tenants;
+mod tinker;
 mod tokens;

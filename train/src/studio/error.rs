@@ -43,7 +43,9 @@ pub enum StudioError {
         value: f64,
     },
     /// Weights that are no numbers are of no use to anybody.
-    #[error("the weights are no longer finite numbers; load the last checkpoint, and lower the learning rate")]
+    #[error(
+        "the weights are no longer finite numbers; load the last checkpoint, and lower the learning rate"
+    )]
     Diverged,
     /// Files.
     #[error(transparent)]

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use compute::Precision;
 use compute::random::{below, key, uniform};
-use train::{ModelSettings, Objective, Passed, Sequence, StepSettings, Studio, StudioError, StudioExtent, Work};
+use train::{
+    ModelSettings, Objective, Passed, Sequence, StepSettings, Studio, StudioError, StudioExtent, Work,
+};
 
 use crate::common::tiny;
 
@@ -114,7 +116,8 @@ fn objectives_are_their_formulas_and_derivatives_their_differences() {
                 Objective::Cispo { clip: [low, high] } => -ratio.clamp(low, high) * a,
                 _ => (formula(objective, p + h, q, a) - formula(objective, p - h, q, a)) / (2.0 * h),
             };
-            let at_kink = matches!(objective, Objective::Ppo { clip } if clip.iter().any(|c| (ratio - c).abs() < 1e-5));
+            let at_kink =
+                matches!(objective, Objective::Ppo { clip } if clip.iter().any(|c| (ratio - c).abs() < 1e-5));
             assert!(at_kink || (derivative - difference).abs() < 1e-7, "{objective:?} at {p}, {q}, {a}");
             clipped += usize::from(matches!(objective, Objective::Ppo { .. }) && derivative == 0.0);
         }
@@ -256,10 +259,12 @@ fn what_cannot_be_is_refused_with_its_reason() {
     studio.create("a", of_rank(8)).unwrap();
     assert_eq!(studio.used(), used);
 
-    let good = Sequence { ids: vec![1, 2], targets: vec![2, 3], weights: vec![1.0; 2], ..Sequence::default() };
+    let good =
+        Sequence { ids: vec![1, 2], targets: vec![2, 3], weights: vec![1.0; 2], ..Sequence::default() };
     let of_policy = Sequence { sampled: vec![-1.0; 2], advantages: vec![1.0; 2], ..good.clone() };
     let mut refuse = |example: Sequence, objective, words: &str| {
-        let work = Work { model: "a".into(), examples: vec![good.clone(), example], objective, backward: true };
+        let work =
+            Work { model: "a".into(), examples: vec![good.clone(), example], objective, backward: true };
         let works = vec![Work { model: "none".into(), ..work.clone() }, work];
         let works = if objective.is_of_policy() { vec![works[1].clone()] } else { works };
         let results = studio.pass(works);
@@ -290,7 +295,8 @@ fn what_cannot_be_is_refused_with_its_reason() {
     assert!(told(failed).contains("the loss of example 0 is -inf"));
     assert_eq!(studio.step("a", STEP).unwrap(), 0.0);
     // A weight of nothing makes nothing of whatever it is.
-    let masked = Sequence { weights: vec![0.0; 2], sampled: vec![-1e30; 2], advantages: vec![1.0; 2], ..good.clone() };
+    let masked =
+        Sequence { weights: vec![0.0; 2], sampled: vec![-1e30; 2], advantages: vec![1.0; 2], ..good.clone() };
     assert_eq!(alone(&mut studio, work("a", vec![masked], Objective::ImportanceSampling)).unwrap().loss, 0.0);
 
     let none = studio.step("none", STEP).unwrap_err();
