@@ -161,12 +161,11 @@ impl Tinker {
 impl App {
     /// The state of Tinker's API, where this server has it.
     fn tinker(&self) -> Result<&Tinker, ApiError> {
-        self.tinker.as_ref().ok_or_else(|| {
-            ApiError::invalid(
-                "this server trains nothing: start it with `--state DIR`, where it keeps checkpoints, and with a \
-                 --training-memory above 0",
-            )
-        })
+        let why = match self.store {
+            None => "start it with `--state DIR`, where it keeps checkpoints",
+            Some(_) => "start it with a `--training-memory` above 0",
+        };
+        self.tinker.as_ref().ok_or_else(|| ApiError::invalid(format!("this server trains nothing: {why}")))
     }
 }
 

@@ -156,9 +156,8 @@ fn check_memory(args: &cli::Serve, base: &Base, extent: Extent, threads: usize) 
         let idle = ("--training-memory 0".to_owned(), need(inference, extent.cached_tokens));
         let idle = studio.is_some().then_some(idle);
         let smaller = inference.smaller("--quantization nf4", "--precision bf16");
-        let smaller = smaller
-            .into_iter()
-            .map(|(words, other)| (words, with_studio(need(other, extent.cached_tokens))));
+        let smaller =
+            smaller.into_iter().map(|(words, other)| (words, with_studio(need(other, extent.cached_tokens))));
         [fewer].into_iter().chain(idle).chain(smaller).collect()
     })
 }

@@ -55,15 +55,20 @@ fn what_cannot_be_served_is_told_before_the_weights_are_read() {
 }
 
 /// A server, with where it listens.
-struct Served {
-    child: Child,
+pub(crate) struct Served {
+    pub(crate) child: Child,
     address: String,
 }
 
 impl Served {
-    fn start(folder: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start(folder: &Path, more: &[&str]) -> Self {
+        Served::start_as(folder, &[&["--precision", "f32"], more].concat())
+    }
+
+    /// The same in whatever precision.
+    pub(crate) fn start_as(folder: &Path, more: &[&str]) -> Self {
         let mut command = luthier(folder);
-        command.args(["serve", "--model", "model", "--port", "0", "--precision", "f32"]).args(more);
+        command.args(["serve", "--model", "model", "--port", "0"]).args(more);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let told = lines.by_ref().map_while(Result::ok).find(|line| line.contains("serving"));
@@ -74,7 +79,7 @@ impl Served {
         Served { child, address }
     }
 
-    fn post(&self, path: &str, body: &Value) -> Value {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Value {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let (body, host) = (body.to_string(), &self.address);
         let length = body.len();

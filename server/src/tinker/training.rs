@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -265,6 +265,20 @@ pub(super) async fn forward_backward(
     pass(&app, &tenant, request, ("forward_backward_input", true)).await
 }
 
+/// Whether a body is protobuf, and whether it is packed.
+fn kind_of(headers: &HeaderMap) -> Result<(bool, bool), ApiError> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_packed = match text(header::CONTENT_ENCODING) {
+        "" | "identity" => false,
+        "zstd" => true,
+        other => {
+            let message = format!("a body may be packed by zstd here, and not by {other}");
+            return Err(ApiError::invalid(message));
+        }
+    };
+    Ok((text(header::CONTENT_TYPE).starts_with(PROTOBUF), is_packed))
+}
+
 async fn pass(
     app: &Arc<App>,
     tenant: &Arc<Tenant>,
@@ -272,17 +286,7 @@ async fn pass(
     (field, backward): (&'static str, bool),
 ) -> Result<Json<Value>, ApiError> {
     let tinker = app.tinker()?;
-    let header = |name: header::HeaderName| {
-        request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
-    };
-    let is_proto = header(header::CONTENT_TYPE).starts_with(PROTOBUF);
-    let is_packed = match header(header::CONTENT_ENCODING).as_str() {
-        "" | "identity" => false,
-        "zstd" => true,
-        other => {
-            return Err(ApiError::invalid(format!("a body may be packed by zstd here, and not by {other}")));
-        }
-    };
+    let (is_proto, is_packed) = kind_of(request.headers())?;
     let body = read_body(request, inputs::MOST_BYTES, app.limits.read_time).await?;
     // Read, a body takes several times its bytes: few at once.
     let turn = tinker.readers.acquire().await;

@@ -19,8 +19,8 @@ use infer::{Adapter, Ask, Event, Finish, InferError, Load, Logprobs, RequestId};
 use model::Layout;
 use serde_json::{Map, Value, json};
 use server::{
-    Adam, Chat, Limits, LoadedAdapter, Lora, Pass, Passed, Place, Refused, ServerError, Setup, Stops, Tenants, Trainer,
-    Training, Words, Worker,
+    Adam, Chat, Limits, LoadedAdapter, Lora, Pass, Passed, Place, Refused, ServerError, Setup, Stops,
+    Tenants, Trainer, Training, Words, Worker,
 };
 use tempfile::TempDir;
 

@@ -26,7 +26,8 @@ impl Server {
     }
 
     fn session(&self) -> String {
-        let told = self.tell("create_session", &json!({"tags": [], "user_metadata": {"a": "b"}, "sdk_version": "1"}));
+        let told = self
+            .tell("create_session", &json!({"tags": [], "user_metadata": {"a": "b"}, "sdk_version": "1"}));
         told["session_id"].as_str().unwrap().to_owned()
     }
 
@@ -133,7 +134,9 @@ fn proto_pass(model: &str, seq: u64, loss: &str, data: &[Vec<u8>]) -> Vec<u8> {
 #[test]
 fn without_a_folder_or_for_nothing_that_is_there_it_says_so() {
     let server = Server::start();
-    for route in ["client/config", "create_session", "telemetry", "create_model", "asample", "retrieve_future"] {
+    for route in
+        ["client/config", "create_session", "telemetry", "create_model", "asample", "retrieve_future"]
+    {
         let told = server.post(&format!("/api/v1/{route}"), &json!({"request_id": "x"})).error(400, None);
         assert!(told.contains("start it with `--state DIR`"), "{route}: {told}");
     }
@@ -143,7 +146,10 @@ fn without_a_folder_or_for_nothing_that_is_there_it_says_so() {
     let can = server.get("/api/v1/get_server_capabilities").json(200);
     assert_eq!(can["supported_models"][0]["model_name"], "base");
     let config = server.tell("client/config", &json!({"sdk_version": "0.38.0"}));
-    assert_eq!((&config["pjwt_auth_enabled"], &config["parallel_fwdbwd_chunks"]), (&json!(false), &json!(true)));
+    assert_eq!(
+        (&config["pjwt_auth_enabled"], &config["parallel_fwdbwd_chunks"]),
+        (&json!(false), &json!(true))
+    );
     assert_eq!(server.tell("client/dynamic_config", &json!({}))["sample_cancel_enabled"], true);
     assert_eq!(server.tell("telemetry", &json!({"events": [{"x": 1}]})), json!({"status": "accepted"}));
 }
@@ -180,7 +186,9 @@ fn a_client_trains_saves_and_samples() {
         assert_eq!(
             taught.calls,
             [
-                format!("create {model} Lora {{ rank: 8, seed: 1, attention: true, mlp: true, head: false }}"),
+                format!(
+                    "create {model} Lora {{ rank: 8, seed: 1, attention: true, mlp: true, head: false }}"
+                ),
                 "pass".into(),
                 "pass".into(),
                 format!(
@@ -208,12 +216,19 @@ fn a_client_trains_saves_and_samples() {
     assert_eq!(told["sequences"][1]["stop_reason"], "stop");
     assert_eq!(told["sequences"][0]["logprobs"][0], json!(-122.0 / 256.0));
     assert_eq!(told["prompt_logprobs"], Value::Null);
-    let asks: Vec<(u64, f32)> =
-        server.script.lock().unwrap().asks.iter().map(|ask| (ask.sampling.seed, ask.sampling.temperature)).collect();
+    let asks: Vec<(u64, f32)> = server
+        .script
+        .lock()
+        .unwrap()
+        .asks
+        .iter()
+        .map(|ask| (ask.sampling.seed, ask.sampling.temperature))
+        .collect();
     assert_eq!(asks, [(7, 0.5), (8, 0.5)]);
     // No chat and no list of models knows it.
     assert_eq!(server.get("/v1/models").json(200)["data"].as_array().unwrap().len(), 1);
-    let path = server.get(&format!("/api/v1/samplers/{}", sampler.as_str().unwrap())).json(200)["model_path"].clone();
+    let path = server.get(&format!("/api/v1/samplers/{}", sampler.as_str().unwrap())).json(200)["model_path"]
+        .clone();
     let chat = json!({"model": path, "prompt": "x"});
     assert_eq!(server.post("/v1/completions", &chat).status, 404);
 }
@@ -241,14 +256,19 @@ fn protobuf_packed_or_not_comes_to_the_same_as_json() {
     );
     let ppo = [
         proto_pass(&model, 1, "ppo", &[policy]),
-        field(7, &[field(1, b"clip_low_threshold"), field(2, &[vec![9], 0.5f64.to_le_bytes().to_vec()].concat())].concat()),
+        field(
+            7,
+            &[field(1, b"clip_low_threshold"), field(2, &[vec![9], 0.5f64.to_le_bytes().to_vec()].concat())]
+                .concat(),
+        ),
     ]
     .concat();
     let (status, _, promise) = server.proto("forward_backward", PROTO, &ppo);
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(&promise));
     let promise: Value = serde_json::from_slice(&promise).unwrap();
     let asked = json!({"request_id": promise["request_id"]}).to_string();
-    let (_, head, bytes) = server.proto("retrieve_future", "Accept: application/x-protobuf\r\n", asked.as_bytes());
+    let (_, head, bytes) =
+        server.proto("retrieve_future", "Accept: application/x-protobuf\r\n", asked.as_bytes());
     assert!(head.to_lowercase().contains("content-type: application/x-protobuf"), "{head}");
     let logprobs = floats(&[-1.0, -0.5, -0.25]);
     assert!(bytes.windows(12).any(|some| some == logprobs), "{bytes:?}");
@@ -264,8 +284,12 @@ fn protobuf_packed_or_not_comes_to_the_same_as_json() {
     let taught = server.taught.lock().unwrap();
     let first = &taught.passes[0][0];
     assert_eq!(first.objective, Objective::Ppo { clip: [0.5, 1.2] });
-    assert_eq!((&first.examples[0].ids[..], &first.examples[0].advantages[..]), (&[5, 6, 7][..], &[0.5, 0.5, -1.0][..]));
-    let columns: Vec<&[u32]> = taught.passes[1][0].examples.iter().map(|example| &example.targets[..]).collect();
+    assert_eq!(
+        (&first.examples[0].ids[..], &first.examples[0].advantages[..]),
+        (&[5, 6, 7][..], &[0.5, 0.5, -1.0][..])
+    );
+    let columns: Vec<&[u32]> =
+        taught.passes[1][0].examples.iter().map(|example| &example.targets[..]).collect();
     assert_eq!(columns, [[0, 32], [64, 0]]);
 }
 
@@ -312,7 +336,10 @@ fn stops_log_probabilities_and_lengths_of_samples() {
     let says = encode(SAYS);
     let until = |count: usize| json!(says[..count]);
     let told = sample(json!({"stop": [says[2]]}), json!({}));
-    assert_eq!((&told["sequences"][0]["tokens"], &told["sequences"][0]["stop_reason"]), (&until(3), &json!("stop")));
+    assert_eq!(
+        (&told["sequences"][0]["tokens"], &told["sequences"][0]["stop_reason"]),
+        (&until(3), &json!("stop"))
+    );
     let at = SAYS.find("o w").unwrap();
     let told = sample(json!({"stop": "o w"}), json!({}));
     let length = told["sequences"][0]["tokens"].as_array().unwrap().len();
@@ -320,7 +347,10 @@ fn stops_log_probabilities_and_lengths_of_samples() {
     let text: String = SAYS.chars().take(at + 3).collect();
     assert_eq!(encode(&text).len(), length, "it ends with what ends it");
     let told = sample(json!({"max_tokens": 2}), json!({}));
-    assert_eq!((&told["sequences"][0]["tokens"], &told["sequences"][0]["stop_reason"]), (&until(2), &json!("length")));
+    assert_eq!(
+        (&told["sequences"][0]["tokens"], &told["sequences"][0]["stop_reason"]),
+        (&until(2), &json!("length"))
+    );
     // An empty list: nothing stops it, not even the end of text.
     let told = sample(json!({"stop": [], "max_tokens": says.len() + 3}), json!({}));
     assert_eq!(told["sequences"][0]["tokens"].as_array().unwrap().len(), says.len() + 3);
@@ -332,10 +362,11 @@ fn stops_log_probabilities_and_lengths_of_samples() {
     assert_eq!(told["topk_prompt_logprobs"][0], Value::Null);
     assert_eq!(told["topk_prompt_logprobs"][2].as_array().unwrap().len(), 2);
     assert_eq!(told["sequences"][0]["topk_logprobs"][0][0][0], says[0]);
-    let told = sample(json!({"max_tokens": 1}), json!({"prompt_logprobs": true, "prompt_logprobs_last_n": 1}));
+    let told =
+        sample(json!({"max_tokens": 1}), json!({"prompt_logprobs": true, "prompt_logprobs_last_n": 1}));
     assert_eq!(told["prompt_logprobs"], json!([null, null, -3.0 / 256.0]));
     // A prompt as long as the context has log-probabilities, and nothing behind it.
-    let whole = json!({"prompt_logprobs": true, "prompt": {"chunks": [{"tokens": [1].repeat(128)}]}});
+    let whole = json!({"prompt_logprobs": true, "prompt": {"chunks": [{"tokens": vec![1; 128]}]}});
     let told = sample(json!({"max_tokens": 1}), whole);
     assert_eq!(told["prompt_logprobs"].as_array().unwrap().len(), 128);
     assert_eq!(told["sequences"][0]["tokens"], json!([]));
@@ -392,8 +423,12 @@ fn what_was_saved_outlives_the_server_and_what_was_not_is_gone() {
     let runs = server.get("/api/v1/training_runs?limit=1&offset=0").json(200);
     assert_eq!(runs["cursor"], json!({"offset": 0, "limit": 1, "total_count": 2}));
     let list = server.get(&format!("/api/v1/training_runs/{model}/checkpoints")).json(200);
-    let ids: Vec<&str> =
-        list["checkpoints"].as_array().unwrap().iter().map(|of| of["checkpoint_id"].as_str().unwrap()).collect();
+    let ids: Vec<&str> = list["checkpoints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|of| of["checkpoint_id"].as_str().unwrap())
+        .collect();
     assert_eq!(ids, ["sampler_weights/b", "weights/a"]);
     assert!(list["checkpoints"][0]["expires_at"].as_str().unwrap().ends_with('Z'));
     let info = server.tell("weights_info", &json!({"tinker_path": from}));
@@ -415,7 +450,8 @@ fn what_was_saved_outlives_the_server_and_what_was_not_is_gone() {
     server.delete(&place).error(404, Some("checkpoint_id"));
     let gone = server.post("/api/v1/weights_info", &json!({"tinker_path": from}));
     gone.error(404, Some("tinker_path"));
-    let finish = server.post(&format!("/api/v1/sessions/{session}/finish"), &json!({"reason": {"type": "success"}}));
+    let finish =
+        server.post(&format!("/api/v1/sessions/{session}/finish"), &json!({"reason": {"type": "success"}}));
     assert_eq!(finish.status, 204);
     server.post("/api/v1/session_heartbeat", &json!({"session_id": session})).error(410, None);
     assert_eq!(server.post("/api/v1/create_model", &create(&session, 2)).status, 410);
@@ -430,8 +466,10 @@ fn passing_checkpoints_go_when_newer_ones_come_and_names_are_taken_once() {
         server.done("save_weights_for_sampler", &body);
     }
     let folder = state.path().join("tinker").join(model.replace(':', "_")).join("sampler_weights");
-    let mut names: Vec<String> =
-        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     assert_eq!(names.len(), 8);
     assert!(!names.contains(&"passing-2".to_owned()) && names.contains(&"passing-3".to_owned()), "{names:?}");
@@ -478,7 +516,8 @@ fn a_tenant_learns_nothing_of_what_is_anothers() {
     assert_eq!(info["model_data"]["tokenizer_id"], Value::Null, "no folder is told where others could ask");
     let save = json!({"model_id": model, "seq_id": 1, "path": "a"});
     let promise = ask("tml-one", "POST", "save_weights_for_sampler", &save).json(200);
-    let saved = ask("tml-one", "POST", "retrieve_future", &json!({"request_id": promise["request_id"]})).json(200);
+    let saved =
+        ask("tml-one", "POST", "retrieve_future", &json!({"request_id": promise["request_id"]})).json(200);
     let path = saved["path"].as_str().unwrap();
 
     // Each is answered as what does not exist is, but for its name.
@@ -497,23 +536,37 @@ fn a_tenant_learns_nothing_of_what_is_anothers() {
     same("POST", &plain("unload_model"), &of_model(1));
     same("POST", &plain("optim_step"), &of_model(2));
     same("POST", &plain("save_weights"), &of_model(2));
-    same("POST", &plain("forward_backward"), &|session| pass(&format!("{session}:train:0"), 2, &[datum(&[1], &[1])]));
+    same("POST", &plain("forward_backward"), &|session| {
+        pass(&format!("{session}:train:0"), 2, &[datum(&[1], &[1])])
+    });
     same("POST", &plain("retrieve_future"), &|session| json!({"request_id": format!("{session}:train:0:0")}));
     let of_path = |session: &str| path.replace(&model[..32], session);
     same("POST", &plain("weights_info"), &|session| json!({"tinker_path": of_path(session)}));
-    same("POST", &plain("asample"), &|session| {
-        json!({"model_path": of_path(session), "prompt": {"chunks": []}, "sampling_params": {}})
-    });
-    same("POST", &plain("load_weights"), &|session| {
-        json!({"path": of_path(session), "optimizer": false, "model_id": "x", "seq_id": 1})
-    });
+    same(
+        "POST",
+        &plain("asample"),
+        &|session| json!({"model_path": of_path(session), "prompt": {"chunks": []}, "sampling_params": {}}),
+    );
+    same(
+        "POST",
+        &plain("load_weights"),
+        &|session| json!({"path": of_path(session), "optimizer": false, "model_id": "x", "seq_id": 1}),
+    );
     let nothing = |_: &str| json!({});
     same("GET", &|session| format!("sessions/{session}"), &nothing);
     same("POST", &|session| format!("sessions/{session}/finish"), &nothing);
     same("GET", &|session| format!("training_runs/{session}:train:0"), &nothing);
     same("GET", &|session| format!("training_runs/{session}:train:0/checkpoints"), &nothing);
-    same("DELETE", &|session| format!("training_runs/{session}:train:0/checkpoints/sampler_weights/a"), &nothing);
-    same("PUT", &|session| format!("training_runs/{session}:train:0/checkpoints/sampler_weights/a/ttl"), &nothing);
+    same(
+        "DELETE",
+        &|session| format!("training_runs/{session}:train:0/checkpoints/sampler_weights/a"),
+        &nothing,
+    );
+    same(
+        "PUT",
+        &|session| format!("training_runs/{session}:train:0/checkpoints/sampler_weights/a/ttl"),
+        &nothing,
+    );
     assert_eq!(ask("tml-two", "GET", "training_runs", &json!({})).json(200)["cursor"]["total_count"], 0);
     assert_eq!(ask("tml-two", "GET", "checkpoints", &json!({})).json(200)["cursor"]["total_count"], 0);
     assert_eq!(ask("tml-one", "GET", "checkpoints", &json!({})).json(200)["cursor"]["total_count"], 1);
@@ -538,10 +591,34 @@ fn what_cannot_be_is_refused_by_its_name() {
         body[name] = value;
         body
     };
-    refuse("create_model", with(create(&session, 1), "base_model", json!("other")), 404, Some("model"), "other");
-    refuse("create_model", with(create(&session, 1), "lora_config", Value::Null), 400, Some("lora_config"), "low-rank");
-    refuse("create_model", with(create(&session, 1), "lora_config", json!({"rank": 0})), 400, Some("rank"), "1 or more");
-    refuse("create_model", with(create(&session, 1), "model_seq_id", json!(-1)), 400, Some("model_seq_id"), "from 0");
+    refuse(
+        "create_model",
+        with(create(&session, 1), "base_model", json!("other")),
+        404,
+        Some("model"),
+        "other",
+    );
+    refuse(
+        "create_model",
+        with(create(&session, 1), "lora_config", Value::Null),
+        400,
+        Some("lora_config"),
+        "low-rank",
+    );
+    refuse(
+        "create_model",
+        with(create(&session, 1), "lora_config", json!({"rank": 0})),
+        400,
+        Some("rank"),
+        "1 or more",
+    );
+    refuse(
+        "create_model",
+        with(create(&session, 1), "model_seq_id", json!(-1)),
+        400,
+        Some("model_seq_id"),
+        "from 0",
+    );
     let dimuon = with(create(&session, 1), "optimizer_config", json!({"type": "dimuon"}));
     refuse("create_model", dimuon, 400, Some("optimizer_config"), "no optimizer `dimuon`");
     refuse("create_session", json!({"user_metadata": "x"}), 400, Some("user_metadata"), "must be an object");
@@ -552,7 +629,13 @@ fn what_cannot_be_is_refused_by_its_name() {
     refuse("create_model", create(&session, 3), 400, None, "2 models are in training already");
 
     let step = |adam: Value| json!({"model_id": model, "seq_id": 1, "adam_params": adam});
-    refuse("optim_step", json!({"model_id": model, "seq_id": 0, "adam_params": {}}), 400, Some("seq_id"), "from 1 on");
+    refuse(
+        "optim_step",
+        json!({"model_id": model, "seq_id": 0, "adam_params": {}}),
+        400,
+        Some("seq_id"),
+        "from 1 on",
+    );
     refuse("optim_step", json!({"model_id": model, "seq_id": 1}), 400, Some("adam_params"), "missing");
     refuse("optim_step", step(json!({"beta1": 1.0})), 400, Some("beta1"), "below 1");
     refuse("optim_step", step(json!({"learning_rate": -1})), 400, Some("learning_rate"), "from 0");
@@ -564,8 +647,20 @@ fn what_cannot_be_is_refused_by_its_name() {
         refuse("save_weights", body.clone(), 400, Some("path"), "a checkpoint's name has");
         refuse("save_weights_for_sampler", body, 400, Some("path"), "a checkpoint's name has");
     }
-    refuse("save_weights", json!({"model_id": model, "seq_id": 1, "ttl_seconds": 1}), 400, Some("ttl_seconds"), "3600");
-    refuse("save_weights_for_sampler", json!({"model_id": model, "seq_id": 1}), 400, Some("path"), "must say");
+    refuse(
+        "save_weights",
+        json!({"model_id": model, "seq_id": 1, "ttl_seconds": 1}),
+        400,
+        Some("ttl_seconds"),
+        "3600",
+    );
+    refuse(
+        "save_weights_for_sampler",
+        json!({"model_id": model, "seq_id": 1}),
+        400,
+        Some("path"),
+        "must say",
+    );
     for path in ["x", "tinker://x/weights/..", "tinker://../../etc/weights/passwd", "tinker://x/weights/y"] {
         let body = json!({"model_id": model, "seq_id": 1, "path": path, "optimizer": false});
         refuse("load_weights", body, 404, Some("path"), "there is no checkpoint");
@@ -579,13 +674,55 @@ fn what_cannot_be_is_refused_by_its_name() {
     };
     refuse("forward_backward", pass(&model, 1, &[]), 400, Some("data"), "1 to 1024 examples");
     refuse("forward_backward", data(json!({})), 400, Some("data"), "no images and sounds");
-    refuse("forward_backward", data(datum(&[1, 2], &[3])), 400, Some("data"), "2 tokens and `target_tokens` the shape [1]");
-    refuse("forward_backward", of("weights", json!({"data": [1.0], "shape": [1]})), 400, Some("data"), "the shape [1], and");
-    refuse("forward_backward", of("weights", json!({"data": [1, "x"]})), 400, Some("data"), "fitting numbers");
-    refuse("forward_backward", of("weights", json!({"data": [1, 2], "shape": [3]})), 400, Some("data"), "says its shape is [3]");
-    refuse("forward_backward", of("weights", json!({"data": [1, 2], "shape": [-2]})), 400, Some("data"), "shape is [-2]");
-    refuse("forward_backward", of("target_tokens", json!({"data": [1, -1]})), 400, Some("data"), "fitting numbers");
-    refuse("forward_backward", of("surprise", json!({"data": [1, 2]})), 400, Some("data"), "there is no `surprise`");
+    refuse(
+        "forward_backward",
+        data(datum(&[1, 2], &[3])),
+        400,
+        Some("data"),
+        "2 tokens and `target_tokens` the shape [1]",
+    );
+    refuse(
+        "forward_backward",
+        of("weights", json!({"data": [1.0], "shape": [1]})),
+        400,
+        Some("data"),
+        "the shape [1], and",
+    );
+    refuse(
+        "forward_backward",
+        of("weights", json!({"data": [1, "x"]})),
+        400,
+        Some("data"),
+        "fitting numbers",
+    );
+    refuse(
+        "forward_backward",
+        of("weights", json!({"data": [1, 2], "shape": [3]})),
+        400,
+        Some("data"),
+        "says its shape is [3]",
+    );
+    refuse(
+        "forward_backward",
+        of("weights", json!({"data": [1, 2], "shape": [-2]})),
+        400,
+        Some("data"),
+        "shape is [-2]",
+    );
+    refuse(
+        "forward_backward",
+        of("target_tokens", json!({"data": [1, -1]})),
+        400,
+        Some("data"),
+        "fitting numbers",
+    );
+    refuse(
+        "forward_backward",
+        of("surprise", json!({"data": [1, 2]})),
+        400,
+        Some("data"),
+        "there is no `surprise`",
+    );
     let huge = json!({"data": [], "shape": [i64::MAX, i64::MAX], "sparse_crow_indices": [], "sparse_col_indices": []});
     refuse("forward_backward", of("weights", huge), 400, Some("data"), "no sparse matrix");
     let loss = |name: &str, config: Value| {
@@ -596,9 +733,27 @@ fn what_cannot_be_is_refused_by_its_name() {
     };
     refuse("forward_backward", loss("gspo", json!({})), 400, Some("loss_fn"), "no loss `gspo`");
     refuse("forward_backward", loss("ppo", json!({})), 400, Some("data"), "`logprobs` is missing");
-    refuse("forward_backward", loss("ppo", json!({"beta": 1})), 400, Some("loss_fn_config"), "no setting `beta`");
-    refuse("forward_backward", loss("ppo", json!({"clip_low_threshold": 2})), 400, Some("loss_fn_config"), "may not be above");
-    refuse("forward_backward", loss("dro", json!({"beta": "x"})), 400, Some("loss_fn_config"), "must be a number");
+    refuse(
+        "forward_backward",
+        loss("ppo", json!({"beta": 1})),
+        400,
+        Some("loss_fn_config"),
+        "no setting `beta`",
+    );
+    refuse(
+        "forward_backward",
+        loss("ppo", json!({"clip_low_threshold": 2})),
+        400,
+        Some("loss_fn_config"),
+        "may not be above",
+    );
+    refuse(
+        "forward_backward",
+        loss("dro", json!({"beta": "x"})),
+        400,
+        Some("loss_fn_config"),
+        "must be a number",
+    );
     let deep = format!("{{\"forward_backward_input\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     let told = server.raw("POST", "/api/v1/forward_backward", "", deep.as_bytes()).error(400, None);
     assert!(told.contains("the body is not JSON"), "{told}");
@@ -606,20 +761,63 @@ fn what_cannot_be_is_refused_by_its_name() {
     assert_eq!(server.result(&promise)["category"], "user");
 
     let sample = |more: Value| {
-        let mut body = json!({"base_model": "base", "prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {}});
+        let mut body =
+            json!({"base_model": "base", "prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {}});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         body
     };
     refuse("asample", sample(json!({"num_samples": 0})), 400, Some("num_samples"), "1 or more");
     refuse("asample", sample(json!({"num_samples": 5000})), 400, Some("num_samples"), "at most here");
-    refuse("asample", sample(json!({"prompt": {"chunks": [{"type": "image"}]}})), 400, Some("prompt"), "no images");
-    refuse("asample", sample(json!({"sampling_params": {"stop": [1, "x"]}})), 400, Some("stop"), "must be a string");
-    refuse("asample", sample(json!({"sampling_params": {"temperature": -1}})), 400, Some("temperature"), "from 0");
-    refuse("asample", sample(json!({"sampling_params": {"max_tokens": 128}})), 400, Some("max_tokens"), "the context has");
-    refuse("asample", sample(json!({"prompt_alt_tokens_k": 2})), 400, Some("prompt_alt_tokens_k"), "cannot do");
-    refuse("asample", sample(json!({"topk_prompt_logprobs": 65})), 400, Some("topk_prompt_logprobs"), "from 0 to 64");
+    refuse(
+        "asample",
+        sample(json!({"prompt": {"chunks": [{"type": "image"}]}})),
+        400,
+        Some("prompt"),
+        "no images",
+    );
+    refuse(
+        "asample",
+        sample(json!({"sampling_params": {"stop": [1, "x"]}})),
+        400,
+        Some("stop"),
+        "must be a string",
+    );
+    refuse(
+        "asample",
+        sample(json!({"sampling_params": {"temperature": -1}})),
+        400,
+        Some("temperature"),
+        "from 0",
+    );
+    refuse(
+        "asample",
+        sample(json!({"sampling_params": {"max_tokens": 128}})),
+        400,
+        Some("max_tokens"),
+        "the context has",
+    );
+    refuse(
+        "asample",
+        sample(json!({"prompt_alt_tokens_k": 2})),
+        400,
+        Some("prompt_alt_tokens_k"),
+        "cannot do",
+    );
+    refuse(
+        "asample",
+        sample(json!({"topk_prompt_logprobs": 65})),
+        400,
+        Some("topk_prompt_logprobs"),
+        "from 0 to 64",
+    );
     refuse("asample", sample(json!({"base_model": "x"})), 404, Some("model"), "`x`");
-    refuse("asample", json!({"sampling_session_id": "x", "seq_id": 1}), 404, Some("sampling_session_id"), "no sampler");
+    refuse(
+        "asample",
+        json!({"sampling_session_id": "x", "seq_id": 1}),
+        404,
+        Some("sampling_session_id"),
+        "no sampler",
+    );
 }
 
 #[test]
@@ -632,7 +830,8 @@ fn protobuf_that_lies_is_refused() {
         assert_eq!(found, status, "{told}");
         assert!(told.contains(words), "{words}: {told}");
     };
-    let of = |inputs: &[(&str, Vec<u8>)]| proto_pass(&model, 1, "cross_entropy", &[proto_datum(&[1, 2], inputs)]);
+    let of =
+        |inputs: &[(&str, Vec<u8>)]| proto_pass(&model, 1, "cross_entropy", &[proto_datum(&[1, 2], inputs)]);
     let targets = || ("target_tokens", tensor(2, &longs(&[1, 2]), &[2]));
     // Lengths beyond the body's end, and a key of no type.
     refuse(PROTO, &[26, 255, 255, 255, 255, 15, 1], 400, "cannot be read");
@@ -644,13 +843,34 @@ fn protobuf_that_lies_is_refused() {
     refuse(PROTO, &many, 400, "1 to 1024 examples");
     refuse(PROTO, &of(&[]), 400, "`target_tokens` is missing");
     refuse(PROTO, &of(&[("target_tokens", tensor(2, &[1, 2, 3], &[2]))]), 400, "bytes that are no Int64");
-    refuse(PROTO, &of(&[("target_tokens", tensor(9, &longs(&[1, 2]), &[2]))]), 400, "a type that is not read");
-    refuse(PROTO, &of(&[("target_tokens", tensor(2, &longs(&[1, -2]), &[2]))]), 400, "has -2, which is no token");
-    refuse(PROTO, &of(&[("target_tokens", tensor(2, &longs(&[1, 2]), &[127]))]), 400, "has 2 numbers, and says");
+    refuse(
+        PROTO,
+        &of(&[("target_tokens", tensor(9, &longs(&[1, 2]), &[2]))]),
+        400,
+        "a type that is not read",
+    );
+    refuse(
+        PROTO,
+        &of(&[("target_tokens", tensor(2, &longs(&[1, -2]), &[2]))]),
+        400,
+        "has -2, which is no token",
+    );
+    refuse(
+        PROTO,
+        &of(&[("target_tokens", tensor(2, &longs(&[1, 2]), &[127]))]),
+        400,
+        "has 2 numbers, and says",
+    );
     let endless = [&[255; 9][..], &[1]].concat();
-    refuse(PROTO, &of(&[("target_tokens", tensor(2, &longs(&[1, 2]), &endless))]), 400, "has 2 numbers, and says");
+    refuse(
+        PROTO,
+        &of(&[("target_tokens", tensor(2, &longs(&[1, 2]), &endless))]),
+        400,
+        "has 2 numbers, and says",
+    );
     let sparse = |rows: &[i64], columns: &[i64], shape: &[u8]| {
-        let csr = [field(1, &floats(&[1.0, 1.0])), field(2, &longs(rows)), field(3, &longs(columns))].concat();
+        let csr =
+            [field(1, &floats(&[1.0, 1.0])), field(2, &longs(rows)), field(3, &longs(columns))].concat();
         let weights = [field(2, &csr), whole(3, 1), field(4, shape)].concat();
         of(&[targets(), ("weights", weights)])
     };

@@ -242,7 +242,7 @@ fn losses_fall_and_a_loaded_checkpoint_goes_on_as_if_nothing_had_been() {
 
 #[test]
 fn what_cannot_be_is_refused_with_its_reason() {
-    let mut studio = studio_of(16, 300_000);
+    let mut studio = studio_of(16, 150_000);
     let told = |error: StudioError| {
         assert!(error.is_of_request(), "{error}");
         error.to_string()
@@ -254,7 +254,7 @@ fn what_cannot_be_is_refused_with_its_reason() {
     studio.create("a", of_rank(8)).unwrap();
     let used = studio.used();
     let room = told(studio.create("b", of_rank(8)).unwrap_err());
-    assert!(room.contains(&format!("have {used} of 300000 bytes")), "{room}");
+    assert!(room.contains(&format!("have {used} of 150000 bytes")), "{room}");
     studio.remove("a");
     studio.create("a", of_rank(8)).unwrap();
     assert_eq!(studio.used(), used);

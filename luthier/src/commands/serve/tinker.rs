@@ -23,7 +23,11 @@ const MODELS: usize = 16;
 pub(super) fn extent(args: &cli::Serve, serving: Extent) -> Option<StudioExtent> {
     let memory = args.training_memory.0;
     let tokens = args.training_tokens.unwrap_or(USUAL_TOKENS).min(serving.context);
-    (args.state.is_some() && memory > 0).then_some(StudioExtent { tokens, max_rank: serving.max_rank, memory })
+    (args.state.is_some() && memory > 0).then_some(StudioExtent {
+        tokens,
+        max_rank: serving.max_rank,
+        memory,
+    })
 }
 
 /// The memory of a studio of these sizes.
