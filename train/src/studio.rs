@@ -278,6 +278,15 @@ impl Studio {
 
     /// Takes up a request whose examples can be computed; its model is out of the list until it has ended.
     fn begin(&mut self, place: usize, work: Work) -> Result<Underway> {
+        if let Objective::Ppo { clip: [low, high] } | Objective::Cispo { clip: [low, high] } = work.objective
+        {
+            let is_range = low <= high;
+            if !is_range {
+                let problem =
+                    format!("ratios are clipped to a range from low to high, not from {low} to {high}");
+                return Err(StudioError::Settings(problem));
+            }
+        }
         for (index, example) in work.examples.iter().enumerate() {
             self.check(example, work.objective).map_err(|problem| StudioError::Example { index, problem })?;
         }

@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::Client;
 use super::outputs::{PassOutput, SampleOutput};
-use crate::app::{App, Body};
+use crate::app::{App, Body, aside};
 use crate::error::ApiError;
 
 /// How long a client's question waits for an answer; clients wait 45 seconds.
@@ -55,6 +55,8 @@ type Outcome = Option<Arc<Answer>>;
 
 struct Entry {
     tenant: String,
+    /// Whether it is a model's.
+    trains: bool,
     outcome: watch::Receiver<Outcome>,
     task: AbortHandle,
     begun: Instant,
@@ -102,6 +104,7 @@ impl Futures {
         });
         let entry = Entry {
             tenant: tenant.to_owned(),
+            trains: id.contains(":train:"),
             outcome,
             task: task.abort_handle(),
             begun: Instant::now(),
@@ -139,7 +142,10 @@ impl Futures {
     }
 
     fn cancel(&self, id: &str, tenant: &str) {
-        if let Some(entry) = self.lock().get(id).filter(|entry| entry.tenant == tenant) {
+        let entries = self.lock();
+        // What a model does has its place in a line.
+        let is_sample = |entry: &&Entry| entry.tenant == tenant && !entry.trains;
+        if let Some(entry) = entries.get(id).filter(is_sample) {
             entry.task.abort();
         }
     }
@@ -176,8 +182,13 @@ pub(super) async fn retrieve(
     };
     let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let wants_proto = accepts.into_iter().any(|value| value.contains(PROTOBUF));
+    aside(move || Ok(response(&answer, wants_proto))).await
+}
+
+/// A result as it is told.
+fn response(answer: &Answer, wants_proto: bool) -> Response {
     let proto = |bytes: Vec<u8>| ([(header::CONTENT_TYPE, PROTOBUF)], bytes).into_response();
-    Ok(match &*answer {
+    match answer {
         Answer::Json(value) => Json(value).into_response(),
         Answer::Pass(output) if wants_proto => proto(output.proto()),
         Answer::Pass(output) => Json(output.json()).into_response(),
@@ -187,7 +198,7 @@ pub(super) async fn retrieve(
             let category = if *is_of_request { "user" } else { "server" };
             Json(json!({"error": message, "category": category})).into_response()
         }
-    })
+    }
 }
 
 /// The type of a body in protobuf.

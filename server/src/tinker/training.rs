@@ -89,9 +89,12 @@ impl Tinker {
 
     /// Models whose sessions have not been heard of for long.
     fn silent(&self) -> Vec<String> {
-        let heard = self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let is_silent = |model: &Model| heard.get(&model.session).is_none_or(|last| last.elapsed() > SILENCE);
-        self.models().iter().filter(|(_, model)| is_silent(model)).map(|(id, _)| id.clone()).collect()
+        // In the order in which a request for a model takes both.
+        let models = self.models();
+        let mut heard = self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        heard.retain(|_, last| last.elapsed() <= SILENCE);
+        let is_silent = |model: &Model| !heard.contains_key(&model.session);
+        models.iter().filter(|(_, model)| is_silent(model)).map(|(id, _)| id.clone()).collect()
     }
 
     /// A tenant's model in training.
@@ -398,6 +401,8 @@ async fn remember(
     tenant: String,
     about: records::About,
 ) -> Result<(), ApiError> {
+    // What was of this name before is not what is of it now.
+    app.adapters.forget_snapshot(&path.to_string());
     let (folder, path) = (tinker.folder(path), path.clone());
     let bytes = aside(move || Ok(size(&folder))).await?;
     let about = records::About { bytes, ..about };

@@ -288,6 +288,11 @@ fn what_cannot_be_is_refused_with_its_reason() {
     }];
     assert!(told(studio.pass(works).pop().unwrap().unwrap_err()).contains("is -inf"));
 
+    for clip in [[1.2, 0.8], [f64::NAN, 1.0]] {
+        let failed =
+            alone(&mut studio, work("a", vec![of_policy.clone()], Objective::Ppo { clip })).unwrap_err();
+        assert!(told(failed).contains("from low to high"));
+    }
     // A ratio beyond all numbers: the request fails, and what had been added up is gone.
     alone(&mut studio, work("a", vec![good.clone()], ce)).unwrap();
     let unlikely = Sequence { sampled: vec![-1e30; 2], ..of_policy };
