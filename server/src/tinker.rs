@@ -1,10 +1,10 @@
 //! Tinker's API: models that clients train a request at a time, and sample from meanwhile. An unchanged
 //! `tinker` package drives it.
 //!
-//! A request is answered at once with a name by which its result is asked for (`futures`). Those of a model go
-//! to the thread that trains, in the order of their numbers (`trainer`); samples go to the engine that serves
-//! everybody (`sampling`). Checkpoints are folders below the server's, and what there is stands in its SQLite
-//! file (`records`), so a restart loses models in training, and nothing that was saved.
+//! A request is answered at once with a name by which its result is asked for (`futures`). Those of a model
+//! go to the thread that trains, in the order of their numbers (`trainer`); samples go to the engine that
+//! serves everybody (`sampling`). Checkpoints are folders below the server's, and what there is stands in its
+//! SQLite file (`records`), so a restart loses models in training, and nothing that was saved.
 
 mod futures;
 mod inputs;

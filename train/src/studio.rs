@@ -1,10 +1,11 @@
-//! Models over one base that are trained a request at a time: gradients add up until a step is asked for, with
-//! the step's own settings.
+//! Models over one base that are trained a request at a time: gradients add up until a step is asked for,
+//! with the step's own settings.
 //!
-//! A model is an adapter, its gradients and its moments, all in memory. Requests of several models pass through
-//! the base together, a group each, and come to what they come to alone, to the byte: how a request's examples
-//! are cut into micro-batches does not depend on who else passes. Products go by tiles ([`Run::by_tiles`]), so a
-//! token's log-probability is the one that an engine with `Sums::Tiles` sampled it with, to the bit.
+//! A model is an adapter, its gradients and its moments, all in memory. Requests of several models pass
+//! through the base together, a group each, and come to what they come to alone, to the byte: how a request's
+//! examples are cut into micro-batches does not depend on who else passes. Products go by tiles
+//! ([`Run::by_tiles`]), so a token's log-probability is the one that an engine with `Sums::Tiles` sampled it
+//! with, to the bit.
 
 mod error;
 mod objective;
@@ -323,8 +324,8 @@ impl Studio {
         }
     }
 
-    /// One pass of as many requests as there is room for, all with gradients or all without. Whether there was
-    /// anything to do.
+    /// One pass of as many requests as there is room for, all with gradients or all without. Whether there
+    /// was anything to do.
     fn pass_some(&mut self, underway: &mut [Underway], backward: bool) -> bool {
         let (mut members, mut tokens) = (Vec::new(), 0);
         for request in underway.iter_mut().filter(|request| request.work.backward == backward) {
@@ -432,8 +433,8 @@ impl Studio {
         }
     }
 
-    /// Writes a model as an adapter folder that PEFT reads, in the place of what is there; with the moments, if
-    /// training is to go on from it.
+    /// Writes a model as an adapter folder that PEFT reads, in the place of what is there; with the moments,
+    /// if training is to go on from it.
     ///
     /// # Errors
     /// If there is no such model, its values are not finite, or a file cannot be written.
@@ -462,8 +463,8 @@ impl Studio {
     /// count steps anew. Gradients that were added up are gone.
     ///
     /// # Errors
-    /// If there is no such model, or the folder is not whole or of another rank or other modules. A model whose
-    /// files could be read in part only is removed.
+    /// If there is no such model, or the folder is not whole or of another rank or other modules. A model
+    /// whose files could be read in part only is removed.
     pub fn load(&mut self, id: &str, folder: &Path, with_optimizer: bool) -> Result<()> {
         self.model(id)?;
         let mut model = self.models.remove(id).expect("it is there");

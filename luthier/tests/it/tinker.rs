@@ -1,5 +1,5 @@
-//! Training over the real server: the sampler's numbers are the trainer's, and checkpoints outlive a server that
-//! is killed.
+//! Training over the real server: the sampler's numbers are the trainer's, and checkpoints outlive a server
+//! that is killed.
 
 use std::path::Path;
 

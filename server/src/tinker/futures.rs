@@ -1,9 +1,9 @@
-//! POST /api/v1/retrieve_future and /cancel_future: a request is answered with a name at once, and by that its
-//! result is asked for until it is there.
+//! POST /api/v1/retrieve_future and /cancel_future: a request is answered with a name at once, and by that
+//! its result is asked for until it is there.
 //!
-//! Names are made of what clients number anyway, so a request that is sent twice is done once. Results stay in
-//! memory for a while, also after they were taken, since an answer may be lost on its way. What a restart has
-//! lost is gone, and clients are told so.
+//! Names are made of what clients number anyway, so a request that is sent twice is done once. Results stay
+//! in memory for a while, also after they were taken, since an answer may be lost on its way. What a restart
+//! has lost is gone, and clients are told so.
 
 use std::collections::BTreeMap;
 use std::future::Future;

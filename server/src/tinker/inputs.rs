@@ -36,8 +36,8 @@ pub(super) struct Asked {
     pub(super) seq: u64,
     pub(super) backward: bool,
     pub(super) objective: Objective,
-    /// Of each example as the client has it: how many columns its targets have, if they are a matrix. There is
-    /// an example below for each column.
+    /// Of each example as the client has it: how many columns its targets have, if they are a matrix. There
+    /// is an example below for each column.
     pub(super) columns: Vec<Option<usize>>,
     pub(super) examples: Vec<Example>,
 }

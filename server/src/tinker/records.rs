@@ -1,5 +1,5 @@
-//! What is remembered of sessions, runs, checkpoints and samplers over restarts. Every question names the tenant
-//! who asks, so that nobody is told of what is another's.
+//! What is remembered of sessions, runs, checkpoints and samplers over restarts. Every question names the
+//! tenant who asks, so that nobody is told of what is another's.
 
 use rusqlite::{OptionalExtension, Params, Row, Transaction, params};
 use serde_json::{Value, json};

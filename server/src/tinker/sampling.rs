@@ -1,8 +1,8 @@
 //! POST /api/v1/create_sampling_session and /asample, GET /api/v1/samplers/ID: samples of the base and of
 //! checkpoints, by the engine that serves everybody.
 //!
-//! A sequence ends with the token that stopped it: whoever trains on samples trains on their ends, too. So the
-//! engine is told of no stops, and is stopped.
+//! A sequence ends with the token that stopped it: whoever trains on samples trains on their ends, too. So
+//! the engine is told of no stops, and is stopped.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -117,8 +117,8 @@ struct Wanted {
     ends: Ends,
     /// Of each new token, beside itself.
     top: usize,
-    /// Whether log-probabilities of the prompt's tokens are asked for, of how many of its last ones, and of so
-    /// many beside each.
+    /// Whether log-probabilities of the prompt's tokens are asked for, of how many of its last ones, and of
+    /// so many beside each.
     of_prompt: bool,
     last: usize,
     prompt_top: usize,

@@ -1,6 +1,6 @@
 //! What a client asks before all else, and its sessions: GET /api/v1/healthz, /get_server_capabilities and
-//! /sessions, POST /client/config, /client/dynamic_config, /create_session, /session_heartbeat, /telemetry and
-//! /sessions/ID/finish.
+//! /sessions, POST /client/config, /client/dynamic_config, /create_session, /session_heartbeat, /telemetry
+//! and /sessions/ID/finish.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! POST /api/v1/create_model, /get_info, /unload_model, /forward, /forward_backward, /optim_step, /save_weights,
-//! /save_weights_for_sampler and /load_weights.
+//! POST /api/v1/create_model, /get_info, /unload_model, /forward, /forward_backward, /optim_step,
+//! /save_weights, /save_weights_for_sampler and /load_weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,8 +24,8 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::tenants::Tenant;
 
-/// Checkpoints for sampling that clients gave no name, of each run: a loop of reinforcement learning makes one
-/// for every step, and samples from the last ones.
+/// Checkpoints for sampling that clients gave no name, of each run: a loop of reinforcement learning makes
+/// one for every step, and samples from the last ones.
 pub(super) const KEPT_PASSING: i64 = 8;
 /// After this silence a session's client is gone: it would be heard of every ten seconds.
 const SILENCE: Duration = Duration::from_secs(900);
@@ -307,7 +307,12 @@ async fn pass(
     let inputs::Asked { model, seq, backward, objective, columns, examples } = asked;
     tinker.lora_of(&model, tenant).await?;
     let tokens = examples.iter().map(|example| example.ids.len()).sum();
+    if app.is_draining() {
+        return Err(ApiError::unavailable("the server is about to end"));
+    }
     let room = tinker.queue_room(&tenant.name, tokens)?;
+    tenant.admit()?;
+    tenant.charge(tokens);
     let weights: Vec<Vec<f32>> = match objective {
         Objective::CrossEntropy => examples.iter().map(|example| example.weights.clone()).collect(),
         _ => Vec::new(),

@@ -529,7 +529,12 @@ fn a_tenant_learns_nothing_of_what_is_anothers() {
         assert_eq!((theirs.status, theirs.body.replace(session, other)), (nobodys.status, nobodys.body));
     };
     let plain = |route: &'static str| move |_: &str| route.to_owned();
-    let of_model = |seq: u64| move |session: &str| json!({"model_id": format!("{session}:train:0"), "seq_id": seq, "adam_params": {}, "path": "x"});
+    let of_model = |seq: u64| {
+        move |session: &str| {
+            let model = format!("{session}:train:0");
+            json!({"model_id": model, "seq_id": seq, "adam_params": {}, "path": "x"})
+        }
+    };
     same("POST", &plain("session_heartbeat"), &|session| json!({"session_id": session}));
     same("POST", &plain("create_model"), &|session| create(session, 5));
     same("POST", &plain("get_info"), &of_model(1));
@@ -576,6 +581,33 @@ fn a_tenant_learns_nothing_of_what_is_anothers() {
     // It is all still there.
     let list = ask("tml-one", "GET", &format!("sessions/{session}"), &json!({})).json(200);
     assert_eq!(list["training_run_ids"], json!([model]));
+}
+
+#[test]
+fn passes_and_samples_count_against_quotas() {
+    use sha2::Digest;
+    let (keys, state) = (folder(), folder());
+    let path = keys.path().join("keys.yaml");
+    let hash: String = sha2::Sha256::digest("tml-one").iter().map(|byte| format!("{byte:02x}")).collect();
+    std::fs::write(&path, format!("- {{tenant: one, key_sha256: {hash}, requests_per_minute: 2}}\n"))
+        .unwrap();
+    let tenants = Tenants::read(&path).unwrap();
+    let server = Server::with(Start { state: Some(state.path().into()), tenants, ..Start::default() });
+    let ask = |route: &str, body: &Value| {
+        let body = body.to_string();
+        server.raw("POST", &format!("/api/v1/{route}"), "X-API-Key: tml-one\r\n", body.as_bytes())
+    };
+    let session = ask("create_session", &json!({})).json(200)["session_id"].clone();
+    let session = session.as_str().unwrap();
+    ask("create_model", &create(session, 0)).json(200);
+    let model = format!("{session}:train:0");
+    ask("forward_backward", &pass(&model, 1, &[datum(&[1], &[1])])).json(200);
+    let sample = json!({"base_model": "base", "prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {"max_tokens": 1}});
+    ask("asample", &sample).json(200);
+    let full = ask("forward_backward", &pass(&model, 2, &[datum(&[1], &[1])]));
+    full.error(429, None);
+    assert!(full.header("retry-after").is_some());
+    ask("asample", &sample).error(429, None);
 }
 
 #[test]

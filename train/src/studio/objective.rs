@@ -38,8 +38,8 @@ pub enum Objective {
 }
 
 impl Objective {
-    /// A token's loss and its derivative by the log-probability `p`, where `q` is what that was when the token
-    /// was sampled, and `advantage` how much better than expected its sequence was.
+    /// A token's loss and its derivative by the log-probability `p`, where `q` is what that was when the
+    /// token was sampled, and `advantage` how much better than expected its sequence was.
     pub fn of_token(self, p: f64, q: f64, advantage: f64) -> (f64, f64) {
         let ratio = (p - q).exp();
         match self {
