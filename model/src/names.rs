@@ -239,7 +239,7 @@ impl Names {
     }
 
     /// The parameters by which transformers 5 holds the experts of a block and their choice, in its order.
-    pub(crate) fn parameters_of_experts(&self, layer: usize) -> [(Part, String); 3] {
+    pub fn parameters_of_experts(&self, layer: usize) -> [(Part, String); 3] {
         let [first, last] =
             tables::OF_EXPERTS.map(|(part, name)| (part, format!("{}.{name}", self.experts(layer))));
         [(Part::Router, format!("{}.weight", self.router(layer))), first, last]

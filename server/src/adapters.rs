@@ -246,6 +246,14 @@ impl Adapters {
         true
     }
 
+    /// Forgets a tenant's own adapter, whosoever it is: the caller knows.
+    pub(crate) fn forget(&self, name: &str) {
+        let owner = self.lock().owner(name).map(str::to_owned);
+        if let Some(owner) = owner {
+            self.remove(name, &owner);
+        }
+    }
+
     /// The names of a tenant's own adapters that begin so.
     pub(crate) fn own(&self, owner: &str, prefix: &str) -> Vec<String> {
         let inner = self.lock();
@@ -278,7 +286,7 @@ impl Adapters {
                     entry.count();
                     return Ok(ready);
                 }
-            } else if self.root.is_none() || !is_name(name) {
+            } else if self.root.is_none() {
                 return Err(ApiError::no_model(name));
             }
             match inner.loading.get(name) {

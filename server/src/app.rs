@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header;
 use axum::http::request::Parts;
@@ -22,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::places::{Places, Slot};
 use crate::store::Store;
 use crate::tenants::{Tenant, Tenants};
+use crate::tinker::Tinker;
 use crate::tuning::Bench;
 use crate::words::Words;
 use crate::worker::Handle;
@@ -77,6 +79,8 @@ pub(crate) struct App {
     pub(crate) bench: Option<Arc<Bench>>,
     /// Files that are sent at once.
     pub(crate) uploads: Semaphore,
+    /// Training by clients; none where there is no store or nothing that trains.
+    pub(crate) tinker: Option<Tinker>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
     pub(crate) places: Arc<Places>,
@@ -193,7 +197,7 @@ pub(crate) async fn aside<T: Send + 'static>(
 
 /// Who makes a request, and by which key and from where.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller(pub(crate) Arc<Tenant>, Arc<Asking>);
+pub(crate) struct Caller(pub(crate) Arc<Tenant>, pub(crate) Arc<Asking>);
 
 impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
@@ -227,21 +231,26 @@ impl FromRequest<Arc<App>> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        let limit = app.limits.body_bytes;
-        let length = request.headers().get(header::CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if length.is_some_and(|length| length > limit as u64) {
-            return Err(ApiError::too_large(limit));
-        }
-        let read = axum::body::to_bytes(request.into_body(), limit);
-        match tokio::time::timeout(app.limits.read_time, read).await {
-            Err(_) => Err(ApiError::too_slow()),
-            Ok(Ok(bytes)) => Fields::parse(&bytes).map(Body),
-            Ok(Err(error)) => match is_about_length(&error) {
-                true => Err(ApiError::too_large(limit)),
-                false => Err(ApiError::invalid("the body of the request broke off")),
-            },
-        }
+        let bytes = read_body(request, app.limits.body_bytes, app.limits.read_time).await?;
+        Fields::parse(&bytes).map(Body)
+    }
+}
+
+/// Reads a body of at most so many bytes, in at most that time.
+pub(crate) async fn read_body(request: Request, limit: usize, time: Duration) -> Result<Bytes, ApiError> {
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::too_large(limit));
+    }
+    let read = axum::body::to_bytes(request.into_body(), limit);
+    match tokio::time::timeout(time, read).await {
+        Err(_) => Err(ApiError::too_slow()),
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => match is_about_length(&error) {
+            true => Err(ApiError::too_large(limit)),
+            false => Err(ApiError::invalid("the body of the request broke off")),
+        },
     }
 }
 

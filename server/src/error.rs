@@ -141,6 +141,16 @@ impl ApiError {
         }
     }
 
+    /// There is no such thing, or none that this tenant may know of.
+    pub(crate) fn absent(param: &str, message: impl Into<String>) -> Self {
+        ApiError { status: StatusCode::NOT_FOUND, code: Some("not_found"), ..ApiError::field(param, message) }
+    }
+
+    /// It was there, and is not any more.
+    pub(crate) fn gone(message: impl Into<String>) -> Self {
+        ApiError { status: StatusCode::GONE, code: Some("gone"), ..ApiError::invalid(message) }
+    }
+
     /// The body has more bytes than it may.
     pub(crate) fn too_large(limit: usize) -> Self {
         let message = format!("the body of a request may have {limit} bytes at most");
@@ -243,6 +253,11 @@ impl ApiError {
     /// Status and code in a word or two, for a log: nothing of what the client sent stands in it.
     pub(crate) fn told(&self) -> String {
         format!("{} {}", self.status.as_str(), self.code.unwrap_or(self.kind))
+    }
+
+    /// Whether the request is to blame.
+    pub(crate) fn is_of_request(&self) -> bool {
+        self.status.is_client_error()
     }
 
     /// The body of the answer.

@@ -1,5 +1,5 @@
 //! Many adapters over one base, served by the interfaces that clients know: OpenAI's, and vLLM's where that has
-//! none.
+//! none, and Tinker's for training by clients.
 //!
 //! A request's way: `routes` finds its route, `app` who asks (`tenants`) and reads the body (`fields`);
 //! `chat` or `completions` makes tokens of it (`words`), finds the adapter (`adapters`) and brings it to
@@ -42,6 +42,7 @@ mod status;
 mod store;
 mod style;
 mod tenants;
+mod tinker;
 mod tokens;
 pub mod tuning;
 mod usage;
@@ -55,5 +56,6 @@ pub use audit::Record;
 pub use error::ServerError;
 pub use listen::{Place, Setup, serve};
 pub use tenants::{Change, Keys, ListedKey, Made, Tenants, Terms};
+pub use tinker::{Adam, BeginTraining, Example, Lora, Objective, Pass, Passed, Refused, Trainer, Training};
 pub use words::{Chat, Stops, Words};
 pub use worker::Worker;

@@ -30,6 +30,7 @@ use crate::places::Places;
 use crate::routes;
 use crate::store::Store;
 use crate::tenants::Tenants;
+use crate::tinker::{Tinker, TrainerHandle, Training};
 use crate::tuning::{Bench, Tuner};
 use crate::words::Words;
 use crate::worker::{Handle, Worker};
@@ -97,6 +98,8 @@ pub struct Setup {
     pub state: Option<PathBuf>,
     /// Who trains, if anybody does; of use with a state alone.
     pub tuner: Option<Arc<dyn Tuner>>,
+    /// What trains for clients, if anything does; it needs `state`.
+    pub training: Option<Training>,
     /// Who may ask.
     pub tenants: Tenants,
     /// How much is taken on.
@@ -124,6 +127,7 @@ pub fn serve(
         adapter_bytes,
         state,
         tuner,
+        training,
         tenants,
         limits,
     } = setup;
@@ -141,6 +145,12 @@ pub fn serve(
         bench = Some(started);
     }
     let (engine, thread) = Handle::start(worker)?;
+    let (mut tinker, mut training_thread) = (None, None);
+    if let (Some(store), Some(Training { begin, models, tokenizer })) = (&remembered, training) {
+        let (trainer, thread) = TrainerHandle::start(begin)?;
+        training_thread = Some((trainer.clone(), thread));
+        tinker = Some(Tinker::new(Arc::clone(store), trainer, models, tokenizer));
+    }
     let app = Arc::new(App {
         metrics: Arc::new(Metrics::new(&model)),
         model,
@@ -152,6 +162,7 @@ pub fn serve(
         store: remembered,
         bench: bench.as_ref().map(|(bench, _)| Arc::clone(bench)),
         uploads: Semaphore::new(UPLOADS),
+        tinker,
         limits,
         places: Places::new(limits.requests),
         draining: AtomicBool::new(false),
@@ -173,6 +184,11 @@ pub fn serve(
     runtime.shutdown_background();
     app.audit.end();
     engine.stop();
+    if let Some((trainer, thread)) = training_thread {
+        trainer.stop();
+        // What it is writing is written; a panic of its own was told to those who asked.
+        let _ = thread.join();
+    }
     match thread.join() {
         Ok(()) => ended,
         Err(_) => Err(ServerError::EngineStopped),

@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::tuning::routes as tuning;
-use crate::{audit, chat, completions, files, lora, models, openapi, page, status, tokens};
+use crate::{audit, chat, completions, files, lora, models, openapi, page, status, tinker, tokens};
 
 pub(crate) fn router(app: Arc<App>) -> Router {
     routes().fallback(no_route).method_not_allowed_fallback(no_method).with_state(app)
@@ -49,6 +49,7 @@ fn routes() -> Router<Arc<App>> {
         .route("/docs", get(openapi::docs))
         .route("/docs.js", get(openapi::script))
         .route("/openapi.json", get(openapi::document))
+        .merge(tinker::router())
 }
 
 async fn no_route(method: Method, uri: Uri) -> ApiError {

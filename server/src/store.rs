@@ -11,12 +11,12 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::error::{ApiError, ServerError};
-use crate::{audit, files, tenants, tuning};
+use crate::{audit, files, tenants, tinker, tuning};
 
 /// The number of the schema that this program writes.
 const SCHEMA: i64 = 1;
 /// The tables of all parts.
-const TABLES: [&str; 4] = [tenants::TABLES, audit::TABLE, files::TABLES, tuning::TABLES];
+const TABLES: [&str; 5] = [tenants::TABLES, audit::TABLE, files::TABLES, tuning::TABLES, tinker::TABLES];
 /// The file, in the folder.
 pub(crate) const FILE: &str = "luthier.db";
 /// How long another process may hold the file, such as one that changes keys.

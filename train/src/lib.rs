@@ -16,6 +16,7 @@ mod plan;
 mod rehearsal;
 mod saving;
 mod schedule;
+mod studio;
 mod sums;
 mod trainer;
 
@@ -29,4 +30,7 @@ pub use optimizer::{OptimizerSettings, Rule};
 pub use plan::{Demand, StepPlan};
 pub use saving::Saving;
 pub use schedule::{Decay, Schedule};
+pub use studio::{
+    ModelSettings, Objective, Passed, Sequence, StepSettings, Studio, StudioError, StudioExtent, Work,
+};
 pub use trainer::{Planned, Trainer, memory_plan, train};

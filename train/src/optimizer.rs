@@ -175,6 +175,19 @@ impl Optimizer {
         self.arena.open(&folder.join(PAGES)).map_err(TrainError::of_pages)
     }
 
+    /// Takes other settings for the steps to come: rates, decays, and the norm to clip to.
+    ///
+    /// # Panics
+    /// If the moments would be others by them.
+    pub(crate) fn retune(&mut self, settings: OptimizerSettings) {
+        let of_moments = |settings: OptimizerSettings| {
+            let OptimizerSettings { rule, lora_plus_ratio, memory, .. } = settings;
+            (rule.moments(), rule.eight_bit(usize::MAX), lora_plus_ratio, memory)
+        };
+        assert_eq!(of_moments(self.settings), of_moments(settings), "settings of the same moments");
+        self.settings = settings;
+    }
+
     /// Clips and applies the gradients of step `step` (from 1) with this learning rate. Returns the norm
     /// before clipping.
     ///

@@ -42,6 +42,12 @@ pub(crate) struct Serve {
     pub(crate) training_share: f64,
     #[command(flatten)]
     pub(crate) set: Set,
+    /// The memory that models in training may take over Tinker's API, which needs --state; 0: nothing is trained
+    #[arg(long, value_name = "BYTES", default_value = "1GiB", allow_negative_numbers = true)]
+    pub(crate) training_memory: ByteSize,
+    /// Tokens of the longest example that is trained on [default: 1024, or --context if that is less]
+    #[arg(long, value_name = "N", value_parser = parse_count, allow_negative_numbers = true)]
+    pub(crate) training_tokens: Option<usize>,
     /// A chat template in place of the model's and the adapters' own: a file or a built-in name
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) chat_template: Option<String>,

@@ -1,4 +1,6 @@
-//! `luthier serve`: a base and its adapters, behind OpenAI's interface.
+//! `luthier serve`: a base and its adapters, behind OpenAI's interface, and Tinker's for training.
+
+mod tinker;
 
 mod tuning;
 
@@ -11,7 +13,7 @@ use anyhow::Context;
 use data::{ChatTemplate, Tokenizer};
 use infer::{Engine, Extent, Sums};
 use model::adapter::peft::folder::AdapterFolder;
-use model::memory::{Allocator, Component};
+use model::memory::{Allocator, Component, MemoryPlan};
 use model::{Adapter, Config, Decoder};
 use serde_json::Value;
 use server::{Chat, Limits, LoadedAdapter, Place, Setup, Tenants, Words};
@@ -58,6 +60,10 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         max_rank: extent.max_rank,
         has_template: args.chat_template.is_some(),
     };
+    let served_name = args.served_model_name.clone().unwrap_or_else(|| name(&base));
+    let training = tinker::extent(&args, extent).map(|studio| {
+        tinker::training(Arc::clone(&decoder), &base, &served_name, studio, args.training_share)
+    });
     let tuner = match &args.state {
         None => None,
         Some(_) => Some(tuning::Tuner {
@@ -76,7 +82,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
     }
     let engine = Engine::new(decoder, extent);
     let setup = Setup {
-        model: args.served_model_name.clone().unwrap_or_else(|| name(&base)),
+        model: served_name,
         worker: Box::new(engine),
         words,
         loader: Box::new(move |path| reader.read(path)),
@@ -85,6 +91,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
         adapter_bytes: Some(args.adapter_memory.0),
         state: args.state.clone(),
         tuner: tuner.map(|tuner| Arc::new(tuner) as _),
+        training,
         tenants,
         limits: Limits {
             requests: args.requests.min(MOST_REQUESTS),
@@ -170,7 +177,9 @@ fn check_memory(args: &cli::Serve, base: &Base, extent: Extent, threads: usize) 
         quantization: args.quantization.0,
         threads,
     };
-    let has_adapters = args.adapter_root.is_some() || !args.adapter.is_empty();
+    let studio = tinker::extent(args, extent);
+    let has_adapters = args.adapter_root.is_some() || !args.adapter.is_empty() || studio.is_some();
+    let studio = studio.map(|studio| tinker::memory_plan(&base.config, args, studio)).transpose()?;
     let need = |inference: Inference<'_>, cached_tokens: usize| {
         let extent = Extent { cached_tokens, ..extent };
         let buffers = Engine::memory_plan(inference.config, inference.precision, extent);
@@ -178,12 +187,20 @@ fn check_memory(args: &cli::Serve, base: &Base, extent: Extent, threads: usize) 
         plan.add(Component::Adapter, if has_adapters { args.adapter_memory.0 } else { 0 });
         plan
     };
-    setup::check_memory("serving", &need(inference, extent.cached_tokens), None, || {
+    let with_studio = |mut plan: MemoryPlan| {
+        studio.iter().for_each(|studio| plan.extend(studio));
+        plan
+    };
+    let all = with_studio(need(inference, extent.cached_tokens));
+    setup::check_memory("serving", &all, None, || {
         let fewer = extent.context;
-        let fewer = (format!("--cached-tokens {fewer}"), need(inference, fewer));
+        let fewer = (format!("--cached-tokens {fewer}"), with_studio(need(inference, fewer)));
+        let idle = ("--training-memory 0".to_owned(), need(inference, extent.cached_tokens));
+        let idle = studio.is_some().then_some(idle);
         let smaller = inference.smaller("--quantization nf4", "--precision bf16");
-        let smaller = smaller.into_iter().map(|(words, other)| (words, need(other, extent.cached_tokens)));
-        [fewer].into_iter().chain(smaller).collect()
+        let smaller =
+            smaller.into_iter().map(|(words, other)| (words, with_studio(need(other, extent.cached_tokens))));
+        [fewer].into_iter().chain(idle).chain(smaller).collect()
     })
 }
 

@@ -35,6 +35,7 @@ mod serve;
 mod stops;
 mod support;
 mod sweep;
+mod tinker;
 mod tiny;
 mod told;
 

@@ -62,8 +62,13 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn start(folder: &Path, more: &[&str]) -> Self {
+        Served::start_as(folder, &[&["--precision", "f32"], more].concat())
+    }
+
+    /// The same in whatever precision.
+    pub(crate) fn start_as(folder: &Path, more: &[&str]) -> Self {
         let mut command = luthier(folder);
-        command.args(["serve", "--model", "model", "--port", "0", "--precision", "f32"]).args(more);
+        command.args(["serve", "--model", "model", "--port", "0"]).args(more);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let told = lines.by_ref().map_while(Result::ok).find(|line| line.contains("serving"));
@@ -74,7 +79,7 @@ impl Served {
         Served { child, address }
     }
 
-    fn post(&self, path: &str, body: &Value) -> Value {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Value {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let (body, host) = (body.to_string(), &self.address);
         let length = body.len();

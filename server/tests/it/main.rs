@@ -13,6 +13,7 @@ mod structured;
 mod support;
 mod tenants;
 mod thoughts;
+mod tinker;
 mod tokens;
 mod tools;
 mod tuning;

@@ -19,7 +19,10 @@ use infer::{Adapter, Allowed, Ask, Event, Finish, InferError, Load, Logprobs, Re
 use model::Layout;
 use serde_json::{Map, Value, json};
 use server::tuning::Tuner;
-use server::{Chat, Limits, LoadedAdapter, Place, ServerError, Setup, Stops, Tenants, Words, Worker};
+use server::{
+    Adam, Chat, Limits, LoadedAdapter, Lora, Pass, Passed, Place, Refused, ServerError, Setup, Stops,
+    Tenants, Trainer, Training, Words, Worker,
+};
 use tempfile::TempDir;
 
 pub(crate) const BEGIN: u32 = 260;
@@ -187,6 +190,74 @@ pub(crate) fn logprobs(token: u32, top: usize) -> Logprobs {
     Logprobs { token, logprob, top }
 }
 
+/// What a test sees of the one that trains, and does to it.
+#[derive(Default)]
+pub(crate) struct Taught {
+    /// All calls, in order, as `step MODEL` and the like.
+    pub(crate) calls: Vec<String>,
+    /// The passes that went together.
+    pub(crate) passes: Vec<Vec<Pass>>,
+    /// A pause before each call.
+    pub(crate) pause: Duration,
+}
+
+/// Knows each target by its id alone, and writes adapters that the tests' loader reads.
+struct Teacher(Arc<Mutex<Taught>>);
+
+impl Teacher {
+    fn note(&self, call: String) {
+        let pause = self.0.lock().unwrap().pause;
+        std::thread::sleep(pause);
+        self.0.lock().unwrap().calls.push(call);
+    }
+}
+
+impl Trainer for Teacher {
+    fn create(&mut self, model: &str, lora: Lora) -> Result<(), Refused> {
+        self.note(format!("create {model} {lora:?}"));
+        match lora.rank {
+            0..=64 => Ok(()),
+            rank => Err(Refused { message: format!("no room for rank {rank}"), is_of_request: true }),
+        }
+    }
+
+    fn remove(&mut self, model: &str) {
+        self.note(format!("remove {model}"));
+    }
+
+    fn pass(&mut self, passes: Vec<Pass>) -> Vec<Result<Passed, Refused>> {
+        self.note("pass".into());
+        self.0.lock().unwrap().passes.push(passes.clone());
+        let of = |pass: &Pass| {
+            let logprobs = |ids: &[u32]| ids.iter().map(|&id| -(id as f32) / 64.0).collect();
+            let logprobs: Vec<Vec<f32>> = pass.examples.iter().map(|e| logprobs(&e.targets)).collect();
+            let weights = pass.examples.iter().flat_map(|example| &example.weights);
+            let loss = weights.zip(logprobs.iter().flatten()).map(|(w, p)| -f64::from(w * p)).sum();
+            match pass.examples.iter().any(|example| example.ids.contains(&VOCAB)) {
+                true => Err(Refused { message: format!("there is no token {VOCAB}"), is_of_request: true }),
+                false => Ok(Passed { loss, logprobs }),
+            }
+        };
+        passes.iter().map(of).collect()
+    }
+
+    fn step(&mut self, model: &str, adam: Adam) -> Result<f64, Refused> {
+        self.note(format!("step {model} {adam:?}"));
+        Ok(1.5)
+    }
+
+    fn save(&mut self, model: &str, folder: &Path, with_optimizer: bool) -> Result<(), Refused> {
+        self.note(format!("save {model} {with_optimizer}"));
+        adapter(folder, 'z', 1);
+        Ok(())
+    }
+
+    fn load(&mut self, model: &str, folder: &Path, with_optimizer: bool) -> Result<(), Refused> {
+        self.note(format!("load {model} {with_optimizer} {}", folder.join("adapter_config.json").is_file()));
+        Ok(())
+    }
+}
+
 /// What a server is started with.
 pub(crate) struct Start {
     pub(crate) tenants: Tenants,
@@ -225,6 +296,8 @@ impl Default for Start {
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) script: Arc<Mutex<Script>>,
+    /// What was asked of the one that trains.
+    pub(crate) taught: Arc<Mutex<Taught>>,
     /// How often an adapter was read.
     pub(crate) loads: Arc<Mutex<usize>>,
     stop: Arc<AtomicBool>,
@@ -289,6 +362,8 @@ impl Server {
         let stops = Stops { tokens: vec![END], text: None };
         let template = || ChatTemplate::compile(&template, "test").unwrap().with_special_tokens(&tokenizer);
         let chat = has_template.then(|| Chat::new(template(), stops.clone()));
+        let taught = Arc::new(Mutex::new(Taught::default()));
+        let teacher = Arc::clone(&taught);
         let counted = Arc::clone(&loads);
         let scripted: Box<dyn Worker> = Box::new(Scripted {
             script: Arc::clone(&script),
@@ -310,6 +385,11 @@ impl Server {
             adapter_bytes: bytes,
             state,
             tuner,
+            training: Some(Training {
+                begin: Box::new(move || Ok(Box::new(Teacher(teacher)))),
+                models: 2,
+                tokenizer: Some("/models/base".into()),
+            }),
             tenants,
             limits,
         };
@@ -320,7 +400,7 @@ impl Server {
             server::serve(place, setup, &flag, |address| listening.send(address).unwrap())
         });
         match listens.recv() {
-            Ok(address) => Ok(Server { address, script, loads, stop, thread: Some(thread) }),
+            Ok(address) => Ok(Server { address, script, taught, loads, stop, thread: Some(thread) }),
             Err(_) => Err(thread.join().unwrap().unwrap_err()),
         }
     }

@@ -13,4 +13,5 @@ mod parity;
 mod resume;
 mod schedule;
 mod step;
+mod studio;
 mod together;

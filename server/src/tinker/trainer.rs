@@ -1,0 +1,335 @@
+//! The thread that trains: what it drives, and how requests of each model come to it in their order.
+//!
+//! Clients number a model's requests and may send them in any order; a request runs when all before it have.
+//! Requests for passes whose turn it is go through together, whosever models they are of.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use tokio::sync::{oneshot, watch};
+
+/// What a model is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lora {
+    /// Its rank.
+    pub rank: usize,
+    /// Decides how it begins.
+    pub seed: u64,
+    /// Whether the layers of attention are trained,
+    pub attention: bool,
+    /// those of the MLP,
+    pub mlp: bool,
+    /// and the output head.
+    pub head: bool,
+}
+
+/// What a pass minimizes: see the losses of Tinker's API.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Objective {
+    /// The negative log-probability of the targets.
+    CrossEntropy,
+    /// The policy gradient with importance weights.
+    ImportanceSampling,
+    /// That with clipped ratios, as the smaller of two products.
+    Ppo {
+        /// What ratios are clipped to.
+        clip: [f64; 2],
+    },
+    /// Clipped ratios as weights of the log-probability.
+    Cispo {
+        /// What ratios are clipped to.
+        clip: [f64; 2],
+    },
+    /// The advantage with a quadratic penalty.
+    Dro {
+        /// How much the penalty counts.
+        beta: f64,
+    },
+}
+
+/// A sequence to pass: `targets[i]` is what is to follow `ids[i]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Example {
+    /// Tokens that are read.
+    pub ids: Vec<u32>,
+    /// A target for each.
+    pub targets: Vec<u32>,
+    /// What each target counts.
+    pub weights: Vec<f32>,
+    /// Log-probabilities of the targets when they were sampled; empty for cross entropy.
+    pub sampled: Vec<f32>,
+    /// Their advantages; empty for cross entropy.
+    pub advantages: Vec<f32>,
+}
+
+/// A request for a forward pass, or a forward and a backward one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pass {
+    /// Of which model.
+    pub model: String,
+    /// What passes.
+    pub examples: Vec<Example>,
+    /// What is minimized.
+    pub objective: Objective,
+    /// Whether gradients are added up.
+    pub backward: bool,
+}
+
+/// What it came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Passed {
+    /// The sum of the losses.
+    pub loss: f64,
+    /// Log-probabilities of each example's targets.
+    pub logprobs: Vec<Vec<f32>>,
+}
+
+/// The settings of a step of AdamW.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adam {
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Decays of the moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled decay of the weights.
+    pub weight_decay: f64,
+    /// The longest gradient; 0: any.
+    pub clip: f64,
+}
+
+/// Why a request came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// In words.
+    pub message: String,
+    /// Whether the request is to blame.
+    pub is_of_request: bool,
+}
+
+/// What trains models: a studio, or in tests something that behaves like one.
+pub trait Trainer {
+    /// Makes a model.
+    ///
+    /// # Errors
+    /// If it cannot be, or there is no room for it.
+    fn create(&mut self, model: &str, lora: Lora) -> Result<(), Refused>;
+    /// Lets go of a model.
+    fn remove(&mut self, model: &str);
+    /// Passes of one model each, together; results in their order, each as it is alone.
+    fn pass(&mut self, passes: Vec<Pass>) -> Vec<Result<Passed, Refused>>;
+    /// Updates a model by its gradients; their norm.
+    ///
+    /// # Errors
+    /// If that is not finite.
+    fn step(&mut self, model: &str, adam: Adam) -> Result<f64, Refused>;
+    /// Writes a model into a folder that is made for it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn save(&mut self, model: &str, folder: &Path, with_optimizer: bool) -> Result<(), Refused>;
+    /// Reads what was written.
+    ///
+    /// # Errors
+    /// If it is not whole, or of another kind of model.
+    fn load(&mut self, model: &str, folder: &Path, with_optimizer: bool) -> Result<(), Refused>;
+}
+
+/// Makes what trains, on the thread that it is to run on, when it is first needed.
+pub type BeginTraining = dyn FnOnce() -> Result<Box<dyn Trainer>, String> + Send;
+
+/// What is asked of a model.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// With nothing before it: the model is made, and perhaps filled from a folder.
+    Create(Lora, Option<(PathBuf, bool)>),
+    Pass(Pass),
+    Step(Adam),
+    Save(PathBuf, bool),
+    Load(PathBuf, bool),
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Done,
+    Passed(Passed),
+    Norm(f64),
+}
+
+type Result_ = Result<Outcome, Refused>;
+
+enum Command {
+    Do { model: String, seq: u64, job: Job, done: oneshot::Sender<Result_> },
+    Remove(String),
+    Stop,
+}
+
+/// The way to the thread.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+    ended: watch::Receiver<()>,
+}
+
+impl Handle {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the system has no thread for it.
+    pub(crate) fn start(begin: Box<BeginTraining>) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
+        let (commands, queue) = mpsc::channel();
+        // Dropped with the thread, also where it panics.
+        let (alive, ended) = watch::channel(());
+        let thread = std::thread::Builder::new().name("trainer".into()).spawn(move || {
+            let _alive = alive;
+            Desk { begin: Some(begin), trainer: None, queue, lines: BTreeMap::new() }.work();
+        })?;
+        Ok((Handle { commands, ended }, thread))
+    }
+
+    /// Puts a request into its model's line, at its number; the model is made by number 0. Where the model or
+    /// the thread is gone, the answer never comes.
+    pub(crate) fn send(&self, model: &str, seq: u64, job: Job) -> oneshot::Receiver<Result_> {
+        let (done, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Do { model: model.to_owned(), seq, job, done });
+        answer
+    }
+
+    /// Lets go of a model and of what waits for it.
+    pub(crate) fn remove(&self, model: &str) {
+        let _ = self.commands.send(Command::Remove(model.to_owned()));
+    }
+
+    /// Whether the thread still runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.ended.has_changed().is_ok()
+    }
+
+    /// Has the thread end after what it is doing.
+    pub(crate) fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+    }
+}
+
+/// A model's requests that wait, by their numbers, and the next one's.
+#[derive(Default)]
+struct Line {
+    next: u64,
+    waiting: BTreeMap<u64, (Job, oneshot::Sender<Result_>)>,
+}
+
+struct Desk {
+    begin: Option<Box<BeginTraining>>,
+    trainer: Option<Box<dyn Trainer>>,
+    queue: mpsc::Receiver<Command>,
+    lines: BTreeMap<String, Line>,
+}
+
+impl Desk {
+    fn work(mut self) {
+        loop {
+            let mut command =
+                if self.has_turn() { self.queue.try_recv().ok() } else { self.queue.recv().ok() };
+            if command.is_none() && !self.has_turn() {
+                return;
+            }
+            while let Some(next) = command {
+                match next {
+                    Command::Do { model, seq, job, done } => {
+                        let line = match &job {
+                            Job::Create(..) => Some(self.lines.entry(model).or_default()),
+                            _ => self.lines.get_mut(&model),
+                        };
+                        // Of a model that is gone nobody hears anything: the sender is dropped.
+                        if let Some(line) = line.filter(|line| seq >= line.next) {
+                            line.waiting.insert(seq, (job, done));
+                        }
+                    }
+                    Command::Remove(model) => {
+                        self.lines.remove(&model);
+                        if let Some(trainer) = &mut self.trainer {
+                            trainer.remove(&model);
+                        }
+                    }
+                    Command::Stop => return,
+                }
+                command = self.queue.try_recv().ok();
+            }
+            self.turn();
+        }
+    }
+
+    fn has_turn(&self) -> bool {
+        self.lines.values().any(|line| line.waiting.contains_key(&line.next))
+    }
+
+    /// Does what each model's next request asks for, passes of several models together.
+    fn turn(&mut self) {
+        let (mut passes, mut answers) = (Vec::new(), Vec::new());
+        let names: Vec<String> = self.lines.keys().cloned().collect();
+        for model in names {
+            let Some(line) = self.lines.get_mut(&model) else { continue };
+            let Some((job, done)) = line.waiting.remove(&line.next) else { continue };
+            line.next += 1;
+            if let Job::Pass(pass) = job {
+                passes.push(pass);
+                answers.push(done);
+                continue;
+            }
+            let creates = matches!(job, Job::Create(..));
+            let outcome = self.do_one(&model, job);
+            if creates && outcome.is_err() {
+                self.lines.remove(&model);
+            }
+            let _ = done.send(outcome);
+        }
+        if passes.is_empty() {
+            return;
+        }
+        // There are no lines without a model, and no model without what trains it.
+        let Some(trainer) = &mut self.trainer else { return };
+        for (passed, done) in trainer.pass(passes).into_iter().zip(answers) {
+            let _ = done.send(passed.map(Outcome::Passed));
+        }
+    }
+
+    fn do_one(&mut self, model: &str, job: Job) -> Result_ {
+        let trainer = self.trainer()?;
+        match job {
+            Job::Create(lora, from) => {
+                trainer.create(model, lora)?;
+                let Some((folder, with_optimizer)) = from else { return Ok(Outcome::Done) };
+                let loaded = trainer.load(model, &folder, with_optimizer);
+                if loaded.is_err() {
+                    trainer.remove(model);
+                }
+                loaded.map(|()| Outcome::Done)
+            }
+            Job::Step(adam) => trainer.step(model, adam).map(Outcome::Norm),
+            Job::Save(folder, with_optimizer) => {
+                trainer.save(model, &folder, with_optimizer).map(|()| Outcome::Done)
+            }
+            Job::Load(folder, with_optimizer) => {
+                trainer.load(model, &folder, with_optimizer).map(|()| Outcome::Done)
+            }
+            Job::Pass(pass) => {
+                let passed = trainer.pass(vec![pass]).pop();
+                passed.map_or(Ok(Outcome::Done), |passed| passed.map(Outcome::Passed))
+            }
+        }
+    }
+
+    fn trainer(&mut self) -> Result<&mut dyn Trainer, Refused> {
+        if let Some(begin) = self.begin.take() {
+            let begun = begin().map_err(|message| Refused { message, is_of_request: false })?;
+            self.trainer = Some(begun);
+        }
+        match &mut self.trainer {
+            Some(trainer) => Ok(&mut **trainer),
+            None => Err(Refused { message: "training could not begin".into(), is_of_request: false }),
+        }
+    }
+}
