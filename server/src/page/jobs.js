@@ -119,7 +119,8 @@ function showWords(card, job) {
   find(".job-progress").classList.toggle("bad", error !== null);
   put(find(".job-pause"), status === "paused" ? "Resume" : "Pause");
   find(".job-pause").disabled = find(".job-cancel").disabled = ENDED.includes(status);
-  find(".job-compare").disabled = !job.fine_tuned_model;
+  const choices = [...sides[1].choice.options];
+  find(".job-compare").disabled = !choices.some((choice) => choice.value === job.fine_tuned_model);
 }
 
 // --- the curve ---
