@@ -34,7 +34,7 @@ fn start_job(browser: &Browser, folder: &Path, suffix: &str) {
 
 /// An expression: the card of the newest job says this.
 fn newest(words: &str) -> String {
-    format!("document.querySelector('.job').textContent.includes({})", json!(words))
+    format!("document.querySelector('.job')?.textContent.includes({})", json!(words))
 }
 
 #[test]
