@@ -40,9 +40,10 @@ at("earlier").addEventListener("click", () => {
 function makeCard(id) {
   const element = at("job").content.firstElementChild.cloneNode(true);
   const find = (name) => element.querySelector(name);
-  // `seen`: the number of the newest event that was read; points: losses by their steps.
+  // `seen`: the number of the newest event that was read; the maps: losses by their steps.
   const card = { id, element, find, job: null, seen: 0, read: "", training: new Map(), heldOut: new Map() };
-  find(".job-pause").addEventListener("click", () => change(card, card.job.status === "paused" ? "resume" : "pause"));
+  const turn = () => change(card, card.job.status === "paused" ? "resume" : "pause");
+  find(".job-pause").addEventListener("click", turn);
   find(".job-cancel").addEventListener("click", () => change(card, "cancel"));
   find(".job-compare").addEventListener("click", () => {
     sides[0].choice.value = base;
@@ -118,7 +119,8 @@ function showWords(card, job) {
   find(".job-progress").classList.toggle("bad", error !== null);
   put(find(".job-pause"), status === "paused" ? "Resume" : "Pause");
   find(".job-pause").disabled = find(".job-cancel").disabled = ENDED.includes(status);
-  find(".job-compare").disabled = !job.fine_tuned_model;
+  const choices = [...sides[1].choice.options];
+  find(".job-compare").disabled = !choices.some((choice) => choice.value === job.fine_tuned_model);
 }
 
 // --- the curve ---
@@ -153,7 +155,9 @@ function showCurve(card) {
     card.find(`polyline${name}`).setAttribute("points", places.join(" "));
   }
   const last = (name) => (lines[name].length ? lines[name].at(-1)[1].toFixed(3) : "–");
-  const told = { ".training": `training loss ${last(".training")}`, ".held-out": `held-out loss ${last(".held-out")}` };
+  const told = {
+    ".training": `training loss ${last(".training")}`, ".held-out": `held-out loss ${last(".held-out")}`,
+  };
   for (const [name, text] of Object.entries(told)) put(card.find(`.key${name}`), text);
   put(card.find(".highest"), highest.toFixed(3));
   put(card.find(".lowest"), lowest.toFixed(3));

@@ -130,6 +130,8 @@ function show(state) {
   const used = state.load.pages ? state.load.used_pages / state.load.pages : 0;
   at("cache").textContent = `${Math.round(used * 100)} %`;
   at("cache-meter").value = used;
+  // Once: from then on it is the user's.
+  if (!last) at("tokens").value = Math.min(256, Math.floor(state.context / 2));
   showTimes("first", state.seconds_to_first_token);
   showTimes("between", state.seconds_between_tokens);
   showTimes("whole", state.seconds_of_request);

@@ -203,6 +203,8 @@ impl Bench {
             .ok()
             .map(|table| files::leave(&self.store, &job.tenant, "step_metrics.csv", table.as_bytes()));
         let file = file.transpose()?;
+        // Before anybody is told of it.
+        self.show(job, &job.result(), &job.folder(&self.store));
         let ended = self.store.with(|all| {
             jobs::set_result(all, &job.id, tokens, file.as_deref())?;
             let ended = jobs::set_status(all, &job.id, Status::Succeeded)?;
@@ -211,9 +213,9 @@ impl Bench {
             Ok(ended)
         })?;
         // One that was cancelled in its last step has a result and no model.
-        match ended {
-            true => self.show(job, &job.result(), &job.folder(&self.store)),
-            false => self.store.with(|all| jobs::forget_model(all, &job.id))?,
+        if !ended {
+            self.adapters.remove(&job.result(), &job.tenant);
+            self.store.with(|all| jobs::forget_model(all, &job.id))?;
         }
         Ok(())
     }

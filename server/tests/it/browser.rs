@@ -1,7 +1,7 @@
 //! A real Chromium without a window, driven over WebDriver: JSON over HTTP, spoken by chromedriver.
 
 use std::env;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Reply, folder};
+use crate::support::folder;
 
 /// Time for one command, and for what a page is to come to.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,23 +86,38 @@ impl Browser {
         Some(browser)
     }
 
-    fn try_call(&self, method: &str, path: &str, body: &Value) -> std::io::Result<Reply> {
+    /// Status and body of an answer. The driver keeps connections open, so the body's length is what counts.
+    fn try_call(&self, method: &str, path: &str, body: &Value) -> std::io::Result<(bool, Value)> {
         let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let body = if method == "POST" { body.to_string() } else { String::new() };
         let (host, length) = (self.address, body.len());
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n\
-             Content-Type: application/json\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nContent-Type: \
+             application/json\r\n\r\n"
         );
         stream.write_all(format!("{head}{body}").as_bytes())?;
-        Ok(Reply::read(stream))
+        let mut reader = BufReader::new(stream);
+        let (mut status, mut length) = (String::new(), 0);
+        reader.read_line(&mut status)?;
+        let mut line = String::new();
+        while reader.read_line(&mut line)? > 2 {
+            if let Some(told) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = told.trim().parse().map_err(std::io::Error::other)?;
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        Ok((status.contains(" 200 "), serde_json::from_slice(&body)?))
     }
 
     #[track_caller]
     fn call(&self, method: &str, path: &str, body: &Value) -> Value {
-        let reply = self.try_call(method, path, body).unwrap_or_else(|error| panic!("{path}: {error}"));
-        reply.json(200)["value"].take()
+        let answer = self.try_call(method, path, body);
+        let (is_good, mut answer) = answer.unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(is_good, "{path}: {answer}");
+        answer["value"].take()
     }
 
     /// A command of the session.

@@ -34,7 +34,7 @@ fn start_job(browser: &Browser, folder: &Path, suffix: &str) {
 
 /// An expression: the card of the newest job says this.
 fn newest(words: &str) -> String {
-    format!("document.querySelector('.job').textContent.includes({})", json!(words))
+    format!("document.querySelector('.job')?.textContent.includes({})", json!(words))
 }
 
 #[test]
@@ -102,7 +102,8 @@ fn a_job_is_begun_watched_and_cancelled() {
     let job = &jobs["data"][0];
     assert_eq!(job["settings"], json!({"training.epochs": 3, "adapter.r": 4}));
     assert_eq!(job["hyperparameters"]["learning_rate_multiplier"], json!(2.0));
-    browser.wait("[...document.querySelector('select').options].some((option) => option.value.startsWith('ft:base:mine:'))");
+    let options = "[...document.querySelector('select').options]";
+    browser.wait(&format!("{options}.some((option) => option.value.startsWith('ft:base:mine:'))"));
     browser.click(".job .job-compare");
     browser.fill("#question", "Hello\u{E007}");
     browser.wait("document.querySelector('.side:nth-child(2) .assistant')?.textContent === 'zhello world'");

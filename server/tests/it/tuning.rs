@@ -151,8 +151,7 @@ fn wait(server: &Server, id: &str, status: &str) -> Value {
 
 #[test]
 fn a_job_goes_from_a_file_to_a_model_that_answers() {
-    let house = start(Script::default());
-    let server = &house.server;
+    let House { server, tuner: _tuner, state: _state } = start(Script::default());
     let file = upload(&server);
     let asked = json!({
         "model": "base", "training_file": file, "suffix": "mine", "seed": 9, "metadata": {"who": "me"},
@@ -273,8 +272,8 @@ fn one_folder_is_one_servers() {
 
 #[test]
 fn a_job_that_cannot_be_says_why() {
-    let house = start(Script { refuses: Some("line 3: no text".into()), ..Script::default() });
-    let server = &house.server;
+    let House { server, tuner: _tuner, state: _state } =
+        start(Script { refuses: Some("line 3: no text".into()), ..Script::default() });
     let file = upload(&server);
     let failed = wait(&server, &create(&server, &file), "failed");
     assert_eq!(failed["error"]["message"], "line 3: no text");
@@ -294,8 +293,7 @@ fn a_fault_ends_its_jobs_and_no_others() {
 
 #[test]
 fn what_is_wrong_with_a_job_is_told_by_its_field() {
-    let house = start(Script::default());
-    let server = &house.server;
+    let House { server, tuner: _tuner, state: _state } = start(Script::default());
     let file = upload(&server);
     let with = |changes: Value| {
         let mut job = json!({"model": "base", "training_file": file});
