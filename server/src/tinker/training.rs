@@ -374,7 +374,10 @@ pub(super) async fn step(
     let adam = Adam {
         learning_rate: number("learning_rate", 1e-4)?,
         betas: [beta("beta1", 0.9)?, beta("beta2", 0.95)?],
-        eps: given.number("eps", 1e-30..=1.0)?.unwrap_or(1e-12),
+        eps: match given.number("eps", 0.0..=1.0)?.unwrap_or(1e-12) {
+            eps if eps > 0.0 => eps,
+            _ => return Err(ApiError::field("eps", "`eps` must be above 0")),
+        },
         weight_decay: number("weight_decay", 0.0)?,
         clip: given.number("grad_clip_norm", f64::MIN..=f64::MAX)?.unwrap_or(0.0).max(0.0),
     };

@@ -225,12 +225,13 @@ fn a_client_trains_saves_and_samples() {
         .map(|ask| (ask.sampling.seed, ask.sampling.temperature))
         .collect();
     assert_eq!(asks, [(7, 0.5), (8, 0.5)]);
-    // No chat and no list of models knows it.
-    assert_eq!(server.get("/v1/models").json(200)["data"].as_array().unwrap().len(), 1);
+    // It is one of its tenant's models, for other clients, too.
     let path = server.get(&format!("/api/v1/samplers/{}", sampler.as_str().unwrap())).json(200)["model_path"]
         .clone();
     let chat = json!({"model": path, "prompt": "x"});
-    assert_eq!(server.post("/v1/completions", &chat).status, 404);
+    assert_eq!(server.post("/v1/completions", &chat).status, 200);
+    let models = server.get("/v1/models").json(200);
+    assert_eq!(models["data"][1]["id"], path);
 }
 
 #[test]
