@@ -38,6 +38,17 @@ impl Fields {
         self.value(name).ok_or_else(|| ApiError::field(name, format!("`{name}` is missing")))
     }
 
+    /// Refuses fields that are none of these: where a misspelt one would be missed for hours.
+    pub(crate) fn only(&self, known: &[&str]) -> Result<(), ApiError> {
+        match self.0.keys().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => {
+                let known = known.join("`, `");
+                Err(ApiError::field(name.clone(), format!("there is no `{name}` here; there are `{known}`")))
+            }
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn boolean(&self, name: &str) -> Result<Option<bool>, ApiError> {
         self.read(name, "true or false", Value::as_bool)
     }

@@ -37,6 +37,8 @@ pub(crate) const TABLES: &str = "CREATE TABLE IF NOT EXISTS files (
     created INTEGER NOT NULL
 ) STRICT;";
 
+/// What files of examples are for.
+pub(crate) const FOR_TRAINING: &str = "fine-tune";
 /// What a file of examples may end in: so its reader knows what it is.
 const KINDS: [&str; 5] = ["jsonl", "json", "csv", "parquet", "txt"];
 /// Files that a tenant may have.
@@ -52,7 +54,7 @@ pub(crate) struct Stored {
     number: i64,
     pub(crate) id: String,
     pub(crate) name: String,
-    purpose: String,
+    pub(crate) purpose: String,
     bytes: i64,
     created: i64,
 }
@@ -139,7 +141,7 @@ pub(crate) async fn upload(
         }
     }
     match purpose.as_deref() {
-        Some("fine-tune") => {}
+        Some(FOR_TRAINING) => {}
         Some(other) => {
             let message = format!("`purpose` must be \"fine-tune\", and is {other:?}");
             return Err(ApiError::field("purpose", message));
@@ -147,7 +149,7 @@ pub(crate) async fn upload(
         None => return Err(ApiError::field("purpose", "`purpose` is missing")),
     }
     let received = received.ok_or_else(|| ApiError::field("file", "`file` is missing"))?;
-    let stored = aside(move || received.keep(&store, &tenant, "fine-tune")).await;
+    let stored = aside(move || received.keep(&store, &tenant, FOR_TRAINING)).await;
     app.audit(&caller, "file.create", stored.as_ref().map_or("", |stored| &stored.id), &stored);
     Ok(Json(stored?.value()))
 }

@@ -178,7 +178,11 @@ pub fn serve(
     // What trains is saved, and goes on when the server is started again.
     if let Some((bench, thread)) = bench {
         bench.end();
-        let _ = thread.join();
+        // A step that takes longer is given up: the last checkpoint has all before it.
+        let end = Instant::now() + limits.drain_time;
+        while !thread.is_finished() && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
     }
     // Loads of adapters that nobody waits for any more.
     runtime.shutdown_background();

@@ -38,7 +38,7 @@ impl Store {
     /// If another server uses the folder, it cannot be written to, or a newer program wrote it.
     pub(crate) fn open(folder: &Path) -> Result<Self, ServerError> {
         let refused = |message: String| ServerError::State { path: folder.to_owned(), message };
-        fs::create_dir_all(folder).map_err(|error| refused(error.to_string()))?;
+        make(folder).map_err(|error| refused(error.to_string()))?;
         let lock = File::create(folder.join("lock")).map_err(|error| refused(error.to_string()))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -72,6 +72,17 @@ impl Store {
     }
 }
 
+/// Makes the folder, which nobody else on the machine may look into: it holds what clients bring.
+fn make(folder: &Path) -> std::io::Result<()> {
+    if folder.exists() && !folder.is_dir() {
+        return Err(std::io::Error::other("it is a file; --state names a folder"));
+    }
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(folder)
+}
+
 /// A way to the file of a folder, which a server may be using. The folder and the tables are made where they
 /// are missing.
 ///
@@ -79,7 +90,7 @@ impl Store {
 /// If it cannot be written to, or a newer program wrote it.
 pub(crate) fn connect(folder: &Path) -> Result<Connection, ServerError> {
     let refused = |message: String| ServerError::State { path: folder.to_owned(), message };
-    fs::create_dir_all(folder).map_err(|error| refused(error.to_string()))?;
+    make(folder).map_err(|error| refused(error.to_string()))?;
     let path = folder.join(FILE);
     let refused = |error: rusqlite::Error| refused(format!("{FILE}: {error}"));
     let connection = Connection::open(&path).map_err(refused)?;

@@ -39,6 +39,8 @@ pub struct Task {
     pub training: PathBuf,
     /// Held-out examples.
     pub validation: Option<PathBuf>,
+    /// What the client calls these files.
+    pub names: Vec<(PathBuf, String)>,
     /// What differs from the server's own settings.
     pub settings: Vec<Setting>,
     /// A factor to the learning rate that is usual.

@@ -74,6 +74,7 @@ pub(super) fn run(args: cli::Serve, global: &Global) -> anyhow::Result<ExitCode>
             defaults: args.set.set.clone(),
             share: args.training_share,
             loaded: decoder_bytes(&base, &args),
+            max_rank: extent.max_rank,
             global: global.clone(),
         }),
     };

@@ -115,6 +115,8 @@ impl Chosen {
 
     /// OpenAI's own three; `auto` leaves one to the server.
     fn hyperparameters(&mut self, fields: &Fields, within: &str) -> Result<(), ApiError> {
+        let known = ["n_epochs", "batch_size", "learning_rate_multiplier"];
+        fields.only(&known).map_err(|error| error.within(within))?;
         let is_auto = |name: &str| fields.value(name).is_some_and(|value| value == "auto");
         for (name, key) in [("n_epochs", "training.epochs"), ("batch_size", "training.batch_size")] {
             if is_auto(name) {

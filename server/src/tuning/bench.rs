@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -151,7 +151,7 @@ impl Bench {
         for ((job, task), ended) in company.iter().zip(ended) {
             match ended {
                 Ended::Finished { tokens } => self.succeed(job, task, tokens)?,
-                Ended::Failed(why) => self.fail(job, &why)?,
+                Ended::Failed(why) => self.fail(job, &named(task, &why))?,
                 Ended::Interrupted => {}
             }
             self.show_checkpoints(job);
@@ -162,7 +162,10 @@ impl Bench {
     /// Reads all input of a new job, and lets it wait for its turn.
     fn validate(&self, job: &Job) -> Result<(), ApiError> {
         let planned = match self.store.with(|all| job.task(&self.store, all))? {
-            Some(task) => caught(|| self.tuner.plan(&task)).unwrap_or_else(Err),
+            Some(task) => {
+                let planned = caught(|| self.tuner.plan(&task)).unwrap_or_else(Err);
+                planned.map_err(|why| named(&task, &why))
+            }
             None => Err("a file that it needs is not there any more".to_owned()),
         };
         match planned {
@@ -295,6 +298,13 @@ impl Bench {
     }
 }
 
+/// The same words with files as the client calls them: where they lie is nobody's business.
+fn named(task: &Task, words: &str) -> String {
+    let replace =
+        |words: String, (path, name): &(PathBuf, String)| words.replace(&path.display().to_string(), name);
+    task.names.iter().fold(words.to_owned(), replace)
+}
+
 /// Runs what must not end the thread, whatever goes wrong in it.
 fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
@@ -305,7 +315,7 @@ fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 /// The checkpoints in a run's folder, by their steps.
-pub(super) fn checkpoints(folder: &Path) -> Vec<(u64, std::path::PathBuf)> {
+pub(super) fn checkpoints(folder: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(folder.join("checkpoints")).into_iter().flatten().flatten();
     let mut found: Vec<_> = entries
         .filter_map(|entry| {

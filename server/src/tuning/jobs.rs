@@ -203,8 +203,11 @@ impl Job {
 
     /// What is trained; none if its files are gone.
     pub(crate) fn task(&self, store: &Store, all: &Transaction<'_>) -> rusqlite::Result<Option<Task>> {
-        let path = |id: &str| -> rusqlite::Result<Option<PathBuf>> {
-            Ok(files::find(all, &self.tenant, id)?.map(|file| file.path(store)))
+        let mut names = Vec::new();
+        let mut path = |id: &str| -> rusqlite::Result<Option<PathBuf>> {
+            let Some(file) = files::find(all, &self.tenant, id)? else { return Ok(None) };
+            names.push((file.path(store), file.name.clone()));
+            Ok(Some(file.path(store)))
         };
         let Some(training) = path(&self.training_file)? else { return Ok(None) };
         let validation = match &self.validation_file {
@@ -223,6 +226,7 @@ impl Job {
             folder: self.folder(store),
             training,
             validation,
+            names,
             settings: self.settings.iter().map(setting).collect(),
             rate: self.rate,
             stop: Arc::new(AtomicBool::new(false)),

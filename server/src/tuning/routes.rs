@@ -65,13 +65,17 @@ fn insert(all: &rusqlite::Transaction<'_>, new: &New<'_>) -> rusqlite::Result<Re
     let files = [("training_file", Some(new.training_file)), ("validation_file", new.validation_file)];
     for (field, id) in files {
         let Some(id) = id else { continue };
-        if files::find(all, new.tenant, id)?.is_none() {
-            let message = format!("there is no file `{id}`, or you have no access to it");
-            return Ok(Err(ApiError::field(field, message)));
-        }
+        let message = match files::find(all, new.tenant, id)? {
+            Some(file) if file.purpose == files::FOR_TRAINING => continue,
+            Some(file) => format!("the file `{id}` is for {:?}, and none of examples", file.purpose),
+            None => format!("there is no file `{id}`, or you have no access to it"),
+        };
+        return Ok(Err(ApiError::field(field, message)));
     }
     if jobs::count_unfinished(all, new.tenant)? >= MOST_UNFINISHED {
-        let message = format!("there are {MOST_UNFINISHED} jobs already that have not ended");
+        let message = format!(
+            "you have {MOST_UNFINISHED} jobs that have not ended, as many as there may be; wait for them or cancel some"
+        );
         return Ok(Err(ApiError::conflicting(message)));
     }
     jobs::insert(all, new)?;
@@ -194,7 +198,7 @@ async fn change(
             jobs::find(all, &job.tenant, &job.id)
         })?;
         let Some(changed) = changed else {
-            let message = format!("the job is {}, and cannot become {}", job.status.word(), to.word());
+            let message = format!("the job is {}: it can no longer be {}", job.status.word(), done(to));
             return Err(ApiError::conflicting(message));
         };
         match to {
@@ -212,6 +216,15 @@ async fn change(
     };
     app.audit(caller, action, &name, &changed);
     changed
+}
+
+/// What is done to a job that comes to stand so.
+fn done(to: Status) -> &'static str {
+    match to {
+        Status::Cancelled => "cancelled",
+        Status::Paused => "paused",
+        _ => "resumed",
+    }
 }
 
 const UNDER_WAY: &[Status] = &[Status::Validating, Status::Queued, Status::Running];

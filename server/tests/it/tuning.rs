@@ -311,6 +311,7 @@ fn what_is_wrong_with_a_job_is_told_by_its_field() {
         (json!({"suffix": "x".repeat(65)}), "suffix"),
         (json!({"hyperparameters": {"n_epochs": 0}}), "hyperparameters.n_epochs"),
         (json!({"hyperparameters": {"n_epochs": "many"}}), "hyperparameters.n_epochs"),
+        (json!({"hyperparameters": {"n_epoch": 3}}), "hyperparameters.n_epoch"),
         (
             json!({"hyperparameters": {"learning_rate_multiplier": -1}}),
             "hyperparameters.learning_rate_multiplier",

@@ -18,6 +18,9 @@ use crate::run_file::{Override, Precision, Purpose, Settings};
 use crate::run_folder;
 use crate::setup::{self, Base, Beside, Company};
 
+/// Rows of a step: all who train wait for it.
+const MOST_ROWS: usize = 256;
+
 /// Trains over a base that is in memory.
 pub(super) struct Tuner {
     pub(super) decoder: Arc<Decoder>,
@@ -31,6 +34,8 @@ pub(super) struct Tuner {
     pub(super) share: f64,
     /// Bytes of the base's weights.
     pub(super) loaded: u64,
+    /// The largest rank that the engine has room for.
+    pub(super) max_rank: usize,
     pub(super) global: Global,
 }
 
@@ -77,6 +82,25 @@ impl Tuner {
             let message =
                 "changes the base, which requests use as it is; choose another one, or `luthier train`";
             return Err(settings.refuse("adapter.init", message));
+        }
+        // What is trained here is to be served here, and a step of one is a step of all.
+        let mut settled = settings.run.clone();
+        setup::settle_by_model(&mut settled, &self.decoder.config);
+        let layout = setup::trained(&settled, &self.decoder.config, &self.model)?.layout;
+        if layout.max_rank() > self.max_rank {
+            let message = format!(
+                "makes ranks up to {}; this server's --max-rank is {}",
+                layout.max_rank(),
+                self.max_rank
+            );
+            return Err(settings.refuse("adapter.r", message));
+        }
+        if setup::batch_size(&settings.run) > MOST_ROWS {
+            let message = format!(
+                "is {}; of a job on a server it may be {MOST_ROWS}",
+                setup::batch_size(&settings.run)
+            );
+            return Err(settings.refuse("training.batch_size", message));
         }
         Ok(settings)
     }

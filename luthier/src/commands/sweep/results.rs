@@ -118,6 +118,27 @@ impl Results {
         self.best.as_deref()
     }
 
+    /// The numbers that are best at the edge of what was tried: a better one may lie beyond.
+    fn edges(&self) -> Vec<String> {
+        let Some(best) = self.runs.iter().find(|run| Some(&run.name) == self.best.as_ref()) else {
+            return Vec::new();
+        };
+        let edge = |(key, text): &(String, String)| {
+            let value = typed(text).as_f64()?;
+            let mut tried: Vec<f64> =
+                self.runs.iter().filter_map(|run| run.settings.get(key)?.as_f64()).collect();
+            tried.sort_by(f64::total_cmp);
+            tried.dedup();
+            match &tried[..] {
+                [] | [_] => None,
+                [first, ..] if *first == value => Some(format!("{key}, {text}, is the least that was tried")),
+                [.., last] if *last == value => Some(format!("{key}, {text}, is the most that was tried")),
+                _ => None,
+            }
+        };
+        best.changes.iter().filter_map(edge).collect()
+    }
+
     /// Writes `sweep.json` and the page into the folder of the sweep.
     pub(super) fn write(&self) -> anyhow::Result<()> {
         let json = serde_json::to_string_pretty(self).expect("plain data") + "\n";
@@ -141,6 +162,9 @@ impl Display for Results {
             table.row(cells);
         }
         write!(f, "{table}\ncurves: {}", self.folder.join("sweep.html").display())?;
+        for edge in self.edges() {
+            write!(f, "\nThe best run's {edge}: a better one may lie beyond.")?;
+        }
         if let Some(next) = &self.next {
             write!(f, "\nTry next:\n  {next}")?;
         }
