@@ -154,7 +154,7 @@ fn signal(child: &Child, name: &str) {
 fn a_request_to_stop_ends_the_step_saves_and_exits_with_75() {
     for name in ["-INT", "-TERM", "-HUP"] {
         let folder = sound();
-        let settings = ["training.epochs=300", "training.save_every=null"];
+        let settings = ["training.epochs=3000", "training.save_every=null"];
         let mut command = train(folder.path(), "out", &settings);
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let out = folder.path().join("out");
