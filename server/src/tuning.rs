@@ -1,7 +1,7 @@
 //! Fine-tuning jobs on the base that is served: /v1/fine_tuning/jobs, as OpenAI has it.
 //!
 //! A job is a row of a table and a run's folder. All jobs that can go on train together, on one thread
-//! ([`bench`]), and yield to requests. Whenever the list of jobs changes, those that train save and stop, and the
+//! (`bench`), and yield to requests. Whenever the list of jobs changes, those that train save and stop, and the
 //! new list goes on from there: a run that is resumed ends in the bytes of one that was never stopped, and so a
 //! restart of the server is nothing special.
 
