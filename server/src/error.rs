@@ -201,6 +201,11 @@ impl ApiError {
         ApiError { status: StatusCode::CONFLICT, ..ApiError::invalid(message) }
     }
 
+    /// Nothing more can be kept.
+    pub(crate) fn full() -> Self {
+        ApiError::storage("the server's disk is full: delete files or models that are not needed")
+    }
+
     /// A disk that is full, or worse.
     pub(crate) fn storage(message: impl Into<String>) -> Self {
         ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", message)
@@ -258,6 +263,12 @@ impl ApiError {
     /// Whether the request is to blame.
     pub(crate) fn is_of_request(&self) -> bool {
         self.status.is_client_error()
+    }
+
+    /// Whether the same request would be refused again, whenever it came.
+    pub(crate) fn is_final(&self) -> bool {
+        use StatusCode as S;
+        [S::BAD_REQUEST, S::NOT_FOUND, S::PAYLOAD_TOO_LARGE, S::UNPROCESSABLE_ENTITY].contains(&self.status)
     }
 
     /// The body of the answer.

@@ -129,7 +129,10 @@ pub(crate) async fn upload(
     }
     let mut form = form.map_err(|_| ApiError::invalid("a file is sent as `multipart/form-data`"))?;
     let _place = app.uploads.try_acquire().map_err(|_| ApiError::busy())?;
-    let tenant = caller.0.name.clone();
+    let (tenant, asked) = (caller.0.name.clone(), Arc::clone(&store));
+    if !aside(move || Ok(asked.has_room())).await? {
+        return Err(ApiError::full());
+    }
     let (mut purpose, mut received) = (None, None);
     while let Some(field) = in_time(&app, form.next_field()).await?.map_err(broken)? {
         match field.name() {

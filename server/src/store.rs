@@ -19,6 +19,9 @@ const SCHEMA: i64 = 1;
 const TABLES: [&str; 5] = [tenants::TABLES, audit::TABLE, files::TABLES, tuning::TABLES, tinker::TABLES];
 /// The file, in the folder.
 pub(crate) const FILE: &str = "luthier.db";
+/// A file that takes room on the disk, to be given up where there is none left: what frees room has to be noted, too.
+const RESERVE: &str = "reserve";
+const RESERVED_BYTES: usize = 1 << 20;
 /// How long another process may hold the file, such as one that changes keys.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -46,12 +49,28 @@ impl Store {
             Err(TryLockError::Error(error)) => return Err(refused(error.to_string())),
         }
         let connection = Mutex::new(connect(folder)?);
-        Ok(Store { folder: folder.to_owned(), connection, _lock: lock })
+        let store = Store { folder: folder.to_owned(), connection, _lock: lock };
+        store.has_room();
+        Ok(store)
     }
 
     /// Where files go that tables name.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Whether there is room for more than what frees room. It takes its time.
+    pub(crate) fn has_room(&self) -> bool {
+        let path = self.folder.join(RESERVE);
+        if path.exists() {
+            return true;
+        }
+        // With something in it: a disk may take nothing as nothing.
+        let made = fs::write(&path, vec![1; RESERVED_BYTES]);
+        if made.is_err() {
+            let _ = fs::remove_file(&path);
+        }
+        made.is_ok()
     }
 
     /// Reads or writes, all of it or nothing. It takes its time: not on a thread of connections.
@@ -60,16 +79,29 @@ impl Store {
     /// If the disk is full or the file is damaged.
     pub(crate) fn with<T>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+        mut work: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, ApiError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|all| {
+        let mut attempt = || {
+            let all = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let result = work(&all)?;
             all.commit()?;
             Ok(result)
-        });
-        done.map_err(|error| ApiError::internal(format!("the server's state cannot be kept: {error}")))
+        };
+        let mut done: rusqlite::Result<T> = attempt();
+        if done.as_ref().is_err_and(is_full) && fs::remove_file(self.folder.join(RESERVE)).is_ok() {
+            done = attempt();
+        }
+        done.map_err(|error| match is_full(&error) {
+            true => ApiError::full(),
+            false => ApiError::internal(format!("the server's state cannot be kept: {error}")),
+        })
     }
+}
+
+/// Whether the disk has no room.
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 /// Makes the folder, which nobody else on the machine may look into: it holds what clients bring.
@@ -111,4 +143,51 @@ pub(crate) fn connect(folder: &Path) -> Result<Connection, ServerError> {
         connection.pragma_update(None, "user_version", SCHEMA).map_err(refused)?;
     }
     Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_disk_is_full_the_reserve_is_given_up_and_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let reserve = folder.path().join(RESERVE);
+        assert_eq!(reserve.metadata().unwrap().len(), RESERVED_BYTES as u64);
+        let allow = |pages: u32| {
+            let set = format!("PRAGMA max_page_count = {pages}");
+            store.with(|all| all.query_row(&set, [], |row| row.get::<_, i64>(0))).unwrap();
+        };
+        let fill = || {
+            store
+                .with(|all| all.execute_batch("CREATE TABLE big (a); INSERT INTO big VALUES (zeroblob(1e6))"))
+        };
+        // The database may not grow: as on a full disk.
+        allow(1);
+        let error = fill().unwrap_err();
+        assert!(error.message().contains("disk is full"), "{}", error.message());
+        assert!(!reserve.exists(), "it was given up");
+        // Nothing of it stands, and with room it does.
+        allow(100_000);
+        fill().unwrap();
+        assert!(store.has_room() && reserve.exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn nobody_else_looks_into_the_folder() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        Store::open(&state).unwrap();
+        assert_eq!(state.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_file_is_no_folder() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Store::open(file.path()).unwrap_err();
+        assert!(error.to_string().contains("--state names a folder"), "{error}");
+    }
 }

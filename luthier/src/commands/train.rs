@@ -15,7 +15,7 @@ use data::ChatTemplate;
 use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::targets;
 use model::{Adapter, Decoder, OnLoading, StoredDType};
-use train::{History, Job, Outcome, Saves, Saving, TrainError, Trainer};
+use train::{History, Outcome, Saves, Saving, TrainError, Trainer};
 
 pub(super) use prepared::{Examples, Prepared, line_of_time};
 pub(super) use summary::{Ended, Summary};
@@ -103,10 +103,10 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         return Ok(None);
     }
     prepared.sizes.settle(&mut prepared.settings.run);
-    let Prepared { settings, base, initial, data, trained, sizes, needs, .. } = prepared;
+    let Prepared { settings, base, initial, data, trained, sizes, needs, .. } = &prepared;
     let run = &settings.run;
     let device = global.device()?;
-    let (decoder, adapter) = load(&settings, &base, initial.as_ref(), &device, &trained)?;
+    let (decoder, adapter) = load(settings, base, initial.as_ref(), &device, trained)?;
     let template = run_folder::template_source(run, &data.tokenizer, &data.train)?;
     let stop = signal::stop_on_request()?;
     // All that can be wrong with the input has been seen: nothing is written before.
@@ -118,19 +118,9 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
             lock
         }
     };
-    let job = Job {
-        decoder: &decoder,
-        adapter,
-        saving: saving(&trained, &base, &folder),
-        train: &data.train,
-        eval: data.held_out(),
-        settings: loop_settings(run, sizes),
-        folder: &folder,
-        stop: &stop,
-        pause: None,
-    };
+    let job = prepared.job(&decoder, adapter, &folder, &stop, None);
     let trainer = Trainer::open(job).map_err(|error| advised(error, &folder))?;
-    debug_assert_eq!(trainer.memory(), &setup::buffers(run, &base.config, &trained, needs, sizes));
+    debug_assert_eq!(trainer.memory(), &setup::buffers(run, &base.config, trained, *needs, *sizes));
     if resumed && trainer.step_done() == 0 {
         if let Some(error) = unread {
             return Err(error.context("no step of this run was saved, and what it began from cannot be read"));

@@ -212,6 +212,20 @@ pub(super) fn read_seq(fields: &Fields) -> Result<u64, ApiError> {
     seq(fields.whole("seq_id", 0..=i64::MAX)?.unwrap_or(0))
 }
 
+/// The model and the number of a request, as far as they can be read.
+pub(super) fn place_of(fields: &Fields) -> Option<(String, u64)> {
+    Some((fields.text("model_id").ok()??.to_owned(), read_seq(fields).ok()?))
+}
+
+/// The same of the body of a pass.
+pub(super) fn place(body: &[u8], is_proto: bool) -> Option<(String, u64)> {
+    if !is_proto {
+        return place_of(&Fields::parse(body).ok()?);
+    }
+    let request = ForwardBackwardRequest::decode(body).ok()?;
+    Some((request.model_id, seq(i64::from(request.seq_id)).ok()?))
+}
+
 fn seq(number: i64) -> Result<u64, ApiError> {
     match u64::try_from(number) {
         Ok(number @ 1..) => Ok(number),

@@ -62,7 +62,7 @@ pub(super) fn add_session(
     tenant: &str,
     now: i64,
     name: Option<&str>,
-    metadata: Option<String>,
+    metadata: Option<&str>,
 ) -> Result<()> {
     let insert = "INSERT INTO tinker_sessions (id, tenant, created, name, metadata) VALUES (?, ?, ?, ?, ?)";
     all.execute(insert, params![id, tenant, now, name, metadata]).map(drop)

@@ -86,7 +86,9 @@ pub(super) async fn create(
     let (session, notes) = (id.clone(), metadata(&fields)?);
     let owner = tenant.name.clone();
     tinker
-        .records(move |all| records::add_session(all, &session, &owner, now(), name.as_deref(), notes))
+        .records(move |all| {
+            records::add_session(all, &session, &owner, now(), name.as_deref(), notes.as_deref())
+        })
         .await?;
     tinker.hear(&id);
     Ok(Json(json!({"type": "create_session", "session_id": id})))

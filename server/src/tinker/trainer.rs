@@ -149,6 +149,8 @@ pub(crate) enum Job {
     Step(Adam),
     Save(PathBuf, bool),
     Load(PathBuf, bool),
+    /// A request that was refused: what comes after it does not wait for it.
+    Nothing,
 }
 
 /// What became of it.
@@ -245,7 +247,14 @@ impl Desk {
                         };
                         // Of a model that is gone nobody hears anything: the sender is dropped.
                         if let Some(line) = line.filter(|line| seq >= line.next) {
-                            line.waiting.insert(seq, (job, done));
+                            match job {
+                                Job::Nothing => {
+                                    line.waiting.entry(seq).or_insert((job, done));
+                                }
+                                job => {
+                                    line.waiting.insert(seq, (job, done));
+                                }
+                            }
                         }
                     }
                     Command::Remove(model) => {
@@ -299,6 +308,7 @@ impl Desk {
     fn do_one(&mut self, model: &str, job: Job) -> Result_ {
         let trainer = self.trainer()?;
         match job {
+            Job::Nothing => Ok(Outcome::Done),
             Job::Create(lora, from) => {
                 trainer.create(model, lora)?;
                 let Some((folder, with_optimizer)) = from else { return Ok(Outcome::Done) };

@@ -137,6 +137,23 @@ impl Tinker {
         Ok(promise(&id, model))
     }
 
+    /// What came of a request with a number of a model. One that is refused for what it says uses its number up, or
+    /// those after it would wait for it for ever: clients do not send it again.
+    async fn in_order(
+        &self,
+        tenant: &Tenant,
+        place: Option<(String, u64)>,
+        done: Result<Json<Value>, ApiError>,
+    ) -> Result<Json<Value>, ApiError> {
+        if let (Err(error), Some((model, seq))) = (&done, place)
+            && error.is_final()
+            && self.lora_of(&model, tenant).await.is_ok()
+        {
+            drop(self.trainer.send(&model, seq, Job::Nothing));
+        }
+        done
+    }
+
     /// A checkpoint that a tenant names, which must be there.
     pub(super) async fn checkpoint(
         &self,
@@ -293,17 +310,35 @@ async fn pass(
     let body = read_body(request, inputs::MOST_BYTES, app.limits.read_time).await?;
     // Read, a body takes several times its bytes: few at once.
     let turn = tinker.readers.acquire().await;
-    let asked = aside(move || {
+    let read = move || {
         let unpacked = if is_packed { Some(inputs::unpack(&body)?) } else { None };
         let body = unpacked.as_deref().unwrap_or(&body);
-        match is_proto {
+        let read = match is_proto {
             true => inputs::read_proto(body)
                 .map(|asked| inputs::Asked { backward: asked.backward && backward, ..asked }),
             false => inputs::read_json(&Fields::parse(body)?, field, backward),
-        }
-    })
-    .await?;
+        };
+        Ok(read.map_err(|error| (inputs::place(body, is_proto), error)))
+    };
+    let asked = aside(read).await?;
     drop(turn);
+    match asked {
+        Err((place, error)) => tinker.in_order(tenant, place, Err(error)).await,
+        Ok(asked) => {
+            let place = Some((asked.model.clone(), asked.seq));
+            let done = line_up_pass(app, tenant, asked).await;
+            tinker.in_order(tenant, place, done).await
+        }
+    }
+}
+
+/// A pass that was read takes its place in its model's line.
+async fn line_up_pass(
+    app: &Arc<App>,
+    tenant: &Arc<Tenant>,
+    asked: inputs::Asked,
+) -> Result<Json<Value>, ApiError> {
+    let tinker = app.tinker()?;
     let inputs::Asked { model, seq, backward, objective, columns, examples } = asked;
     tinker.lora_of(&model, tenant).await?;
     let tokens = examples.iter().map(|example| example.ids.len()).sum();
@@ -356,6 +391,15 @@ pub(super) async fn step(
     State(app): State<Arc<App>>,
     Caller(tenant, _): Caller,
     Body(fields): Body,
+) -> Result<Json<Value>, ApiError> {
+    let done = line_up_step(&app, &tenant, &fields).await;
+    app.tinker()?.in_order(&tenant, inputs::place_of(&fields), done).await
+}
+
+async fn line_up_step(
+    app: &Arc<App>,
+    tenant: &Arc<Tenant>,
+    fields: &Fields,
 ) -> Result<Json<Value>, ApiError> {
     let tinker = app.tinker()?;
     let (model, seq) = (fields.required_text("model_id")?, inputs::read_seq(&fields)?);
@@ -423,6 +467,15 @@ pub(super) async fn save(
     Caller(tenant, _): Caller,
     Body(fields): Body,
 ) -> Result<Json<Value>, ApiError> {
+    let done = line_up_save(&app, &tenant, &fields).await;
+    app.tinker()?.in_order(&tenant, inputs::place_of(&fields), done).await
+}
+
+async fn line_up_save(
+    app: &Arc<App>,
+    tenant: &Arc<Tenant>,
+    fields: &Fields,
+) -> Result<Json<Value>, ApiError> {
     let tinker = app.tinker()?;
     let (model, seq) = (fields.required_text("model_id")?, inputs::read_seq(&fields)?);
     let usual = format!("checkpoint-{seq}");
@@ -449,6 +502,15 @@ pub(super) async fn save_for_sampler(
     State(app): State<Arc<App>>,
     Caller(tenant, _): Caller,
     Body(fields): Body,
+) -> Result<Json<Value>, ApiError> {
+    let done = line_up_save_for_sampler(&app, &tenant, &fields).await;
+    app.tinker()?.in_order(&tenant, inputs::place_of(&fields), done).await
+}
+
+async fn line_up_save_for_sampler(
+    app: &Arc<App>,
+    tenant: &Arc<Tenant>,
+    fields: &Fields,
 ) -> Result<Json<Value>, ApiError> {
     let tinker = app.tinker()?;
     let (model, seq) = (fields.required_text("model_id")?, inputs::read_seq(&fields)?);
@@ -520,6 +582,15 @@ pub(super) async fn load(
     State(app): State<Arc<App>>,
     Caller(tenant, _): Caller,
     Body(fields): Body,
+) -> Result<Json<Value>, ApiError> {
+    let done = line_up_load(&app, &tenant, &fields).await;
+    app.tinker()?.in_order(&tenant, inputs::place_of(&fields), done).await
+}
+
+async fn line_up_load(
+    app: &Arc<App>,
+    tenant: &Arc<Tenant>,
+    fields: &Fields,
 ) -> Result<Json<Value>, ApiError> {
     let tinker = app.tinker()?;
     fields.refuse("weights_access_token", |_| false)?;

@@ -172,7 +172,7 @@ impl Bench {
             Err(why) => self.fail(job, &why),
             Ok(plan) => self.store.with(|all| {
                 jobs::set_plan(all, &job.id, &plan)?;
-                if jobs::set_status(all, &job.id, Status::Queued)? {
+                if jobs::set_status(all, &job.id, &[Status::Validating], Status::Queued)? {
                     let words =
                         format!("the files are valid: {} steps in {} epochs", plan.steps, plan.epochs);
                     jobs::note(all, &job.id, &Note::info(words))?;
@@ -209,23 +209,24 @@ impl Bench {
         // Before anybody is told of it.
         self.show(job, &job.result(), &job.folder(&self.store));
         let ended = self.store.with(|all| {
-            jobs::set_result(all, &job.id, tokens, file.as_deref())?;
-            let ended = jobs::set_status(all, &job.id, Status::Succeeded)?;
-            let words = format!("the job has succeeded; its model is {}", job.result());
-            jobs::note(all, &job.id, &Note::info(words))?;
+            let ended = jobs::set_status(all, &job.id, &Status::UNFINISHED, Status::Succeeded)?;
+            if ended {
+                jobs::set_result(all, &job.id, tokens, file.as_deref())?;
+                let words = format!("the job has succeeded; its model is {}", job.result());
+                jobs::note(all, &job.id, &Note::info(words))?;
+            }
             Ok(ended)
         })?;
         // One that was cancelled in its last step has a result and no model.
         if !ended {
             self.adapters.remove(&job.result(), &job.tenant);
-            self.store.with(|all| jobs::forget_model(all, &job.id))?;
         }
         Ok(())
     }
 
     fn fail(&self, job: &Job, why: &str) -> Result<(), ApiError> {
         self.store.with(|all| {
-            if jobs::set_status(all, &job.id, Status::Failed)? {
+            if jobs::set_status(all, &job.id, &Status::UNFINISHED, Status::Failed)? {
                 jobs::set_error(all, &job.id, why)?;
                 jobs::note(all, &job.id, &Note::error(format!("the job has failed: {why}")))?;
             }
@@ -288,8 +289,14 @@ impl Bench {
 
     /// A job is to stop now, whatever becomes of it.
     pub(super) fn stop(&self, id: &str) {
-        if let Some(stop) = self.lock().stops.get(id) {
-            stop.store(true, Ordering::Relaxed);
+        let mut state = self.lock();
+        match state.stops.get(id) {
+            Some(stop) => stop.store(true, Ordering::Relaxed),
+            // It may be in a list that was read and does not train yet: that list is read again.
+            None => {
+                state.has_changed = true;
+                self.changed.notify_all();
+            }
         }
     }
 
@@ -342,7 +349,9 @@ impl Notes {
             &Told::Started { step, steps } => {
                 (self.steps, self.begun, self.last) = (steps, Some((Instant::now(), step)), None);
                 jobs::go_back(all, &job.id, step)?;
-                if jobs::set_status(all, &job.id, Status::Running)? && job.status != Status::Running {
+                let from = [Status::Queued, Status::Running];
+                let goes = jobs::set_status(all, &job.id, &from, Status::Running)?;
+                if goes && job.status != Status::Running {
                     let words = match step {
                         0 => "training has begun".to_owned(),
                         step => format!("training goes on after step {step}"),

@@ -76,6 +76,10 @@ impl Status {
         STATUSES.iter().find(|(status, _)| *status == self).map_or("", |(_, word)| word)
     }
 
+    /// All in which something is still to come of a job.
+    pub(crate) const UNFINISHED: [Status; 4] =
+        [Status::Validating, Status::Queued, Status::Running, Status::Paused];
+
     /// Whether nothing more comes of it.
     pub(crate) fn has_ended(self) -> bool {
         matches!(self, Status::Succeeded | Status::Failed | Status::Cancelled)
@@ -335,12 +339,24 @@ pub(crate) fn insert(all: &Transaction<'_>, new: &New<'_>) -> rusqlite::Result<(
     note(all, new.id, &Note::info("the job was created"))
 }
 
-/// A job stands otherwise from now on. False if it has ended before, or is gone: then nothing changes.
-pub(crate) fn set_status(all: &Transaction<'_>, id: &str, status: Status) -> rusqlite::Result<bool> {
-    let query = "UPDATE jobs SET status = ?2, begun = CASE WHEN ?2 = 'running' THEN coalesce(begun, ?3) ELSE begun END,
-            finished = CASE WHEN ?4 THEN ?3 END, expected = NULL
-         WHERE id = ?1 AND finished IS NULL";
-    Ok(all.execute(query, params![id, status, now(), status.has_ended()])? > 0)
+/// A job that stands in one of these ways stands otherwise from now on. False if it does not: then nothing changes,
+/// so that what a client has changed meanwhile stays.
+pub(crate) fn set_status(
+    all: &Transaction<'_>,
+    id: &str,
+    from: &[Status],
+    to: Status,
+) -> rusqlite::Result<bool> {
+    let query = "SELECT status FROM jobs WHERE id = ?1";
+    let now_is: Option<Status> = all.query_row(query, [id], |row| row.get(0)).optional()?;
+    if !now_is.is_some_and(|status| from.contains(&status)) {
+        return Ok(false);
+    }
+    let begins = to == Status::Running;
+    let query = "UPDATE jobs SET status = ?2, begun = CASE WHEN ?3 THEN coalesce(begun, ?4) ELSE begun END,
+            finished = CASE WHEN ?5 THEN ?4 END, expected = NULL
+         WHERE id = ?1";
+    Ok(all.execute(query, params![id, to, begins, now(), to.has_ended()])? > 0)
 }
 
 pub(crate) fn set_plan(all: &Transaction<'_>, id: &str, plan: &Plan) -> rusqlite::Result<()> {

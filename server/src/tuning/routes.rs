@@ -39,6 +39,9 @@ pub(crate) async fn create(
     let (model, tenant) = (app.model.clone(), caller.0.name.clone());
     let job = aside(move || {
         bench.tuner.check(&asked.settings, asked.rate).map_err(|(field, why)| ApiError::field(field, why))?;
+        if !store.has_room() {
+            return Err(ApiError::full());
+        }
         let id = new_id("ftjob");
         let new = New {
             id: &id,
@@ -190,8 +193,7 @@ async fn change(
     let name = id.clone();
     let changed = with_job(app, caller, id, move |store, bench, job| {
         let changed = store.with(|all| {
-            let now = jobs::find(all, &job.tenant, &job.id)?;
-            if !now.is_some_and(|now| from.contains(&now.status)) || !jobs::set_status(all, &job.id, to)? {
+            if !jobs::set_status(all, &job.id, from, to)? {
                 return Ok(None);
             }
             jobs::note(all, &job.id, &Note::info(words))?;
@@ -234,8 +236,7 @@ pub(crate) async fn cancel(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    const FROM: &[Status] = &[Status::Validating, Status::Queued, Status::Running, Status::Paused];
-    change(&app, &caller, id, FROM, Status::Cancelled, "the job was cancelled").await
+    change(&app, &caller, id, &Status::UNFINISHED, Status::Cancelled, "the job was cancelled").await
 }
 
 pub(crate) async fn pause(

@@ -929,3 +929,30 @@ fn protobuf_that_lies_is_refused() {
     let nan = of(&[targets(), ("weights", tensor(1, &floats(&[f32::NAN, 1.0]), &[2]))]);
     assert_eq!(server.proto("forward_backward", PROTO, &nan).0, 200);
 }
+
+#[test]
+fn a_request_that_is_refused_holds_up_nobody() {
+    let (server, _state) = start();
+    let model = server.model(&server.session(), 0);
+    let refused = |route: &str, body: Value| server.post(&format!("/api/v1/{route}"), &body).json(400);
+    let step = |seq: u64, rate: f64| json!({"model_id": model, "seq_id": seq, "adam_params": {"learning_rate": rate}});
+    // The next one has come before.
+    let waits = server.tell("optim_step", &step(2, 1e-3));
+    refused("optim_step", step(1, -1.0));
+    assert!(server.result(&waits).get("error").is_none());
+    // Of each kind, as JSON and as protobuf.
+    refused("forward_backward", pass(&model, 3, &[datum(&[1], &[VOCAB])]));
+    let body = proto_pass(&model, 4, "no_such_loss", &[]);
+    assert_eq!(server.proto("forward_backward", PROTO, &body).0, 400);
+    refused("save_weights", json!({"model_id": model, "seq_id": 5, "path": "../x"}));
+    server
+        .post(
+            "/api/v1/load_weights",
+            &json!({"model_id": model, "seq_id": 6, "path": "tinker://a/weights/b", "optimizer": false}),
+        )
+        .json(404);
+    server.done("optim_step", &step(7, 1e-3));
+    // A number that is used does not come again, and one of another's model is not used up.
+    refused("optim_step", json!({"model_id": "none", "seq_id": 8, "adam_params": {"learning_rate": -1}}));
+    server.done("optim_step", &step(8, 1e-3));
+}

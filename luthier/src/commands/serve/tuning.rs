@@ -7,13 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use model::{Adapter, Decoder};
+use model::Decoder;
 use serde_json::Value;
 use server::tuning::{Ended, Plan, Setting, Task, Told};
-use train::{Event, History, Job, Outcome, Trainer};
+use train::{Event, History, Outcome, Trainer};
 
 use crate::cli::Global;
-use crate::commands::train::{Prepared, adopt_initial_adapter, advised, loop_settings, risen, saving};
+use crate::commands::train::{Prepared, advised, risen};
 use crate::run_file::{Override, Precision, Purpose, Settings};
 use crate::run_folder;
 use crate::setup::{self, Base, Beside, Company};
@@ -122,7 +122,6 @@ impl Tuner {
         }
         let is_resumed = run_folder::holds_run(&task.folder)?;
         let lock = if is_resumed { Some(run_folder::lock(&task.folder)?) } else { None };
-        let initial = adopt_initial_adapter(&mut settings, base)?;
         let company = setup::company_of(&settings.run);
         if is_resumed {
             run_folder::go_on(&task.folder, true, &mut settings.run)?;
@@ -131,7 +130,7 @@ impl Tuner {
         let prepared = Prepared::over(
             settings,
             Rc::clone(base),
-            initial,
+            None,
             &mut None,
             Some(begun),
             self.loaded,
@@ -166,7 +165,7 @@ impl Tuner {
         ends: &mut [Ended],
     ) {
         let (mut members, together) = self.company(members);
-        members.retain_mut(|member| match self.claim(&tasks[member.place], member) {
+        members.retain_mut(|member| match Self::claim(&tasks[member.place], member) {
             Ok(()) => true,
             Err(error) => {
                 ends[member.place] = Ended::Failed(format!("{error:#}"));
@@ -178,22 +177,14 @@ impl Tuner {
         }
         let jobs = members.iter().map(|Member { place, prepared, .. }| {
             let Task { folder, stop, .. } = &tasks[*place];
-            Job {
-                decoder: &self.decoder,
-                adapter: self.begin(prepared),
-                saving: saving(&prepared.trained, &prepared.base, folder),
-                train: &prepared.data.train,
-                eval: prepared.data.held_out(),
-                settings: loop_settings(&prepared.settings.run, prepared.sizes),
-                folder,
-                stop,
-                pause: None,
-            }
+            Ok(prepared.job(&self.decoder, prepared.begin(&self.decoder)?, folder, stop, None))
         });
-        let trainer = match Trainer::open_all(jobs.collect(), together) {
+        let opened =
+            jobs.collect::<anyhow::Result<_>>().and_then(|jobs| Ok(Trainer::open_all(jobs, together)?));
+        let trainer = match opened {
             Ok(trainer) => trainer,
             Err(error) => {
-                let why = format!("{:#}", anyhow::Error::from(error));
+                let why = format!("{error:#}");
                 members.iter().for_each(|member| ends[member.place] = Ended::Failed(why.clone()));
                 return;
             }
@@ -220,23 +211,11 @@ impl Tuner {
     }
 
     /// Makes or takes over the folder of a job.
-    fn claim(&self, task: &Task, member: &mut Member) -> anyhow::Result<()> {
+    fn claim(task: &Task, member: &mut Member) -> anyhow::Result<()> {
         if member.lock.is_none() {
             member.lock = Some(run_folder::begin(&task.folder)?);
         }
-        let Prepared { settings, base, data, sizes, .. } = &mut member.prepared;
-        sizes.settle(&mut settings.run);
-        run_folder::claim(&task.folder, &settings.run, member.begun)?;
-        let template = run_folder::template_source(&settings.run, &data.tokenizer, &data.train)?;
-        run_folder::write_tokenizer(base.tokenizer_folder()?, template.as_deref(), &task.folder)
-    }
-
-    /// The adapter at its beginning.
-    fn begin(&self, prepared: &Prepared) -> Adapter {
-        let (trained, run) = (&prepared.trained, &prepared.settings.run);
-        let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, &self.decoder.device);
-        adapter.initialize(run.adapter.init.engine(), run.training.seed, &self.decoder);
-        adapter
+        member.prepared.claim(&task.folder, member.begun)
     }
 
     /// What belongs to a result; its tokens, and what a person should know.

@@ -101,10 +101,6 @@ impl Contender {
         if self.state == State::Finished {
             return Ok(());
         }
-        let Prepared { settings, base, data, sizes, .. } = &mut self.prepared;
-        sizes.settle(&mut settings.run);
-        run_folder::claim(&self.folder, &settings.run, self.begun)?;
-        let template = run_folder::template_source(&settings.run, &data.tokenizer, &data.train)?;
-        run_folder::write_tokenizer(base.tokenizer_folder()?, template.as_deref(), &self.folder)
+        self.prepared.claim(&self.folder, self.begun)
     }
 }

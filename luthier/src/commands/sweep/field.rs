@@ -3,13 +3,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use model::{Adapter, Decoder};
-use train::{History, Job, Outcome, Together, Trainer};
+use train::{History, Outcome, Together, Trainer};
 
 use super::contender::{Contender, State};
 use super::narrator::Narrator;
 use super::pool::Pool;
 use crate::cli::Global;
-use crate::commands::train::{Prepared, advised, load, loop_settings, risen, saving};
+use crate::commands::train::{Prepared, advised, load, risen};
 use crate::run_file::Member;
 use crate::run_folder;
 use crate::setup::{self, Beside, Company};
@@ -128,17 +128,7 @@ impl<'g> Field<'g> {
         let decoder = &self.loaded.as_ref().expect("the adapters are for a base that is loaded").1;
         let jobs = company.iter().zip(adapters).map(|(&n, adapter)| {
             let Contender { prepared, folder, .. } = &self.contenders[n];
-            Job {
-                decoder,
-                adapter,
-                saving: saving(&prepared.trained, &prepared.base, folder),
-                train: &prepared.data.train,
-                eval: prepared.data.held_out(),
-                settings: loop_settings(&prepared.settings.run, prepared.sizes),
-                folder,
-                stop,
-                pause,
-            }
+            prepared.job(decoder, adapter, folder, stop, pause)
         });
         let trainer = Trainer::open_all(jobs.collect(), together)?;
         let outcomes = trainer.run_all(&mut |place, event| narrator.tell(company[place], event));
@@ -185,18 +175,6 @@ impl<'g> Field<'g> {
             self.loaded = Some((group, decoder));
         }
         let decoder = &self.loaded.as_ref().expect("just loaded").1;
-        let begin = |&n: &usize| -> anyhow::Result<Adapter> {
-            let Prepared { settings, initial, trained, .. } = &self.contenders[n].prepared;
-            let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, &decoder.device);
-            match initial {
-                Some(files) => adapter.parameters = files.read(&decoder.device)?.parameters,
-                None => {
-                    let run = &settings.run;
-                    adapter.initialize(run.adapter.init.engine(), run.training.seed, decoder);
-                }
-            }
-            Ok(adapter)
-        };
-        company.iter().map(begin).collect()
+        company.iter().map(|&n| self.contenders[n].prepared.begin(decoder)).collect()
     }
 }

@@ -2,17 +2,20 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use data::{Dataset, Tokenizer};
 use model::adapter::peft::folder::AdapterFolder;
 use model::memory::MemoryPlan;
+use model::{Adapter, Decoder};
 use serde_json::json;
 use train::{Amount, Job, StepPlan, Trainer};
 
 use super::{REHEARSAL, load, loop_settings, rates, saving};
 use crate::cli::Global;
 use crate::run_file::{RunFile, Settings};
+use crate::run_folder;
 use crate::setup::{self, Base, ENOUGH_STEPS, Needs, Sizes, Trained};
 use crate::terminal::{self, bytes, count, rough};
 
@@ -125,6 +128,48 @@ impl Prepared {
             epoch_steps,
             settled,
         })
+    }
+
+    /// Makes the folder, which this process holds, the run's: settings, and the tokenizer with its template.
+    pub(in crate::commands) fn claim(&mut self, folder: &Path, begun: i64) -> anyhow::Result<()> {
+        let Prepared { settings, base, data, sizes, .. } = self;
+        sizes.settle(&mut settings.run);
+        run_folder::claim(folder, &settings.run, begun)?;
+        let template = run_folder::template_source(&settings.run, &data.tokenizer, &data.train)?;
+        run_folder::write_tokenizer(base.tokenizer_folder()?, template.as_deref(), folder)
+    }
+
+    /// What is trained at its beginning, over a base that it leaves as it is.
+    pub(in crate::commands) fn begin(&self, decoder: &Decoder) -> anyhow::Result<Adapter> {
+        let (trained, run) = (&self.trained, &self.settings.run);
+        let mut adapter = Adapter::zeros(trained.layout.clone(), trained.dropout, &decoder.device);
+        match &self.initial {
+            Some(files) => adapter.parameters = files.read(&decoder.device)?.parameters,
+            None => adapter.initialize(run.adapter.init.engine(), run.training.seed, decoder),
+        }
+        Ok(adapter)
+    }
+
+    /// The run, as the loop takes it.
+    pub(in crate::commands) fn job<'a>(
+        &'a self,
+        decoder: &'a Decoder,
+        adapter: Adapter,
+        folder: &'a Path,
+        stop: &'a AtomicBool,
+        pause: Option<u64>,
+    ) -> Job<'a> {
+        Job {
+            decoder,
+            adapter,
+            saving: saving(&self.trained, &self.base, folder),
+            train: &self.data.train,
+            eval: self.data.held_out(),
+            settings: loop_settings(&self.settings.run, self.sizes),
+            folder,
+            stop,
+            pause,
+        }
     }
 
     /// What a person should know before the first step.
@@ -242,17 +287,7 @@ impl Prepared {
         let (device, initial) = (global.device()?, self.initial.as_ref());
         let (decoder, adapter) = load(&self.settings, &self.base, initial, &device, &self.trained)?;
         let stop = Default::default();
-        let job = Job {
-            decoder: &decoder,
-            adapter,
-            saving: saving(&self.trained, &self.base, folder.path()),
-            train: &self.data.train,
-            eval: self.data.held_out(),
-            settings: loop_settings(&self.settings.run, self.sizes),
-            folder: folder.path(),
-            stop: &stop,
-            pause: None,
-        };
+        let job = self.job(&decoder, adapter, folder.path(), &stop, None);
         Ok(self.amount().time(Trainer::open(job)?.rehearse(REHEARSAL)?))
     }
 
