@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -178,11 +179,7 @@ pub fn serve(
     // What trains is saved, and goes on when the server is started again.
     if let Some((bench, thread)) = bench {
         bench.end();
-        // A step that takes longer is given up: the last checkpoint has all before it.
-        let end = Instant::now() + limits.drain_time;
-        while !thread.is_finished() && Instant::now() < end {
-            std::thread::sleep(LOOK);
-        }
+        join(&thread, limits.drain_time);
     }
     // Loads of adapters that nobody waits for any more.
     runtime.shutdown_background();
@@ -190,12 +187,20 @@ pub fn serve(
     engine.stop();
     if let Some((trainer, thread)) = training_thread {
         trainer.stop();
-        // What it is writing is written; a panic of its own was told to those who asked.
-        let _ = thread.join();
+        join(&thread, limits.drain_time);
     }
     match thread.join() {
         Ok(()) => ended,
         Err(_) => Err(ServerError::EngineStopped),
+    }
+}
+
+/// Waits for a thread that trains, but not longer than this: a step that takes more is given up, and what was
+/// saved before it has all that anybody was told of.
+fn join(thread: &JoinHandle<()>, most: Duration) {
+    let end = Instant::now() + most;
+    while !thread.is_finished() && Instant::now() < end {
+        std::thread::sleep(LOOK);
     }
 }
 

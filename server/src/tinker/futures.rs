@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -59,6 +59,8 @@ struct Entry {
     outcome: watch::Receiver<Outcome>,
     task: AbortHandle,
     begun: Instant,
+    /// When the result was there.
+    ended: Arc<OnceLock<Instant>>,
     taken: Option<Instant>,
 }
 
@@ -94,11 +96,14 @@ impl Futures {
         }
         let work = work()?;
         let (done, outcome) = watch::channel(None);
+        let ended = Arc::new(OnceLock::new());
+        let noted = Arc::clone(&ended);
         let task = tokio::spawn(async move {
             let answer = work.await.unwrap_or_else(|error| Answer::Failed {
                 message: error.message().to_owned(),
                 is_of_request: error.is_of_request(),
             });
+            noted.get_or_init(Instant::now);
             let _ = done.send(Some(Arc::new(answer)));
         });
         let entry = Entry {
@@ -107,6 +112,7 @@ impl Futures {
             outcome,
             task: task.abort_handle(),
             begun: Instant::now(),
+            ended,
             taken: None,
         };
         entries.insert(id.to_owned(), entry);
@@ -160,7 +166,8 @@ fn sweep(entries: &mut BTreeMap<String, Entry>) {
         let ended = entry.outcome.borrow().is_some() || entry.outcome.has_changed().is_err();
         let kept = match entry.taken {
             Some(taken) => taken.elapsed() < KEPT_TAKEN,
-            None => entry.begun.elapsed() < KEPT,
+            // One that waited long for its turn has its time from then on.
+            None => entry.ended.get().unwrap_or(&entry.begun).elapsed() < KEPT,
         };
         !ended || kept
     });

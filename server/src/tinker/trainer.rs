@@ -6,8 +6,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
+
+/// Numbers that are used up before their turn has come.
+const MOST_AHEAD: u64 = 8192;
+/// How long requests wait for one before them that does not come: its client is gone, or it was never sent.
+const LONGEST_GAP: Duration = Duration::from_secs(900);
+/// How often is looked for such.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// What a model is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,6 +229,42 @@ impl Handle {
 struct Line {
     next: u64,
     waiting: BTreeMap<u64, (Job, oneshot::Sender<Result_>)>,
+    /// Since when the next one is missing while others wait.
+    stuck: Option<Instant>,
+}
+
+impl Line {
+    fn take(&mut self, seq: u64, job: Job, done: oneshot::Sender<Result_>) {
+        if seq < self.next {
+            let message = format!("the number {seq} of this model is used: the next one is {}", self.next);
+            let _ = done.send(Err(Refused { message, is_of_request: true }));
+        } else if !matches!(job, Job::Nothing) {
+            self.waiting.insert(seq, (job, done));
+        } else if seq - self.next < MOST_AHEAD {
+            self.waiting.entry(seq).or_insert((job, done));
+        }
+        self.look();
+    }
+
+    /// Takes note of whether what waits has to wait for what has not come.
+    fn look(&mut self) {
+        let is_stuck = !self.waiting.is_empty() && !self.waiting.contains_key(&self.next);
+        self.stuck = if is_stuck { self.stuck.or_else(|| Some(Instant::now())) } else { None };
+    }
+
+    /// Lets go of what has waited too long for what has not come.
+    fn give_up(&mut self) {
+        if self.stuck.is_none_or(|since| since.elapsed() < LONGEST_GAP) {
+            return;
+        }
+        let missing = self.next;
+        while let Some((seq, (_, done))) = self.waiting.pop_first() {
+            let message = format!("request {missing} of this model has not come, which is before it");
+            let _ = done.send(Err(Refused { message, is_of_request: true }));
+            self.next = seq + 1;
+        }
+        self.stuck = None;
+    }
 }
 
 struct Desk {
@@ -233,11 +277,15 @@ struct Desk {
 impl Desk {
     fn work(mut self) {
         loop {
-            let mut command =
-                if self.has_turn() { self.queue.try_recv().ok() } else { self.queue.recv().ok() };
-            if command.is_none() && !self.has_turn() {
-                return;
-            }
+            let mut command = match self.has_turn() {
+                true => self.queue.try_recv().ok(),
+                false => match self.queue.recv_timeout(LOOK) {
+                    Ok(command) => Some(command),
+                    Err(mpsc::RecvTimeoutError::Timeout) => None,
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                },
+            };
+            self.lines.values_mut().for_each(Line::give_up);
             while let Some(next) = command {
                 match next {
                     Command::Do { model, seq, job, done } => {
@@ -246,15 +294,8 @@ impl Desk {
                             _ => self.lines.get_mut(&model),
                         };
                         // Of a model that is gone nobody hears anything: the sender is dropped.
-                        if let Some(line) = line.filter(|line| seq >= line.next) {
-                            match job {
-                                Job::Nothing => {
-                                    line.waiting.entry(seq).or_insert((job, done));
-                                }
-                                job => {
-                                    line.waiting.insert(seq, (job, done));
-                                }
-                            }
+                        if let Some(line) = line {
+                            line.take(seq, job, done);
                         }
                     }
                     Command::Remove(model) => {
@@ -283,6 +324,7 @@ impl Desk {
             let Some(line) = self.lines.get_mut(&model) else { continue };
             let Some((job, done)) = line.waiting.remove(&line.next) else { continue };
             line.next += 1;
+            line.look();
             if let Job::Pass(pass) = job {
                 passes.push(pass);
                 answers.push(done);
@@ -325,10 +367,7 @@ impl Desk {
             Job::Load(folder, with_optimizer) => {
                 trainer.load(model, &folder, with_optimizer).map(|()| Outcome::Done)
             }
-            Job::Pass(pass) => {
-                let passed = trainer.pass(vec![pass]).pop();
-                passed.map_or(Ok(Outcome::Done), |passed| passed.map(Outcome::Passed))
-            }
+            Job::Pass(_) => unreachable!("passes go through together"),
         }
     }
 

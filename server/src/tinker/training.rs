@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
+use rusqlite::Transaction;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -75,16 +76,24 @@ impl Tinker {
         for model in self.silent() {
             self.unload(&model);
         }
-        let models = self.models();
-        let count =
-            models.iter().filter(|(other, model)| **other != id && model.tenant == tenant.name).count();
+        Ok((session, id))
+    }
+
+    /// Makes room for a model among those of its tenant.
+    fn enter(&self, id: &str, model: Model) -> Result<(), ApiError> {
+        let mut models = self.models();
+        if models.contains_key(id) {
+            return Err(ApiError::conflicting(format!("the model `{id}` is in training already")));
+        }
+        let count = models.values().filter(|other| other.tenant == model.tenant).count();
         if count >= self.most_models {
             return Err(ApiError::invalid(format!(
                 "{count} models are in training already, as many as one tenant may have here; unload one, or end \
                  its session"
             )));
         }
-        Ok((session, id))
+        models.insert(id.to_owned(), model);
+        Ok(())
     }
 
     /// Models whose sessions have not been heard of for long.
@@ -187,30 +196,38 @@ fn make(
     let tinker = app.tinker()?;
     let folder = from.as_ref().map(|(path, with_optimizer)| (tinker.folder(path), *with_optimizer));
     let model = Model { tenant: tenant.name.clone(), session: session.clone(), lora };
-    let (app, name, made) = (Arc::clone(app), tenant.name.clone(), id.clone());
-    tinker.line_up(tenant, (&id, 0), Job::Create(lora, folder), move |answer| {
-        tinker.models().insert(made.clone(), model);
-        async move {
-            let tinker = app.tinker()?;
-            if let Err(error) = outcome(answer).await {
-                tinker.models().remove(&made);
-                return Err(error);
-            }
-            let run = records::Run { base: app.model.clone(), lora };
-            let id = made.clone();
-            tinker
-                .records(move |all| {
+    let (request, name) = (format!("{id}:0"), tenant.name.clone());
+    if tinker.futures.is_begun(&request, &tenant.name) {
+        return Ok(promise(&request, &id));
+    }
+    tinker.enter(&id, model)?;
+    let (shared, made) = (Arc::clone(app), id.clone());
+    let lined = tinker.line_up(tenant, (&id, 0), Job::Create(lora, folder), move |answer| async move {
+        let tinker = shared.tinker()?;
+        let created = match outcome(answer).await {
+            Ok(_) => {
+                let run = records::Run { base: shared.model.clone(), lora };
+                let id = made.clone();
+                let add = move |all: &Transaction<'_>| {
                     records::add_run(all, (&id, &session, &name), &run, now(), notes.as_deref())
-                })
-                .await?;
-            Ok(Answer::Json(match from {
-                None => json!({"type": "create_model", "model_id": made}),
-                Some((path, _)) => {
-                    json!({"type": "load_weights", "model_id": made, "path": path.to_string()})
-                }
-            }))
+                };
+                tinker.records(add).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = created {
+            tinker.unload(&made);
+            return Err(error);
         }
-    })
+        Ok(Answer::Json(match from {
+            None => json!({"type": "create_model", "model_id": made}),
+            Some((path, _)) => json!({"type": "load_weights", "model_id": made, "path": path.to_string()}),
+        }))
+    });
+    if lined.is_err() {
+        tinker.models().remove(&id);
+    }
+    lined
 }
 
 pub(super) async fn create(
@@ -341,6 +358,10 @@ async fn line_up_pass(
     let tinker = app.tinker()?;
     let inputs::Asked { model, seq, backward, objective, columns, examples } = asked;
     tinker.lora_of(&model, tenant).await?;
+    let request = format!("{model}:{seq}");
+    if tinker.futures.is_begun(&request, &tenant.name) {
+        return Ok(promise(&request, &model));
+    }
     let tokens = examples.iter().map(|example| example.ids.len()).sum();
     if app.is_draining() {
         return Err(ApiError::unavailable("the server is about to end"));

@@ -790,8 +790,13 @@ fn what_cannot_be_is_refused_by_its_name() {
     let deep = format!("{{\"forward_backward_input\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
     let told = server.raw("POST", "/api/v1/forward_backward", "", deep.as_bytes()).error(400, None);
     assert!(told.contains("the body is not JSON"), "{told}");
-    let promise = server.tell("forward_backward", &data(datum(&[VOCAB], &[1])));
-    assert_eq!(server.result(&promise)["category"], "user");
+    // The trainer's own word, at a number that none of those above has used up.
+    let promise = server.tell("forward_backward", &pass(&model, 9, &[datum(&[VOCAB], &[1])]));
+    (1..9)
+        .for_each(|seq| drop(server.post("/api/v1/optim_step", &json!({"model_id": model, "seq_id": seq}))));
+    let told = server.result(&promise);
+    assert_eq!(told["category"], "user");
+    assert!(told["error"].as_str().unwrap().contains("token"), "{told}");
 
     let sample = |more: Value| {
         let mut body =
@@ -941,7 +946,7 @@ fn a_request_that_is_refused_holds_up_nobody() {
     refused("optim_step", step(1, -1.0));
     assert!(server.result(&waits).get("error").is_none());
     // Of each kind, as JSON and as protobuf.
-    refused("forward_backward", pass(&model, 3, &[datum(&[1], &[VOCAB])]));
+    refused("forward_backward", pass(&model, 3, &[datum(&[1], &[1, 2])]));
     let body = proto_pass(&model, 4, "no_such_loss", &[]);
     assert_eq!(server.proto("forward_backward", PROTO, &body).0, 400);
     refused("save_weights", json!({"model_id": model, "seq_id": 5, "path": "../x"}));
@@ -952,7 +957,7 @@ fn a_request_that_is_refused_holds_up_nobody() {
         )
         .json(404);
     server.done("optim_step", &step(7, 1e-3));
-    // A number that is used does not come again, and one of another's model is not used up.
-    refused("optim_step", json!({"model_id": "none", "seq_id": 8, "adam_params": {"learning_rate": -1}}));
-    server.done("optim_step", &step(8, 1e-3));
+    // A number that is used is told as such.
+    let again = server.result(&server.tell("optim_step", &step(1, 1e-3)));
+    assert!(again["error"].as_str().unwrap().contains("number 1 of this model is used"), "{again}");
 }
