@@ -89,6 +89,8 @@ impl Refusal {
 type Outcome = Option<Result<Arc<Generation>, Refusal>>;
 
 struct Entry {
+    /// Which of all that ever were: one that is taken away and made again under its name is another one.
+    serial: u64,
     path: PathBuf,
     /// The tenant that it belongs to; none: it is shared.
     owner: Option<String>,
@@ -102,9 +104,15 @@ struct Entry {
 
 impl Entry {
     /// One that is not in memory.
-    fn new(path: &Path, owner: Option<&str>) -> Self {
+    fn new(serial: u64, path: &Path, owner: Option<&str>) -> Self {
         let (path, owner) = (path.to_owned(), owner.map(str::to_owned));
-        Entry { path, owner, ready: None, number: 0, pinned: false, used: Instant::now(), requests: 0 }
+        let used = Instant::now();
+        Entry { serial, path, owner, ready: None, number: 0, pinned: false, used, requests: 0 }
+    }
+
+    /// What a load that was begun must find unchanged at its end, or it has read what is not there any more.
+    fn version(&self) -> (u64, u64) {
+        (self.serial, self.number)
     }
 
     /// It was asked for.
@@ -121,6 +129,7 @@ impl Entry {
 #[derive(Default)]
 struct Inner {
     last_number: u64,
+    last_serial: u64,
     entries: BTreeMap<String, Entry>,
     loading: HashMap<String, watch::Receiver<Outcome>>,
     /// Replaced or unloaded, perhaps still in use.
@@ -130,6 +139,14 @@ struct Inner {
 impl Inner {
     fn owner(&self, name: &str) -> Option<&str> {
         self.entries.get(name)?.owner.as_deref()
+    }
+
+    /// The entry of a name, made where it is missing.
+    fn entry(&mut self, name: &str, path: &Path, owner: Option<&str>) -> &mut Entry {
+        self.entries.entry(name.to_owned()).or_insert_with(|| {
+            self.last_serial += 1;
+            Entry::new(self.last_serial, path, owner)
+        })
     }
 
     /// Remembers what requests may still use.
@@ -229,7 +246,7 @@ impl Adapters {
         if name == self.base || is_in_root || inner.entries.contains_key(name) {
             return Err(format!("the name `{name}` is taken"));
         }
-        inner.entries.insert(name.to_owned(), Entry::new(path, Some(owner)));
+        inner.entry(name, path, Some(owner));
         Ok(())
     }
 
@@ -317,8 +334,8 @@ impl Adapters {
     }
 
     async fn load_for_use(self: &Arc<Self>, name: &str) -> Result<Arc<Generation>, Refusal> {
-        let known = self.lock().entries.get(name).map(|entry| entry.path.clone());
-        let before = known.clone();
+        let known = self.lock().entries.get(name).map(|entry| (entry.path.clone(), entry.version()));
+        let (known, before) = known.unzip();
         let (store, wanted) = (Arc::clone(self), name.to_owned());
         let loaded = self
             .blocking(move || {
@@ -333,7 +350,7 @@ impl Adapters {
         inner.loading.remove(name);
         let (path, loaded) = loaded?;
         let now = inner.entries.get(name);
-        if now.map(|entry| &entry.path) != before.as_ref() {
+        if now.map(Entry::version) != before {
             // Somebody put another one there meanwhile, perhaps one that belongs to a tenant, or took it
             // away.
             return Err(Refusal::Replaced);
@@ -401,7 +418,7 @@ impl Adapters {
     fn check_number(&self, there: Option<&Entry>, name: &str, expected: Option<u64>) -> Result<(), ApiError> {
         let number = there.map_or(0, |entry| entry.number);
         match expected {
-            Some(expected) if expected != number => Err(ApiError::conflict(format!(
+            Some(expected) if expected != number => Err(ApiError::other_generation(format!(
                 "the adapter `{name}` has generation {number}, not {expected} (0: none was loaded)"
             ))),
             _ => Ok(()),
@@ -437,7 +454,7 @@ impl Adapters {
         let number = inner.last_number;
         let created = SystemTime::now();
         let made = Arc::new(Generation { name: name.to_owned(), number, loaded, created });
-        let entry = inner.entries.entry(name.to_owned()).or_insert_with(|| Entry::new(path, None));
+        let entry = inner.entry(name, path, None);
         (entry.path, entry.number, entry.pinned, entry.used) =
             (path.to_owned(), number, pinned, Instant::now());
         let replaced = entry.ready.replace(Arc::clone(&made));

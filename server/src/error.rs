@@ -133,7 +133,7 @@ impl ApiError {
     }
 
     /// The generation that was expected is not the one that is there.
-    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+    pub(crate) fn other_generation(message: impl Into<String>) -> Self {
         ApiError {
             status: StatusCode::CONFLICT,
             code: Some("generation_conflict"),

@@ -74,7 +74,11 @@ impl Fields {
 
     /// A number within a range.
     pub(crate) fn number(&self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
-        let words = format!("a number from {} to {}", range.start(), range.end());
+        let words = match (*range.start(), *range.end()) {
+            (f64::MIN, f64::MAX) => "a number".to_owned(),
+            (least, f64::MAX) => format!("a number of {least} or more"),
+            (least, most) => format!("a number from {least} to {most}"),
+        };
         self.read(name, &words, |value| value.as_f64().filter(|number| range.contains(number)))
     }
 

@@ -65,10 +65,12 @@ impl Store {
         if path.exists() {
             return true;
         }
-        // With something in it: a disk may take nothing as nothing.
-        let made = fs::write(&path, vec![1; RESERVED_BYTES]);
+        // Aside, so that half of one is never taken for one; with something in it, for a disk may take nothing
+        // as nothing.
+        let aside = self.folder.join("reserve.part");
+        let made = fs::write(&aside, vec![1; RESERVED_BYTES]).and_then(|()| fs::rename(&aside, &path));
         if made.is_err() {
-            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(&aside);
         }
         made.is_ok()
     }
@@ -104,7 +106,8 @@ fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
-/// Makes the folder, which nobody else on the machine may look into: it holds what clients bring.
+/// Makes the folder, which nobody else on the machine may look into: it holds what clients bring. One that is
+/// there keeps the mode that it was given.
 fn make(folder: &Path) -> std::io::Result<()> {
     if folder.exists() && !folder.is_dir() {
         return Err(std::io::Error::other("it is a file; --state names a folder"));

@@ -6,6 +6,7 @@
 //! serves everybody (`sampling`). Checkpoints are folders below the server's, and what there is stands in its
 //! SQLite file (`records`), so a restart loses models in training, and nothing that was saved.
 
+mod checkpoints;
 mod futures;
 mod inputs;
 mod outputs;
@@ -30,12 +31,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::app::{App, aside, seconds};
 use crate::error::ApiError;
+use crate::places::Places;
 use crate::store::Store;
 use crate::tenants::Tenant;
 pub(crate) use records::TABLES;
 pub(crate) use trainer::Handle as TrainerHandle;
 pub use trainer::{Adam, BeginTraining, Example, Lora, Objective, Pass, Passed, Refused, Trainer};
 
+/// Mebibytes of the bodies of passes at once: several of the largest.
+const BODIES: usize = 256;
 /// Bodies of passes that are read at once.
 const READERS: usize = 2;
 /// Tokens of a tenant's passes that may wait, some twenty bytes each.
@@ -66,6 +70,8 @@ pub(crate) struct Tinker {
     models: Mutex<BTreeMap<String, Model>>,
     /// Tokens that each tenant's passes may have waiting.
     waiting: Mutex<BTreeMap<String, Arc<Semaphore>>>,
+    /// Mebibytes of the bodies of passes that are in memory, or are on their way.
+    bodies: Arc<Places>,
     /// Bodies of passes that are read at once.
     readers: Semaphore,
     /// When sessions were heard of last.
@@ -87,6 +93,7 @@ impl Tinker {
             futures: futures::Futures::default(),
             models: Mutex::default(),
             waiting: Mutex::default(),
+            bodies: Places::new(BODIES),
             readers: Semaphore::new(READERS),
             heard: Mutex::default(),
             most_models,
@@ -147,7 +154,7 @@ impl Tinker {
 
     /// Deletes what has expired.
     async fn sweep(&self, app: &App) -> Result<(), ApiError> {
-        let swept = self.records(move |all| records::sweep(all, now(), training::KEPT_PASSING)).await?;
+        let swept = self.records(move |all| records::sweep(all, now(), checkpoints::KEPT_PASSING)).await?;
         for path in swept {
             runs::delete_files(app, self, &path).await?;
         }
@@ -191,9 +198,9 @@ pub(crate) fn router() -> Router<Arc<App>> {
         .route("/forward", post(training::forward))
         .route("/forward_backward", post(training::forward_backward))
         .route("/optim_step", post(training::step))
-        .route("/save_weights", post(training::save))
-        .route("/save_weights_for_sampler", post(training::save_for_sampler))
-        .route("/load_weights", post(training::load))
+        .route("/save_weights", post(checkpoints::save))
+        .route("/save_weights_for_sampler", post(checkpoints::save_for_sampler))
+        .route("/load_weights", post(checkpoints::load))
         .route("/create_sampling_session", post(sampling::create))
         .route("/samplers/{sampler}", get(sampling::show))
         .route("/asample", post(sampling::sample))

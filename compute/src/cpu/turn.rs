@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use super::pool::{Pool, lock};
 
+/// Seconds after which a thread that waits looks again.
+const LONGEST_WAIT: f64 = 60.0;
+
 thread_local! {
     /// The part of the time that this thread gets while others are at work; none: it does not yield.
     static SHARE: Cell<Option<f64>> = const { Cell::new(None) };
@@ -78,6 +81,9 @@ impl Drop for Foreground {
 pub(super) struct Turn {
     /// Held by the thread whose section runs.
     section: Mutex<()>,
+    /// Held by the one thread of those that yield whose turn is next: no more than one section of theirs is ever
+    /// in the way of somebody who waits.
+    background: Mutex<()>,
     /// Threads that do not like to wait.
     foreground: AtomicUsize,
     account: Mutex<Account>,
@@ -102,42 +108,58 @@ impl Account {
 
 impl Turn {
     pub(super) fn new() -> Self {
-        let account = Mutex::new(Account { credit: 0.0, since: Instant::now() });
-        Turn { section: Mutex::new(()), foreground: AtomicUsize::new(0), account, left: Condvar::new() }
+        Turn {
+            section: Mutex::new(()),
+            background: Mutex::new(()),
+            foreground: AtomicUsize::new(0),
+            account: Mutex::new(Account { credit: 0.0, since: Instant::now() }),
+            left: Condvar::new(),
+        }
     }
 
     /// Waits for this thread's turn, which ends when what it returns is dropped.
     pub(super) fn wait(&self) -> Taken<'_> {
         let Some(share) = SHARE.get() else {
-            return Taken { _section: lock(&self.section), at_cost: None };
+            return Taken { _section: lock(&self.section), _at_cost: None };
         };
+        let background = lock(&self.background);
         let mut account = lock(&self.account);
         while self.foreground.load(Ordering::SeqCst) > 0 {
             account.accrue(share);
             if account.credit >= 0.0 {
                 break;
             }
-            let until = Duration::from_secs_f64(-account.credit / share);
+            // A tiny share makes more seconds than a duration has.
+            let until = Duration::from_secs_f64((-account.credit / share).min(LONGEST_WAIT));
             account = self.left.wait_timeout(account, until).unwrap_or_else(|held| held.into_inner()).0;
         }
         drop(account);
         let section = lock(&self.section);
-        Taken { _section: section, at_cost: Some((self, Instant::now())) }
+        Taken {
+            _section: section,
+            _at_cost: Some(Cost { turn: self, since: Instant::now(), _background: background }),
+        }
     }
 }
 
 /// The turn of a thread.
 pub(super) struct Taken<'t> {
     _section: MutexGuard<'t, ()>,
-    /// Of a thread that yields: since when.
-    at_cost: Option<(&'t Turn, Instant)>,
+    /// Of a thread that yields.
+    _at_cost: Option<Cost<'t>>,
 }
 
-impl Drop for Taken<'_> {
+/// What the turn of a thread that yields costs it, if anybody waits when it ends.
+struct Cost<'t> {
+    turn: &'t Turn,
+    since: Instant,
+    _background: MutexGuard<'t, ()>,
+}
+
+impl Drop for Cost<'_> {
     fn drop(&mut self) {
-        let Some((turn, since)) = self.at_cost else { return };
-        if turn.foreground.load(Ordering::SeqCst) > 0 {
-            lock(&turn.account).credit -= since.elapsed().as_secs_f64();
+        if self.turn.foreground.load(Ordering::SeqCst) > 0 {
+            lock(&self.turn.account).credit -= self.since.elapsed().as_secs_f64();
         }
     }
 }
@@ -184,8 +206,8 @@ mod tests {
         let begun = Instant::now();
         thread::scope(|scope| {
             let waits = scope.spawn(|| {
-                let _yielding = yielding(1e-6);
-                // The first one costs more than an hour's share.
+                let _yielding = yielding(f64::MIN_POSITIVE);
+                // The first one costs more than any share.
                 pool.run(1, |_, _| thread::sleep(Duration::from_millis(5)));
                 pool.run(1, |_, _| ());
             });

@@ -56,8 +56,8 @@ pub(crate) struct BenchServe {
     /// Sum new tokens as training does
     #[arg(long)]
     pub(crate) exact_logprobs: bool,
-    /// Ask a server with OpenAI's interface, ours or another's, that serves this model; its adapters are used
-    #[arg(long, value_name = "URL", conflicts_with_all = ["swapping", "greedy", "exact_logprobs"])]
+    /// Ask a server with OpenAI's interface, ours or another's, that serves this model; all its adapters are used
+    #[arg(long, value_name = "URL", conflicts_with_all = ["adapters", "greedy", "exact_logprobs"])]
     pub(crate) url: Option<String>,
     /// The key for --url
     #[arg(long, value_name = "KEY", requires = "url")]

@@ -216,16 +216,16 @@ fn chat(config: &Config, tokenizer: &Tokenizer, template: ChatTemplate) -> Chat 
 }
 
 /// Reads adapters for a base.
-struct Reader {
-    decoder: Arc<Decoder>,
-    tokenizer: Arc<Tokenizer>,
-    max_rank: usize,
+pub(super) struct Reader {
+    pub(super) decoder: Arc<Decoder>,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) max_rank: usize,
     /// Whether one chat template was named for all.
-    has_template: bool,
+    pub(super) has_template: bool,
 }
 
 impl Reader {
-    fn read(&self, folder: &Path) -> Result<LoadedAdapter, String> {
+    pub(super) fn read(&self, folder: &Path) -> Result<LoadedAdapter, String> {
         self.open(folder).map_err(|error| format!("{error:#}"))
     }
 

@@ -5,6 +5,7 @@ use serde_json::Value;
 use tempfile::tempdir;
 
 use crate::failure;
+use crate::serve::Served;
 use crate::support::{succeed, tiny_model};
 
 /// What either measurement tells.
@@ -80,4 +81,32 @@ fn generation_tells_what_it_read() {
     assert_eq!(facts["quantization"]["type"], "nf4");
     assert_roofline(&facts, &["product", "product in four bits", "attention", "norm"]);
     assert_eq!(facts["prefill_tokens"], 256, "the context of the tiny model");
+}
+
+/// The whole way: a server on loopback, adapters of its own, clients.
+#[test]
+fn requests_are_asked_over_http_in_every_way() {
+    let folder = tempdir().unwrap();
+    tiny_model(folder.path());
+    let few = ["--requests", "6", "--parallel", "2", "--prompt", "8", "--new", "4", "--json"];
+    let ways = ["base", "adapters_first_use", "adapters", "one_adapter_at_a_time", "a_quiet_client_alone"];
+    for subject in [["--model", "model"], ["--shape", "tiny"]] {
+        let more = ["--adapters", "3", "--set", "adapter.r=2", "--swapping", "--greedy"];
+        let command = [&["bench", "serve"], &subject[..], &more, &few].concat();
+        let facts: Value = serde_json::from_str(&succeed(folder.path(), &command).0).unwrap();
+        for way in ways.iter().chain(&["beside_a_greedy_one"]) {
+            assert_numbers(&facts[way], &["seconds", "tokens_per_second", "new_tokens_per_second"]);
+            assert_numbers(&facts[way]["time_to_first_token_ms"], &["p50", "p95"]);
+        }
+        assert_eq!((&facts["adapters"], &facts["rank"]), (&3.into(), &2.into()));
+    }
+    // Another server, by its address: this one has no adapters.
+    let served = Served::start(folder.path(), &[]);
+    let url = format!("http://{}", served.address);
+    let command = [&["bench", "serve", "--model", "model", "--url", &url], &few[..]].concat();
+    let facts: Value = serde_json::from_str(&succeed(folder.path(), &command).0).unwrap();
+    assert_numbers(&facts["base"], &["tokens_per_second"]);
+    assert_eq!((&facts["adapters"], &facts["model"]), (&0.into(), &"model".into()));
+    let told = failure(folder.path(), &["bench", "serve", "--model", "model", "--url", "http://127.0.0.1:9"]);
+    assert!(told.starts_with("exit code 2\nerror: --url http://127.0.0.1:9: "), "{told}");
 }

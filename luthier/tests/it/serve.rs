@@ -54,6 +54,14 @@ fn what_cannot_be_served_is_told_before_the_weights_are_read() {
     assert!(failure(folder.path(), &["serve"]).contains("needs `--model <M>`"));
 }
 
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A server, with where it listens.
 pub(crate) struct Served {
     pub(crate) child: Child,
@@ -117,4 +125,46 @@ fn a_server_says_what_generate_says_and_ends_when_asked_to() {
     let pid = served.child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     assert_eq!(served.child.wait().unwrap().code(), Some(0));
+}
+
+/// Whatever a server holds besides, and whoever asks it for what: the base answers with the bytes of a server that
+/// has nothing but the base.
+#[test]
+fn the_base_answers_the_same_with_adapters_and_without() {
+    let folder = tempdir().unwrap();
+    tiny_model(folder.path());
+    let adapters = [0.5, -0.5].map(|scale| {
+        let made = tiny_adapter(folder.path(), scale);
+        let named = folder.path().join(format!("adapter{scale}"));
+        fs::rename(made, &named).unwrap();
+        format!("tuned{scale}={}", text(&named))
+    });
+    let asked = |model: &str, n: u64| {
+        json!({
+            "model": model, "prompt": format!("hello {n}"), "max_tokens": 20, "temperature": n as f64 / 4.0,
+            "seed": n, "logprobs": 3, "echo": true,
+        })
+    };
+    let ask = |served: &Served| -> Vec<Value> {
+        let answer = |n| served.post("/v1/completions", &asked("model", n))["choices"].take();
+        (0..8).map(answer).collect()
+    };
+    for base in [&["--quantization", "none"][..], &["--quantization", "nf4"]] {
+        let expected = ask(&Served::start_as(folder.path(), base));
+        let [one, two] = &adapters;
+        let more = [base, &["--adapter", one, "--adapter", two, "--state", "state"]].concat();
+        let full = Served::start_as(folder.path(), &more);
+        let got = std::thread::scope(|scope| {
+            for name in ["tuned0.5", "tuned-0.5"] {
+                let (full, asked) = (&full, &asked);
+                scope.spawn(move || (0..8).for_each(|n| drop(full.post("/v1/completions", &asked(name, n)))));
+            }
+            ask(&full)
+        });
+        for (n, (expected, got)) in expected.iter().zip(&got).enumerate() {
+            assert_eq!(expected, got, "{base:?}, request {n}");
+        }
+        let tuned = full.post("/v1/completions", &asked("tuned0.5", 0))["choices"].take();
+        assert_ne!(tuned, expected[0], "the adapters do something");
+    }
 }

@@ -112,3 +112,33 @@ async fn an_adapter_that_left_memory_keeps_its_generation_in_comparisons() {
     assert!(load("a", Some(0)).await.is_err());
     assert_eq!(load("a", Some(1)).await.unwrap(), 3);
 }
+
+/// A checkpoint that is written again has its name and its folder again.
+#[tokio::test]
+async fn a_load_of_what_was_made_again_meanwhile_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (begun, begins) = std::sync::mpsc::channel();
+    let (go, goes) = std::sync::mpsc::channel::<()>();
+    let goes = Mutex::new(goes);
+    let loader = move |_: &Path| {
+        let _ = begun.send(());
+        goes.lock().unwrap().recv().unwrap();
+        let adapter = Adapter::zeros(model::Layout::default(), 0.0, &compute::Device::cpu(1));
+        Ok(LoadedAdapter { adapter: Arc::new(adapter), rank: 8, bytes: 60, chat: None })
+    };
+    let store = Arc::new(Adapters::open(Box::new(loader), None, None, "base".into()).unwrap());
+    let alpha = Arc::clone(&tenants(folder.path())[0]);
+    store.register("one", folder.path(), "alpha").unwrap();
+    let load = tokio::spawn({
+        let (store, alpha) = (Arc::clone(&store), Arc::clone(&alpha));
+        async move { store.acquire("one", &alpha).await.map(|made| made.number) }
+    });
+    tokio::task::spawn_blocking(move || begins.recv().unwrap()).await.unwrap();
+    assert!(store.remove("one", "alpha"));
+    store.register("one", folder.path(), "alpha").unwrap();
+    go.send(()).unwrap();
+    let told = load.await.unwrap().unwrap_err();
+    assert!(told.message().contains("was replaced"), "{}", told.message());
+    go.send(()).unwrap();
+    assert_eq!(store.acquire("one", &alpha).await.unwrap().number, 1);
+}

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use axum::http::{HeaderMap, header};
 use prost::Message;
 use serde_json::Value;
 
@@ -14,6 +15,7 @@ use crate::fields::{Fields, tokens};
 
 /// Bytes of a body, packed and unpacked.
 pub(super) const MOST_BYTES: usize = 32 << 20;
+const MEBIBYTE: usize = 1 << 20;
 /// Examples of a request.
 pub(super) const MOST_EXAMPLES: usize = 1024;
 /// Pieces of an example's input.
@@ -28,6 +30,12 @@ const WINDOW_LOG: u32 = 24;
 /// What ratios are clipped to, and what DRO's penalty counts, where nobody says.
 const CLIP: [f64; 2] = [0.8, 1.2];
 const BETA: f64 = 0.05;
+
+/// Mebibytes that a body may come to, by what its request says of it; 1 at least.
+pub(super) fn mebibytes(headers: &HeaderMap) -> usize {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    length.unwrap_or(MOST_BYTES).clamp(1, MOST_BYTES).div_ceil(MEBIBYTE)
+}
 
 /// A request for a pass.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::path::{CheckpointPath, Kind};
 use super::records::{Page, Span};
-use super::{Tinker, records, training};
+use super::{Tinker, checkpoints, records};
 use crate::app::{App, Body, Caller, aside};
 use crate::error::ApiError;
 
@@ -104,17 +104,18 @@ fn named((run, segment, name): (String, String, String)) -> Result<CheckpointPat
 
 pub(super) async fn remove(
     State(app): State<Arc<App>>,
-    Caller(tenant, _): Caller,
+    caller: Caller,
     Path(parts): Path<(String, String, String)>,
 ) -> Result<StatusCode, ApiError> {
     let tinker = app.tinker()?;
     let path = named(parts)?;
-    let asked = path.clone();
-    if !tinker.records(move |all| records::remove_checkpoint(all, &asked, &tenant.name)).await? {
+    let (asked, tenant) = (path.clone(), caller.0.name.clone());
+    if !tinker.records(move |all| records::remove_checkpoint(all, &asked, &tenant)).await? {
         return Err(ApiError::absent("checkpoint_id", "there is no such checkpoint"));
     }
-    delete_files(&app, tinker, &path).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let deleted = delete_files(&app, tinker, &path).await;
+    app.audit(&caller, "checkpoint.delete", &path.to_string(), &deleted);
+    deleted.map(|()| StatusCode::NO_CONTENT)
 }
 
 /// Takes a checkpoint's files away that is not remembered any more. Samples that use it go on.
@@ -136,7 +137,7 @@ pub(super) async fn set_ttl(
     Path(parts): Path<(String, String, String)>,
     Body(fields): Body,
 ) -> Result<StatusCode, ApiError> {
-    let (path, expires) = (named(parts)?, training::expiry(&fields)?);
+    let (path, expires) = (named(parts)?, checkpoints::expiry(&fields)?);
     let set = move |all: &rusqlite::Transaction<'_>| records::set_expiry(all, &path, &tenant.name, expires);
     match app.tinker()?.records(set).await? {
         true => Ok(StatusCode::NO_CONTENT),

@@ -1,9 +1,6 @@
-//! POST /api/v1/create_model, /get_info, /unload_model, /forward, /forward_backward, /optim_step,
-//! /save_weights, /save_weights_for_sampler and /load_weights.
+//! POST /api/v1/create_model, /get_info, /unload_model, /forward, /forward_backward and /optim_step.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::futures::{Answer, PROTOBUF};
 use super::outputs::{Field, PassOutput};
-use super::path::{CheckpointPath, Kind};
+use super::path::CheckpointPath;
 use super::trainer::{Adam, Job, Lora, Objective, Outcome, Pass, Passed, Refused};
 use super::{Model, Tinker, inputs, now, records, sessions};
 use crate::app::{App, Body, Caller, aside, read_body};
@@ -25,13 +22,8 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::tenants::Tenant;
 
-/// Checkpoints for sampling that clients gave no name, of each run: a loop of reinforcement learning makes
-/// one for every step, and samples from the last ones.
-pub(super) const KEPT_PASSING: i64 = 8;
 /// After this silence a session's client is gone: it would be heard of every ten seconds.
 const SILENCE: Duration = Duration::from_secs(900);
-/// What a checkpoint's life may be, in seconds: an hour to ten years.
-const LIFE: std::ops::RangeInclusive<i64> = 3600..=315_360_000;
 
 /// The answer to what will be done: by which name its result is asked for.
 fn promise(id: &str, model: &str) -> Json<Value> {
@@ -39,7 +31,9 @@ fn promise(id: &str, model: &str) -> Json<Value> {
 }
 
 /// What the thread has come to.
-async fn outcome(answer: oneshot::Receiver<Result<Outcome, Refused>>) -> Result<Outcome, ApiError> {
+pub(super) async fn outcome(
+    answer: oneshot::Receiver<Result<Outcome, Refused>>,
+) -> Result<Outcome, ApiError> {
     match answer.await {
         Ok(Ok(outcome)) => Ok(outcome),
         Ok(Err(Refused { message, is_of_request: true })) => Err(ApiError::invalid(message)),
@@ -49,12 +43,12 @@ async fn outcome(answer: oneshot::Receiver<Result<Outcome, Refused>>) -> Result<
 }
 
 /// Whether this is the base's name.
-fn check_base(app: &App, base: &str) -> Result<(), ApiError> {
+pub(super) fn check_base(app: &App, base: &str) -> Result<(), ApiError> {
     if base == app.model { Ok(()) } else { Err(ApiError::no_model(base)) }
 }
 
 /// Only one optimizer is here.
-fn check_optimizer(fields: &Fields) -> Result<(), ApiError> {
+pub(super) fn check_optimizer(fields: &Fields) -> Result<(), ApiError> {
     let config = fields.object("optimizer_config")?;
     match config.as_ref().map(|config| config.text("type")).transpose()?.flatten() {
         None | Some("adamw") => Ok(()),
@@ -67,7 +61,7 @@ fn check_optimizer(fields: &Fields) -> Result<(), ApiError> {
 
 impl Tinker {
     /// The name of a new model of a session, if the tenant may have another one.
-    async fn place(&self, fields: &Fields, tenant: &Tenant) -> Result<(String, String), ApiError> {
+    pub(super) async fn place(&self, fields: &Fields, tenant: &Tenant) -> Result<(String, String), ApiError> {
         let session = fields.required_text("session_id")?.to_owned();
         self.require_session(&session, tenant).await?;
         fields.required("model_seq_id")?;
@@ -107,7 +101,7 @@ impl Tinker {
     }
 
     /// A tenant's model in training.
-    async fn lora_of(&self, id: &str, tenant: &Tenant) -> Result<Lora, ApiError> {
+    pub(super) async fn lora_of(&self, id: &str, tenant: &Tenant) -> Result<Lora, ApiError> {
         let found = self.models().get(id).filter(|model| model.tenant == tenant.name).map(|model| {
             self.hear(&model.session);
             model.lora
@@ -126,7 +120,7 @@ impl Tinker {
     }
 
     /// Has the thread do something at its number in the model's line.
-    fn line_up<F>(
+    pub(super) fn line_up<F>(
         &self,
         tenant: &Tenant,
         (model, seq): (&str, u64),
@@ -148,7 +142,7 @@ impl Tinker {
 
     /// What came of a request with a number of a model. One that is refused for what it says uses its number up, or
     /// those after it would wait for it for ever: clients do not send it again.
-    async fn in_order(
+    pub(super) async fn in_order(
         &self,
         tenant: &Tenant,
         place: Option<(String, u64)>,
@@ -162,38 +156,22 @@ impl Tinker {
         }
         done
     }
-
-    /// A checkpoint that a tenant names, which must be there.
-    pub(super) async fn checkpoint(
-        &self,
-        text: &str,
-        field: &str,
-        tenant: &Tenant,
-    ) -> Result<CheckpointPath, ApiError> {
-        let absent = || ApiError::absent(field, format!("there is no checkpoint `{text}`"));
-        let path = CheckpointPath::parse(text).ok_or_else(absent)?;
-        let (asked, name) = (path.clone(), tenant.name.clone());
-        match self.records(move |all| records::has_checkpoint(all, &asked, &name, now())).await? {
-            true => Ok(path),
-            false => Err(absent()),
-        }
-    }
 }
 
-fn absent(model: &str) -> ApiError {
+pub(super) fn absent(model: &str) -> ApiError {
     ApiError::absent("model_id", format!("there is no model `{model}`"))
 }
 
 /// Makes a model, perhaps out of a checkpoint, and remembers its run.
-fn make(
+pub(super) fn make(
     app: &Arc<App>,
-    tenant: &Arc<Tenant>,
+    caller: &Caller,
     (session, id): (String, String),
     lora: Lora,
     from: Option<(CheckpointPath, bool)>,
     notes: Option<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let tinker = app.tinker()?;
+    let (tinker, tenant) = (app.tinker()?, &caller.0);
     let folder = from.as_ref().map(|(path, with_optimizer)| (tinker.folder(path), *with_optimizer));
     let model = Model { tenant: tenant.name.clone(), session: session.clone(), lora };
     let (request, name) = (format!("{id}:0"), tenant.name.clone());
@@ -201,7 +179,7 @@ fn make(
         return Ok(promise(&request, &id));
     }
     tinker.enter(&id, model)?;
-    let (shared, made) = (Arc::clone(app), id.clone());
+    let (shared, made, caller) = (Arc::clone(app), id.clone(), caller.clone());
     let lined = tinker.line_up(tenant, (&id, 0), Job::Create(lora, folder), move |answer| async move {
         let tinker = shared.tinker()?;
         let created = match outcome(answer).await {
@@ -215,6 +193,7 @@ fn make(
             }
             Err(error) => Err(error),
         };
+        shared.audit(&caller, "run.create", &made, &created);
         if let Err(error) = created {
             tinker.unload(&made);
             return Err(error);
@@ -232,7 +211,7 @@ fn make(
 
 pub(super) async fn create(
     State(app): State<Arc<App>>,
-    Caller(tenant, _): Caller,
+    caller: Caller,
     Body(fields): Body,
 ) -> Result<Json<Value>, ApiError> {
     let tinker = app.tinker()?;
@@ -251,8 +230,8 @@ pub(super) async fn create(
         head: trains("train_unembed")?,
     };
     let notes = sessions::metadata(&fields)?;
-    let place = tinker.place(&fields, &tenant).await?;
-    make(&app, &tenant, place, lora, None, notes)
+    let place = tinker.place(&fields, &caller.0).await?;
+    make(&app, &caller, place, lora, None, notes)
 }
 
 pub(super) async fn info(
@@ -324,6 +303,9 @@ async fn pass(
 ) -> Result<Json<Value>, ApiError> {
     let tinker = app.tinker()?;
     let (is_proto, is_packed) = kind_of(request.headers())?;
+    tenant.admit(1)?;
+    let room = tinker.bodies.take(tenant.owner, inputs::mebibytes(request.headers()), app.tenants.count());
+    let room = room.ok_or_else(ApiError::busy)?;
     let body = read_body(request, inputs::MOST_BYTES, app.limits.read_time).await?;
     // Read, a body takes several times its bytes: few at once.
     let turn = tinker.readers.acquire().await;
@@ -338,7 +320,7 @@ async fn pass(
         Ok(read.map_err(|error| (inputs::place(body, is_proto), error)))
     };
     let asked = aside(read).await?;
-    drop(turn);
+    drop((turn, room));
     match asked {
         Err((place, error)) => tinker.in_order(tenant, place, Err(error)).await,
         Ok(asked) => {
@@ -367,7 +349,6 @@ async fn line_up_pass(
         return Err(ApiError::unavailable("the server is about to end"));
     }
     let room = tinker.queue_room(&tenant.name, tokens)?;
-    tenant.admit(1)?;
     tenant.charge(tokens);
     let weights: Vec<Vec<f32>> = match objective {
         Objective::CrossEntropy => examples.iter().map(|example| example.weights.clone()).collect(),
@@ -452,204 +433,5 @@ async fn line_up_step(
             Outcome::Norm(norm) => Ok(Answer::Json(json!({"metrics": {"grad_norm": norm}}))),
             _ => Err(ApiError::internal("a step came to nothing")),
         }
-    })
-}
-
-/// When a checkpoint is to go, in seconds since 1970.
-pub(super) fn expiry(fields: &Fields) -> Result<Option<i64>, ApiError> {
-    Ok(fields.whole("ttl_seconds", LIFE)?.map(|seconds| now() + seconds))
-}
-
-/// Bytes of the files in a folder.
-fn size(folder: &Path) -> i64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.len() as i64).sum()
-}
-
-/// Remembers a checkpoint that was written.
-async fn remember(
-    app: &App,
-    tinker: &Tinker,
-    path: &CheckpointPath,
-    tenant: String,
-    about: records::About,
-) -> Result<(), ApiError> {
-    // What was of this name before is not what is of it now.
-    app.adapters.forget(&path.to_string());
-    let (folder, path) = (tinker.folder(path), path.clone());
-    let bytes = aside(move || Ok(size(&folder))).await?;
-    let about = records::About { bytes, ..about };
-    tinker.records(move |all| records::add_checkpoint(all, &path, &tenant, now(), &about)).await?;
-    tinker.sweep(app).await
-}
-
-pub(super) async fn save(
-    State(app): State<Arc<App>>,
-    Caller(tenant, _): Caller,
-    Body(fields): Body,
-) -> Result<Json<Value>, ApiError> {
-    let done = line_up_save(&app, &tenant, &fields).await;
-    app.tinker()?.in_order(&tenant, inputs::place_of(&fields), done).await
-}
-
-async fn line_up_save(
-    app: &Arc<App>,
-    tenant: &Arc<Tenant>,
-    fields: &Fields,
-) -> Result<Json<Value>, ApiError> {
-    let tinker = app.tinker()?;
-    let (model, seq) = (fields.required_text("model_id")?, inputs::read_seq(&fields)?);
-    let usual = format!("checkpoint-{seq}");
-    let path = CheckpointPath::new(model, Kind::Training, fields.text("path")?.unwrap_or(&usual))?;
-    let about = records::About {
-        expires: expiry(&fields)?,
-        metadata: sessions::metadata(&fields)?,
-        ..records::About::default()
-    };
-    tinker.lora_of(model, &tenant).await?;
-    if !fields.boolean("overwrite")?.unwrap_or(false) {
-        tinker.require_free(&path, &tenant, (model, seq)).await?;
-    }
-    let job = Job::Save(tinker.folder(&path), true);
-    let (app, name) = (Arc::clone(&app), tenant.name.clone());
-    tinker.line_up(&tenant, (model, seq), job, |answer| async move {
-        outcome(answer).await?;
-        remember(&app, app.tinker()?, &path, name, about).await?;
-        Ok(Answer::Json(json!({"type": "save_weights", "path": path.to_string()})))
-    })
-}
-
-pub(super) async fn save_for_sampler(
-    State(app): State<Arc<App>>,
-    Caller(tenant, _): Caller,
-    Body(fields): Body,
-) -> Result<Json<Value>, ApiError> {
-    let done = line_up_save_for_sampler(&app, &tenant, &fields).await;
-    app.tinker()?.in_order(&tenant, inputs::place_of(&fields), done).await
-}
-
-async fn line_up_save_for_sampler(
-    app: &Arc<App>,
-    tenant: &Arc<Tenant>,
-    fields: &Fields,
-) -> Result<Json<Value>, ApiError> {
-    let tinker = app.tinker()?;
-    let (model, seq) = (fields.required_text("model_id")?, inputs::read_seq(&fields)?);
-    let number = fields.whole("sampling_session_seq_id", 0..=i64::from(u32::MAX))?;
-    let named = fields.text("path")?;
-    let usual = format!("passing-{seq}");
-    let path = CheckpointPath::new(model, Kind::Sampler, named.unwrap_or(&usual))?;
-    let about = records::About {
-        expires: expiry(&fields)?,
-        metadata: sessions::metadata(&fields)?,
-        is_passing: named.is_none(),
-        ..records::About::default()
-    };
-    tinker.lora_of(model, &tenant).await?;
-    tinker.require_free(&path, &tenant, (model, seq)).await?;
-    let session = model.split(':').next().unwrap_or_default().to_owned();
-    // The client knows by it whether it gets a sampler at once, or a path to make one of.
-    let sampler = match (named, number) {
-        (None, Some(number)) => Some(format!("{session}:sample:{number}")),
-        (None, None) => {
-            return Err(ApiError::field(
-                "path",
-                "`path` or `sampling_session_seq_id` must say what it is for",
-            ));
-        }
-        _ => None,
-    };
-    let job = Job::Save(tinker.folder(&path), false);
-    let (app, name, owner) = (Arc::clone(&app), tenant.name.clone(), Arc::clone(&tenant));
-    tinker.line_up(&tenant, (model, seq), job, |answer| async move {
-        outcome(answer).await?;
-        let tinker = app.tinker()?;
-        remember(&app, tinker, &path, name.clone(), about).await?;
-        // In memory before the first sample asks for it; that it cannot be sampled from is told now.
-        tinker.snapshot(&app, &path, &owner).await?;
-        if let Some(id) = &sampler {
-            let (id, at) = (id.clone(), path.clone());
-            tinker.records(move |all| records::add_sampler(all, (&id, &session, &name), Some(&at))).await?;
-        }
-        Ok(Answer::Json(json!({
-            "type": "save_weights_for_sampler", "path": path.to_string(), "sampling_session_id": sampler,
-        })))
-    })
-}
-
-impl Tinker {
-    /// Makes sure that a checkpoint's name is not taken, unless by this very request.
-    async fn require_free(
-        &self,
-        path: &CheckpointPath,
-        tenant: &Tenant,
-        (model, seq): (&str, u64),
-    ) -> Result<(), ApiError> {
-        if self.futures.is_begun(&format!("{model}:{seq}"), &tenant.name) {
-            return Ok(());
-        }
-        let (asked, name) = (path.clone(), tenant.name.clone());
-        match self.records(move |all| records::has_checkpoint(all, &asked, &name, now())).await? {
-            true => Err(ApiError::field(
-                "path",
-                format!("there is a checkpoint `{path}` already; choose another name, or delete it"),
-            )),
-            false => Ok(()),
-        }
-    }
-}
-
-pub(super) async fn load(
-    State(app): State<Arc<App>>,
-    Caller(tenant, _): Caller,
-    Body(fields): Body,
-) -> Result<Json<Value>, ApiError> {
-    let done = line_up_load(&app, &tenant, &fields).await;
-    app.tinker()?.in_order(&tenant, inputs::place_of(&fields), done).await
-}
-
-async fn line_up_load(
-    app: &Arc<App>,
-    tenant: &Arc<Tenant>,
-    fields: &Fields,
-) -> Result<Json<Value>, ApiError> {
-    let tinker = app.tinker()?;
-    fields.refuse("weights_access_token", |_| false)?;
-    let path = tinker.checkpoint(fields.required_text("path")?, "path", &tenant).await?;
-    fields.required("optimizer")?;
-    let with_optimizer = fields.boolean("optimizer")?.unwrap_or(false);
-    if with_optimizer && path.kind == Kind::Sampler {
-        let message =
-            "a checkpoint for sampling has no optimizer's state; load it without, or name one of weights/";
-        return Err(ApiError::field("optimizer", message));
-    }
-    let (run, name) = (path.run.clone(), tenant.name.clone());
-    let found = tinker.records(move |all| records::run(all, &run, &name)).await?;
-    let lora = found.ok_or_else(|| absent(&path.run))?.lora;
-    if fields.value("session_id").is_some() {
-        if let Some(base) = fields.text("base_model")? {
-            check_base(&app, base)?;
-        }
-        check_optimizer(&fields)?;
-        let notes = sessions::metadata(&fields)?;
-        let place = tinker.place(&fields, &tenant).await?;
-        return make(&app, &tenant, place, lora, Some((path, with_optimizer)), notes);
-    }
-    let (model, seq) = (fields.required_text("model_id")?, inputs::read_seq(&fields)?);
-    let own = tinker.lora_of(model, &tenant).await?;
-    if (Lora { seed: 0, ..own }) != (Lora { seed: 0, ..lora }) {
-        return Err(ApiError::field(
-            "path",
-            format!(
-                "the checkpoint has rank {} and the model {}, or they train other modules",
-                lora.rank, own.rank
-            ),
-        ));
-    }
-    let job = Job::Load(tinker.folder(&path), with_optimizer);
-    let id = model.to_owned();
-    tinker.line_up(&tenant, (model, seq), job, |answer| async move {
-        outcome(answer).await?;
-        Ok(Answer::Json(json!({"type": "load_weights", "model_id": id, "path": path.to_string()})))
     })
 }

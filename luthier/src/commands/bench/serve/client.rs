@@ -1,8 +1,9 @@
-//! The same requests of a server that speaks OpenAI's interface, ours or another's, over HTTP.
+//! Clients of a server that speaks OpenAI's interface, ours or another's, over HTTP.
 
 use std::io::{BufRead, BufReader};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -12,11 +13,15 @@ use ureq::Agent;
 use super::{Outcome, Planned};
 use crate::error::user;
 
+/// Which model a request is for.
+pub(super) type Model<'m> = &'m (dyn Fn(&Planned) -> &'m str + Sync);
+
 /// The longest that a server may be silent.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// A server, and what it serves.
-pub(super) struct Remote {
+/// A server as somebody with a key sees it.
+#[derive(Clone)]
+pub(super) struct Client {
     url: String,
     key: Option<String>,
     agent: Agent,
@@ -25,7 +30,7 @@ pub(super) struct Remote {
     pub(super) adapters: Vec<String>,
 }
 
-impl Remote {
+impl Client {
     /// Asks a server what it serves.
     ///
     /// # Errors
@@ -36,24 +41,24 @@ impl Remote {
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         let agent = Agent::new_with_config(config);
         let (base, adapters) = (String::new(), Vec::new());
-        let mut remote = Remote { url, key: key.map(str::to_owned), agent, base, adapters };
-        let listed = remote
-            .with_key(remote.agent.get(format!("{}/v1/models", remote.url)))
+        let mut client = Client { url, key: key.map(str::to_owned), agent, base, adapters };
+        let listed = client
+            .with_key(client.agent.get(format!("{}/v1/models", client.url)))
             .call()
             .map_err(anyhow::Error::from)
             .and_then(|mut answer| Ok(answer.body_mut().read_to_string()?))
-            .map_err(|error| user(format!("--url {}: {error}", remote.url)))?;
+            .map_err(|error| user(format!("--url {}: {error}", client.url)))?;
         let listed: Value = serde_json::from_str(&listed).unwrap_or_default();
         for card in listed["data"].as_array().into_iter().flatten() {
             let Some(id) = card["id"].as_str() else { continue };
             match card["parent"].as_str() {
-                None if remote.base.is_empty() => remote.base = id.to_owned(),
-                _ => remote.adapters.push(id.to_owned()),
+                None if client.base.is_empty() => client.base = id.to_owned(),
+                _ => client.adapters.push(id.to_owned()),
             }
         }
-        match remote.base.is_empty() {
-            true => Err(user(format!("--url {}: it serves no model: {listed}", remote.url))),
-            false => Ok(remote),
+        match client.base.is_empty() {
+            true => Err(user(format!("--url {}: it serves no model: {listed}", client.url))),
+            false => Ok(client),
         }
     }
 
@@ -65,7 +70,7 @@ impl Remote {
         &self,
         planned: &[Planned],
         parallel: usize,
-        model: &(dyn Fn(&Planned) -> String + Sync),
+        model: Model<'_>,
     ) -> anyhow::Result<Outcome> {
         let begun = Instant::now();
         let next = AtomicUsize::new(0);
@@ -74,7 +79,7 @@ impl Remote {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let Some(of) = planned.get(number) else { return Ok(()) };
-                let Answered { first, between, tokens } = self.ask_one(of, &model(of))?;
+                let Answered { first, between, tokens } = self.ask_one(of, model(of))?;
                 let mut all = all.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 all.new_tokens += tokens;
                 all.first.push(first);
@@ -83,13 +88,40 @@ impl Remote {
         };
         std::thread::scope(|scope| {
             let clients: Vec<_> = (0..parallel).map(|_| scope.spawn(client)).collect();
-            let ended =
-                clients.into_iter().map(|client| client.join().unwrap_or_else(|_| Err(anyhow!("a client"))));
-            ended.collect::<anyhow::Result<Vec<()>>>()
+            clients.into_iter().try_for_each(joined)
         })?;
         let mut outcome = all.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         outcome.seconds = begun.elapsed().as_secs_f64();
         Ok(outcome)
+    }
+
+    /// Asks all, one after the other, beside somebody else who always has so many requests running or waiting.
+    ///
+    /// # Errors
+    /// As [`Client::ask`].
+    pub(super) fn ask_beside(
+        &self,
+        other: &Client,
+        greed: usize,
+        planned: &[Planned],
+        model: Model<'_>,
+    ) -> anyhow::Result<Outcome> {
+        let ended = AtomicBool::new(false);
+        let theirs = |first: usize| -> anyhow::Result<()> {
+            let mut all = planned.iter().cycle().skip(first);
+            while let (false, Some(of)) = (ended.load(Ordering::Relaxed), all.next()) {
+                other.ask_one(of, model(of))?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (0..greed).map(|n| scope.spawn(move || theirs(n))).collect();
+            // The first one finds the others only just coming.
+            let asked = self.ask(&planned[..1], 1, model).and_then(|_| self.ask(planned, 1, model));
+            ended.store(true, Ordering::Relaxed);
+            others.into_iter().try_for_each(joined)?;
+            asked
+        })
     }
 
     /// How one request went.
@@ -136,6 +168,10 @@ impl Remote {
             None => request,
         }
     }
+}
+
+fn joined(client: ScopedJoinHandle<'_, anyhow::Result<()>>) -> anyhow::Result<()> {
+    client.join().unwrap_or_else(|_| Err(anyhow!("a client has failed")))
 }
 
 /// How a request went.
