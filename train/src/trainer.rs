@@ -177,8 +177,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Runs all jobs to their ends. What happens is told with the job's place in the list, and so is how each
-    /// ended, at once and in the list that is returned: an error, as [`Trainer::run`] has it, ends only its own
-    /// run, unless it is in a pass of several ([`TrainError::is_of_company`]).
+    /// ended, at once and in the list that is returned: an error, as [`Trainer::run`] has it, ends only its
+    /// own run, unless it is in a pass of several ([`TrainError::is_of_company`]).
     pub fn run_all(mut self, observe: &mut dyn FnMut(usize, Event<'_>)) -> Vec<Result<Outcome>> {
         let Trainer { room, runs, places, broken, .. } = &mut self;
         let broken: Vec<(usize, Result<Outcome>)> =

@@ -1,4 +1,5 @@
-//! What a request for a job says: OpenAI's fields, and any setting of a run file that is a client's to choose.
+//! What a request for a job says: OpenAI's fields, and any setting of a run file that is a client's to
+//! choose.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +9,8 @@ use super::Setting;
 use crate::error::ApiError;
 use crate::fields::Fields;
 
-/// Settings that a client may choose, and those among them that it may not: what is the server's own, and what
-/// names files.
+/// Settings that a client may choose, and those among them that it may not: what is the server's own, and
+/// what names files.
 const OPEN: [&str; 5] = ["adapter.", "optimizer.", "schedule.", "training.", "data."];
 const CLOSED: [&str; 7] = [
     "adapter.init_from",
@@ -107,8 +108,8 @@ fn metadata(fields: &Fields) -> Result<BTreeMap<String, String>, ApiError> {
     let Some(value) = fields.value("metadata") else { return Ok(BTreeMap::new()) };
     let refused = || {
         let message = format!(
-            "`metadata` must be an object of at most {MOST_METADATA} strings, with keys of up to 64 characters \
-             and values of up to 512"
+            "`metadata` must be an object of at most {MOST_METADATA} strings, with keys of up to 64 \
+             characters and values of up to 512"
         );
         ApiError::field("metadata", message)
     };
