@@ -101,7 +101,8 @@ fn jobs_that_trained_together_end_one_by_one_in_the_bytes_of_each_alone() {
         let done = served.wait(id, "succeeded");
         let output = format!("alone-{epochs}");
         let (epochs, seed) = (format!("training.epochs={epochs}"), format!("training.seed={epochs}"));
-        let mut arguments = vec!["train", "--model", "model", "--precision", "f32", "--data", text(&data)];
+        let mut arguments =
+            vec!["train", "--model", "model", "--set", "precision=f32", "--data", text(&data)];
         arguments.extend(["--output", &output, "--quiet", "--set", &epochs, "--set", &seed]);
         arguments.extend(["--set", "training.batch_size=4", "--set", "adapter.r=4"]);
         succeed(folder.path(), &arguments);
