@@ -10,7 +10,6 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header;
 use axum::http::request::Parts;
 use infer::Ask;
-use tokio::sync::Semaphore;
 
 use crate::adapters::{Adapters, Generation};
 use crate::answer::{Answer, Asker};
@@ -37,6 +36,10 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bytes of a file that a client brings.
     pub file_bytes: u64,
+    /// Bytes a second that it must bring in the long run.
+    pub upload_rate: u64,
+    /// How long fine-tuning jobs train at least before they stop to let others join them.
+    pub least_training: Duration,
     /// Answers that are made or waited for at once.
     pub requests: usize,
     /// Connections at once; further ones wait.
@@ -56,6 +59,8 @@ impl Limits {
             context,
             body_bytes: 2 << 20,
             file_bytes: 512 << 20,
+            upload_rate: 32 << 10,
+            least_training: Duration::from_secs(10),
             requests: 1024,
             connections: 16384,
             read_time: Duration::from_secs(30),
@@ -78,7 +83,7 @@ pub(crate) struct App {
     /// What trains; none where there is no store.
     pub(crate) bench: Option<Arc<Bench>>,
     /// Files that are sent at once.
-    pub(crate) uploads: Semaphore,
+    pub(crate) uploads: Arc<Places>,
     /// Training by clients; none where there is no store or nothing that trains.
     pub(crate) tinker: Option<Tinker>,
     pub(crate) metrics: Arc<Metrics>,

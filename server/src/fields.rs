@@ -1,5 +1,5 @@
 //! The fields of a request's body: each is read with its type and its range, and what is wrong is told by its
-//! name. Fields that nobody reads are nobody's business, as OpenAI's clients expect.
+//! name. Fields that nobody reads are nobody's business, as OpenAI's clients expect, but for those of jobs.
 
 use std::ops::RangeInclusive;
 
@@ -40,13 +40,12 @@ impl Fields {
 
     /// Refuses fields that are none of these: where a misspelt one would be missed for hours.
     pub(crate) fn only(&self, known: &[&str]) -> Result<(), ApiError> {
-        match self.0.keys().find(|name| !known.contains(&name.as_str())) {
-            Some(name) => {
-                let known = known.join("`, `");
-                Err(ApiError::field(name.clone(), format!("there is no `{name}` here; there are `{known}`")))
-            }
-            None => Ok(()),
-        }
+        let is_unknown = |name: &&String| !known.contains(&name.as_str()) && self.value(name).is_some();
+        let Some(name) = self.0.keys().find(is_unknown) else { return Ok(()) };
+        let meant = nearest(name, known).map_or(String::new(), |meant| format!("; did you mean `{meant}`?"));
+        let known = known.join("`, `");
+        let message = format!("there is no `{name}` here{meant}; there are `{known}`");
+        Err(ApiError::field(name.clone(), message))
     }
 
     pub(crate) fn boolean(&self, name: &str) -> Result<Option<bool>, ApiError> {
@@ -140,6 +139,13 @@ impl Fields {
             }
         }
     }
+}
+
+/// The most alike of the known names, if any is alike enough to be meant.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let distances = known.iter().map(|known| (strsim::damerau_levenshtein(name, known), *known));
+    let (distance, nearest) = distances.min_by_key(|(distance, _)| *distance)?;
+    (distance <= nearest.len().max(name.len()) / 3).then_some(nearest)
 }
 
 /// A list of token ids.

@@ -1,16 +1,18 @@
 //! /v1/files: what clients bring for their jobs, and what jobs leave for them.
 //!
-//! A file lies in the state folder under its id; the table says whose it is and what it was called. It is written
-//! aside and renamed before its row stands, so that a row always has its file.
+//! A file lies in the state folder under its id; the table says whose it is and what it was called. It is
+//! written aside, renamed, and safe on the disk before its row stands, so that a row always has its file. A file
+//! that has no row is removed at the start.
 
+use std::collections::HashSet;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::multipart::{Field, MultipartError, MultipartRejection};
 use axum::extract::{Multipart, Path as At, State};
 use axum::http::{HeaderValue, header};
@@ -19,6 +21,7 @@ use futures_util::stream;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use crate::app::{App, Caller, aside, seconds};
 use crate::asked::new_id;
@@ -39,10 +42,14 @@ pub(crate) const TABLES: &str = "CREATE TABLE IF NOT EXISTS files (
 
 /// What files of examples are for.
 pub(crate) const FOR_TRAINING: &str = "fine-tune";
+/// What files are for that jobs leave.
+pub(crate) const OF_RESULTS: &str = "fine-tune-results";
 /// What a file of examples may end in: so its reader knows what it is.
 const KINDS: [&str; 5] = ["jsonl", "json", "csv", "parquet", "txt"];
-/// Files that a tenant may have.
+/// Files that a tenant may bring. What its jobs leave does not count.
 const MOST_FILES: i64 = 1000;
+/// Fields of a form.
+const MOST_FIELDS: usize = 16;
 /// Bytes of the name and of a small field.
 const MOST_NAME: usize = 255;
 /// Bytes that are read of a file at once.
@@ -106,12 +113,21 @@ pub(crate) fn find(all: &Transaction<'_>, tenant: &str, id: &str) -> rusqlite::R
     all.query_row(query, [id, tenant], Stored::read).optional()
 }
 
-/// Removes what uploads left that were not ended.
+/// Removes what uploads left that were not ended, and whatever else has no row.
+///
+/// # Errors
+/// If the folder, or the store, cannot be read or written.
 pub(crate) fn tidy(store: &Store) -> std::io::Result<()> {
     fs::create_dir_all(folder(store))?;
+    let known = store.with(|all| {
+        let mut query = all.prepare("SELECT * FROM files")?;
+        let paths = query.query_map([], |row| Ok(Stored::read(row)?.path(store)))?;
+        paths.collect::<rusqlite::Result<HashSet<_>>>()
+    });
+    let known = known.map_err(|error| std::io::Error::other(error.message().to_owned()))?;
     for entry in fs::read_dir(folder(store))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|kind| kind == "part") {
+        if !known.contains(&path) && path.is_file() {
             fs::remove_file(path)?;
         }
     }
@@ -128,19 +144,28 @@ pub(crate) async fn upload(
         return Err(ApiError::unavailable("the server is about to end"));
     }
     let mut form = form.map_err(|_| ApiError::invalid("a file is sent as `multipart/form-data`"))?;
-    let _place = app.uploads.try_acquire().map_err(|_| ApiError::busy())?;
+    let places = app.uploads.take(caller.0.owner, 1, app.tenants.count());
+    let _place = places.ok_or_else(ApiError::busy)?;
     let (tenant, asked) = (caller.0.name.clone(), Arc::clone(&store));
     if !aside(move || Ok(asked.has_room())).await? {
         return Err(ApiError::full());
     }
     let (mut purpose, mut received) = (None, None);
-    while let Some(field) = in_time(&app, form.next_field()).await?.map_err(broken)? {
+    let mut sending = Sending::new(&app);
+    let mut count = 0;
+    while let Some(field) = sending.wait(form.next_field()).await? {
+        count += 1;
+        if count > MOST_FIELDS {
+            return Err(ApiError::invalid(format!("the form has more than {MOST_FIELDS} fields")));
+        }
         match field.name() {
-            Some("purpose") => purpose = Some(small(&app, field).await?),
-            Some("file") if received.is_none() => received = Some(Received::take(&app, &store, field).await?),
+            Some("purpose") => purpose = Some(small(&mut sending, field).await?),
+            Some("file") if received.is_none() => {
+                received = Some(Received::take(&app, &mut sending, &store, field).await?);
+            }
             Some("file") => return Err(ApiError::field("file", "`file` is there twice")),
             // Such as `expires_after`, which changes nothing here.
-            _ => drop(small(&app, field).await?),
+            _ => drop(small(&mut sending, field).await?),
         }
     }
     match purpose.as_deref() {
@@ -152,24 +177,47 @@ pub(crate) async fn upload(
         None => return Err(ApiError::field("purpose", "`purpose` is missing")),
     }
     let received = received.ok_or_else(|| ApiError::field("file", "`file` is missing"))?;
-    let stored = aside(move || received.keep(&store, &tenant, FOR_TRAINING)).await;
+    let stored = aside(move || received.keep(&store, &tenant)).await;
     app.audit(&caller, "file.create", stored.as_ref().map_or("", |stored| &stored.id), &stored);
     Ok(Json(stored?.value()))
 }
 
-/// The next part of what a client sends, if it comes in time.
-async fn in_time<T>(app: &App, next: impl Future<Output = T>) -> Result<T, ApiError> {
-    tokio::time::timeout(app.limits.read_time, next).await.map_err(|_| ApiError::too_slow())
+/// A form that a client sends. It has its time for each part, and may not take longer in all than one that is
+/// sent at the least rate: a place among the uploads is not to be had for a byte now and then.
+struct Sending {
+    part_time: Duration,
+    /// Bytes a second.
+    rate: u64,
+    /// When all that has come is to have come.
+    deadline: Instant,
 }
 
-fn broken(error: MultipartError) -> ApiError {
-    ApiError::invalid(format!("the form cannot be read: {}", error.body_text()))
+impl Sending {
+    fn new(app: &App) -> Self {
+        let part_time = app.limits.read_time;
+        Sending { part_time, rate: app.limits.upload_rate, deadline: Instant::now() + part_time }
+    }
+
+    /// The next part, if it comes in time.
+    async fn wait<T>(&self, next: impl Future<Output = Result<T, MultipartError>>) -> Result<T, ApiError> {
+        let end = self.deadline.min(Instant::now() + self.part_time);
+        let next = tokio::time::timeout_at(end, next).await.map_err(|_| ApiError::too_slow())?;
+        next.map_err(|error| ApiError::invalid(format!("the form cannot be read: {}", error.body_text())))
+    }
+
+    /// The next bytes of a field.
+    async fn chunk(&mut self, field: &mut Field<'_>) -> Result<Option<Bytes>, ApiError> {
+        let chunk = self.wait(field.chunk()).await?;
+        let bytes = chunk.as_ref().map_or(0, Bytes::len);
+        self.deadline += Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        Ok(chunk)
+    }
 }
 
 /// A field of a few letters.
-async fn small(app: &App, mut field: Field<'_>) -> Result<String, ApiError> {
+async fn small(sending: &mut Sending, mut field: Field<'_>) -> Result<String, ApiError> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = in_time(app, field.chunk()).await?.map_err(broken)? {
+    while let Some(chunk) = sending.chunk(&mut field).await? {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > MOST_NAME {
             return Err(ApiError::invalid("a field of the form is too long"));
@@ -179,28 +227,40 @@ async fn small(app: &App, mut field: Field<'_>) -> Result<String, ApiError> {
 }
 
 /// A file that has no row yet. Dropped without one, it is removed.
-struct Received {
+pub(crate) struct Received {
     id: String,
     name: String,
     bytes: u64,
-    part: PathBuf,
+    /// Where it lies now.
+    path: PathBuf,
+    has_row: bool,
 }
 
 impl Drop for Received {
     fn drop(&mut self) {
-        // Gone if it was kept.
-        let _ = fs::remove_file(&self.part);
+        if !self.has_row {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn cannot_be_kept(error: std::io::Error) -> ApiError {
+    ApiError::storage(format!("the file cannot be kept: {error}"))
 }
 
 impl Received {
     fn new(store: &Store, name: &str) -> Self {
         let id = new_id("file");
-        let part = folder(store).join(format!("{id}.part"));
-        Received { id, name: name.to_owned(), bytes: 0, part }
+        let path = folder(store).join(format!("{id}.part"));
+        Received { id, name: name.to_owned(), bytes: 0, path, has_row: false }
     }
 
-    async fn take(app: &App, store: &Store, mut field: Field<'_>) -> Result<Self, ApiError> {
+    async fn take(
+        app: &App,
+        sending: &mut Sending,
+        store: &Store,
+        mut field: Field<'_>,
+    ) -> Result<Self, ApiError> {
         let name = field.file_name().unwrap_or_default();
         // A client may send a path; nothing of it but the name is kept, and that is no path here.
         let name = name.rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
@@ -213,60 +273,82 @@ impl Received {
             return Err(ApiError::field("file", message));
         }
         let mut received = Received::new(store, &name);
-        let kept = |error: std::io::Error| ApiError::storage(format!("the file cannot be kept: {error}"));
-        let mut file = tokio::fs::File::create(&received.part).await.map_err(kept)?;
-        while let Some(chunk) = in_time(app, field.chunk()).await?.map_err(broken)? {
+        let mut file = tokio::fs::File::create(&received.path).await.map_err(cannot_be_kept)?;
+        while let Some(chunk) = sending.chunk(&mut field).await? {
             received.bytes += chunk.len() as u64;
             if received.bytes > app.limits.file_bytes {
                 let message = format!("a file may have {} bytes at most", app.limits.file_bytes);
                 return Err(ApiError::field("file", message));
             }
-            file.write_all(&chunk).await.map_err(kept)?;
+            file.write_all(&chunk).await.map_err(cannot_be_kept)?;
         }
-        file.flush().await.map_err(kept)?;
-        file.sync_all().await.map_err(kept)?;
+        file.flush().await.map_err(cannot_be_kept)?;
+        file.sync_all().await.map_err(cannot_be_kept)?;
         match received.bytes {
             0 => Err(ApiError::field("file", "the file is empty")),
             _ => Ok(received),
         }
     }
 
-    /// Gives it its place and its row.
-    fn keep(self, store: &Store, tenant: &str, purpose: &str) -> Result<Stored, ApiError> {
+    /// Gives what is written its place, and has the disk keep it there.
+    fn settle(&mut self, store: &Store) -> Result<(), ApiError> {
         let path = place(store, &self.id, &self.name);
-        fs::rename(&self.part, &path)
-            .map_err(|error| ApiError::storage(format!("the file cannot be kept: {error}")))?;
+        fs::rename(&self.path, &path).map_err(cannot_be_kept)?;
+        self.path = path;
+        // Where folders cannot be opened, such as on Windows, their entries are kept without being asked.
+        let _ = fs::File::open(folder(store)).and_then(|folder| folder.sync_all());
+        Ok(())
+    }
+
+    /// Its row. With the transaction's end it [`stays`](Self::stays).
+    pub(crate) fn enter(
+        &self,
+        all: &Transaction<'_>,
+        tenant: &str,
+        purpose: &str,
+    ) -> rusqlite::Result<Stored> {
+        let created = seconds(SystemTime::now()) as i64;
+        all.execute(
+            "INSERT INTO files (id, tenant, name, purpose, bytes, created) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![self.id, tenant, self.name, purpose, self.bytes as i64, created],
+        )?;
+        all.query_row("SELECT * FROM files WHERE id = ?1", [&self.id], Stored::read)
+    }
+
+    /// It has its row.
+    pub(crate) fn stays(mut self) {
+        self.has_row = true;
+    }
+
+    /// Gives a client's file its place and its row.
+    fn keep(mut self, store: &Store, tenant: &str) -> Result<Stored, ApiError> {
+        self.settle(store)?;
         let kept = store.with(|all| {
-            let query = "SELECT count(*) FROM files WHERE tenant = ?1";
-            let count: i64 = all.query_row(query, [tenant], |row| row.get(0))?;
-            if count >= MOST_FILES {
-                return Ok(None);
-            }
-            let created = seconds(SystemTime::now()) as i64;
-            all.execute(
-                "INSERT INTO files (id, tenant, name, purpose, bytes, created) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![self.id, tenant, self.name, purpose, self.bytes as i64, created],
-            )?;
-            find(all, tenant, &self.id)
-        });
-        match kept {
-            Ok(Some(stored)) => Ok(stored),
-            refused => {
-                let _ = fs::remove_file(&path);
-                let message = format!("there are {MOST_FILES} files already; delete some");
-                Err(refused.err().unwrap_or_else(|| ApiError::field("file", message)))
-            }
-        }
+            let query = "SELECT count(*) FROM files WHERE tenant = ?1 AND purpose = ?2";
+            let count: i64 = all.query_row(query, [tenant, FOR_TRAINING], |row| row.get(0))?;
+            (count < MOST_FILES).then(|| self.enter(all, tenant, FOR_TRAINING)).transpose()
+        })?;
+        let message = format!("there are {MOST_FILES} files already; delete some");
+        let stored = kept.ok_or_else(|| ApiError::field("file", message))?;
+        self.stays();
+        Ok(stored)
     }
 }
 
-/// Keeps a file that a job leaves.
-pub(crate) fn leave(store: &Store, tenant: &str, name: &str, text: &[u8]) -> Result<String, ApiError> {
+/// Writes a file that a job leaves; it is yet to be [entered](Received::enter).
+///
+/// # Errors
+/// If the disk does not keep it.
+pub(crate) fn leave(store: &Store, name: &str, text: &[u8]) -> Result<Received, ApiError> {
     let mut received = Received::new(store, name);
     received.bytes = text.len() as u64;
-    fs::write(&received.part, text)
-        .map_err(|error| ApiError::storage(format!("the file cannot be kept: {error}")))?;
-    Ok(received.keep(store, tenant, "fine-tune-results")?.id)
+    let written = fs::File::create(&received.path).and_then(|mut file| {
+        file.write_all(text)?;
+        file.sync_all()
+    });
+    written.map_err(cannot_be_kept)?;
+    received.settle(store)?;
+    Ok(received)
 }
 
 pub(crate) async fn list(
@@ -276,19 +358,25 @@ pub(crate) async fn list(
 ) -> Result<Json<Value>, ApiError> {
     let store = Arc::clone(app.store()?);
     let files = aside(move || {
-        let (after, limit) = (paging.after.clone(), paging.limit(10_000)?);
+        let limit = paging.limit(10_000)?;
         let tenant = caller.0.name.as_str();
-        store.with(|all| {
-            let before = match &after {
-                Some(id) => find(all, tenant, id)?.map_or(0, |file| file.number),
-                None => i64::MAX,
-            };
-            let query = "SELECT * FROM files WHERE tenant = ?1 AND number < ?2 ORDER BY number DESC LIMIT ?3";
-            let mut query = all.prepare_cached(query)?;
-            let rows = query.query_map(params![tenant, before, limit as i64 + 1], Stored::read)?;
-            let rows = rows.map(|row| Ok(row?.value()));
-            Ok(page(rows.collect::<rusqlite::Result<_>>()?, limit))
-        })
+        store
+            .with(|all| {
+                let before = match &paging.after {
+                    Some(id) => match find(all, tenant, id)? {
+                        Some(file) => file.number,
+                        None => return Ok(None),
+                    },
+                    None => i64::MAX,
+                };
+                let query =
+                    "SELECT * FROM files WHERE tenant = ?1 AND number < ?2 ORDER BY number DESC LIMIT ?3";
+                let mut query = all.prepare_cached(query)?;
+                let rows = query.query_map(params![tenant, before, limit as i64 + 1], Stored::read)?;
+                let rows = rows.map(|row| Ok(row?.value()));
+                Ok(Some(page(rows.collect::<rusqlite::Result<_>>()?, limit)))
+            })?
+            .ok_or_else(|| paging.lost("file"))
     });
     Ok(Json(files.await?))
 }

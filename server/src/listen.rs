@@ -141,7 +141,8 @@ pub fn serve(
     let mut bench = None;
     if let (Some(store), Some(tuner)) = (&remembered, tuner) {
         files::tidy(store)?;
-        let started = Bench::start(Arc::clone(store), Arc::clone(&adapters), tuner)?;
+        let least = limits.least_training;
+        let started = Bench::start(Arc::clone(store), Arc::clone(&adapters), tuner, least)?;
         started.0.show_all().map_err(|error| std::io::Error::other(error.message().to_owned()))?;
         bench = Some(started);
     }
@@ -162,7 +163,7 @@ pub fn serve(
         audit: Audit::start(remembered.as_ref())?,
         store: remembered,
         bench: bench.as_ref().map(|(bench, _)| Arc::clone(bench)),
-        uploads: Semaphore::new(UPLOADS),
+        uploads: Places::new(UPLOADS),
         tinker,
         limits,
         places: Places::new(limits.requests),

@@ -35,6 +35,12 @@ impl Paging {
             ApiError::field("limit", format!("`limit` must be a whole number from 1 to {most}"))
         })
     }
+
+    /// That there is nothing behind which the part could begin.
+    pub(crate) fn lost(&self, kind: &str) -> ApiError {
+        let id = self.after.as_deref().unwrap_or_default();
+        ApiError::absent("after", format!("there is no {kind} `{id}`, or you have no access to it"))
+    }
 }
 
 /// A part of a list, of whose entries there is one too many if more follow.

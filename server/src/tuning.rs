@@ -1,9 +1,10 @@
 //! Fine-tuning jobs on the base that is served: /v1/fine_tuning/jobs, as OpenAI has it.
 //!
 //! A job is a row of a table and a run's folder. All jobs that can go on train together, on one thread
-//! (`bench`), and yield to requests. Whenever the list of jobs changes, those that train save and stop, and the
-//! new list goes on from there: a run that is resumed ends in the bytes of one that was never stopped, and so a
-//! restart of the server is nothing special.
+//! (`bench`), and yield to requests. What has become of one is noted, and its model is served, the moment it
+//! ends. When a job is to join them, or one that ended left room for others, those that train save and stop,
+//! and the new list goes on from there: a run that is resumed ends in the bytes of one that was never stopped,
+//! and so a restart of the server is nothing special.
 
 mod asked;
 mod bench;
@@ -96,6 +97,8 @@ pub enum Told {
     Saved(PathBuf),
     /// Something that a person should know.
     Warning(String),
+    /// It has ended so, and nothing more is told of it. Others may go on for long.
+    Ended(Ended),
 }
 
 /// How a job's time on the bench ended.
@@ -106,7 +109,7 @@ pub enum Ended {
         /// All tokens that were trained on.
         tokens: u64,
     },
-    /// It has not come to its end: it was asked to stop, or there was no room for it beside the others.
+    /// It was asked to stop, and all that it has done is saved.
     Interrupted,
     /// It cannot go on, and why.
     Failed(String),
@@ -114,11 +117,11 @@ pub enum Ended {
 
 /// Who trains: the binary's, or in tests a script.
 pub trait Tuner: Send + Sync {
-    /// Checks settings, without files.
+    /// Checks settings, without files. `held_out`: whether there is a file of held-out examples.
     ///
     /// # Errors
     /// Which field is wrong, and why.
-    fn check(&self, settings: &[Setting], rate: f64) -> Result<(), (String, String)>;
+    fn check(&self, settings: &[Setting], rate: f64, held_out: bool) -> Result<(), (String, String)>;
 
     /// Reads all of a job's input, and says what it comes to. Nothing is written.
     ///
@@ -126,11 +129,16 @@ pub trait Tuner: Send + Sync {
     /// What is wrong with it.
     fn plan(&self, task: &Task) -> Result<Plan, String>;
 
-    /// Trains these jobs, together as far as they fit, until each has ended or was asked to stop. What happens is
-    /// told with the job's place in the list; so is, in the end, how each ended.
-    fn train(&self, tasks: &[Task], tell: &mut dyn FnMut(usize, Told)) -> Vec<Ended>;
+    /// Trains these jobs, together as far as they fit, until each has ended or was asked to stop. What
+    /// happens, also how a job ends, is told as it happens, with the job's place in the list. Of those that
+    /// there was no room for nothing is told.
+    ///
+    /// # Errors
+    /// If something went wrong that may be about any of those that had not ended.
+    fn train(&self, tasks: &[Task], tell: &mut dyn FnMut(usize, Told)) -> Result<(), String>;
 
-    /// The steps of a job that its folder remembers, a line each with its fields: what `train` told, and more.
+    /// The steps of a job that its folder remembers, a line each with its fields: what `train` told, and
+    /// more.
     ///
     /// # Errors
     /// If they cannot be read.

@@ -54,10 +54,10 @@ pub enum TrainError {
         /// The newest checkpoint that is whole.
         checkpoint: Option<PathBuf>,
     },
-    /// What ended a pass that this run was in with others.
-    #[error("a pass together with another run ended: {cause}")]
+    /// What ended a pass that this run was in with others: nobody knows which of them it is about.
+    #[error("a pass together with other runs ended: {cause}")]
     Beside {
-        /// What is said of that run.
+        /// What went wrong in the pass.
         cause: String,
     },
     /// Settings that do not fit each other.
@@ -80,6 +80,16 @@ impl TrainError {
         match self {
             TrainError::NotFinite { .. } | TrainError::Checkpoint { .. } => true,
             TrainError::Ended { cause, .. } => cause.comes_again(),
+            _ => false,
+        }
+    }
+
+    /// Whether it need not be about this run, but may be about one that was in a pass with it. Alone the run
+    /// may go on.
+    pub fn is_of_company(&self) -> bool {
+        match self {
+            TrainError::Beside { .. } => true,
+            TrainError::Ended { cause, .. } => cause.is_of_company(),
             _ => false,
         }
     }

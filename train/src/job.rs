@@ -8,6 +8,7 @@ use data::{Dataset, Example, OrderSpec};
 use model::{Adapter, Checkpointing, Decoder, Extent, Purpose};
 
 use crate::checkpoint::Best;
+use crate::error::Result;
 use crate::metrics::{EvalMetrics, StepMetrics};
 use crate::optimizer::OptimizerSettings;
 use crate::saving::Saving;
@@ -106,6 +107,9 @@ pub enum Event<'a> {
     Unchanged,
     /// Every B of the result is zero: the adapter changes nothing.
     NoEffect,
+    /// The run has ended so, and its result, if there is one, is written: told as it happens, while the runs
+    /// beside it may go on for long. Nothing more is told of it.
+    Ended(&'a Result<Outcome>),
 }
 
 /// How the loop ended.

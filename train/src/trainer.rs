@@ -177,26 +177,30 @@ impl<'a> Trainer<'a> {
     }
 
     /// Runs all jobs to their ends. What happens is told with the job's place in the list, and so is how each
-    /// ended: an error, as [`Trainer::run`] has it, ends only its own run, unless it is in a pass of several.
+    /// ended, at once and in the list that is returned: an error, as [`Trainer::run`] has it, ends only its
+    /// own run, unless it is in a pass of several ([`TrainError::is_of_company`]).
     pub fn run_all(mut self, observe: &mut dyn FnMut(usize, Event<'_>)) -> Vec<Result<Outcome>> {
         let Trainer { room, runs, places, broken, .. } = &mut self;
+        let broken: Vec<(usize, Result<Outcome>)> =
+            broken.drain(..).map(|(place, error)| (place, Err(error))).collect();
+        broken.iter().for_each(|(place, end)| observe(*place, Event::Ended(end)));
         let mut observe = |run: usize, event: Event<'_>| observe(places[run], event);
         let mut ends = Ends(runs.iter().map(|_| None).collect());
         for (i, run) in runs.iter_mut().enumerate() {
             let end = run.start(&mut |event| observe(i, event));
-            ends.note(i, run, end);
+            ends.note(i, run, end, &mut observe);
         }
         loop {
             for (i, run) in ends.going(runs) {
                 let end = run.before_step(room, &mut |event| observe(i, event));
-                ends.note(i, run, end);
+                ends.note(i, run, end, &mut observe);
             }
             let (numbers, mut going): (Vec<usize>, Vec<&mut Course<'a>>) =
                 ends.going(runs).into_iter().unzip();
             if numbers.is_empty() {
                 let ended = ends.0.into_iter().map(|end| end.expect("all runs have ended"));
                 let mut all: Vec<(usize, Result<Outcome>)> = places.iter().copied().zip(ended).collect();
-                all.extend(broken.drain(..).map(|(place, error)| (place, Err(error))));
+                all.extend(broken);
                 all.sort_by_key(|(place, _)| *place);
                 return all.into_iter().map(|(_, end)| end).collect();
             }
@@ -205,15 +209,16 @@ impl<'a> Trainer<'a> {
                     for ((i, run), step) in numbers.into_iter().zip(going).zip(steps) {
                         let end =
                             step.and_then(|step| run.after_step(room, &step, &mut |event| observe(i, event)));
-                        ends.note(i, run, end);
+                        ends.note(i, run, end, &mut observe);
                     }
                 }
                 Err(error) => {
-                    let beside = error.to_string();
-                    let mut error = Some(error);
+                    let cause = error.to_string();
+                    let mut alone = Some(error).filter(|_| numbers.len() == 1);
                     for (i, run) in numbers.into_iter().zip(going) {
-                        let cause = || TrainError::Beside { cause: beside.clone() };
-                        ends.note(i, run, Err(error.take().unwrap_or_else(cause)));
+                        let beside = || TrainError::Beside { cause: cause.clone() };
+                        let error = alone.take().unwrap_or_else(beside);
+                        ends.note(i, run, Err(error), &mut observe);
                     }
                 }
             }
@@ -245,9 +250,17 @@ fn step<'a>(room: &mut Room<'a>, runs: &mut [&mut Course<'a>]) -> Result<Vec<Res
 struct Ends(Vec<Option<Result<Outcome>>>);
 
 impl Ends {
-    /// A run has ended, or goes on.
-    fn note(&mut self, place: usize, run: &Course<'_>, end: Result<Option<Outcome>>) {
-        self.0[place] = end.map_err(|error| run.ended(error)).transpose();
+    /// A run has ended, which is told, or goes on.
+    fn note(
+        &mut self,
+        place: usize,
+        run: &Course<'_>,
+        end: Result<Option<Outcome>>,
+        observe: &mut dyn FnMut(usize, Event<'_>),
+    ) {
+        let end = end.map_err(|error| run.ended(error)).transpose();
+        end.iter().for_each(|end| observe(place, Event::Ended(end)));
+        self.0[place] = end;
     }
 
     /// The runs that go on, with their places.

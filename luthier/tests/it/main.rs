@@ -20,6 +20,7 @@ mod import;
 mod init;
 mod init_from;
 mod integers;
+mod jobs;
 mod keys;
 mod merge;
 mod mlx;

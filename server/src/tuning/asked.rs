@@ -1,4 +1,5 @@
-//! What a request for a job says: OpenAI's fields, and any setting of a run file that is a client's to choose.
+//! What a request for a job says: OpenAI's fields, and any setting of a run file that is a client's to
+//! choose.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +9,8 @@ use super::Setting;
 use crate::error::ApiError;
 use crate::fields::Fields;
 
-/// Settings that a client may choose, and those among them that it may not: what is the server's own, and what
-/// names files.
+/// Settings that a client may choose, and those among them that it may not: what is the server's own, and
+/// what names files.
 const OPEN: [&str; 5] = ["adapter.", "optimizer.", "schedule.", "training.", "data."];
 const CLOSED: [&str; 7] = [
     "adapter.init_from",
@@ -24,6 +25,19 @@ const CLOSED: [&str; 7] = [
 const MOST_METADATA: usize = 16;
 const MOST_SUFFIX: usize = 64;
 const MOST_SETTINGS: usize = 100;
+/// All fields of a request. One that is misspelt would be missed when the job has trained for hours.
+const FIELDS: [&str; 10] = [
+    "model",
+    "training_file",
+    "validation_file",
+    "suffix",
+    "seed",
+    "hyperparameters",
+    "method",
+    "settings",
+    "metadata",
+    "integrations",
+];
 
 /// A request for a job.
 #[derive(Debug)]
@@ -40,6 +54,7 @@ pub(super) struct Asked {
 
 impl Asked {
     pub(super) fn read(fields: &Fields) -> Result<Self, ApiError> {
+        fields.only(&FIELDS)?;
         fields.refuse("integrations", |value| value.as_array().is_some_and(Vec::is_empty))?;
         let suffix = fields.text("suffix")?.unwrap_or_default().to_owned();
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -56,15 +71,19 @@ impl Asked {
                 "supervised" => {}
                 other => {
                     let message = format!(
-                        "`method.type` must be \"supervised\", and is {other:?}: other methods are not there yet"
+                        "`method.type` must be \"supervised\", and is {other:?}: other methods are not there \
+                         yet"
                     );
                     return Err(ApiError::field("method.type", message));
                 }
             }
-            let of = method.object("supervised").map_err(|error| error.within("method"))?;
-            let of = of.map(|of| of.object("hyperparameters")).transpose();
-            if let Some(of) = of.map_err(|error| error.within("method.supervised"))?.flatten() {
-                chosen.hyperparameters(&of, "method.supervised.hyperparameters")?;
+            method.only(&["type", "supervised"]).map_err(|error| error.within("method"))?;
+            if let Some(of) = method.object("supervised").map_err(|error| error.within("method"))? {
+                let within = |error: ApiError| error.within("method.supervised");
+                of.only(&["hyperparameters"]).map_err(within)?;
+                if let Some(of) = of.object("hyperparameters").map_err(within)? {
+                    chosen.hyperparameters(&of, "method.supervised.hyperparameters")?;
+                }
             }
         }
         if let Some(seed) = fields.count("seed", 0)? {
@@ -89,8 +108,8 @@ fn metadata(fields: &Fields) -> Result<BTreeMap<String, String>, ApiError> {
     let Some(value) = fields.value("metadata") else { return Ok(BTreeMap::new()) };
     let refused = || {
         let message = format!(
-            "`metadata` must be an object of at most {MOST_METADATA} strings, with keys of up to 64 characters and \
-             values of up to 512"
+            "`metadata` must be an object of at most {MOST_METADATA} strings, with keys of up to 64 \
+             characters and values of up to 512"
         );
         ApiError::field("metadata", message)
     };

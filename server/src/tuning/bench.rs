@@ -3,10 +3,11 @@
 //! It trains all jobs that can go on, until they have ended or the list of jobs has changed; then it begins
 //! again with the new list. What has to outlive the server is in the store before anybody is told of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::{MAIN_SEPARATOR, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -21,16 +22,21 @@ use crate::error::ApiError;
 use crate::files;
 use crate::store::Store;
 
-/// Between two steps that are noted as events, so that a small model's thousand steps are not a thousand rows.
+/// Between two steps that are noted as events, so that a small model's thousand steps are not a thousand
+/// rows.
 const NOTED_EVERY: Duration = Duration::from_secs(1);
 /// A pause where the store cannot be read, such as on a full disk.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Why a job fails whose files were lost.
+const LOST: &str = "a file that it needs is not there any more";
 
 /// What the thread and the routes share.
 pub(crate) struct Bench {
     store: Arc<Store>,
     adapters: Arc<Adapters>,
     pub(super) tuner: Arc<dyn Tuner>,
+    /// How long jobs train at least before they begin again with a new list.
+    least: Duration,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -40,18 +46,37 @@ struct State {
     /// The list of jobs is not what the thread works on.
     has_changed: bool,
     is_ending: bool,
-    /// What ends the jobs that train.
+    /// What trains, or is about to.
+    company: Option<Company>,
+}
+
+/// The jobs that train.
+struct Company {
+    /// When the first of them began, once its input had been read.
+    begun: Option<Instant>,
+    /// What ends each that has not ended.
     stops: HashMap<String, Arc<AtomicBool>>,
 }
 
 impl State {
-    fn stop_all(&mut self) {
-        self.stops.values().for_each(|stop| stop.store(true, Ordering::Relaxed));
+    fn stop_all(&self) {
+        let stops = self.company.iter().flat_map(|company| company.stops.values());
+        stops.for_each(|stop| stop.store(true, Ordering::Relaxed));
+    }
+
+    /// Ends what trains if there is another list, and this one has had its time: all who train read their
+    /// input again, and whoever makes jobs in a loop must not keep the others at that.
+    fn stop_if_due(&self, least: Duration) {
+        let begun = self.company.as_ref().and_then(|company| company.begun);
+        if self.has_changed && begun.is_some_and(|begun| begun.elapsed() >= least) {
+            self.stop_all();
+        }
     }
 }
 
 impl Bench {
-    /// Starts the thread, which takes up what an earlier server left.
+    /// Starts the thread, which takes up what an earlier server left. `least`: how long jobs train at least
+    /// before others join them.
     ///
     /// # Errors
     /// If the system has no thread for it.
@@ -59,9 +84,10 @@ impl Bench {
         store: Arc<Store>,
         adapters: Arc<Adapters>,
         tuner: Arc<dyn Tuner>,
+        least: Duration,
     ) -> std::io::Result<(Arc<Self>, JoinHandle<()>)> {
         let state = Mutex::new(State { has_changed: true, ..State::default() });
-        let bench = Arc::new(Bench { store, adapters, tuner, state, changed: Condvar::new() });
+        let bench = Arc::new(Bench { store, adapters, tuner, least, state, changed: Condvar::new() });
         let own = Arc::clone(&bench);
         let thread = std::thread::Builder::new().name("tuning".into()).spawn(move || own.work())?;
         Ok((bench, thread))
@@ -71,11 +97,11 @@ impl Bench {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The list of jobs has changed.
+    /// The list of jobs has changed: there is one that could train and does not.
     pub(super) fn wake(&self) {
         let mut state = self.lock();
         state.has_changed = true;
-        state.stop_all();
+        state.stop_if_due(self.least);
         self.changed.notify_all();
     }
 
@@ -87,11 +113,12 @@ impl Bench {
         self.changed.notify_all();
     }
 
-    fn is_ending(&self) -> bool {
+    pub(super) fn is_ending(&self) -> bool {
         self.lock().is_ending
     }
 
     fn work(&self) {
+        let mut suspects = HashSet::new();
         loop {
             {
                 let mut state = self.lock();
@@ -103,7 +130,7 @@ impl Bench {
                 }
                 state.has_changed = false;
             }
-            match self.round() {
+            match self.round(&mut suspects) {
                 // What has ended may have made room for what waits.
                 Ok(true) => self.lock().has_changed = true,
                 Ok(false) => {}
@@ -116,47 +143,62 @@ impl Bench {
         }
     }
 
-    /// Trains what can be trained; whether there was anything.
-    fn round(&self) -> Result<bool, ApiError> {
-        for job in self.store.with(|all| jobs::that_are(all, &[Status::Validating]))? {
-            self.validate(&job)?;
-        }
-        let (mut company, mut lost) = (Vec::new(), Vec::new());
-        self.store.with(|all| {
-            for job in jobs::that_are(all, &[Status::Queued, Status::Running])? {
-                match job.task(&self.store, all)? {
-                    Some(task) => company.push((job, task)),
-                    None => lost.push(job),
-                }
+    /// Trains what can be trained; whether there was anything. `suspects`: jobs of which one may have a fault
+    /// that ends whatever it is part of. Each of them has a round of its own.
+    ///
+    /// # Errors
+    /// The first thing that could not be read or noted, after all else was done.
+    fn round(&self, suspects: &mut HashSet<String>) -> Result<bool, ApiError> {
+        let mut noted = Ok(());
+        let begun = Instant::now();
+        let mut new = self.store.with(|all| jobs::that_are(all, &[Status::Validating]))?.into_iter();
+        for job in new.by_ref() {
+            noted = noted.and(self.validate(&job));
+            // To read new jobs' files takes time from those that train, and must not take all of it.
+            if begun.elapsed() >= self.least {
+                break;
             }
-            Ok(())
+        }
+        if new.len() > 0 {
+            self.lock().has_changed = true;
+        }
+        let standing = [Status::Queued, Status::Running];
+        let listed = self.store.with(|all| {
+            let jobs = jobs::that_are(all, &standing)?.into_iter();
+            let tasks = jobs.map(|job| Ok((job.task(&self.store, all)?, job)));
+            tasks.collect::<rusqlite::Result<Vec<_>>>()
         })?;
-        for job in lost {
-            self.fail(&job, "a file that it needs is not there any more")?;
+        let mut company = Vec::new();
+        for (task, job) in listed {
+            match task {
+                Some(task) => company.push((job, task)),
+                None => noted = noted.and(self.fail(&job, LOST)),
+            }
+        }
+        suspects.retain(|id| company.iter().any(|(job, _)| job.id == *id));
+        if let Some(suspect) = company.iter().position(|(job, _)| suspects.contains(&job.id)) {
+            company = vec![company.swap_remove(suspect)];
         }
         if company.is_empty() {
-            return Ok(false);
+            return noted.map(|()| false);
         }
         {
             let mut state = self.lock();
-            state.stops =
-                company.iter().map(|(job, task)| (job.id.clone(), Arc::clone(&task.stop))).collect();
-            if state.has_changed || state.is_ending {
-                state.stops.clear();
-                return Ok(true);
+            if state.is_ending {
+                return noted.map(|()| true);
             }
+            let stops = company.iter().map(|(job, task)| (job.id.clone(), Arc::clone(&task.stop)));
+            state.company = Some(Company { begun: None, stops: stops.collect() });
         }
-        let ended = self.train(&company);
-        self.lock().stops.clear();
-        for ((job, task), ended) in company.iter().zip(ended) {
-            match ended {
-                Ended::Finished { tokens } => self.succeed(job, task, tokens)?,
-                Ended::Failed(why) => self.fail(job, &named(task, &why))?,
-                Ended::Interrupted => {}
-            }
-            self.show_checkpoints(job);
-        }
-        Ok(true)
+        // One that was cancelled since the list was read did not find what ends it.
+        let trained = self.store.with(|all| jobs::that_are(all, &standing)).and_then(|listed| {
+            let is_listed = |job: &Job| listed.iter().any(|other| other.id == job.id);
+            let gone = company.iter().filter(|(job, _)| !is_listed(job));
+            gone.for_each(|(_, task)| task.stop.store(true, Ordering::Relaxed));
+            self.train(&company, suspects)
+        });
+        self.lock().company = None;
+        noted.and(trained).map(|()| true)
     }
 
     /// Reads all input of a new job, and lets it wait for its turn.
@@ -166,7 +208,7 @@ impl Bench {
                 let planned = caught(|| self.tuner.plan(&task)).unwrap_or_else(Err);
                 planned.map_err(|why| named(&task, &why))
             }
-            None => Err("a file that it needs is not there any more".to_owned()),
+            None => Err(LOST.to_owned()),
         };
         match planned {
             Err(why) => self.fail(job, &why),
@@ -182,46 +224,102 @@ impl Bench {
         }
     }
 
-    fn train(&self, company: &[(Job, Task)]) -> Vec<Ended> {
+    /// Trains jobs until each has ended or was asked to stop.
+    ///
+    /// # Errors
+    /// The first end that could not be noted: that job is trained again, which finds that it has ended.
+    fn train(&self, company: &[(Job, Task)], suspects: &mut HashSet<String>) -> Result<(), ApiError> {
         let tasks: Vec<Task> = company.iter().map(|(_, task)| task.clone()).collect();
-        let mut notes: Vec<Notes> = company.iter().map(|_| Notes::default()).collect();
+        let mut all: Vec<Progress> = company.iter().map(|_| Progress::default()).collect();
+        let mut refused = None;
         let mut tell = |place: usize, told: Told| {
-            let job: &Job = &company[place].0;
-            if let Told::Saved(_) = told {
-                self.show_checkpoints(job);
+            let (job, task) = &company[place];
+            match told {
+                Told::Ended(ended) => {
+                    refused = refused.take().or(self.note_end(job, task, ended).err());
+                    all[place].has_ended = true;
+                    let waits = |other: &Progress| other.begun.is_none() && !other.has_ended;
+                    if all[place].begun.is_some() && all.iter().any(waits) {
+                        self.wake();
+                    }
+                }
+                Told::Saved(_) => self.show_checkpoints(job),
+                told => {
+                    // What cannot be noted now, such as on a full disk, is no reason to lose the run.
+                    if let Err(error) = all[place].note(&self.store, job, &told) {
+                        eprintln!("warning: {}: {}", job.id, error.message());
+                    }
+                }
             }
-            // What cannot be noted now, such as on a full disk, is no reason to lose the run.
-            let noted = self.store.with(|all| notes[place].take(all, job, &told));
-            if let Err(error) = noted {
-                eprintln!("warning: {}: {}", job.id, error.message());
+            let mut state = self.lock();
+            if let Some(company) = &mut state.company
+                && all[place].begun.is_some()
+            {
+                company.begun.get_or_insert_with(Instant::now);
             }
+            state.stop_if_due(self.least);
         };
-        let ended = caught(|| self.tuner.train(&tasks, &mut tell));
-        ended.unwrap_or_else(|why| company.iter().map(|_| Ended::Failed(why.clone())).collect())
+        let trained = caught(|| self.tuner.train(&tasks, &mut tell)).and_then(|trained| trained);
+        let left = company.iter().zip(&all).filter(|(_, progress)| !progress.has_ended);
+        match (trained, company) {
+            (Ok(()), _) => suspects.retain(|id| company.iter().all(|(job, _)| job.id != *id)),
+            (Err(why), [(job, task)]) => refused = refused.or(self.fail(job, &named(task, &why)).err()),
+            (Err(why), _) => {
+                eprintln!("warning: jobs that trained together: {why}; each goes on alone");
+                suspects.extend(left.map(|((job, _), _)| job.id.clone()));
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Notes that a job has ended.
+    fn note_end(&self, job: &Job, task: &Task, ended: Ended) -> Result<(), ApiError> {
+        // Nothing is written into its folder any more.
+        if let Some(company) = &mut self.lock().company {
+            company.stops.remove(&job.id);
+        }
+        let noted = match ended {
+            Ended::Finished { tokens } => self.succeed(job, task, tokens),
+            Ended::Failed(why) => self.fail(job, &named(task, &why)),
+            Ended::Interrupted => Ok(()),
+        };
+        self.show_checkpoints(job);
+        noted
     }
 
     fn succeed(&self, job: &Job, task: &Task, tokens: u64) -> Result<(), ApiError> {
         let table = self.tuner.metrics(task).map(|lines| table(&lines));
-        let file = table
-            .ok()
-            .map(|table| files::leave(&self.store, &job.tenant, "step_metrics.csv", table.as_bytes()));
-        let file = file.transpose()?;
+        // A job that has its model has succeeded, also if nobody can be told how.
+        let file = table.and_then(|table| {
+            files::leave(&self.store, "step_metrics.csv", table.as_bytes())
+                .map_err(|error| error.message().to_owned())
+        });
         // Before anybody is told of it.
         self.show(job, &job.result(), &job.folder(&self.store));
         let ended = self.store.with(|all| {
-            let ended = jobs::set_status(all, &job.id, &Status::UNFINISHED, Status::Succeeded)?;
-            if ended {
-                jobs::set_result(all, &job.id, tokens, file.as_deref())?;
-                let words = format!("the job has succeeded; its model is {}", job.result());
-                jobs::note(all, &job.id, &Note::info(words))?;
+            if !jobs::set_status(all, &job.id, &Status::UNFINISHED, Status::Succeeded)? {
+                return Ok(false);
             }
-            Ok(ended)
-        })?;
-        // One that was cancelled in its last step has a result and no model.
-        if !ended {
-            self.adapters.remove(&job.result(), &job.tenant);
+            let id = match &file {
+                Ok(file) => Some(file.enter(all, &job.tenant, files::OF_RESULTS)?.id),
+                Err(why) => {
+                    let words = format!("the file of what its steps came to cannot be kept: {why}");
+                    jobs::note(all, &job.id, &Note::warning(words))?;
+                    None
+                }
+            };
+            jobs::set_result(all, &job.id, tokens, id.as_deref())?;
+            let words = format!("the job has succeeded; its model is {}", job.result());
+            jobs::note(all, &job.id, &Note::info(words))?;
+            Ok(true)
+        });
+        match (&ended, file) {
+            (Ok(true), Ok(file)) => file.stays(),
+            (Ok(true), Err(_)) => {}
+            // One that was cancelled in its last step has a result and no model.
+            _ => drop(self.adapters.remove(&job.result(), &job.tenant)),
         }
-        Ok(())
+        ended.map(drop)
     }
 
     fn fail(&self, job: &Job, why: &str) -> Result<(), ApiError> {
@@ -234,11 +332,18 @@ impl Bench {
         })
     }
 
-    /// What an earlier server has trained is served again.
+    /// What an earlier server has trained is served again, and what it was about to remove is gone.
     ///
     /// # Errors
-    /// If the store cannot be read.
+    /// If the store cannot be read or written.
     pub(crate) fn show_all(&self) -> Result<(), ApiError> {
+        for entry in fs::read_dir(jobs::folder(&self.store)).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if let Some(id) = name.to_str().and_then(|name| name.strip_prefix(jobs::HIDDEN)) {
+                self.store.with(|all| jobs::forget_model(all, id))?;
+                discard(&entry.path());
+            }
+        }
         for job in self.store.with(jobs::served)? {
             if job.has_model {
                 self.show(&job, &job.result(), &job.folder(&self.store));
@@ -273,35 +378,54 @@ impl Bench {
     /// Takes a job's model and its checkpoints away, and what it wrote.
     ///
     /// # Errors
-    /// If the folder cannot be removed.
+    /// If there is nothing of it, it is still being saved, its folder cannot be removed, or the disk is full;
+    /// then all of it is there as before.
     pub(super) fn remove(&self, job: &Job) -> Result<(), ApiError> {
-        self.store.with(|all| jobs::forget_model(all, &job.id))?;
+        let is_written = |company: &Company| company.stops.contains_key(&job.id);
+        if self.lock().company.as_ref().is_some_and(is_written) {
+            return Err(ApiError::conflicting("the job is about to stop; try again in a moment"));
+        }
+        // Renamed first: what a server that is killed leaves is all of it, or nothing that is served.
+        let (folder, hidden) = (job.folder(&self.store), job.hidden(&self.store));
+        match fs::rename(&folder, &hidden) {
+            Err(error) if error.kind() == ErrorKind::NotFound && !job.has_model => {
+                return Err(ApiError::no_model(&job.result()));
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                let message = format!("the model's folder cannot be removed: {error}");
+                return Err(ApiError::storage(message));
+            }
+            _ => {}
+        }
+        if let Err(error) = self.store.with(|all| jobs::forget_model(all, &job.id)) {
+            let _ = fs::rename(&hidden, &folder);
+            return Err(error);
+        }
         for name in self.adapters.own(&job.tenant, &job.result()) {
             self.adapters.remove(&name, &job.tenant);
         }
-        match fs::remove_dir_all(job.folder(&self.store)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(ApiError::storage(format!("the model's folder cannot be removed: {error}")))
-            }
-            _ => Ok(()),
-        }
+        discard(&hidden);
+        Ok(())
     }
 
-    /// A job is to stop now, whatever becomes of it.
+    /// A job is to stop now, whatever becomes of it; the others go on.
     pub(super) fn stop(&self, id: &str) {
-        let mut state = self.lock();
-        match state.stops.get(id) {
-            Some(stop) => stop.store(true, Ordering::Relaxed),
-            // It may be in a list that was read and does not train yet: that list is read again.
-            None => {
-                state.has_changed = true;
-                self.changed.notify_all();
-            }
+        let state = self.lock();
+        let stop = state.company.as_ref().and_then(|company| company.stops.get(id));
+        if let Some(stop) = stop {
+            stop.store(true, Ordering::Relaxed);
         }
     }
+}
 
-    pub(super) fn is_open(&self) -> bool {
-        !self.is_ending()
+/// Deletes what has a hidden name, and so is gone for everybody. What is left of it is tried again at the
+/// next start.
+fn discard(hidden: &Path) {
+    match fs::remove_dir_all(hidden) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            eprintln!("warning: {}: {error}", hidden.display());
+        }
+        _ => {}
     }
 }
 
@@ -309,7 +433,11 @@ impl Bench {
 fn named(task: &Task, words: &str) -> String {
     let replace =
         |words: String, (path, name): &(PathBuf, String)| words.replace(&path.display().to_string(), name);
-    task.names.iter().fold(words.to_owned(), replace)
+    let words = task.names.iter().fold(words.to_owned(), replace);
+    match task.folder.parent() {
+        Some(folder) => words.replace(&format!("{}{MAIN_SEPARATOR}", folder.display()), ""),
+        None => words,
+    }
 }
 
 /// Runs what must not end the thread, whatever goes wrong in it.
@@ -334,20 +462,46 @@ pub(super) fn checkpoints(folder: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// What was noted of a job on this round.
-#[derive(Default)]
-struct Notes {
+/// How far a job has come on this round.
+#[derive(Debug, Default)]
+struct Progress {
     steps: u64,
     /// When it began here, and after which step.
     begun: Option<(Instant, u64)>,
-    last: Option<Instant>,
+    /// When a step was noted last.
+    noted: Option<Instant>,
+    has_ended: bool,
 }
 
-impl Notes {
-    fn take(&mut self, all: &rusqlite::Transaction<'_>, job: &Job, told: &Told) -> rusqlite::Result<()> {
+impl Progress {
+    /// Notes what was told of a job, if it is worth it.
+    ///
+    /// # Errors
+    /// If the disk is full; then the next step is noted, however soon it comes.
+    fn note(&mut self, store: &Store, job: &Job, told: &Told) -> Result<(), ApiError> {
+        if let &Told::Started { step, steps } = told {
+            (self.steps, self.begun, self.noted) = (steps, Some((Instant::now(), step)), None);
+        }
+        let is_step = matches!(told, Told::Step { .. });
+        if is_step && !self.is_due(told) {
+            return Ok(());
+        }
+        store.with(|all| self.write(all, job, told))?;
+        if is_step {
+            self.noted = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Whether a step is one to note.
+    fn is_due(&self, told: &Told) -> bool {
+        let is_last = matches!(told, Told::Step { step, .. } if *step == self.steps);
+        is_last || self.noted.is_none_or(|noted| noted.elapsed() >= NOTED_EVERY)
+    }
+
+    fn write(&self, all: &rusqlite::Transaction<'_>, job: &Job, told: &Told) -> rusqlite::Result<()> {
         match told {
-            &Told::Started { step, steps } => {
-                (self.steps, self.begun, self.last) = (steps, Some((Instant::now(), step)), None);
+            &Told::Started { step, .. } => {
                 jobs::go_back(all, &job.id, step)?;
                 let from = [Status::Queued, Status::Running];
                 let goes = jobs::set_status(all, &job.id, &from, Status::Running)?;
@@ -361,11 +515,6 @@ impl Notes {
                 Ok(())
             }
             &Told::Step { step, loss, grad_norm, learning_rate } => {
-                let is_due = self.last.is_none_or(|last| last.elapsed() >= NOTED_EVERY);
-                if !is_due && step != self.steps {
-                    return Ok(());
-                }
-                self.last = Some(Instant::now());
                 if let Some((begun, first)) = self.begun
                     && step > first
                 {
@@ -385,8 +534,9 @@ impl Notes {
                 let data = json!({"step": step, "total_steps": self.steps, "valid_loss": loss});
                 jobs::note(all, &job.id, &Note::metrics(words, step, data))
             }
-            Told::Saved(_) => Ok(()),
             Told::Warning(words) => jobs::note(all, &job.id, &Note::warning(words.clone())),
+            // These change more than what is noted here.
+            Told::Saved(_) | Told::Ended(_) => Ok(()),
         }
     }
 }
@@ -407,4 +557,34 @@ fn table(lines: &[Value]) -> String {
         table.push_str(&format!("{step},{loss},{rate},{norm},{valid}\n"));
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_could_not_be_noted_does_not_keep_the_next_from_being_noted() {
+        let (_folder, store, job) = jobs::tests::with_job();
+        let mut progress = Progress::default();
+        progress.note(&store, &job, &Told::Started { step: 0, steps: 9000 }).unwrap();
+        let allow = |pages: u32| {
+            let set = format!("PRAGMA max_page_count = {pages}");
+            store.with(|all| all.query_row(&set, [], |row| row.get::<_, i64>(0))).unwrap();
+        };
+        // As on a disk that is getting full.
+        allow(1);
+        let mut evaluated = (1..1000).map(|step| Told::Evaluated { step, loss: 1.0 });
+        evaluated.find(|told| progress.note(&store, &job, told).is_err()).expect("there is an end of pages");
+        let step = |step| Told::Step { step, loss: 2.0, grad_norm: 1.0, learning_rate: 0.1 };
+        assert!(progress.note(&store, &job, &step(1000)).is_err());
+        allow(100_000);
+        // At once, and those behind it only after a while.
+        for number in 1001..1010 {
+            progress.note(&store, &job, &step(number)).unwrap();
+        }
+        let noted = "SELECT count(*) FROM job_events WHERE data LIKE '%train_loss%'";
+        let noted: i64 = store.with(|all| all.query_row(noted, [], |row| row.get(0))).unwrap();
+        assert_eq!(noted, 1);
+    }
 }

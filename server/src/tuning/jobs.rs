@@ -47,7 +47,13 @@ CREATE TABLE IF NOT EXISTS job_events (
     step INTEGER,
     data TEXT
 ) STRICT;
+CREATE INDEX IF NOT EXISTS jobs_unfinished ON jobs (number) WHERE finished IS NULL;
 CREATE INDEX IF NOT EXISTS job_events_of ON job_events (job, number);";
+
+/// Begins the names of folders that are about to be deleted.
+pub(super) const HIDDEN: &str = ".";
+/// Events of a job that tell what steps came to; beyond that they are thinned.
+const MOST_METRICS: i64 = 4000;
 
 /// How a job stands, in OpenAI's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,13 +146,21 @@ pub(crate) struct New<'a> {
     pub(crate) metadata: &'a BTreeMap<String, String>,
 }
 
+/// The folder of all jobs' folders.
+pub(super) fn folder(store: &Store) -> PathBuf {
+    store.folder().join("jobs")
+}
+
 pub(crate) fn now() -> i64 {
     seconds(SystemTime::now()) as i64
 }
 
 fn plan_value(plan: &Plan) -> Value {
     let Plan { epochs, batch_size, learning_rate, steps, seed } = plan;
-    json!({"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps, "seed": seed})
+    json!({
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "steps": steps,
+        "seed": seed,
+    })
 }
 
 fn plan_of(value: &Value) -> Option<Plan> {
@@ -202,7 +216,12 @@ impl Job {
 
     /// Its run's folder.
     pub(crate) fn folder(&self, store: &Store) -> PathBuf {
-        store.folder().join("jobs").join(&self.id)
+        folder(store).join(&self.id)
+    }
+
+    /// What its folder is called while it is deleted.
+    pub(super) fn hidden(&self, store: &Store) -> PathBuf {
+        folder(store).join(format!("{HIDDEN}{}", self.id))
     }
 
     /// What is trained; none if its files are gone.
@@ -245,6 +264,7 @@ impl Job {
             "batch_size": plan.map_or(json!("auto"), |plan| json!(plan.batch_size)),
             "learning_rate_multiplier": self.rate,
         });
+        let error = |why: &String| json!({"code": "invalid_job", "message": why, "param": null});
         let chosen: Map<String, Value> =
             self.settings.iter().map(|(_, key, value)| (key.clone(), value.clone())).collect();
         json!({
@@ -258,7 +278,7 @@ impl Job {
             "hyperparameters": hyperparameters,
             "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
             "trained_tokens": self.tokens,
-            "error": self.error.as_ref().map(|why| json!({"code": "invalid_job", "message": why, "param": null})),
+            "error": self.error.as_ref().map(error),
             "seed": plan.map(|plan| plan.seed),
             "estimated_finish": if self.status.has_ended() { None } else { self.expected },
             "integrations": [], "metadata": self.metadata, "user_provided_suffix": self.suffix,
@@ -287,9 +307,9 @@ pub(crate) fn list(
     query.query_map(params![tenant, below, limit as i64 + 1], Job::read)?.collect()
 }
 
-/// All jobs that stand so, the oldest first.
+/// All jobs that have not ended and stand so, the oldest first.
 pub(crate) fn that_are(all: &Transaction<'_>, statuses: &[Status]) -> rusqlite::Result<Vec<Job>> {
-    let mut query = all.prepare_cached("SELECT * FROM jobs ORDER BY number")?;
+    let mut query = all.prepare_cached("SELECT * FROM jobs WHERE finished IS NULL ORDER BY number")?;
     let jobs = query.query_map([], Job::read)?;
     jobs.filter(|job| job.as_ref().map_or(true, |job| statuses.contains(&job.status))).collect()
 }
@@ -300,10 +320,13 @@ pub(crate) fn served(all: &Transaction<'_>) -> rusqlite::Result<Vec<Job>> {
     query.query_map([], Job::read)?.collect()
 }
 
-/// A tenant's jobs whose results are served.
-pub(crate) fn with_models(all: &Transaction<'_>, tenant: &str) -> rusqlite::Result<Vec<Job>> {
-    let mut query = all.prepare_cached("SELECT * FROM jobs WHERE tenant = ?1 AND has_model")?;
-    query.query_map([tenant], Job::read)?.collect()
+/// A tenant's job that has ended, by what its result is called or would be.
+pub(crate) fn ended(all: &Transaction<'_>, tenant: &str, result: &str) -> rusqlite::Result<Option<Job>> {
+    let query = "SELECT * FROM jobs WHERE tenant = ?1 AND finished IS NOT NULL AND substr(id, -8) = ?2";
+    let mut query = all.prepare_cached(query)?;
+    let short = result.rsplit(':').next().unwrap_or_default();
+    let mut jobs = query.query_map([tenant, short], Job::read)?;
+    jobs.find(|job| job.as_ref().map_or(true, |job| job.result() == result)).transpose()
 }
 
 /// A tenant's jobs that have not ended.
@@ -328,7 +351,8 @@ pub(crate) fn insert(all: &Transaction<'_>, new: &New<'_>) -> rusqlite::Result<(
     all.execute(
         "INSERT INTO jobs (id, tenant, status, model, suffix, training_file, validation_file, settings, rate,
             metadata, created)
-         VALUES (:id, :tenant, :status, :model, :suffix, :training, :validation, :settings, :rate, :metadata, :now)",
+         VALUES (:id, :tenant, :status, :model, :suffix, :training, :validation, :settings, :rate, :metadata,
+            :now)",
         named_params! {
             ":id": new.id, ":tenant": new.tenant, ":status": Status::Validating, ":model": new.model,
             ":suffix": new.suffix, ":training": new.training_file, ":validation": new.validation_file,
@@ -339,8 +363,8 @@ pub(crate) fn insert(all: &Transaction<'_>, new: &New<'_>) -> rusqlite::Result<(
     note(all, new.id, &Note::info("the job was created"))
 }
 
-/// A job that stands in one of these ways stands otherwise from now on. False if it does not: then nothing changes,
-/// so that what a client has changed meanwhile stays.
+/// A job that stands in one of these ways stands otherwise from now on. False if it does not: then nothing
+/// changes, so that what a client has changed meanwhile stays.
 pub(crate) fn set_status(
     all: &Transaction<'_>,
     id: &str,
@@ -426,6 +450,25 @@ pub(crate) fn note(all: &Transaction<'_>, job: &str, note: &Note) -> rusqlite::R
         "INSERT INTO job_events (job, created, level, message, step, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         params![job, now(), note.level, note.message, note.step.map(|step| step as i64), data],
     )?;
+    note.step.map_or(Ok(()), |step| thin(all, job, step))
+}
+
+/// Keeps the events of a long job few: where there are too many, one of each kind is left of every so many
+/// steps, so that they stay evenly spread from the first step to the last one, `step`.
+fn thin(all: &Transaction<'_>, job: &str, step: u64) -> rusqlite::Result<()> {
+    let count = "SELECT count(*) FROM job_events WHERE job = ?1 AND step IS NOT NULL";
+    let count: i64 = all.prepare_cached(count)?.query_row([job], |row| row.get(0))?;
+    if count <= MOST_METRICS {
+        return Ok(());
+    }
+    // A quarter of them for each of the two kinds, so that it is seldom done.
+    let spread = step as i64 / (MOST_METRICS / 4) + 1;
+    all.execute(
+        "DELETE FROM job_events WHERE job = ?1 AND step IS NOT NULL AND number NOT IN (
+            SELECT max(number) FROM job_events WHERE job = ?1 AND step IS NOT NULL
+            GROUP BY step / ?2, json_extract(data, '$.valid_loss') IS NULL)",
+        params![job, spread],
+    )?;
     Ok(())
 }
 
@@ -440,7 +483,8 @@ pub(crate) fn event_number(id: &str) -> Option<i64> {
     id.strip_prefix("ftevent-")?.parse().ok()
 }
 
-/// What happened to a job, the newest first.
+/// What happened to a job, the newest first, from below a number on, whether there is an event of that number
+/// or not any more.
 pub(crate) fn events(
     all: &Transaction<'_>,
     job: &str,
@@ -461,4 +505,71 @@ pub(crate) fn events(
         }))
     };
     query.query_map(params![job, below, limit as i64 + 1], event)?.collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A store with a job.
+    pub(in crate::tuning) fn with_job() -> (tempfile::TempDir, Store, Job) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let new = New {
+            id: "ftjob-1",
+            tenant: "a",
+            model: "base",
+            suffix: "",
+            training_file: "file-1",
+            validation_file: None,
+            settings: &[],
+            rate: 1.0,
+            metadata: &BTreeMap::new(),
+        };
+        store.with(|all| insert(all, &new)).unwrap();
+        let job = store.with(|all| find(all, "a", "ftjob-1")).unwrap().unwrap();
+        (folder, store, job)
+    }
+
+    #[test]
+    fn jobs_that_have_ended_are_not_read_to_find_those_that_have_not() {
+        let (_folder, store, job) = with_job();
+        let listed = || store.with(|all| that_are(all, &Status::UNFINISHED)).map(|jobs| jobs.len());
+        assert_eq!(listed().unwrap(), 1);
+        // One whose row nobody could read would be told of.
+        let end = "UPDATE jobs SET status = 'unheard of', finished = 1 WHERE id = ?1";
+        store.with(|all| all.execute(end, [&job.id])).unwrap();
+        assert_eq!(listed().unwrap(), 0);
+    }
+
+    #[test]
+    fn of_a_long_job_few_steps_are_kept_and_evenly_spread() {
+        let (_folder, store, job) = with_job();
+        let last = 3 * MOST_METRICS as u64;
+        let most = store.with(|all| {
+            // As if one second in a hundred steps were noted.
+            for step in (0..last).map(|n| n * 100) {
+                note(all, &job.id, &Note::metrics(String::new(), step, json!({"train_loss": 1.0})))?;
+                if step % 1_000 == 0 {
+                    note(all, &job.id, &Note::metrics(String::new(), step, json!({"valid_loss": 1.0})))?;
+                }
+            }
+            all.query_row("SELECT count(*) FROM job_events", [], |row| row.get::<_, i64>(0))
+        });
+        let most = most.unwrap();
+        assert!((MOST_METRICS / 2..=MOST_METRICS + 1).contains(&most), "{most}");
+        for kind in ["train_loss", "valid_loss"] {
+            let steps: Vec<i64> = store
+                .with(|all| {
+                    let query = "SELECT step FROM job_events WHERE data LIKE ?1 ORDER BY number";
+                    all.prepare(query)?.query_map([format!("%{kind}%")], |row| row.get(0))?.collect()
+                })
+                .unwrap();
+            let gaps: Vec<i64> = steps.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let widest = *gaps.iter().max().unwrap();
+            assert!(steps[0] <= widest && steps.len() > 500, "{kind}: from the first on, {}", steps.len());
+            assert!(widest <= last as i64 * 100 / 250, "{kind}: {widest}");
+            assert!(*steps.last().unwrap() > (last as i64 - 20) * 100, "{kind}: to the last");
+        }
+    }
 }

@@ -33,12 +33,15 @@ pub(crate) async fn create(
             format!("`model` must be {:?}, the base of this server, and is {:?}", app.model, asked.model);
         return Err(ApiError::field("model", message));
     }
-    if app.is_draining() || !bench.is_open() {
+    if app.is_draining() || bench.is_ending() {
         return Err(ApiError::unavailable("the server is about to end"));
     }
+    caller.0.admit(1)?;
     let (model, tenant) = (app.model.clone(), caller.0.name.clone());
     let job = aside(move || {
-        bench.tuner.check(&asked.settings, asked.rate).map_err(|(field, why)| ApiError::field(field, why))?;
+        let held_out = asked.validation_file.is_some();
+        let checked = bench.tuner.check(&asked.settings, asked.rate, held_out);
+        checked.map_err(|(field, why)| ApiError::field(field, why))?;
         if !store.has_room() {
             return Err(ApiError::full());
         }
@@ -77,7 +80,8 @@ fn insert(all: &rusqlite::Transaction<'_>, new: &New<'_>) -> rusqlite::Result<Re
     }
     if jobs::count_unfinished(all, new.tenant)? >= MOST_UNFINISHED {
         let message = format!(
-            "you have {MOST_UNFINISHED} jobs that have not ended, as many as there may be; wait for them or cancel some"
+            "you have {MOST_UNFINISHED} jobs that have not ended, as many as there may be; wait for them or \
+             cancel some"
         );
         return Ok(Err(ApiError::conflicting(message)));
     }
@@ -109,14 +113,19 @@ pub(crate) async fn list(
     let (store, _) = app.tuning()?;
     let listed = aside(move || {
         let (tenant, limit) = (caller.0.name.as_str(), paging.limit(MOST_LISTED)?);
-        store.with(|all| {
-            let below = match &paging.after {
-                Some(id) => jobs::find(all, tenant, id)?.map_or(0, |job| job.number),
-                None => i64::MAX,
-            };
-            let jobs = jobs::list(all, tenant, below, limit)?;
-            Ok(page(jobs.iter().map(Job::value).collect(), limit))
-        })
+        store
+            .with(|all| {
+                let below = match &paging.after {
+                    Some(id) => match jobs::find(all, tenant, id)? {
+                        Some(job) => job.number,
+                        None => return Ok(None),
+                    },
+                    None => i64::MAX,
+                };
+                let jobs = jobs::list(all, tenant, below, limit)?;
+                Ok(Some(page(jobs.iter().map(Job::value).collect(), limit)))
+            })?
+            .ok_or_else(|| paging.lost("job"))
     });
     Ok(Json(listed.await?))
 }
@@ -155,6 +164,12 @@ pub(crate) async fn list_checkpoints(
 ) -> Result<Json<Value>, ApiError> {
     with_job(&app, &caller, id, move |store, bench, job| {
         let limit = paging.limit(MOST_LISTED)?;
+        // By the step, since the checkpoint itself may be gone by now.
+        let step = |id: &str| id.strip_prefix(&format!("ftckpt-{}-", job.id))?.parse::<u64>().ok();
+        let below = match &paging.after {
+            Some(id) => Some(step(id).ok_or_else(|| paging.lost("checkpoint"))?),
+            None => None,
+        };
         let task = store.with(|all| job.task(store, all))?;
         let lines = task.and_then(|task| bench.tuner.metrics(&task).ok()).unwrap_or_default();
         let at = |step: u64, field: &str| {
@@ -172,11 +187,9 @@ pub(crate) async fn list_checkpoints(
                 },
             })
         };
-        let newest = checkpoints(&job.folder(store)).into_iter().rev().map(value);
-        let after = |entry: &Value| paging.after.as_ref().is_some_and(|after| entry["id"] == json!(after));
-        let entries: Vec<Value> = newest.collect();
-        let start = entries.iter().position(after).map_or(0, |place| place + 1);
-        Ok(Json(page(entries.into_iter().skip(start).take(limit + 1).collect(), limit)))
+        let newest = checkpoints(&job.folder(store)).into_iter().rev();
+        let part = newest.filter(|(step, _)| below.is_none_or(|below| *step < below)).take(limit + 1);
+        Ok(Json(page(part.map(value).collect(), limit)))
     })
     .await
 }
@@ -252,10 +265,13 @@ pub(crate) async fn resume(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
+    // Like a new one it makes all who train begin again.
+    caller.0.admit(1)?;
     change(&app, &caller, id, &[Status::Paused], Status::Validating, "the job goes on").await
 }
 
-/// DELETE /v1/models/NAME, of a model that a job of the tenant has made.
+/// DELETE /v1/models/NAME, of a job of the tenant that has ended: its model, if it has come to one, and its
+/// checkpoints.
 pub(crate) async fn delete_model(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -263,10 +279,8 @@ pub(crate) async fn delete_model(
 ) -> Result<Json<Value>, ApiError> {
     let ((store, bench), tenant, wanted) = (app.tuning()?, caller.0.name.clone(), name.clone());
     let deleted = aside(move || {
-        let jobs = store.with(|all| jobs::with_models(all, &tenant))?;
-        let job = jobs.into_iter().find(|job| job.result() == name);
-        let job = job.ok_or_else(|| ApiError::no_model(&name))?;
-        bench.remove(&job)?;
+        let job = store.with(|all| jobs::ended(all, &tenant, &name))?;
+        bench.remove(&job.ok_or_else(|| ApiError::no_model(&name))?)?;
         Ok(Json(json!({"id": name, "object": "model", "deleted": true})))
     })
     .await;

@@ -278,7 +278,11 @@ impl Default for Start {
     fn default() -> Self {
         Start {
             tenants: Tenants::open_to_all(),
-            limits: Limits { drain_time: Duration::from_secs(5), ..Limits::of_context(CONTEXT) },
+            limits: Limits {
+                drain_time: Duration::from_secs(5),
+                least_training: Duration::ZERO,
+                ..Limits::of_context(CONTEXT)
+            },
             adapters: Vec::new(),
             root: None,
             bytes: None,

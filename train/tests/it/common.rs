@@ -215,7 +215,7 @@ pub(crate) fn try_run(
         Event::Damaged { path, .. } => told.damaged.push(path.to_owned()),
         Event::Unchanged => told.unchanged = true,
         Event::Saved(_) => told.saved += 1,
-        Event::Started { .. } | Event::Stopped(_) | Event::NoEffect => {}
+        Event::Started { .. } | Event::Stopped(_) | Event::NoEffect | Event::Ended(_) => {}
     });
     (outcome, told)
 }

@@ -227,6 +227,37 @@ fn a_run_that_diverges_or_stops_leaves_the_others_alone() {
 }
 
 #[test]
+fn a_runs_end_is_told_when_its_result_stands_and_not_when_all_have_ended() {
+    let (decoder, mut setups, stop) = (tiny(2, Precision::F32), setups(), AtomicBool::new(false));
+    setups.truncate(4);
+    setups[1].settings.max_steps = Some(2);
+    let folders: Vec<_> = setups.iter().map(|_| tempfile::tempdir().unwrap()).collect();
+    // What was saved on other data cannot be gone on from.
+    let other = setups[0].job(&decoder, folders[3].path(), &stop);
+    train::train(other, &mut |_| ()).unwrap();
+    let jobs = setups.iter().zip(&folders).map(|(s, f)| s.job(&decoder, f.path(), &stop));
+    let together = Together { tokens: 4096, checkpointing: Checkpointing::None };
+    let (mut ended, mut steps) = (Vec::<(usize, Option<Outcome>, bool, u32)>::new(), 0);
+    let outcomes = Trainer::open_all(jobs.collect(), together).unwrap().run_all(&mut |run, event| {
+        assert!(!ended.iter().any(|(other, ..)| *other == run), "nothing is told of a run that has ended");
+        match event {
+            Event::Step(_) => steps += 1,
+            Event::Ended(end) => {
+                let stands = folders[run].path().join("adapter_model.safetensors").is_file();
+                ended.push((run, end.as_ref().ok().copied(), stands, steps));
+            }
+            _ => {}
+        }
+    });
+    assert_eq!(ended[0], (3, None, true, 0), "one that cannot be taken up, before all others");
+    assert_eq!(ended[1], (1, Some(Outcome::Finished), true, 6), "the short one, with two steps of each");
+    assert_eq!(ended.len(), setups.len());
+    for (run, end, ..) in ended {
+        assert_eq!(outcomes[run].as_ref().ok().copied(), end, "run {run}");
+    }
+}
+
+#[test]
 fn a_run_pauses_evaluated_and_saved_and_goes_on_to_the_same_bytes() {
     let (decoder, setups, stop) = (tiny(2, Precision::F32), setups(), AtomicBool::new(false));
     let (whole, paused) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

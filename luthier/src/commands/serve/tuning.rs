@@ -1,5 +1,5 @@
-//! Trains a server's fine-tuning jobs over the base that it serves: each is a run as `luthier train` makes it, in
-//! a folder of its own, and ends in the same bytes.
+//! Trains a server's fine-tuning jobs over the base that it serves: each is a run as `luthier train` makes it,
+//! in a folder of its own, and ends in the same bytes.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,7 +13,7 @@ use server::tuning::{Ended, Plan, Setting, Task, Told};
 use train::{Event, History, Outcome, Trainer};
 
 use crate::cli::Global;
-use crate::commands::train::{Prepared, advised, risen};
+use crate::commands::train::{Prepared, risen};
 use crate::run_file::{Override, Precision, Purpose, Settings};
 use crate::run_folder;
 use crate::setup::{self, Base, Beside, Company};
@@ -156,58 +156,66 @@ impl Tuner {
         (members, together)
     }
 
-    /// Trains jobs that fit; how each ended is put in its place.
+    /// Trains jobs that fit, and tells how each ended.
+    ///
+    /// # Errors
+    /// If something went wrong that may be about any of those that had not ended.
     fn train_company(
         &self,
         tasks: &[Task],
         members: Vec<Member>,
         tell: &mut dyn FnMut(usize, Told),
-        ends: &mut [Ended],
-    ) {
-        let (mut members, together) = self.company(members);
-        members.retain_mut(|member| match Self::claim(&tasks[member.place], member) {
-            Ok(()) => true,
-            Err(error) => {
-                ends[member.place] = Ended::Failed(format!("{error:#}"));
-                false
-            }
-        });
-        if members.is_empty() {
-            return;
-        }
-        let jobs = members.iter().map(|Member { place, prepared, .. }| {
-            let Task { folder, stop, .. } = &tasks[*place];
-            Ok(prepared.job(&self.decoder, prepared.begin(&self.decoder)?, folder, stop, None))
-        });
-        let opened =
-            jobs.collect::<anyhow::Result<_>>().and_then(|jobs| Ok(Trainer::open_all(jobs, together)?));
-        let trainer = match opened {
-            Ok(trainer) => trainer,
-            Err(error) => {
-                let why = format!("{error:#}");
-                members.iter().for_each(|member| ends[member.place] = Ended::Failed(why.clone()));
-                return;
-            }
-        };
-        let outcomes = trainer.run_all(&mut |number, event| {
-            if let Some(told) = told(event) {
-                tell(members[number].place, told);
-            }
-        });
-        for (member, outcome) in members.iter().zip(outcomes) {
-            let (place, folder) = (member.place, &tasks[member.place].folder);
-            ends[place] = match outcome {
-                Ok(Outcome::Interrupted | Outcome::Paused) => Ended::Interrupted,
-                Ok(Outcome::Finished | Outcome::AlreadyFinished) => match self.end(member, folder) {
-                    Ok((tokens, warning)) => {
-                        warning.into_iter().for_each(|words| tell(place, Told::Warning(words)));
-                        Ended::Finished { tokens }
+    ) -> Result<(), String> {
+        let (members, together) = self.company(members);
+        let (mut company, mut adapters) = (Vec::new(), Vec::new());
+        for mut member in members {
+            let begun = Self::claim(&tasks[member.place], &mut member)
+                .and_then(|()| member.prepared.begin(&self.decoder));
+            match begun {
+                Ok(adapter) => {
+                    if !member.is_resumed {
+                        let warnings = member.prepared.warnings();
+                        warnings.into_iter().for_each(|words| tell(member.place, Told::Warning(words)));
                     }
-                    Err(error) => Ended::Failed(format!("{error:#}")),
-                },
-                Err(error) => Ended::Failed(format!("{:#}", advised(error, folder))),
-            };
+                    company.push(member);
+                    adapters.push(adapter);
+                }
+                Err(error) => tell(member.place, Told::Ended(Ended::Failed(format!("{error:#}")))),
+            }
         }
+        if company.is_empty() {
+            return Ok(());
+        }
+        let jobs = company.iter().zip(adapters).map(|(Member { place, prepared, .. }, adapter)| {
+            let Task { folder, stop, .. } = &tasks[*place];
+            prepared.job(&self.decoder, adapter, folder, stop, None)
+        });
+        let trainer = Trainer::open_all(jobs.collect(), together).map_err(|error| error.to_string())?;
+        let mut of_company = None;
+        trainer.run_all(&mut |number, event| {
+            let (member, place) = (&company[number], company[number].place);
+            let ended = match event {
+                Event::Ended(Ok(Outcome::Interrupted | Outcome::Paused)) => Ended::Interrupted,
+                Event::Ended(Ok(Outcome::Finished | Outcome::AlreadyFinished)) => {
+                    match self.end(member, &tasks[place].folder) {
+                        Ok((tokens, warning)) => {
+                            warning.into_iter().for_each(|words| tell(place, Told::Warning(words)));
+                            Ended::Finished { tokens }
+                        }
+                        Err(error) => Ended::Failed(format!("{error:#}")),
+                    }
+                }
+                // Of those nothing is told, since each may go on.
+                Event::Ended(Err(error)) if error.is_of_company() => {
+                    of_company = Some(error.to_string());
+                    return;
+                }
+                Event::Ended(Err(error)) => Ended::Failed(error.to_string()),
+                other => return told(other).into_iter().for_each(|told| tell(place, told)),
+            };
+            tell(place, Told::Ended(ended));
+        });
+        of_company.map_or(Ok(()), Err)
     }
 
     /// Makes or takes over the folder of a job.
@@ -247,18 +255,30 @@ fn told(event: Event<'_>) -> Option<Told> {
         }
         Event::Unchanged => Told::Warning("nothing was trained".into()),
         Event::NoEffect => Told::Warning("every B of the adapter is zero, so it changes nothing".into()),
-        Event::Stopped(_) => return None,
+        Event::Stopped(_) | Event::Ended(_) => return None,
     })
 }
 
 impl server::tuning::Tuner for Tuner {
-    fn check(&self, settings: &[Setting], rate: f64) -> Result<(), (String, String)> {
+    fn check(&self, settings: &[Setting], rate: f64, held_out: bool) -> Result<(), (String, String)> {
         let nowhere = Path::new("unknown.jsonl");
-        for count in 0..=settings.len() {
-            if let Err(error) = self.settings(&settings[..count], nowhere, None, nowhere) {
-                let field = settings[..count].last().map_or("model", |setting| setting.field.as_str());
-                return Err((field.to_owned(), format!("{error:#}")));
-            }
+        let wrong = |settings: &[Setting], held_out: bool| {
+            let held_out = held_out.then_some(nowhere);
+            self.settings(settings, nowhere, held_out, nowhere).err().map(|error| format!("{error:#}"))
+        };
+        if let Some(why) = wrong(settings, held_out) {
+            // The one to blame is one without which that is not what is wrong.
+            let is_to_blame = |left_out: &usize| {
+                let mut rest = settings.to_vec();
+                rest.remove(*left_out);
+                wrong(&rest, held_out).as_ref() != Some(&why)
+            };
+            let field = match (0..settings.len()).find(is_to_blame) {
+                Some(place) => settings[place].field.as_str(),
+                None if held_out && wrong(settings, false).as_ref() != Some(&why) => "validation_file",
+                None => "model",
+            };
+            return Err((field.to_owned(), why));
         }
         match rate.is_finite() && rate > 0.0 {
             true => Ok(()),
@@ -282,33 +302,21 @@ impl server::tuning::Tuner for Tuner {
         planned().map_err(|error| format!("{error:#}"))
     }
 
-    fn train(&self, tasks: &[Task], tell: &mut dyn FnMut(usize, Told)) -> Vec<Ended> {
+    fn train(&self, tasks: &[Task], tell: &mut dyn FnMut(usize, Told)) -> Result<(), String> {
         let _yielding = compute::yielding(self.share);
-        let mut ends = vec![Ended::Interrupted; tasks.len()];
-        let base = match Base::open(&self.model) {
-            Ok(base) => Rc::new(base),
-            Err(error) => return vec![Ended::Failed(format!("{error:#}")); tasks.len()],
-        };
+        let base = Rc::new(Base::open(&self.model).map_err(|error| format!("{error:#}"))?);
         let mut members = Vec::new();
         for (place, task) in tasks.iter().enumerate() {
             if task.stop.load(Ordering::Relaxed) {
+                tell(place, Told::Ended(Ended::Interrupted));
                 continue;
             }
             match self.prepare(place, task, &base) {
-                Ok(member) => {
-                    if !member.is_resumed {
-                        let warnings = member.prepared.warnings();
-                        warnings.into_iter().for_each(|words| tell(place, Told::Warning(words)));
-                    }
-                    members.push(member);
-                }
-                Err(error) => ends[place] = Ended::Failed(format!("{error:#}")),
+                Ok(member) => members.push(member),
+                Err(error) => tell(place, Told::Ended(Ended::Failed(format!("{error:#}")))),
             }
         }
-        if !members.is_empty() {
-            self.train_company(tasks, members, tell, &mut ends);
-        }
-        ends
+        if members.is_empty() { Ok(()) } else { self.train_company(tasks, members, tell) }
     }
 
     fn metrics(&self, task: &Task) -> Result<Vec<Value>, String> {

@@ -64,7 +64,7 @@ impl Narrator {
             }
             Event::Unchanged => self.warn(run, "nothing was trained"),
             Event::NoEffect => self.warn(run, "every B of the adapter is zero, so it changes nothing"),
-            Event::Saved(_) | Event::Stopped(_) => {}
+            Event::Saved(_) | Event::Stopped(_) | Event::Ended(_) => {}
         }
     }
 

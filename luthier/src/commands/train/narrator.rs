@@ -145,6 +145,8 @@ impl Narrator {
             }
             Event::Unchanged => self.unchanged = true,
             Event::NoEffect => self.without_effect = true,
+            // A run alone says how it ended when it returns.
+            Event::Ended(_) => {}
         }
     }
 
