@@ -229,7 +229,7 @@ impl Attention {
         let Saved { q, k, v, attended, lse, .. } = saved;
         let (keys, values) = match cache {
             Some(cache) => {
-                cache.append(run.device, &batch.segments, k, v);
+                cache.append(run.device, batch, k, v);
                 (cache.keys.as_ref(), cache.values.as_ref())
             }
             None => (k.top(t), v.top(t)),

@@ -1,5 +1,6 @@
 //! The one shape of input: tokens of many sequences, end to end, without padding.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use compute::ops::attention::{Keys, PAGE, Segment};
@@ -33,6 +34,9 @@ pub struct Batch {
     ///
     /// [keep]: crate::FrozenActivations
     pub examples: Vec<usize>,
+    /// Rows whose keys and values stand in a cache a second time, for a sequence that goes on from theirs: which
+    /// rows, and in which of the cache's.
+    pub(crate) copies: Vec<(Range<usize>, Range<usize>)>,
 }
 
 impl Batch {
@@ -121,6 +125,24 @@ impl Batch {
     pub fn push_paged(&mut self, ids: &[u32], cached: usize, pages: Arc<[u32]>) -> usize {
         let len = cached + ids.len();
         assert!(len <= PAGE * pages.len(), "{len} tokens in {} pages", pages.len());
+        self.push_behind(ids, Keys::Pages { pages, len })
+    }
+
+    /// Appends tokens that follow a sequence of this batch, as others may, too: that one's rows are `stem`, all
+    /// of it. `pages` begin with the sequence's own full pages; of the rest of it the pages hold copies. Returns
+    /// the first row.
+    ///
+    /// # Panics
+    /// If the pages cannot hold the sequence, or `stem` is no beginning.
+    pub fn push_branch(&mut self, ids: &[u32], stem: Range<usize>, pages: Arc<[u32]>) -> usize {
+        let (cached, len) = (stem.len(), stem.len() + ids.len());
+        assert!(self.positions[stem.start] == 0, "a branch follows a whole sequence");
+        assert!(len <= PAGE * pages.len(), "{len} tokens in {} pages", pages.len());
+        let ragged = cached % PAGE;
+        if ragged > 0 {
+            let to = PAGE * pages[cached / PAGE] as usize;
+            self.copies.push((stem.end - ragged..stem.end, to..to + ragged));
+        }
         self.push_behind(ids, Keys::Pages { pages, len })
     }
 

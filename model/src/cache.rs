@@ -1,9 +1,11 @@
 //! Keys and values of sequences that are being generated, one matrix a layer for all of them.
 
-use compute::ops::attention::Segment;
+use std::ops::Range;
+
 use compute::ops::copy;
 use compute::{Device, Matrix, Precision};
 
+use crate::batch::Batch;
 use crate::config::Config;
 use crate::memory::{Allocator, Component};
 
@@ -41,18 +43,33 @@ impl Cache {
 }
 
 impl LayerCache {
-    /// Writes the new rows of every segment behind what the cache holds of it.
-    pub(crate) fn append(&mut self, device: &Device, segments: &[Segment], keys: &Matrix, values: &Matrix) {
-        for segment in segments {
+    /// Writes the new rows of every segment behind what the cache holds of it, and those that branches need.
+    pub(crate) fn append(&mut self, device: &Device, batch: &Batch, keys: &Matrix, values: &Matrix) {
+        for segment in &batch.segments {
             let (len, mut first) = (segment.keys.len(), segment.queries.start);
             for rows in segment.keys.runs(len - segment.queries.len()..len) {
                 let new = first..first + rows.len();
-                for (to, from) in [(&mut self.keys, keys), (&mut self.values, values)] {
-                    let from = from.as_ref().rows_range(new.clone());
-                    copy::copy(device, to.as_mut().rows_range(rows.clone()), from);
-                }
                 first = new.end;
+                self.write(device, rows, new, keys, values);
             }
+        }
+        for (new, rows) in &batch.copies {
+            self.write(device, rows.clone(), new.clone(), keys, values);
+        }
+    }
+
+    /// Writes rows of a batch into as many of the cache.
+    fn write(
+        &mut self,
+        device: &Device,
+        to: Range<usize>,
+        from: Range<usize>,
+        keys: &Matrix,
+        values: &Matrix,
+    ) {
+        for (cached, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
+            let new = new.as_ref().rows_range(from.clone());
+            copy::copy(device, cached.as_mut().rows_range(to.clone()), new);
         }
     }
 }

@@ -81,7 +81,7 @@ impl Store {
     /// If the disk is full or the file is damaged.
     pub(crate) fn with<T>(
         &self,
-        mut work: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T>,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, ApiError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let mut attempt = || {

@@ -104,7 +104,7 @@ impl Tinker {
     /// Asks or tells the records, aside from the threads of connections.
     async fn records<T: Send + 'static>(
         &self,
-        work: impl FnMut(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, ApiError> {
         let store = Arc::clone(&self.store);
         aside(move || store.with(work)).await

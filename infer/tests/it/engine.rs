@@ -19,13 +19,13 @@ const SETTINGS: &str = r#"{"model_type": "llama", "vocab_size": 97, "hidden_size
     "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 700,
     "rms_norm_eps": 1e-5, "initializer_range": 0.3, "tie_word_embeddings": false, "hidden_act": "silu"}"#;
 
-fn llama(precision: Precision, quantization: Option<Format>) -> Arc<Decoder> {
+pub(crate) fn llama(precision: Precision, quantization: Option<Format>) -> Arc<Decoder> {
     let config = Config::from_json(SETTINGS, "config.json".as_ref()).unwrap();
     Arc::new(Decoder::random(&config, &Device::cpu(2), precision, quantization, 7))
 }
 
 /// A model of another family, of random weights, for longer texts than its fixture is.
-fn of_family(case: &str) -> Arc<Decoder> {
+pub(crate) fn of_family(case: &str) -> Arc<Decoder> {
     let path = format!("{}/../model/tests/fixtures/{case}/config.json", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(&path).unwrap();
     let text = text.replace("\"max_position_embeddings\": 64", "\"max_position_embeddings\": 700");
@@ -48,7 +48,7 @@ fn adapter(decoder: &Decoder, names: &[&str], r: usize, settings: PeftConfig) ->
 }
 
 /// Of different ranks and methods, and none.
-fn adapters(decoder: &Decoder) -> Vec<Option<Arc<Adapter>>> {
+pub(crate) fn adapters(decoder: &Decoder) -> Vec<Option<Arc<Adapter>>> {
     let plain = PeftConfig::default;
     let dora = || PeftConfig { use_dora: true, ..plain() };
     let qalora = PeftConfig { qalora: Some(QaLora { group: 16, pooling: Pooling::Sum }), ..plain() };

@@ -4,3 +4,4 @@ mod engine;
 mod generator;
 mod null;
 mod sampler;
+mod scorer;

@@ -95,8 +95,8 @@ fn requests_are_asked_over_http_in_every_way() {
         let command = [&["bench", "serve"], &subject[..], &more, &few].concat();
         let facts: Value = serde_json::from_str(&succeed(folder.path(), &command).0).unwrap();
         for way in ways.iter().chain(&["beside_a_greedy_one"]) {
-            assert_numbers(&facts[way], &["seconds", "tokens_per_second", "new_tokens_per_second"]);
-            assert_numbers(&facts[way]["time_to_first_token_ms"], &["p50", "p95"]);
+            assert_numbers(&facts["ways"][way], &["seconds", "tokens_per_second", "new_tokens_per_second"]);
+            assert_numbers(&facts["ways"][way]["time_to_first_token_ms"], &["p50", "p95"]);
         }
         assert_eq!((&facts["adapters"], &facts["rank"]), (&3.into(), &2.into()));
     }
@@ -105,7 +105,7 @@ fn requests_are_asked_over_http_in_every_way() {
     let url = format!("http://{}", served.address);
     let command = [&["bench", "serve", "--model", "model", "--url", &url], &few[..]].concat();
     let facts: Value = serde_json::from_str(&succeed(folder.path(), &command).0).unwrap();
-    assert_numbers(&facts["base"], &["tokens_per_second"]);
+    assert_numbers(&facts["ways"]["base"], &["tokens_per_second"]);
     assert_eq!((&facts["adapters"], &facts["model"]), (&0.into(), &"model".into()));
     let told = failure(folder.path(), &["bench", "serve", "--model", "model", "--url", "http://127.0.0.1:9"]);
     assert!(told.starts_with("exit code 2\nerror: --url http://127.0.0.1:9: "), "{told}");

@@ -479,7 +479,7 @@ fn passing_checkpoints_go_when_newer_ones_come_and_names_are_taken_once() {
     server.done("save_weights", &json!({"model_id": model, "seq_id": 11, "path": "x"}));
     let twice = json!({"model_id": model, "seq_id": 12, "path": "x"});
     assert!(server.post("/api/v1/save_weights", &twice).error(400, Some("path")).contains("already"));
-    server.done("save_weights", &json!({"model_id": model, "seq_id": 12, "path": "x", "overwrite": true}));
+    server.done("save_weights", &json!({"model_id": model, "seq_id": 13, "path": "x", "overwrite": true}));
     // The same request again is the same request.
     server.done("save_weights", &json!({"model_id": model, "seq_id": 11, "path": "x"}));
 }

@@ -172,15 +172,12 @@ impl Measured {
     fn print(&self, args: &cli::BenchServe, words: &str, facts: Value) -> anyhow::Result<ExitCode> {
         let cli::BenchServe { parallel, requests, .. } = args;
         if args.bench.json {
-            let own = json!({"adapters": self.adapters, "parallel": parallel, "requests": requests});
-            let named = self
-                .ways
-                .iter()
-                .map(|(name, of)| (name.replace([',', ' '], "_").replace("__", "_"), of.json()));
-            let mut all: Map<String, Value> = named.collect();
-            for facts in [facts, own] {
-                all.extend(facts.as_object().cloned().unwrap_or_default());
-            }
+            let name = |name: &str| name.replace(", ", "_").replace(' ', "_");
+            let ways: Map<String, Value> = self.ways.iter().map(|(way, of)| (name(way), of.json())).collect();
+            let own =
+                json!({"adapters": self.adapters, "parallel": parallel, "requests": requests, "ways": ways});
+            let all: Map<String, Value> =
+                [facts, own].iter().filter_map(Value::as_object).cloned().flatten().collect();
             terminal::print_json(&all)?;
             return Ok(ExitCode::SUCCESS);
         }
