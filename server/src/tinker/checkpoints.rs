@@ -222,7 +222,7 @@ async fn line_up_load(app: &Arc<App>, caller: &Caller, fields: &Fields) -> Resul
         }
         check_optimizer(fields)?;
         let notes = sessions::metadata(fields)?;
-        let place = tinker.place(&fields, tenant).await?;
+        let place = tinker.place(fields, tenant).await?;
         return make(app, caller, place, lora, Some((path, with_optimizer)), notes);
     }
     let (model, seq) = (fields.required_text("model_id")?, inputs::read_seq(fields)?);

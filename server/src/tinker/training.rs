@@ -404,7 +404,7 @@ async fn line_up_step(
     fields: &Fields,
 ) -> Result<Json<Value>, ApiError> {
     let tinker = app.tinker()?;
-    let (model, seq) = (fields.required_text("model_id")?, inputs::read_seq(&fields)?);
+    let (model, seq) = (fields.required_text("model_id")?, inputs::read_seq(fields)?);
     fields.refuse("optimizer_params", |_| false)?;
     let given = match fields.object("adam_params")? {
         Some(given) => given,
@@ -427,8 +427,8 @@ async fn line_up_step(
         weight_decay: number("weight_decay", 0.0)?,
         clip: given.number("grad_clip_norm", f64::MIN..=f64::MAX)?.unwrap_or(0.0).max(0.0),
     };
-    tinker.lora_of(model, &tenant).await?;
-    tinker.line_up(&tenant, (model, seq), Job::Step(adam), |answer| async {
+    tinker.lora_of(model, tenant).await?;
+    tinker.line_up(tenant, (model, seq), Job::Step(adam), |answer| async {
         match outcome(answer).await? {
             Outcome::Norm(norm) => Ok(Answer::Json(json!({"metrics": {"grad_norm": norm}}))),
             _ => Err(ApiError::internal("a step came to nothing")),

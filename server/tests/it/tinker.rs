@@ -671,7 +671,7 @@ fn what_cannot_be_is_refused_by_its_name() {
     );
     refuse("optim_step", json!({"model_id": model, "seq_id": 1}), 400, Some("adam_params"), "missing");
     refuse("optim_step", step(json!({"beta1": 1.0})), 400, Some("beta1"), "below 1");
-    refuse("optim_step", step(json!({"learning_rate": -1})), 400, Some("learning_rate"), "from 0");
+    refuse("optim_step", step(json!({"learning_rate": -1})), 400, Some("learning_rate"), "of 0 or more");
     refuse("optim_step", step(json!({"eps": 0})), 400, Some("eps"), "above 0");
     let other = json!({"model_id": model, "seq_id": 1, "optimizer_params": {"type": "dimuon"}});
     refuse("optim_step", other, 400, Some("optimizer_params"), "cannot do");

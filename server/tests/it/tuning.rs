@@ -444,8 +444,16 @@ fn what_a_cancelled_job_left_is_deleted_by_its_name() {
     let house = start(Script { lasts: true, ..Script::default() });
     let server = &house.server;
     let [id] = house.running(&upload(server));
-    let checkpoints = server.get(&format!("/v1/fine_tuning/jobs/{id}/checkpoints")).json(200);
-    let checkpoint = checkpoints["data"][0]["fine_tuned_model_checkpoint"].as_str().unwrap();
+    // It runs before it has saved anything.
+    let begun = Instant::now();
+    let checkpoint = loop {
+        let list = server.get(&format!("/v1/fine_tuning/jobs/{id}/checkpoints")).json(200);
+        match list["data"][0]["fine_tuned_model_checkpoint"].as_str() {
+            Some(checkpoint) => break checkpoint.to_owned(),
+            None => assert!(begun.elapsed() < Duration::from_secs(10), "nothing was saved"),
+        }
+    };
+    let checkpoint = checkpoint.as_str();
     let model = checkpoint.split(":ckpt").next().unwrap();
     let delete = || server.raw("DELETE", &format!("/v1/models/{model}"), "", b"");
     delete().error(404, Some("model"));
