@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A crate and the rooms it may use. There is no other edge.
-const EDGES: [(&str, &[&str]); 7] = [
+const EDGES: [(&str, &[&str]); 8] = [
     ("compute", &[]),
     ("data", &[]),
+    ("eval", &[]),
     ("model", &["compute"]),
     ("train", &["compute", "data", "model"]),
     ("infer", &["compute", "model"]),

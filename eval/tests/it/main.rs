@@ -1,0 +1,5 @@
+//! The crate's tests.
+
+mod paired;
+mod text;
+mod tournament;
