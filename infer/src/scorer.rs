@@ -1,5 +1,6 @@
 //! What a model gives to texts that are there: of many that begin alike, the beginning is computed once.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -156,16 +157,16 @@ impl Scorer {
         for asked in asked.chunks(buffers.logits_rows()) {
             let rows: Vec<usize> = asked.iter().map(|asked| asked.row).collect();
             let logits = decoder.logits(&run, &rows, buffers).download();
-            let found = found(asked, logits.f32(), decoder.config.vocab_size)?;
+            let likeliest = likeliest(asked, logits.f32(), decoder.config.vocab_size)?;
             drop(logits);
-            let firsts: Vec<u32> = asked.iter().map(|asked| asked.next[0].1).collect();
-            let losses = decoder.losses_of_next(&firsts, buffers);
-            for ((asked, found), loss) in asked.iter().zip(found).zip(losses) {
-                // The loss of one token says what all are normalized by.
-                let normalizer = f64::from(found[0].0) + f64::from(loss);
-                for (((stem, branch), _), (logit, is_likeliest)) in asked.next.iter().zip(found) {
+            for (i, likeliest) in likeliest.into_iter().enumerate() {
+                // Rows that more tokens may follow stand in front.
+                let nexts = asked.iter().map_while(|asked| asked.next.get(i));
+                let tokens: Vec<u32> = nexts.clone().map(|(_, token)| *token).collect();
+                let losses = decoder.losses_of_next(&tokens, buffers);
+                for ((((stem, branch), _), loss), is_likeliest) in nexts.zip(losses).zip(likeliest) {
                     let scored = &mut scores[*stem][*branch];
-                    scored.logprob += f64::from(logit) - normalizer;
+                    scored.logprob -= f64::from(loss);
                     scored.is_greedy &= is_likeliest;
                 }
             }
@@ -174,17 +175,20 @@ impl Scorer {
     }
 }
 
-/// The logits of the tokens behind each row, and whether there is none above them.
-fn found(asked: &[Asked], logits: &[f32], vocabulary: usize) -> Result<Vec<Vec<(f32, bool)>>, InferError> {
-    let of_row = |(asked, logits): (&Asked, &[f32])| {
+/// Whether no other token is likelier, of the first token behind each row, of the second of those that have two, and
+/// so on.
+fn likeliest(asked: &[Asked], logits: &[f32], vocabulary: usize) -> Result<Vec<Vec<bool>>, InferError> {
+    let mut all = vec![Vec::new(); asked.first().map_or(0, |asked| asked.next.len())];
+    for (asked, logits) in asked.iter().zip(logits.chunks_exact(vocabulary)) {
         if !logits.iter().all(|logit| logit.is_finite()) {
             return Err(InferError::NotFinite { tokens: asked.row + 1 });
         }
         let most = logits.iter().copied().fold(f32::MIN, f32::max);
-        let of_token = |token: u32| (logits[token as usize], logits[token as usize] == most);
-        Ok(asked.next.iter().map(|(_, token)| of_token(*token)).collect())
-    };
-    asked.iter().zip(logits.chunks_exact(vocabulary)).map(of_row).collect()
+        for (all, (_, token)) in all.iter_mut().zip(&asked.next) {
+            all.push(logits[*token as usize] == most);
+        }
+    }
+    Ok(all)
 }
 
 /// Pages that a branch has for itself.
@@ -192,7 +196,7 @@ fn branch_pages(stem: &Stem, branch: &[u32]) -> usize {
     (stem.tokens.len() + branch.len() - 1).div_ceil(PAGE) - stem.tokens.len() / PAGE
 }
 
-/// The rows of a pass, and what is asked of them.
+/// The rows of a pass, and what is asked of them, of which most is asked first.
 fn batch(stems: &[Stem], parts: &[Part]) -> (Batch, Vec<Asked>) {
     let (mut batch, mut asked, mut free) = (Batch::new(), Vec::new(), 0_u32..);
     for &Part { stem, ref branches } in parts {
@@ -216,6 +220,7 @@ fn batch(stems: &[Stem], parts: &[Part]) -> (Batch, Vec<Asked>) {
             asked.extend(next.map(|(i, &token)| Asked { row: row + i, next: vec![((stem, branch), token)] }));
         }
     }
+    asked.sort_by_key(|asked| Reverse(asked.next.len()));
     (batch, asked)
 }
 

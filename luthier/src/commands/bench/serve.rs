@@ -176,8 +176,12 @@ impl Measured {
             let ways: Map<String, Value> = self.ways.iter().map(|(way, of)| (name(way), of.json())).collect();
             let own =
                 json!({"adapters": self.adapters, "parallel": parallel, "requests": requests, "ways": ways});
-            let all: Map<String, Value> =
-                [facts, own].iter().filter_map(Value::as_object).cloned().flatten().collect();
+            let all: Map<String, Value> = [facts, own]
+                .iter()
+                .filter_map(Value::as_object)
+                .flatten()
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect();
             terminal::print_json(&all)?;
             return Ok(ExitCode::SUCCESS);
         }
