@@ -1,19 +1,20 @@
-//! Metrics of a generated answer against its references. Each gives a number from 0 to 1 for an item, which is what
-//! paired statistics need; those that are defined over a corpus (BLEU) have sums that add up, too.
+//! Metrics of a generated answer against its references. Each gives a number from 0 to 1 for an item, which
+//! is what paired statistics need; those that are defined over a corpus (BLEU) have sums that add up, too.
 //!
-//! Numbers agree with the programs that people quote: lm-evaluation-harness 0.4.13 (exact match, regular expressions,
-//! GSM8K's numbers), rouge-score 0.1.2, sacreBLEU 2.6.0 and the official script of SQuAD 2.0.
+//! Numbers agree with the programs that people quote: lm-evaluation-harness 0.4.13 (exact match, regular
+//! expressions, GSM8K's numbers), rouge-score 0.1.2, sacreBLEU 2.6.0 and the official script of SQuAD 2.0.
 //!
 //! # What it costs
 //!
-//! n and m are the tokens of answer and reference; what is not named here takes time and memory linear in the texts.
+//! n and m are the tokens of answer and reference; what is not named here takes time and memory linear in the
+//! texts.
 //!
 //! | metric | time | memory |
 //! |---|---|---|
 //! | ROUGE-N, BLEU, F1 | n log n | n + m |
 //! | ROUGE-L | n m / 64 | n + m |
-//! | ROUGE-Lsum | n m / 64, and a step for each token and sentence of the other side | at most 8 MB, or √n m / 4 bytes if that is more |
-//! | regular expressions | linear in the text for each match | the matches, [`Pattern::MAX_MATCHES`] at most |
+//! | ROUGE-Lsum | n m / 64, and at least n for each line of the reference | 8 MB, or √n m / 4 bytes if more |
+//! | regular expressions | linear for each match | the matches, [`Pattern::MAX_MATCHES`] at most |
 //! | JSON | linear, at worst 256 times | the value |
 
 mod bleu;
@@ -52,7 +53,8 @@ pub enum TextError {
     },
     /// A regular expression that takes too many steps over a text.
     #[error(
-        "the regular expression {pattern:?} was given up: {reason}; write it with less that can match in several ways"
+        "the regular expression {pattern:?} was given up: {reason}; write it with less that can match in \
+         several ways"
     )]
     Search {
         /// As it was given.
@@ -70,7 +72,8 @@ pub enum TextError {
     },
     /// A field for [`JsonMatch`] that is a malformed pointer.
     #[error(
-        "the field {field:?} begins with a slash but is no JSON pointer: `~` is written `~0` there, `/` is written `~1`"
+        "the field {field:?} begins with a slash but is no JSON pointer: `~` is written `~0` there, `/` \
+         is written `~1`"
     )]
     Field {
         /// As it was given.
@@ -86,7 +89,8 @@ pub enum TextError {
     },
     /// Numbers of samples of which pass@k is not defined.
     #[error(
-        "pass@{k} of {samples} samples of which {passed} pass is not defined; k is 1 to {samples}, and no more pass than there are"
+        "pass@{k} of {samples} samples of which {passed} pass is not defined; k is 1 to {samples}, and no \
+         more pass than there are"
     )]
     Samples {
         /// How many samples there are, n.
@@ -139,8 +143,9 @@ impl Metric {
         "f1",
     ];
 
-    /// The metric of a name, in its usual settings: `exact_match` compares texts to the byte, `json` whole values, ROUGE
-    /// stems (as Hugging Face's summaries are reported), BLEU keeps case. A [`Metric::Pattern`] has no usual settings.
+    /// The metric of a name, in its usual settings: `exact_match` compares texts to the byte, `json` whole
+    /// values, ROUGE stems (as Hugging Face's summaries are reported), BLEU keeps case. A [`Metric::Pattern`]
+    /// has no usual settings.
     pub fn named(name: &str) -> Result<Metric, TextError> {
         let rouge = |kind| Metric::Rouge(Rouge { kind, stem: true });
         Ok(match name {
@@ -159,7 +164,8 @@ impl Metric {
         })
     }
 
-    /// The score of an answer, from 0 to 1: against the reference that it fits best, for BLEU against all of them.
+    /// The score of an answer, from 0 to 1: against the reference that it fits best, for BLEU against all of
+    /// them.
     pub fn score(&self, answer: &str, references: &[impl AsRef<str>]) -> Result<f64, TextError> {
         match self {
             Metric::ExactMatch(metric) => metric.score(answer, references),

@@ -10,8 +10,8 @@ use super::{TextError, python};
 const ORDERS: usize = 4;
 
 /// BLEU (Papineni et al., 2002) as sacreBLEU 2.6.0 computes it by default: signature
-/// `nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp`, for sentences `eff:yes`. Scores are from 0 to 1, a hundredth of
-/// sacreBLEU's.
+/// `nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp`, for sentences `eff:yes`. Scores are from 0 to 1, a
+/// hundredth of sacreBLEU's.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bleu {
     /// Compare lower case (`case:lc`).
@@ -23,7 +23,8 @@ pub struct Bleu {
 pub struct BleuCounts {
     /// Tokens of the answers.
     pub answer_len: u64,
-    /// Tokens of the references: of each item's the one that is nearest in length to the answer, of two such the shorter.
+    /// Tokens of the references: of each item's the one that is nearest in length to the answer, of two such
+    /// the shorter.
     pub reference_len: u64,
     /// The n-grams of the answers that stand in a reference, for n from 1 to 4.
     pub correct: [u64; ORDERS],
@@ -62,8 +63,8 @@ impl Bleu {
         Ok(self.counts(answer, references)?.score_of_orders(true))
     }
 
-    /// The tokens of a text: those of `mteval-v13a`, the tokenizer of WMT (`sacrebleu/tokenizers/tokenizer_13a.py` and
-    /// `tokenizer_re.py`).
+    /// The tokens of a text: those of `mteval-v13a`, the tokenizer of WMT
+    /// (`sacrebleu/tokenizers/tokenizer_13a.py` and `tokenizer_re.py`).
     pub fn tokens(&self, text: &str) -> Vec<String> {
         let text = python::strip_end(text);
         let mut text = if self.lowercase { text.to_lowercase() } else { text.to_string() };
@@ -78,8 +79,8 @@ impl Bleu {
     }
 }
 
-/// Spaces around punctuation. The four passes are the four expressions of sacreBLEU's `TokenizerRegexp`, in its order;
-/// what a pass has matched it does not look at again, as `re.sub` does not.
+/// Spaces around punctuation. The four passes are the four expressions of sacreBLEU's `TokenizerRegexp`, in
+/// its order; what a pass has matched it does not look at again, as `re.sub` does not.
 fn spaced(text: &str) -> String {
     let mut apart = String::with_capacity(2 * text.len());
     for c in text.chars() {
@@ -131,9 +132,9 @@ impl BleuCounts {
         }
     }
 
-    /// sacreBLEU's `BLEU.compute_bleu` with exponential smoothing (Chen and Cherry, 2014, method 3): the k-th order without
-    /// a match counts as 1 / 2^k matches. `effective`: leave out orders that are longer than every answer, which else make
-    /// the score 0.
+    /// sacreBLEU's `BLEU.compute_bleu` with exponential smoothing (Chen and Cherry, 2014, method 3): the k-th
+    /// order without a match counts as 1 / 2^k matches. `effective`: leave out orders that are longer than
+    /// every answer, which else make the score 0.
     fn score_of_orders(&self, effective: bool) -> f64 {
         if self.correct.iter().all(|&count| count == 0) {
             return 0.0;

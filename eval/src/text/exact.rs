@@ -3,12 +3,12 @@
 use super::pattern::Pattern;
 use super::{TextError, best, python};
 
-/// Whether an answer equals a reference, after the same things were taken out of both: lm-evaluation-harness' metric
-/// `exact_match` (`lm_eval/api/metrics.py`, `exact_match_hf_evaluate`), in its order: expressions, case, punctuation,
-/// numbers.
+/// Whether an answer equals a reference, after the same things were taken out of both: lm-evaluation-harness'
+/// metric `exact_match` (`lm_eval/api/metrics.py`, `exact_match_hf_evaluate`), in its order: expressions,
+/// case, punctuation, numbers.
 ///
-/// By default nothing is taken out. lm-evaluation-harness cuts a text off where lower case makes it longer (numpy's
-/// strings have a fixed width); here it is kept.
+/// By default nothing is taken out. lm-evaluation-harness cuts a text off where lower case makes it longer
+/// (numpy's strings have a fixed width); here it is kept.
 #[derive(Clone, Debug, Default)]
 pub struct ExactMatch {
     /// What these match is taken out first, one after the other.
@@ -19,7 +19,8 @@ pub struct ExactMatch {
     pub ignore_punctuation: bool,
     /// Take out the digits 0 to 9.
     pub ignore_numbers: bool,
-    /// Take out whitespace at both ends, last of all; lm-evaluation-harness has a filter for it, `remove_whitespace`.
+    /// Take out whitespace at both ends, last of all; lm-evaluation-harness has a filter for it,
+    /// `remove_whitespace`.
     pub strip: bool,
 }
 

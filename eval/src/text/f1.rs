@@ -3,9 +3,9 @@
 use super::ngrams::{Vocabulary, counts, overlap};
 use super::{TextError, best, python};
 
-/// F1 of the tokens of answer and reference, each counted as often as it stands there: the official script of SQuAD 2.0
-/// (Rajpurkar et al., 2018; `evaluate-v2.0.py`, `compute_f1`). If either has no tokens, it is 1 if both have none, else 0;
-/// the script of SQuAD 1.1 gives 0 to both.
+/// F1 of the tokens of answer and reference, each counted as often as it stands there: the official script of
+/// SQuAD 2.0 (Rajpurkar et al., 2018; `evaluate-v2.0.py`, `compute_f1`). If either has no tokens, it is 1 if
+/// both have none, else 0; the script of SQuAD 1.1 gives 0 to both.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TokenF1;
 

@@ -7,8 +7,8 @@ use super::{TextError, best, python};
 /// Whether the JSON in an answer is that of the reference.
 #[derive(Clone, Debug, Default)]
 pub struct JsonMatch {
-    /// The fields that are compared: keys of the outermost object, or JSON pointers (RFC 6901, `/user/name`) if they begin
-    /// with a slash. If empty, the whole value is.
+    /// The fields that are compared: keys of the outermost object, or JSON pointers (RFC 6901, `/user/name`)
+    /// if they begin with a slash. If empty, the whole value is.
     pub fields: Vec<String>,
 }
 
@@ -22,8 +22,9 @@ pub struct JsonScore {
 }
 
 impl JsonMatch {
-    /// The score of the answer's first JSON value ([`first_value`]) against the reference that has most in common with it. An
-    /// answer without JSON scores 0. A field is right if reference and answer have equal values there, or neither has any.
+    /// The score of the answer's first JSON value ([`first_value`]) against the reference that has most in
+    /// common with it. An answer without JSON scores 0. A field is right if reference and answer have equal
+    /// values there, or neither has any.
     pub fn score(&self, answer: &str, references: &[impl AsRef<str>]) -> Result<JsonScore, TextError> {
         if let Some(field) = self.fields.iter().find(|field| field.starts_with('/') && !is_pointer(field)) {
             return Err(TextError::Field { field: field.clone() });
@@ -59,7 +60,8 @@ fn is_pointer(field: &str) -> bool {
     field.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']))
 }
 
-/// Whether two values are equal: objects in any order of keys, numbers by value (`1`, `1.0` and `1e0` are equal).
+/// Whether two values are equal: objects in any order of keys, numbers by value (`1`, `1.0` and `1e0` are
+/// equal).
 pub fn equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => equal_numbers(a, b),
@@ -80,7 +82,8 @@ fn equal_numbers(a: &Number, b: &Number) -> bool {
     }
 }
 
-/// A whole number exactly, even one that is written with a point: beyond 2^53 two of them may be the same `f64`.
+/// A whole number exactly, even one that is written with a point: beyond 2^53 two of them may be the same
+/// `f64`.
 fn whole(number: &Number) -> Option<i128> {
     if let Some(whole) = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from)) {
         return Some(whole);
@@ -89,9 +92,10 @@ fn whole(number: &Number) -> Option<i128> {
     (float.fract() == 0.0 && float.abs() < 1e38).then_some(float as i128)
 }
 
-/// The first JSON value of an answer: all of it, if it is one (whitespace aside); else the first block between fences
-/// (``` or ~~~) that is one; else the first object or list that stands anywhere. In running text a number or a word is
-/// not taken for JSON. Of a key that stands twice in an object the last one holds; values nested deeper than 128 are none.
+/// The first JSON value of an answer: all of it, if it is one (whitespace aside); else the first block
+/// between fences (``` or ~~~) that is one; else the first object or list that stands anywhere. In running
+/// text a number or a word is not taken for JSON. Of a key that stands twice in an object the last one holds;
+/// values nested deeper than 128 are none.
 pub fn first_value(answer: &str) -> Option<Value> {
     let whole = |text: &str| serde_json::from_str(python::strip(text)).ok();
     whole(answer).or_else(|| blocks(answer).find_map(whole)).or_else(|| embedded(answer))
@@ -118,8 +122,9 @@ fn blocks(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The first object or list in a text. Each begins a parse of its own, but a place is parsed 256 times at most, since
-/// a parse ends at a depth of 128: within so many lists and objects, and once more if it is taken for a string.
+/// The first object or list in a text. Each begins a parse of its own, but a place is parsed 256 times at
+/// most, since a parse ends at a depth of 128: within so many lists and objects, and once more if it is taken
+/// for a string.
 fn embedded(text: &str) -> Option<Value> {
     let starts = text.bytes().enumerate().filter(|(_, byte)| matches!(byte, b'{' | b'[')).map(|(at, _)| at);
     starts.into_iter().find_map(|at| serde_json::Deserializer::from_str(&text[at..]).into_iter().next()?.ok())

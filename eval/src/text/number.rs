@@ -6,23 +6,24 @@ use super::exact::ExactMatch;
 use super::pattern::{Pattern, PatternMatch};
 use super::{TextError, best};
 
-/// How the number in an answer is found and compared with the reference's, which is a number or, as in GSM8K, a solution
-/// that ends with `#### 18`.
+/// How the number in an answer is found and compared with the reference's, which is a number or, as in GSM8K,
+/// a solution that ends with `#### 18`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NumberMatch {
-    /// lm-evaluation-harness' `strict-match` of GSM8K (`lm_eval/tasks/gsm8k/gsm8k.yaml`): what follows the answer's first
-    /// `#### `, compared as text without commas, dollar signs and a period at its end. So `18` is not `18.0`.
+    /// lm-evaluation-harness' `strict-match` of GSM8K (`lm_eval/tasks/gsm8k/gsm8k.yaml`): what follows the
+    /// answer's first `#### `, compared as text without commas, dollar signs and a period at its end. So `18`
+    /// is not `18.0`.
     Strict,
     /// Its `flexible-extract`: the last thing that looks like a number, compared in the same way.
     Flexible,
-    /// The number itself: after the answer's last `####` the first one, without such a mark the last one, by value, so
-    /// that `$1,000.00` is `1000`. See [`Decimal::all`] for what is a number.
+    /// The number itself: after the answer's last `####` the first one, without such a mark the last one, by
+    /// value, so that `$1,000.00` is `1000`. See [`Decimal::all`] for what is a number.
     Value,
 }
 
 impl NumberMatch {
-    /// 1 if the answer's number is that of one of the references, else 0. By [`NumberMatch::Value`] a reference without a
-    /// number is an error.
+    /// 1 if the answer's number is that of one of the references, else 0. By [`NumberMatch::Value`] a
+    /// reference without a number is an error.
     pub fn score(self, answer: &str, references: &[impl AsRef<str>]) -> Result<f64, TextError> {
         if self == NumberMatch::Value {
             let answer = Decimal::of_answer(answer);
@@ -35,8 +36,7 @@ impl NumberMatch {
         best(references, |_, reference| Ok(f64::from(gsm8k_normalized(reference) == answer)))
     }
 
-    /// What is taken out of an answer, `[invalid]` if it has none: for [`NumberMatch::Value`] it is the text that it
-    /// begins with.
+    /// The number as it is written in an answer, sign and currency included; `[invalid]` if there is none.
     pub fn extract(self, answer: &str) -> Result<&str, TextError> {
         static STRICT: LazyLock<PatternMatch> = LazyLock::new(|| filter(r"#### (-?[0-9.,]+)", 0));
         static FLEXIBLE: LazyLock<PatternMatch> =
@@ -54,8 +54,8 @@ fn filter(pattern: &str, select: isize) -> PatternMatch {
     PatternMatch { pattern, select, fallback: "[invalid]".into(), exact: ExactMatch::default() }
 }
 
-/// A text as that task compares it: its `regexes_to_ignore` `,`, `\$`, `(?s).*#### ` and `\.$` one after the other, then
-/// lower case.
+/// A text as that task compares it: its `regexes_to_ignore` `,`, `\$`, `(?s).*#### ` and `\.$` one after the
+/// other, then lower case.
 fn gsm8k_normalized(text: &str) -> String {
     let text = text.replace([',', '$'], "");
     let text = text.rsplit_once("#### ").map_or(text.as_str(), |(_, rest)| rest);
@@ -81,10 +81,10 @@ pub struct Decimal {
 impl Decimal {
     /// The numbers of a text, from left to right, each with where it stands.
     ///
-    /// A number is digits 0 to 9 with commas before groups of three if any, perhaps a point and more digits, perhaps an
-    /// exponent (`1e-5`). A currency symbol may stand before it, and a minus sign (`-` or `−`) before either unless that
-    /// follows a letter, a digit or a closing parenthesis: `3-4` is 3 and 4. So `1/2` is 1 and 2, `50%` is 50, and of `1,2`
-    /// the numbers are 1 and 2.
+    /// A number is digits 0 to 9 with commas before groups of three if any, perhaps a point and more digits,
+    /// perhaps an exponent (`1e-5`). A currency symbol may stand before it, and a minus sign (`-` or `−`)
+    /// before either unless that follows a letter, a digit or a closing parenthesis: `3-4` is 3 and 4. So
+    /// `1/2` is 1 and 2, `50%` is 50, and of `1,2` the numbers are 1 and 2.
     pub fn all(text: &str) -> impl Iterator<Item = (&str, Decimal)> {
         let mut from = 0;
         std::iter::from_fn(move || {

@@ -2,9 +2,10 @@
 
 use super::TextError;
 
-/// The probability that of k samples of an item at least one passes, estimated without bias from n samples of which c
-/// pass: 1 - C(n - c, k) / C(n, k) (Chen et al., "Evaluating Large Language Models Trained on Code", 2021, equation 1),
-/// computed as the product of figure 3 there, which does not overflow. The mean over items is pass@k.
+/// The probability that of k samples of an item at least one passes, estimated without bias from n samples of
+/// which c pass: 1 - C(n - c, k) / C(n, k) (Chen et al., "Evaluating Large Language Models Trained on Code",
+/// 2021, equation 1), computed as the product of figure 3 there, which does not overflow. The mean over items
+/// is pass@k.
 ///
 /// k is 1 to n, c at most n; anything else is an error, since no unbiased estimate exists.
 pub fn pass_at_k(samples: u64, passed: u64, k: u64) -> Result<f64, TextError> {

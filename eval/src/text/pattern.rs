@@ -7,11 +7,12 @@ use fancy_regex::{Captures, Regex, RegexBuilder};
 use super::exact::ExactMatch;
 use super::{TextError, best, python};
 
-/// A regular expression as the crate `fancy-regex` reads it, which is Python's syntax but for two things: `$` matches at
-/// the very end only (Python's also before a newline there, which is `\Z` here), and `\w` has combining marks.
+/// A regular expression as the crate `fancy-regex` reads it, which is Python's syntax but for two things: `$`
+/// matches at the very end only (Python's also before a newline there, which is `\Z` here), and `\w` has
+/// combining marks.
 ///
-/// Without look-around and references to groups a search takes time linear in the text. With them it tracks back, and
-/// ends with an error after [`Pattern::MAX_STEPS`] steps.
+/// Without look-around and references to groups a search takes time linear in the text. With them it tracks
+/// back, and ends with an error after [`Pattern::MAX_STEPS`] steps.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     regex: Regex,
@@ -55,9 +56,9 @@ impl Pattern {
         Ok(kept)
     }
 
-    /// Goes through the matches from left to right as Python's `re.findall` does: an empty match may follow directly upon
-    /// another one. (Where an empty match is preferred to a longer one at the same place, Python finds both, here only
-    /// the empty one is.)
+    /// Goes through the matches from left to right as Python's `re.findall` does: an empty match may follow
+    /// directly upon another one. (Where an empty match is preferred to a longer one at the same place,
+    /// Python finds both, here only the empty one is.)
     fn each_match(
         &self,
         text: &str,
@@ -89,12 +90,12 @@ fn range(captures: &Captures<'_>, group: usize) -> Option<Range<usize>> {
     captures.get(group).map(|found| found.range())
 }
 
-/// Whether what a regular expression finds in an answer equals a reference: lm-evaluation-harness' filter `regex`
-/// (`lm_eval/filters/extraction.py`, `RegexFilter`) before its metric `exact_match`.
+/// Whether what a regular expression finds in an answer equals a reference: lm-evaluation-harness' filter
+/// `regex` (`lm_eval/filters/extraction.py`, `RegexFilter`) before its metric `exact_match`.
 #[derive(Clone, Debug)]
 pub struct PatternMatch {
-    /// What is looked for. What it finds is its group, of several groups the first that is not empty, without groups all
-    /// of it; whitespace at both ends is left out.
+    /// What is looked for. What it finds is its group, of several groups the first that is not empty, without
+    /// groups all of it; whitespace at both ends is left out.
     pub pattern: Pattern,
     /// Which match is taken: 0 is the first, -1 the last, -2 the last but one.
     pub select: isize,

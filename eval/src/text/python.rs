@@ -1,11 +1,12 @@
-//! Python's functions of strings where they differ from Rust's, since the metrics and tasks that are followed here
-//! are written in it (CPython 3.11, `Objects/unicodeobject.c`).
+//! Python's functions of strings where they differ from Rust's, since the metrics and tasks that are followed
+//! here are written in it (CPython 3.11, `Objects/unicodeobject.c`).
 
 use std::sync::LazyLock;
 
 use fancy_regex::Regex;
 
-/// `str.isspace` of a character: also the four separators U+001C to U+001F, which are not Unicode's White_Space.
+/// `str.isspace` of a character: also the four separators U+001C to U+001F, which are not Unicode's
+/// White_Space.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
@@ -27,8 +28,8 @@ pub(crate) fn split(text: &str) -> impl Iterator<Item = &str> {
 
 /// `str.capitalize()`: the first character in title case, the others in lower case.
 ///
-/// Title case differs from upper case in digraphs, in ligatures (`ﬁ` becomes `Fi`) and in Georgian. Not followed are the
-/// Greek letters with an iota subscript, and `ŉ`.
+/// Title case differs from upper case in digraphs, in ligatures (`ﬁ` becomes `Fi`) and in Georgian. Not
+/// followed are the Greek letters with an iota subscript, and `ŉ`.
 pub(crate) fn capitalize(text: &str) -> String {
     let Some(first) = text.chars().next() else { return String::new() };
     let mut capitalized = String::with_capacity(text.len());
@@ -50,8 +51,8 @@ pub(crate) fn capitalize(text: &str) -> String {
     capitalized
 }
 
-/// The runs of characters that `\w` matches in Python, as byte ranges: letters, numbers and the underscore. (Rust's `\w`
-/// also has marks, so that "a" with a combining accent would be one word.)
+/// The runs of characters that `\w` matches in Python, as byte ranges: letters, numbers and the underscore.
+/// (Rust's `\w` also has marks, so that "a" with a combining accent would be one word.)
 pub(crate) fn words(text: &str) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
     static WORD: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"[\p{L}\p{N}_]+").expect("a valid expression"));

@@ -28,8 +28,8 @@ pub enum RougeKind {
     N(NonZeroU8),
     /// The longest common subsequence.
     L,
-    /// For each sentence of the reference what it has in common with any sentence of the answer (section 3.2 of the paper),
-    /// no token counted twice. A sentence is a line.
+    /// For each sentence of the reference what it has in common with any sentence of the answer (section 3.2
+    /// of the paper), no token counted twice. A sentence is a line.
     Lsum,
 }
 
@@ -93,8 +93,8 @@ impl Rouge {
         }
     }
 
-    /// The tokens of a text: runs of ASCII letters and digits in lower case, perhaps stemmed (`tokenize.py`). Text in other
-    /// scripts has none, there as here.
+    /// The tokens of a text: runs of ASCII letters and digits in lower case, perhaps stemmed (`tokenize.py`).
+    /// Text in other scripts has none, there as here.
     pub fn tokens(&self, text: &str) -> Vec<String> {
         let lower = text.to_lowercase();
         let tokens = lower.split(|c: char| !c.is_ascii_alphanumeric());

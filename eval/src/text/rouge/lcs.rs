@@ -1,9 +1,10 @@
 //! Longest common subsequences, 64 cells of the table at a time.
 //!
-//! With t\[i\]\[j\] the length for the first i tokens of the reference and the first j of the candidate, a column of the
-//! table is kept as bits: bit i is 0 where t\[i+1\]\[j\] = t\[i\]\[j\] + 1, 1 where they are equal. With M the bits of the
-//! reference's tokens that equal the candidate's next one, the next column is V' = (V + (V & M)) | (V & !M)
-//! (Hyyrö, "Bit-Parallel LCS-length Computation Revisited", 2004). So n m / 64 steps, and n + m memory for the length.
+//! With t\[i\]\[j\] the length for the first i tokens of the reference and the first j of the candidate, a
+//! column of the table is kept as bits: bit i is 0 where t\[i+1\]\[j\] = t\[i\]\[j\] + 1, 1 where they are
+//! equal. With M the bits of the reference's tokens that equal the candidate's next one, the next column is
+//! V' = (V + (V & M)) | (V & !M) (Hyyrö, "Bit-Parallel LCS-length Computation Revisited", 2004). So n m / 64
+//! steps, and n + m memory for the length.
 
 /// Where each token stands in a reference.
 #[derive(Debug)]
@@ -24,8 +25,8 @@ const NONE: u32 = u32::MAX;
 enum Places {
     /// Positions in ascending order.
     Few(Vec<u32>),
-    /// A bit for each position. At most 64 tokens stand so often that this is chosen, so all such bits take no more than
-    /// eight bytes for each token of the reference.
+    /// A bit for each position. At most 64 tokens stand so often that this is chosen, so all such bits take
+    /// no more than eight bytes for each token of the reference.
     Many(Vec<u64>),
 }
 
@@ -102,12 +103,12 @@ pub(super) fn length(reference: &[u32], candidate: &[u32], vocabulary: usize) ->
     column.iter().map(|word| word.count_zeros() as usize).sum()
 }
 
-/// The tokens of a reference sentence that stand in its longest common subsequence with any candidate sentence. Memory is
-/// kept from one sentence to the next.
+/// The tokens of a reference sentence that stand in its longest common subsequence with any candidate
+/// sentence. Memory is kept from one sentence to the next.
 #[derive(Debug)]
 pub(super) struct Union {
-    /// How many words of columns are kept at once. A longer table is kept as the columns before each of √n blocks, and
-    /// one block, which is computed again when the way back comes to it.
+    /// How many words of columns are kept at once. A longer table is kept as the columns before each of √n
+    /// blocks, and one block, which is computed again when the way back comes to it.
     kept: usize,
     /// The columns of a block of candidate tokens.
     columns: Vec<u64>,
@@ -159,10 +160,11 @@ impl Union {
         found.map(|(token, _)| *token).collect()
     }
 
-    /// Marks one longest common subsequence, and returns how many tokens were not marked before. Which of several it is
-    /// decides the union; it is the one that rouge-score's `_backtrack_norec` reads out of its table: from the end, past a
-    /// token of the candidate if t\[i\]\[j-1\] > t\[i-1\]\[j\], else past one of the reference. Where the tokens differ,
-    /// that is whether t\[i\]\[j\] > t\[i-1\]\[j\], a bit of column j.
+    /// Marks one longest common subsequence, and returns how many tokens were not marked before. Which of
+    /// several it is decides the union; it is the one that rouge-score's `_backtrack_norec` reads out of its
+    /// table: from the end, past a token of the candidate if t\[i\]\[j-1\] > t\[i-1\]\[j\], else past one of
+    /// the reference. Where the tokens differ, that is whether t\[i\]\[j\] > t\[i-1\]\[j\], a bit of column
+    /// j.
     fn mark(&mut self, positions: &Positions, reference: &[u32], candidate: &[u32]) -> usize {
         let Union { kept: most, columns, starts, column, scratch, found } = self;
         let (n, words) = (candidate.len(), positions.words);

@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-/// The stem of a word of lower-case ASCII letters and digits, by Porter's algorithm ("An algorithm for suffix stripping",
-/// 1980) with the extensions that NLTK has by default (`nltk/stem/porter.py`, `NLTK_EXTENSIONS`), which are what
-/// rouge-score uses. Linear in the word. What is not a letter counts as a consonant.
+/// The stem of a word of lower-case ASCII letters and digits, by Porter's algorithm ("An algorithm for suffix
+/// stripping", 1980) with the extensions that NLTK has by default (`nltk/stem/porter.py`, `NLTK_EXTENSIONS`),
+/// which are what rouge-score uses. Linear in the word. What is not a letter counts as a consonant.
 pub fn stem(word: &str) -> Cow<'_, str> {
     const IRREGULAR: &[(&str, &str)] = &[
         ("skies", "sky"),
@@ -69,8 +69,8 @@ fn ends_doubled(word: &str) -> bool {
         && consonants(word).last() == Some(true)
 }
 
-/// Porter's *o: ends with consonant, vowel and a consonant that is not w, x or y; by NLTK also a word of just vowel and
-/// consonant.
+/// Porter's *o: ends with consonant, vowel and a consonant that is not w, x or y; by NLTK also a word of just
+/// vowel and consonant.
 fn ends_short(word: &str) -> bool {
     let mut last = [false; 3];
     consonants(word).for_each(|consonant| last = [last[1], last[2], consonant]);
@@ -122,8 +122,8 @@ fn double_suffixes(word: String) -> String {
     if word.strip_suffix("alli").is_some_and(|stem| measure(stem) > 0) {
         return double_suffixes(replaced(word, 4, "al"));
     }
-    // The l of "logi" counts with the stem, so that "geo" and "theo" are like "archaeo"; nothing before it in the list ends
-    // with it.
+    // The l of "logi" counts with the stem, so that "geo" and "theo" are like "archaeo"; nothing before it in
+    // the list ends with it.
     if word.ends_with("logi") {
         let long = measure(&word[..word.len() - 3]) > 0;
         return if long { replaced(word, 1, "") } else { word };
@@ -211,8 +211,8 @@ fn double_l(word: String) -> String {
     if goes { replaced(word, 1, "") } else { word }
 }
 
-/// The first rule whose ending the word has decides: its stem with another ending, if it is one of which `holds`, else the
-/// word as it is.
+/// The first rule whose ending the word has decides: its stem with another ending, if it is one of which
+/// `holds`, else the word as it is.
 fn apply(word: String, rules: &[(&str, &str)], holds: impl Fn(&str) -> bool) -> String {
     let rule = rules.iter().find(|(ending, _)| word.ends_with(ending));
     match rule {
