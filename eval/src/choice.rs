@@ -54,8 +54,8 @@ impl Question {
         self.choices.is_empty()
     }
 
-    /// The K choices, as they stand in the row; of WinoGrande the beginnings of the sentence with either
-    /// option.
+    /// The K choices as they are scored, without the space before them: the letters of MMLU, the endings of
+    /// HellaSwag without their brackets; of WinoGrande the beginnings of the sentence with either option.
     pub fn choices(&self) -> &[String] {
         &self.choices
     }
@@ -75,7 +75,8 @@ impl Question {
         self.group.as_deref()
     }
 
-    /// What is scored: description, examples with their answers, the question, and each choice.
+    /// What is scored: description, examples with their answers (of several right ones the first), the
+    /// question, and each choice.
     pub fn prompt(&self, shots: &[&Question]) -> Prompt {
         let mut before = self.description.clone();
         for shot in shots {
@@ -133,7 +134,7 @@ pub fn split_for_tokens<'a>(context: &'a str, continuation: &'a str) -> (&'a str
 #[derive(Debug, thiserror::Error)]
 pub enum ChoiceError {
     /// A name that no form has.
-    #[error("no form of multiple-choice questions is called {given:?}; known are {}", Form::NAMES.join(", "))]
+    #[error("no form of multiple-choice questions is called {given:?}; known are {}", Form::names())]
     UnknownForm {
         /// As it was given.
         given: String,

@@ -114,7 +114,7 @@ pub enum Metric {
     /// Whether the texts are equal.
     ExactMatch(ExactMatch),
     /// Whether what a regular expression finds in the answer equals the reference.
-    Pattern(PatternMatch),
+    Pattern(Box<PatternMatch>),
     /// Whether the number that the answer ends in is the reference's.
     Number(NumberMatch),
     /// Whether the JSON in the answer is the reference's, or which share of its fields.
@@ -144,8 +144,8 @@ impl Metric {
     ];
 
     /// The metric of a name, in its usual settings: `exact_match` compares texts to the byte, `json` whole
-    /// values, ROUGE stems (as Hugging Face's summaries are reported), BLEU keeps case. A [`Metric::Pattern`]
-    /// has no usual settings.
+    /// values, ROUGE stems, as transformers' example of summarization does, BLEU keeps case. A
+    /// [`Metric::Pattern`] has no usual settings.
     pub fn named(name: &str) -> Result<Metric, TextError> {
         let rouge = |kind| Metric::Rouge(Rouge { kind, stem: true });
         Ok(match name {

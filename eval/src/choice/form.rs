@@ -37,18 +37,6 @@ pub enum Form {
     TruthfulQaMc2,
 }
 
-const FORMS: [(Form, &str); 9] = [
-    (Form::Choice, "choice"),
-    (Form::Mmlu, "mmlu"),
-    (Form::Arc, "arc"),
-    (Form::HellaSwag, "hellaswag"),
-    (Form::WinoGrande, "winogrande"),
-    (Form::BoolQ, "boolq"),
-    (Form::Piqa, "piqa"),
-    (Form::TruthfulQaMc1, "truthfulqa_mc1"),
-    (Form::TruthfulQaMc2, "truthfulqa_mc2"),
-];
-
 /// The forms with their fields, for messages.
 pub(super) const KNOWN: &str = "choice (context, choices, gold), \
     mmlu (question, choices, answer; or a list of question, four choices and a letter), \
@@ -63,22 +51,37 @@ pub(super) const KNOWN: &str = "choice (context, choices, gold), \
 const LOOKED_AT: usize = 16;
 
 impl Form {
-    /// All names, as users write them.
-    pub const NAMES: &'static [&'static str] = &[
-        "choice",
-        "mmlu",
-        "arc",
-        "hellaswag",
-        "winogrande",
-        "boolq",
-        "piqa",
-        "truthfulqa_mc1",
-        "truthfulqa_mc2",
+    /// All of them.
+    pub const ALL: &'static [Form] = &[
+        Form::Choice,
+        Form::Mmlu,
+        Form::Arc,
+        Form::HellaSwag,
+        Form::WinoGrande,
+        Form::BoolQ,
+        Form::Piqa,
+        Form::TruthfulQaMc1,
+        Form::TruthfulQaMc2,
     ];
 
     /// The name, as users write it.
     pub fn name(self) -> &'static str {
-        FORMS.iter().find(|(form, _)| *form == self).map_or("", |(_, name)| name)
+        match self {
+            Form::Choice => "choice",
+            Form::Mmlu => "mmlu",
+            Form::Arc => "arc",
+            Form::HellaSwag => "hellaswag",
+            Form::WinoGrande => "winogrande",
+            Form::BoolQ => "boolq",
+            Form::Piqa => "piqa",
+            Form::TruthfulQaMc1 => "truthfulqa_mc1",
+            Form::TruthfulQaMc2 => "truthfulqa_mc2",
+        }
+    }
+
+    /// All names with commas between them, for messages.
+    pub(super) fn names() -> String {
+        Self::ALL.iter().map(|form| form.name()).collect::<Vec<_>>().join(", ")
     }
 
     /// The form of rows, told by the fields of the first sixteen.
@@ -102,25 +105,31 @@ impl Form {
             other => return Err(ChoiceError::Unrecognized { row, found: kind(other) }),
         };
         let has = |keys: &[&str]| keys.iter().all(|key| fields.contains_key(*key));
-        match fields.get("choices") {
-            _ if has(&["mc1_targets", "mc2_targets"]) => Err(ChoiceError::TwoTargets { row }),
-            _ if has(&["question", "mc1_targets"]) => Ok(Form::TruthfulQaMc1),
-            _ if has(&["question", "mc2_targets"]) => Ok(Form::TruthfulQaMc2),
-            _ if has(&["ctx_a", "endings"]) => Ok(Form::HellaSwag),
-            _ if has(&["sentence", "option1", "option2"]) => Ok(Form::WinoGrande),
-            _ if has(&["goal", "sol1", "sol2"]) => Ok(Form::Piqa),
-            _ if has(&["question", "passage"]) => Ok(Form::BoolQ),
-            Some(Value::Object(_)) if has(&["question", "answerKey"]) => Ok(Form::Arc),
-            Some(_) if has(&["question", "answer"]) => Ok(Form::Mmlu),
-            Some(_) if has(&["context"]) => Ok(Form::Choice),
-            _ => {
-                let keys: Vec<&str> = fields.keys().map(String::as_str).take(12).collect();
-                let more = if fields.len() > keys.len() { ", ..." } else { "" };
-                Err(ChoiceError::Unrecognized {
-                    row,
-                    found: format!("its fields are [{}{more}]", keys.join(", ")),
-                })
-            }
+        if has(&["mc1_targets", "mc2_targets"]) {
+            Err(ChoiceError::TwoTargets { row })
+        } else if has(&["question", "mc1_targets"]) {
+            Ok(Form::TruthfulQaMc1)
+        } else if has(&["question", "mc2_targets"]) {
+            Ok(Form::TruthfulQaMc2)
+        } else if has(&["ctx_a", "endings"]) {
+            Ok(Form::HellaSwag)
+        } else if has(&["sentence", "option1", "option2"]) {
+            Ok(Form::WinoGrande)
+        } else if has(&["goal", "sol1", "sol2"]) {
+            Ok(Form::Piqa)
+        } else if has(&["question", "passage"]) {
+            Ok(Form::BoolQ)
+        } else if has(&["question", "choices", "answerKey"]) {
+            Ok(Form::Arc)
+        } else if has(&["question", "choices", "answer"]) {
+            Ok(Form::Mmlu)
+        } else if has(&["context", "choices"]) {
+            Ok(Form::Choice)
+        } else {
+            let keys: Vec<&str> = fields.keys().map(String::as_str).take(12).collect();
+            let more = if fields.len() > keys.len() { ", ..." } else { "" };
+            let found = format!("its fields are [{}{more}]", keys.join(", "));
+            Err(ChoiceError::Unrecognized { row, found })
         }
     }
 
@@ -170,7 +179,7 @@ impl FromStr for Form {
     type Err = ChoiceError;
 
     fn from_str(given: &str) -> Result<Self, ChoiceError> {
-        let form = FORMS.iter().find(|(_, name)| *name == given).map(|(form, _)| *form);
+        let form = Form::ALL.iter().copied().find(|form| form.name() == given);
         form.ok_or_else(|| ChoiceError::UnknownForm { given: given.into() })
     }
 }
@@ -253,24 +262,22 @@ impl Row {
         }
     }
 
+    /// A row of MMLU's CSV files, which have no header.
     fn mmlu_cells(self, cells: &[Value], group: Option<&str>) -> Result<Question, ChoiceError> {
-        let [question, choices @ .., answer] = cells else {
-            return Err(
-                self.wrong("the row", "must have six cells (question, four choices, letter), but is empty")
-            );
+        let [question, a, b, c, d, answer] = cells else {
+            let found = cells.len();
+            let reason = format!("must have six cells (question, four choices, letter), but has {found}");
+            return Err(self.wrong("the row", reason));
         };
-        let choices = self.four("the cells of choices", choices)?;
-        let gold = self.letter("the last cell", answer)?;
-        Ok(self.mmlu(&self.text("the first cell", question)?, &choices, gold, group))
-    }
-
-    fn four(self, place: &str, values: &[Value]) -> Result<[String; 4], ChoiceError> {
-        let texts: Result<Vec<String>, _> =
-            values.iter().enumerate().map(|(i, value)| self.text(&format!("{place}[{i}]"), value)).collect();
-        let texts = <[String; 4]>::try_from(texts?);
-        texts.map_err(|texts| {
-            self.wrong(place, format!("must be four choices, but there are {}", texts.len()))
-        })
+        let question = self.text("cell 1", question)?;
+        let choices = [
+            self.text("cell 2", a)?,
+            self.text("cell 3", b)?,
+            self.text("cell 4", c)?,
+            self.text("cell 5", d)?,
+        ];
+        let gold = self.letter("cell 6", answer)?;
+        Ok(self.mmlu(&question, &choices, gold, group))
     }
 
     /// A letter from A to D or an index from 0 to 3.
@@ -368,15 +375,10 @@ impl<'a> Fields<'a> {
     }
 
     fn mmlu(&self, group: Option<&str>) -> Result<Question, ChoiceError> {
-        let place = "\"choices\"";
-        let choices = match self.get("choices")? {
-            Value::Array(choices) => self.row.four(place, choices)?,
-            other => {
-                return Err(self
-                    .row
-                    .wrong(place, format!("must be a list of four texts, but {}", kind(other))));
-            }
-        };
+        let choices = self.row.texts("\"choices\"", self.get("choices")?)?;
+        let choices = <[String; 4]>::try_from(choices).map_err(|choices| {
+            self.row.wrong("\"choices\"", format!("must have four choices, but has {}", choices.len()))
+        })?;
         let gold = self.row.letter("\"answer\"", self.get("answer")?)?;
         let subject = self.optional("subject")?;
         Ok(self.row.mmlu(&self.text("question")?, &choices, gold, subject.as_deref().or(group)))

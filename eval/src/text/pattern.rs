@@ -11,16 +11,23 @@ use super::{TextError, best, python};
 /// matches at the very end only (Python's also before a newline there, which is `\Z` here), and `\w` has
 /// combining marks.
 ///
-/// Without look-around and references to groups a search takes time linear in the text. With them it tracks
-/// back, and ends with an error after [`Pattern::MAX_STEPS`] steps.
+/// Without look-around and references to groups, a search takes time linear in the text. With them it tracks
+/// back: at most [`Pattern::MAX_STEPS`] times in a search, and more than [`Pattern::QUICK_STEPS`] times in at
+/// most a hundred searches of a text, and one for each 5000 bytes of it; beyond that it is an error. (Between
+/// two steps, a look-around with `.*` in it may run to the end of a line each time. Keep such expressions
+/// from texts with lines of megabytes.)
 #[derive(Clone, Debug)]
 pub struct Pattern {
     regex: Regex,
+    /// The same with a lower limit, which most searches need not exceed.
+    quick: Regex,
 }
 
 impl Pattern {
     /// How often one search may track back.
     pub const MAX_STEPS: usize = 1_000_000;
+    /// How often one search may track back without being counted as a long one.
+    pub const QUICK_STEPS: usize = 10_000;
     /// How often an expression may match in a text; more is an error.
     pub const MAX_MATCHES: usize = 100_000;
     /// The bytes that a compiled expression may take, about.
@@ -28,13 +35,12 @@ impl Pattern {
 
     /// Reads an expression.
     pub fn new(pattern: &str) -> Result<Self, TextError> {
-        let built = RegexBuilder::new(pattern)
-            .backtrack_limit(Self::MAX_STEPS)
-            .delegate_size_limit(Self::MAX_SIZE)
-            .build();
-        let regex = built
-            .map_err(|error| TextError::Pattern { pattern: pattern.into(), reason: error.to_string() })?;
-        Ok(Pattern { regex })
+        let build = |steps| {
+            let built =
+                RegexBuilder::new(pattern).backtrack_limit(steps).delegate_size_limit(Self::MAX_SIZE).build();
+            built.map_err(|error| TextError::Pattern { pattern: pattern.into(), reason: error.to_string() })
+        };
+        Ok(Pattern { regex: build(Self::MAX_STEPS)?, quick: build(Self::QUICK_STEPS)? })
     }
 
     /// The expression as it was given.
@@ -66,8 +72,18 @@ impl Pattern {
     ) -> Result<(), TextError> {
         let gave_up = |reason: String| TextError::Search { pattern: self.as_str().into(), reason };
         let (mut position, mut count) = (0, 0);
+        // Each step of a search may just go to the text's next character, so long texts have long searches.
+        let mut long_searches = 100 + text.len() / 5000;
         while position <= text.len() {
-            let found = self.regex.captures_from_pos(text, position).map_err(|e| gave_up(e.to_string()))?;
+            let found = match self.quick.captures_from_pos(text, position) {
+                Ok(found) => found,
+                Err(_) if long_searches > 0 => {
+                    long_searches -= 1;
+                    let found = self.regex.captures_from_pos(text, position);
+                    found.map_err(|error| gave_up(error.to_string()))?
+                }
+                Err(error) => return Err(gave_up(error.to_string())),
+            };
             let Some(captures) = found else { break };
             count += 1;
             if count > Self::MAX_MATCHES {

@@ -140,8 +140,8 @@ fn forms_are_told_by_their_fields() {
     );
     assert!(message(&[json!("x")]).starts_with("row 1 is of no known form, it is \"x\"; "));
     assert!(message(&[json!(["Q", "a", "A"])]).starts_with("row 1 is of no known form, it is a list of 3; "));
-    for name in Form::NAMES {
-        assert_eq!(name.parse::<Form>().unwrap().name(), *name);
+    for form in Form::ALL {
+        assert_eq!(form.name().parse::<Form>().unwrap(), *form);
     }
     let unknown = "MMLU".parse::<Form>().unwrap_err().to_string();
     assert!(
@@ -295,7 +295,7 @@ fn what_does_not_fit_is_named() {
         ),
         (
             mmlu(json!(["a", "b", "c"]), json!(0)),
-            "row 7, of the form mmlu: \"choices\" must be four choices, but there are 3",
+            "row 7, of the form mmlu: \"choices\" must have four choices, but has 3",
         ),
         (
             mmlu(json!(["a", "b", "c", "d"]), json!("E")),
@@ -304,21 +304,22 @@ fn what_does_not_fit_is_named() {
         ),
         (
             row(Form::Mmlu, json!(["q", "a", "b", "c", "d", 4])),
-            "row 7, of the form mmlu: the last cell must be a letter from A to D or an index from 0 to 3, \
+            "row 7, of the form mmlu: cell 6 must be a letter from A to D or an index from 0 to 3, \
              but it is 4",
         ),
         (
             row(Form::Mmlu, json!(["q", "a", 2, "c", "d", "A"])),
-            "row 7, of the form mmlu: the cells of choices[1] must be a text, but it is 2",
+            "row 7, of the form mmlu: cell 3 must be a text, but it is 2",
         ),
         (
             row(Form::Mmlu, json!(["q", "a", "A"])),
-            "row 7, of the form mmlu: the cells of choices must be four choices, but there are 1",
+            "row 7, of the form mmlu: the row must have six cells (question, four choices, letter), \
+             but has 3",
         ),
         (
             row(Form::Mmlu, json!([])),
-            "row 7, of the form mmlu: the row must have six cells (question, four choices, letter), but \
-             is empty",
+            "row 7, of the form mmlu: the row must have six cells (question, four choices, letter), \
+             but has 0",
         ),
         (
             mc1(json!([1, 1])),
@@ -346,7 +347,10 @@ fn what_does_not_fit_is_named() {
 
 /// Questions that differ, in two groups, with one twice.
 fn pool() -> Vec<Question> {
-    let row = |i: usize, group: &str| json!({"context": format!("Q{i}"), "choices": ["a", "b"], "gold": i % 2, "group": group});
+    let row = |i: usize, group: &str| {
+        let (context, gold) = (format!("Q{i}"), i % 2);
+        json!({"context": context, "choices": ["a", "b"], "gold": gold, "group": group})
+    };
     let mut rows: Vec<Value> = (0..20).map(|i| row(i, if i < 15 { "x" } else { "y" })).collect();
     rows.push(row(3, "x"));
     Form::Choice.questions(&rows, None).unwrap()

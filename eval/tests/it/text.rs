@@ -310,12 +310,53 @@ fn an_expression_that_tracks_back_without_end_is_an_error() {
     let began = Instant::now();
     let error = evil.extract(&"a".repeat(100_000)).unwrap_err();
     assert!(matches!(error, TextError::Search { .. }), "{error}");
+    // Long searches that find something are counted, too.
+    let slow = Pattern::new(r"(?:(a|aa)+\1b|x)").unwrap();
+    let error = slow.remove_from(&format!("{}x", "a".repeat(20)).repeat(1000)).unwrap_err();
+    assert!(matches!(error, TextError::Search { .. }), "{error}");
+    assert_eq!(slow.remove_from(&format!("{}x", "a".repeat(20)).repeat(10)).unwrap(), "a".repeat(200));
+    // Those that a long text just needs are not too many.
+    let far = format!("{}1 {}2", "-".repeat(300_000), "-".repeat(300_000));
+    let far_apart =
+        PatternMatch { select: -1, ..PatternMatch::first(Pattern::new(r"(?<=-)\d(?!\d)").unwrap()) };
+    assert_eq!(far_apart.extract(&far).unwrap(), "2");
     let dot = PatternMatch { select: -1, ..PatternMatch::first(Pattern::new("x").unwrap()) };
     let error = dot.extract(&"x".repeat(Pattern::MAX_MATCHES + 1)).unwrap_err().to_string();
     assert!(error.contains("matches more than 100000 times"), "{error}");
     assert!(matches!(Pattern::new("(?<"), Err(TextError::Pattern { .. })));
     assert!(matches!(Pattern::new("(((a{900}){900}){900})"), Err(TextError::Pattern { .. })));
     assert!(began.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn no_text_makes_a_metric_fail_or_leave_0_to_1() {
+    const PIECES: [&str; 40] = [
+        "0", "18", "1,000", ".", ",", "-", "−", "$", "€", "####", "#### ", "e", "E5", "e-", "(", ")", "{",
+        "}", "[", "]", "\"", "\\", ":", "a", "the", "cat", "ly", "y", "ing", "é", "日", "\u{301}", "👍🏽", " ",
+        "\n", "\u{1c}", "```", "~~~", "null", "&amp;",
+    ];
+    let mut state = 3u64;
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let mut text = || (0..next(12)).map(|_| PIECES[next(PIECES.len())]).collect::<String>();
+    let metrics: Vec<Metric> = Metric::NAMES.iter().map(|name| Metric::named(name).unwrap()).collect();
+    for _ in 0..5000 {
+        let (answer, reference) = (text(), text());
+        for metric in &metrics {
+            match metric.score(&answer, &[&reference]) {
+                Ok(score) => {
+                    assert!((0.0..=1.0).contains(&score), "{metric:?} {answer:?} {reference:?} {score}")
+                }
+                Err(TextError::NotJson { .. } | TextError::NoNumber { .. }) => {}
+                Err(error) => panic!("{metric:?} {answer:?} {reference:?}: {error}"),
+            }
+        }
+        for (written, number) in Decimal::all(&answer) {
+            assert_eq!(Decimal::of_answer(written), Some(number), "{answer:?} {written:?}");
+        }
+    }
 }
 
 /// Text of many lines with some repetition, and one without a line's end.
