@@ -1,5 +1,6 @@
 //! The crate's tests.
 
+mod choice;
 mod paired;
 mod text;
 mod tournament;
