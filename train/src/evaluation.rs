@@ -5,22 +5,33 @@ use model::{Activations, Batch, Decoder, Run};
 
 use crate::error::{Result, TrainError};
 
-/// The sum of the losses of all trained tokens of these examples, the first of which has this number in the
-/// run, and their number. Keeps no logits.
+/// Of each of these examples, the first of which has this number in the run, the sum of the losses of its trained
+/// tokens, and their number. Keeps no logits.
 ///
 /// # Errors
 /// If the buffers keep what frozen layers give, and it cannot be written or read.
 pub fn evaluate(
     run: &Run<'_>,
     decoder: &Decoder,
-    examples: (usize, &[Example]),
+    (first, examples): (usize, &[Example]),
     buffers: &mut Activations,
-) -> Result<(f64, u64)> {
-    let most = buffers.extent().tokens;
-    evaluate_by(run, decoder, examples, most, buffers)
+) -> Result<Vec<(f64, u64)>> {
+    let examples: Vec<(usize, &Example)> = (first..).zip(examples).collect();
+    let mut of_examples = Vec::new();
+    for batch in micro_batches(&examples, buffers.extent().tokens) {
+        let losses = losses(run, decoder, &batch, buffers)?;
+        let mut rest = batch.targets.iter().zip(&losses).peekable();
+        for segment in &batch.segments {
+            let own = std::iter::from_fn(|| rest.next_if(|(target, _)| target.row < segment.queries.end));
+            of_examples
+                .push(own.fold((0.0, 0), |(sum, count), (_, loss)| (sum + f64::from(*loss), count + 1)));
+        }
+    }
+    Ok(of_examples)
 }
 
-/// [`evaluate`], by at most so many tokens at once: what a run alone has room for, since sums depend on it.
+/// The sum of the losses of all trained tokens of these examples and their number, by at most so many tokens at once:
+/// what a run alone has room for, since sums depend on it.
 pub(crate) fn evaluate_by(
     run: &Run<'_>,
     decoder: &Decoder,
@@ -31,23 +42,23 @@ pub(crate) fn evaluate_by(
     let examples: Vec<(usize, &Example)> = (first..).zip(examples).collect();
     let (mut sum, mut tokens) = (0.0, 0);
     for batch in micro_batches(&examples, most) {
-        sum += losses(run, decoder, &batch, buffers)?;
+        sum += self::sum(&losses(run, decoder, &batch, buffers)?);
         tokens += batch.targets.len() as u64;
     }
     Ok((sum, tokens))
 }
 
-/// The sum of a batch's losses.
+/// The losses of a batch's targets.
 pub(crate) fn losses(
     run: &Run<'_>,
     decoder: &Decoder,
     batch: &Batch,
     buffers: &mut Activations,
-) -> Result<f64> {
+) -> Result<Vec<f32>> {
     let mut losses = vec![0.0; batch.targets.len()];
     decoder.forward_examples(run, batch, buffers).map_err(TrainError::of_pages)?;
     decoder.losses(run, batch, buffers, &mut losses);
-    Ok(sum(&losses))
+    Ok(losses)
 }
 
 /// The sum of losses, in order.

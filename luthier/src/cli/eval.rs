@@ -1,5 +1,7 @@
 //! `eval`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::Set;
@@ -11,19 +13,22 @@ use crate::run_file::Settings;
 pub(crate) enum Eval {
     /// The mean loss over a file's trained tokens, and its exponential
     Perplexity(Perplexity),
+    /// Multiple-choice questions: accuracy by log-likelihood, as lm-evaluation-harness has it
+    Choice(Choice),
 }
 
+/// What is evaluated, and beside what.
 #[derive(Args, Debug)]
-pub(crate) struct Perplexity {
+pub(crate) struct Systems {
     /// The base model: a folder or a hub id [default: the one the adapter was trained on]
     #[arg(long, value_name = "M")]
     pub(crate) model: Option<String>,
-    /// An adapter: a run folder, an adapter folder or a hub id
+    /// An adapter: a run folder, an adapter folder or a hub id; may be repeated
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<String>,
-    /// The examples
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: String,
+    pub(crate) adapter: Vec<String>,
+    /// Leave out the base, beside which adapters are put else
+    #[arg(long, requires = "adapter")]
+    pub(crate) no_base: bool,
     #[command(flatten)]
     pub(crate) set: Set,
     /// Print one JSON object
@@ -31,19 +36,66 @@ pub(crate) struct Perplexity {
     pub(crate) json: bool,
 }
 
-impl Perplexity {
-    /// The default settings with `--set` laid over them, as far as it is about data and precision; the file
-    /// of examples stands in `data.eval`.
-    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+impl Systems {
+    /// The default settings with `--set` laid over them, as far as it is about these sections; `data`: what stands in
+    /// `data.eval`.
+    fn settings(&self, command: &str, sections: &[&str], data: Option<String>) -> anyhow::Result<Settings> {
         for change in self.set.overrides()? {
-            if !["data", "precision", "quantization", "memory"].contains(&change.section()) {
+            if !sections.contains(&change.section()) {
+                let (known, last) = (sections[..sections.len() - 1].join(", "), sections[sections.len() - 1]);
+                let known = known.replace("data", "data.*");
                 return Err(user(format!(
-                    "--set {}: `eval perplexity` takes data.*, precision, quantization and memory only",
+                    "--set {}: `eval {command}` takes {known} and {last} only",
                     change.section()
                 )));
             }
         }
-        let data = Some(self.data.clone());
         resolve(None, &[("--model", "model", &self.model), ("--data", "data.eval", &data)], &self.set)
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Perplexity {
+    #[command(flatten)]
+    pub(crate) systems: Systems,
+    /// The examples
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: String,
+}
+
+impl Perplexity {
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        let sections = ["data", "precision", "quantization", "memory"];
+        self.systems.settings("perplexity", &sections, Some(self.data.clone()))
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Choice {
+    #[command(flatten)]
+    pub(crate) systems: Systems,
+    /// The questions: {context, choices, gold}, or rows of MMLU, ARC, HellaSwag, WinoGrande, BoolQ, PIQA or TruthfulQA
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Whose rows they are, where their fields do not say
+    #[arg(long, value_name = "NAME")]
+    pub(crate) form: Option<String>,
+    /// Worked examples before each question
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) shots: usize,
+    /// Where the worked examples are drawn from [default: the other questions]
+    #[arg(long, value_name = "FILE", requires = "shots")]
+    pub(crate) shots_from: Option<PathBuf>,
+    /// Which worked examples are drawn
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Write what came of each question, a line each
+    #[arg(long, value_name = "FILE")]
+    pub(crate) items: Option<PathBuf>,
+}
+
+impl Choice {
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        self.systems.settings("choice", &["precision", "quantization", "memory"], None)
     }
 }

@@ -12,7 +12,7 @@ const EDGES: [(&str, &[&str]); 8] = [
     ("train", &["compute", "data", "model"]),
     ("infer", &["compute", "model"]),
     ("server", &["data", "infer"]),
-    ("luthier", &["compute", "data", "infer", "model", "server", "train"]),
+    ("luthier", &["compute", "data", "eval", "infer", "model", "server", "train"]),
 ];
 
 fn root() -> PathBuf {

@@ -1,4 +1,4 @@
-//! `eval perplexity`: its number against the model's own losses, and what it refuses.
+//! `eval`: its numbers against the model's own losses, and what it refuses.
 
 use std::fs;
 use std::path::Path;
@@ -71,6 +71,173 @@ fn the_loss_is_the_mean_over_all_trained_tokens() {
         assert!((loss - expected).abs() < 1e-5, "{loss}, not {expected}");
         assert!((told["perplexity"].as_f64().unwrap() - loss.exp()).abs() < 1e-9 * loss.exp());
         assert_eq!((told["tokens"].as_u64(), told["examples"].as_u64()), (Some(tokens as u64), Some(40)));
+        let interval = &told["interval"];
+        assert!(interval["low"].as_f64().unwrap() < loss && interval["high"].as_f64().unwrap() > loss);
+        // Of the text of bytes: three quarters of a nat more or less.
+        let bits = told["bits_per_byte"].as_f64().unwrap();
+        assert!(bits > 0.0 && bits <= loss / 2.0_f64.ln() * 1.01, "{bits} bits a byte");
+        assert_eq!(told.get("differences").is_some(), adapter.is_some());
+    }
+}
+
+#[test]
+fn adapters_are_put_beside_the_base_and_beside_each_other() {
+    let folder = folder();
+    for (name, size) in [("one", 0.5), ("two", -0.5)] {
+        fs::rename(tiny_adapter(folder.path(), size), folder.path().join(name)).unwrap();
+    }
+    let base: Vec<&str> =
+        "eval perplexity --model model --data data.jsonl --set precision=f32 --json".split(' ').collect();
+    let alone = |more: &[&str]| json_of(folder.path(), &[&base[..], more].concat())["loss"].as_f64().unwrap();
+    let losses = [alone(&[]), alone(&["--adapter", "one"]), alone(&["--adapter", "two"])];
+    let all = json_of(folder.path(), &[&base[..], &["--adapter", "one", "--adapter", "two"]].concat());
+    let told: Vec<(&str, f64)> = all["beside"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .chain([&all])
+        .map(|of| (of["system"].as_str().unwrap(), of["loss"].as_f64().unwrap()))
+        .collect();
+    assert_eq!(told, [("model", losses[0]), ("one", losses[1]), ("two", losses[2])]);
+    for (difference, (name, loss)) in all["differences"].as_array().unwrap().iter().zip(&told[1..]) {
+        assert_eq!((&difference["system"], &difference["than"]), (&json!(name), &json!("model")));
+        let of = |key: &str| difference["difference"][key].as_f64().unwrap();
+        assert!((of("value") - (loss - losses[0])).abs() < 1e-12);
+        assert!(of("low") <= of("value") && of("value") <= of("high"));
+    }
+    let without = json_of(folder.path(), &[&base[..], &["--adapter", "one", "--no-base"]].concat());
+    assert!(without.get("beside").is_none() && without["loss"] == json!(losses[1]));
+    let words: Vec<&str> = base.iter().copied().filter(|word| *word != "--json").collect();
+    let output = run(folder.path(), &[&words[..], &["--adapter", "one"]].concat());
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(told.contains("one less model"), "{told}");
+    assert!(failure(folder.path(), &[&base[..], &["--no-base"]].concat()).contains("--adapter"));
+}
+
+/// Questions of two groups, of one word to several.
+fn questions(folder: &Path) -> Vec<Value> {
+    let question = |i: usize| {
+        json!({
+            "context": format!("hello {i}, what is it?"), "choices": ["so", "so it is", "hello there"],
+            "gold": i % 3, "group": if i < 6 { "first" } else { "second" },
+        })
+    };
+    let all: Vec<Value> = (0..14).map(question).collect();
+    write_lines(folder.join("questions.jsonl"), &all);
+    all
+}
+
+#[test]
+fn choices_have_the_log_likelihoods_of_the_model() {
+    let folder = folder();
+    let questions = questions(folder.path());
+    fs::rename(tiny_adapter(folder.path(), 0.5), folder.path().join("one")).unwrap();
+    let command =
+        "eval choice --model model --adapter one --data questions.jsonl --set precision=f32 --items i.jsonl";
+    let command: Vec<&str> = command.split(' ').collect();
+    let told = json_of(folder.path(), &[&command[..], &["--json"]].concat());
+    let items = fs::read_to_string(folder.path().join("i.jsonl")).unwrap();
+    let items: Vec<Value> = items.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(items.len(), 14);
+
+    let tokenizer = data::Tokenizer::load(&folder.path().join("model")).unwrap();
+    let ids = |text: &str| tokenizer.encode(text, true).unwrap().ids;
+    let decoder = Decoder::load(&folder.path().join("model"), &Device::cpu(1), Precision::F32, None).unwrap();
+    let (adapter, _) =
+        Adapter::load(&folder.path().join("one"), &decoder.config, None, &Device::cpu(2)).unwrap();
+    let extent = Extent { tokens: 256, positions: 256, purpose: Purpose::Infer, precision: Precision::F32 };
+    for (system, adapter) in [("model", None), ("one", Some(&adapter))] {
+        let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
+        let mut buffers =
+            Activations::new(&decoder.config, &layout, 0.0, extent, &mut Allocator::real(&Device::cpu(2)));
+        let mut right = 0;
+        for (item, question) in items.iter().zip(&questions) {
+            let context = question["context"].as_str().unwrap();
+            let logprobs = question["choices"].as_array().unwrap().iter().map(|choice| {
+                let whole = ids(&format!("{context} {}", choice.as_str().unwrap()));
+                let mut labels: Vec<i32> = whole.iter().map(|&id| id as i32).collect();
+                labels[..ids(context).len()].fill(model::IGNORE);
+                let mut batch = Batch::new();
+                batch.push(&whole, &labels);
+                let mut losses = vec![0.0; batch.targets.len()];
+                let run = decoder.run(adapter);
+                decoder.forward(&run, &batch, None, &mut buffers);
+                decoder.losses(&run, &batch, &mut buffers, &mut losses);
+                -losses.iter().map(|&loss| f64::from(loss)).sum::<f64>()
+            });
+            let expected: Vec<f64> = logprobs.collect();
+            let of = &item["systems"][system];
+            for (got, expected) in of["logprobs"].as_array().unwrap().iter().zip(&expected) {
+                let got = got.as_f64().unwrap();
+                assert!((got - expected).abs() < 1e-4, "{got}, not {expected}");
+            }
+            let likeliest =
+                (0..3).max_by(|&a, &b| expected[a].total_cmp(&expected[b]).then(b.cmp(&a))).unwrap();
+            assert_eq!(of["chosen"], json!(likeliest));
+            right += usize::from(json!(likeliest) == question["gold"]);
+        }
+        let of = told["systems"].as_array().unwrap().iter().find(|of| of["system"] == system).unwrap();
+        assert!((of["accuracy"]["value"].as_f64().unwrap() - right as f64 / 14.0).abs() < 1e-12);
+    }
+    let flips = &told["differences"][0];
+    let (gained, lost) = (flips["gained"].as_array().unwrap().len(), flips["lost"].as_array().unwrap().len());
+    let difference = flips["difference"]["value"].as_f64().unwrap();
+    assert!((difference - (gained as f64 - lost as f64) / 14.0).abs() < 1e-12);
+    assert_eq!((&told["form"], &told["questions"]), (&json!("choice"), &json!(14)));
+    assert!(told["systems"][0]["accuracy_over_groups"].is_f64());
+    let told = String::from_utf8(run(folder.path(), &command).stdout).unwrap();
+    assert!(told.contains("one less model") && told.contains("right that were wrong"), "{told}");
+}
+
+#[test]
+fn worked_examples_and_subjects_of_tables_are_part_of_a_question() {
+    let folder = folder();
+    questions(folder.path());
+    let told = json_of(
+        folder.path(),
+        &["eval", "choice", "--model", "model", "--data", "questions.jsonl", "--shots", "2", "--json"],
+    );
+    assert_eq!(told["shots"], 2);
+    let none = json_of(
+        folder.path(),
+        &["eval", "choice", "--model", "model", "--data", "questions.jsonl", "--json"],
+    );
+    assert!(told["tokens"].as_u64() > none["tokens"].as_u64());
+    fs::create_dir(folder.path().join("mmlu")).unwrap();
+    for subject in ["anatomy", "world_religions"] {
+        let rows = "what?,this,that,it,they,B\n\"which, then?\",a,b,c,d,A\n".repeat(3);
+        fs::write(folder.path().join(format!("mmlu/{subject}_test.csv")), rows).unwrap();
+    }
+    let told = json_of(folder.path(), &["eval", "choice", "--model", "model", "--data", "mmlu", "--json"]);
+    assert_eq!((&told["form"], &told["questions"]), (&json!("mmlu"), &json!(12)));
+    assert!(told["systems"][0]["accuracy_over_groups"].is_f64());
+}
+
+#[test]
+fn questions_that_are_none_are_refused() {
+    let folder = folder();
+    questions(folder.path());
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("empty.jsonl", "");
+    write("other.jsonl", "{\"prompt\": 1}\n");
+    write("gold.jsonl", "{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"gold\": 2}\n");
+    let long = json!({"context": "a", "choices": ["b ".repeat(300), "c"], "gold": 0});
+    write("long.jsonl", &format!("{long}\n"));
+    for (data, more, words) in [
+        ("none.jsonl", &[][..], "none.jsonl"),
+        ("empty.jsonl", &[], "there are no rows"),
+        ("other.jsonl", &[], "of no known form"),
+        ("gold.jsonl", &[], "\"gold\""),
+        ("long.jsonl", &[], "more tokens than the model's 256"),
+        ("questions.jsonl", &["--form", "riddles"], "no form of multiple-choice questions is called"),
+        ("questions.jsonl", &["--shots", "20"], "20 examples are wanted"),
+        ("questions.jsonl", &["--items", "no/such/folder.jsonl"], "--items no/such/folder.jsonl"),
+        ("questions.jsonl", &["--set", "data.max_length=4"], "takes precision, quantization and memory only"),
+        ("questions.jsonl", &["--set", "memory=100KiB"], "`memory` allows only 100.0 KiB"),
+    ] {
+        let told =
+            failure(folder.path(), &[&["eval", "choice", "--model", "model", "--data", data], more].concat());
+        assert!(told.starts_with("exit code 2\n") && told.contains(words), "{data}, {more:?}: {told}");
     }
 }
 
@@ -83,7 +250,7 @@ fn data_settings_count_and_their_warnings_are_told() {
     assert!(errors.contains("warning: Cut off at data.max_length = 48 tokens"), "{errors}");
     let told = String::from_utf8(output.stdout).unwrap();
     let names: Vec<&str> = told.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
-    assert_eq!(names, ["loss", "perplexity", "tokens", "time"]);
+    assert_eq!(names, ["loss", "perplexity", "bits/byte", "tokens", "time"]);
     let all = [&command[..], &["--json", "--set", "data.train_on=all"]].concat();
     let assistant = [&command[..], &["--json"]].concat();
     let tokens = |command: &[&str]| json_of(folder.path(), command)["tokens"].as_u64().unwrap();

@@ -1,0 +1,424 @@
+//! `luthier eval choice`: which of its choices a model finds likeliest behind a question.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use data::{Tokenizer, source};
+use eval::choice::{Form, GroupMeans, Likelihood, Question, Scores, ShotOrder, Shots, split_for_tokens};
+use eval::paired::{Estimate, Groups, Part};
+use infer::{Scored, Scorer, Stem};
+use model::Layout;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::compare::{self, Difference, Got, Kind};
+use super::systems::{System, Systems, held};
+use crate::cli::{self, Global};
+use crate::error::user;
+use crate::run_file::{Purpose, Settings};
+use crate::setup::{self, Inference};
+use crate::terminal::{self, Progress, Table, count};
+
+/// Numbers of questions that are shown where answers differ.
+const SHOWN: usize = 12;
+
+pub(super) fn run(args: &cli::Choice, global: &Global) -> anyhow::Result<ExitCode> {
+    let mut settings = args.settings()?;
+    settings.validate(Purpose::Other)?;
+    let device = global.device()?;
+    // What can be wrong with the questions is known before the weights are read.
+    let (form, questions) = read(&args.data, args.form.as_deref())?;
+    let systems = Systems::open(&args.systems, &mut settings, &device)?;
+    let tokenizer = systems.base.tokenizer()?;
+    let context = systems.base.config.max_position_embeddings;
+    let asked = Asked::of(args, &questions, &tokenizer, context)?;
+    asked.warn(context);
+    let longest = asked.longest();
+    check_memory(&settings, &systems, longest, global.threads())?;
+
+    let (precision, quantization) = held(&settings);
+    let decoder = Arc::new(systems.base.load(&device, precision, quantization)?);
+    let mut all = Vec::new();
+    for system in &systems.all {
+        let begun = Instant::now();
+        let mut scorer = Scorer::new(Arc::clone(&decoder), &asked.stems, &system.layout());
+        let mut progress = Progress::items("scoring", asked.stems.len() as u64, 0);
+        let scored = scorer.score(&asked.stems, system.adapter.as_ref(), &mut |done| {
+            progress.set(done as u64, &system.name);
+        })?;
+        progress.finish(&system.name);
+        all.push(Answers::of(system, &asked, &questions, &scored, begun.elapsed().as_secs_f64())?);
+    }
+    if let Some(path) = &args.items {
+        write_items(path, &questions, &all)?;
+    }
+    let report = Report::of(form, args.shots, &questions, &asked, &all);
+    match args.systems.json {
+        true => terminal::print_json(&report)?,
+        false => terminal::print_line(&report)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The questions of a file, a folder or a pattern; of MMLU's folders of CSV files a subject is a file.
+fn read(path: &Path, form: Option<&str>) -> anyhow::Result<(Form, Vec<Question>)> {
+    let mut form = form.map(str::parse::<Form>).transpose()?;
+    let mut questions = Vec::new();
+    for file in source::files(path)? {
+        let rows = rows(&file)?;
+        let of_file = match form {
+            Some(form) => form,
+            None => *form.insert(Form::detect(&rows).with_context(|| file.display().to_string())?),
+        };
+        let subject = file.file_stem().map(|stem| stem.to_string_lossy());
+        let subject = subject.as_deref().map(|stem| {
+            ["_test", "_dev", "_val"].iter().find_map(|split| stem.strip_suffix(split)).unwrap_or(stem)
+        });
+        let group = subject.filter(|_| rows.iter().any(Value::is_array));
+        questions.extend(of_file.questions(&rows, group).with_context(|| file.display().to_string())?);
+    }
+    match form {
+        Some(form) if !questions.is_empty() => Ok((form, questions)),
+        _ => Err(user(format!("{}: there are no questions", path.display()))),
+    }
+}
+
+/// The rows of a file: objects, or of a table of MMLU, which has no line of names, lists of cells.
+fn rows(file: &Path) -> anyhow::Result<Vec<Value>> {
+    if file.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("csv")) {
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(file)?;
+        let rows: Vec<csv::StringRecord> = reader.records().collect::<Result<_, _>>()?;
+        let is_answer = |row: &csv::StringRecord| row.len() == 6 && ["A", "B", "C", "D"].contains(&&row[5]);
+        if rows.iter().all(is_answer) {
+            return Ok(rows.iter().map(|row| row.iter().collect()).collect());
+        }
+    }
+    source::records(file)?.map(|record| Ok(Value::Object(record?.parse()?))).collect()
+}
+
+/// The questions as tokens.
+struct Asked {
+    stems: Vec<Stem>,
+    /// Of each question's choices the stem and the branch.
+    places: Vec<Vec<(usize, usize)>>,
+    /// Choices whose beginning was cut.
+    cut: usize,
+}
+
+impl Asked {
+    fn of(
+        args: &cli::Choice,
+        questions: &[Question],
+        tokenizer: &Tokenizer,
+        context: usize,
+    ) -> anyhow::Result<Self> {
+        let pool = args.shots_from.as_ref().map(|path| read(path, args.form.as_deref())).transpose()?;
+        let pool = pool.as_ref().map_or(questions, |(_, pool)| pool);
+        let shots = Shots::new(pool, args.shots, ShotOrder::Drawn { seed: args.seed });
+        let mut asked = Asked { stems: Vec::new(), places: Vec::new(), cut: 0 };
+        for (number, question) in questions.iter().enumerate() {
+            let prompt = question.prompt(&shots.of(question, number as u64)?);
+            let first = asked.stems.len();
+            let mut places = Vec::new();
+            for (before, continuation) in prompt.pairs() {
+                let (mut stem, branch) = encode(tokenizer, before, continuation)
+                    .with_context(|| format!("question {}", number + 1))?;
+                // The last token is predicted, and needs no place.
+                let over = (stem.len() + branch.len()).saturating_sub(context + 1);
+                if over >= stem.len() {
+                    let message = format!(
+                        "question {} has a choice of more tokens than the model's {context}",
+                        number + 1
+                    );
+                    return Err(user(message));
+                }
+                asked.cut += usize::from(over > 0);
+                stem.drain(..over);
+                let known = (first..asked.stems.len()).find(|&known| asked.stems[known].tokens == stem);
+                let at = known.unwrap_or(asked.stems.len());
+                if known.is_none() {
+                    asked.stems.push(Stem { tokens: stem, branches: Vec::new() });
+                }
+                places.push((at, asked.stems[at].branches.len()));
+                asked.stems[at].branches.push(branch);
+            }
+            asked.places.push(places);
+        }
+        Ok(asked)
+    }
+
+    fn warn(&self, context: usize) {
+        if self.cut > 0 {
+            eprintln!(
+                "warning: {} choices with what stands before them have more tokens than the {context} that the model \
+                 was made for; their beginnings were cut",
+                self.cut
+            );
+        }
+    }
+
+    fn longest(&self) -> usize {
+        let of = |stem: &Stem| stem.tokens.len() + stem.branches.iter().map(Vec::len).max().unwrap_or(0);
+        self.stems.iter().map(of).max().unwrap_or(1)
+    }
+
+    /// Tokens that pass through the model for a system.
+    fn tokens(&self) -> usize {
+        let of = |stem: &Stem| {
+            stem.tokens.len() + stem.branches.iter().map(|branch| branch.len() - 1).sum::<usize>()
+        };
+        self.stems.iter().map(of).sum()
+    }
+}
+
+/// The tokens of a context, and those of both texts together beyond as many: lm-evaluation-harness' `_encode_pair`, and
+/// its one token for no context.
+fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
+    let ids = |text: &str, special: bool| Ok::<_, anyhow::Error>(tokenizer.encode(text, special)?.ids);
+    let (context, continuation) = split_for_tokens(context, continuation);
+    let (stem, branch) = if context.is_empty() {
+        let before = tokenizer.bos().or(tokenizer.eos());
+        let before = before
+            .ok_or_else(|| user("nothing stands before the choices, and the tokenizer has no BOS or EOS"))?;
+        (vec![before], ids(&continuation, false)?)
+    } else {
+        let stem = ids(context, true)?;
+        let mut whole = ids(&format!("{context}{continuation}"), true)?;
+        let branch = whole.split_off(stem.len().min(whole.len()));
+        (stem, branch)
+    };
+    match branch.is_empty() {
+        true => Err(user(format!("the choice {continuation:?} has no tokens of its own"))),
+        false => Ok((stem, branch)),
+    }
+}
+
+/// Refuses what does not fit.
+fn check_memory(
+    settings: &Settings,
+    systems: &Systems,
+    longest: usize,
+    threads: usize,
+) -> anyhow::Result<()> {
+    let need = |inference: Inference<'_>| {
+        let of =
+            |layout: &Layout| Scorer::memory_plan(inference.config, inference.precision, longest, layout);
+        let plans = systems.all.iter().map(|system| of(&system.layout()));
+        inference.plan(&plans.max_by_key(|plan| plan.total()).expect("there is a system"), longest)
+    };
+    let inference = systems.inference(settings, threads);
+    setup::check_memory("the evaluation", &need(inference), settings.run.memory, || {
+        let smaller = inference.smaller("--set quantization=nf4", "--set precision=bf16");
+        smaller.into_iter().map(|(words, other)| (words, need(other))).collect()
+    })
+}
+
+/// What a system says to all questions.
+struct Answers {
+    name: String,
+    likelihoods: Vec<Vec<Likelihood>>,
+    scores: Vec<Scores>,
+    seconds: f64,
+}
+
+impl Answers {
+    fn of(
+        system: &System,
+        asked: &Asked,
+        questions: &[Question],
+        scored: &[Vec<Scored>],
+        seconds: f64,
+    ) -> anyhow::Result<Self> {
+        let likelihood = |&(stem, branch): &(usize, usize)| {
+            let Scored { logprob: log, is_greedy: greedy } = scored[stem][branch];
+            Likelihood { log, tokens: asked.stems[stem].branches[branch].len(), greedy }
+        };
+        let likelihoods: Vec<Vec<Likelihood>> =
+            asked.places.iter().map(|places| places.iter().map(likelihood).collect()).collect();
+        let scores = questions.iter().zip(&likelihoods).map(|(question, of)| question.scores(of));
+        let scores = scores.collect::<Result<_, _>>()?;
+        Ok(Answers { name: system.name.clone(), likelihoods, scores, seconds })
+    }
+
+    fn got(&self, score: impl Fn(&Scores) -> f64) -> Got {
+        Got { name: self.name.clone(), parts: self.scores.iter().map(|of| Part::score(score(of))).collect() }
+    }
+}
+
+/// A score of a system.
+#[derive(Serialize)]
+struct Accuracy {
+    value: f64,
+    /// By drawing questions anew; of several groups, groups.
+    interval: Option<Estimate>,
+}
+
+#[derive(Serialize)]
+struct OfSystem {
+    system: String,
+    accuracy: Accuracy,
+    /// Of log-likelihoods over the choices' characters: lm-evaluation-harness' `acc_norm`.
+    accuracy_norm: Accuracy,
+    /// Over their bytes.
+    accuracy_bytes: Accuracy,
+    /// The probability of the right choices among all: `acc` of truthfulqa_mc2.
+    probability: Accuracy,
+    /// The mean of the groups' accuracies: MMLU as QLoRA counts it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accuracy_over_groups: Option<f64>,
+    seconds: f64,
+}
+
+/// Questions that one system answered rightly and the other not, by their numbers from 1.
+#[derive(Serialize)]
+struct Flips {
+    #[serde(flatten)]
+    difference: Difference,
+    gained: Vec<usize>,
+    lost: Vec<usize>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    form: &'static str,
+    questions: usize,
+    shots: usize,
+    tokens: usize,
+    systems: Vec<OfSystem>,
+    /// Of accuracy, from the first system's.
+    differences: Vec<Flips>,
+}
+
+/// A number for each question.
+type Score = fn(&Scores) -> f64;
+
+impl Report {
+    fn of(form: Form, shots: usize, questions: &[Question], asked: &Asked, all: &[Answers]) -> Self {
+        let labels: Vec<Option<&str>> = questions.iter().map(Question::group).collect();
+        let groups = Groups::by(&labels);
+        let groups = (groups.count() > 1).then_some(&groups);
+        let of_all = |score: Score| {
+            let got: Vec<Got> = all.iter().map(|answers| answers.got(score)).collect();
+            let mean =
+                |got: &Got| got.parts.iter().map(|part| part.sum).sum::<f64>() / got.parts.len() as f64;
+            let intervals = compare::estimates(&got, groups);
+            got.iter()
+                .zip(intervals)
+                .map(|(got, interval)| Accuracy { value: mean(got), interval })
+                .collect::<Vec<_>>()
+        };
+        let scores: [Score; 4] = [|of| of.acc, |of| of.acc_norm, |of| of.acc_bytes, |of| of.mass];
+        let mut columns = scores.map(|score| of_all(score).into_iter());
+        let systems = all.iter().map(|answers| {
+            let [accuracy, accuracy_norm, accuracy_bytes, probability] =
+                columns.each_mut().map(|column| column.next().expect("one for each system"));
+            let by_group = labels.iter().zip(&answers.scores).map(|(group, of)| (*group, of.acc));
+            let over_groups = groups.and_then(|_| GroupMeans::of(by_group)).map(|means| means.over_groups);
+            OfSystem {
+                system: answers.name.clone(),
+                accuracy,
+                accuracy_norm,
+                accuracy_bytes,
+                probability,
+                accuracy_over_groups: over_groups,
+                seconds: answers.seconds,
+            }
+        });
+        let systems = systems.collect();
+        let got: Vec<Got> = all.iter().map(|answers| answers.got(|of| of.acc)).collect();
+        let differences =
+            compare::differences(&got, groups).into_iter().zip(&all[1..]).map(|(difference, other)| {
+                let pairs = all[0].scores.iter().zip(&other.scores).map(|(a, b)| (a.acc > 0.0, b.acc > 0.0));
+                let numbers = |wanted| {
+                    (1..).zip(pairs.clone()).filter(|(_, pair)| *pair == wanted).map(|(n, _)| n).collect()
+                };
+                Flips { difference, gained: numbers((false, true)), lost: numbers((true, false)) }
+            });
+        let differences = differences.collect();
+        Report {
+            form: form.name(),
+            questions: questions.len(),
+            shots,
+            tokens: asked.tokens() * all.len(),
+            systems,
+            differences,
+        }
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let has_groups = self.systems.iter().any(|of| of.accuracy_over_groups.is_some());
+        let over_groups = has_groups.then_some("over groups");
+        let mut table = Table::new(
+            ["", "accuracy", "95 % interval", "by characters", "by bytes", "probability"]
+                .into_iter()
+                .chain(over_groups),
+        );
+        for of in &self.systems {
+            let last = of.accuracy_over_groups.map(|mean| format!("{mean:.4}"));
+            let cells = [
+                of.system.clone(),
+                format!("{:.4}", of.accuracy.value),
+                compare::interval(of.accuracy.interval),
+                format!("{:.4}", of.accuracy_norm.value),
+                format!("{:.4}", of.accuracy_bytes.value),
+                format!("{:.4}", of.probability.value),
+            ];
+            table.row(cells.into_iter().chain(last));
+        }
+        writeln!(f, "{table}\n")?;
+        if !self.differences.is_empty() {
+            let differences: Vec<&Difference> =
+                self.differences.iter().map(|flips| &flips.difference).collect();
+            writeln!(f, "{}", compare::table(Kind::Share, "accuracy", &differences))?;
+            for Flips { difference, gained, lost } in &self.differences {
+                let system = difference.system();
+                writeln!(f, "{system}: {} right that were wrong{}", gained.len(), shown(gained))?;
+                writeln!(f, "{system}: {} wrong that were right{}", lost.len(), shown(lost))?;
+            }
+            writeln!(f)?;
+        }
+        let Report { form, questions, shots, tokens, systems, .. } = self;
+        let seconds: f64 = systems.iter().map(|of| of.seconds).sum();
+        let speed = count(*tokens as f64 / seconds.max(1e-9));
+        writeln!(f, "questions   {questions} of the form {form}, {shots} worked examples before each")?;
+        write!(f, "time        {seconds:.1} s, {speed} tokens/s")
+    }
+}
+
+fn shown(numbers: &[usize]) -> String {
+    let mut words: Vec<String> = numbers.iter().take(SHOWN).map(usize::to_string).collect();
+    if numbers.len() > SHOWN {
+        words.push("...".to_owned());
+    }
+    if words.is_empty() { String::new() } else { format!(": {}", words.join(", ")) }
+}
+
+/// A line for each question, written aside and renamed.
+fn write_items(path: &Path, questions: &[Question], all: &[Answers]) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let written = || -> anyhow::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        for (number, question) in questions.iter().enumerate() {
+            let of_system = |answers: &Answers| {
+                let logs: Vec<f64> = answers.likelihoods[number].iter().map(|of| of.log).collect();
+                let greedy: Vec<bool> = answers.likelihoods[number].iter().map(|of| of.greedy).collect();
+                let of = json!({"chosen": answers.scores[number].chosen, "logprobs": logs, "greedy": greedy});
+                (answers.name.clone(), of)
+            };
+            let systems: serde_json::Map<String, Value> = all.iter().map(of_system).collect();
+            let line = json!({
+                "number": number + 1, "group": question.group(), "right": question.right(), "systems": systems,
+            });
+            writeln!(file, "{line}")?;
+        }
+        file.persist(path)?;
+        Ok(())
+    };
+    written().with_context(|| format!("--items {}", path.display()))
+}

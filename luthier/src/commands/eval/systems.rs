@@ -1,0 +1,120 @@
+//! What is evaluated: a base and adapters over it, which is in memory once.
+
+use std::path::Path;
+
+use compute::Device;
+use compute::Precision;
+use compute::quant::Format;
+use model::adapter::peft::folder::AdapterFolder;
+use model::{Adapter, Layout};
+
+use crate::cli;
+use crate::error::user;
+use crate::hub;
+use crate::run_file::Settings;
+use crate::run_folder;
+use crate::setup::{self, Base, Inference, Subject};
+
+/// One of what is compared.
+pub(super) struct System {
+    /// The base's title, or what the user called the adapter.
+    pub(super) name: String,
+    /// None: the base.
+    pub(super) adapter: Option<Adapter>,
+}
+
+impl System {
+    pub(super) fn layout(&self) -> Layout {
+        self.adapter.as_ref().map(|adapter| adapter.layout.clone()).unwrap_or_default()
+    }
+}
+
+/// All that is compared.
+pub(super) struct Systems {
+    pub(super) base: Base,
+    /// The base first, if it is one of them.
+    pub(super) all: Vec<System>,
+}
+
+impl Systems {
+    /// Opens what the arguments name. What the first adapter's run remembers is lent to settings that were left
+    /// open.
+    ///
+    /// # Errors
+    /// If an adapter does not fit the base, or changes it for the others.
+    pub(super) fn open(
+        args: &cli::Systems,
+        settings: &mut Settings,
+        device: &Device,
+    ) -> anyhow::Result<Self> {
+        let first = args.adapter.first().map(String::as_str);
+        let subject = Subject::open(args.model.as_deref(), first, device)?;
+        subject.lend(settings);
+        let Subject { base, adapter, .. } = subject;
+        setup::check_model(settings, &base.config)?;
+        let mut all = Vec::new();
+        let changes_base = base.changed_by.is_some();
+        if changes_base && args.adapter.len() > 1 {
+            let first = &args.adapter[0];
+            let message = "has weights of the base itself in its file, so others cannot be put beside it";
+            return Err(user(format!("{first} {message}; evaluate it by itself")));
+        }
+        if first.is_none() || !(args.no_base || changes_base) {
+            all.push(System { name: base.title(), adapter: None });
+        } else if !args.no_base {
+            eprintln!(
+                "note: the adapter has weights of the base itself in its file, so the base is left out"
+            );
+        }
+        let others = args.adapter.iter().skip(1).map(|name| other(name, &base, device));
+        let adapters = adapter.into_iter().map(Ok).chain(others);
+        for (name, adapter) in args.adapter.iter().zip(adapters) {
+            all.push(System { name: called(name), adapter: Some(adapter?) });
+        }
+        distinguish(&mut all, &args.adapter);
+        Ok(Systems { base, all })
+    }
+
+    /// What is needed to hold the base, in the way that settings ask for.
+    pub(super) fn inference(&self, settings: &Settings, threads: usize) -> Inference<'_> {
+        let (precision, quantization) = held(settings);
+        Inference {
+            config: &self.base.config,
+            stored: self.base.stored.as_ref(),
+            precision,
+            quantization,
+            threads,
+        }
+    }
+}
+
+/// How the base is held.
+pub(super) fn held(settings: &Settings) -> (Precision, Option<Format>) {
+    (settings.run.precision.engine(), setup::quantization(&settings.run))
+}
+
+/// A further adapter, which leaves the base as it is.
+fn other(name: &str, base: &Base, device: &Device) -> anyhow::Result<Adapter> {
+    let folder = hub::resolve_adapter(name)?;
+    run_folder::require_adapter(&folder)?;
+    let files = AdapterFolder::open(&folder, &base.config, None)?;
+    files.require_unchanged_base()?;
+    files.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(files.read(device)?)
+}
+
+/// The last part of a path.
+fn called(name: &str) -> String {
+    Path::new(name).file_name().map_or_else(|| name.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Calls adapters by all that was typed where their short names are not enough.
+fn distinguish(all: &mut [System], typed: &[String]) {
+    let short: Vec<String> = all.iter().map(|system| system.name.clone()).collect();
+    let adapters = all.iter_mut().filter(|system| system.adapter.is_some()).zip(typed);
+    for (system, typed) in adapters {
+        if short.iter().filter(|other| **other == system.name).count() > 1 {
+            system.name = typed.clone();
+        }
+    }
+}
