@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::Set;
 use super::settings::resolve;
+use super::speak::parse_temperature;
 use crate::error::user;
 use crate::run_file::Settings;
 
@@ -15,6 +16,8 @@ pub(crate) enum Eval {
     Perplexity(Perplexity),
     /// Multiple-choice questions: accuracy by log-likelihood, as lm-evaluation-harness has it
     Choice(Choice),
+    /// Answers that are generated, against those of the file: exact match, numbers, JSON, ROUGE, BLEU
+    Generate(Answers),
 }
 
 /// What is evaluated, and beside what.
@@ -37,8 +40,8 @@ pub(crate) struct Systems {
 }
 
 impl Systems {
-    /// The default settings with `--set` laid over them, as far as it is about these sections; `data`: what stands in
-    /// `data.eval`.
+    /// The default settings with `--set` laid over them, as far as it is about these sections; `data`: what
+    /// stands in `data.eval`.
     fn settings(&self, command: &str, sections: &[&str], data: Option<String>) -> anyhow::Result<Settings> {
         for change in self.set.overrides()? {
             if !sections.contains(&change.section()) {
@@ -74,7 +77,7 @@ impl Perplexity {
 pub(crate) struct Choice {
     #[command(flatten)]
     pub(crate) systems: Systems,
-    /// The questions: {context, choices, gold}, or rows of MMLU, ARC, HellaSwag, WinoGrande, BoolQ, PIQA or TruthfulQA
+    /// The questions: {context, choices, gold}, or rows of MMLU, ARC, HellaSwag, WinoGrande and others
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// Whose rows they are, where their fields do not say
@@ -97,5 +100,48 @@ pub(crate) struct Choice {
 impl Choice {
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         self.systems.settings("choice", &["precision", "quantization", "memory"], None)
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Answers {
+    #[command(flatten)]
+    pub(crate) systems: Systems,
+    /// Records with their answers, as for training: conversations, instructions, or prompts
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// How answers are compared: exact_match, regex, number, gsm8k_strict, gsm8k_flexible, json, rouge1, rouge2,
+    /// rougeL, rougeLsum, bleu or f1
+    #[arg(long, value_name = "NAME")]
+    pub(crate) metric: String,
+    /// With --metric regex: what is taken out of an answer, the first group if it has one
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) pattern: Option<String>,
+    /// A chat template in place of the model's own: a file or a built-in name
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(crate) chat_template: Option<String>,
+    /// Stop an answer after this many tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Answers to each record, for pass@k
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) samples: u32,
+    /// 0: always the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
+    pub(crate) temperature: f32,
+    /// The random numbers' seed
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Answers that are generated at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) running: u32,
+    /// Write every answer with its score, a line each record
+    #[arg(long, value_name = "FILE")]
+    pub(crate) items: Option<PathBuf>,
+}
+
+impl Answers {
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        self.systems.settings("generate", &["precision", "quantization", "memory"], None)
     }
 }

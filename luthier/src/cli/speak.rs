@@ -44,7 +44,7 @@ pub(super) fn parse_held(text: &str) -> Result<Held, String> {
     }
 }
 
-fn parse_temperature(text: &str) -> Result<f32, String> {
+pub(super) fn parse_temperature(text: &str) -> Result<f32, String> {
     text.parse()
         .ok()
         .filter(|t: &f32| t.is_finite() && *t >= 0.0)

@@ -2,6 +2,8 @@
 
 mod choice;
 mod compare;
+mod generate;
+mod items;
 mod perplexity;
 mod systems;
 
@@ -13,5 +15,6 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     match args {
         cli::Eval::Perplexity(args) => perplexity::run(&args, global),
         cli::Eval::Choice(args) => choice::run(&args, global),
+        cli::Eval::Generate(args) => generate::run(&args, global),
     }
 }

@@ -1,6 +1,7 @@
 //! `luthier generate`: continues a prompt, answers a conversation, or does so for every record of a file.
 
 mod many;
+pub(super) mod records;
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -21,7 +22,7 @@ use crate::terminal;
 /// What `--max-tokens` could be where the memory is not enough.
 const FEW_TOKENS: usize = 256;
 /// Tokens before a text that decide how its first token reads: whether a space is put before it.
-const LEAD: usize = 32;
+pub(super) const LEAD: usize = 32;
 
 pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCode> {
     if args.data.is_some() {
@@ -189,14 +190,7 @@ impl Speaker {
 
     /// The template that was named, or the model's own.
     pub(super) fn template(&self, named: Option<&str>) -> anyhow::Result<ChatTemplate> {
-        ChatTemplate::resolve(named, &self.tokenizer)?.ok_or_else(|| {
-            user(format!(
-                "{} has no chat template: continue plain text with `luthier generate --prompt`, or name a template \
-                 with --chat-template (a file, or one of {})",
-                self.subject.base.name,
-                data::template::BUILTIN.join(", ")
-            ))
-        })
+        template(&self.subject.base, &self.tokenizer, named)
     }
 
     /// The tokens of a conversation up to where the assistant begins to speak.
@@ -262,6 +256,18 @@ impl Speaker {
         text.push_str(&rest);
         Ok(Spoken { text, ended, generation, said })
     }
+}
+
+/// The template that was named, or the model's own.
+fn template(base: &Base, tokenizer: &Tokenizer, named: Option<&str>) -> anyhow::Result<ChatTemplate> {
+    ChatTemplate::resolve(named, tokenizer)?.ok_or_else(|| {
+        user(format!(
+            "{} has no chat template: continue plain text with `luthier generate --prompt`, or name a template \
+             with --chat-template (a file, or one of {})",
+            base.name,
+            data::template::BUILTIN.join(", ")
+        ))
+    })
 }
 
 /// What ends a model's words: the end tokens of the tokenizer's and the model's configuration, and that with which

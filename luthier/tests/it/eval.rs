@@ -186,7 +186,7 @@ fn choices_have_the_log_likelihoods_of_the_model() {
     assert_eq!((&told["form"], &told["questions"]), (&json!("choice"), &json!(14)));
     assert!(told["systems"][0]["accuracy_over_groups"].is_f64());
     let told = String::from_utf8(run(folder.path(), &command).stdout).unwrap();
-    assert!(told.contains("one less model") && told.contains("right that were wrong"), "{told}");
+    assert!(told.contains("one less model") && told.contains("one is better than model at"), "{told}");
 }
 
 #[test]
@@ -279,5 +279,96 @@ fn what_cannot_be_evaluated_is_refused() {
         let command = ["eval", "perplexity", "--model", "model", "--data", data, "--set", setting];
         let told = failure(folder.path(), &command);
         assert!(told.starts_with("exit code 2\n") && told.contains(words), "{data}, {setting}: {told}");
+    }
+}
+
+/// Records of `generate --data`, and what it answers.
+fn answered(folder: &Path, adapter: &[&str]) -> Vec<Value> {
+    let command =
+        ["generate", "--model", "model", "--data", "data.jsonl", "--max-tokens", "12", "--precision", "f32"];
+    let output = run(folder, &[&command[..], adapter].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn answers_are_those_of_generate_and_are_compared_with_the_files() {
+    let folder = folder();
+    fs::rename(tiny_adapter(folder.path(), 0.5), folder.path().join("one")).unwrap();
+    let (base, tuned) = (answered(folder.path(), &[]), answered(folder.path(), &["--adapter", "one"]));
+    // Half of what the adapter says is right; of the base's answers a quarter is made so.
+    let records: Vec<Value> = (0..40)
+        .map(|i| {
+            let said = match i % 4 {
+                0 | 1 => &tuned[i],
+                2 => &base[i],
+                _ => &json!({"text": "something else"}),
+            };
+            let user = &base[i]["messages"][0];
+            json!({"messages": [user, {"role": "assistant", "content": said["text"]}]})
+        })
+        .collect();
+    write_lines(folder.path().join("own.jsonl"), &records);
+    let command = "eval generate --model model --adapter one --data own.jsonl --metric exact_match --max-tokens 12 \
+                   --set precision=f32 --items i.jsonl";
+    let command: Vec<&str> = command.split_whitespace().collect();
+    let told = json_of(folder.path(), &[&command[..], &["--json"]].concat());
+    let items = fs::read_to_string(folder.path().join("i.jsonl")).unwrap();
+    let items: Vec<Value> = items.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut right = [0, 0];
+    for (i, item) in items.iter().enumerate() {
+        for (of, (system, said)) in [("model", &base[i]), ("one", &tuned[i])].into_iter().enumerate() {
+            assert_eq!(item["systems"][system]["answers"], json!([said["text"]]), "record {i} of {system}");
+            let is_right = said["text"] == records[i]["messages"][1]["content"];
+            right[of] += usize::from(is_right);
+            assert_eq!(item["systems"][system]["scores"], json!([f64::from(u8::from(is_right))]));
+        }
+    }
+    assert!(right[1] >= 20 && right[0] >= 10, "{right:?}");
+    for (of, system) in told["systems"].as_array().unwrap().iter().enumerate() {
+        assert!((system["score"].as_f64().unwrap() - right[of] as f64 / 40.0).abs() < 1e-12);
+    }
+    let difference = told["differences"][0]["difference"]["value"].as_f64().unwrap();
+    assert!((difference - (right[1] as f64 - right[0] as f64) / 40.0).abs() < 1e-12);
+
+    // As many at once as one, and several samples of each.
+    let one = json_of(folder.path(), &[&command[..], &["--json", "--running", "1"]].concat());
+    for (all, one) in told["systems"].as_array().unwrap().iter().zip(one["systems"].as_array().unwrap()) {
+        assert_eq!((&all["score"], &all["new_tokens"]), (&one["score"], &one["new_tokens"]));
+    }
+    let samples = ["--json", "--samples", "3", "--temperature", "1"];
+    let told = json_of(folder.path(), &[&command[..], &samples].concat());
+    let passes = told["systems"][1]["pass_at"].as_array().unwrap();
+    let values: Vec<f64> = passes.iter().map(|of| of["value"].as_f64().unwrap()).collect();
+    assert_eq!(passes.iter().map(|of| of["k"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3]);
+    assert!(values[0] <= values[1] && values[1] <= values[2]);
+    let told = String::from_utf8(run(folder.path(), &command).stdout).unwrap();
+    assert!(told.contains("one is better than model at"), "{told}");
+}
+
+#[test]
+fn answers_that_cannot_be_compared_are_refused() {
+    let folder = folder();
+    write_lines(
+        folder.path().join("open.jsonl"),
+        &[json!({"messages": [{"role": "user", "content": "hello"}]})],
+    );
+    for (data, more, words) in [
+        ("data.jsonl", &["--metric", "rogue"][..], "no metric is called \"rogue\""),
+        ("data.jsonl", &["--metric", "regex"], "needs --pattern"),
+        ("data.jsonl", &["--metric", "regex", "--pattern", "("], "cannot be read"),
+        ("data.jsonl", &["--metric", "json", "--pattern", "a"], "--pattern is for --metric regex"),
+        ("data.jsonl", &["--metric", "number"], "data.jsonl:1"),
+        ("open.jsonl", &["--metric", "f1"], "open.jsonl:1: there is no answer to compare with"),
+        ("none.jsonl", &["--metric", "f1"], "none.jsonl"),
+        ("data.jsonl", &["--metric", "f1", "--samples", "0"], "--samples"),
+        ("data.jsonl", &["--metric", "f1", "--set", "memory=100KiB"], "`memory` allows only 100.0 KiB"),
+    ] {
+        let told = failure(
+            folder.path(),
+            &[&["eval", "generate", "--model", "model", "--data", data], more].concat(),
+        );
+        assert!(told.starts_with("exit code 2\n") && told.contains(words), "{data}, {more:?}: {told}");
     }
 }

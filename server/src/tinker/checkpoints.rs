@@ -1,5 +1,5 @@
-//! POST /api/v1/save_weights, /save_weights_for_sampler and /load_weights: models in training become folders, and
-//! folders models.
+//! POST /api/v1/save_weights, /save_weights_for_sampler and /load_weights: models in training become folders,
+//! and folders models.
 
 use std::fs;
 use std::path::Path;

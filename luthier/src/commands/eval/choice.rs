@@ -1,6 +1,5 @@
 //! `luthier eval choice`: which of its choices a model finds likeliest behind a question.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,9 +12,10 @@ use eval::paired::{Estimate, Groups, Part};
 use infer::{Scored, Scorer, Stem};
 use model::Layout;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::compare::{self, Difference, Got, Kind};
+use super::compare::{self, Flips, Got};
+use super::items;
 use super::systems::{System, Systems, held};
 use crate::cli::{self, Global};
 use crate::error::user;
@@ -23,8 +23,8 @@ use crate::run_file::{Purpose, Settings};
 use crate::setup::{self, Inference};
 use crate::terminal::{self, Progress, Table, count};
 
-/// Numbers of questions that are shown where answers differ.
-const SHOWN: usize = 12;
+/// From so many groups on, such as the subjects of MMLU, it is groups that are drawn for intervals.
+const GROUPS: usize = 20;
 
 pub(super) fn run(args: &cli::Choice, global: &Global) -> anyhow::Result<ExitCode> {
     let mut settings = args.settings()?;
@@ -54,7 +54,7 @@ pub(super) fn run(args: &cli::Choice, global: &Global) -> anyhow::Result<ExitCod
         all.push(Answers::of(system, &asked, &questions, &scored, begun.elapsed().as_secs_f64())?);
     }
     if let Some(path) = &args.items {
-        write_items(path, &questions, &all)?;
+        items::write(path, items(&questions, &all))?;
     }
     let report = Report::of(form, args.shots, &questions, &asked, &all);
     match args.systems.json {
@@ -154,8 +154,8 @@ impl Asked {
     fn warn(&self, context: usize) {
         if self.cut > 0 {
             eprintln!(
-                "warning: {} choices with what stands before them have more tokens than the {context} that the model \
-                 was made for; their beginnings were cut",
+                "warning: {} choices with what stands before them have more tokens than the {context} that the \
+                 model was made for; their beginnings were cut",
                 self.cut
             );
         }
@@ -175,8 +175,8 @@ impl Asked {
     }
 }
 
-/// The tokens of a context, and those of both texts together beyond as many: lm-evaluation-harness' `_encode_pair`, and
-/// its one token for no context.
+/// The tokens of a context, and those of both texts together beyond as many: lm-evaluation-harness'
+/// `_encode_pair`, and its one token for no context.
 fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
     let ids = |text: &str, special: bool| Ok::<_, anyhow::Error>(tokenizer.encode(text, special)?.ids);
     let (context, continuation) = split_for_tokens(context, continuation);
@@ -253,7 +253,7 @@ impl Answers {
 #[derive(Serialize)]
 struct Accuracy {
     value: f64,
-    /// By drawing questions anew; of several groups, groups.
+    /// By drawing questions anew; where there are many groups, groups.
     interval: Option<Estimate>,
 }
 
@@ -271,15 +271,6 @@ struct OfSystem {
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy_over_groups: Option<f64>,
     seconds: f64,
-}
-
-/// Questions that one system answered rightly and the other not, by their numbers from 1.
-#[derive(Serialize)]
-struct Flips {
-    #[serde(flatten)]
-    difference: Difference,
-    gained: Vec<usize>,
-    lost: Vec<usize>,
 }
 
 #[derive(Serialize)]
@@ -300,12 +291,14 @@ impl Report {
     fn of(form: Form, shots: usize, questions: &[Question], asked: &Asked, all: &[Answers]) -> Self {
         let labels: Vec<Option<&str>> = questions.iter().map(Question::group).collect();
         let groups = Groups::by(&labels);
-        let groups = (groups.count() > 1).then_some(&groups);
+        let has_groups = groups.count() > 1;
+        // A handful of them, drawn anew, says little of others.
+        let drawn = (groups.count() >= GROUPS).then_some(&groups);
         let of_all = |score: Score| {
             let got: Vec<Got> = all.iter().map(|answers| answers.got(score)).collect();
             let mean =
                 |got: &Got| got.parts.iter().map(|part| part.sum).sum::<f64>() / got.parts.len() as f64;
-            let intervals = compare::estimates(&got, groups);
+            let intervals = compare::estimates(&got, drawn);
             got.iter()
                 .zip(intervals)
                 .map(|(got, interval)| Accuracy { value: mean(got), interval })
@@ -317,7 +310,7 @@ impl Report {
             let [accuracy, accuracy_norm, accuracy_bytes, probability] =
                 columns.each_mut().map(|column| column.next().expect("one for each system"));
             let by_group = labels.iter().zip(&answers.scores).map(|(group, of)| (*group, of.acc));
-            let over_groups = groups.and_then(|_| GroupMeans::of(by_group)).map(|means| means.over_groups);
+            let over_groups = GroupMeans::of(by_group).filter(|_| has_groups).map(|means| means.over_groups);
             OfSystem {
                 system: answers.name.clone(),
                 accuracy,
@@ -330,15 +323,7 @@ impl Report {
         });
         let systems = systems.collect();
         let got: Vec<Got> = all.iter().map(|answers| answers.got(|of| of.acc)).collect();
-        let differences =
-            compare::differences(&got, groups).into_iter().zip(&all[1..]).map(|(difference, other)| {
-                let pairs = all[0].scores.iter().zip(&other.scores).map(|(a, b)| (a.acc > 0.0, b.acc > 0.0));
-                let numbers = |wanted| {
-                    (1..).zip(pairs.clone()).filter(|(_, pair)| *pair == wanted).map(|(n, _)| n).collect()
-                };
-                Flips { difference, gained: numbers((false, true)), lost: numbers((true, false)) }
-            });
-        let differences = differences.collect();
+        let differences = compare::flips(&got, drawn);
         Report {
             form: form.name(),
             questions: questions.len(),
@@ -372,17 +357,7 @@ impl std::fmt::Display for Report {
             table.row(cells.into_iter().chain(last));
         }
         writeln!(f, "{table}\n")?;
-        if !self.differences.is_empty() {
-            let differences: Vec<&Difference> =
-                self.differences.iter().map(|flips| &flips.difference).collect();
-            writeln!(f, "{}", compare::table(Kind::Share, "accuracy", &differences))?;
-            for Flips { difference, gained, lost } in &self.differences {
-                let system = difference.system();
-                writeln!(f, "{system}: {} right that were wrong{}", gained.len(), shown(gained))?;
-                writeln!(f, "{system}: {} wrong that were right{}", lost.len(), shown(lost))?;
-            }
-            writeln!(f)?;
-        }
+        compare::tell_flips(f, "accuracy", &self.differences)?;
         let Report { form, questions, shots, tokens, systems, .. } = self;
         let seconds: f64 = systems.iter().map(|of| of.seconds).sum();
         let speed = count(*tokens as f64 / seconds.max(1e-9));
@@ -391,34 +366,16 @@ impl std::fmt::Display for Report {
     }
 }
 
-fn shown(numbers: &[usize]) -> String {
-    let mut words: Vec<String> = numbers.iter().take(SHOWN).map(usize::to_string).collect();
-    if numbers.len() > SHOWN {
-        words.push("...".to_owned());
-    }
-    if words.is_empty() { String::new() } else { format!(": {}", words.join(", ")) }
-}
-
-/// A line for each question, written aside and renamed.
-fn write_items(path: &Path, questions: &[Question], all: &[Answers]) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let written = || -> anyhow::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        for (number, question) in questions.iter().enumerate() {
-            let of_system = |answers: &Answers| {
-                let logs: Vec<f64> = answers.likelihoods[number].iter().map(|of| of.log).collect();
-                let greedy: Vec<bool> = answers.likelihoods[number].iter().map(|of| of.greedy).collect();
-                let of = json!({"chosen": answers.scores[number].chosen, "logprobs": logs, "greedy": greedy});
-                (answers.name.clone(), of)
-            };
-            let systems: serde_json::Map<String, Value> = all.iter().map(of_system).collect();
-            let line = json!({
-                "number": number + 1, "group": question.group(), "right": question.right(), "systems": systems,
-            });
-            writeln!(file, "{line}")?;
-        }
-        file.persist(path)?;
-        Ok(())
-    };
-    written().with_context(|| format!("--items {}", path.display()))
+/// What came of each question.
+fn items(questions: &[Question], all: &[Answers]) -> impl Iterator<Item = Value> {
+    questions.iter().enumerate().map(|(number, question)| {
+        let of_system = |answers: &Answers| {
+            let logs: Vec<f64> = answers.likelihoods[number].iter().map(|of| of.log).collect();
+            let greedy: Vec<bool> = answers.likelihoods[number].iter().map(|of| of.greedy).collect();
+            let of = json!({"chosen": answers.scores[number].chosen, "logprobs": logs, "greedy": greedy});
+            (answers.name.clone(), of)
+        };
+        let systems: Map<String, Value> = all.iter().map(of_system).collect();
+        json!({"number": number + 1, "group": question.group(), "right": question.right(), "systems": systems})
+    })
 }

@@ -1,10 +1,14 @@
-//! Systems beside each other: what each comes to, and how much each adapter differs from the first one of them.
+//! Systems beside each other: what each comes to, and how much the others differ from the first one.
+
+use std::fmt;
 
 use eval::paired::{Bootstrap, Comparison, Estimate, Groups, Part};
 use serde::Serialize;
 
 use crate::terminal::Table;
 
+/// Numbers of items that are shown where systems differ.
+const SHOWN: usize = 12;
 /// The seed of what is drawn for intervals: the same items give the same numbers.
 const SEED: u64 = 0;
 
@@ -32,11 +36,14 @@ pub(super) struct Difference {
     comparison: Comparison,
 }
 
-impl Difference {
-    /// Whose it is.
-    pub(super) fn system(&self) -> &str {
-        &self.system
-    }
+/// A difference, and where it comes from: items that one system got right and the other not, by their numbers
+/// from 1.
+#[derive(Serialize)]
+pub(super) struct Flips {
+    #[serde(flatten)]
+    difference: Difference,
+    gained: Vec<usize>,
+    lost: Vec<usize>,
 }
 
 /// Intervals of 95 %.
@@ -73,6 +80,41 @@ pub(super) fn differences(all: &[Got], groups: Option<&Groups>) -> Vec<Differenc
         Some(Difference { system, than, comparison: comparison.ok()? })
     };
     others.iter().filter_map(compared).collect()
+}
+
+/// How every other system differs from the first one, of scores from 0 to 1, and in which items.
+pub(super) fn flips(all: &[Got], groups: Option<&Groups>) -> Vec<Flips> {
+    let Some((first, others)) = all.split_first() else { return Vec::new() };
+    let of = |(difference, other): (Difference, &Got)| {
+        let pairs = first.parts.iter().zip(&other.parts).map(|(a, b)| (a.sum, b.sum));
+        let numbers = |is: fn((f64, f64)) -> bool| {
+            (1..).zip(pairs.clone()).filter(|(_, pair)| is(*pair)).map(|(number, _)| number).collect()
+        };
+        Flips { difference, gained: numbers(|(a, b)| b > a), lost: numbers(|(a, b)| b < a) }
+    };
+    differences(all, groups).into_iter().zip(others).map(of).collect()
+}
+
+/// Differences and items in words.
+pub(super) fn tell_flips(f: &mut fmt::Formatter<'_>, what: &str, all: &[Flips]) -> fmt::Result {
+    if all.is_empty() {
+        return Ok(());
+    }
+    let differences: Vec<&Difference> = all.iter().map(|flips| &flips.difference).collect();
+    writeln!(f, "{}\n", table(Kind::Share, what, &differences))?;
+    for Flips { difference: Difference { system, than, .. }, gained, lost } in all {
+        writeln!(f, "{system} is better than {than} at {} items{}", gained.len(), shown(gained))?;
+        writeln!(f, "{system} is worse than {than} at {} items{}", lost.len(), shown(lost))?;
+    }
+    writeln!(f)
+}
+
+fn shown(numbers: &[usize]) -> String {
+    let mut words: Vec<String> = numbers.iter().take(SHOWN).map(usize::to_string).collect();
+    if numbers.len() > SHOWN {
+        words.push("...".to_owned());
+    }
+    if words.is_empty() { String::new() } else { format!(": {}", words.join(", ")) }
 }
 
 /// The differences in words, a line each.

@@ -37,8 +37,8 @@ pub(super) struct Systems {
 }
 
 impl Systems {
-    /// Opens what the arguments name. What the first adapter's run remembers is lent to settings that were left
-    /// open.
+    /// Opens what the arguments name. What the first adapter's run remembers is lent to settings that were
+    /// left open.
     ///
     /// # Errors
     /// If an adapter does not fit the base, or changes it for the others.

@@ -8,31 +8,19 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use data::{Asked, ChatTemplate, Question};
 use infer::{Generator, Sampling};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
+use super::records::{Record, Records, files};
 use super::{Ask, Ended, Speaker, Stops, context};
 use crate::cli::{self, Global};
 use crate::error::{Advised, STOPPED, user};
-use crate::hub;
 use crate::signal;
 use crate::terminal::{self, Progress, duration};
 
 /// Records whose place is told of those that could not be answered.
 const TOLD: usize = 3;
-
-/// A record, ready to be answered.
-struct Record {
-    /// File and line.
-    source: String,
-    /// What of it goes into the output: `messages` and `tools`, or `prompt`.
-    asked: Map<String, Value>,
-    reference: Option<String>,
-    prompt: Vec<u32>,
-    is_chat: bool,
-}
 
 pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCode> {
     let data = args.data.as_deref().expect("the command was asked for data");
@@ -42,16 +30,12 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
         return Err(user("--json prints a summary: name a file for the answers by --output"));
     }
     let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref(), global)?;
-    let questions = questions(&files)?;
-    if questions.is_empty() {
+    let Records { records, template } =
+        Records::read(&files, args.chat_template.as_deref(), &speaker.subject.base, &speaker.tokenizer)?;
+    if records.is_empty() {
         return Err(user(format!("{} has no records", data.display())));
     }
-    let template = template(&speaker, args.chat_template.as_deref(), &questions)?;
     let stops = [None, template.as_ref()].map(|template| speaker.stops(template));
-    let mut records = Vec::with_capacity(questions.len());
-    for (source, question) in questions {
-        records.push(prepare(&speaker, template.as_ref(), source, question)?);
-    }
     let longest = speaker.subject.base.config.max_position_embeddings;
     let fitting = records.iter().map(|record| record.prompt.len()).filter(|tokens| *tokens <= longest).max();
     let Some(prompt) = fitting else {
@@ -126,80 +110,6 @@ pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCo
         terminal::print_json(&told.json(&args.output))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The files that hold the records.
-fn files(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for path in hub::resolve_data(data)? {
-        files.extend(data::source::files(&path)?);
-    }
-    Ok(files)
-}
-
-fn questions(files: &[PathBuf]) -> anyhow::Result<Vec<(String, Question)>> {
-    let mut questions = Vec::new();
-    for file in files {
-        for record in data::source::records(file)? {
-            let record = record?;
-            questions.push((record.at.to_string(), Question::of(record.parse()?, &record.at)?));
-        }
-    }
-    Ok(questions)
-}
-
-/// The template for the conversations, if there are any. Instructions have Alpaca's where the model has none,
-/// as in training.
-fn template(
-    speaker: &Speaker,
-    named: Option<&str>,
-    questions: &[(String, Question)],
-) -> anyhow::Result<Option<ChatTemplate>> {
-    let chats = questions.iter().filter_map(|(_, question)| match &question.asked {
-        Asked::Chat(chat) => Some(chat.instruction),
-        Asked::Text(_) => None,
-    });
-    let chats: Vec<bool> = chats.collect();
-    if chats.is_empty() {
-        return Ok(None);
-    }
-    if chats.iter().all(|instruction| *instruction)
-        && ChatTemplate::resolve(named, &speaker.tokenizer)?.is_none()
-    {
-        let alpaca = ChatTemplate::builtin("alpaca").expect("it is built in");
-        return Ok(Some(alpaca.with_special_tokens(&speaker.tokenizer)));
-    }
-    speaker.template(named).map(Some)
-}
-
-fn prepare(
-    speaker: &Speaker,
-    template: Option<&ChatTemplate>,
-    source: String,
-    question: Question,
-) -> anyhow::Result<Record> {
-    let mut asked = Map::new();
-    let is_chat = matches!(question.asked, Asked::Chat(_));
-    let prompt = match question.asked {
-        Asked::Chat(chat) => {
-            let template = template.expect("there is one where there are conversations");
-            let text = template.question(&chat).with_context(|| source.clone())?;
-            let chat = chat.with_inputs_in_content();
-            let messages: Vec<Value> = chat.messages.into_iter().map(Value::Object).collect();
-            asked.insert("messages".into(), messages.into());
-            asked.extend(chat.tools.map(|tools| ("tools".to_owned(), tools)));
-            speaker.tokenizer.encode(&text, false)?.ids
-        }
-        Asked::Text(text) => {
-            let ids = speaker.tokenizer.encode(&text, true)?.ids;
-            asked.insert("prompt".into(), text.into());
-            ids
-        }
-    };
-    match prompt.is_empty() {
-        true => Err(user(format!("{source}: the prompt has no tokens: give some text"))),
-        false => Ok(Record { source, asked, reference: question.reference, prompt, is_chat }),
-    }
 }
 
 impl Record {

@@ -95,7 +95,8 @@ impl Client {
         Ok(outcome)
     }
 
-    /// Asks all, one after the other, beside somebody else who always has so many requests running or waiting.
+    /// Asks all, one after the other, beside somebody else who always has so many requests running or
+    /// waiting.
     ///
     /// # Errors
     /// As [`Client::ask`].

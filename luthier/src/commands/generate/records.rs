@@ -1,0 +1,123 @@
+//! Records that want an answer, as prompts.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use data::{Asked, ChatTemplate, Question, Tokenizer};
+use serde_json::{Map, Value};
+
+use crate::error::user;
+use crate::hub;
+use crate::setup::Base;
+
+/// A record, ready to be answered.
+pub(crate) struct Record {
+    /// File and line.
+    pub(crate) source: String,
+    /// What of it goes into the output: `messages` and `tools`, or `prompt`.
+    pub(crate) asked: Map<String, Value>,
+    pub(crate) reference: Option<String>,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) is_chat: bool,
+}
+
+/// The records of some files.
+pub(crate) struct Records {
+    pub(crate) records: Vec<Record>,
+    /// How conversations are written, if there are any.
+    pub(crate) template: Option<ChatTemplate>,
+}
+
+impl Records {
+    /// Reads all records. `named`: the template for conversations, if not the model's own.
+    ///
+    /// # Errors
+    /// If a record asks for no answer, or is a conversation and there is no template.
+    pub(crate) fn read(
+        files: &[PathBuf],
+        named: Option<&str>,
+        base: &Base,
+        tokenizer: &Tokenizer,
+    ) -> anyhow::Result<Self> {
+        let questions = questions(files)?;
+        let template = template(base, tokenizer, named, &questions)?;
+        let prepared = questions
+            .into_iter()
+            .map(|(source, question)| prepare(tokenizer, template.as_ref(), source, question));
+        let records = prepared.collect::<anyhow::Result<_>>()?;
+        Ok(Records { records, template })
+    }
+}
+
+/// The files that hold the records.
+pub(crate) fn files(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in hub::resolve_data(data)? {
+        files.extend(data::source::files(&path)?);
+    }
+    Ok(files)
+}
+
+fn questions(files: &[PathBuf]) -> anyhow::Result<Vec<(String, Question)>> {
+    let mut questions = Vec::new();
+    for file in files {
+        for record in data::source::records(file)? {
+            let record = record?;
+            questions.push((record.at.to_string(), Question::of(record.parse()?, &record.at)?));
+        }
+    }
+    Ok(questions)
+}
+
+/// The template for the conversations, if there are any. Instructions have Alpaca's where the model has none,
+/// as in training.
+fn template(
+    base: &Base,
+    tokenizer: &Tokenizer,
+    named: Option<&str>,
+    questions: &[(String, Question)],
+) -> anyhow::Result<Option<ChatTemplate>> {
+    let chats = questions.iter().filter_map(|(_, question)| match &question.asked {
+        Asked::Chat(chat) => Some(chat.instruction),
+        Asked::Text(_) => None,
+    });
+    let chats: Vec<bool> = chats.collect();
+    if chats.is_empty() {
+        return Ok(None);
+    }
+    if chats.iter().all(|instruction| *instruction) && ChatTemplate::resolve(named, tokenizer)?.is_none() {
+        let alpaca = ChatTemplate::builtin("alpaca").expect("it is built in");
+        return Ok(Some(alpaca.with_special_tokens(tokenizer)));
+    }
+    super::template(base, tokenizer, named).map(Some)
+}
+
+fn prepare(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    source: String,
+    question: Question,
+) -> anyhow::Result<Record> {
+    let mut asked = Map::new();
+    let is_chat = matches!(question.asked, Asked::Chat(_));
+    let prompt = match question.asked {
+        Asked::Chat(chat) => {
+            let template = template.expect("there is one where there are conversations");
+            let text = template.question(&chat).with_context(|| source.clone())?;
+            let chat = chat.with_inputs_in_content();
+            let messages: Vec<Value> = chat.messages.into_iter().map(Value::Object).collect();
+            asked.insert("messages".into(), messages.into());
+            asked.extend(chat.tools.map(|tools| ("tools".to_owned(), tools)));
+            tokenizer.encode(&text, false)?.ids
+        }
+        Asked::Text(text) => {
+            let ids = tokenizer.encode(&text, true)?.ids;
+            asked.insert("prompt".into(), text.into());
+            ids
+        }
+    };
+    match prompt.is_empty() {
+        true => Err(user(format!("{source}: the prompt has no tokens: give some text"))),
+        false => Ok(Record { source, asked, reference: question.reference, prompt, is_chat }),
+    }
+}
