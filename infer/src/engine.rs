@@ -23,7 +23,7 @@ use crate::queue::Queue;
 use crate::sampler::{Sampler, Sampling};
 
 /// The fewest inputs that a QA-LoRA adapter of a request may read together.
-const SMALLEST_GROUP: usize = 16;
+pub const SMALLEST_GROUP: usize = 16;
 
 /// What a request is called.
 pub type RequestId = u64;

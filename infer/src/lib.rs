@@ -11,7 +11,7 @@ mod sampler;
 mod scorer;
 
 pub use constraint::{Allowed, Constraint, Reason};
-pub use engine::{Ask, Engine, Event, Extent, Load, Logprobs, RequestId, Sums};
+pub use engine::{Ask, Engine, Event, Extent, Load, Logprobs, RequestId, SMALLEST_GROUP, Sums};
 pub use generator::{Finish, Generation, Generator, InferError, Request};
 pub use sampler::{Sampler, Sampling};
 pub use scorer::{Scored, Scorer, Stem};

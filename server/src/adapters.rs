@@ -341,7 +341,9 @@ impl Adapters {
             .blocking(move || {
                 let from_root = || store.root.as_ref()?.named(&wanted);
                 let path = known.or_else(from_root).ok_or(Refusal::Unknown)?;
-                let loaded = (store.loader)(&path).map_err(Refusal::Broken)?;
+                // Where it lies is nobody's business.
+                let words = |error: String| error.replace(&path.display().to_string(), &wanted);
+                let loaded = (store.loader)(&path).map_err(|error| Refusal::Broken(words(error)))?;
                 Ok((path, loaded))
             })
             .await

@@ -10,6 +10,7 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header;
 use axum::http::request::Parts;
 use infer::Ask;
+use tokio::sync::Semaphore;
 
 use crate::adapters::{Adapters, Generation};
 use crate::answer::{Answer, Asker};
@@ -82,6 +83,8 @@ pub(crate) struct App {
     pub(crate) store: Option<Arc<Store>>,
     /// What trains; none where there is no store.
     pub(crate) bench: Option<Arc<Bench>>,
+    /// Long texts that are made into tokens at once.
+    pub(crate) long_texts: Semaphore,
     /// Files that are sent at once.
     pub(crate) uploads: Arc<Places>,
     /// Training by clients; none where there is no store or nothing that trains.
@@ -190,6 +193,22 @@ pub(crate) struct Head {
 /// Seconds since 1970.
 pub(crate) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Bytes of a text from which on it is a long one: its tokens take a hundred times as much while they are made.
+const LONG_TEXT: usize = 1 << 16;
+
+impl App {
+    /// Makes tokens of the text of a request, aside. Of long ones few are made into tokens at once.
+    pub(crate) async fn tokenizing<T: Send + 'static>(
+        &self,
+        fields: &Fields,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let is_long = fields.bytes() > LONG_TEXT;
+        let _turn = if is_long { self.long_texts.acquire().await.ok() } else { None };
+        aside(work).await
+    }
 }
 
 /// Runs what takes its time, such as reading a long text, where it holds up nobody.

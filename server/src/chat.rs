@@ -10,7 +10,7 @@ use infer::{Ask, Constraint};
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, Piece, Said, begin, together};
-use crate::app::{App, Body, Caller, Head, aside};
+use crate::app::{App, Body, Caller, Head};
 use crate::asked::{Asked, MAX_TOP, room};
 use crate::conversation::Conversation;
 use crate::error::ApiError;
@@ -65,7 +65,7 @@ pub(crate) async fn chat(
     let slots = app.admit(&caller.0, asked.n)?;
     let adapter = app.adapter(&caller.0, &asked.model).await?;
     let (words, own) = (Arc::clone(&app.words), adapter.clone());
-    let read = aside(move || {
+    let read = app.tokenizing(&fields, move || {
         let own = own.as_ref().and_then(|adapter| adapter.loaded.chat.as_ref());
         read(&words, words.chat(own)?, conversation, formed, asked.n)
     });

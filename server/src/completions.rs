@@ -10,7 +10,7 @@ use infer::{Ask, Logprobs};
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Piece, Said, begin, together};
-use crate::app::{App, Body, Caller, Head, aside};
+use crate::app::{App, Body, Caller, Head};
 use crate::asked::{Asked, MAX_TOP, Prompt, room};
 use crate::chat::envelope;
 use crate::error::ApiError;
@@ -60,13 +60,14 @@ pub(crate) async fn completions(
     let adapter = app.adapter(&caller.0, &asked.model).await?;
     let words = Arc::clone(&app.words);
     let answers = slots.len();
-    let (begun, constraints) = aside(move || {
-        let begun = prompts.into_iter().map(|prompt| read(&words, prompt, add_special, telling.echo));
-        let begun: Vec<Begun> = begun.collect::<Result<_, _>>()?;
-        let outline = formed.map(Outline::of_form).transpose()?;
-        Ok((begun, words.constraints(outline, answers)?))
-    })
-    .await?;
+    let (begun, constraints) = app
+        .tokenizing(&fields, move || {
+            let begun = prompts.into_iter().map(|prompt| read(&words, prompt, add_special, telling.echo));
+            let begun: Vec<Begun> = begun.collect::<Result<_, _>>()?;
+            let outline = formed.map(Outline::of_form).transpose()?;
+            Ok((begun, words.constraints(outline, answers)?))
+        })
+        .await?;
     let (stop, texts) = asked.ends(app.words.stops());
     let mut answers = Vec::with_capacity(slots.len());
     for (place, (slot, constraint)) in slots.into_iter().zip(constraints).enumerate() {

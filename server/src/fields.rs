@@ -9,18 +9,23 @@ use crate::error::ApiError;
 
 /// An object that a client sent. A field that is `null` counts as not there.
 #[derive(Clone, Debug)]
-pub(crate) struct Fields(Map<String, Value>);
+pub(crate) struct Fields(Map<String, Value>, usize);
 
 impl Fields {
     /// Reads the body of a request.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Fields(fields)),
+            Ok(Value::Object(fields)) => Ok(Fields(fields, body.len())),
             Ok(other) => {
                 Err(ApiError::invalid(format!("the body must be a JSON object, and is {}", kind(&other))))
             }
             Err(error) => Err(ApiError::invalid(format!("the body is not JSON: {error}"))),
         }
+    }
+
+    /// Bytes of the body that it came in.
+    pub(crate) fn bytes(&self) -> usize {
+        self.1
     }
 
     /// The object itself.
@@ -63,7 +68,7 @@ impl Fields {
 
     /// An object.
     pub(crate) fn object(&self, name: &str) -> Result<Option<Fields>, ApiError> {
-        self.read(name, "an object", |value| value.as_object().cloned().map(Fields))
+        self.read(name, "an object", |value| Some(Fields(value.as_object()?.clone(), self.1)))
     }
 
     /// A list.

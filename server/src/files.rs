@@ -404,7 +404,10 @@ pub(crate) async fn content(
     let stored = named(&app, &caller, &id).await?;
     let path = stored.path(app.store()?);
     let file = tokio::fs::File::open(path).await;
-    let file = file.map_err(|error| ApiError::storage(format!("the file cannot be read: {error}")))?;
+    let file = file.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => ApiError::gone("the file is not on the server's disk any more"),
+        _ => ApiError::internal(format!("the file cannot be read: {error}")),
+    })?;
     let chunks = stream::unfold(file, |mut file| async {
         let mut chunk = vec![0; CHUNK];
         match file.read(&mut chunk).await {
@@ -430,7 +433,7 @@ pub(crate) async fn delete(
     let (store, name, tenant) = (Arc::clone(app.store()?), id.clone(), caller.0.name.clone());
     let deleted = aside(move || {
         let tenant = tenant.as_str();
-        let found = store.with(|all| {
+        let found = store.freeing(|all| {
             let Some(stored) = find(all, tenant, &id)? else { return Ok(None) };
             let is_used = crate::tuning::is_waited_for(all, &id)?;
             if !is_used {
@@ -447,7 +450,11 @@ pub(crate) async fn delete(
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     Err(ApiError::storage(format!("the file cannot be removed: {error}")))
                 }
-                _ => Ok(Json(json!({"id": id, "object": "file", "deleted": true}))),
+                _ => {
+                    // What was given up for this is kept again, now that there is room.
+                    store.has_room();
+                    Ok(Json(json!({"id": id, "object": "file", "deleted": true})))
+                }
             },
         }
     })

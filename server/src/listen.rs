@@ -31,7 +31,7 @@ use crate::places::Places;
 use crate::routes;
 use crate::store::Store;
 use crate::tenants::Tenants;
-use crate::tinker::{Tinker, TrainerHandle, Training};
+use crate::tinker::{self, Tinker, TrainerHandle, Training};
 use crate::tuning::{Bench, Tuner};
 use crate::words::Words;
 use crate::worker::{Handle, Worker};
@@ -40,6 +40,8 @@ use crate::worker::{Handle, Worker};
 const THREADS: usize = 2;
 /// Files that clients send at once.
 const UPLOADS: usize = 16;
+/// Long texts that are made into tokens at once.
+const LONG_TEXTS: usize = 2;
 /// How often is looked whether the server is to end, and whether it can.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often is looked whether keys have changed.
@@ -147,6 +149,9 @@ pub fn serve(
         bench = Some(started);
     }
     let (engine, thread) = Handle::start(worker)?;
+    if let Some(store) = &remembered {
+        tinker::tidy(store);
+    }
     let (mut tinker, mut training_thread) = (None, None);
     if let (Some(store), Some(Training { begin, models, tokenizer })) = (&remembered, training) {
         let (trainer, thread) = TrainerHandle::start(begin)?;
@@ -164,6 +169,7 @@ pub fn serve(
         store: remembered,
         bench: bench.as_ref().map(|(bench, _)| Arc::clone(bench)),
         uploads: Places::new(UPLOADS),
+        long_texts: Semaphore::new(LONG_TEXTS),
         tinker,
         limits,
         places: Places::new(limits.requests),

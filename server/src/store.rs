@@ -83,21 +83,38 @@ impl Store {
         &self,
         work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, ApiError> {
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut attempt = || {
-            let all = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let result = work(&all)?;
-            all.commit()?;
-            Ok(result)
-        };
-        let mut done: rusqlite::Result<T> = attempt();
+        self.attempt(&work).map_err(refused)
+    }
+
+    /// The same of what frees room on the disk, or ends what takes it: on a full disk it has the reserve, which
+    /// nothing else may use up.
+    ///
+    /// # Errors
+    /// As [`Store::with`].
+    pub(crate) fn freeing<T>(
+        &self,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, ApiError> {
+        let mut done = self.attempt(&work);
         if done.as_ref().is_err_and(is_full) && fs::remove_file(self.folder.join(RESERVE)).is_ok() {
-            done = attempt();
+            done = self.attempt(&work);
         }
-        done.map_err(|error| match is_full(&error) {
-            true => ApiError::full(),
-            false => ApiError::internal(format!("the server's state cannot be kept: {error}")),
-        })
+        done.map_err(refused)
+    }
+
+    fn attempt<T>(&self, work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let result = work(&all)?;
+        all.commit()?;
+        Ok(result)
+    }
+}
+
+fn refused(error: rusqlite::Error) -> ApiError {
+    match is_full(&error) {
+        true => ApiError::full(),
+        false => ApiError::internal(format!("the server's state cannot be kept: {error}")),
     }
 }
 
@@ -162,18 +179,18 @@ mod tests {
             let set = format!("PRAGMA max_page_count = {pages}");
             store.with(|all| all.query_row(&set, [], |row| row.get::<_, i64>(0))).unwrap();
         };
-        let fill = || {
-            store
-                .with(|all| all.execute_batch("CREATE TABLE big (a); INSERT INTO big VALUES (zeroblob(1e6))"))
+        let fill = |all: &Transaction<'_>| {
+            all.execute_batch("CREATE TABLE big (a); INSERT INTO big VALUES (zeroblob(1e6))")
         };
         // The database may not grow: as on a full disk.
         allow(1);
-        let error = fill().unwrap_err();
+        assert!(store.with(fill).is_err() && reserve.exists(), "it is not for what takes room");
+        let error = store.freeing(fill).unwrap_err();
         assert!(error.message().contains("disk is full"), "{}", error.message());
         assert!(!reserve.exists(), "it was given up");
         // Nothing of it stands, and with room it does.
         allow(100_000);
-        fill().unwrap();
+        store.with(fill).unwrap();
         assert!(store.has_room() && reserve.exists());
     }
 

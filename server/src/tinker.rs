@@ -20,7 +20,7 @@ mod trainer;
 mod training;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -110,6 +110,15 @@ impl Tinker {
         aside(move || store.with(work)).await
     }
 
+    /// The same of what frees room on the disk.
+    async fn free<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let store = Arc::clone(&self.store);
+        aside(move || store.freeing(work)).await
+    }
+
     /// A checkpoint's folder.
     fn folder(&self, path: &path::CheckpointPath) -> PathBuf {
         path.folder(self.store.folder())
@@ -154,11 +163,24 @@ impl Tinker {
 
     /// Deletes what has expired.
     async fn sweep(&self, app: &App) -> Result<(), ApiError> {
-        let swept = self.records(move |all| records::sweep(all, now(), checkpoints::KEPT_PASSING)).await?;
+        let swept = self.free(move |all| records::sweep(all, now(), checkpoints::KEPT_PASSING)).await?;
         for path in swept {
             runs::delete_files(app, self, &path).await?;
         }
         Ok(())
+    }
+}
+
+/// Removes what a server that was killed had begun to write: checkpoints under hidden names, which nobody knows.
+pub(crate) fn tidy(store: &Store) {
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let runs = entries(&store.folder().join("tinker"));
+    let kinds = runs.flat_map(|run| entries(&run.path()).collect::<Vec<_>>());
+    for entry in kinds.flat_map(|kind| entries(&kind.path()).collect::<Vec<_>>()) {
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            // What is left of it is tried again at the next start.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) async fn tokenize(
             let text = fields.required_text("prompt")?.to_owned();
             let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
             require_model(&app, &caller, &model).await?;
-            aside(move || words.encode(&text, add_special, "prompt")).await?
+            app.tokenizing(&fields, move || words.encode(&text, add_special, "prompt")).await?
         }
         Some(_) => {
             let conversation = Conversation::read(&fields)?;
@@ -32,7 +32,7 @@ pub(crate) async fn tokenize(
             let add_special = fields.boolean("add_special_tokens")?.unwrap_or(false);
             // An adapter may have a template of its own.
             let adapter = app.adapter(&caller.0, &model).await?;
-            aside(move || {
+            app.tokenizing(&fields, move || {
                 let own = adapter.as_ref().and_then(|adapter| adapter.loaded.chat.as_ref());
                 let chat = words.chat(own)?;
                 let text = chat.write(&conversation, prompts)?;

@@ -111,6 +111,8 @@ pub enum Ended {
     },
     /// It was asked to stop, and all that it has done is saved.
     Interrupted,
+    /// There is no room on the disk: it goes on from what is saved when there is.
+    Full,
     /// It cannot go on, and why.
     Failed(String),
 }

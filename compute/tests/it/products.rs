@@ -28,15 +28,15 @@ fn part(rows: usize, rank: usize, weight: usize) -> Part {
 enum Weights {
     Plain(DType),
     Transposed(DType),
-    FourBit,
-    FourBitTransposed,
+    Codes(Format),
+    CodesTransposed(Format),
 }
 
 /// Everything that a list of products reads and writes.
 struct Case {
     inputs: Vec<Matrix>,
     dense: Vec<Matrix>,
-    four_bit: Vec<Quantized>,
+    coded: Vec<Quantized>,
     /// A and B of each update.
     updates: Vec<[Matrix; 2]>,
     columns: [Matrix; 2],
@@ -51,14 +51,17 @@ impl Case {
         let count = 1 + parts.iter().map(|part| part.weight).max().unwrap();
         let (rows, cols, of_weight) = match weights {
             Weights::Plain(dtype) => (k, n, dtype),
-            Weights::FourBit => (k, n, DType::F32),
+            Weights::Codes(_) => (k, n, DType::F32),
             Weights::Transposed(dtype) => (n, k, dtype),
-            Weights::FourBitTransposed => (n, k, DType::F32),
+            Weights::CodesTransposed(_) => (n, k, DType::F32),
         };
         let dense: Vec<_> = (0..count).map(|w| matrix(rows, cols, of_weight, 10 + w as u64)).collect();
-        let is_four_bit = matches!(weights, Weights::FourBit | Weights::FourBitTransposed);
-        let quantize = |m: &Matrix| Quantized::quantize(device, m.as_ref(), Format::QLORA);
-        let four_bit = if is_four_bit { dense.iter().map(quantize).collect() } else { Vec::new() };
+        let coded = match weights {
+            Weights::Codes(format) | Weights::CodesTransposed(format) => {
+                dense.iter().map(|m| Quantized::quantize(device, m.as_ref(), format)).collect()
+            }
+            _ => Vec::new(),
+        };
         let each = |f: &dyn Fn(&Part, u64) -> Matrix| -> Vec<Matrix> {
             parts.iter().zip(100..).map(|(part, seed)| f(part, seed)).collect()
         };
@@ -67,17 +70,7 @@ impl Case {
         let b = each(&|part, seed| matrix(n, part.rank, DType::F32, seed + 200));
         let updates = a.into_iter().zip(b).map(|(a, b)| [a, b]).collect();
         let columns = [1, 2].map(|seed| matrix(1, n, DType::F32, seed));
-        Case {
-            inputs,
-            dense,
-            four_bit,
-            updates,
-            columns,
-            weights,
-            parts: parts.to_vec(),
-            size: [k, n],
-            dtype,
-        }
+        Case { inputs, dense, coded, updates, columns, weights, parts: parts.to_vec(), size: [k, n], dtype }
     }
 
     /// What these of the products come to, computed together: their results, and the `s` of their updates.
@@ -93,8 +86,8 @@ impl Case {
             let b = match self.weights {
                 Weights::Plain(_) => Factor::Plain(self.dense[weight].as_ref()),
                 Weights::Transposed(_) => Factor::Transposed(self.dense[weight].as_ref()),
-                Weights::FourBit => Factor::Quantized(&self.four_bit[weight]),
-                Weights::FourBitTransposed => Factor::QuantizedTransposed(&self.four_bit[weight]),
+                Weights::Codes(_) => Factor::Quantized(&self.coded[weight]),
+                Weights::CodesTransposed(_) => Factor::QuantizedTransposed(&self.coded[weight]),
             };
             let [first, second] = &self.updates[i];
             let update = (rank > 0).then(|| Update {
@@ -140,8 +133,8 @@ fn ways() -> [(Weights, DType, Precision); 6] {
         (Weights::Plain(DType::F32), DType::F32, Precision::F32),
         (Weights::Transposed(DType::Bf16), DType::Bf16, Precision::Bf16),
         (Weights::Plain(DType::Bf16), DType::Bf16, Precision::Bf16),
-        (Weights::FourBitTransposed, DType::Bf16, Precision::Bf16),
-        (Weights::FourBit, DType::F32, Precision::F32),
+        (Weights::CodesTransposed(Format::QLORA), DType::Bf16, Precision::Bf16),
+        (Weights::Codes(Format::QLORA), DType::F32, Precision::F32),
     ]
 }
 
@@ -167,6 +160,33 @@ fn rows_with_an_adapter_each_by_one_weight() {
     parts[3].has_epilogue = true;
     for threads in [1, 2, 3] {
         check(&[[64, 130], [192, 17], [320, 300]], &parts, threads);
+    }
+}
+
+/// Rows of one request each, which by codes of one weight are multiplied together, some with an adapter: of every type
+/// of codes, and as many as one kernel takes, fewer and more.
+#[test]
+fn few_rows_each_by_codes_of_every_type() {
+    let mut parts: Vec<Part> = [1, 1, 1, 1, 2, 1, 3, 1, 4, 1, 2]
+        .iter()
+        .zip(0..)
+        .map(|(&rows, i)| part(rows, 3 * (i % 2), 0))
+        .collect();
+    parts.push(part(1, 0, 1));
+    parts.push(part(1, 0, 1));
+    parts[1].has_epilogue = true;
+    let blocks = BlockType::ALL.iter().map(|&kind| Format::Blocks(kind));
+    for cpu in cpus(2) {
+        let what = cpu.isa().to_string();
+        let device = Device::Cpu(cpu);
+        for format in blocks.clone().chain([Format::QLORA]) {
+            for (dtype, precision) in [(DType::F32, Precision::F32), (DType::Bf16, Precision::Bf16)] {
+                for size in [[256, 130], [768, 17]] {
+                    let case = Case::new(&device, size, &parts, Weights::CodesTransposed(format), dtype);
+                    case.check(&device, precision, &what);
+                }
+            }
+        }
     }
 }
 

@@ -138,6 +138,8 @@ fn settings_are_judged_together_and_the_one_to_blame_is_named() {
         (true, json!({"training.eval_every": 5, "training.early_stopping_patience": 2}), ""),
         (false, json!({"training.eval_every": 5, "training.epochs": 2}), "settings.training.eval_every"),
         (false, json!({"adapter.alpha": 8, "adapter.group_size": 16}), "settings.adapter.group_size"),
+        // What could be trained, and not be served.
+        (false, json!({"adapter.group_size": 4, "adapter.method": "qalora"}), "settings.adapter.group_size"),
         (false, json!({"adapter.alpha": 8, "adapter.r": 0, "adapter.dropout": 2}), "settings.adapter.r"),
         (false, json!({"adapter.r": 4, "schedule.nme": "cosine"}), "settings.schedule.nme"),
     ] {

@@ -182,7 +182,8 @@ pub(super) fn read_input(input: &Value) -> Option<Vec<u32>> {
     Some(ids)
 }
 
-const NO_TEXT: &str = "its input must be pieces of text as token ids: there are no images and sounds here";
+const NO_TEXT: &str =
+    "its input must be pieces of text as token ids, from 0 on: there are no images and sounds here";
 
 fn unknown(name: &str) -> String {
     format!(

@@ -110,7 +110,7 @@ pub(super) async fn remove(
     let tinker = app.tinker()?;
     let path = named(parts)?;
     let (asked, tenant) = (path.clone(), caller.0.name.clone());
-    if !tinker.records(move |all| records::remove_checkpoint(all, &asked, &tenant)).await? {
+    if !tinker.free(move |all| records::remove_checkpoint(all, &asked, &tenant)).await? {
         return Err(ApiError::absent("checkpoint_id", "there is no such checkpoint"));
     }
     let deleted = delete_files(&app, tinker, &path).await;

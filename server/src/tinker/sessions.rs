@@ -128,7 +128,7 @@ pub(super) async fn finish(
     };
     let (id, name) = (session.clone(), tenant.name.clone());
     let known = tinker
-        .records(move |all| {
+        .free(move |all| {
             records::end_session(all, &id, &name, &how)?;
             records::session_ended(all, &id, &name)
         })

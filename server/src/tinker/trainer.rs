@@ -3,7 +3,7 @@
 //! Clients number a model's requests and may send them in any order; a request runs when all before it have.
 //! Requests for passes whose turn it is go through together, whosever models they are of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,9 @@ use tokio::sync::{oneshot, watch};
 const MOST_AHEAD: u64 = 8192;
 /// How long requests wait for one before them that does not come: its client is gone, or it was never sent.
 const LONGEST_GAP: Duration = Duration::from_secs(900);
+/// Tokens of passes that go through together: with more of them the processors have no more to gain, and whoever comes
+/// next waits.
+const TURN_TOKENS: usize = 4096;
 /// How often is looked for such.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -82,6 +85,13 @@ pub struct Pass {
     pub objective: Objective,
     /// Whether gradients are added up.
     pub backward: bool,
+}
+
+impl Pass {
+    /// Tokens of all its examples.
+    fn tokens(&self) -> usize {
+        self.examples.iter().map(|example| example.ids.len()).sum()
+    }
 }
 
 /// What it came to.
@@ -172,7 +182,7 @@ pub(crate) enum Outcome {
 type Result_ = Result<Outcome, Refused>;
 
 enum Command {
-    Do { model: String, seq: u64, job: Job, done: oneshot::Sender<Result_> },
+    Do { owner: u64, model: String, seq: u64, job: Job, done: oneshot::Sender<Result_> },
     Remove(String),
     Stop,
 }
@@ -195,16 +205,23 @@ impl Handle {
         let (alive, ended) = watch::channel(());
         let thread = std::thread::Builder::new().name("trainer".into()).spawn(move || {
             let _alive = alive;
-            Desk { begin: Some(begin), trainer: None, queue, lines: BTreeMap::new() }.work();
+            Desk {
+                begin: Some(begin),
+                trainer: None,
+                queue,
+                lines: BTreeMap::new(),
+                turns: Turns::default(),
+            }
+            .work();
         })?;
         Ok((Handle { commands, ended }, thread))
     }
 
     /// Puts a request into its model's line, at its number; the model is made by number 0. Where the model or
     /// the thread is gone, the answer never comes.
-    pub(crate) fn send(&self, model: &str, seq: u64, job: Job) -> oneshot::Receiver<Result_> {
+    pub(crate) fn send(&self, owner: u64, (model, seq): (&str, u64), job: Job) -> oneshot::Receiver<Result_> {
         let (done, answer) = oneshot::channel();
-        let _ = self.commands.send(Command::Do { model: model.to_owned(), seq, job, done });
+        let _ = self.commands.send(Command::Do { owner, model: model.to_owned(), seq, job, done });
         answer
     }
 
@@ -227,6 +244,7 @@ impl Handle {
 /// A model's requests that wait, by their numbers, and the next one's.
 #[derive(Default)]
 struct Line {
+    owner: u64,
     next: u64,
     waiting: BTreeMap<u64, (Job, oneshot::Sender<Result_>)>,
     /// Since when the next one is missing while others wait.
@@ -272,6 +290,41 @@ struct Desk {
     trainer: Option<Box<dyn Trainer>>,
     queue: mpsc::Receiver<Command>,
     lines: BTreeMap<String, Line>,
+    turns: Turns,
+}
+
+/// Whose passes come next: those of the tenant that has had the fewest tokens.
+#[derive(Debug, Default)]
+struct Turns {
+    /// Tokens of each tenant that had passes when the last ones were chosen.
+    had: BTreeMap<u64, usize>,
+}
+
+impl Turns {
+    /// Which of these passes go through together, of tenants and their tokens: by turns, until there are enough to
+    /// fill a pass; at least one.
+    fn choose(&mut self, passes: &[(u64, usize)]) -> Vec<usize> {
+        // Whoever comes back has saved nothing up, and owes nothing.
+        let owners: BTreeSet<u64> = passes.iter().map(|(owner, _)| *owner).collect();
+        self.had.retain(|owner, _| owners.contains(owner));
+        let least = self.had.values().copied().min().unwrap_or(0);
+        for owner in owners {
+            self.had.entry(owner).or_insert(least);
+        }
+        let (mut chosen, mut tokens) = (Vec::new(), 0);
+        let mut left: Vec<usize> = (0..passes.len()).collect();
+        while tokens < TURN_TOKENS
+            && let Some(at) = (0..left.len()).min_by_key(|at| self.had[&passes[left[*at]].0])
+        {
+            let next = left.remove(at);
+            let (owner, of_pass) = passes[next];
+            tokens += of_pass;
+            *self.had.entry(owner).or_default() += of_pass;
+            chosen.push(next);
+        }
+        chosen.sort_unstable();
+        chosen
+    }
 }
 
 impl Desk {
@@ -288,9 +341,11 @@ impl Desk {
             self.lines.values_mut().for_each(Line::give_up);
             while let Some(next) = command {
                 match next {
-                    Command::Do { model, seq, job, done } => {
+                    Command::Do { owner, model, seq, job, done } => {
                         let line = match &job {
-                            Job::Create(..) => Some(self.lines.entry(model).or_default()),
+                            Job::Create(..) => {
+                                Some(self.lines.entry(model).or_insert(Line { owner, ..Line::default() }))
+                            }
                             _ => self.lines.get_mut(&model),
                         };
                         // Of a model that is gone nobody hears anything: the sender is dropped.
@@ -316,10 +371,22 @@ impl Desk {
         self.lines.values().any(|line| line.waiting.contains_key(&line.next))
     }
 
-    /// Does what each model's next request asks for, passes of several models together.
+    /// Does what each model's next request asks for, passes of several models together, as many as their turns allow.
     fn turn(&mut self) {
         let (mut passes, mut answers) = (Vec::new(), Vec::new());
-        let names: Vec<String> = self.lines.keys().cloned().collect();
+        let waiting = self.lines.iter().filter_map(|(model, line)| match line.waiting.get(&line.next)? {
+            (Job::Pass(pass), _) => Some((model.clone(), (line.owner, pass.tokens()))),
+            _ => None,
+        });
+        let (waiting, sizes): (Vec<String>, Vec<(u64, usize)>) = waiting.unzip();
+        let chosen = self.turns.choose(&sizes);
+        let later: BTreeSet<&String> = waiting
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| !chosen.contains(at))
+            .map(|(_, model)| model)
+            .collect();
+        let names: Vec<String> = self.lines.keys().filter(|name| !later.contains(name)).cloned().collect();
         for model in names {
             let Some(line) = self.lines.get_mut(&model) else { continue };
             let Some((job, done)) = line.waiting.remove(&line.next) else { continue };
@@ -380,5 +447,34 @@ impl Desk {
             Some(trainer) => Ok(&mut **trainer),
             None => Err(Refused { message: "training could not begin".into(), is_of_request: false }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_had_the_fewest_tokens_is_next() {
+        let mut turns = Turns::default();
+        let large = TURN_TOKENS;
+        // Of one tenant's passes a turn has as many as fill it.
+        assert_eq!(turns.choose(&[(1, large / 2), (1, large / 2), (1, 1)]), [0, 1]);
+        assert_eq!(turns.choose(&[(1, 10 * large), (1, 10 * large)]).len(), 1);
+        // A newcomer goes first, and then they take turns.
+        assert_eq!(turns.choose(&[(1, large), (2, large)]), [1]);
+        let mut had = [0, 0];
+        for _ in 0..10 {
+            for at in turns.choose(&[(1, large), (2, large)]) {
+                had[at] += 1;
+            }
+        }
+        assert_eq!(had, [5, 5]);
+        // Small ones of all go together.
+        assert_eq!(turns.choose(&[(1, 8), (2, 8), (3, 8)]), [0, 1, 2]);
+        // Who was away comes back at the others' count.
+        assert_eq!(turns.choose(&[(1, large)]), [0]);
+        assert_eq!(turns.choose(&[(1, large), (2, large)]).len(), 1);
+        assert!(turns.choose(&[]).is_empty());
     }
 }

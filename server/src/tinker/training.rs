@@ -135,7 +135,7 @@ impl Tinker {
             if !self.trainer.is_alive() {
                 return Err(ApiError::internal("the thread that trains has stopped"));
             }
-            Ok(then(self.trainer.send(model, seq, job)))
+            Ok(then(self.trainer.send(tenant.owner, (model, seq), job)))
         })?;
         Ok(promise(&id, model))
     }
@@ -152,7 +152,7 @@ impl Tinker {
             && error.is_final()
             && self.lora_of(&model, tenant).await.is_ok()
         {
-            drop(self.trainer.send(&model, seq, Job::Nothing));
+            drop(self.trainer.send(tenant.owner, (&model, seq), Job::Nothing));
         }
         done
     }
@@ -412,6 +412,8 @@ async fn line_up_step(
             ApiError::field("adam_params", "`adam_params` is missing: the optimizer here is AdamW")
         })?,
     };
+    // A misspelt one would be missed when all is trained.
+    given.only(&["type", "learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"])?;
     let number = |name: &str, usual: f64| Ok(given.number(name, 0.0..=f64::MAX)?.unwrap_or(usual));
     let beta = |name: &str, usual: f64| match given.number(name, 0.0..=1.0)?.unwrap_or(usual) {
         one if one >= 1.0 => Err(ApiError::field(name, format!("`{name}` must be below 1, and is {one}"))),

@@ -45,6 +45,8 @@ pub(crate) struct Bench {
 struct State {
     /// The list of jobs is not what the thread works on.
     has_changed: bool,
+    /// A job found no room on the disk.
+    is_full: bool,
     is_ending: bool,
     /// What trains, or is about to.
     company: Option<Company>,
@@ -132,13 +134,29 @@ impl Bench {
             }
             match self.round(&mut suspects) {
                 // What has ended may have made room for what waits.
-                Ok(true) => self.lock().has_changed = true,
+                Ok(true) => {
+                    self.lock().has_changed = true;
+                    self.wait_for_room();
+                }
                 Ok(false) => {}
                 Err(error) => {
                     eprintln!("warning: fine-tuning waits: {}", error.message());
                     std::thread::sleep(PAUSE);
                     self.lock().has_changed = true;
                 }
+            }
+        }
+    }
+
+    /// Where jobs found no room on the disk: lets some time go by, since nobody tells when there is.
+    fn wait_for_room(&self) {
+        let mut state = self.lock();
+        if std::mem::take(&mut state.is_full) {
+            eprintln!("warning: fine-tuning waits: the disk is full");
+            let until = Instant::now() + self.least.max(PAUSE);
+            while !state.is_ending && Instant::now() < until {
+                let left = until.saturating_duration_since(Instant::now());
+                state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
     }
@@ -282,6 +300,10 @@ impl Bench {
             Ended::Finished { tokens } => self.succeed(job, task, tokens),
             Ended::Failed(why) => self.fail(job, &named(task, &why)),
             Ended::Interrupted => Ok(()),
+            Ended::Full => {
+                self.lock().is_full = true;
+                Ok(())
+            }
         };
         self.show_checkpoints(job);
         noted
@@ -323,7 +345,7 @@ impl Bench {
     }
 
     fn fail(&self, job: &Job, why: &str) -> Result<(), ApiError> {
-        self.store.with(|all| {
+        self.store.freeing(|all| {
             if jobs::set_status(all, &job.id, &Status::UNFINISHED, Status::Failed)? {
                 jobs::set_error(all, &job.id, why)?;
                 jobs::note(all, &job.id, &Note::error(format!("the job has failed: {why}")))?;
@@ -340,7 +362,7 @@ impl Bench {
         for entry in fs::read_dir(jobs::folder(&self.store)).into_iter().flatten().flatten() {
             let name = entry.file_name();
             if let Some(id) = name.to_str().and_then(|name| name.strip_prefix(jobs::HIDDEN)) {
-                self.store.with(|all| jobs::forget_model(all, id))?;
+                self.store.freeing(|all| jobs::forget_model(all, id))?;
                 discard(&entry.path());
             }
         }
@@ -397,7 +419,7 @@ impl Bench {
             }
             _ => {}
         }
-        if let Err(error) = self.store.with(|all| jobs::forget_model(all, &job.id)) {
+        if let Err(error) = self.store.freeing(|all| jobs::forget_model(all, &job.id)) {
             let _ = fs::rename(&hidden, &folder);
             return Err(error);
         }
@@ -405,6 +427,7 @@ impl Bench {
             self.adapters.remove(&name, &job.tenant);
         }
         discard(&hidden);
+        self.store.has_room();
         Ok(())
     }
 

@@ -205,7 +205,8 @@ async fn change(
 ) -> Result<Json<Value>, ApiError> {
     let name = id.clone();
     let changed = with_job(app, caller, id, move |store, bench, job| {
-        let changed = store.with(|all| {
+        // Who ends a job may do so to make room.
+        let changed = store.freeing(|all| {
             if !jobs::set_status(all, &job.id, from, to)? {
                 return Ok(None);
             }

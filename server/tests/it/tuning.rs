@@ -29,10 +29,20 @@ pub(crate) struct Script {
     culprits: Vec<String>,
     /// Jobs that there is room for at once, if not for all.
     room: Option<usize>,
+    /// Rounds in which there is no room on the disk.
+    full: usize,
     /// What is wrong with all input.
     refuses: Option<String>,
     /// Whether what steps came to is lost.
     forgets: bool,
+}
+
+impl Script {
+    /// Whether this is a round without room on the disk: how many are left.
+    fn take_full(&mut self) -> Option<usize> {
+        self.full = self.full.checked_sub(1)?;
+        Some(self.full)
+    }
 }
 
 #[derive(Clone, Default)]
@@ -76,6 +86,11 @@ impl Tuner for Scripted {
             tell(place, Told::Evaluated { step: 1, loss: 2.25 });
             let checkpoint = adapter(&task.folder.join("checkpoints/step-1"), 'c', 8);
             tell(place, Told::Saved(checkpoint));
+        }
+        if let Some(left) = self.0.lock().unwrap().take_full() {
+            going.iter().for_each(|&(place, _)| tell(place, Told::Ended(Ended::Full)));
+            assert!(left < 10);
+            return Ok(());
         }
         let begun = Instant::now();
         loop {
@@ -763,4 +778,13 @@ fn a_tenant_knows_nothing_of_anothers_files_jobs_and_models() {
         assert_eq!(server.get_with("b", path).json(200)["data"], json!([]));
     }
     assert_eq!(server.get(&format!("/v1/files/{file}")).status, 401);
+}
+
+#[test]
+fn a_job_that_finds_no_room_on_the_disk_goes_on_when_there_is() {
+    let house = start(Script { full: 1, ..Script::default() });
+    let id = create(&house.server, &upload(&house.server));
+    let done = wait(&house.server, &id, "succeeded");
+    assert_eq!(done["error"], Value::Null);
+    assert_eq!(house.rounds().len(), 2);
 }

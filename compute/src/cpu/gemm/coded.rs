@@ -29,14 +29,27 @@ pub(super) struct FewRows {
     /// Brings rows, contiguous along `k`, into the type and the order of `dots`: at most `4 * k` bytes each,
     /// `k` rounded up to [`FewRows::DEPTH_STEP`].
     pub(super) pack: unsafe fn(a: Operand<'_>, to: *mut u8),
+    /// Bytes from one packed row of so many elements to the next.
+    pub(super) row_bytes: fn(usize) -> usize,
     /// Writes sums as [`super::few_rows::Dots`]: packed rows by the columns `w.cols <= WIDTH` of a transposed
-    /// weight. `scales` is memory to work with, as much as a panel takes up.
+    /// weight. `scales` is memory to work with, as much as a panel takes up. Those of a row are the same to the
+    /// byte whatever rows are with it.
     pub(super) dots: unsafe fn(rows: usize, x: *const u8, w: Coded<'_>, scales: Room, sums: *mut f32),
 }
 
 impl FewRows {
     /// Packed rows are multiples of this.
     pub(super) const DEPTH_STEP: usize = 128;
+}
+
+/// [`FewRows::row_bytes`] of whole steps of elements of so many bytes.
+pub(super) fn steps_of<const BYTES: usize>(depth: usize) -> usize {
+    BYTES * depth.next_multiple_of(FewRows::DEPTH_STEP)
+}
+
+/// [`FewRows::row_bytes`] of floats, as many as the depth.
+pub(super) fn floats_of(depth: usize) -> usize {
+    4 * depth
 }
 
 /// A part of a quantized matrix `[R, C]`, or of its transpose: logically `[rows, cols]`.

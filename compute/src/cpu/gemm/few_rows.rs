@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use super::coded::{Coded, FewRows};
 use super::kernel::Kernel;
-use super::layout::Layout;
 use super::prefetch::Prefetch;
 use super::product::Product;
 use super::scratch::{self, Room, Scratch};
@@ -65,58 +64,107 @@ pub(super) fn run(products: &[&Product<'_>], team: &Team<'_>) {
     scratch::with_shared(|room, _| {
         for round in scratch::rounds(products, bytes) {
             let mut room = room;
-            let packed: Vec<_> = round.iter().map(|p| Packed::new(p, room.take(bytes(p)))).collect();
+            let packed: Vec<_> = joined(&round).map(|joined| Packed::new(joined, &mut room)).collect();
             run_packed(&packed, team);
         }
     });
 }
 
-/// A product whose few rows are packed.
+/// Cuts products into runs of neighbours whose rows are multiplied together: by codes that are then decoded once.
+/// Each row's sums are the same alone. By values each product goes for itself: how they are summed depends on
+/// how many rows there are.
+fn joined<'j, 'p, 'a>(products: &'j [&'p Product<'a>]) -> impl Iterator<Item = &'j [&'p Product<'a>]> {
+    let mut rest = products;
+    std::iter::from_fn(move || {
+        let first = rest.first()?;
+        let mut rows = first.a.rows;
+        let more = rest[1..].iter().take_while(|next| {
+            rows += next.a.rows;
+            rows <= ROWS && next.b.is_same(&first.b) && [*first, *next].iter().all(|p| codes_of(p).is_some())
+        });
+        let (run, others) = rest.split_at(1 + more.count());
+        rest = others;
+        Some(run)
+    })
+}
+
+/// How a product's rows are multiplied by codes as they are, if they can be.
+fn codes_of(product: &Product<'_>) -> Option<&'static FewRows> {
+    few_rows_of(product.kernel, &product.a, &product.b)
+}
+
+fn few_rows_of(kernel: &'static Kernel, a: &Operand<'_>, b: &Right<'_>) -> Option<&'static FewRows> {
+    match b {
+        Right::Coded(b) if a.col_stride == 1 => kernel.coded_rows.iter().find(|few| (few.applies)(b)),
+        _ => None,
+    }
+}
+
+/// Products whose few rows are packed.
 struct Packed<'p, 'a> {
-    product: &'p Product<'a>,
+    /// The rows of all of them.
     first: Pair<'a>,
-    /// The update's.
+    members: Vec<Member<'p, 'a>>,
+}
+
+/// One of the products.
+struct Member<'p, 'a> {
+    product: &'p Product<'a>,
+    /// Its first row among the packed ones.
+    row: usize,
+    /// The update's rows and factor.
     second: Option<Pair<'a>>,
 }
 
 impl<'p, 'a> Packed<'p, 'a> {
-    /// Packs the rows into this room, which is theirs as long as this lives.
-    fn new(product: &'p Product<'a>, room: Room) -> Self {
-        let (layout, kernel) = (product.layout(), product.kernel);
-        let behind = layout.few_rows_bytes(product.a.cols);
-        let second = product.update.map(|update| {
-            // SAFETY: an update's `s` was made before.
-            let s = unsafe { update.s(0..product.a.rows) };
-            let room = room.part(behind, layout.few_rows_bytes(update.rank));
-            Pair::pack(&layout, kernel, s, update.second, room)
-        });
-        let first = Pair::pack(&layout, kernel, product.a, product.b, room.part(0, behind));
-        Packed { product, first, second }
+    /// Packs the rows of products into room that is taken for them, which is theirs as long as this lives.
+    fn new(products: &[&'p Product<'a>], rest: &mut Room) -> Self {
+        let (kernel, b) = (products[0].kernel, products[0].b);
+        let rooms: Vec<Room> =
+            products.iter().map(|product| rest.take(product.layout().few_rows_of_all_bytes())).collect();
+        let bytes = |product: &Product<'_>| product.layout().few_rows_bytes(product.a.cols);
+        let all: Vec<Operand<'a>> = products.iter().map(|product| product.a).collect();
+        let first = Pair::pack(kernel, &all, b, rooms[0].part(0, bytes(products[0])));
+        let mut row = 0;
+        let member = |(&product, room): (&&'p Product<'a>, Room)| {
+            let second = product.update.map(|update| {
+                // SAFETY: an update's `s` was made before.
+                let s = unsafe { update.s(0..product.a.rows) };
+                let room = room.part(bytes(product), product.layout().few_rows_bytes(update.rank));
+                Pair::pack(kernel, &[s], update.second, room)
+            });
+            row += product.a.rows;
+            Member { product, row: row - product.a.rows, second }
+        };
+        let members = products.iter().zip(rooms).map(member).collect();
+        Packed { first, members }
     }
 
-    /// Writes some columns of `c`.
+    /// Writes some columns of each `c`.
     ///
     /// # Safety
-    /// Nobody else touches these columns of `c` now, and the packed rows are alive.
+    /// Nobody else touches these columns of any `c` now, and the packed rows are alive.
     unsafe fn compute(&self, cols: Range<usize>, scratch: Scratch) {
-        let Packed { product, first, second } = self;
-        let kernel = product.kernel;
+        let kernel = self.members[0].product.kernel;
         let (sums, more) = (scratch.sums.sums(0, SUMS), scratch.sums.sums(SUMS, SUMS));
         // SAFETY: both have room for sums; what is written of `c` lies inside.
         unsafe {
-            if let Some(second) = second {
+            for second in self.members.iter().filter_map(|member| member.second.as_ref()) {
                 // An update's weights come from memory while the frozen ones are multiplied.
                 Prefetch::new(second.b.view(0..second.depth, cols.clone()), 1).step();
             }
-            first.sums(kernel, cols.clone(), scratch, sums);
-            if let Some(second) = second {
-                second.sums(kernel, cols.clone(), scratch, more);
-                add(more, sums, product.a.rows * WIDTH);
+            self.first.sums(kernel, cols.clone(), scratch, sums);
+            for Member { product, row, second } in &self.members {
+                let sums = sums.add(row * WIDTH);
+                if let Some(second) = second {
+                    second.sums(kernel, cols.clone(), scratch, more);
+                    add(more, sums, product.a.rows * WIDTH);
+                }
+                let (alpha, accumulate) = (product.alpha, product.accumulate);
+                let c = product.c.at(0, cols.start);
+                product.epilogue.apply(sums, WIDTH, product.a.rows, cols.clone());
+                (kernel.store)(sums, WIDTH, product.a.rows, cols.len(), alpha, accumulate, c);
             }
-            let (alpha, accumulate) = (product.alpha, product.accumulate);
-            let c = product.c.at(0, cols.start);
-            product.epilogue.apply(sums, WIDTH, product.a.rows, cols.clone());
-            (kernel.store)(sums, WIDTH, product.a.rows, cols.len(), alpha, accumulate, c);
         }
     }
 }
@@ -124,14 +172,14 @@ impl<'p, 'a> Packed<'p, 'a> {
 /// Hands out columns of products whose rows are packed; those of a right factor that neighbours have in
 /// common are one task, so that it comes from memory once.
 fn run_packed(packed: &[Packed<'_, '_>], team: &Team<'_>) {
-    let weights: usize = packed.iter().map(|p| p.product.b.cols() * p.product.a.cols).sum();
+    let weights: usize = packed.iter().map(|p| p.first.b.cols() * p.first.depth).sum();
     let team = if weights <= ALONE { &Team::Alone } else { team };
-    let families: Vec<_> = packed.chunk_by(|x, y| x.product.b.is_same(&y.product.b)).collect();
+    let families: Vec<_> = packed.chunk_by(|x, y| x.first.b.is_same(&y.first.b)).collect();
     // A few tasks for each thread, whole groups of weight rows.
     let parts = if team.threads() == 1 { 1 } else { (8 * team.threads()).div_ceil(families.len().max(1)) };
     let mut tasks = Vec::new();
     for &family in &families {
-        let all = family[0].product.b.cols();
+        let all = family[0].first.b.cols();
         let size = all.div_ceil(parts).next_multiple_of(COLS);
         tasks.extend((0..all).step_by(size).map(|col| (family, col..all.min(col + size))));
     }
@@ -152,8 +200,7 @@ fn run_packed(packed: &[Packed<'_, '_>], team: &Team<'_>) {
 /// Columns that all products of a family multiply before the next ones are read: where there are several, as
 /// many as stay in the first-level cache meanwhile.
 fn width(family: &[Packed<'_, '_>]) -> usize {
-    let product = family[0].product;
-    let fitting = L1_BYTES / product.b.column_bytes().max(1);
+    let fitting = L1_BYTES / family[0].first.b.column_bytes().max(1);
     match family {
         [_] => WIDTH,
         _ => (fitting / COLS * COLS).clamp(COLS, WIDTH),
@@ -183,22 +230,23 @@ struct Pair<'a> {
 unsafe impl Sync for Pair<'_> {}
 
 impl<'a> Pair<'a> {
-    /// Packs the rows into this room, which is theirs as long as the pair lives.
-    fn pack(layout: &Layout, kernel: &'static Kernel, a: Operand<'a>, b: Right<'a>, room: Room) -> Self {
-        let codes = match &b {
-            Right::Coded(b) if a.col_stride == 1 => kernel.coded_rows.iter().find(|few| (few.applies)(b)),
-            _ => None,
-        };
-        let bytes = layout.few_rows_bytes(a.cols);
-        let to = room.part(0, bytes).start();
-        // SAFETY: so many bytes hold the few rows in either form, which `Layout` is tested for.
-        unsafe {
-            match codes {
-                Some(few) => (few.pack)(a, to),
-                None => (kernel.pack_a)(a, kernel.rows, bytes, to),
+    /// Packs rows one after the other into this room, which is theirs as long as the pair lives. Those of several
+    /// operands go together by codes alone.
+    fn pack(kernel: &'static Kernel, all: &[Operand<'a>], b: Right<'a>, room: Room) -> Self {
+        let (depth, x) = (all[0].cols, room.start::<u8>());
+        let codes = few_rows_of(kernel, &all[0], &b);
+        let mut rows = 0;
+        for a in all {
+            // SAFETY: the room holds `ROWS` rows in either form, which `Layout` is tested for.
+            unsafe {
+                match codes {
+                    Some(few) => (few.pack)(*a, x.add(rows * (few.row_bytes)(depth))),
+                    None => (kernel.pack_a)(*a, kernel.rows, room.bytes(), x),
+                }
             }
+            rows += a.rows;
         }
-        Pair { rows: a.rows, depth: a.cols, x: to, b, codes }
+        Pair { rows, depth, x, b, codes }
     }
 
     /// Writes the sums of these few columns to `to`, as [`Dots`].

@@ -130,17 +130,23 @@ impl Kernel {
 const NIBBLE_ROWS_512: coded::FewRows = coded::FewRows {
     applies: blocks512::has_nibble_dots,
     pack: blocks512::pack_nibbles,
+    row_bytes: coded::steps_of::<4>,
     dots: blocks512::nibble_dots,
 };
 #[cfg(target_arch = "x86_64")]
 const Q4_K_ROWS_512: coded::FewRows = coded::FewRows {
     applies: blocks512::has_q4_k_dots,
     pack: blocks512::pack_q4_k,
+    row_bytes: coded::steps_of::<4>,
     dots: blocks512::q4_k_dots,
 };
 #[cfg(target_arch = "x86_64")]
-const BLOCK_ROWS_512: coded::FewRows =
-    coded::FewRows { applies: blocks512::has_dots, pack: blocks512::pack, dots: blocks512::dots };
+const BLOCK_ROWS_512: coded::FewRows = coded::FewRows {
+    applies: blocks512::has_dots,
+    pack: blocks512::pack,
+    row_bytes: coded::floats_of,
+    dots: blocks512::dots,
+};
 
 #[cfg(target_arch = "x86_64")]
 static AVX512_BF16: Kernel = Kernel {
@@ -159,6 +165,7 @@ static AVX512_BF16: Kernel = Kernel {
         coded::FewRows {
             applies: four_bit512::has_dots,
             pack: four_bit512::pack_bf16,
+            row_bytes: coded::steps_of::<2>,
             dots: four_bit512::dots_bf16,
         },
         NIBBLE_ROWS_512,
@@ -184,6 +191,7 @@ static AVX512: Kernel = Kernel {
         coded::FewRows {
             applies: four_bit512::has_dots,
             pack: four_bit512::pack_f32,
+            row_bytes: coded::steps_of::<4>,
             dots: four_bit512::dots_f32,
         },
         NIBBLE_ROWS_512,
@@ -206,8 +214,18 @@ static AVX2: Kernel = Kernel {
     dots: avx2::dots,
     dequantize: coded::Dequantize { codebook: avx2::dequantize, blocks: blocks2::to_f32 },
     coded_rows: &[
-        coded::FewRows { applies: four_bit2::has_dots, pack: four_bit2::pack, dots: four_bit2::dots },
-        coded::FewRows { applies: blocks2::has_dots, pack: blocks2::pack, dots: blocks2::dots },
+        coded::FewRows {
+            applies: four_bit2::has_dots,
+            pack: four_bit2::pack,
+            row_bytes: coded::floats_of,
+            dots: four_bit2::dots,
+        },
+        coded::FewRows {
+            applies: blocks2::has_dots,
+            pack: blocks2::pack,
+            row_bytes: coded::floats_of,
+            dots: blocks2::dots,
+        },
     ],
 };
 

@@ -57,6 +57,11 @@ impl Room {
         Room { start: self.start.wrapping_add(first), bytes }
     }
 
+    /// How many bytes it has.
+    pub(super) fn bytes(self) -> usize {
+        self.bytes
+    }
+
     /// Takes so many bytes off its front.
     ///
     /// # Panics

@@ -2,6 +2,7 @@
 //! in a folder of its own, and ends in the same bytes.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use train::{Event, History, Outcome, Trainer};
 
 use crate::cli::Global;
 use crate::commands::train::{Prepared, risen};
-use crate::run_file::{Override, Precision, Purpose, Settings};
+use crate::run_file::{Method, Override, Precision, Purpose, Settings};
 use crate::run_folder;
 use crate::setup::{self, Base, Beside, Company};
 
@@ -81,7 +82,8 @@ impl Tuner {
         if !setup::leaves_base(&settings.run) {
             let message =
                 "changes the base, which requests use as it is; choose another one, or `luthier train`";
-            return Err(settings.refuse("adapter.init", message));
+            let is_whole = settings.run.adapter.method == Method::Full;
+            return Err(settings.refuse(if is_whole { "adapter.method" } else { "adapter.init" }, message));
         }
         // What is trained here is to be served here, and a step of one is a step of all.
         let mut settled = settings.run.clone();
@@ -94,6 +96,11 @@ impl Tuner {
                 self.max_rank
             );
             return Err(settings.refuse("adapter.r", message));
+        }
+        if let Some(group) = layout.smallest_group().filter(|group| *group < infer::SMALLEST_GROUP) {
+            let message =
+                format!("is {group}; of what is served it must be {} or more", infer::SMALLEST_GROUP);
+            return Err(settings.refuse("adapter.group_size", message));
         }
         if setup::batch_size(&settings.run) > MOST_ROWS {
             let message = format!(
@@ -180,7 +187,7 @@ impl Tuner {
                     company.push(member);
                     adapters.push(adapter);
                 }
-                Err(error) => tell(member.place, Told::Ended(Ended::Failed(format!("{error:#}")))),
+                Err(error) => tell(member.place, Told::Ended(failed(&error))),
             }
         }
         if company.is_empty() {
@@ -202,7 +209,7 @@ impl Tuner {
                             warning.into_iter().for_each(|words| tell(place, Told::Warning(words)));
                             Ended::Finished { tokens }
                         }
-                        Err(error) => Ended::Failed(format!("{error:#}")),
+                        Err(error) => failed(&error),
                     }
                 }
                 // Of those nothing is told, since each may go on.
@@ -210,6 +217,7 @@ impl Tuner {
                     of_company = Some(error.to_string());
                     return;
                 }
+                Event::Ended(Err(error)) if is_full(error) => Ended::Full,
                 Event::Ended(Err(error)) => Ended::Failed(error.to_string()),
                 other => return told(other).into_iter().for_each(|told| tell(place, told)),
             };
@@ -233,6 +241,18 @@ impl Tuner {
         run_folder::write_card(folder, &settings.run, &base.name, &history)?;
         Ok((history.steps.iter().map(|step| step.tokens).sum(), risen(&history)))
     }
+}
+
+/// How a job ended that met an error.
+fn failed(error: &anyhow::Error) -> Ended {
+    if is_full(error.as_ref()) { Ended::Full } else { Ended::Failed(format!("{error:#}")) }
+}
+
+/// Whether an error is that the disk has no room.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let kind = |error: &(dyn std::error::Error + 'static)| Some(error.downcast_ref::<io::Error>()?.kind());
+    causes.any(|error| kind(error) == Some(io::ErrorKind::StorageFull))
 }
 
 /// What a client is told of an event.
@@ -313,7 +333,7 @@ impl server::tuning::Tuner for Tuner {
             }
             match self.prepare(place, task, &base) {
                 Ok(member) => members.push(member),
-                Err(error) => tell(place, Told::Ended(Ended::Failed(format!("{error:#}")))),
+                Err(error) => tell(place, Told::Ended(failed(&error))),
             }
         }
         if members.is_empty() { Ok(()) } else { self.train_company(tasks, members, tell) }

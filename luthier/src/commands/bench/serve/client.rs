@@ -16,8 +16,9 @@ use crate::error::user;
 /// Which model a request is for.
 pub(super) type Model<'m> = &'m (dyn Fn(&Planned) -> &'m str + Sync);
 
-/// The longest that a server may be silent.
+/// The longest that a request may take, and that a server may be silent before it begins to answer.
 const PATIENCE: Duration = Duration::from_secs(600);
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// A server as somebody with a key sees it.
 #[derive(Clone)]
@@ -36,8 +37,13 @@ impl Client {
     /// # Errors
     /// If there is none, or it serves nothing.
     pub(super) fn open(url: &str, key: Option<&str>) -> anyhow::Result<Self> {
-        let config =
-            Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false).build();
+        // A connection for each request: servers close one that was used often, or not for a while, when they like.
+        let config = Agent::config_builder()
+            .timeout_global(Some(PATIENCE))
+            .timeout_recv_response(Some(SILENCE))
+            .http_status_as_error(false)
+            .max_idle_connections(0)
+            .build();
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
         let agent = Agent::new_with_config(config);
         let (base, adapters) = (String::new(), Vec::new());
@@ -48,7 +54,8 @@ impl Client {
             .map_err(anyhow::Error::from)
             .and_then(|mut answer| Ok(answer.body_mut().read_to_string()?))
             .map_err(|error| user(format!("--url {}: {error}", client.url)))?;
-        let listed: Value = serde_json::from_str(&listed).unwrap_or_default();
+        let listed: Value = serde_json::from_str(&listed)
+            .map_err(|_| user(format!("--url {}: /v1/models is not OpenAI's list of models", client.url)))?;
         for card in listed["data"].as_array().into_iter().flatten() {
             let Some(id) = card["id"].as_str() else { continue };
             match card["parent"].as_str() {
