@@ -64,7 +64,7 @@ pub(super) fn run(products: &[&Product<'_>], team: &Team<'_>) {
     scratch::with_shared(|room, _| {
         for round in scratch::rounds(products, bytes) {
             let mut room = room;
-            let packed: Vec<_> = joined(&round).map(|joined| Packed::new(joined, &mut room)).collect();
+            let packed: Vec<_> = joined(round).map(|joined| Packed::new(joined, &mut room)).collect();
             run_packed(&packed, team);
         }
     });
