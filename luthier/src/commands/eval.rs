@@ -2,6 +2,7 @@
 
 mod choice;
 mod compare;
+mod judge;
 mod perplexity;
 mod systems;
 
@@ -13,5 +14,6 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     match args {
         cli::Eval::Perplexity(args) => perplexity::run(&args, global),
         cli::Eval::Choice(args) => choice::run(&args, global),
+        cli::Eval::Judge(args) => judge::run(&args),
     }
 }

@@ -40,7 +40,7 @@ impl Difference {
 }
 
 /// Intervals of 95 %.
-fn bootstrap() -> Bootstrap {
+pub(super) fn bootstrap() -> Bootstrap {
     Bootstrap { seed: SEED, ..Bootstrap::default() }
 }
 
