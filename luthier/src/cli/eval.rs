@@ -121,7 +121,8 @@ pub(crate) struct Judge {
     #[arg(long, conflicts_with = "ratings")]
     pub(crate) partial: bool,
     /// Write the answers as mt-bench, alpaca-eval or arena-hard reads them into a new folder, and ask nobody
-    #[arg(long, num_args = 2, value_names = ["FORM", "DIR"], conflicts_with_all = ["ratings", "partial", "beside", "json"])]
+    #[arg(long, num_args = 2, value_names = ["FORM", "DIR"])]
+    #[arg(conflicts_with_all = ["ratings", "partial", "beside", "json"])]
     pub(crate) export: Option<Vec<String>>,
     /// Print one JSON object
     #[arg(long)]

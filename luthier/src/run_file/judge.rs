@@ -186,10 +186,13 @@ impl Judging {
         self.require(!judge.url.is_empty(), "judge.url", url)?;
         let known = ["http://", "https://"].iter().find_map(|scheme| judge.url.strip_prefix(scheme));
         let host = known.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
-        let plain = judge.url.chars().all(|c| c.is_ascii_graphic());
         let message =
             "must be an address that begins with http:// or https://, such as http://localhost:8000/v1";
-        self.require(host && plain, "judge.url", message)?;
+        self.require(host, "judge.url", message)?;
+        // It is written into results, so no key may stand in it.
+        let plain = judge.url.chars().all(|c| c.is_ascii_graphic() && !"@?#".contains(c));
+        let message = "has signs that such an address does not have; a key is named by `judge.key_env`";
+        self.require(plain, "judge.url", message)?;
         self.require(
             !judge.model.is_empty(),
             "judge.model",

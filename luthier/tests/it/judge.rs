@@ -6,7 +6,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,8 @@ enum Act {
     Stall,
     /// Closes the connection.
     Close,
+    /// Closes it in the middle of an answer.
+    Break,
 }
 
 /// A request as the judge saw it.
@@ -101,6 +105,7 @@ fn read_request(stream: &TcpStream) -> Option<Seen> {
 }
 
 fn answer(mut stream: TcpStream, act: Act) {
+    let broken = matches!(act, Act::Break);
     let (status, more, body) = match act {
         Act::Say(reply) => (200, "", said(&reply).to_string()),
         Act::Answer(status, more, body) => (status, more, body),
@@ -109,8 +114,9 @@ fn answer(mut stream: TcpStream, act: Act) {
             return;
         }
         Act::Close => return,
+        Act::Break => (200, "", said("8 7").to_string()),
     };
-    let length = body.len();
+    let length = body.len() + if broken { 100 } else { 0 };
     let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n{more}\r\n");
     let _ = stream.write_all((head + &body).as_bytes());
 }
@@ -175,7 +181,7 @@ fn judge(folder: &Path, more: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
-fn command(folder: &Path, more: &[&str]) -> std::process::Command {
+fn command(folder: &Path, more: &[&str]) -> Command {
     let mut command = luthier(folder);
     command.args(["eval", "judge", "JUDGE.yaml"]).args(more).env("JUDGE_KEY", "sk-secret");
     ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].iter().for_each(|name| {
@@ -304,17 +310,45 @@ fn what_may_pass_is_tried_again_and_waits_are_as_the_endpoint_asks() {
         1 => Act::Answer(503, "", "<html>busy</html>".into()),
         2 => Act::Close,
         3 => Act::Stall,
-        4 => Act::Answer(200, "Content-Encoding: identity\r\n", said("8 7").to_string()),
+        4 => Act::Break,
+        5 => Act::Answer(200, "Content-Encoding: identity\r\n", said("8 7").to_string()),
         _ => fair(seen),
     });
     let folder = folder(&told, "timeout: 0.4");
     let got = result(folder.path(), &[]);
-    assert_eq!((&got["judge"]["sent"], &got["judge"]["again"]), (&json!(40), &json!(32)));
+    assert_eq!((&got["judge"]["sent"], &got["judge"]["again"]), (&json!(48), &json!(40)));
     let mut times: BTreeMap<String, Vec<Instant>> = BTreeMap::new();
     told.seen().into_iter().for_each(|seen| times.entry(seen.text()).or_default().push(seen.at));
     for at in times.values() {
         assert!(at[1] - at[0] >= Duration::from_millis(250), "{:?}", at[1] - at[0]);
     }
+}
+
+#[test]
+fn requests_are_sent_side_by_side_and_a_wait_that_is_asked_for_holds_for_all() {
+    let both = Barrier::new(2);
+    let told = Judge::new(move |seen, _| {
+        both.wait();
+        fair(seen)
+    });
+    let side_by_side = folder(&told, "parallel: 2\ntimeout: 10\nretries: 0");
+    result(side_by_side.path(), &[]);
+
+    let count = AtomicUsize::new(0);
+    let told = Judge::new(move |seen, _| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => Act::Answer(429, "retry-after-ms: 600\r\n", String::new()),
+        1 => {
+            // So that the other thread has heard of the wait.
+            thread::sleep(Duration::from_millis(200));
+            fair(seen)
+        }
+        _ => fair(seen),
+    });
+    let folder = folder(&told, "parallel: 2");
+    assert_eq!(result(folder.path(), &[])["judge"]["again"], 1);
+    let seen = told.seen();
+    let early = seen.iter().filter(|of| of.at - seen[0].at < Duration::from_millis(500)).count();
+    assert!(early <= 2, "{early} requests came before the time");
 }
 
 #[test]
@@ -334,6 +368,7 @@ fn a_request_that_comes_to_nothing_is_told_and_costs_no_other() {
         (Act::Answer(200, "", error.into()), "200 OK, but an error: the prompt is too long"),
         (Act::Answer(400, "", error.into()), "400 Bad Request: the prompt is too long"),
         (Act::Answer(500, "", "boom".into()), "500 Internal Server Error: boom, 2 times"),
+        (Act::Answer(200, "", "x".repeat(5 << 20)), "the answer is longer than 4 MiB"),
         (Act::Close, "connection lost"),
         (Act::Stall, "no reply within 0.3 s, 2 times"),
     ];
@@ -381,7 +416,7 @@ fn an_endpoint_that_answers_nobody_is_not_asked_for_all() {
     write(folder.path(), &format!("http://127.0.0.1:{port}"), "retries: 1");
     let (code, _, errors) = judge(folder.path(), &[]);
     assert_eq!(code, 2);
-    assert!(errors.contains("5 requests in a row failed, the last by: connection lost"), "{errors}");
+    assert!(errors.contains("nothing but failures, 5 in a row, the last: connection lost"), "{errors}");
 }
 
 #[test]
@@ -426,15 +461,34 @@ fn a_command_that_was_killed_goes_on_where_it_stopped() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_command_that_is_asked_to_stop_keeps_what_it_has_and_waits_for_nothing_new() {
+    let told = Judge::new(|seen, _| match seen.text().contains("What is 1?") {
+        true => fair(seen),
+        false => Act::Answer(503, "retry-after: 60\r\n", String::new()),
+    });
+    let folder = folder(&told, "parallel: 1");
+    let child =
+        command(folder.path(), &["--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = Instant::now();
+    while told.count() < 3 && begun.elapsed() < Duration::from_secs(30) {
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(75), 0), "{errors}");
+    assert!(errors.contains("stopped on request: 6 of 8 judgements have no reply"), "{errors}");
+    assert_eq!((told.count(), lines(&replies(folder.path()))), (3, 2));
+}
+
+#[test]
 fn a_budget_ends_a_command_and_the_next_one_goes_on() {
     let told = Judge::new(|seen, _| fair(seen));
     let folder = folder(&told, "parallel: 1\nbudget: {requests: 5}");
     let (code, out, errors) = judge(folder.path(), &["--json"]);
     assert_eq!((code, out.as_str(), told.count()), (75, "", 5), "{errors}");
-    assert!(
-        errors.contains("the budget of requests is used up, after 5 requests and 500 tokens"),
-        "{errors}"
-    );
+    assert!(errors.contains("the budget of 5 requests is used up"), "{errors}");
     assert!(errors.contains("3 of 8 judgements have no reply"), "{errors}");
     assert_eq!((result(folder.path(), &[])["judge"]["sent"].clone(), told.count()), (json!(3), 8));
     // What is sent again counts too, and tokens are kept free for a reply before it comes.
@@ -442,9 +496,13 @@ fn a_budget_ends_a_command_and_the_next_one_goes_on() {
     let folder = self::folder(&ill, "budget: {requests: 3}\nparallel: 1");
     assert_eq!((judge(folder.path(), &[]).0, ill.count()), (75, 3));
     let told = Judge::new(|seen, _| fair(seen));
-    let folder = self::folder(&told, "budget: {tokens: 3000}");
+    let folder = self::folder(&told, "budget: {tokens: 300}");
     let (code, _, errors) = judge(folder.path(), &[]);
-    assert!(code == 75 && (2..8).contains(&told.count()), "{errors}");
+    assert!(code == 2 && errors.contains("`budget.tokens` is less than one request may take"), "{errors}");
+    assert_eq!(told.count(), 0);
+    let folder = self::folder(&told, "budget: {tokens: 1700}");
+    let (code, _, errors) = judge(folder.path(), &[]);
+    assert!(code == 75 && (2..6).contains(&told.count()), "{errors}");
     assert!(errors.contains("the budget of tokens is used up"), "{errors}");
 }
 
@@ -455,7 +513,11 @@ fn replies_without_a_verdict_are_counted_and_shown_with_their_question() {
         text if text.contains("What is 3?") => Act::Answer(
             200,
             "",
-            json!({"choices": [{"message": {"refusal": "I would \u{1b}rather\nnot say."}, "finish_reason": "length"}]}).to_string(),
+            json!({
+                "choices": [{"message": {"refusal": "I would \u{1b}rather\nnot say."}, "finish_reason": "length"}],
+                "usage": {"total_tokens": u64::MAX},
+            })
+            .to_string(),
         ),
         _ => fair(seen),
     }
@@ -605,8 +667,8 @@ fn files_that_are_not_understood_are_refused_before_anybody_is_asked() {
         ("backoff: 0.01", "kind: points", "`kind`: expected scores or verdict, found `points`"),
         ("backoff: 0.01", "budget: {requests: 0}", "`budget.requests` must be 1 or more"),
         (&told.url, "localhost:8000", "`judge.url` must be an address that begins with http://"),
+        ("http://", "http://me:secret@", "`judge.url` has signs that such an address does not have"),
         ("output: judged\n", "", "`output` is required"),
-        ("JUDGE_KEY", "NO_SUCH_KEY", "`judge.key_env` names the variable NO_SUCH_KEY, which is not set"),
         ("base.jsonl", "nowhere.jsonl", "nowhere.jsonl"),
     ] {
         let errors = refused(from, to);
@@ -648,7 +710,18 @@ fn files_that_are_not_understood_are_refused_before_anybody_is_asked() {
         &[json!({"id": 1, "question": "?"})],
         "questions.jsonl: two questions or more are needed",
     );
+    let (code, _, errors) = judge(path, &["--partial"]);
+    assert!(code == 2 && errors.contains("there are no replies in judged yet"), "{errors}");
     assert_eq!((told.count(), path.join("judged").exists()), (0, false));
+    // A key is needed to ask, and for nothing else.
+    let expected = "`judge.key_env` names the variable NO_SUCH_KEY, which is not set";
+    assert!(refused("JUDGE_KEY", "NO_SUCH_KEY").contains(expected));
+    assert_eq!(told.count(), 0);
+    result(path, &[]);
+    let paid = told.count();
+    fs::write(path.join("JUDGE.yaml"), yaml.replace("JUDGE_KEY", "NO_SUCH_KEY")).unwrap();
+    result(path, &[]);
+    assert_eq!(told.count(), paid);
 }
 
 #[test]
@@ -696,7 +769,7 @@ fn ratings_in_files_give_the_same_tables() {
     let refused = |more: &[&str]| failure(folder.path(), &[&["eval", "judge"], more].concat());
     assert!(
         refused(&["--ratings", text(&ratings), "--reference", "gamma"])
-            .contains("no system is called `gamma`")
+            .contains("--reference gamma: no system with scores is called so; there are: alpha, beta, chat")
     );
     assert!(refused(&["--ratings", "nowhere"]).contains("cannot read nowhere"));
     assert!(refused(&[]).contains("needs `JUDGE.yaml` or `--ratings <DIR>`"));

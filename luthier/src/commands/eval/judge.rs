@@ -1,9 +1,9 @@
 //! `luthier eval judge`: systems whose answers a model compares.
 //!
-//! A judge file says whose answers to which questions (`judge/questions.rs`); each question with the answers of
-//! two systems, in both orders, is a game (`games.rs`), shown to the judge in a prompt (`prompt.rs`). What is
-//! not there yet is asked for (`ask.rs`, `endpoint.rs`) and kept as it comes (`replies.rs`), so that a command
-//! that was stopped goes on, and one that has ended costs nothing when it is run again. The tables
+//! A judge file says whose answers to which questions (`judge/questions.rs`); each question with the answers
+//! of two systems, in both orders, is a game (`games.rs`), shown to the judge in a prompt (`prompt.rs`). What
+//! is not there yet is asked for (`ask.rs`, `endpoint.rs`) and kept as it comes (`replies.rs`), so that a
+//! command that was stopped goes on, and one that has ended costs nothing when it is run again. The tables
 //! (`report.rs`) are those of ratings that others left in files.
 
 mod ask;
@@ -16,14 +16,14 @@ mod replies;
 mod report;
 mod results;
 
-use std::collections::BTreeMap;
-use std::fmt::{self, Display};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use eval::tournament::{Judgement, Ratings, RatingsKind, Reading, Verdict, read_scores, read_verdict};
-use serde::Serialize;
+use eval::tournament::{
+    Judgement, Ratings, RatingsKind, Reading, Tournament, Verdict, read_scores, read_verdict,
+};
 
 use self::ask::{End, Outcome};
 use self::endpoint::Endpoint;
@@ -31,13 +31,13 @@ use self::games::{Game, Games};
 use self::prompt::Prompt;
 use self::questions::Question;
 use self::replies::Replies;
-use self::report::{NotAsked, Report, Tables, Unread, beside_all, unread_of};
+use self::report::{Asked, Report, Tables, Unread, Whence, beside_all, unread_of};
 use self::results::Judged;
 use crate::cli;
 use crate::error::{STOPPED, user};
 use crate::run_file::{JudgeFile, Judging, Kind};
 use crate::signal;
-use crate::terminal::{self, count, one_line};
+use crate::terminal::{self, one_line};
 
 /// Games that are shown of those without a reply.
 const SHOWN: usize = 5;
@@ -62,10 +62,17 @@ fn of_ratings(args: &cli::Judge, folder: &Path) -> anyhow::Result<ExitCode> {
         let (readings, unread) = (ratings.readings(kind), unread_of(&ratings.files, kind));
         Tables::of(judgements, reference, readings, unread).map(Some)
     };
+    let scored: BTreeSet<&str> =
+        ratings.scores.iter().flat_map(|of| [of.first.as_str(), of.second.as_str()]).collect();
+    if let Some(name) = args.reference.as_deref().filter(|name| !scored.contains(name)) {
+        let known = Vec::from_iter(scored).join(", ");
+        let message = format!("no system with scores is called so; there are: {known}");
+        return Err(user(format!("--reference {name}: {message}")));
+    }
     let reference = args.reference.as_deref().or_else(|| beside_all(&ratings.scores));
-    let scores = tables(&ratings.scores, RatingsKind::Scores, reference).context("--reference")?;
+    let scores = tables(&ratings.scores, RatingsKind::Scores, reference)?;
     let better = tables(&ratings.better, RatingsKind::Better, None)?;
-    let mut report = Report::new(Some(NotAsked::new(folder.to_owned())), scores, better);
+    let mut report = Report::new(Whence::Ratings(folder.to_owned()), scores, better);
     report.files = ratings.files;
     if reference.is_none() && !ratings.scores.is_empty() {
         report.notes.push("no system was rated beside all others: name one by --reference".to_owned());
@@ -103,16 +110,21 @@ fn judge(
     judging: &Judging,
     questions: &[Question],
     answers: &[Vec<String>],
-    others: &[(String, eval::tournament::Tournament)],
+    others: &[(String, Tournament)],
 ) -> anyhow::Result<ExitCode> {
     let file = &judging.file;
     let prompt = Prompt::open(file.prompt.as_deref(), file.kind)?;
-    let endpoint = Endpoint::open(judging)?;
+    let mut endpoint = Endpoint::open(judging);
     let games = Games::of(file, questions, answers, &prompt, &endpoint)?;
+    if args.partial && !file.output.is_dir() {
+        return Err(nothing(&[], file));
+    }
     let mut replies = Replies::open(&file.output)?;
-    let outcome = match args.partial {
+    let outcome = match args.partial || games.missing(&replies).is_empty() {
         true => Outcome::default(),
         false => {
+            // Replies that are there can be counted by whoever has no key.
+            endpoint.unlock(judging)?;
             let stop = signal::stop_on_request()?;
             ask::ask_all(&games, &endpoint, &mut replies, file, &stop)
         }
@@ -120,7 +132,7 @@ fn judge(
     let missing: Vec<&Game> =
         games.all().iter().filter(|game| replies.get(&game.request).is_none()).collect();
     if !missing.is_empty() && !args.partial {
-        return incomplete(&games, missing.len(), outcome, file);
+        return incomplete(&games, &missing, outcome, judging);
     }
     let (all, unread) = read(&games, &replies, file.kind);
     let judgements: Vec<Judgement> = all.iter().filter_map(Judged::judgement).collect();
@@ -134,8 +146,8 @@ fn judge(
         Kind::Scores => (Some(tables), None),
         Kind::Verdict => (None, Some(tables)),
     };
-    let asked = Asked::new(file, &endpoint, &games, &replies, &outcome, missing.len());
-    let mut report = Report::new(Some(asked), scores, better);
+    let asked = asked(file, &endpoint, &games, &replies, &outcome, missing.len());
+    let mut report = Report::new(Whence::Judge(asked), scores, better);
     report.compare_with(others);
     if missing.is_empty() {
         results::write(&file.output, &all, &report)
@@ -180,12 +192,19 @@ fn ending(reply: &str) -> String {
 /// Says which judgements there are no replies for, and why.
 fn incomplete(
     games: &Games<'_>,
-    missing: usize,
+    missing: &[&Game],
     outcome: Outcome,
-    file: &JudgeFile,
+    judging: &Judging,
 ) -> anyhow::Result<ExitCode> {
-    let Outcome { failed, end, sent, tokens, .. } = outcome;
-    let mut words = format!("{missing} of {} judgements have no reply", games.all().len());
+    let (file, Outcome { failed, end, sent, tokens, .. }) = (&judging.file, outcome);
+    let mut questions: Vec<String> = missing.iter().map(|game| one_line(games.names(game)[0])).collect();
+    questions.dedup();
+    if questions.len() > SHOWN {
+        questions.truncate(SHOWN);
+        questions.push("...".to_owned());
+    }
+    let (missing, all, questions) = (missing.len(), games.all().len(), questions.join(", "));
+    let mut words = format!("{missing} of {all} judgements have no reply, of the questions {questions}");
     for (number, why) in failed.iter().take(SHOWN) {
         let [question, first, second] = games.names(&games.all()[*number]).map(one_line);
         words.push_str(&format!("\nquestion {question}, {first} before {second}: {why}"));
@@ -204,9 +223,12 @@ fn incomplete(
         }
         None => return Err(user(format!("{words}\n{kept}"))),
         Some(End::Asked) => "stopped on request".to_owned(),
-        Some(End::Budget(of)) => {
-            format!("the budget of {of} is used up, after {sent} requests and {tokens} tokens")
+        Some(End::Tokens) if sent == 0 => {
+            let message = "is less than one request may take, with `judge.max_tokens` for its reply";
+            return Err(judging.refuse("budget.tokens", message));
         }
+        Some(End::Requests) => format!("the budget of {sent} requests is used up"),
+        Some(End::Tokens) => format!("the budget of tokens is used up, after {tokens}"),
     };
     eprintln!("{why}: {words}\n{kept}");
     Ok(ExitCode::from(STOPPED))
@@ -220,81 +242,45 @@ fn nothing(unread: &[Unread], file: &JudgeFile) -> anyhow::Error {
         Some(Unread { question, ending, .. }) => {
             let asked = if file.kind == Kind::Scores { "two scores" } else { "a verdict" };
             let (all, question) = (unread.len(), one_line(question));
+            let ending = one_line(ending);
             user(format!(
-                "none of {all} replies has {asked}; that to question {question} ends with {:?}; all are in {folder}",
-                one_line(ending)
+                "none of {all} replies has {asked}; that to question {question} ends with {ending:?}; all are in \
+                 {folder}"
             ))
         }
     }
 }
 
 /// Who was asked, and how much that took.
-#[derive(Serialize)]
-struct Asked {
-    model: String,
-    url: String,
-    kind: Kind,
-    /// The file with its instructions; none: ours.
-    prompt: Option<PathBuf>,
-    judgements: usize,
-    /// Different requests: where both answers are the same, both orders are one.
-    requests: usize,
-    /// Judgements that no reply is there for, which only `--partial` passes over.
+fn asked(
+    file: &JudgeFile,
+    endpoint: &Endpoint,
+    games: &Games<'_>,
+    replies: &Replies,
+    outcome: &Outcome,
     missing: usize,
-    /// Tokens of all replies and their prompts, whenever they were paid for.
-    tokens: u64,
-    /// Requests of this command, those included that were sent again.
-    sent: u64,
-    again: u64,
-    output: PathBuf,
-}
-
-impl Asked {
-    fn new(
-        file: &JudgeFile,
-        endpoint: &Endpoint,
-        games: &Games<'_>,
-        replies: &Replies,
-        outcome: &Outcome,
-        missing: usize,
-    ) -> Self {
-        let used: BTreeMap<&str, u64> = games
-            .all()
-            .iter()
-            .filter_map(|game| Some((game.request.as_str(), replies.get(&game.request)?.tokens)))
-            .collect();
-        Asked {
-            model: file.judge.model.clone(),
-            url: endpoint.url().to_owned(),
-            kind: file.kind,
-            prompt: file.prompt.clone(),
-            judgements: games.all().len(),
-            requests: games.requests(),
-            missing,
-            tokens: used.values().fold(0, |sum, tokens| sum.saturating_add(*tokens)),
-            sent: outcome.sent,
-            again: outcome.again,
-            output: file.output.clone(),
-        }
+) -> Asked {
+    let used: BTreeMap<&str, u64> = games
+        .all()
+        .iter()
+        .filter_map(|game| Some((game.request.as_str(), replies.get(&game.request)?.tokens)))
+        .collect();
+    Asked {
+        model: file.judge.model.clone(),
+        url: endpoint.url().to_owned(),
+        kind: file.kind,
+        prompt: file.prompt.clone(),
+        judgements: games.all().len(),
+        requests: games.requests(),
+        missing,
+        tokens: used.values().fold(0, |sum, tokens| sum.saturating_add(*tokens)),
+        sent: outcome.sent,
+        again: outcome.again,
+        output: file.output.clone(),
     }
 }
 
-impl Display for Asked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Asked { model, url, judgements, missing, tokens, sent, again, output, .. } = self;
-        writeln!(f, "judge       {} at {}", one_line(model), one_line(url))?;
-        if *missing > 0 {
-            writeln!(f, "missing     {missing} of {judgements} judgements have no reply yet")?;
-        }
-        write!(f, "cost        {} tokens; {sent} requests were sent now", count(*tokens as f64))?;
-        if *again > 0 {
-            write!(f, ", {again} of them again")?;
-        }
-        write!(f, "; replies are in {}", output.display())
-    }
-}
-
-fn print<Asked: Serialize + Display>(report: &Report<Asked>, json: bool) -> anyhow::Result<()> {
+fn print(report: &Report, json: bool) -> anyhow::Result<()> {
     match json {
         true => terminal::print_json(report),
         false => terminal::print_line(report),

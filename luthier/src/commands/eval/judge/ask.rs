@@ -1,6 +1,6 @@
 //! Asking for all replies that are missing, many at once, patiently and within a budget.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread::{scope, sleep};
@@ -14,7 +14,8 @@ use crate::terminal::Progress;
 
 /// The longest wait between two tries, unless the endpoint asks for a longer one.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// So many requests in a row without a reply, each after all its tries, and the others are not sent.
+/// So many requests that all tries were in vain for, or refused questions, without a reply between them, and
+/// the others are not sent.
 const HOPELESS: usize = 5;
 /// How soon a wait notices that nobody waits any more.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -35,8 +36,10 @@ pub(super) struct Outcome {
 /// Why not all were asked for.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The budget is used up: of what.
-    Budget(&'static str),
+    /// The budget of requests is used up.
+    Requests,
+    /// The budget of tokens is.
+    Tokens,
     /// Somebody wants it to stop.
     Asked,
     /// The endpoint answers nobody.
@@ -52,7 +55,10 @@ struct State<'a> {
     outcome: Outcome,
     /// Tokens that requests under way may come to.
     under_way: u64,
-    failures_in_a_row: usize,
+    /// Since the last reply: requests that all tries were in vain for.
+    in_vain: usize,
+    /// And questions that were refused; what is wrong with one is wrong in all its games.
+    refused: BTreeSet<usize>,
     /// Nobody sends before, since the endpoint asked for it.
     not_before: Option<Instant>,
     last_trouble: String,
@@ -81,7 +87,8 @@ pub(super) fn ask_all(
         next: 0,
         outcome: Outcome::default(),
         under_way: 0,
-        failures_in_a_row: 0,
+        in_vain: 0,
+        refused: BTreeSet::new(),
         not_before: None,
         last_trouble: String::new(),
         progress,
@@ -134,30 +141,38 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// Asks for one reply, again where that may help. Whatever comes, it is counted; `Err` if nobody shall go on.
+    /// Asks for one reply, again where that may help, and counts what comes; `Err` if nobody shall go on.
     fn ask(&self, game: &Game) -> Result<(), Option<End>> {
         let body = self.endpoint.body(&self.games.messages(game));
         let cost = self.endpoint.most_tokens(&body);
         let mut tries = 0;
         loop {
             self.wait_for_all()?;
-            self.state().begin(cost, self.settings.budget).map_err(Some)?;
+            while !self.state().begin(cost, self.settings.budget).map_err(Some)? {
+                self.pause(Instant::now() + GLANCE)?;
+            }
             let answer = self.endpoint.ask(&body);
             let mut state = self.state();
             state.under_way -= cost;
             let (why, wait) = match answer {
                 Ok(said) => {
                     state.outcome.tokens = state.outcome.tokens.saturating_add(said.tokens);
-                    state.failures_in_a_row = 0;
+                    state.in_vain = 0;
+                    state.refused.clear();
                     let reply = self.games.reply(game, said);
                     return state.keep(reply).map_err(|error| Some(End::Broken(error)));
                 }
                 Err(Failure::Endpoint(why)) => return Err(Some(End::Endpoint(why))),
                 Err(Failure::MayPass { why, wait }) if tries < self.settings.retries => (why, wait),
-                Err(Failure::MayPass { why, .. }) if tries > 0 => {
-                    return state.fail(game, format!("{why}, {} times", tries + 1));
+                Err(Failure::MayPass { why, .. }) => {
+                    state.in_vain += 1;
+                    let times = if tries == 0 { String::new() } else { format!(", {} times", tries + 1) };
+                    return state.fail(game, why + &times);
                 }
-                Err(Failure::MayPass { why, .. } | Failure::Request(why)) => return state.fail(game, why),
+                Err(Failure::Request(why)) => {
+                    state.refused.insert(game.question);
+                    return state.fail(game, why);
+                }
             };
             let ours = self.settings.backoff().saturating_mul(1 << tries.min(16)).min(LONGEST_WAIT);
             let mut pause = spread(ours, &game.request);
@@ -207,18 +222,21 @@ impl<'a> Asking<'a> {
 }
 
 impl State<'_> {
-    /// Counts a request that is about to be sent, if there is budget for it.
-    fn begin(&mut self, cost: u64, budget: Budget) -> Result<(), End> {
+    /// Counts a request that is about to be sent, if there is budget for it; `false` if there may be, once what
+    /// is under way turns out to take less than it may.
+    fn begin(&mut self, cost: u64, budget: Budget) -> Result<bool, End> {
         if budget.requests.is_some_and(|most| self.outcome.sent >= most) {
-            return Err(End::Budget("requests"));
+            return Err(End::Requests);
         }
-        let tokens = self.outcome.tokens.saturating_add(self.under_way + cost);
-        if budget.tokens.is_some_and(|most| tokens > most) {
-            return Err(End::Budget("tokens"));
+        let tokens = self.outcome.tokens.saturating_add(cost);
+        match budget.tokens {
+            Some(most) if tokens > most => return Err(End::Tokens),
+            Some(most) if tokens.saturating_add(self.under_way) > most => return Ok(false),
+            _ => {}
         }
         self.outcome.sent += 1;
         self.under_way += cost;
-        Ok(())
+        Ok(true)
     }
 
     fn keep(&mut self, reply: Reply) -> anyhow::Result<()> {
@@ -230,14 +248,12 @@ impl State<'_> {
 
     /// A request that has come to nothing.
     fn fail(&mut self, game: &Game, why: String) -> Result<(), Option<End>> {
-        self.failures_in_a_row += 1;
         self.outcome.failed.insert(game.number, why.clone());
-        match self.failures_in_a_row {
-            HOPELESS.. => {
-                Err(Some(End::Endpoint(format!("{HOPELESS} requests in a row failed, the last by: {why}"))))
-            }
-            _ => Ok(()),
+        let in_a_row = self.in_vain.max(self.refused.len());
+        if in_a_row < HOPELESS {
+            return Ok(());
         }
+        Err(Some(End::Endpoint(format!("nothing but failures, {in_a_row} in a row, the last: {why}"))))
     }
 
     fn show(&mut self) {

@@ -1,19 +1,20 @@
 //! One request to a model behind OpenAI's interface, and what may come of it.
 
-use std::time::Duration;
+mod wait;
+
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
-use ureq::http::{HeaderMap, StatusCode};
+use ureq::http::StatusCode;
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
+use self::wait::asked_wait;
 use crate::run_file::{JudgeSection, Judging};
 use crate::terminal::{cut, one_line};
 
 /// The longest reply that is read.
 const MAX_BYTES: u64 = 4 << 20;
-/// The longest wait that an endpoint may ask for.
-const LONGEST_ASKED_WAIT: Duration = Duration::from_secs(120);
 /// Columns of what is quoted of an endpoint's answer.
 const QUOTED: usize = 160;
 /// Where there is no account of tokens, one for so many bytes: no tokenizer is at hand, and a budget must
@@ -39,7 +40,7 @@ pub(super) struct Said {
 /// Why there is no reply.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// For a reason that may pass: the same request may succeed later, not before the time that was asked for.
+    /// For a reason that may pass: the same request may succeed later, after the wait that was asked for.
     MayPass { why: String, wait: Option<Duration> },
     /// This request will not succeed.
     Request(String),
@@ -48,23 +49,8 @@ pub(super) enum Failure {
 }
 
 impl Endpoint {
-    /// The endpoint of a judge file.
-    ///
-    /// # Errors
-    /// If its key is not where the file says.
-    pub(super) fn open(judging: &Judging) -> anyhow::Result<Self> {
-        let judge = judging.file.judge.clone();
-        let key = judge.key_env.as_deref().map(|name| {
-            let key = std::env::var(name).unwrap_or_default();
-            let message = match () {
-                () if key.trim().is_empty() => format!("names the variable {name}, which is not set"),
-                () if !key.trim().chars().all(|c| c.is_ascii_graphic()) => {
-                    format!("names the variable {name}, whose value can be no key: it has other characters than those")
-                }
-                () => return Ok(key.trim().to_owned()),
-            };
-            Err(judging.refuse("judge.key_env", message))
-        });
+    /// The endpoint of a judge file, without its key.
+    pub(super) fn open(judging: &Judging) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             // A key must not wander to another host.
@@ -76,7 +62,28 @@ impl Endpoint {
             .max_idle_connections_per_host(judging.file.parallel)
             .build()
             .new_agent();
-        Ok(Endpoint { url: address(&judge.url), key: key.transpose()?, judge, agent })
+        let judge = judging.file.judge.clone();
+        Endpoint { url: address(&judge.url), key: None, judge, agent }
+    }
+
+    /// Takes the key out of the variable that the file names, if it names one.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn unlock(&mut self, judging: &Judging) -> anyhow::Result<()> {
+        let Some(name) = &self.judge.key_env else { return Ok(()) };
+        let key = std::env::var(name).unwrap_or_default().trim().to_owned();
+        let refuse = |message: &str| Err(judging.refuse("judge.key_env", message));
+        match () {
+            () if key.is_empty() => refuse(&format!("names the variable {name}, which is not set")),
+            () if !key.chars().all(|c| c.is_ascii_graphic()) => {
+                refuse(&format!("names the variable {name}, whose value has characters that are in no key"))
+            }
+            () => {
+                self.key = Some(key);
+                Ok(())
+            }
+        }
     }
 
     /// Where requests go.
@@ -109,15 +116,17 @@ impl Endpoint {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
         let mut response = request.send(body).map_err(|error| self.lost(&error))?;
-        let (status, wait) = (response.status(), asked_wait(response.headers()));
+        let (status, wait) = (response.status(), asked_wait(response.headers(), SystemTime::now()));
         let text = read(response.body_mut()).map_err(|error| self.lost(&error))?;
         if status != StatusCode::OK {
             let why = format!("{status}: {}", quoted(&message(&text).unwrap_or(text)));
             return Err(match status {
                 _ if may_pass(status) => Failure::MayPass { why, wait },
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
-                    Failure::Endpoint(why)
-                }
+                // Without a key, money or such a model.
+                StatusCode::UNAUTHORIZED
+                | StatusCode::PAYMENT_REQUIRED
+                | StatusCode::FORBIDDEN
+                | StatusCode::NOT_FOUND => Failure::Endpoint(why),
                 _ if status.is_redirection() => {
                     Failure::Endpoint(format!("{status}: give the address it leads to"))
                 }
@@ -133,6 +142,10 @@ impl Endpoint {
             Timeout(_) => {
                 let seconds = self.agent.config().timeouts().global.unwrap_or_default().as_secs_f64();
                 Failure::MayPass { why: format!("no reply within {seconds} s"), wait: None }
+            }
+            // std has no kind of error for a name that leads nowhere.
+            Io(error) if error.to_string().contains("failed to lookup address") => {
+                Failure::Endpoint(error.to_string())
             }
             Io(_) | ConnectionFailed | Protocol(_) => {
                 Failure::MayPass { why: format!("connection lost ({error})"), wait: None }
@@ -174,13 +187,6 @@ fn may_pass(status: StatusCode) -> bool {
         || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT, StatusCode::CONFLICT]
             .contains(&status)
         || status.as_u16() == TOO_EARLY
-}
-
-/// What `Retry-After` asks for, or OpenAI's finer header beside it; a date, which few send, is not read.
-fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number("retry-after"))?;
-    Duration::try_from_secs_f64(seconds).ok().map(|wait| wait.min(LONGEST_ASKED_WAIT))
 }
 
 /// The message in an error of OpenAI's form, or in what others make of it.
@@ -245,19 +251,6 @@ mod tests {
             ("https://host/openai", "https://host/openai/chat/completions"),
         ] {
             assert_eq!(address(typed), meant);
-        }
-    }
-
-    #[test]
-    fn waits_that_are_asked_for_have_an_end() {
-        let wait = |name: &'static str, value: &str| {
-            asked_wait(&HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]))
-        };
-        assert_eq!(wait("retry-after", "2"), Some(Duration::from_secs(2)));
-        assert_eq!(wait("retry-after", "86400"), Some(LONGEST_ASKED_WAIT));
-        assert_eq!(wait("retry-after-ms", "250"), Some(Duration::from_millis(250)));
-        for odd in ["-1", "NaN", "1e400", "Wed, 21 Oct 2026 07:28:00 GMT", ""] {
-            assert_eq!(wait("retry-after", odd), None, "{odd}");
         }
     }
 }

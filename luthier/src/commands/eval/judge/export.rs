@@ -1,10 +1,10 @@
 //! The systems' answers in the files of other judges' programs.
 //!
-//! | | a system's file | read by |
-//! |---|---|---|
-//! | `mt-bench` | `NAME.jsonl` of `{question_id, answer_id, model_id, choices: [{index, turns}], tstamp}` | FastChat's `llm_judge`, in `data/BENCH/model_answer` |
-//! | `alpaca-eval` | `NAME.json`, a list of `{instruction, output, generator}` | `alpaca_eval --model_outputs` |
-//! | `arena-hard` | `NAME.jsonl` of `{uid, ans_id, model, messages, tstamp, metadata}` | Arena-Hard-Auto 2, in `data/BENCH/model_answer` |
+//! - `mt-bench`: `NAME.jsonl` of `{question_id, answer_id, model_id, choices: [{index, turns}], tstamp}`, which
+//!   FastChat's `llm_judge` reads in `data/BENCH/model_answer`.
+//! - `alpaca-eval`: `NAME.json`, a list of `{instruction, output, generator}`, for `--model_outputs`.
+//! - `arena-hard`: `NAME.jsonl` of `{uid, ans_id, model, messages, tstamp, metadata}`, which Arena-Hard-Auto 2
+//!   reads in `data/BENCH/model_answer`.
 
 use std::path::Path;
 use std::str::FromStr;

@@ -19,7 +19,7 @@ const MOST: usize = 1_000_000;
 pub(super) struct Game {
     /// Its place in the list.
     pub(super) number: usize,
-    question: usize,
+    pub(super) question: usize,
     first: usize,
     second: usize,
     /// The hash of its request.

@@ -32,17 +32,17 @@ const SHOWN: &str = "\
 [The End of Assistant 2's Answer]
 
 [System]
-Two assistants answered the user's question above. Consider how helpful, relevant, accurate and detailed each answer \
-is. Neither the order in which the answers stand nor their length may count.
+Two assistants answered the user's question above. Consider how helpful, relevant, accurate and detailed \
+each answer is. Neither the order in which the answers stand nor their length may count.
 ";
 const SCORES: &str = "\
-Give each assistant a score from 1 to 10, a higher one for a better answer. Your first line must hold nothing but the \
-two scores, first that of Assistant 1, then that of Assistant 2, with a space between them. Explain them from the \
-second line on.
+Give each assistant a score from 1 to 10, a higher one for a better answer. Your first line must hold nothing \
+but the two scores, first that of Assistant 1, then that of Assistant 2, with a space between them. Explain \
+them from the second line on.
 ";
 const VERDICT: &str = "\
-Explain first what speaks for and against each answer. Your last line must hold nothing but a number: 1 if the answer \
-of Assistant 1 is better, 2 if that of Assistant 2 is, or 3 if both are equally good.
+Explain first what speaks for and against each answer. Your last line must hold nothing but a number: 1 if \
+the answer of Assistant 1 is better, 2 if that of Assistant 2 is, or 3 if both are equally good.
 ";
 
 /// A judge's instructions, around the places of what it judges.
@@ -66,9 +66,12 @@ impl Prompt {
         };
         let name = path.display();
         let failed = || format!("cannot read the judge's instructions {name}");
-        let bytes = std::fs::metadata(path).with_context(failed)?.len();
-        if bytes > MAX_BYTES {
-            return Err(user(format!("{name} has {bytes} bytes; that is no prompt")));
+        let file = std::fs::metadata(path).with_context(failed)?;
+        if !file.is_file() || file.len() > MAX_BYTES {
+            return Err(user(format!(
+                "{name} is no file of up to {} MiB; that is no prompt",
+                MAX_BYTES >> 20
+            )));
         }
         let text = std::fs::read_to_string(path).with_context(failed)?;
         let missing: Vec<&str> = PLACES.into_iter().filter(|place| !text.contains(place)).collect();

@@ -2,12 +2,12 @@
 //!
 //! | | a question | an answer |
 //! |---|---|---|
-//! | ours | `{id, question}` | `{id, answer}` |
+//! | plain | `{id, question}` | `{id, answer}` |
 //! | Vicuna | `{question_id, text}` | `{question_id, text}` |
 //! | MT-Bench | `{question_id, turns: [...]}` | `{question_id, choices: [{turns: [...]}]}` |
 //! | AlpacaEval | `{instruction}` | `{instruction, output}` |
 //! | Arena-Hard | `{uid, prompt}` | `{uid, messages: [..., {role: assistant, content: {answer}}]}` |
-//! | `generate --data` | what it read: `{prompt}`, `{instruction}`, `{messages}` | what it wrote: `{text, ...}` |
+//! | `generate --data` | `{prompt}`, `{instruction}` or `{messages}` | `{text, ...}`, in order |
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -94,26 +94,12 @@ pub(super) fn read_answers(path: &Path, questions: &[Question]) -> anyhow::Resul
         let question = record.get("instruction").and_then(Value::as_str).map(str::to_owned);
         found.push(Found { id: id(&record, &at)?, question, text, at });
     }
-    let all = |has: fn(&Found) -> bool| !found.is_empty() && found.iter().all(has);
-    let none = |has: fn(&Found) -> bool| !found.iter().any(has);
-    let by = if all(|of| of.id.is_some()) {
-        By::Id
-    } else if !none(|of| of.id.is_some()) {
-        return Err(user(format!("{}: some answers have an id and others have none", path.display())));
-    } else if all(|of| of.question.is_some()) {
-        By::Question
-    } else {
-        By::Order
+    let by = match found.iter().filter(|of| of.id.is_some()).count() {
+        0 if found.iter().all(|of| of.question.is_some()) => By::Question,
+        0 => By::Order,
+        with_id if with_id == found.len() => By::Id,
+        _ => return Err(user(format!("{}: some answers have an id and others have none", path.display()))),
     };
-    if by == By::Order {
-        let (found, asked) = (found.len(), questions.len());
-        if found != asked {
-            return Err(user(format!(
-                "{}: {found} answers without ids do not belong to {asked} questions; give both an id",
-                path.display()
-            )));
-        }
-    }
     by.sort(path, found, questions)
 }
 
@@ -134,8 +120,15 @@ enum By {
 }
 
 impl By {
+    /// One answer to each question, in the questions' order.
     fn sort(self, path: &Path, found: Vec<Found>, questions: &[Question]) -> anyhow::Result<Vec<String>> {
         if self == By::Order {
+            let (path, answers, asked) = (path.display(), found.len(), questions.len());
+            if answers != asked {
+                return Err(user(format!(
+                    "{path}: {answers} answers without ids do not belong to {asked} questions; give both an id"
+                )));
+            }
             return Ok(found.into_iter().map(|of| of.text).collect());
         }
         let mut answers: BTreeMap<String, Found> = BTreeMap::new();

@@ -12,7 +12,8 @@ use eval::tournament::{
 use serde::Serialize;
 
 use super::super::compare;
-use crate::terminal::{Table, one_line};
+use crate::run_file::Kind;
+use crate::terminal::{Table, count, one_line};
 
 /// Replies that are shown of those that could not be read.
 const SHOWN: usize = 12;
@@ -55,10 +56,10 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// The tables of judgements, if there is one that could be read.
+    /// The tables of judgements. One that cannot be made, as for too few questions, is a note.
     ///
     /// # Errors
-    /// If `reference` is not one of the systems, or there is no judgement.
+    /// If there is no judgement.
     pub(super) fn of(
         judgements: &[Judgement],
         reference: Option<&str>,
@@ -66,12 +67,6 @@ impl Tables {
         unread: Vec<Unread>,
     ) -> Result<Self, TournamentError> {
         let tournament = Tournament::new(judgements)?;
-        if let Some(name) = reference
-            && !tournament.systems().iter().any(|system| system == name)
-        {
-            let known = tournament.systems().to_vec();
-            return Err(TournamentError::UnknownSystem { name: name.to_owned(), known });
-        }
         let bootstrap = compare::bootstrap();
         let has_scores = judgements.iter().any(|of| matches!(of.verdict, Verdict::Scores(_)));
         let mut notes = Vec::new();
@@ -98,7 +93,7 @@ impl Tables {
     }
 }
 
-/// A table, or a note that says why there is none: one that lacks its numbers must not take the others along.
+/// A table, or a note that says why there is none: one without its numbers must not take the others along.
 fn noted<T>(notes: &mut Vec<String>, table: &str, made: Result<T, TournamentError>) -> Option<T> {
     made.map_err(|error| notes.push(format!("{table}: {error}"))).ok()
 }
@@ -141,12 +136,62 @@ struct Statistics {
     elo: Elo,
 }
 
+/// Where judgements come from.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Whence {
+    /// A folder of files.
+    Ratings(PathBuf),
+    /// A judge that was asked.
+    Judge(Asked),
+}
+
+/// Who was asked, and how much that took.
+#[derive(Serialize)]
+pub(super) struct Asked {
+    pub(super) model: String,
+    pub(super) url: String,
+    pub(super) kind: Kind,
+    /// The file with its instructions; none: ours.
+    pub(super) prompt: Option<PathBuf>,
+    pub(super) judgements: usize,
+    /// Different requests: where both answers are the same, both orders are one.
+    pub(super) requests: usize,
+    /// Judgements that there is no reply for, which only `--partial` passes over.
+    pub(super) missing: usize,
+    /// Tokens of all replies and their prompts, whenever they were paid for.
+    pub(super) tokens: u64,
+    /// Requests of this command, those included that were sent again.
+    pub(super) sent: u64,
+    pub(super) again: u64,
+    pub(super) output: PathBuf,
+}
+
+impl Display for Whence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let asked = match self {
+            Whence::Ratings(folder) => return write!(f, "read from   {}", folder.display()),
+            Whence::Judge(asked) => asked,
+        };
+        let Asked { model, url, judgements, missing, tokens, sent, again, output, .. } = asked;
+        writeln!(f, "judge       {} at {}", one_line(model), one_line(url))?;
+        if *missing > 0 {
+            writeln!(f, "missing     {missing} of {judgements} judgements have no reply yet")?;
+        }
+        write!(f, "cost        {} tokens; {sent} requests were sent now", count(*tokens as f64))?;
+        if *again > 0 {
+            write!(f, ", {again} of them again")?;
+        }
+        write!(f, "\nreplies in  {}", output.display())
+    }
+}
+
 /// All that is told, of ratings in files or of a judge that was asked.
 #[derive(Serialize)]
-pub(super) struct Report<Asked: Serialize> {
-    /// Who was asked, and how much that took.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) judge: Option<Asked>,
+pub(super) struct Report {
+    /// `ratings` or `judge`.
+    #[serde(flatten)]
+    whence: Whence,
     /// Of scores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) scores: Option<Tables>,
@@ -161,10 +206,10 @@ pub(super) struct Report<Asked: Serialize> {
     pub(super) notes: Vec<String>,
 }
 
-impl<Asked: Serialize> Report<Asked> {
-    pub(super) fn new(judge: Option<Asked>, scores: Option<Tables>, better: Option<Tables>) -> Self {
+impl Report {
+    pub(super) fn new(whence: Whence, scores: Option<Tables>, better: Option<Tables>) -> Self {
         Report {
-            judge,
+            whence,
             scores,
             better,
             agreement: Vec::new(),
@@ -213,7 +258,7 @@ impl<Asked: Serialize> Report<Asked> {
     }
 }
 
-impl<Asked: Serialize + Display> Display for Report<Asked> {
+impl Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (kind, tables) in self.tables() {
             tables.write(kind, f)?;
@@ -237,17 +282,14 @@ impl<Asked: Serialize + Display> Display for Report<Asked> {
             let all = self.files.len();
             writeln!(
                 f,
-                "note        in {reversed} of {all} files the answers stand in the other order than the name says, as \
-                 their ids show; --json lists them"
+                "note        in {reversed} of {all} files the answers stand in the other order than the name says, \
+                 as their ids show; --json lists them"
             )?;
         }
         for note in &self.notes {
-            writeln!(f, "note        {note}")?;
+            writeln!(f, "note        {}", one_line(note))?;
         }
-        if let Some(judge) = &self.judge {
-            write!(f, "{judge}")?;
-        }
-        Ok(())
+        write!(f, "{}", self.whence)
     }
 }
 
@@ -257,8 +299,14 @@ impl Tables {
         let of = if kind == "scores" { "scores" } else { "verdicts" };
         writeln!(f, "{of:<11} {games} judgements of {systems} systems on {questions} questions")?;
         if let (Some(all), Some(reference)) = (&self.percent, &self.reference) {
-            let mut table =
-                Table::new([&format!("% of {reference}"), "", "95 % interval", "first", "second", "games"]);
+            let mut table = Table::new([
+                &format!("% of {}", one_line(reference)),
+                "",
+                "95 % interval",
+                "first",
+                "second",
+                "games",
+            ]);
             let order =
                 |order: Option<Estimate>| order.map_or(String::new(), |of| format!("{:.1}", of.value));
             for Percent { system, games, percent: of, standing_first, standing_second, .. } in all {
@@ -290,9 +338,10 @@ impl Tables {
             }
             writeln!(f, "\n{table}")?;
         }
-        let (all, pairs) = (self.rates.iter().flatten(), self.pairs.iter().flatten());
-        let rates: Vec<&Rates> = match self.systems {
-            // Of two systems, both rows say the same; of several that only met the reference, a pair's row does.
+        let all = self.rates.iter().flatten().cloned();
+        let pairs = self.pairs.iter().flatten().map(|of| self.seen_from_its_system(of));
+        let rates: Vec<Rates> = match self.systems {
+            // Of two systems, both rows say the same; so do those of several that only met the reference.
             2 => pairs.collect(),
             systems if pairs.clone().count() < systems => all.collect(),
             _ => all.chain(pairs).collect(),
@@ -301,7 +350,7 @@ impl Tables {
             let mut table = Table::new(["", "beside", "won %", "95 % interval", "tied %", "lost %", "games"]);
             for Rates { system, opponent, win, tie, loss, games, .. } in rates {
                 table.row([
-                    one_line(system),
+                    one_line(&system),
                     opponent.as_deref().map_or("all others".to_owned(), one_line),
                     format!("{:.1}", 100.0 * win.value),
                     format!("{:.1} to {:.1}", 100.0 * win.low, 100.0 * win.high),
@@ -331,9 +380,20 @@ impl Tables {
             writeln!(f, "unread      ... and {} more; --json lists them", unread - SHOWN)?;
         }
         for note in &self.notes {
-            writeln!(f, "note        {note}")?;
+            writeln!(f, "note        {}", one_line(note))?;
         }
         writeln!(f)
+    }
+
+    /// What a pair's rates say of the system that is put beside the reference, where that is one of both.
+    fn seen_from_its_system(&self, of: &Rates) -> Rates {
+        let of = of.clone();
+        match of.opponent {
+            Some(system) if self.reference.as_ref() == Some(&of.system) => {
+                Rates { system, opponent: Some(of.system), win: of.loss, loss: of.win, ..of }
+            }
+            opponent => Rates { opponent, ..of },
+        }
     }
 }
 
@@ -384,22 +444,4 @@ pub(super) fn unread_of(files: &[FileReport], kind: RatingsKind) -> Vec<Unread> 
         })
     };
     files.iter().filter(|file| file.kind == kind).flat_map(of_file).collect()
-}
-
-/// Nobody was asked: the ratings were there.
-#[derive(Serialize)]
-pub(super) struct NotAsked {
-    ratings: PathBuf,
-}
-
-impl NotAsked {
-    pub(super) fn new(ratings: PathBuf) -> Self {
-        NotAsked { ratings }
-    }
-}
-
-impl Display for NotAsked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "read from   {}", self.ratings.display())
-    }
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use eval::tournament::{Judgement, Ratings, Reading, Tournament, Verdict};
@@ -52,8 +52,8 @@ pub(super) fn write(folder: &Path, all: &[Judged], result: &impl Serialize) -> a
     Ok(write_whole(&folder.join(RESULT), result.as_bytes())?)
 }
 
-/// The judgements of another judge, by what they are called: what this command left in a folder, or ratings as
-/// QLoRA has them.
+/// The judgements of another judge, by what they are called: what this command left in a folder, or ratings
+/// as QLoRA has them.
 ///
 /// # Errors
 /// If there are none, or they are damaged.
@@ -84,7 +84,7 @@ pub(super) fn read_other(folder: &Path) -> anyhow::Result<Vec<(String, Tournamen
     }
 }
 
-fn read_lines(path: &PathBuf, file: File) -> anyhow::Result<Vec<Judgement>> {
+fn read_lines(path: &Path, file: File) -> anyhow::Result<Vec<Judgement>> {
     let mut all = Vec::new();
     for (number, line) in (1..).zip(BufReader::new(file.take(MAX_BYTES)).lines()) {
         let place = || format!("{}:{number}", path.display());
