@@ -544,6 +544,12 @@ fn replies_without_a_verdict_are_counted_and_shown_with_their_question() {
         code == 2 && errors.contains("none of 8 replies has two scores; that to question q1"),
         "{errors}"
     );
+    assert!(!errors.contains("cut off"), "{errors}");
+    let long = said("First, I").to_string().replace("\"stop\"", "\"length\"");
+    let told = Judge::new(move |_, _| Act::Answer(200, "", long.clone()));
+    let folder = self::folder(&told, "");
+    let (code, _, errors) = judge(folder.path(), &[]);
+    assert!(code == 2 && errors.contains("all were cut off: raise `judge.max_tokens`"), "{errors}");
 }
 
 #[test]

@@ -243,9 +243,11 @@ fn nothing(unread: &[Unread], file: &JudgeFile) -> anyhow::Error {
             let asked = if file.kind == Kind::Scores { "two scores" } else { "a verdict" };
             let (all, question) = (unread.len(), one_line(question));
             let ending = one_line(ending);
+            let cut = unread.iter().all(|of| of.finish_reason.as_deref() == Some("length"));
+            let cut = if cut { "; all were cut off: raise `judge.max_tokens`" } else { "" };
             user(format!(
-                "none of {all} replies has {asked}; that to question {question} ends with {ending:?}; all are in \
-                 {folder}"
+                "none of {all} replies has {asked}; that to question {question} ends with {ending:?}; they are in \
+                 {folder}{cut}"
             ))
         }
     }
