@@ -13,6 +13,7 @@ mod check;
 mod commented;
 mod decode;
 mod foreign;
+mod judge;
 mod schema;
 mod sweep;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use check::{MAX_EPOCHS, Purpose};
 pub(crate) use commented::{Entry, Line, commented, keys, yaml_value};
 pub(crate) use foreign::{Foreign, Setting};
+pub(crate) use judge::{Budget, JudgeFile, JudgeSection, Judging, Kind, Pairs};
 pub(crate) use schema::schema;
 pub(crate) use sweep::{Halving, Member, Rates, Sweep};
 pub(crate) use values::{

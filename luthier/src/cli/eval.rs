@@ -18,6 +18,8 @@ pub(crate) enum Eval {
     Choice(Choice),
     /// Answers that are generated, against those of the file: exact match, numbers, JSON, ROUGE, BLEU
     Generate(Answers),
+    /// Systems compared by a model that judges their answers, or by ratings that there are
+    Judge(Judge),
 }
 
 /// What is evaluated, and beside what.
@@ -144,4 +146,31 @@ impl Answers {
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         self.systems.settings("generate", &["precision", "quantization", "memory"], None)
     }
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["file", "ratings"]))]
+pub(crate) struct Judge {
+    /// Whose answers are judged, and by whom
+    #[arg(value_name = "JUDGE.yaml")]
+    pub(crate) file: Option<PathBuf>,
+    /// Reads ratings as QLoRA's authors released theirs, and asks nobody
+    #[arg(long, value_name = "DIR")]
+    pub(crate) ratings: Option<PathBuf>,
+    /// The system whose scores are 100 % [default: the one beside which all others were rated]
+    #[arg(long, value_name = "SYSTEM", conflicts_with = "file")]
+    pub(crate) reference: Option<String>,
+    /// Another judge's output or ratings: how far both agree
+    #[arg(long, value_name = "DIR")]
+    pub(crate) beside: Option<PathBuf>,
+    /// Count the replies that there are, and ask nobody
+    #[arg(long, conflicts_with = "ratings")]
+    pub(crate) partial: bool,
+    /// Write the answers as mt-bench, alpaca-eval or arena-hard reads them into a new folder, and ask nobody
+    #[arg(long, num_args = 2, value_names = ["FORM", "DIR"])]
+    #[arg(conflicts_with_all = ["ratings", "partial", "beside", "json"])]
+    pub(crate) export: Option<Vec<String>>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -4,6 +4,7 @@ mod choice;
 mod compare;
 mod generate;
 mod items;
+mod judge;
 mod perplexity;
 mod systems;
 
@@ -16,5 +17,6 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
         cli::Eval::Perplexity(args) => perplexity::run(&args, global),
         cli::Eval::Choice(args) => choice::run(&args, global),
         cli::Eval::Generate(args) => generate::run(&args, global),
+        cli::Eval::Judge(args) => judge::run(&args),
     }
 }

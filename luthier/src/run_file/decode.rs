@@ -28,6 +28,16 @@ pub(super) fn decode_section<T: de::DeserializeOwned>(name: &str, node: &Node) -
     T::deserialize(Decoder(node)).map_err(|problem| problem.within(name).at(node.origin.clone()))
 }
 
+/// Decodes a whole file that is no run file.
+pub(super) fn decode_other<T: de::DeserializeOwned>(node: &Node) -> Result<T, Problem> {
+    T::deserialize(Decoder(node)).map_err(|mut problem| {
+        if let Kind::UnknownKey { of_run, .. } = &mut problem.kind {
+            *of_run = false;
+        }
+        problem.at(node.origin.clone())
+    })
+}
+
 /// What is wrong with a setting, and where it was written.
 #[derive(Debug)]
 pub(super) struct Problem {
@@ -41,7 +51,11 @@ pub(super) struct Problem {
 #[derive(Debug)]
 enum Kind {
     /// The last key of the path is none of those known in its section.
-    UnknownKey { known: &'static [&'static str] },
+    UnknownKey {
+        known: &'static [&'static str],
+        /// Whether a run file's other keys may be meant.
+        of_run: bool,
+    },
     /// Another kind of value is expected; what was found is filled in by the node.
     Unexpected { expected: String, found: Option<String> },
     /// A message that begins with the key, such as "must be 1 or more".
@@ -101,7 +115,7 @@ impl Problem {
     fn words(&self) -> (String, Option<String>) {
         let key = self.path.join(".");
         match &self.kind {
-            Kind::UnknownKey { known } => unknown_key(&key, known),
+            Kind::UnknownKey { known, of_run } => unknown_key(&key, known, *of_run),
             Kind::Unexpected { expected, found } => {
                 let found = found.as_deref().unwrap_or("something else");
                 let key = if key.is_empty() { "this setting".into() } else { format!("`{key}`") };
@@ -143,14 +157,16 @@ const ELSEWHERE: [(&str, &str); 18] = [
     ("enable_activation_offloading", "training.activation_offloading"),
 ];
 
-fn unknown_key(key: &str, known: &[&str]) -> (String, Option<String>) {
+fn unknown_key(key: &str, known: &[&str], of_run: bool) -> (String, Option<String>) {
     let (section, name) = key.rsplit_once('.').map_or(("", key), |(section, name)| (section, name));
     let known_list = format!("known keys{}: {}", within(section), known.join(", "));
     let full = |name: &str| if section.is_empty() { name.to_owned() } else { format!("{section}.{name}") };
-    let nearest = nearest(name, known.iter().copied())
-        .map(full)
-        .or_else(|| ELSEWHERE.iter().find(|(theirs, _)| *theirs == name).map(|(_, ours)| (*ours).to_owned()))
-        .or_else(|| elsewhere_here(name));
+    let elsewhere = || {
+        let theirs = ELSEWHERE.iter().find(|(theirs, _)| *theirs == name);
+        theirs.map(|(_, ours)| (*ours).to_owned()).or_else(|| elsewhere_here(name))
+    };
+    let here = nearest(name, known.iter().copied()).map(full);
+    let nearest = here.or_else(|| if of_run { elsewhere() } else { None });
     match nearest {
         Some(nearest) => (format!("unknown key `{key}`; did you mean `{nearest}`?"), Some(known_list)),
         None => (format!("unknown key `{key}`"), Some(known_list)),
@@ -216,7 +232,7 @@ impl de::Error for Problem {
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self::of(Kind::UnknownKey { known: expected }).within(field)
+        Self::of(Kind::UnknownKey { known: expected, of_run: true }).within(field)
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -233,6 +249,7 @@ fn in_words(expected: &str) -> String {
         "a boolean" => "true or false".into(),
         "a string" | "path string" | "string or map" => "text".into(),
         "a sequence" => "a list".into(),
+        "a map" => "a section of keys".into(),
         other if other.starts_with("struct") => "a section of keys".into(),
         other => other.into(),
     }

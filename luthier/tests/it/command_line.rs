@@ -25,6 +25,7 @@ fn every_command_has_the_flags_that_scripts_rely_on() {
         ("train", "--model --data --eval-data --output --set --resume --dry-run"),
         ("sweep", "--learning-rates --count --model --data --eval-data --output --set --json"),
         ("eval perplexity", "--model --adapter --data --set --json"),
+        ("eval judge", "--ratings --reference --beside --partial --export --json"),
         (
             "generate",
             "--model --adapter --prompt --messages --data --output --max-tokens --temperature --top-p --top-k --seed --json",

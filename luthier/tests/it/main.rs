@@ -21,6 +21,7 @@ mod init;
 mod init_from;
 mod integers;
 mod jobs;
+mod judge;
 mod keys;
 mod merge;
 mod mlx;

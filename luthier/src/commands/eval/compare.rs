@@ -47,7 +47,7 @@ pub(super) struct Flips {
 }
 
 /// Intervals of 95 %.
-fn bootstrap() -> Bootstrap {
+pub(super) fn bootstrap() -> Bootstrap {
     Bootstrap { seed: SEED, ..Bootstrap::default() }
 }
 
