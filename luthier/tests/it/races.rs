@@ -190,7 +190,14 @@ impl Writer {
                 fs::remove_dir_all(&out).unwrap();
             }
             self.succeed(path, 0, next, more);
-            assert!(self.tree(&next_out) == lone);
+            let tree = self.tree(&next_out);
+            let only = |of: &[(PathBuf, Vec<u8>)], other: &[(PathBuf, Vec<u8>)]| {
+                of.iter()
+                    .filter(|file| !other.contains(file))
+                    .map(|(name, _)| name.clone())
+                    .collect::<Vec<_>>()
+            };
+            assert!(tree == lone, "only here {:?}, only alone {:?}", only(&tree, &lone), only(&lone, &tree));
             fs::remove_dir_all(&next_out).unwrap();
             assert_eq!(names(path), before, "nothing is left beside it");
         }
