@@ -197,8 +197,7 @@ impl Checkpoints {
         TrainError::Ended { cause: Box::new(cause), checkpoint }
     }
 
-    /// Writes a checkpoint, then removes all but the newest `keep` up to it. Those that were found damaged
-    /// are not counted, and stay for a person to look at unless this one takes their place.
+    /// Writes a checkpoint, then retires old ones.
     pub(crate) fn save(
         &mut self,
         state: &State,
@@ -216,12 +215,18 @@ impl Checkpoints {
             Ok(write_whole(&to.join(STATE_FILE), &json)?)
         })?;
         self.damaged.retain(|step| *step != state.step);
+        self.retire(state.step, keep);
+        Ok(path)
+    }
+
+    /// Removes all but the newest `keep` up to the one of `last`. Those that were found damaged are not counted,
+    /// and stay for a person to look at.
+    pub(crate) fn retire(&self, last: u64, keep: usize) {
         let mut steps = self.steps();
-        steps.retain(|step| *step <= state.step && !self.damaged.contains(step));
+        steps.retain(|step| *step <= last && !self.damaged.contains(step));
         for &old in &steps[..steps.len().saturating_sub(keep.max(1))] {
             remove(&self.path(old));
         }
-        Ok(path)
     }
 
     /// Writes the trained tensors of the best evaluation.

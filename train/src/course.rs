@@ -171,6 +171,10 @@ impl<'a> Course<'a> {
         let evaluations = self.plan.evaluations(step, self.last, self.settings.eval_every, self.eval) + now;
         observe(Event::Started { step, steps: self.last, evaluations });
         (self.saved, self.last_saved) = (step > 0, Instant::now());
+        if self.saved {
+            // A kill may have come between a checkpoint and the end of older ones, and no other may follow it.
+            self.checkpoints.retire(step, self.settings.keep_checkpoints);
+        }
         Ok(None)
     }
 

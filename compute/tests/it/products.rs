@@ -163,8 +163,8 @@ fn rows_with_an_adapter_each_by_one_weight() {
     }
 }
 
-/// Rows of one request each, which by codes of one weight are multiplied together, some with an adapter: of every type
-/// of codes, and as many as one kernel takes, fewer and more.
+/// Rows of one request each, which by codes of one weight are multiplied together, some with an adapter: of
+/// every type of codes, and as many as one kernel takes, fewer and more.
 #[test]
 fn few_rows_each_by_codes_of_every_type() {
     let mut parts: Vec<Part> = [1, 1, 1, 1, 2, 1, 3, 1, 4, 1, 2]

@@ -14,8 +14,8 @@ use tokio::sync::{oneshot, watch};
 const MOST_AHEAD: u64 = 8192;
 /// How long requests wait for one before them that does not come: its client is gone, or it was never sent.
 const LONGEST_GAP: Duration = Duration::from_secs(900);
-/// Tokens of passes that go through together: with more of them the processors have no more to gain, and whoever comes
-/// next waits.
+/// Tokens of passes that go through together: with more of them the processors have no more to gain, and
+/// whoever comes next waits.
 const TURN_TOKENS: usize = 4096;
 /// How often is looked for such.
 const LOOK: Duration = Duration::from_secs(30);

@@ -74,6 +74,23 @@ fn what_a_crash_leaves_does_not_disturb_the_next_start() {
     );
 }
 
+/// A kill between the last checkpoint and the end of the one before the last two leaves three, and no other
+/// checkpoint follows.
+#[test]
+fn an_old_checkpoint_that_a_kill_left_goes_though_no_other_follows() {
+    let (settings, out) = (with_evaluation(), tempfile::tempdir().unwrap());
+    let three = Settings { keep_checkpoints: 3, ..settings.clone() };
+    assert_eq!(go(&three, out.path(), None), Outcome::Finished);
+    let bytes = adapter_bytes(out.path());
+    fs::remove_file(out.path().join("adapter_config.json")).unwrap();
+    assert_eq!(go(&settings, out.path(), None), Outcome::Finished);
+    assert_eq!(adapter_bytes(out.path()), bytes);
+    let left = fs::read_dir(out.path().join("checkpoints")).unwrap().map(|e| e.unwrap().file_name());
+    let mut left: Vec<_> = left.collect();
+    left.sort();
+    assert_eq!(left, ["best", "step-000008", "step-000010"]);
+}
+
 #[test]
 fn a_finished_run_is_left_as_it_is_and_may_be_made_longer() {
     let short = Settings { max_steps: Some(4), schedule: constant(), ..with_evaluation() };

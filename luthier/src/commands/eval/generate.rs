@@ -72,7 +72,7 @@ fn metric(args: &cli::Answers) -> anyhow::Result<Metric> {
             Err(user("--metric regex needs --pattern, which says what is taken out of an answer"))
         }
         (_, Some(_)) => Err(user("--pattern is for --metric regex")),
-        (name, None) => Ok(Metric::named(name)?),
+        (name, None) => Ok(Metric::named(name).context("--metric takes `regex` with --pattern, or a name")?),
     }
 }
 
