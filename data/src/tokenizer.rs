@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json};
 use tokenizers::{AddedToken, ModelWrapper, PostProcessorWrapper};
 
+/// Tokens before a text that decide how its first token reads.
+const LEAD: usize = 32;
+
 /// A tokenizer folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -162,6 +165,16 @@ impl Tokenizer {
     /// A decoder for tokens that arrive one by one.
     pub fn stream(&self, skip_special: bool) -> TextStream {
         TextStream { skip_special, ids: Vec::new(), prefix: String::new(), prefix_index: 0 }
+    }
+
+    /// A decoder for the tokens that follow a prompt, special ones left out: how the first of them reads, such as
+    /// whether a space is put before it, depends on what stands before.
+    pub fn stream_after(&self, prompt: &[u32]) -> TextStream {
+        let mut stream = self.stream(true);
+        for &id in &prompt[prompt.len().saturating_sub(LEAD)..] {
+            stream.push(self, id);
+        }
+        stream
     }
 
     /// The id of a token by its exact text, such as `<|im_end|>`.

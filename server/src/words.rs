@@ -13,9 +13,6 @@ use crate::outline::Outline;
 use crate::style::Style;
 use crate::vocabulary::Vocabulary;
 
-/// Tokens before a text that decide how its first token reads: whether a space is put before it.
-const LEAD: usize = 32;
-
 /// What ends the model's words, none of it said.
 #[derive(Clone, Debug, Default)]
 pub struct Stops {
@@ -110,11 +107,7 @@ impl Words {
 
     /// A decoder for the tokens that follow a prompt.
     pub(crate) fn stream_after(&self, prompt: &[u32]) -> TextStream {
-        let mut stream = self.tokenizer.stream(true);
-        for &id in &prompt[prompt.len().saturating_sub(LEAD)..] {
-            stream.push(&self.tokenizer, id);
-        }
-        stream
+        self.tokenizer.stream_after(prompt)
     }
 
     /// A token as it reads within a text; one that is no whole characters as the vocabulary spells it, so that

@@ -21,8 +21,6 @@ use crate::terminal;
 
 /// What `--max-tokens` could be where the memory is not enough.
 const FEW_TOKENS: usize = 256;
-/// Tokens before a text that decide how its first token reads: whether a space is put before it.
-pub(super) const LEAD: usize = 32;
 
 pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCode> {
     if args.data.is_some() {
@@ -218,10 +216,7 @@ impl Speaker {
         say: &mut dyn FnMut(&str) -> anyhow::Result<bool>,
     ) -> anyhow::Result<Spoken> {
         let Ask { prompt, max_tokens, stops, sampling } = ask;
-        let mut stream = self.tokenizer.stream(true);
-        for &id in &prompt[prompt.len().saturating_sub(LEAD)..] {
-            stream.push(&self.tokenizer, id);
-        }
+        let mut stream = self.tokenizer.stream_after(prompt);
         let mut until = Until::new(stops.text.clone());
         let (mut text, mut said) = (String::new(), Ok(true));
         // How much text there is after each token, with what is held back.

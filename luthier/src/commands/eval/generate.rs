@@ -19,7 +19,7 @@ use super::items;
 use super::systems::{Systems, held};
 use crate::cli::{self, Global};
 use crate::commands::generate::records::{Record, Records, files};
-use crate::commands::generate::{LEAD, Stops, stops};
+use crate::commands::generate::{Stops, stops};
 use crate::error::user;
 use crate::run_file::{Purpose, Settings};
 use crate::setup::{self, Inference};
@@ -236,10 +236,7 @@ impl Work<'_> {
 
     fn coming(&self, place: (usize, usize)) -> Coming {
         let Record { prompt, is_chat, .. } = &self.records[place.0];
-        let mut stream = self.tokenizer.stream(true);
-        for &id in &prompt[prompt.len().saturating_sub(LEAD)..] {
-            stream.push(self.tokenizer, id);
-        }
+        let stream = self.tokenizer.stream_after(prompt);
         let until = Until::new(self.stops[usize::from(*is_chat)].text.clone());
         Coming { place, stream, until, text: String::new() }
     }

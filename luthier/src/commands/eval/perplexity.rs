@@ -143,13 +143,13 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Bytes of the text that carries loss.
+/// Bytes of the text that carries loss. Special tokens are no text: their loss counts, and they have no bytes.
 fn bytes(examples: &[Example], tokenizer: &Tokenizer) -> anyhow::Result<usize> {
     let mut bytes = 0;
     for example in examples {
         let ids = example.input_ids.iter().zip(&example.labels).skip(1);
         let labelled: Vec<u32> = ids.filter(|(_, label)| **label != IGNORE).map(|(id, _)| *id).collect();
-        bytes += tokenizer.decode(&labelled, false)?.len();
+        bytes += tokenizer.decode(&labelled, true)?.len();
     }
     Ok(bytes)
 }
