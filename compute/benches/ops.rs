@@ -10,7 +10,9 @@ use compute::ops::gated::Activation;
 use compute::ops::optimizer::{self, AdamW, Lion, Sgd};
 use compute::ops::rms_norm::Offset;
 use compute::ops::rope::{RopeScaling, RopeTable, Rotation};
-use compute::ops::{bias, cross_entropy, dropout, embedding, gated, noise, reduce, residual, rms_norm, rope};
+use compute::ops::{
+    bias, cross_entropy, divergence, dropout, embedding, gated, noise, reduce, residual, rms_norm, rope,
+};
 use compute::quant::{Code, CodebookFormat, Format, Quantized};
 use compute::{DType, Device, Matrix, random};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -133,6 +135,10 @@ fn flat(c: &mut Criterion) {
     });
     measure(c, "f32", "cross_entropy_forward", size, || {
         cross_entropy::forward(device, logits.as_ref(), targets.into(), losses.as_mut());
+    });
+    let others = matrix(32, V, DType::F32);
+    measure(c, "f32", "divergence", 2 * size, || {
+        divergence::forward(device, logits.as_ref(), others.as_ref(), losses.as_mut());
     });
 
     let n = 4 << 20;

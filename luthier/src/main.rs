@@ -27,6 +27,7 @@ macro_rules! eprint {
 mod cli;
 mod commands;
 mod error;
+mod forgetting;
 mod hub;
 mod run_file;
 mod run_folder;

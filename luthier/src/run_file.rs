@@ -295,6 +295,17 @@ pub(crate) struct TrainingSection {
     /// Ends the run after so many evaluations without a better loss; the result is then the best one's.
     #[schemars(range(min = 1))]
     pub(crate) early_stopping_patience: Option<u64>,
+    /// Steps between two measurements of what the model forgets: how far it has moved from its base on a text
+    /// that it is not trained on; null: none.
+    #[schemars(range(min = 1))]
+    pub(crate) forgetting_every: Option<u64>,
+    /// Examples by which forgetting is measured; null: ten passages of old books, three languages, that come
+    /// with luthier.
+    pub(crate) forgetting_data: Option<PathBuf>,
+    /// Ends the run when the mean divergence from the base, in nats a token, is larger; the result is then the
+    /// adapter of the last measurement that was not.
+    #[schemars(range(min = 0))]
+    pub(crate) forgetting_limit: Option<f64>,
     /// How much the spread of tokens over experts counts beside the loss, as router_aux_loss_coef of
     /// transformers; 0: not at all. It is evened out among the tokens in memory at once.
     #[schemars(range(min = 0, max = 1e3))]
@@ -321,6 +332,9 @@ impl Default for TrainingSection {
             save_every: None,
             keep_checkpoints: 2,
             early_stopping_patience: None,
+            forgetting_every: None,
+            forgetting_data: None,
+            forgetting_limit: None,
             router_aux_loss: 0.0,
             quantization_aware: None,
             seed: 42,
@@ -585,7 +599,8 @@ impl RunFile {
             Some(TrainData::One(path)) => full(path),
             Some(TrainData::Many(sources)) => sources.iter_mut().for_each(|source| full(&mut source.path)),
         }
-        self.data.eval.iter_mut().chain(&mut self.adapter.init_from).for_each(full);
+        let of_forgetting = &mut self.training.forgetting_data;
+        self.data.eval.iter_mut().chain(&mut self.adapter.init_from).chain(of_forgetting).for_each(full);
         self.output.iter_mut().for_each(full);
     }
 
@@ -786,7 +801,14 @@ pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
 }
 
 /// The keys that name files and folders.
-const PLACES: [&str; 5] = ["model", "data.train", "data.eval", "data.chat_template", "adapter.init_from"];
+const PLACES: [&str; 6] = [
+    "model",
+    "data.train",
+    "data.eval",
+    "data.chat_template",
+    "adapter.init_from",
+    "training.forgetting_data",
+];
 
 /// Refuses to go on with a run under other settings than it began with, naming each of them with both values.
 pub(crate) fn check_resume(saved: &RunFile, now: &RunFile) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use crate::block::{Block, Pass};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::error::Result;
-use crate::head::Head;
+use crate::head::{Change, Head};
 use crate::inputs::Inputs;
 use crate::linear::{BaseWeight, Linear, Weight};
 use crate::names::{ModuleId, NormPart};
@@ -252,6 +252,22 @@ impl Decoder {
             let (targets, losses) = (&batch.targets[of_group.clone()], &mut losses[of_group]);
             self.output().losses(run, &self.config, stream, targets, losses, head);
         }
+    }
+
+    /// What an adapter changes about every target of a batch. Base and adapter pass the layers together, so the
+    /// buffers must have room for the batch twice.
+    ///
+    /// # Panics
+    /// If they have not, or the pass is one that must be alone.
+    pub fn changes(&self, run: &Run<'_>, batch: &Batch, buffers: &mut Activations) -> Vec<Change> {
+        let (base, rows) = (Run { adapter: None, ..*run }, batch.tokens());
+        let mut twice = batch.clone();
+        twice.append(batch);
+        let groups = [Group { rows: 0..rows, run: base }, Group { rows: rows..2 * rows, run: *run }];
+        self.forward_groups(&groups, &twice, None, buffers);
+        let Activations { stream, work, head, .. } = buffers;
+        let stream = (stream.last().expect("there is a residual stream"), work.linear.lora.names.host());
+        self.output().changes([base, *run], &self.config, stream, (&batch.targets, rows), head)
     }
 
     /// Logits `[rows.len(), V]` of these rows of a batch that went through [`Decoder::forward`]; of several

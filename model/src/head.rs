@@ -1,7 +1,7 @@
 //! The output head: final norm, projection onto the vocabulary and cross entropy, in chunks of the rows that
 //! carry loss. Logits exist for one chunk at a time; rows without loss are never projected.
 
-use compute::ops::{copy, cross_entropy, scale, soft_cap};
+use compute::ops::{copy, cross_entropy, divergence, scale, soft_cap};
 use compute::{DType, Device, Matrix, MatrixMut, MatrixRef, Precision};
 
 use crate::adapter::method::quantization_aware::Effective;
@@ -99,6 +99,17 @@ impl Workspace {
     }
 }
 
+/// What an adapter changes about a token that is to be predicted, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Change {
+    /// The token's loss by the base.
+    pub base_loss: f32,
+    /// Its loss with the adapter.
+    pub loss: f32,
+    /// How far the adapter's distribution over all tokens is from the base's: `KL(base, adapter)`.
+    pub divergence: f32,
+}
+
 /// The head's frozen weights, borrowed from the decoder: a tied head borrows the embedding.
 #[derive(Clone, Copy)]
 pub(crate) struct Head<'a> {
@@ -180,6 +191,39 @@ impl Head<'_> {
             let tokens: Vec<u32> = targets.iter().map(|t| t.token).collect();
             losses.copy_from_slice(&work.losses_of(run.device, &tokens));
         }
+    }
+
+    /// What the second of two groups changes about targets, which are those of the first group; the second has the
+    /// same rows so many rows later.
+    pub(crate) fn changes(
+        &self,
+        [base, changed]: [Run<'_>; 2],
+        config: &Config,
+        stream: (&Matrix, &[u64]),
+        (targets, later): (&[Target], usize),
+        work: &mut Workspace,
+    ) -> Vec<Change> {
+        let mut changes = Vec::with_capacity(targets.len());
+        for targets in targets.chunks(work.rows / 2) {
+            let n = targets.len();
+            let rows: Vec<usize> = targets.iter().map(|target| target.row).collect();
+            let rows_later: Vec<usize> = rows.iter().map(|row| row + later).collect();
+            self.logits_of_groups(config, stream, &[(base, &rows), (changed, &rows_later)], work);
+            let tokens: Vec<u32> = targets.iter().chain(targets).map(|target| target.token).collect();
+            let losses = work.losses_of(base.device, &tokens);
+            let Workspace { logits, losses: divergences, .. } = work;
+            let of = |range: std::ops::Range<usize>| logits.as_ref().rows_range(range);
+            divergence::forward(base.device, of(0..n), of(n..2 * n), divergences.top_mut(n));
+            let divergences = divergences.top(n).download();
+            let (base_losses, losses) = losses.split_at(n);
+            let all = base_losses.iter().zip(losses).zip(divergences.f32());
+            changes.extend(all.map(|((&base_loss, &loss), &divergence)| Change {
+                base_loss,
+                loss,
+                divergence,
+            }));
+        }
+        changes
     }
 
     /// The loss of every target; into `dx [T, C]`, the gradient of their sum weighted by `weights` with

@@ -47,6 +47,7 @@ pub use decoder::Decoder;
 pub use error::{ModelError, Result};
 pub use folder::ModelFolder;
 pub use frozen::{FrozenActivations, FrozenExtent};
+pub use head::Change;
 pub use linear::BaseWeight;
 pub use names::{Module, ModuleId, NormPart, Parameter, Part};
 pub use run::{Group, Run};

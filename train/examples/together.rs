@@ -164,6 +164,17 @@ impl Bench<'_> {
             seed: 1,
         };
         let saving = Saving::Adapter(peft);
-        Job { decoder: self.decoder, adapter, saving, train, eval: &[], settings, folder, stop, pause: None }
+        Job {
+            decoder: self.decoder,
+            adapter,
+            saving,
+            train,
+            eval: &[],
+            settings,
+            folder,
+            stop,
+            forgetting: None,
+            pause: None,
+        }
     }
 }

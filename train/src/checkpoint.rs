@@ -28,6 +28,15 @@ pub struct Best {
     pub eval_loss: f64,
 }
 
+/// Trained tensors that are kept beside the checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Those of the best evaluation.
+    Best,
+    /// Those with which no more was forgotten than is allowed, the last ones.
+    Within,
+}
+
 /// Where a run stands; with the trained tensors and the optimizer's moments, everything there is to know,
 /// since order and random numbers are functions of the step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,6 +50,12 @@ pub(crate) struct State {
     pub(crate) evaluations_without_improvement: u64,
     /// Whether early stopping ended the run.
     pub(crate) stopped_early: bool,
+    /// The last step after which no more was forgotten than is allowed.
+    #[serde(default)]
+    pub(crate) within: Option<u64>,
+    /// The divergence from the base that ended the run.
+    #[serde(default)]
+    pub(crate) beyond: Option<f64>,
     /// A hash of the training data: a run goes on with what it began with.
     pub(crate) data: u64,
 }
@@ -118,9 +133,12 @@ impl Checkpoints {
         self.folder.join(format!("step-{step:06}"))
     }
 
-    /// The folder of the best evaluation's trained tensors.
-    fn best_path(&self) -> PathBuf {
-        self.folder.join("best")
+    /// The folder of trained tensors that are kept, whatever comes after them.
+    fn kept_path(&self, kept: Kept) -> PathBuf {
+        self.folder.join(match kept {
+            Kept::Best => "best",
+            Kept::Within => "within",
+        })
     }
 
     /// Restores the tensors and moments of the newest checkpoint that is whole; none if there is no
@@ -229,28 +247,30 @@ impl Checkpoints {
         }
     }
 
-    /// Writes the trained tensors of the best evaluation.
-    pub(crate) fn save_best(&self, saving: &Saving<'_>, adapter: &Adapter) -> Result<()> {
-        self.write_folder(&self.best_path(), |to| saving.write_trained(to, adapter))
+    /// Writes trained tensors that are kept, in place of those before.
+    pub(crate) fn keep(&self, kept: Kept, saving: &Saving<'_>, adapter: &Adapter) -> Result<()> {
+        self.write_folder(&self.kept_path(kept), |to| saving.write_trained(to, adapter))
     }
 
-    /// Reads what [`Checkpoints::save_best`] wrote.
+    /// Reads what [`Checkpoints::keep`] wrote.
     ///
     /// # Errors
     /// If it is damaged: there is no other.
-    pub(crate) fn read_best(&self, saving: &Saving<'_>, adapter: &mut Adapter) -> Result<()> {
-        let path = self.best_path();
+    pub(crate) fn read_kept(&self, kept: Kept, saving: &Saving<'_>, adapter: &mut Adapter) -> Result<()> {
+        let path = self.kept_path(kept);
         // Older versions wrote no hashes.
         let hashed = path.join(sums::FILE).exists();
         let whole = if hashed { sums::verify(&path, &[saving.trained_file()]) } else { Ok(()) };
-        whole.and_then(|()| saving.read_trained(&path, adapter).map_err(|e| e.to_string())).map_err(
-            |why| {
-                let problem = format!(
-                    "the tensors of the best evaluation are damaged ({why}); bring them back, or train into a new folder"
-                );
-                TrainError::Checkpoint { path, problem }
-            },
-        )
+        whole.and_then(|()| saving.read_trained(&path, adapter).map_err(|e| e.to_string())).map_err(|why| {
+            let what = match kept {
+                Kept::Best => "the best evaluation",
+                Kept::Within => "the last measurement within the limit of forgetting",
+            };
+            let problem = format!(
+                "the tensors of {what} are damaged ({why}); bring them back, or train into a new folder"
+            );
+            TrainError::Checkpoint { path, problem }
+        })
     }
 
     /// Fills a hidden folder, adds the hashes, and then gives it its name, replacing an older one.

@@ -11,11 +11,11 @@ use model::checkpoint::sweep;
 use model::memory::{Allocator, Component};
 use model::{Adapter, Batch, Extent, Parameters};
 
-use crate::checkpoint::{Best, Checkpoints, Damaged, Restored, State};
+use crate::checkpoint::{Best, Checkpoints, Damaged, Kept, Restored, State};
 use crate::error::{Result, TrainError};
-use crate::evaluation::{evaluate_by, micro_batches};
-use crate::job::{Event, Job, Outcome, Saves, Settings};
-use crate::metrics::{EvalMetrics, MetricsFile, StepMetrics, peak_memory_bytes};
+use crate::evaluation::{changes, evaluate_by, micro_batches};
+use crate::job::{Event, Forgetting, Job, Outcome, Saves, Settings};
+use crate::metrics::{EvalMetrics, ForgettingMetrics, MetricsFile, StepMetrics, peak_memory_bytes};
 use crate::optimizer::Optimizer;
 use crate::pass::{Room, Underway};
 use crate::plan::StepPlan;
@@ -31,6 +31,7 @@ pub(crate) struct Course<'a> {
     saving: Saving<'a>,
     pub(crate) examples: &'a [Example],
     pub(crate) eval: &'a [Example],
+    pub(crate) forgetting: Option<Forgetting<'a>>,
     pub(crate) settings: Settings,
     folder: &'a Path,
     stop: &'a AtomicBool,
@@ -64,7 +65,7 @@ impl<'a> Course<'a> {
     pub(crate) fn new(job: Job<'a>, allocator: &mut Allocator) -> Result<Self> {
         sweep(job.folder);
         let checkpoints = Checkpoints::open(job.folder.join("checkpoints"))?;
-        let Job { decoder, adapter, saving, train, eval, settings, folder, stop, pause } = job;
+        let Job { decoder, adapter, saving, train, eval, forgetting, settings, folder, stop, pause } = job;
         let Settings { epochs, max_steps, batch_size, order, .. } = settings;
         let plan = StepPlan::new(train, order, batch_size, epochs, max_steps);
         let Settings { micro_batch_tokens, checkpointing, .. } = settings;
@@ -72,6 +73,7 @@ impl<'a> Course<'a> {
         Adapter::count(layout, allocator); // it was made before
         let gradients = Parameters::zeros(layout, Component::Gradients, allocator);
         let optimizer = Optimizer::new(settings.optimizer, layout, allocator);
+        let demand = plan.demand(eval, forgetting.map_or(&[], |forgetting| forgetting.texts));
         let last = plan.steps().min(max_steps.unwrap_or(u64::MAX));
         Ok(Course {
             initial: digest(adapter.parameters.values()),
@@ -81,12 +83,13 @@ impl<'a> Course<'a> {
             saving,
             examples: &train.examples,
             eval,
+            forgetting,
             schedule_steps: max_steps.unwrap_or(last),
             settings,
             folder,
             stop,
             pause,
-            alone: plan.demand(eval).extent(micro_batch_tokens, checkpointing, decoder.precision),
+            alone: demand.extent(micro_batch_tokens, checkpointing, decoder.precision),
             plan,
             last,
             state: State { data: fingerprint(&train.examples), ..State::default() },
@@ -125,7 +128,8 @@ impl<'a> Course<'a> {
     }
 
     fn done(&self) -> bool {
-        self.state.evaluated && (self.state.stopped_early || self.state.step >= self.last)
+        let State { evaluated, stopped_early, beyond, step, .. } = self.state;
+        evaluated && (stopped_early || beyond.is_some() || step >= self.last)
     }
 
     /// Whether the result is written: there is nothing left to run.
@@ -169,7 +173,9 @@ impl<'a> Course<'a> {
         self.metrics = Some(MetricsFile::open(&path, step, self.state.evaluated)?);
         let now = u64::from(!self.state.evaluated && self.evaluation_is_due());
         let evaluations = self.plan.evaluations(step, self.last, self.settings.eval_every, self.eval) + now;
-        observe(Event::Started { step, steps: self.last, evaluations });
+        let due = u64::from(!self.state.evaluated && self.measurement_is_due());
+        let measurements = due + self.forgetting.map_or(0, |forgetting| forgetting.times(step, self.last));
+        observe(Event::Started { step, steps: self.last, evaluations, measurements });
         (self.saved, self.last_saved) = (step > 0, Instant::now());
         if self.saved {
             // A kill may have come between a checkpoint and the end of older ones, and no other may follow it.
@@ -187,7 +193,8 @@ impl<'a> Course<'a> {
     ) -> Result<Option<Outcome>> {
         if !self.state.evaluated {
             self.evaluate_if_due(room, observe)?;
-            self.saved = false;
+            self.measure_if_due(room, observe)?;
+            (self.state.evaluated, self.saved) = (true, false);
         }
         if self.done() {
             return self.finish(room, observe).map(Some);
@@ -232,11 +239,23 @@ impl<'a> Course<'a> {
     /// Writes the result.
     fn finish(&mut self, room: &mut Room<'_>, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
         self.save_all(room, observe)?;
-        if let Some(best) = self.state.best.filter(|_| self.settings.early_stopping_patience.is_some()) {
-            self.checkpoints.read_best(&self.saving, &mut self.adapter)?;
-            if self.state.stopped_early {
-                observe(Event::StoppedEarly { step: best.step, eval_loss: best.eval_loss });
-            }
+        let State { best, stopped_early, within, beyond, .. } = self.state;
+        if let Some(divergence) = beyond {
+            observe(Event::Forgot { divergence, step: within });
+        }
+        let best = best.filter(|_| self.settings.early_stopping_patience.is_some());
+        if let (Some(best), true) = (best, stopped_early) {
+            observe(Event::StoppedEarly { step: best.step, eval_loss: best.eval_loss });
+        }
+        // The best tensors are the result only if they are known to have forgotten no more than is allowed.
+        let allowed = |best: &Best| beyond.is_none() || within.is_some_and(|within| best.step <= within);
+        let kept = match (best.filter(allowed), beyond.and(within)) {
+            (Some(_), _) => Some(Kept::Best),
+            (None, Some(_)) => Some(Kept::Within),
+            (None, None) => None,
+        };
+        if let Some(kept) = kept {
+            self.checkpoints.read_kept(kept, &self.saving, &mut self.adapter)?;
         }
         if digest(self.adapter.parameters.values()) == self.initial {
             observe(Event::Unchanged);
@@ -389,7 +408,6 @@ impl<'a> Course<'a> {
             let since_best = self.state.evaluations_without_improvement;
             observe(Event::Evaluated { metrics: &evaluation, best, since_best, time });
         }
-        self.state.evaluated = true;
         Ok(())
     }
 
@@ -405,6 +423,54 @@ impl<'a> Course<'a> {
         due && !self.eval.is_empty()
     }
 
+    /// Measures what is forgotten, every so many steps and after the last.
+    fn measure_if_due(&mut self, room: &mut Room<'_>, observe: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let Some(Forgetting { texts, limit, .. }) = self.forgetting.filter(|_| self.measurement_is_due())
+        else {
+            return Ok(());
+        };
+        let (begun, step) = (Instant::now(), self.state.step);
+        let run = room.decoder.run(Some(&self.adapter));
+        let changes = changes(&run, room.decoder, texts, &mut room.buffers);
+        let (mut kl, mut loss, mut base_loss, mut tokens) = (0.0, 0.0, 0.0, 0);
+        for change in changes.iter().flatten() {
+            kl += f64::from(change.divergence);
+            loss += f64::from(change.loss);
+            base_loss += f64::from(change.base_loss);
+            tokens += 1;
+        }
+        let mean = |sum: f64| sum / tokens.max(1) as f64;
+        let metrics = ForgettingMetrics {
+            step,
+            forgetting_kl: mean(kl),
+            forgetting_loss: mean(loss),
+            forgetting_base_loss: mean(base_loss),
+            forgetting_tokens: tokens,
+        };
+        let divergence = metrics.forgetting_kl;
+        if !(divergence.is_finite() && metrics.forgetting_loss.is_finite()) {
+            return Err(TrainError::not_finite(step, "the divergence from the base", divergence, step));
+        }
+        self.metrics().append(&metrics)?;
+        match limit {
+            Some(limit) if divergence > limit => self.state.beyond = Some(divergence),
+            Some(_) => {
+                self.check_values(room)?;
+                self.checkpoints.keep(Kept::Within, &self.saving, &self.adapter)?;
+                self.state.within = Some(step);
+            }
+            None => {}
+        }
+        observe(Event::Measured { metrics: &metrics, time: begun.elapsed() });
+        Ok(())
+    }
+
+    fn measurement_is_due(&self) -> bool {
+        let step = self.state.step;
+        let due = |forgetting: Forgetting<'_>| step >= self.last || step.is_multiple_of(forgetting.every);
+        step > 0 && self.forgetting.is_some_and(due)
+    }
+
     /// Keeps the best tensors, counts evaluations without improvement, and stops early where that is wanted.
     fn judge(&mut self, room: &Room<'_>, evaluation: &EvalMetrics) -> Result<Best> {
         let state = &mut self.state;
@@ -417,7 +483,7 @@ impl<'a> Course<'a> {
         let best = Best { step: evaluation.step, eval_loss: evaluation.eval_loss };
         (state.best, state.evaluations_without_improvement) = (Some(best), 0);
         self.check_values(room)?;
-        self.checkpoints.save_best(&self.saving, &self.adapter)?;
+        self.checkpoints.keep(Kept::Best, &self.saving, &self.adapter)?;
         Ok(best)
     }
 }

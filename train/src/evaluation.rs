@@ -1,7 +1,7 @@
 //! Examples as batches, and the losses of those that are not trained on.
 
 use data::Example;
-use model::{Activations, Batch, Decoder, Run};
+use model::{Activations, Batch, Change, Decoder, Run};
 
 use crate::error::{Result, TrainError};
 
@@ -46,6 +46,22 @@ pub(crate) fn evaluate_by(
         tokens += batch.targets.len() as u64;
     }
     Ok((sum, tokens))
+}
+
+/// What the run's adapter changes about the trained tokens of each of these texts. They pass with the adapter and
+/// without it, so the longest of them must have room in the buffers twice.
+pub fn changes(
+    run: &Run<'_>,
+    decoder: &Decoder,
+    texts: &[Example],
+    buffers: &mut Activations,
+) -> Vec<Vec<Change>> {
+    let of_text = |text: &Example| {
+        let mut batch = Batch::new();
+        batch.push(&text.input_ids, &text.labels);
+        decoder.changes(run, &batch, buffers)
+    };
+    texts.iter().map(of_text).collect()
 }
 
 /// The losses of a batch's targets.

@@ -15,6 +15,8 @@ pub struct Amount {
     pub evaluations: u64,
     /// Tokens of one of them.
     pub eval_tokens: u64,
+    /// Tokens that pass, with the adapter or without it, to tell what the model forgets, all times together.
+    pub compared_tokens: u64,
 }
 
 /// Seconds that the parts of a run take.
@@ -26,7 +28,8 @@ pub struct Pace {
     pub again: f64,
     /// An update of the trained tensors.
     pub update: f64,
-    /// A held-out token in the first evaluation and in those after it.
+    /// A held-out token in the first evaluation and in those after it; nothing is kept of a token that tells what
+    /// the model forgets, which takes as long as the first.
     pub evaluate: [f64; 2],
 }
 
@@ -41,7 +44,8 @@ impl Amount {
             0 => 0.0,
             n => evaluation(0) + (n - 1) as f64 * evaluation(1),
         };
-        Duration::from_secs_f64(steps + evaluations)
+        let compared = self.compared_tokens as f64 * pace.evaluate[0];
+        Duration::from_secs_f64(steps + evaluations + compared)
     }
 }
 
@@ -49,13 +53,19 @@ impl Amount {
 mod tests {
     use super::*;
 
-    const RUN: Amount =
-        Amount { steps: 10, tokens: 1000, first_tokens: 400, evaluations: 5, eval_tokens: 50 };
+    const RUN: Amount = Amount {
+        steps: 10,
+        tokens: 1000,
+        first_tokens: 400,
+        evaluations: 5,
+        eval_tokens: 50,
+        compared_tokens: 70,
+    };
 
     #[test]
     fn the_time_is_that_of_every_pass_update_and_evaluation() {
         let pace = Pace { first: 0.5, again: 0.25, update: 2.0, evaluate: [0.2, 0.1] };
-        let seconds = 400.0 * 0.5 + 600.0 * 0.25 + 10.0 * 2.0 + 50.0 * 0.2 + 4.0 * 50.0 * 0.1;
+        let seconds = 400.0 * 0.5 + 600.0 * 0.25 + 10.0 * 2.0 + 50.0 * 0.2 + 4.0 * 50.0 * 0.1 + 70.0 * 0.2;
         assert_eq!(RUN.time(pace), Duration::from_secs_f64(seconds));
     }
 }

@@ -9,7 +9,7 @@ use model::{Adapter, Checkpointing, Decoder, Extent, Purpose};
 
 use crate::checkpoint::Best;
 use crate::error::Result;
-use crate::metrics::{EvalMetrics, StepMetrics};
+use crate::metrics::{EvalMetrics, ForgettingMetrics, StepMetrics};
 use crate::optimizer::OptimizerSettings;
 use crate::saving::Saving;
 use crate::schedule::Schedule;
@@ -60,6 +60,26 @@ pub struct Settings {
     pub seed: u64,
 }
 
+/// What tells, while a run goes, how much of what the model knew is being forgotten: texts that it is not trained
+/// on, by which the model with its adapter is held against its base.
+#[derive(Clone, Copy, Debug)]
+pub struct Forgetting<'a> {
+    /// The texts.
+    pub texts: &'a [Example],
+    /// Steps between two measurements; one stands after the last step at any rate.
+    pub every: u64,
+    /// A mean divergence from the base, in nats a token, beyond which the run ends. The result is then that of
+    /// the last measurement that was not beyond it, if there is one.
+    pub limit: Option<f64>,
+}
+
+impl Forgetting<'_> {
+    /// Measurements that are due after a later step than `step`, until the `last`.
+    pub(crate) fn times(&self, step: u64, last: u64) -> u64 {
+        if step >= last { 0 } else { (last - 1) / self.every - step / self.every + 1 }
+    }
+}
+
 /// What the loop tells while it runs.
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -78,6 +98,8 @@ pub enum Event<'a> {
         steps: u64,
         /// Evaluations that are still to come.
         evaluations: u64,
+        /// Measurements of what is forgotten that are still to come.
+        measurements: u64,
     },
     /// A step is done.
     Step(&'a StepMetrics),
@@ -92,6 +114,13 @@ pub enum Event<'a> {
         /// How long it took.
         time: Duration,
     },
+    /// How much is forgotten was measured.
+    Measured {
+        /// Its line.
+        metrics: &'a ForgettingMetrics,
+        /// How long it took.
+        time: Duration,
+    },
     /// A checkpoint stands.
     Saved(&'a Path),
     /// The run ends on request; this checkpoint has all of it.
@@ -102,6 +131,14 @@ pub enum Event<'a> {
         step: u64,
         /// Its loss.
         eval_loss: f64,
+    },
+    /// The run ends since it forgets more than [`Forgetting::limit`] allows.
+    Forgot {
+        /// The divergence that was measured.
+        divergence: f64,
+        /// The step whose tensors are the result: the last one after which less was forgotten; none: there is no such
+        /// step, and the result is that of the last one.
+        step: Option<u64>,
     },
     /// The result is, to the byte, what the run began with.
     Unchanged,
@@ -138,6 +175,8 @@ pub struct Job<'a> {
     pub train: &'a Dataset,
     /// Held-out examples; may be empty.
     pub eval: &'a [Example],
+    /// What tells how much the model forgets.
+    pub forgetting: Option<Forgetting<'a>>,
     /// Settings of the loop.
     pub settings: Settings,
     /// The run folder.

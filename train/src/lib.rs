@@ -22,10 +22,10 @@ mod trainer;
 
 pub use checkpoint::Best;
 pub use error::{Result, TrainError};
-pub use evaluation::evaluate;
+pub use evaluation::{changes, evaluate};
 pub use forecast::{Amount, Pace};
-pub use job::{Event, Job, Outcome, Saves, Settings, Together};
-pub use metrics::{EvalMetrics, History, StepMetrics, peak_memory_bytes};
+pub use job::{Event, Forgetting, Job, Outcome, Saves, Settings, Together};
+pub use metrics::{EvalMetrics, ForgettingMetrics, History, StepMetrics, peak_memory_bytes};
 pub use optimizer::{OptimizerSettings, Rule};
 pub use plan::{Demand, StepPlan};
 pub use saving::Saving;

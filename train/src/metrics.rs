@@ -46,6 +46,21 @@ pub struct EvalMetrics {
     pub eval_tokens: u64,
 }
 
+/// What the model with its adapter has forgotten of its base, by texts that it is not trained on.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct ForgettingMetrics {
+    /// Steps done before.
+    pub step: u64,
+    /// Mean divergence from the base over the texts' tokens, in nats: `KL(base, adapter)`.
+    pub forgetting_kl: f64,
+    /// Mean loss over them with the adapter, in nats.
+    pub forgetting_loss: f64,
+    /// Mean loss over them by the base, in nats.
+    pub forgetting_base_loss: f64,
+    /// Their number.
+    pub forgetting_tokens: u64,
+}
+
 /// All lines of a run so far.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct History {
@@ -53,6 +68,8 @@ pub struct History {
     pub steps: Vec<StepMetrics>,
     /// The evaluations, in order.
     pub evaluations: Vec<EvalMetrics>,
+    /// What was forgotten, in order.
+    pub forgetting: Vec<ForgettingMetrics>,
 }
 
 impl History {
@@ -63,6 +80,7 @@ impl History {
         enum Line {
             Step(StepMetrics),
             Evaluation(EvalMetrics),
+            Forgetting(ForgettingMetrics),
         }
         let path = folder.join("metrics.jsonl");
         let mut history = History::default();
@@ -75,6 +93,7 @@ impl History {
             match serde_json::from_slice(&line.map_err(|e| TrainError::read(&path, e))?) {
                 Ok(Line::Step(step)) => history.steps.push(step),
                 Ok(Line::Evaluation(evaluation)) => history.evaluations.push(evaluation),
+                Ok(Line::Forgetting(forgetting)) => history.forgetting.push(forgetting),
                 // A line that a crash cut off.
                 Err(_) => break,
             }
@@ -99,6 +118,14 @@ pub(crate) struct MetricsFile {
 struct AnyLine {
     step: u64,
     eval_loss: Option<f64>,
+    forgetting_kl: Option<f64>,
+}
+
+impl AnyLine {
+    /// Whether it is of what follows a step, not of the step.
+    fn is_of_evaluation(&self) -> bool {
+        self.eval_loss.is_some() || self.forgetting_kl.is_some()
+    }
 }
 
 impl MetricsFile {
@@ -110,8 +137,8 @@ impl MetricsFile {
             for line in BufReader::new(file).split(b'\n') {
                 let line = line.map_err(|e| TrainError::read(path, e))?;
                 // A line cut off by a crash does not parse; all behind it comes again.
-                let Ok(AnyLine { step: of, eval_loss }) = serde_json::from_slice(&line) else { break };
-                if of < step || (of == step && (eval_loss.is_none() || evaluated)) {
+                let Ok(of) = serde_json::from_slice::<AnyLine>(&line) else { break };
+                if of.step < step || (of.step == step && (!of.is_of_evaluation() || evaluated)) {
                     kept.extend_from_slice(&line);
                     kept.push(b'\n');
                 }

@@ -6,6 +6,7 @@ use data::{Dataset, Example, OrderSpec, Row};
 use model::{Checkpointing, Extent, Purpose};
 
 use crate::forecast::Amount;
+use crate::job::Forgetting;
 
 /// What the examples of a run ask of its buffers, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,9 +17,17 @@ pub struct Demand {
     pub step: usize,
     /// The most that can be asked for at once: a step, or all that is evaluated on.
     pub total: usize,
+    /// The longest text that passes together with itself, with the adapter and without it, to tell what the model
+    /// forgets; 0: none does.
+    pub compared: usize,
 }
 
 impl Demand {
+    /// The longest sequence of all.
+    pub fn positions(self) -> usize {
+        self.longest.max(self.compared)
+    }
+
     /// The buffers for so many tokens in memory at once. An example is never cut, so a longer one has room
     /// too.
     pub fn extent(
@@ -28,8 +37,8 @@ impl Demand {
         precision: Precision,
     ) -> Extent {
         Extent {
-            tokens: micro_batch_tokens.min(self.total).max(self.longest),
-            positions: self.longest,
+            tokens: micro_batch_tokens.min(self.total).max(self.longest).max(2 * self.compared),
+            positions: self.positions(),
             purpose: Purpose::Train(checkpointing),
             precision,
         }
@@ -81,8 +90,14 @@ impl<'a> StepPlan<'a> {
         self.epoch_ends.last().copied().unwrap_or(0)
     }
 
-    /// What a run of so many steps does, evaluated every so often on `eval`.
-    pub fn amount(&self, steps: u64, eval_every: Option<u64>, eval: &[Example]) -> Amount {
+    /// What a run of so many steps does, evaluated every so often on `eval`, and every so often on what tells
+    /// whether the model forgets.
+    pub fn amount(
+        &self,
+        steps: u64,
+        (eval_every, eval): (Option<u64>, &[Example]),
+        forgetting: Option<&Forgetting<'_>>,
+    ) -> Amount {
         let tokens = |example: &Example| example.len() as u64;
         let passed =
             || self.dataset.examples.iter().zip(&self.visits).map(|(e, &visits)| (tokens(e), visits));
@@ -92,6 +107,10 @@ impl<'a> StepPlan<'a> {
             first_tokens: passed().map(|(tokens, visits)| tokens * visits.min(1)).sum(),
             evaluations: if eval.is_empty() { 0 } else { 1 + self.evaluations(0, steps, eval_every, eval) },
             eval_tokens: eval.iter().map(tokens).sum(),
+            compared_tokens: forgetting.map_or(0, |forgetting| {
+                // With the adapter and without it.
+                2 * forgetting.times(0, steps) * forgetting.texts.iter().map(tokens).sum::<u64>()
+            }),
         }
     }
 
@@ -116,16 +135,17 @@ impl<'a> StepPlan<'a> {
         train.chain(eval.iter().map(Example::len)).collect()
     }
 
-    /// What the run asks of its buffers if it is evaluated on `eval`. It is the same for more epochs or
-    /// steps.
-    pub fn demand(&self, eval: &[Example]) -> Demand {
+    /// What the run asks of its buffers if it is evaluated on `eval`, and by `compared` what the model forgets. It
+    /// is the same for more epochs or steps.
+    pub fn demand(&self, eval: &[Example], compared: &[Example]) -> Demand {
+        let compared = compared.iter().map(Example::len).max().unwrap_or(0);
         let longest = |examples: &[Example]| examples.iter().map(Example::len).max().unwrap_or(0);
         let tokens = |examples: &[Example]| examples.iter().map(Example::len).sum::<usize>();
         let train = &self.dataset.examples;
         let row = if self.order.packing { self.order.max_length } else { longest(train) };
         let (held_out, longest) = (tokens(eval), longest(train).max(longest(eval)).max(1));
         let step = self.batch_size.saturating_mul(row).min(tokens(train).max(held_out)).max(longest);
-        Demand { longest, step, total: step.max(held_out) }
+        Demand { longest, step, total: step.max(held_out), compared }
     }
 
     /// Epochs that the run begins.

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use model::Batch;
 
 use crate::error::Result;
-use crate::evaluation::{losses, micro_batches};
+use crate::evaluation::{changes, losses, micro_batches};
 use crate::forecast::Pace;
+use crate::job::Forgetting;
 use crate::pass::{Room, Underway, pass_all};
 use crate::trainer::Trainer;
 
@@ -47,7 +48,12 @@ impl Trainer<'_> {
         let update = begun.elapsed().as_secs_f64();
         let held_out: Vec<_> = (run.examples.len()..).zip(run.eval).collect();
         let mut evaluate = [0.0; 2];
-        if !held_out.is_empty() {
+        if let (Some(Forgetting { texts, .. }), true) = (run.forgetting, held_out.is_empty()) {
+            let (begun, text) = (Instant::now(), &texts[..1]);
+            let pass = self.room.decoder.run(Some(&run.adapter));
+            changes(&pass, self.room.decoder, text, &mut self.room.buffers);
+            evaluate[0] = begun.elapsed().as_secs_f64() / (2 * text[0].len()) as f64;
+        } else if !held_out.is_empty() {
             let mut batches = micro_batches(&held_out, run.alone.tokens);
             batches.truncate(REHEARSED as usize);
             let Room { decoder, buffers } = &mut self.room;

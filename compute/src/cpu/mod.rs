@@ -8,6 +8,7 @@ pub(crate) mod blocks;
 mod column_sums;
 pub(crate) mod copy;
 pub(crate) mod cross_entropy;
+pub(crate) mod divergence;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
 pub(crate) mod gated;

@@ -7,6 +7,7 @@ pub mod attention;
 pub mod bias;
 pub mod copy;
 pub mod cross_entropy;
+pub mod divergence;
 pub mod dropout;
 pub mod embedding;
 pub mod gated;

@@ -9,6 +9,7 @@ mod common;
 mod copy;
 mod cross_entropy;
 mod device;
+mod divergence;
 mod dropout;
 mod embedding;
 mod gated;

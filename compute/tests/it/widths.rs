@@ -7,7 +7,7 @@ use compute::ops::optimizer::AdamW;
 use compute::ops::rms_norm::Offset;
 use compute::ops::rope::{RopeScaling, Rotation};
 use compute::ops::{
-    bias, cross_entropy, dropout, embedding, gated, optimizer, reduce, residual, rms_norm, rope,
+    bias, cross_entropy, divergence, dropout, embedding, gated, optimizer, reduce, residual, rms_norm, rope,
 };
 use compute::{Cpu, DType, Device, Matrix};
 
@@ -82,6 +82,8 @@ fn digest() -> u64 {
         column(&[0.3; ROWS]),
         column_mut(&mut losses),
     );
+    let (others, mut divergences) = (matrix(ROWS, COLS, DType::F32, 6), vec![0.0; ROWS]);
+    divergence::forward(device, logits.as_ref(), others.as_ref(), column_mut(&mut divergences));
     let settings =
         AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step: 1 };
     let (mut params, mut m, mut v) = (normals(COLS, 3), normals(COLS, 4), vec![1.0; COLS]);
@@ -97,6 +99,7 @@ fn digest() -> u64 {
     kept.extend([
         logits.to_vec(),
         losses,
+        divergences,
         vec![reduce::sum_of_squares(device, row(&params)) as f32],
         params,
         m,

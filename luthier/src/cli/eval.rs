@@ -16,6 +16,8 @@ pub(crate) enum Eval {
     Perplexity(Perplexity),
     /// Multiple-choice questions: accuracy by log-likelihood, as lm-evaluation-harness has it
     Choice(Choice),
+    /// How far adapters have moved a model from its base on other text
+    Forgetting(Forgetting),
     /// Answers that are generated, against those of the file: exact match, numbers, JSON, ROUGE, BLEU
     Generate(Answers),
     /// Systems compared by a model that judges their answers, or by ratings that there are
@@ -72,6 +74,25 @@ impl Perplexity {
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         let sections = ["data", "precision", "quantization", "memory"];
         self.systems.settings("perplexity", &sections, Some(self.data.clone()))
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Forgetting {
+    #[command(flatten)]
+    pub(crate) systems: Systems,
+    /// Examples that the adapters were not trained for [default: ten passages of old books]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<String>,
+    /// Write what came of each text, a line each
+    #[arg(long, value_name = "FILE")]
+    pub(crate) items: Option<PathBuf>,
+}
+
+impl Forgetting {
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        let sections = ["data", "precision", "quantization", "memory"];
+        self.systems.settings("forgetting", &sections, self.data.clone())
     }
 }
 

@@ -141,7 +141,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
     let (length, batch) = (setup::max_length(run, None), setup::batch_size(run));
     let trained = setup::trained(run, &subject.config, &subject.name)?;
     let beside = setup::resident_memory();
-    let demand = Demand { longest: length, step: length * batch, total: length * batch };
+    let demand = Demand { longest: length, step: length * batch, total: length * batch, compared: 0 };
     let needs = Needs { demand, repeated: Some(0), beside, threads: global.threads() };
     let (sizes, plan) = setup::fit(run, &subject.config, subject.stored(), &trained, needs)?;
     let device = global.device()?;
@@ -171,6 +171,7 @@ fn train(args: &BenchArgs, global: &Global, begun: Instant) -> anyhow::Result<Ex
         settings: super::train::loop_settings(&run_settings, sizes),
         folder: folder.path(),
         stop: &stop,
+        forgetting: None,
         pause: None,
     })?;
     let mut measured: Vec<StepMetrics> = Vec::new();

@@ -2,6 +2,7 @@
 
 mod choice;
 mod compare;
+mod forgetting;
 mod generate;
 mod items;
 mod judge;
@@ -16,6 +17,7 @@ pub(super) fn run(args: cli::Eval, global: &Global) -> anyhow::Result<ExitCode> 
     match args {
         cli::Eval::Perplexity(args) => perplexity::run(&args, global),
         cli::Eval::Choice(args) => choice::run(&args, global),
+        cli::Eval::Forgetting(args) => forgetting::run(&args, global),
         cli::Eval::Generate(args) => generate::run(&args, global),
         cli::Eval::Judge(args) => judge::run(&args),
     }

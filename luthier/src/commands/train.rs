@@ -17,6 +17,7 @@ use model::adapter::peft::targets;
 use model::{Adapter, Decoder, OnLoading, StoredDType};
 use train::{History, Outcome, Saves, Saving, TrainError, Trainer};
 
+pub(super) use narrator::forgotten;
 pub(super) use prepared::{Examples, Prepared, line_of_time};
 pub(super) use summary::{Ended, Summary};
 

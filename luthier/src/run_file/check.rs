@@ -306,6 +306,7 @@ impl Settings {
             "training.early_stopping_patience",
             or_null,
         )?;
+        self.check_forgetting(training)?;
         let evaluates = self.run.data.eval.is_some() || self.run.data.eval_fraction.is_some();
         let needs = "needs something to evaluate on: set `data.eval` or `data.eval_fraction`";
         self.require(training.eval_every.is_none() || evaluates, "training.eval_every", needs)?;
@@ -314,5 +315,34 @@ impl Settings {
             "training.early_stopping_patience",
             needs,
         )
+    }
+
+    fn check_forgetting(&self, training: &TrainingSection) -> anyhow::Result<()> {
+        let every = "training.forgetting_every";
+        self.require(training.forgetting_every != Some(0), every, "must be 1 or more, or null")?;
+        let limit = training.forgetting_limit;
+        self.require(
+            limit.is_none_or(|limit| limit > 0.0 && limit.is_finite()),
+            "training.forgetting_limit",
+            "must be above 0, or null",
+        )?;
+        for (key, set) in [
+            ("training.forgetting_data", training.forgetting_data.is_some()),
+            ("training.forgetting_limit", limit.is_some()),
+        ] {
+            let message = "is about what `training.forgetting_every` measures; set that, too";
+            self.require(!set || training.forgetting_every.is_some(), key, message)?;
+        }
+        if training.forgetting_every.is_none() {
+            return Ok(());
+        }
+        let afterwards = "compare the result with its base by `luthier eval forgetting`";
+        let init = self.run.adapter.init;
+        let changes_base = matches!(init, Init::Pissa | Init::Olora | Init::Loftq);
+        let message = format!("measures against the base, which adapter.init changes here; {afterwards}");
+        self.require(!changes_base, every, &message)?;
+        let message =
+            format!("goes without training.quantization_aware, which rounds the weights anew; {afterwards}");
+        self.require(training.quantization_aware.is_none(), every, &message)
     }
 }

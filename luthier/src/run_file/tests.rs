@@ -60,6 +60,9 @@ training:
   save_every: null
   keep_checkpoints: 2
   early_stopping_patience: null
+  forgetting_every: null
+  forgetting_data: null
+  forgetting_limit: null
   router_aux_loss: 0.0
   quantization_aware: null
   seed: 42
@@ -122,6 +125,9 @@ training:
   save_every: 20
   keep_checkpoints: 1
   early_stopping_patience: 3
+  forgetting_every: 20
+  forgetting_data: g.jsonl
+  forgetting_limit: 0.25
   router_aux_loss: 0.01
   quantization_aware: q8_0
   seed: 18446744073709551615

@@ -13,6 +13,7 @@ use train::{Demand, OptimizerSettings, Planned};
 
 use super::{Trained, batch_size, epochs, max_length, optimizer, quantization, trained as trained_by};
 use crate::error::user;
+use crate::forgetting;
 use crate::run_file::{self, ByteSize, Method, MicroBatch, Offloading, Quantization, RunFile, Settings};
 use crate::terminal::bytes;
 
@@ -134,7 +135,12 @@ impl Needs {
         let beside = BARE_PROCESS + TOKENIZER_ENTRY * config.vocab_size as u64;
         let evaluates = run.data.eval.is_some() || run.data.eval_fraction.is_some();
         let again = epochs(run) > 1 || evaluates || run.data.sources().iter().any(|s| s.weight > 1.0);
-        let demand = Demand { longest, step, total: if evaluates { usize::MAX } else { step } };
+        let compared = match (&run.training.forgetting_every, &run.training.forgetting_data) {
+            (None, _) => 0,
+            (Some(_), None) => forgetting::longest(config.max_position_embeddings),
+            (Some(_), Some(_)) => longest,
+        };
+        let demand = Demand { longest, step, total: if evaluates { usize::MAX } else { step }, compared };
         Needs { demand, repeated: if again { None } else { Some(0) }, beside, threads }
     }
 }
@@ -175,7 +181,7 @@ pub(crate) fn memory_plan(
     let changed = Decoder::changed_memory(config, &trained.layout, stored, precision, quantization(run));
     plan.add(Component::Base, changed);
     plan.extend(&buffers(run, config, trained, needs, sizes));
-    let scratch = scratch(config, precision, needs.demand.longest, needs.threads);
+    let scratch = scratch(config, precision, needs.demand.positions(), needs.threads);
     plan.add(Component::Workspace, needs.beside.saturating_add(scratch));
     // The loop's buffers are not there yet while weights are decomposed.
     let first = plan.bytes(Component::Base) + plan.bytes(Component::Adapter);

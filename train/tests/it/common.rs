@@ -13,7 +13,8 @@ use model::adapter::peft::{PeftConfig, Selection};
 use model::{Adapter, Checkpointing, Config, Decoder, Layout};
 use serde_json::Value;
 use train::{
-    Decay, Event, Job, OptimizerSettings, Outcome, Rule, Saves, Saving, Schedule, Settings, StepMetrics,
+    Decay, Event, Forgetting, ForgettingMetrics, Job, OptimizerSettings, Outcome, Rule, Saves, Saving,
+    Schedule, Settings, StepMetrics,
 };
 
 /// A fixture's folder.
@@ -150,6 +151,8 @@ pub(crate) struct Told {
     pub(crate) stopped_early: Option<u64>,
     pub(crate) damaged: Vec<PathBuf>,
     pub(crate) unchanged: bool,
+    pub(crate) measured: Vec<ForgettingMetrics>,
+    pub(crate) forgot: Option<Option<u64>>,
     /// Checkpoints.
     pub(crate) saved: usize,
 }
@@ -184,9 +187,22 @@ pub(crate) fn run_adapter(
 /// The same of a run that may end in an error.
 pub(crate) fn try_run(
     decoder: &Decoder,
-    (adapter, peft): (Adapter, PeftConfig),
+    adapter: (Adapter, PeftConfig),
     train: &[Example],
     eval: &[Example],
+    settings: &Settings,
+    folder: &Path,
+    stop_after: Option<u64>,
+) -> (train::Result<Outcome>, Told) {
+    try_run_measured(decoder, adapter, train, (eval, None), settings, folder, stop_after)
+}
+
+/// The same of a run of which it is measured what it forgets.
+pub(crate) fn try_run_measured(
+    decoder: &Decoder,
+    (adapter, peft): (Adapter, PeftConfig),
+    train: &[Example],
+    (eval, forgetting): (&[Example], Option<Forgetting<'_>>),
     settings: &Settings,
     folder: &Path,
     stop_after: Option<u64>,
@@ -203,6 +219,7 @@ pub(crate) fn try_run(
         settings: settings.clone(),
         folder,
         stop: &stop,
+        forgetting,
         pause: None,
     };
     let outcome = train::train(job, &mut |event| match event {
@@ -214,6 +231,8 @@ pub(crate) fn try_run(
         Event::StoppedEarly { step, .. } => told.stopped_early = Some(step),
         Event::Damaged { path, .. } => told.damaged.push(path.to_owned()),
         Event::Unchanged => told.unchanged = true,
+        Event::Measured { metrics, .. } => told.measured.push(metrics.clone()),
+        Event::Forgot { step, .. } => told.forgot = Some(step),
         Event::Saved(_) => told.saved += 1,
         Event::Started { .. } | Event::Stopped(_) | Event::NoEffect | Event::Ended(_) => {}
     });

@@ -33,7 +33,7 @@ fn steps_tokens_and_evaluations_are_counted_before_they_happen() {
         let (train, eval) = (Dataset::of_examples(random_examples(23)), random_examples(4));
         let plan = StepPlan::new(&train, settings.order, 5, epochs, max_steps);
         let steps = plan.steps().min(max_steps.unwrap_or(u64::MAX));
-        let amount = plan.amount(steps, eval_every, &eval);
+        let amount = plan.amount(steps, (eval_every, &eval), None);
         let case = format!("{epochs} {max_steps:?} {eval_every:?}");
         assert_eq!(amount.steps, told.steps.len() as u64, "{case}");
         assert_eq!(amount.tokens, told.steps.iter().map(|step| step.tokens).sum::<u64>(), "{case}");
@@ -99,6 +99,7 @@ fn a_rehearsal_measures_every_part() {
         settings,
         folder: out.path(),
         stop: &stop,
+        forgetting: None,
         pause: None,
     };
     let pace = Trainer::open(job).unwrap().rehearse(Duration::from_millis(50)).unwrap();

@@ -163,7 +163,8 @@ fn only_examples_that_come_again_are_kept() {
 fn the_plan_counts_what_is_kept() {
     let decoder = tiny(2, Precision::F32);
     let (adapter, _) = lora(&decoder, Upper::LastLayer);
-    let extent = Demand { longest: 8, step: 8, total: 8 }.extent(8, Checkpointing::None, Precision::F32);
+    let extent =
+        Demand { longest: 8, step: 8, total: 8, compared: 0 }.extent(8, Checkpointing::None, Precision::F32);
     let bytes = |memory| {
         let frozen = Some(FrozenExtent { lengths: &[100, 0, 60], memory });
         let run = Planned { layout: &adapter.layout, dropout: 0.1, optimizer: settings().optimizer };

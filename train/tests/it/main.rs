@@ -5,6 +5,7 @@ mod common;
 mod damage;
 mod finite;
 mod forecast;
+mod forgetting;
 mod frozen;
 mod memory;
 mod null;

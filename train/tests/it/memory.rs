@@ -43,12 +43,13 @@ fn what_is_planned_is_what_is_allocated_under_all_settings() {
                     settings: settings.clone(),
                     folder: out.path(),
                     stop: &stop,
+                    forgetting: None,
                     pause: None,
                 };
                 let trainer = Trainer::open(job).unwrap();
 
                 let plan = StepPlan::new(&train, settings.order, batch_size, 2, None);
-                let demand = plan.demand(&eval);
+                let demand = plan.demand(&eval, &[]);
                 let extent = demand.extent(micro_batch_tokens, checkpointing, Precision::Bf16);
                 let repeated = plan.repeated(&eval);
                 let frozen = frozen_activations.map(|memory| FrozenExtent { lengths: &repeated, memory });
@@ -69,12 +70,12 @@ fn no_more_is_asked_for_than_a_step_or_an_evaluation_can_use() {
     let held_out: usize = eval.iter().map(data::Example::len).sum();
     let demand = |batch_size, packing, eval: &[data::Example]| {
         let order = data::OrderSpec { packing, max_length: 40, ..settings().order };
-        StepPlan::new(&train, order, batch_size, 1, None).demand(eval)
+        StepPlan::new(&train, order, batch_size, 1, None).demand(eval, &[])
     };
-    assert_eq!(demand(1, true, &[]), Demand { longest, step: 40, total: 40 });
-    assert_eq!(demand(2, false, &[]), Demand { longest, step: 2 * longest, total: 2 * longest });
-    assert_eq!(demand(1, true, &eval), Demand { longest, step: 40, total: held_out });
-    assert_eq!(demand(1 << 40, true, &eval), Demand { longest, step: all, total: all });
+    assert_eq!(demand(1, true, &[]), Demand { longest, step: 40, total: 40, compared: 0 });
+    assert_eq!(demand(2, false, &[]), Demand { longest, step: 2 * longest, total: 2 * longest, compared: 0 });
+    assert_eq!(demand(1, true, &eval), Demand { longest, step: 40, total: held_out, compared: 0 });
+    assert_eq!(demand(1 << 40, true, &eval), Demand { longest, step: all, total: all, compared: 0 });
     let tokens = |most| demand(1, true, &eval).extent(most, Checkpointing::None, Precision::F32).tokens;
     assert_eq!([1, 70, 1 << 30].map(tokens), [longest, 70, held_out]);
 }

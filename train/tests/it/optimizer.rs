@@ -43,7 +43,8 @@ fn go(decoder: &Decoder, settings: &Settings, folder: &Path, stop_after: Option<
 /// Bytes of the moments in memory, as the plan has them.
 fn planned(decoder: &Decoder, settings: &Settings) -> u64 {
     let (adapter, _) = lora_of_rank(decoder, 0.0, RANK);
-    let extent = Demand { longest: 8, step: 8, total: 8 }.extent(8, Checkpointing::None, Precision::F32);
+    let extent =
+        Demand { longest: 8, step: 8, total: 8, compared: 0 }.extent(8, Checkpointing::None, Precision::F32);
     let run = Planned { layout: &adapter.layout, dropout: 0.0, optimizer: settings.optimizer };
     let plan = train::memory_plan(&decoder.config, &[run], extent, None);
     plan.bytes(Component::Optimizer)
@@ -145,6 +146,7 @@ fn refusal(decoder: &Decoder, settings: Settings, folder: &Path) -> String {
         settings,
         folder,
         stop: &stop,
+        forgetting: None,
         pause: None,
     };
     train::train(job, &mut |_| {}).unwrap_err().to_string()

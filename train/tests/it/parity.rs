@@ -44,6 +44,7 @@ fn check(name: &str) {
         settings,
         folder: out.path(),
         stop: &stop,
+        forgetting: None,
         pause: None,
     };
     let mut steps: Vec<StepMetrics> = Vec::new();

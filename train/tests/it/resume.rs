@@ -149,6 +149,7 @@ fn other_data_is_refused() {
         settings: with_evaluation(),
         folder: out.path(),
         stop: &stop,
+        forgetting: None,
         pause: None,
     };
     let error = train::train(job, &mut |_| {}).unwrap_err().to_string();

@@ -79,6 +79,7 @@ impl Setup {
             settings: self.settings.clone(),
             folder,
             stop,
+            forgetting: None,
             pause: None,
         }
     }
@@ -284,7 +285,7 @@ fn the_plan_of_runs_together_is_what_they_allocate() {
         let Settings { order, batch_size, epochs, max_steps, .. } = setup.settings;
         let plan = train::StepPlan::new(&setup.train, order, batch_size, epochs, max_steps);
         let Settings { micro_batch_tokens, checkpointing, .. } = setup.settings;
-        plan.demand(&setup.eval).extent(micro_batch_tokens, checkpointing, Precision::Bf16)
+        plan.demand(&setup.eval, &[]).extent(micro_batch_tokens, checkpointing, Precision::Bf16)
     };
     let extent = together.extent(setups.iter().map(plan));
     assert_eq!(extent.tokens, 300);

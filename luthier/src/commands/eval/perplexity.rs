@@ -6,21 +6,19 @@ use std::time::Instant;
 use data::{Dataset, Example, IGNORE, Tokenizer};
 use eval::paired::{Estimate, Part};
 use model::memory::Allocator;
-use model::{Activations, Decoder, Extent, Layout, Purpose as Pass};
+use model::{Activations, Decoder, Extent};
 use serde::Serialize;
 
 use super::compare::{self, Difference, Got, Kind};
 use super::systems::{System, Systems, held};
 use crate::cli::{self, Global};
 use crate::error::user;
-use crate::run_file::{Purpose, Settings};
-use crate::setup::{self, Inference};
+use crate::run_file::Purpose;
+use crate::setup;
 use crate::terminal::{self, Progress, Table, count};
 
 /// Tokens in one pass, where no example is longer.
 const TOKENS_PER_PASS: usize = 1024;
-/// Half of the longest example is proposed where the memory is not enough, but no less than this.
-const SHORTEST: usize = 128;
 
 pub(super) fn run(args: &cli::Perplexity, global: &Global) -> anyhow::Result<ExitCode> {
     let mut settings = args.settings()?;
@@ -32,7 +30,8 @@ pub(super) fn run(args: &cli::Perplexity, global: &Global) -> anyhow::Result<Exi
     let path = run.data.eval.as_ref().expect("--data is required and stands here");
     let data = setup::dataset(run, path, Some(&base.config), &tokenizer, None)?;
     setup::warnings(&data.report, &base.config).iter().for_each(|warning| eprintln!("warning: {warning}"));
-    let extent = extent(&settings, &data, &systems, global.threads())?;
+    let tokens = |longest: usize| TOKENS_PER_PASS.min(data.report.tokens).max(longest);
+    let extent = systems.extent(&settings, global.threads(), data.report.longest, tokens)?;
     let bytes = bytes(&data.examples, &tokenizer)?;
 
     let decoder = base.load(&device, extent.precision, held(&settings).1)?;
@@ -152,41 +151,6 @@ fn bytes(examples: &[Example], tokenizer: &Tokenizer) -> anyhow::Result<usize> {
         bytes += tokenizer.decode(&labelled, true)?.len();
     }
     Ok(bytes)
-}
-
-/// The sizes of a pass, if they fit into the memory.
-fn extent(settings: &Settings, data: &Dataset, systems: &Systems, threads: usize) -> anyhow::Result<Extent> {
-    let longest = data.report.longest;
-    let extent = |longest: usize, precision| {
-        let tokens = TOKENS_PER_PASS.min(data.report.tokens).max(longest);
-        Extent { tokens, positions: longest, purpose: Pass::Infer, precision }
-    };
-    let need = |inference: Inference<'_>, longest: usize| {
-        let buffers = |layout: &Layout| {
-            let mut planning = Allocator::planning();
-            Activations::new(
-                inference.config,
-                layout,
-                0.0,
-                extent(longest, inference.precision),
-                &mut planning,
-            );
-            planning.into_plan()
-        };
-        let plans = systems.all.iter().map(|system| buffers(&system.layout()));
-        let largest = plans.max_by_key(|plan| plan.total()).expect("there is a system");
-        inference.plan(&largest, longest)
-    };
-    let inference = systems.inference(settings, threads);
-    setup::check_memory("the evaluation", &need(inference, longest), settings.run.memory, || {
-        let half = longest / 2;
-        let shorter = (longest > 2 * SHORTEST)
-            .then(|| (format!("--set data.max_length={half}"), need(inference, half)));
-        let smaller = inference.smaller("--set quantization=nf4", "--set precision=bf16");
-        let smaller = smaller.into_iter().map(|(words, other)| (words, need(other, longest)));
-        shorter.into_iter().chain(smaller).collect()
-    })?;
-    Ok(extent(longest, inference.precision))
 }
 
 /// The losses of a system, with progress on stderr.

@@ -6,7 +6,8 @@ use compute::Device;
 use compute::Precision;
 use compute::quant::Format;
 use model::adapter::peft::folder::AdapterFolder;
-use model::{Adapter, Layout};
+use model::memory::Allocator;
+use model::{Activations, Adapter, Extent, Layout, Purpose};
 
 use crate::cli;
 use crate::error::user;
@@ -14,6 +15,9 @@ use crate::hub;
 use crate::run_file::Settings;
 use crate::run_folder;
 use crate::setup::{self, Base, Inference, Subject};
+
+/// Half of the longest example is proposed where the memory is not enough, but no less than this.
+const SHORTEST: usize = 128;
 
 /// One of what is compared.
 pub(super) struct System {
@@ -85,6 +89,41 @@ impl Systems {
             quantization,
             threads,
         }
+    }
+
+    /// The sizes of a pass over examples of which the longest has so many tokens, if it fits into the memory;
+    /// `tokens`: those that pass together, by the longest example's.
+    pub(super) fn extent(
+        &self,
+        settings: &Settings,
+        threads: usize,
+        longest: usize,
+        tokens: impl Fn(usize) -> usize,
+    ) -> anyhow::Result<Extent> {
+        let extent = |longest: usize, precision| {
+            let purpose = Purpose::Infer;
+            Extent { tokens: tokens(longest), positions: longest, purpose, precision }
+        };
+        let need = |inference: Inference<'_>, longest: usize| {
+            let buffers = |layout: &Layout| {
+                let (mut planning, config) = (Allocator::planning(), inference.config);
+                Activations::new(config, layout, 0.0, extent(longest, inference.precision), &mut planning);
+                planning.into_plan()
+            };
+            let plans = self.all.iter().map(|system| buffers(&system.layout()));
+            let largest = plans.max_by_key(|plan| plan.total()).expect("there is a system");
+            inference.plan(&largest, longest)
+        };
+        let inference = self.inference(settings, threads);
+        setup::check_memory("the evaluation", &need(inference, longest), settings.run.memory, || {
+            let half = longest / 2;
+            let shorter = (longest > 2 * SHORTEST)
+                .then(|| (format!("--set data.max_length={half}"), need(inference, half)));
+            let smaller = inference.smaller("--set quantization=nf4", "--set precision=bf16");
+            let smaller = smaller.into_iter().map(|(words, other)| (words, need(other, longest)));
+            shorter.into_iter().chain(smaller).collect()
+        })?;
+        Ok(extent(longest, inference.precision))
     }
 }
 

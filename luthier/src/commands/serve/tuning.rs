@@ -273,9 +273,12 @@ fn told(event: Event<'_>) -> Option<Told> {
         Event::StoppedEarly { step, eval_loss } => {
             Told::Warning(format!("stopped early: the best held-out loss was {eval_loss:.4} at step {step}"))
         }
+        Event::Forgot { divergence, .. } => Told::Warning(format!(
+            "ended: the divergence from the base, {divergence:.4}, is beyond training.forgetting_limit"
+        )),
         Event::Unchanged => Told::Warning("nothing was trained".into()),
         Event::NoEffect => Told::Warning("every B of the adapter is zero, so it changes nothing".into()),
-        Event::Stopped(_) | Event::Ended(_) => return None,
+        Event::Measured { .. } | Event::Stopped(_) | Event::Ended(_) => return None,
     })
 }
 
@@ -340,10 +343,15 @@ impl server::tuning::Tuner for Tuner {
     }
 
     fn metrics(&self, task: &Task) -> Result<Vec<Value>, String> {
-        let History { steps, evaluations } =
+        let History { steps, evaluations, forgetting } =
             History::read(&task.folder).map_err(|error| error.to_string())?;
         let steps = steps.iter().map(serde_json::to_value);
         let evaluations = evaluations.iter().map(serde_json::to_value);
-        steps.chain(evaluations).map(|line| line.map_err(|error| error.to_string())).collect()
+        let forgetting = forgetting.iter().map(serde_json::to_value);
+        steps
+            .chain(evaluations)
+            .chain(forgetting)
+            .map(|line| line.map_err(|error| error.to_string()))
+            .collect()
     }
 }

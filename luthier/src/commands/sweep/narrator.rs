@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use train::{Event, StepMetrics};
 
+use crate::commands::train::forgotten;
 use crate::setup::{self, Company};
 use crate::terminal::{Facts, Progress, bytes};
 
@@ -51,6 +52,15 @@ impl Narrator {
             Event::Evaluated { metrics, .. } => {
                 let (step, loss) = (metrics.step, metrics.eval_loss);
                 self.note(&format!("{}: step {step}: held-out loss {loss:.4}", self.names[run]));
+            }
+            Event::Measured { metrics, .. } => {
+                let name = &self.names[run];
+                self.note(&format!("{name}: step {}: {}", metrics.step, forgotten(metrics)));
+            }
+            Event::Forgot { divergence, .. } => {
+                let message =
+                    format!("ended: its divergence from the base, {divergence:.4}, is beyond the limit");
+                self.note(&format!("{}: {message}", self.names[run]));
             }
             Event::Damaged { path, why } => {
                 let path = path.display();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use train::{Event, StepMetrics};
+use train::{Event, ForgettingMetrics, StepMetrics};
 
 use crate::run_folder;
 use crate::terminal::{Facts, Progress, rough};
@@ -31,6 +31,8 @@ pub(super) struct Narrator {
     pace: Pace,
     /// Evaluations that are still to come.
     evaluations: u64,
+    /// Measurements of what is forgotten that are still to come.
+    measurements: u64,
     told_time: bool,
     told_rising: bool,
     /// Whether the result is what the run began with, or changes nothing.
@@ -61,6 +63,8 @@ struct Pace {
     steps: u64,
     step: Smoothed,
     evaluation: Option<Duration>,
+    /// Of what is forgotten.
+    measurement: Option<Duration>,
 }
 
 impl Pace {
@@ -74,11 +78,12 @@ impl Pace {
         self.step.add(seconds);
     }
 
-    /// The time of so many steps and evaluations.
-    fn time(&self, steps: u64, evaluations: u64) -> Option<Duration> {
+    /// The time of so many steps, evaluations and measurements of what is forgotten.
+    fn time(&self, steps: u64, evaluations: u64, measurements: u64) -> Option<Duration> {
         let step = (self.steps > 0).then(|| self.step.sum / self.step.weight)?;
         let evaluations = self.evaluation.unwrap_or_default().mul_f64(evaluations as f64);
-        Some(Duration::from_secs_f64(step * steps as f64) + evaluations)
+        let measurements = self.measurement.unwrap_or_default().mul_f64(measurements as f64);
+        Some(Duration::from_secs_f64(step * steps as f64) + evaluations + measurements)
     }
 }
 
@@ -94,6 +99,7 @@ impl Narrator {
             loss: Smoothed::default(),
             pace: Pace::default(),
             evaluations: 0,
+            measurements: 0,
             told_time: false,
             told_rising: false,
             unchanged: false,
@@ -110,11 +116,12 @@ impl Narrator {
                     "{path} is damaged ({why}); the run goes on from the checkpoint before it"
                 ));
             }
-            Event::Started { step, steps, evaluations } => {
+            Event::Started { step, steps, evaluations, measurements } => {
                 if step > 0 {
                     self.note(&format!("going on after step {step}"));
                 }
-                (self.steps, self.evaluations, self.begun) = (steps, evaluations, Instant::now());
+                (self.steps, self.begun) = (steps, Instant::now());
+                (self.evaluations, self.measurements) = (evaluations, measurements);
                 self.progress = (!self.quiet).then(|| Progress::steps("training", steps, step));
             }
             Event::Step(metrics) => self.step(metrics),
@@ -136,6 +143,24 @@ impl Narrator {
                     ));
                 }
             }
+            Event::Measured { metrics, time } => {
+                self.pace.measurement = Some(time);
+                self.measurements = self.measurements.saturating_sub(1);
+                self.note(&format!("step {}: {}", metrics.step, forgotten(metrics)));
+            }
+            Event::Forgot { divergence, step } => {
+                let limit = "training.forgetting_limit";
+                let ended = format!(
+                    "the run ended since its divergence from the base, {divergence:.4}, is beyond {limit}"
+                );
+                match step {
+                    Some(step) => self.note(&format!("{ended}; the result is that of step {step}")),
+                    None => self.warn(&format!(
+                        "{ended}, and so was every one before: the result is that of the last step; measure more often \
+                         (training.forgetting_every), or train with a lower --lr"
+                    )),
+                }
+            }
             Event::Saved(path) => self.note(&format!("saved {}", path.display())),
             Event::Stopped(path) => self.stopped_at = Some(path.to_owned()),
             Event::StoppedEarly { step, eval_loss } => {
@@ -152,7 +177,7 @@ impl Narrator {
 
     fn step(&mut self, metrics: &StepMetrics) {
         self.pace.add(metrics);
-        let left = self.pace.time(self.steps - metrics.step, self.evaluations);
+        let left = self.pace.time(self.steps - metrics.step, self.evaluations, self.measurements);
         self.facts = Facts {
             epoch: metrics.epoch,
             loss: self.loss.add(metrics.loss),
@@ -203,4 +228,12 @@ impl Narrator {
             }
         }
     }
+}
+
+/// What a model has forgotten, in words.
+pub(in crate::commands) fn forgotten(metrics: &ForgettingMetrics) -> String {
+    let ForgettingMetrics { forgetting_kl, forgetting_loss, forgetting_base_loss, .. } = metrics;
+    format!(
+        "divergence from the base {forgetting_kl:.4}, its loss on other text {forgetting_base_loss:.4} -> {forgetting_loss:.4}"
+    )
 }

@@ -5,15 +5,16 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use data::{Dataset, Tokenizer};
+use data::{Dataset, Example, Tokenizer};
 use model::adapter::peft::folder::AdapterFolder;
 use model::memory::MemoryPlan;
 use model::{Adapter, Decoder};
 use serde_json::json;
-use train::{Amount, Job, StepPlan, Trainer};
+use train::{Amount, Forgetting, Job, StepPlan, Trainer};
 
 use super::{REHEARSAL, load, loop_settings, rates, saving};
 use crate::cli::Global;
+use crate::forgetting;
 use crate::run_file::{RunFile, Settings};
 use crate::run_folder;
 use crate::setup::{self, Base, ENOUGH_STEPS, Needs, Sizes, Trained};
@@ -39,7 +40,7 @@ impl Examples {
     }
 
     /// The held-out ones, if any.
-    pub(in crate::commands) fn held_out(&self) -> &[data::Example] {
+    pub(in crate::commands) fn held_out(&self) -> &[Example] {
         self.eval.as_ref().map_or(&[], |eval| &eval.examples)
     }
 }
@@ -51,6 +52,8 @@ pub(in crate::commands) struct Prepared {
     /// The adapter that training begins from.
     pub(in crate::commands) initial: Option<AdapterFolder>,
     pub(in crate::commands) data: Examples,
+    /// What tells whether the model forgets, if that is measured.
+    compared: Vec<Example>,
     pub(in crate::commands) trained: Trained,
     pub(in crate::commands) needs: Needs,
     pub(in crate::commands) sizes: Sizes,
@@ -111,7 +114,9 @@ impl Prepared {
         let held_out = data.held_out();
         let repeated = Some(plan.repeated(held_out).iter().sum());
         let beside = setup::resident_memory().saturating_sub(loaded);
-        let needs = Needs { demand: plan.demand(held_out), repeated, beside, threads: global.threads() };
+        let compared = compared(run, &base, &data.tokenizer, begun)?;
+        let needs =
+            Needs { demand: plan.demand(held_out, &compared), repeated, beside, threads: global.threads() };
         let epoch_steps = train.rows(&setup::order(run)).len().div_ceil(setup::batch_size(run)) as u64;
         setup::check_frozen(&settings, &base.config, &trained.layout, needs.repeated)?;
         let (sizes, memory) = setup::fit(run, &base.config, base.stored.as_ref(), &trained, needs)?;
@@ -120,6 +125,7 @@ impl Prepared {
             base,
             initial,
             data,
+            compared,
             trained,
             needs,
             sizes,
@@ -165,11 +171,19 @@ impl Prepared {
             saving: saving(&self.trained, &self.base, folder),
             train: &self.data.train,
             eval: self.data.held_out(),
+            forgetting: self.forgetting(),
             settings: loop_settings(&self.settings.run, self.sizes),
             folder,
             stop,
             pause,
         }
+    }
+
+    /// What is measured of forgetting.
+    fn forgetting(&self) -> Option<Forgetting<'_>> {
+        let training = &self.settings.run.training;
+        let (texts, limit) = (&self.compared[..], training.forgetting_limit);
+        training.forgetting_every.map(|every| Forgetting { texts, every, limit })
     }
 
     /// What a person should know before the first step.
@@ -273,7 +287,8 @@ impl Prepared {
     /// Steps, tokens and evaluations of the run.
     fn amount(&self) -> Amount {
         let run = &self.settings.run;
-        step_plan(run, &self.data.train).amount(self.steps, run.training.eval_every, self.data.held_out())
+        let eval = (run.training.eval_every, self.data.held_out());
+        step_plan(run, &self.data.train).amount(self.steps, eval, self.forgetting().as_ref())
     }
 
     /// How long the run takes, measured on its first micro-batches and some held-out examples. Loads the
@@ -343,6 +358,22 @@ pub(in crate::commands) fn line_of_time(time: Duration) -> String {
         "time     about {} for the whole run, measured on a few batches, evaluations counted in",
         rough(time)
     )
+}
+
+/// The examples by which a run's settings measure forgetting.
+fn compared(
+    run: &RunFile,
+    base: &Base,
+    tokenizer: &Tokenizer,
+    begun: Option<i64>,
+) -> anyhow::Result<Vec<Example>> {
+    match (run.training.forgetting_every, &run.training.forgetting_data) {
+        (None, _) => Ok(Vec::new()),
+        (Some(_), None) => forgetting::texts(tokenizer, base.config.max_position_embeddings),
+        (Some(_), Some(path)) => {
+            Ok(setup::dataset(run, path, Some(&base.config), tokenizer, begun)?.examples)
+        }
+    }
 }
 
 fn step_plan<'a>(run: &RunFile, train: &'a Dataset) -> StepPlan<'a> {
