@@ -292,6 +292,8 @@ pub(crate) struct TrainingSection {
     /// How many checkpoints are kept, beside the best evaluation's tensors.
     #[schemars(range(min = 1))]
     pub(crate) keep_checkpoints: usize,
+    /// Also writes the metrics as an event file for TensorBoard, into the run folder.
+    pub(crate) tensorboard: bool,
     /// Ends the run after so many evaluations without a better loss; the result is then the best one's.
     #[schemars(range(min = 1))]
     pub(crate) early_stopping_patience: Option<u64>,
@@ -320,6 +322,7 @@ impl Default for TrainingSection {
             eval_every: None,
             save_every: None,
             keep_checkpoints: 2,
+            tensorboard: false,
             early_stopping_patience: None,
             router_aux_loss: 0.0,
             quantization_aware: None,
@@ -761,6 +764,7 @@ pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
     let may_differ = |key: &str| match key {
         "output" | "memory" | "optimizer.memory" => true,
         "training.checkpointing" | "training.activation_offloading" | "training.frozen_activations" => true,
+        "training.tensorboard" => true,
         "training.epochs" => now.training.epochs >= saved.training.epochs,
         "training.max_steps" => match (saved.training.max_steps, now.training.max_steps) {
             (Some(saved), Some(now)) => now >= saved,

@@ -318,6 +318,7 @@ pub(super) fn loop_settings(run: &RunFile, sizes: Sizes) -> train::Settings {
         micro_batch_tokens: sizes.micro_batch_tokens,
         checkpointing: sizes.checkpointing,
         frozen_activations: sizes.frozen_memory,
+        tensorboard: training.tensorboard,
         eval_every: training.eval_every,
         saves: training.save_every.map_or(Saves::Every(SAVE_EVERY), Saves::EverySteps),
         keep_checkpoints: training.keep_checkpoints,

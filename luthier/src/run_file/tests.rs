@@ -59,6 +59,7 @@ training:
   eval_every: null
   save_every: null
   keep_checkpoints: 2
+  tensorboard: false
   early_stopping_patience: null
   router_aux_loss: 0.0
   quantization_aware: null
@@ -121,6 +122,7 @@ training:
   eval_every: 10
   save_every: 20
   keep_checkpoints: 1
+  tensorboard: true
   early_stopping_patience: 3
   router_aux_loss: 0.01
   quantization_aware: q8_0
@@ -436,7 +438,7 @@ fn a_run_goes_on_under_the_settings_it_began_with() {
     assert_eq!(now(&["training.max_steps=null"]), []);
     assert_eq!(now(&["optimizer.memory=8KiB", "memory=12GiB"]), []);
     assert_eq!(now(&["training.checkpointing=block", "training.activation_offloading=true"]), []);
-    assert_eq!(now(&["training.frozen_activations=false"]), []);
+    assert_eq!(now(&["training.frozen_activations=false", "training.tensorboard=true"]), []);
     assert_eq!(now(&["training.activation_precision=bf16"]).len(), 1);
     let difference = |key: &str, saved: &str, now: &str| Difference {
         key: key.into(),
