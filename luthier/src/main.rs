@@ -28,6 +28,7 @@ mod cli;
 mod commands;
 mod error;
 mod hub;
+mod plot;
 mod run_file;
 mod run_folder;
 mod setup;

@@ -812,21 +812,25 @@ pub(crate) fn check_resume(saved: &RunFile, now: &RunFile) -> anyhow::Result<()>
     )))
 }
 
-/// Every leaf with its key's path, in the file's order. Lists and patterns are leaves.
+/// Every leaf with its key's path, as YAML has it in a line.
 fn flatten(run: &RunFile) -> Vec<(String, String)> {
-    fn walk(path: &str, value: &serde_json::Value, leaves: &mut Vec<(String, String)>) {
+    leaves(run).into_iter().map(|(key, value)| (key, value.to_string())).collect()
+}
+
+/// Every leaf with its key's path, in the file's order. Lists and patterns are leaves.
+pub(crate) fn leaves(run: &RunFile) -> Vec<(String, serde_json::Value)> {
+    fn walk(path: &str, value: serde_json::Value, leaves: &mut Vec<(String, serde_json::Value)>) {
         match value {
             serde_json::Value::Object(map) if !path.ends_with("_pattern") && path != "quantization" => {
                 for (key, value) in map {
-                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    let path = if path.is_empty() { key } else { format!("{path}.{key}") };
                     walk(&path, value, leaves);
                 }
             }
-            leaf => leaves.push((path.to_owned(), leaf.to_string())),
+            leaf => leaves.push((path.to_owned(), leaf)),
         }
     }
     let mut leaves = Vec::new();
-    let tree = serde_json::to_value(run).expect("settings are plain data");
-    walk("", &tree, &mut leaves);
+    walk("", serde_json::to_value(run).expect("settings are plain data"), &mut leaves);
     leaves
 }
