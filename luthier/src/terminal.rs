@@ -3,6 +3,7 @@
 //! A terminal gets a progress bar and colours; anything else gets plain lines now and then. `NO_COLOR` (any
 //! value that is not empty) and `TERM=dumb` turn colours off.
 
+pub(crate) mod live;
 mod progress;
 
 use std::fmt::{self, Display, Write as _};

@@ -203,7 +203,7 @@ impl Progress {
 }
 
 /// A learning rate in two digits.
-fn rate(rate: f64) -> String {
+pub(super) fn rate(rate: f64) -> String {
     if rate == 0.0 { "0".to_owned() } else { format!("{rate:.1e}") }
 }
 

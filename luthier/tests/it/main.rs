@@ -45,6 +45,8 @@ mod sweep;
 mod tinker;
 mod tiny;
 mod told;
+#[cfg(unix)]
+mod tui;
 
 use std::path::Path;
 use std::process::{Command, Output};
