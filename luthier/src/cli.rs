@@ -11,6 +11,7 @@ mod init;
 mod keys;
 mod plan;
 mod problem;
+mod report;
 mod serve;
 mod settings;
 mod speak;
@@ -30,6 +31,7 @@ pub(crate) use init::*;
 pub(crate) use keys::*;
 pub(crate) use plan::*;
 pub(crate) use problem::parse;
+pub(crate) use report::{CompareRuns, ListRuns, Report, Runs};
 pub(crate) use serve::Serve;
 pub(crate) use settings::{RunArgs, Set};
 pub(crate) use speak::{Chat, Generate, Sampling};
@@ -123,6 +125,11 @@ pub(crate) enum Command {
     Train(Train),
     /// Train many runs that differ in some settings, together over one base, and compare them
     Sweep(Sweep),
+    /// Tell of runs on one page: curves, settings, examples, answers before and after, evaluations
+    Report(Report),
+    /// See which runs there are, and what differs between them
+    #[command(subcommand)]
+    Runs(Runs),
     /// Measure a model, with or without an adapter
     #[command(subcommand)]
     Eval(Eval),

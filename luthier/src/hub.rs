@@ -54,6 +54,14 @@ pub(crate) fn resolve_model(name: &str) -> anyhow::Result<PathBuf> {
     Hub::open()?.model(&id)
 }
 
+/// Whether [`resolve_model`] finds a model without asking the hub.
+pub(crate) fn is_here(model: &str) -> bool {
+    let is_cached = |id: RepoId| {
+        Hub::open().is_ok_and(|hub| hub.cached_model(&id, &Repo::new(&hub.cache, &id)).is_some())
+    };
+    Path::new(model).exists() || RepoId::parse(Kind::Model, model).is_ok_and(is_cached)
+}
+
 /// The folder of an adapter, named by a folder or by a hub id, `owner/name[@revision]`. A name that can be no
 /// id is a folder's, whether or not there is one: whoever reads it says what is missing.
 pub(crate) fn resolve_adapter(name: &str) -> anyhow::Result<PathBuf> {

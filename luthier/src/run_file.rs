@@ -292,6 +292,8 @@ pub(crate) struct TrainingSection {
     /// How many checkpoints are kept, beside the best evaluation's tensors.
     #[schemars(range(min = 1))]
     pub(crate) keep_checkpoints: usize,
+    /// Also writes the metrics as an event file for TensorBoard, into the run folder.
+    pub(crate) tensorboard: bool,
     /// Ends the run after so many evaluations without a better loss; the result is then the best one's.
     #[schemars(range(min = 1))]
     pub(crate) early_stopping_patience: Option<u64>,
@@ -331,6 +333,7 @@ impl Default for TrainingSection {
             eval_every: None,
             save_every: None,
             keep_checkpoints: 2,
+            tensorboard: false,
             early_stopping_patience: None,
             forgetting_every: None,
             forgetting_data: None,
@@ -776,6 +779,7 @@ pub(crate) fn differences(saved: &RunFile, now: &RunFile) -> Vec<Difference> {
     let may_differ = |key: &str| match key {
         "output" | "memory" | "optimizer.memory" => true,
         "training.checkpointing" | "training.activation_offloading" | "training.frozen_activations" => true,
+        "training.tensorboard" => true,
         "training.epochs" => now.training.epochs >= saved.training.epochs,
         "training.max_steps" => match (saved.training.max_steps, now.training.max_steps) {
             (Some(saved), Some(now)) => now >= saved,
@@ -830,21 +834,25 @@ pub(crate) fn check_resume(saved: &RunFile, now: &RunFile) -> anyhow::Result<()>
     )))
 }
 
-/// Every leaf with its key's path, in the file's order. Lists and patterns are leaves.
+/// Every leaf with its key's path, as YAML has it in a line.
 fn flatten(run: &RunFile) -> Vec<(String, String)> {
-    fn walk(path: &str, value: &serde_json::Value, leaves: &mut Vec<(String, String)>) {
+    leaves(run).into_iter().map(|(key, value)| (key, value.to_string())).collect()
+}
+
+/// Every leaf with its key's path, in the file's order. Lists and patterns are leaves.
+pub(crate) fn leaves(run: &RunFile) -> Vec<(String, serde_json::Value)> {
+    fn walk(path: &str, value: serde_json::Value, leaves: &mut Vec<(String, serde_json::Value)>) {
         match value {
             serde_json::Value::Object(map) if !path.ends_with("_pattern") && path != "quantization" => {
                 for (key, value) in map {
-                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    let path = if path.is_empty() { key } else { format!("{path}.{key}") };
                     walk(&path, value, leaves);
                 }
             }
-            leaf => leaves.push((path.to_owned(), leaf.to_string())),
+            leaf => leaves.push((path.to_owned(), leaf)),
         }
     }
     let mut leaves = Vec::new();
-    let tree = serde_json::to_value(run).expect("settings are plain data");
-    walk("", &tree, &mut leaves);
+    walk("", serde_json::to_value(run).expect("settings are plain data"), &mut leaves);
     leaves
 }

@@ -9,8 +9,11 @@
 //! metrics.jsonl                                    a line for each step and each evaluation
 //! adapter_config.json, adapter_model.safetensors   the result
 //! README.md                                        the model card
+//! events.out.tfevents.*                            the metrics for TensorBoard, if training.tensorboard is set
+//! evaluations/*.json                               what a person redirected there, for `report`
 //! ```
 
+mod account;
 mod card;
 
 use std::fs::{self, File, TryLockError};
@@ -24,6 +27,7 @@ use model::adapter::peft::CONFIG_FILE;
 use model::checkpoint::write_whole;
 use serde_json::Value;
 
+pub(crate) use account::{Account, Losses, State};
 pub(crate) use card::{has_card, write_card};
 
 use crate::error::user;
@@ -236,7 +240,7 @@ pub(crate) fn require_adapter(folder: &Path) -> anyhow::Result<()> {
     let (within, prefix) =
         if ours { (folder.join(CHECKPOINTS), "step-") } else { (folder.to_owned(), "checkpoint-") };
     let shown = folder.display();
-    match last_checkpoint(&within, prefix) {
+    match last_checkpoint(&within, prefix, CONFIG_FILE).map(|(_, path)| path) {
         Some(last) if ours => Err(user(format!(
             "{shown}: this run has no result yet; its last checkpoint is {}: name that, or finish the run by `{}`",
             last.display(),
@@ -257,12 +261,26 @@ pub(crate) fn require_adapter(folder: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The folder `PREFIXn` with an adapter and the largest n.
-fn last_checkpoint(folder: &Path, prefix: &str) -> Option<PathBuf> {
+/// Puts the run folder's copy in the place of a template file that is gone.
+pub(crate) fn find_template(folder: &Path, run: &mut RunFile) {
+    let copy = folder.join(TEMPLATE);
+    let is_gone = |named: &str| !data::template::BUILTIN.contains(&named) && !Path::new(named).exists();
+    if run.data.chat_template.as_deref().is_some_and(is_gone) && copy.is_file() {
+        run.data.chat_template = Some(copy.display().to_string());
+    }
+}
+
+/// The folder of the last checkpoint of a run that has an adapter in it.
+pub(crate) fn last_adapter(folder: &Path) -> Option<PathBuf> {
+    Some(last_checkpoint(&folder.join(CHECKPOINTS), "step-", CONFIG_FILE)?.1)
+}
+
+/// The folder `PREFIXn` that has a file, with the largest n.
+fn last_checkpoint(folder: &Path, prefix: &str, file: &str) -> Option<(u64, PathBuf)> {
     let entries = fs::read_dir(folder).ok()?.flatten();
     let numbered = entries.filter_map(|entry| {
         let number: u64 = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
-        entry.path().join(CONFIG_FILE).is_file().then(|| (number, entry.path()))
+        entry.path().join(file).is_file().then(|| (number, entry.path()))
     });
-    numbered.max().map(|(_, path)| path)
+    numbered.max()
 }

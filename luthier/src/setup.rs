@@ -25,7 +25,7 @@ use train::{Decay, OptimizerSettings, Rule, Schedule};
 pub(crate) use base::{Base, Subject};
 pub(crate) use memory::*;
 pub(crate) use settle::*;
-pub(crate) use together::{Beside, Company, budget, company_of, leaves_base};
+pub(crate) use together::{Beside, Company, budget, company_of, data_of, leaves_base};
 
 use crate::cli;
 use crate::error::user;

@@ -1,13 +1,17 @@
 //! Requests to stop. The first SIGINT, SIGTERM or (on Linux) SIGHUP raises a flag that the training loop
 //! looks at between steps; a second one ends the process at once, with the shell's exit code for it (130,
-//! 143, 129).
+//! 143, 129), and a terminal that was taken over is given back first.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::thread;
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::iterator::Signals;
+use signal_hook::{flag, low_level};
+
+use crate::terminal::live;
 
 /// Those that ask for an end. SIGHUP comes when the terminal of a run is closed, unless `nohup` has made it
 /// ignored.
@@ -34,14 +38,24 @@ fn is_ignored(signal: i32) -> bool {
 /// Returns the flag that becomes true with the first of them. Call it when there is something to save: until
 /// then, a signal ends the process as usual.
 pub(crate) fn stop_on_request() -> anyhow::Result<Arc<AtomicBool>> {
+    const TAKING: &str = "cannot take over SIGINT, SIGTERM and SIGHUP";
     let stop = Arc::new(AtomicBool::new(false));
     for signal in signals() {
-        // The order matters: the first of the two actions must see the flag as it was before this signal.
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
-            .and_then(|_| flag::register(signal, Arc::clone(&stop)))
-            .context("cannot take over SIGINT, SIGTERM and SIGHUP")?;
+        flag::register(signal, Arc::clone(&stop)).context(TAKING)?;
     }
+    let mut requests = Signals::new(signals()).context(TAKING)?;
+    thread::spawn(move || {
+        if let Some(signal) = requests.forever().nth(1) {
+            live::restore();
+            low_level::exit(128 + signal);
+        }
+    });
     Ok(stop)
+}
+
+/// Asks this process to stop, as SIGINT does.
+pub(crate) fn ask_to_stop() {
+    let _ = low_level::raise(SIGINT);
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! A terminal gets a progress bar and colours; anything else gets plain lines now and then. `NO_COLOR` (any
 //! value that is not empty) and `TERM=dumb` turn colours off.
 
+pub(crate) mod live;
 mod progress;
 
 use std::fmt::{self, Display, Write as _};
@@ -13,9 +14,13 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 use serde::Serialize;
+use serde::ser::SerializeStruct;
 use unicode_width::UnicodeWidthChar;
 
 pub(crate) use progress::{Facts, Progress};
+
+/// Columns of a terminal that does not tell.
+const USUAL_COLUMNS: usize = 80;
 
 /// Whoever read stdout has gone away (`| head`): nothing is left to do, and nobody is to blame.
 #[derive(Debug)]
@@ -58,6 +63,11 @@ pub(crate) fn stderr_colour() -> bool {
     colour_allowed() && io::stderr().is_terminal()
 }
 
+/// The columns of the terminal that stdout is; those of a usual one where it is none.
+pub(crate) fn stdout_columns() -> usize {
+    console::Term::stdout().size_checked().map_or(USUAL_COLUMNS, |(_, columns)| usize::from(columns))
+}
+
 fn colour_allowed() -> bool {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
@@ -81,6 +91,24 @@ impl Table {
         assert_eq!(cells.len(), self.header.len(), "cells in a row, columns in the table");
         self.rows.push(cells);
     }
+
+    /// Whether a column's cells stand to the right.
+    fn is_of_numbers(&self, column: usize) -> bool {
+        self.rows.iter().all(|row| is_number(&row[column])) && !self.rows.is_empty()
+    }
+}
+
+/// A page has it as `header`, `rows`, and which columns are `numbers`.
+impl Serialize for Table {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let columns = 0..self.header.len();
+        let numbers: Vec<bool> = columns.map(|column| self.is_of_numbers(column)).collect();
+        let mut table = serializer.serialize_struct("Table", 3)?;
+        table.serialize_field("header", &self.header)?;
+        table.serialize_field("rows", &self.rows)?;
+        table.serialize_field("numbers", &numbers)?;
+        table.end()
+    }
 }
 
 impl Display for Table {
@@ -91,7 +119,7 @@ impl Display for Table {
             for (column, cell) in line.iter().enumerate() {
                 let width = lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
                 let gap = if column == 0 { "" } else { "  " };
-                match self.rows.iter().all(|row| is_number(&row[column])) && !self.rows.is_empty() {
+                match self.is_of_numbers(column) {
                     true => write!(text, "{gap}{cell:>width$}")?,
                     false => write!(text, "{gap}{cell:<width$}")?,
                 }
@@ -166,6 +194,20 @@ pub(crate) fn duration(time: Duration) -> String {
         3600..86400 => format!("{hours} h {:02} min", minutes % 60),
         _ => format!("{days} d {} h", hours % 24),
     }
+}
+
+/// A time as `2026-11-30T14:05:09Z`, from seconds since 1970; the days by Hinnant's `civil_from_days`
+/// (howardhinnant.github.io/date_algorithms.html).
+pub(crate) fn date(seconds: i64) -> String {
+    let (days, second) = (seconds.div_euclid(86400) + 719_468, seconds.rem_euclid(86400));
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = year + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 /// A path or name as a shell takes it: in quotes where it has other characters than usual ones.
@@ -320,6 +362,19 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(185)), "3 min 05 s");
         assert_eq!(duration(Duration::from_secs(7800)), "2 h 10 min");
         assert_eq!(duration(Duration::from_secs(100_800)), "1 d 4 h");
+    }
+
+    #[test]
+    fn times_are_told_in_utc() {
+        for (seconds, told) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_796_050_240, "2026-11-30T14:50:40Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(date(seconds), told);
+        }
     }
 
     #[test]

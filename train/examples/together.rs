@@ -156,6 +156,7 @@ impl Bench<'_> {
             micro_batch_tokens: self.tokens,
             checkpointing: Checkpointing::None,
             frozen_activations: None,
+            tensorboard: false,
             eval_every: None,
             saves: Saves::Every(Duration::MAX),
             keep_checkpoints: 1,

@@ -170,7 +170,8 @@ impl<'a> Course<'a> {
         }
         self.saving.remove_result(self.folder)?;
         let (path, step) = (self.folder.join("metrics.jsonl"), self.state.step);
-        self.metrics = Some(MetricsFile::open(&path, step, self.state.evaluated)?);
+        let tensorboard = self.settings.tensorboard;
+        self.metrics = Some(MetricsFile::open(&path, step, self.state.evaluated, tensorboard)?);
         let now = u64::from(!self.state.evaluated && self.evaluation_is_due());
         let evaluations = self.plan.evaluations(step, self.last, self.settings.eval_every, self.eval) + now;
         let due = u64::from(!self.state.evaluated && self.measurement_is_due());

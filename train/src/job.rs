@@ -54,6 +54,8 @@ pub struct Settings {
     pub keep_checkpoints: usize,
     /// Evaluations without improvement after which the run ends with the best tensors.
     pub early_stopping_patience: Option<u64>,
+    /// Also writes the lines of `metrics.jsonl` as an event file for TensorBoard. It changes no result.
+    pub tensorboard: bool,
     /// How much the load of experts counts beside the loss ([`Run::router_aux_loss`](model::Run::router_aux_loss)).
     pub router_aux_loss: f32,
     /// Seed of dropout.

@@ -18,6 +18,7 @@ mod saving;
 mod schedule;
 mod studio;
 mod sums;
+mod tensorboard;
 mod trainer;
 
 pub use checkpoint::Best;

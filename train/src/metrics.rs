@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
+use crate::tensorboard::EventFile;
 
 /// One optimizer step.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -35,6 +36,13 @@ pub struct StepMetrics {
     pub memory_bytes: u64,
 }
 
+impl StepMetrics {
+    /// Seconds that the step took.
+    pub fn seconds(&self) -> f64 {
+        self.tokens as f64 / self.tokens_per_second
+    }
+}
+
 /// One evaluation.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct EvalMetrics {
@@ -59,6 +67,57 @@ pub struct ForgettingMetrics {
     pub forgetting_base_loss: f64,
     /// Their number.
     pub forgetting_tokens: u64,
+}
+
+/// A line of the file.
+pub(crate) trait Line: Serialize {
+    /// The step that it is about.
+    fn step(&self) -> u64;
+    /// What TensorBoard shows of it, by the names that transformers' runs have there.
+    fn scalars(&self) -> Vec<(&'static str, f64)>;
+}
+
+impl Line for StepMetrics {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn scalars(&self) -> Vec<(&'static str, f64)> {
+        let router = self.router_aux_loss.map(|loss| ("train/router_aux_loss", loss));
+        let all = [
+            ("train/loss", self.loss),
+            ("train/grad_norm", self.grad_norm),
+            ("train/learning_rate", self.learning_rate),
+            ("train/tokens_per_second", self.tokens_per_second),
+            ("train/memory_bytes", self.memory_bytes as f64),
+            ("train/epoch", self.epoch),
+        ];
+        all.into_iter().chain(router).collect()
+    }
+}
+
+impl Line for EvalMetrics {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn scalars(&self) -> Vec<(&'static str, f64)> {
+        vec![("eval/loss", self.eval_loss)]
+    }
+}
+
+impl Line for ForgettingMetrics {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn scalars(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("eval/forgetting_kl", self.forgetting_kl),
+            ("eval/forgetting_loss", self.forgetting_loss),
+            ("eval/forgetting_base_loss", self.forgetting_base_loss),
+        ]
+    }
 }
 
 /// All lines of a run so far.
@@ -103,15 +162,16 @@ impl History {
 
     /// Seconds that the steps took, without evaluations and saving.
     pub fn seconds(&self) -> f64 {
-        self.steps.iter().map(|step| step.tokens as f64 / step.tokens_per_second).sum()
+        self.steps.iter().map(StepMetrics::seconds).sum()
     }
 }
 
-/// The file, open for appending.
+/// The file, open for appending, and the event file that says the same, if there is to be one.
 #[derive(Debug)]
 pub(crate) struct MetricsFile {
     path: PathBuf,
     file: File,
+    events: Option<EventFile>,
 }
 
 #[derive(Deserialize)]
@@ -130,8 +190,9 @@ impl AnyLine {
 
 impl MetricsFile {
     /// Opens the file of a run that has done `step` steps, without the lines of later ones: they will come
-    /// again. `evaluated` tells whether the evaluation after that step is done.
-    pub(crate) fn open(path: &Path, step: u64, evaluated: bool) -> Result<Self> {
+    /// again. `evaluated` tells whether the evaluation after that step is done; `tensorboard`, whether the
+    /// lines go to an event file, too.
+    pub(crate) fn open(path: &Path, step: u64, evaluated: bool, tensorboard: bool) -> Result<Self> {
         let mut kept = Vec::new();
         if let Ok(file) = File::open(path) {
             for line in BufReader::new(file).split(b'\n') {
@@ -146,14 +207,18 @@ impl MetricsFile {
         }
         model::checkpoint::write_whole(path, &kept)?;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| TrainError::write(path, e))?;
-        Ok(MetricsFile { path: path.to_owned(), file })
+        let folder = path.parent().expect("the file lies in the run folder");
+        let begin = || EventFile::begin(folder, &History::read(folder)?);
+        let events = tensorboard.then(begin).transpose()?;
+        Ok(MetricsFile { path: path.to_owned(), file, events })
     }
 
     /// Appends a line.
-    pub(crate) fn append(&mut self, metrics: &impl Serialize) -> Result<()> {
+    pub(crate) fn append(&mut self, metrics: &impl Line) -> Result<()> {
         let mut line = serde_json::to_vec(metrics).expect("metrics are plain numbers");
         line.push(b'\n');
-        self.file.write_all(&line).map_err(|e| TrainError::write(&self.path, e))
+        self.file.write_all(&line).map_err(|e| TrainError::write(&self.path, e))?;
+        self.events.iter_mut().try_for_each(|events| events.append(metrics))
     }
 
     /// Waits for the disk: a checkpoint must not outlast the lines of its steps.

@@ -22,6 +22,9 @@ pub(crate) struct Train {
     /// Check the settings, the data, the memory and the time, and stop before the first step
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Watch the run: curves, speed, memory and notes over the whole terminal; q stops it and saves
+    #[arg(long, conflicts_with_all = ["quiet", "dry_run"])]
+    pub(crate) tui: bool,
     /// Say nothing on stderr but warnings and errors
     #[arg(long, short)]
     pub(crate) quiet: bool,

@@ -207,50 +207,60 @@ impl Speaker {
         stops(&self.subject.base.config, &self.tokenizer, template)
     }
 
-    /// Generates, giving each piece of text to `say` as soon as its characters are whole (and an empty one
-    /// until then), until `say` returns false.
+    /// [`speak`] by this tokenizer.
     pub(super) fn speak(
         &self,
         generator: &mut Generator<'_>,
         ask: Ask<'_>,
         say: &mut dyn FnMut(&str) -> anyhow::Result<bool>,
     ) -> anyhow::Result<Spoken> {
-        let Ask { prompt, max_tokens, stops, sampling } = ask;
-        let mut stream = self.tokenizer.stream_after(prompt);
-        let mut until = Until::new(stops.text.clone());
-        let (mut text, mut said) = (String::new(), Ok(true));
-        // How much text there is after each token, with what is held back.
-        let (mut length, mut lengths) = (0, Vec::new());
-        let request = Request { prompt, max_tokens, stop: &stops.tokens, sampling };
-        let generation = generator.generate(request, &mut |id| {
-            let piece = stream.push(&self.tokenizer, id);
-            length += piece.len();
-            lengths.push(length);
-            let piece = until.push(&piece);
-            text.push_str(&piece);
-            // Also where there is nothing to show yet: whoever listens may want an end.
-            said = say(&piece);
-            matches!(said, Ok(true)) && !until.has_ended()
-        })?;
-        said?;
-        let ended = match generation.finish {
-            _ if until.has_ended() => Ended::Stop,
-            Finish::Stop => Ended::Stop,
-            Finish::Length if generation.tokens.len() >= max_tokens => Ended::MaxTokens,
-            Finish::Length => Ended::Context,
-            Finish::Cancelled => Ended::Cancelled,
-        };
-        let said = match until.has_ended() {
-            true => lengths.iter().take_while(|length| **length <= text.len()).count(),
-            false => generation.tokens.len(),
-        };
-        let rest = until.finish(&stream.finish(&self.tokenizer));
-        if !rest.is_empty() {
-            say(&rest)?;
-        }
-        text.push_str(&rest);
-        Ok(Spoken { text, ended, generation, said })
+        speak(&self.tokenizer, generator, ask, say)
     }
+}
+
+/// Generates, giving each piece of text to `say` as soon as its characters are whole (and an empty one until
+/// then), until `say` returns false.
+pub(super) fn speak(
+    tokenizer: &Tokenizer,
+    generator: &mut Generator<'_>,
+    ask: Ask<'_>,
+    say: &mut dyn FnMut(&str) -> anyhow::Result<bool>,
+) -> anyhow::Result<Spoken> {
+    let Ask { prompt, max_tokens, stops, sampling } = ask;
+    let mut stream = tokenizer.stream_after(prompt);
+    let mut until = Until::new(stops.text.clone());
+    let (mut text, mut said) = (String::new(), Ok(true));
+    // How much text there is after each token, with what is held back.
+    let (mut length, mut lengths) = (0, Vec::new());
+    let request = Request { prompt, max_tokens, stop: &stops.tokens, sampling };
+    let generation = generator.generate(request, &mut |id| {
+        let piece = stream.push(tokenizer, id);
+        length += piece.len();
+        lengths.push(length);
+        let piece = until.push(&piece);
+        text.push_str(&piece);
+        // Also where there is nothing to show yet: whoever listens may want an end.
+        said = say(&piece);
+        matches!(said, Ok(true)) && !until.has_ended()
+    })?;
+    said?;
+    let ended = match generation.finish {
+        _ if until.has_ended() => Ended::Stop,
+        Finish::Stop => Ended::Stop,
+        Finish::Length if generation.tokens.len() >= max_tokens => Ended::MaxTokens,
+        Finish::Length => Ended::Context,
+        Finish::Cancelled => Ended::Cancelled,
+    };
+    let said = match until.has_ended() {
+        true => lengths.iter().take_while(|length| **length <= text.len()).count(),
+        false => generation.tokens.len(),
+    };
+    let rest = until.finish(&stream.finish(tokenizer));
+    if !rest.is_empty() {
+        say(&rest)?;
+    }
+    text.push_str(&rest);
+    Ok(Spoken { text, ended, generation, said })
 }
 
 /// The template that was named, or the model's own.

@@ -110,36 +110,6 @@ fn audit(args: &cli::AuditKeys) -> anyhow::Result<()> {
     terminal::print_line(table)
 }
 
-/// A time as `2026-11-30T14:05:09Z`, from seconds since 1970; the days by Hinnant's `civil_from_days`
-/// (howardhinnant.github.io/date_algorithms.html).
 fn date(seconds: Option<i64>) -> String {
-    let Some(seconds) = seconds else { return "-".to_owned() };
-    let (days, second) = (seconds.div_euclid(86400) + 719_468, seconds.rem_euclid(86400));
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
-    let year = year + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::date;
-
-    #[test]
-    fn times_are_told_in_utc() {
-        for (seconds, told) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_399, "2000-02-28T23:59:59Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_796_050_240, "2026-11-30T14:50:40Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(date(Some(seconds)), told);
-        }
-        assert_eq!(date(None), "-");
-    }
+    seconds.map_or("-".to_owned(), terminal::date)
 }

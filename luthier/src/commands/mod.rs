@@ -3,6 +3,7 @@
 mod adapters;
 mod bench;
 mod chat;
+mod compared;
 mod completions;
 mod data_check;
 mod data_convert;
@@ -19,9 +20,12 @@ mod init;
 mod inspect;
 mod keys;
 mod merge;
+mod page;
 mod plan;
 mod proof;
 mod quantize;
+mod report;
+mod runs;
 mod schema;
 mod serve;
 mod sweep;
@@ -29,7 +33,7 @@ mod train;
 
 use std::process::ExitCode;
 
-use crate::cli::{Adapters, Cli, Command, Data, Export};
+use crate::cli::{Adapters, Cli, Command, Data, Export, Runs};
 
 /// Runs what was typed.
 pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -38,6 +42,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Train(args) => train::run(args, global),
         Command::Sweep(args) => sweep::run(args, global),
+        Command::Report(args) => report::run(args, global),
+        Command::Runs(Runs::List(args)) => runs::list(args),
+        Command::Runs(Runs::Compare(args)) => runs::compare(args),
         Command::Eval(args) => eval::run(args, global),
         Command::Example(args) => example::run(args, global),
         Command::Generate(args) => generate::run(args, global),

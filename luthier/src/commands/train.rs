@@ -27,8 +27,9 @@ use crate::run_file::{self, Method, Purpose, RunFile, Settings};
 use crate::run_folder;
 use crate::setup::{self, Base, Sizes, Trained};
 use crate::signal;
+use crate::terminal::live::{self, Live};
 use crate::terminal::{self, quoted};
-use narrator::Narrator;
+use narrator::{Narrator, Shown};
 
 /// Between two checkpoints, where `training.save_every` says nothing: what a crash costs at most.
 const SAVE_EVERY: Duration = Duration::from_secs(600);
@@ -57,6 +58,9 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         && !named.is_file()
     {
         run_folder::require_run(named)?;
+    }
+    if args.tui {
+        live::require_terminal()?;
     }
     let mut settings = args.settings()?;
     settings.validate(Purpose::Train)?;
@@ -136,7 +140,15 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         }
         run_folder::write_tokenizer(base.tokenizer_folder()?, template.as_deref(), &folder)?;
     }
-    let mut narrator = Narrator::new(&folder, args.quiet);
+    let shown = match (args.tui, args.quiet) {
+        (true, _) if !trainer.finished() => {
+            let history = History::read(&folder)?;
+            Shown::Live(Live::begin(prepared.view(&folder, &history))?)
+        }
+        (_, true) => Shown::Quiet,
+        _ => Shown::Lines(None),
+    };
+    let mut narrator = Narrator::new(&folder, shown);
     let outcome = trainer.run(&mut |event| narrator.tell(event));
     narrator.finish();
     let outcome = outcome.map_err(|error| advised(error, &folder))?;
@@ -319,6 +331,7 @@ pub(super) fn loop_settings(run: &RunFile, sizes: Sizes) -> train::Settings {
         micro_batch_tokens: sizes.micro_batch_tokens,
         checkpointing: sizes.checkpointing,
         frozen_activations: sizes.frozen_memory,
+        tensorboard: training.tensorboard,
         eval_every: training.eval_every,
         saves: training.save_every.map_or(Saves::Every(SAVE_EVERY), Saves::EverySteps),
         keep_checkpoints: training.keep_checkpoints,

@@ -59,6 +59,7 @@ training:
   eval_every: null
   save_every: null
   keep_checkpoints: 2
+  tensorboard: false
   early_stopping_patience: null
   forgetting_every: null
   forgetting_data: null
@@ -124,6 +125,7 @@ training:
   eval_every: 10
   save_every: 20
   keep_checkpoints: 1
+  tensorboard: true
   early_stopping_patience: 3
   forgetting_every: 20
   forgetting_data: g.jsonl
@@ -442,7 +444,7 @@ fn a_run_goes_on_under_the_settings_it_began_with() {
     assert_eq!(now(&["training.max_steps=null"]), []);
     assert_eq!(now(&["optimizer.memory=8KiB", "memory=12GiB"]), []);
     assert_eq!(now(&["training.checkpointing=block", "training.activation_offloading=true"]), []);
-    assert_eq!(now(&["training.frozen_activations=false"]), []);
+    assert_eq!(now(&["training.frozen_activations=false", "training.tensorboard=true"]), []);
     assert_eq!(now(&["training.activation_precision=bf16"]).len(), 1);
     let difference = |key: &str, saved: &str, now: &str| Difference {
         key: key.into(),

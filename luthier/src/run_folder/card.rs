@@ -51,7 +51,8 @@ fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
     let mut row = |key: &str, value: String| card += &format!("| {key} | {value} |\n");
     row("setting", "value".into());
     row("---", "---".into());
-    row("data", sources(run));
+    let files: Vec<String> = sources(run).iter().map(|name| format!("`{name}`")).collect();
+    row("data", files.join(", "));
     row("longest example", format!("{} tokens", setup::max_length(run, None)));
     row("steps", format!("{} of {}", history.steps.len(), setup::rows_in_words(run, setup::batch_size(run))));
     row("learning rate", format!("{:e}", setup::learning_rate(run)));
@@ -79,15 +80,15 @@ fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
 }
 
 /// The names of the files of examples, without the folders they lie in.
-fn sources(run: &RunFile) -> String {
+pub(super) fn sources(run: &RunFile) -> Vec<String> {
     let paths: Vec<String> = match &run.data.train {
         None => Vec::new(),
         Some(TrainData::One(path)) => vec![path.display().to_string()],
         Some(TrainData::Many(sources)) => sources.iter().map(|s| s.path.display().to_string()).collect(),
     };
-    paths.iter().map(|path| format!("`{}`", file_name(path))).collect::<Vec<_>>().join(", ")
+    paths.iter().map(|path| file_name(path)).collect()
 }
 
-fn file_name(path: &str) -> String {
+pub(super) fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or(path.to_owned(), |name| name.to_string_lossy().into_owned())
 }

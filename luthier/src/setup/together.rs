@@ -118,3 +118,9 @@ fn plan(
     plan.add(Component::Workspace, beside.saturating_add(scratch));
     plan
 }
+
+/// What decides a run's examples, in words.
+pub(crate) fn data_of(run: &RunFile) -> String {
+    let seed = run.data.eval_fraction.map(|_| run.training.seed);
+    serde_json::to_string(&(&run.model, &run.data, seed)).expect("settings are plain data")
+}

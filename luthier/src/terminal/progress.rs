@@ -7,14 +7,12 @@ use std::time::{Duration, Instant};
 use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{bytes, count, duration, rough, stderr_colour};
+use super::{USUAL_COLUMNS, bytes, count, duration, rough, stderr_colour};
 
 /// The least time between two plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 /// A long run has about so many plain lines for each doubling of its time.
 const PLAIN_SHARE: u32 = 30;
-/// Columns of a terminal that does not tell.
-const USUAL_COLUMNS: usize = 80;
 /// Columns of the bar itself.
 const BAR: std::ops::RangeInclusive<usize> = 6..=30;
 
@@ -205,7 +203,7 @@ impl Progress {
 }
 
 /// A learning rate in two digits.
-fn rate(rate: f64) -> String {
+pub(super) fn rate(rate: f64) -> String {
     if rate == 0.0 { "0".to_owned() } else { format!("{rate:.1e}") }
 }
 

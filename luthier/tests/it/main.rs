@@ -3,6 +3,9 @@
 mod adapters;
 mod answers;
 mod bench;
+#[path = "../../../server/tests/it/browser.rs"]
+#[allow(dead_code)] // the page that is clicked is the server's
+mod browser;
 mod chat;
 mod command_line;
 mod data;
@@ -31,8 +34,10 @@ mod quantize;
 mod races;
 mod ranks;
 mod remembers;
+mod report;
 mod resume;
 mod run_file;
+mod runs;
 mod serve;
 mod stops;
 mod support;
@@ -40,6 +45,8 @@ mod sweep;
 mod tinker;
 mod tiny;
 mod told;
+#[cfg(unix)]
+mod tui;
 
 use std::path::Path;
 use std::process::{Command, Output};

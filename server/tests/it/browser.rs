@@ -1,4 +1,5 @@
-//! A real Chromium without a window, driven over WebDriver: JSON over HTTP, spoken by chromedriver.
+//! A real Chromium without a window, driven over WebDriver: JSON over HTTP, spoken by chromedriver. Tests of the
+//! program share it.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,8 +10,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use crate::support::folder;
 
 /// Time for one command, and for what a page is to come to.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,7 +65,7 @@ impl Browser {
         let port = lines.map_while(Result::ok).find_map(|line| {
             line.strip_suffix('.')?.rsplit_once("successfully on port ")?.1.parse::<u16>().ok()
         });
-        let profile = folder();
+        let profile = tempfile::tempdir().unwrap();
         let mut browser = Browser {
             driver,
             address: ([127, 0, 0, 1], port.expect("chromedriver says its port")).into(),
@@ -126,8 +125,8 @@ impl Browser {
         self.call("POST", &format!("/session/{}/{path}", self.session), body)
     }
 
-    pub(crate) fn open(&self, address: SocketAddr) {
-        self.command("url", &json!({"url": format!("http://{address}/")}));
+    pub(crate) fn open(&self, url: &str) {
+        self.command("url", &json!({"url": url}));
     }
 
     /// What a script returns.
@@ -176,6 +175,14 @@ impl Browser {
         let size = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
         let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": size});
         self.command("goog/cdp/execute", &command);
+    }
+
+    /// Makes the page as it is for people who prefer `light` or `dark`, on a `screen` or in `print`.
+    #[allow(dead_code)] // the program's pages are shown so
+    pub(crate) fn show_as(&self, scheme: &str, medium: &str) {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        let media = json!({"media": medium, "features": features});
+        self.command("goog/cdp/execute", &json!({"cmd": "Emulation.setEmulatedMedia", "params": media}));
     }
 
     /// What went wrong in the page, in its console's words.

@@ -42,7 +42,7 @@ fn two_adapters_answer_side_by_side() {
     let folder = folder();
     let Some(browser) = Browser::start() else { return };
     let server = serve(folder.path(), &Scripted::default(), Tenants::open_to_all());
-    browser.open(server.address);
+    browser.open(&format!("http://{}/", server.address));
     browser.wait("document.getElementById('status').textContent === 'ready'");
     browser.wait("document.getElementById('adapters').rows.length === 3");
     // By the keyboard alone: a select takes the letter, Enter sends.
@@ -73,7 +73,7 @@ fn a_job_is_begun_watched_and_cancelled() {
     let script = Arc::new(Mutex::new(Script::default()));
     let tuner = Scripted(Arc::clone(&script));
     let server = serve(folder.path(), &tuner, Tenants::open_to_all());
-    browser.open(server.address);
+    browser.open(&format!("http://{}/", server.address));
     browser.wait("document.querySelector('#jobs-none')?.checkVisibility()");
     browser.click("#begin summary");
     // What the server refuses is told in its words, and no file of it stays.
@@ -135,7 +135,7 @@ fn keys_are_asked_for_and_a_wrong_one_is_told() {
     let keys = folder.path().join("keys.yaml");
     fs::write(&keys, format!("- {{tenant: alpha, key_sha256: {hash}, adapters: [a]}}\n")).unwrap();
     let server = serve(folder.path(), &Scripted::default(), Tenants::read(&keys).unwrap());
-    browser.open(server.address);
+    browser.open(&format!("http://{}/", server.address));
     browser.wait("document.getElementById('key').checkVisibility()");
     browser.fill("#key", "tml-wrong\u{E007}");
     let status = "document.getElementById('status').textContent";
@@ -153,7 +153,7 @@ fn keys_are_asked_for_and_a_wrong_one_is_told() {
 fn without_a_state_the_page_says_why_there_are_no_jobs() {
     let Some(browser) = Browser::start() else { return };
     let server = Server::start();
-    browser.open(server.address);
+    browser.open(&format!("http://{}/", server.address));
     browser.wait("document.getElementById('status').textContent === 'ready'");
     browser.wait("document.getElementById('no-jobs').checkVisibility()");
     assert_eq!(browser.run("return document.getElementById('tuning').checkVisibility()"), json!(false));

@@ -60,6 +60,7 @@ pub(crate) fn settings() -> Settings {
         micro_batch_tokens: 4096,
         checkpointing: Checkpointing::None,
         frozen_activations: None,
+        tensorboard: false,
         eval_every: None,
         saves: Saves::Every(Duration::MAX),
         keep_checkpoints: 2,

@@ -3,6 +3,7 @@
 mod beginnings;
 mod common;
 mod damage;
+mod events;
 mod finite;
 mod forecast;
 mod forgetting;

@@ -20,12 +20,6 @@ pub(super) struct Pool<'g> {
     global: &'g Global,
 }
 
-/// What decides a run's examples, in words.
-fn data_of(run: &RunFile) -> String {
-    let seed = run.data.eval_fraction.map(|_| run.training.seed);
-    serde_json::to_string(&(&run.model, &run.data, seed)).expect("settings are plain data")
-}
-
 impl<'g> Pool<'g> {
     /// Nothing is read yet.
     pub(super) fn new(members: &[Member], global: &'g Global) -> Self {
@@ -67,7 +61,7 @@ impl<'g> Pool<'g> {
         let base = self.base(settings.run.model.as_deref().expect("validated"))?;
         let initial = adopt_initial_adapter(&mut settings, &base)?;
         // What runs have in common is asked before a part of it is settled.
-        let data = data_of(&settings.run);
+        let data = setup::data_of(&settings.run);
         let company = setup::leaves_base(&settings.run).then(|| setup::company_of(&settings.run) + &data);
         let mut state = State::Waiting;
         if resumed {

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use train::{Event, ForgettingMetrics, StepMetrics};
 
+use crate::plot::Smoothed;
 use crate::run_folder;
+use crate::terminal::live::Live;
 use crate::terminal::{Facts, Progress, rough};
 
-/// How much of the smoothed loss each step is.
-const SMOOTHING: f64 = 0.1;
 /// A run that is shorter is not worth a line about its time.
 const WORTH_TELLING: Duration = Duration::from_secs(10);
 /// What is measured before the time of a run is told.
@@ -19,13 +19,22 @@ const RISING: u64 = 2;
 /// A loss that is higher than the best one by less is level.
 const RISEN: f64 = 1.001;
 
+/// Where it is told.
+pub(super) enum Shown {
+    /// Nothing but warnings.
+    Quiet,
+    /// Line by line, with progress from the loop's beginning on.
+    Lines(Option<Progress>),
+    /// In a view over the whole terminal.
+    Live(Live),
+}
+
 pub(super) struct Narrator {
-    quiet: bool,
+    shown: Shown,
     /// The run folder.
     folder: PathBuf,
     begun: Instant,
     steps: u64,
-    progress: Option<Progress>,
     facts: Facts,
     loss: Smoothed,
     pace: Pace,
@@ -42,21 +51,6 @@ pub(super) struct Narrator {
     pub(super) stopped_at: Option<PathBuf>,
 }
 
-/// A mean of the last values, which the first ones do not bend (as Adam corrects its moments).
-#[derive(Default)]
-struct Smoothed {
-    sum: f64,
-    weight: f64,
-}
-
-impl Smoothed {
-    fn add(&mut self, value: f64) -> f64 {
-        self.sum += SMOOTHING * (value - self.sum);
-        self.weight += SMOOTHING * (1.0 - self.weight);
-        self.sum / self.weight
-    }
-}
-
 /// What steps and evaluations take, as far as this process has seen them.
 #[derive(Default)]
 struct Pace {
@@ -69,18 +63,17 @@ struct Pace {
 
 impl Pace {
     fn add(&mut self, metrics: &StepMetrics) {
-        let seconds = metrics.tokens as f64 / metrics.tokens_per_second;
         // The first step touches every page for the first time.
         if self.steps < 2 {
             self.step = Smoothed::default();
         }
         self.steps += 1;
-        self.step.add(seconds);
+        self.step.add(metrics.seconds());
     }
 
     /// The time of so many steps, evaluations and measurements of what is forgotten.
     fn time(&self, steps: u64, evaluations: u64, measurements: u64) -> Option<Duration> {
-        let step = (self.steps > 0).then(|| self.step.sum / self.step.weight)?;
+        let step = self.step.mean()?;
         let evaluations = self.evaluation.unwrap_or_default().mul_f64(evaluations as f64);
         let measurements = self.measurement.unwrap_or_default().mul_f64(measurements as f64);
         Some(Duration::from_secs_f64(step * steps as f64) + evaluations + measurements)
@@ -88,13 +81,12 @@ impl Pace {
 }
 
 impl Narrator {
-    pub(super) fn new(folder: &Path, quiet: bool) -> Self {
+    pub(super) fn new(folder: &Path, shown: Shown) -> Self {
         Narrator {
-            quiet,
+            shown,
             folder: folder.to_owned(),
             begun: Instant::now(),
             steps: 0,
-            progress: None,
             facts: Facts::default(),
             loss: Smoothed::default(),
             pace: Pace::default(),
@@ -122,11 +114,18 @@ impl Narrator {
                 }
                 (self.steps, self.begun) = (steps, Instant::now());
                 (self.evaluations, self.measurements) = (evaluations, measurements);
-                self.progress = (!self.quiet).then(|| Progress::steps("training", steps, step));
+                match &mut self.shown {
+                    Shown::Quiet => {}
+                    Shown::Lines(progress) => *progress = Some(Progress::steps("training", steps, step)),
+                    Shown::Live(live) => live.change(|view| view.begin(step, steps)),
+                }
             }
             Event::Step(metrics) => self.step(metrics),
             Event::Evaluated { metrics, best, since_best, time } => {
                 self.facts.held_out = Some(metrics.eval_loss);
+                if let Shown::Live(live) = &self.shown {
+                    live.change(|view| view.held_out.push((metrics.step, metrics.eval_loss)));
+                }
                 self.pace.evaluation = Some(time);
                 self.evaluations = self.evaluations.saturating_sub(1);
                 self.note(&format!("step {}: held-out loss {:.4}", metrics.step, metrics.eval_loss));
@@ -197,35 +196,38 @@ impl Narrator {
                 }
             }
         }
-        if let Some(progress) = &mut self.progress {
-            progress.set_step(metrics.step, &self.facts);
+        match &mut self.shown {
+            Shown::Lines(Some(progress)) => progress.set_step(metrics.step, &self.facts),
+            Shown::Live(live) => live.change(|view| view.go_on(metrics, &self.facts)),
+            Shown::Quiet | Shown::Lines(None) => {}
         }
     }
 
     fn warn(&self, message: &str) {
         let line = format!("warning: {message}");
-        match &self.progress {
-            Some(progress) => progress.note(&line),
-            None => eprintln!("{line}"),
+        match &self.shown {
+            Shown::Quiet => eprintln!("{line}"),
+            _ => self.note(&line),
         }
     }
 
     /// A line of its own, above the progress if there is any.
     fn note(&self, line: &str) {
-        match &self.progress {
-            Some(progress) => progress.note(line),
-            None if self.quiet => {}
-            None => eprintln!("{line}"),
+        match &self.shown {
+            Shown::Quiet => {}
+            Shown::Lines(None) => eprintln!("{line}"),
+            Shown::Lines(Some(progress)) => progress.note(line),
+            Shown::Live(live) => live.change(|view| view.note(line)),
         }
     }
 
     /// Ends the progress, however the run ended.
     pub(super) fn finish(&mut self) {
-        if let Some(progress) = self.progress.take() {
-            match self.pace.steps {
-                0 => progress.finish(""),
-                _ => progress.finish_steps(&self.facts),
-            }
+        match std::mem::replace(&mut self.shown, Shown::Lines(None)) {
+            Shown::Lines(Some(progress)) if self.pace.steps == 0 => progress.finish(""),
+            Shown::Lines(Some(progress)) => progress.finish_steps(&self.facts),
+            Shown::Live(live) => live.end(),
+            Shown::Quiet | Shown::Lines(None) => {}
         }
     }
 }

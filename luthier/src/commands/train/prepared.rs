@@ -10,14 +10,16 @@ use model::adapter::peft::folder::AdapterFolder;
 use model::memory::MemoryPlan;
 use model::{Adapter, Decoder};
 use serde_json::json;
-use train::{Amount, Forgetting, Job, StepPlan, Trainer};
+use train::{Amount, Forgetting, History, Job, StepPlan, Trainer};
 
 use super::{REHEARSAL, load, loop_settings, rates, saving};
 use crate::cli::Global;
 use crate::forgetting;
-use crate::run_file::{RunFile, Settings};
+use crate::plot::smoothed;
+use crate::run_file::{Method, RunFile, Settings};
 use crate::run_folder;
 use crate::setup::{self, Base, ENOUGH_STEPS, Needs, Sizes, Trained};
+use crate::terminal::live::View;
 use crate::terminal::{self, bytes, count, rough};
 
 /// Columns of the first example that are shown.
@@ -242,13 +244,37 @@ impl Prepared {
         if let Some(kept) = sizes.kept() {
             eprintln!("kept     {kept}");
         }
-        let first = &self.data.train.examples[0];
-        let runs = data::preview::runs(first, &self.data.tokenizer);
+        let runs = self.first_example();
         let segments = runs.iter().map(|(text, trained)| (text.as_str(), *trained));
         let (shown, cut) = terminal::cut_segments(segments, SHOWN);
         let shown = terminal::paint_segments(shown, terminal::stderr_colour());
         let cut = if cut { " ..." } else { "" };
-        eprintln!("the first example, what is trained marked ({}):\n{shown}{cut}\n", first.source);
+        let source = &self.data.train.examples[0].source;
+        eprintln!("the first example, what is trained marked ({source}):\n{shown}{cut}\n");
+    }
+
+    /// Pieces of the first example's text, and whether they are trained on.
+    fn first_example(&self) -> Vec<(String, bool)> {
+        data::preview::runs(&self.data.train.examples[0], &self.data.tokenizer)
+    }
+
+    /// What is seen of the run where it is watched, with what an earlier process did of it.
+    pub(super) fn view(&self, folder: &Path, history: &History) -> View {
+        let run = &self.settings.run;
+        let trained = match run.adapter.method {
+            Method::Full => "all weights".to_owned(),
+            _ => format!("an adapter of rank {}", run.adapter.r),
+        };
+        View {
+            title: format!("{trained} on {}, into {}", self.base.name, folder.display()),
+            steps: self.steps,
+            planned_bytes: self.memory.total(),
+            losses: smoothed(history.steps.iter().map(|step| (step.step, step.loss))).collect(),
+            held_out: history.evaluations.iter().map(|of| (of.step, of.eval_loss)).collect(),
+            example: self.first_example(),
+            colour: terminal::stderr_colour(),
+            ..View::default()
+        }
     }
 
     /// The examples, the steps they make, and what was settled by them.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use train::History;
 
 use crate::run_file::{Method, QuantizationAware, RunFile};
-use crate::run_folder;
+use crate::run_folder::{self, Losses};
 use crate::terminal::{bytes, count, duration, quoted};
 
 /// How a run ended.
@@ -20,25 +20,6 @@ pub(crate) enum Ended {
     AlreadyFinished,
     /// On request, after saving.
     Stopped,
-}
-
-/// A series of losses: the first, the last, and the lowest with its step.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Losses {
-    first: f64,
-    last: f64,
-    last_step: u64,
-    best: f64,
-    best_step: u64,
-}
-
-impl Losses {
-    fn of(losses: impl Iterator<Item = (u64, f64)> + Clone) -> Option<Self> {
-        let (_, first) = losses.clone().next()?;
-        let (last_step, last) = losses.clone().last()?;
-        let (best_step, best) = losses.min_by(|a, b| a.1.total_cmp(&b.1))?;
-        Some(Losses { first, last, last_step, best, best_step })
-    }
 }
 
 /// All that is told in the end.
@@ -78,7 +59,7 @@ impl Summary {
         chats: bool,
     ) -> Self {
         let steps = &history.steps;
-        let held_out_loss = Losses::of(history.evaluations.iter().map(|e| (e.step, e.eval_loss)));
+        let held_out_loss = Losses::of_evaluations(history);
         let best = run_folder::best(folder);
         let stops_at_best = run.training.early_stopping_patience.is_some();
         let overfits = held_out_loss.is_some_and(|l| l.best_step > 0 && l.best_step < l.last_step);
@@ -89,7 +70,7 @@ impl Summary {
             output: folder.display().to_string(),
             steps: steps.last().map_or(0, |step| step.step),
             epochs: steps.last().map_or(0.0, |step| step.epoch),
-            loss: Losses::of(steps.iter().map(|s| (s.step, s.loss))),
+            loss: Losses::of_steps(history),
             held_out_loss,
             tokens,
             trained_tokens: steps.iter().map(|s| s.trained_tokens).sum(),
