@@ -1,4 +1,5 @@
-//! `metrics.jsonl`: a line a step and a line an evaluation, each step once, whatever was interrupted.
+//! `metrics.jsonl`: a line for each step, each evaluation and each measurement of what is forgotten, each step once,
+//! whatever was interrupted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
