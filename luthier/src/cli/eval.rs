@@ -36,6 +36,9 @@ pub(crate) struct Systems {
     /// Leave out the base, beside which adapters are put else
     #[arg(long, requires = "adapter")]
     pub(crate) no_base: bool,
+    /// Put the base as its files hold it in front, beside what `--set quantization` or the adapter's run make of it
+    #[arg(long)]
+    pub(crate) unquantized: bool,
     #[command(flatten)]
     pub(crate) set: Set,
     /// Print one JSON object

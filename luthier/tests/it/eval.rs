@@ -454,3 +454,29 @@ fn what_forgetting_cannot_be_measured_by_is_refused() {
     let told = failure(folder.path(), &["eval", "forgetting", "--model", "model"]);
     assert!(told.contains("name one by --adapter"), "{told}");
 }
+
+#[test]
+fn the_quantized_base_is_put_beside_the_one_that_its_files_hold() {
+    let folder = folder();
+    tiny_adapter(folder.path(), 0.5);
+    let of = |more: &str| {
+        let all = format!("eval perplexity --data data.jsonl --json {more}");
+        json_of(folder.path(), &all.split_whitespace().collect::<Vec<_>>())
+    };
+    let nf4 = "--model model --set quantization=nf4";
+    let told = of(&format!("{nf4} --adapter adapter --unquantized"));
+    let named = |n: usize| told["beside"][n]["system"].as_str().unwrap().to_owned();
+    assert_eq!([named(0), named(1)], ["model", "model in nf4"]);
+    assert_eq!(told["beside"][0]["loss"], of("--model model")["loss"]);
+    assert_eq!(told["beside"][1]["loss"], of(nf4)["loss"]);
+    assert_eq!(told["loss"], of(&format!("{nf4} --adapter adapter"))["loss"]);
+    let difference = &told["differences"][0];
+    assert_eq!([&difference["system"], &difference["than"]], ["model in nf4", "model"]);
+    for arguments in [
+        "eval perplexity --model model --data data.jsonl --unquantized",
+        "eval forgetting --model model --adapter adapter --set quantization=nf4 --unquantized",
+    ] {
+        let told = failure(folder.path(), &arguments.split(' ').collect::<Vec<_>>());
+        assert!(told.contains("exit code 2") && told.contains("--unquantized"), "{told}");
+    }
+}

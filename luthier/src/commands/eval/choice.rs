@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -16,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::compare::{self, Flips, Got};
 use super::items;
-use super::systems::{System, Systems, held};
+use super::systems::{Holder, System, Systems};
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::{Purpose, Settings};
@@ -40,12 +39,11 @@ pub(super) fn run(args: &cli::Choice, global: &Global) -> anyhow::Result<ExitCod
     let longest = asked.longest();
     check_memory(&settings, &systems, longest, global.threads())?;
 
-    let (precision, quantization) = held(&settings);
-    let decoder = Arc::new(systems.base.load(&device, precision, quantization)?);
-    let mut all = Vec::new();
+    let (mut holder, mut all) = (Holder::new(&systems.base, &settings, &device), Vec::new());
     for system in &systems.all {
+        let decoder = holder.decoder(system)?;
         let begun = Instant::now();
-        let mut scorer = Scorer::new(Arc::clone(&decoder), &asked.stems, &system.layout());
+        let mut scorer = Scorer::new(decoder, &asked.stems, &system.layout());
         let mut progress = Progress::items("scoring", asked.stems.len() as u64, 0);
         let scored = scorer.score(&asked.stems, system.adapter.as_ref(), &mut |done| {
             progress.set(done as u64, &system.name);
@@ -212,7 +210,7 @@ fn check_memory(
     };
     let inference = systems.inference(settings, threads);
     setup::check_memory("the evaluation", &need(inference), settings.run.memory, || {
-        let smaller = inference.smaller("--set quantization=nf4", "--set precision=bf16");
+        let smaller = systems.smaller(inference);
         smaller.into_iter().map(|(words, other)| (words, need(other))).collect()
     })
 }

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::compare::{self, Difference, Got, Kind};
 use super::items;
-use super::systems::{System, Systems, held};
+use super::systems::{Holder, System, Systems};
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::forgetting;
@@ -26,6 +26,11 @@ use crate::terminal::{self, Progress, Table, count};
 pub(super) fn run(args: &cli::Forgetting, global: &Global) -> anyhow::Result<ExitCode> {
     if args.systems.adapter.is_empty() {
         return Err(user("`eval forgetting` compares adapters with their base: name one by --adapter"));
+    }
+    if args.systems.unquantized {
+        let message =
+            "`eval forgetting` compares adapters with the base that they stand on; leave out --unquantized";
+        return Err(user(message));
     }
     let mut settings = args.settings()?;
     settings.validate(Purpose::Other)?;
@@ -41,7 +46,8 @@ pub(super) fn run(args: &cli::Forgetting, global: &Global) -> anyhow::Result<Exi
     let longest = texts.iter().map(Example::len).max().unwrap_or(0);
     // Each text passes with the adapter and without it at once.
     let extent = systems.extent(&settings, global.threads(), longest, |longest| 2 * longest)?;
-    let decoder = systems.base.load(&device, extent.precision, held(&settings).1)?;
+    let mut holder = Holder::new(&systems.base, &settings, &device);
+    let decoder = holder.decoder(&systems.all[systems.all.len() - 1])?;
     let (begun, mut all) = (Instant::now(), Vec::new());
     for system in systems.all.iter().filter(|system| system.adapter.is_some()) {
         all.push((system.name.clone(), measure(system, &decoder, &texts, extent)?));
@@ -70,7 +76,7 @@ fn texts(settings: &Settings, base: &Base) -> anyhow::Result<Vec<Example>> {
 
 /// What a system changes about the tokens of each text.
 fn measure(
-    System { name, adapter }: &System,
+    System { name, adapter, .. }: &System,
     decoder: &Decoder,
     texts: &[Example],
     extent: Extent,

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::compare::{self, Flips, Got};
 use super::items;
-use super::systems::{Systems, held};
+use super::systems::{Holder, Systems};
 use crate::cli::{self, Global};
 use crate::commands::generate::records::{Record, Records, files};
 use crate::commands::generate::{Stops, stops};
@@ -43,11 +43,11 @@ pub(super) fn run(args: &cli::Answers, global: &Global) -> anyhow::Result<ExitCo
     check_memory(&settings, &systems, extent, global.threads())?;
     let stops = [None, template.as_ref()].map(|template| stops(&systems.base.config, &tokenizer, template));
 
-    let (precision, quantization) = held(&settings);
-    let decoder = Arc::new(systems.base.load(&device, precision, quantization)?);
     let work = Work { args, records: &records, tokenizer: &tokenizer, stops: &stops };
-    let mut all = Vec::new();
-    for system in systems.all {
+    let Systems { base, all: systems } = systems;
+    let (mut holder, mut all) = (Holder::new(&base, &settings, &device), Vec::new());
+    for system in systems {
+        let decoder = holder.decoder(&system)?;
         let adapter = system.adapter.map(Arc::new);
         let answers = work.answers(&decoder, extent, &system.name, adapter)?;
         all.push(answers.scored(&metric, &references)?);
@@ -130,8 +130,8 @@ fn check_memory(
         let cached_tokens = extent.cached_tokens / extent.running.max(1);
         let one = Extent { running: 1, cached_tokens, ..extent };
         let fewer = (extent.running > 1).then(|| ("--running 1".to_owned(), need(inference, one)));
-        let smaller = inference.smaller("--set quantization=nf4", "--set precision=bf16");
-        let smaller = smaller.into_iter().map(|(words, other)| (words, need(other, extent)));
+        let smaller =
+            systems.smaller(inference).into_iter().map(|(words, other)| (words, need(other, extent)));
         fewer.into_iter().chain(smaller).collect()
     })
 }

@@ -10,7 +10,7 @@ use model::{Activations, Decoder, Extent};
 use serde::Serialize;
 
 use super::compare::{self, Difference, Got, Kind};
-use super::systems::{System, Systems, held};
+use super::systems::{Holder, System, Systems};
 use crate::cli::{self, Global};
 use crate::error::user;
 use crate::run_file::Purpose;
@@ -34,9 +34,9 @@ pub(super) fn run(args: &cli::Perplexity, global: &Global) -> anyhow::Result<Exi
     let extent = systems.extent(&settings, global.threads(), data.report.longest, tokens)?;
     let bytes = bytes(&data.examples, &tokenizer)?;
 
-    let decoder = base.load(&device, extent.precision, held(&settings).1)?;
-    let mut all = Vec::new();
+    let (mut holder, mut all) = (Holder::new(base, &settings, &device), Vec::new());
     for system in &systems.all {
+        let decoder = holder.decoder(system)?;
         all.push(evaluate(system, &decoder, &data.examples, extent)?);
     }
     let report = Report::of(&all, &data, bytes);
@@ -160,7 +160,7 @@ fn evaluate(
     examples: &[Example],
     extent: Extent,
 ) -> anyhow::Result<Losses> {
-    let System { name, adapter } = system;
+    let System { name, adapter, .. } = system;
     let mut buffers = Activations::new(
         &decoder.config,
         &system.layout(),

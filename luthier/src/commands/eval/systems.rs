@@ -1,13 +1,14 @@
 //! What is evaluated: a base and adapters over it, which is in memory once.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use compute::Device;
 use compute::Precision;
 use compute::quant::Format;
 use model::adapter::peft::folder::AdapterFolder;
 use model::memory::Allocator;
-use model::{Activations, Adapter, Extent, Layout, Purpose};
+use model::{Activations, Adapter, Decoder, Extent, Layout, Purpose};
 
 use crate::cli;
 use crate::error::user;
@@ -25,6 +26,8 @@ pub(super) struct System {
     pub(super) name: String,
     /// None: the base.
     pub(super) adapter: Option<Adapter>,
+    /// Whether it is the base as its files hold it, though the others' base is quantized on loading.
+    unquantized: bool,
 }
 
 impl System {
@@ -57,6 +60,16 @@ impl Systems {
         let Subject { base, adapter, .. } = subject;
         setup::check_model(settings, &base.config)?;
         let mut all = Vec::new();
+        let mut title = base.title();
+        if args.unquantized {
+            if settings.run.quantization.is_none() {
+                let message = "--unquantized puts the base as its files hold it beside one that is quantized on loading, \
+                               and nothing quantizes it here: add --set quantization=nf4, or another type";
+                return Err(user(message));
+            }
+            all.push(System { name: title.clone(), adapter: None, unquantized: true });
+            title = format!("{title} in {}", settings.run.value("quantization"));
+        }
         let changes_base = base.changed_by.is_some();
         if changes_base && args.adapter.len() > 1 {
             let first = &args.adapter[0];
@@ -64,7 +77,7 @@ impl Systems {
             return Err(user(format!("{first} {message}; evaluate it by itself")));
         }
         if first.is_none() || !(args.no_base || changes_base) {
-            all.push(System { name: base.title(), adapter: None });
+            all.push(System { name: title, adapter: None, unquantized: false });
         } else if !args.no_base {
             eprintln!(
                 "note: the adapter has weights of the base itself in its file, so the base is left out"
@@ -73,15 +86,16 @@ impl Systems {
         let others = args.adapter.iter().skip(1).map(|name| other(name, &base, device));
         let adapters = adapter.into_iter().map(Ok).chain(others);
         for (name, adapter) in args.adapter.iter().zip(adapters) {
-            all.push(System { name: called(name), adapter: Some(adapter?) });
+            all.push(System { name: called(name), adapter: Some(adapter?), unquantized: false });
         }
         distinguish(&mut all, &args.adapter);
         Ok(Systems { base, all })
     }
 
-    /// What is needed to hold the base, in the way that settings ask for.
+    /// What is needed to hold the base, in the largest of the ways that are asked for.
     pub(super) fn inference(&self, settings: &Settings, threads: usize) -> Inference<'_> {
         let (precision, quantization) = held(settings);
+        let quantization = quantization.filter(|_| !self.has_unquantized());
         Inference {
             config: &self.base.config,
             stored: self.base.stored.as_ref(),
@@ -89,6 +103,19 @@ impl Systems {
             quantization,
             threads,
         }
+    }
+
+    fn has_unquantized(&self) -> bool {
+        self.all.iter().any(|system| system.unquantized)
+    }
+
+    /// What needs less, with what is to be typed for it.
+    pub(super) fn smaller<'a>(&self, inference: Inference<'a>) -> Vec<(String, Inference<'a>)> {
+        let quantization = match self.has_unquantized() {
+            true => "no --unquantized",
+            false => "--set quantization=nf4",
+        };
+        inference.smaller(quantization, "--set precision=bf16")
     }
 
     /// The sizes of a pass over examples of which the longest has so many tokens, if it fits into the memory;
@@ -119,16 +146,44 @@ impl Systems {
             let half = longest / 2;
             let shorter = (longest > 2 * SHORTEST)
                 .then(|| (format!("--set data.max_length={half}"), need(inference, half)));
-            let smaller = inference.smaller("--set quantization=nf4", "--set precision=bf16");
-            let smaller = smaller.into_iter().map(|(words, other)| (words, need(other, longest)));
+            let smaller =
+                self.smaller(inference).into_iter().map(|(words, other)| (words, need(other, longest)));
             shorter.into_iter().chain(smaller).collect()
         })?;
         Ok(extent(longest, inference.precision))
     }
 }
 
+/// The base in memory, in one way at a time.
+pub(super) struct Holder<'a> {
+    base: &'a Base,
+    device: &'a Device,
+    precision: Precision,
+    quantization: Option<Format>,
+    /// How it is held now.
+    now: Option<(Option<Format>, Arc<Decoder>)>,
+}
+
+impl<'a> Holder<'a> {
+    pub(super) fn new(base: &'a Base, settings: &Settings, device: &'a Device) -> Self {
+        let (precision, quantization) = held(settings);
+        Holder { base, device, precision, quantization, now: None }
+    }
+
+    /// The base as a system has it. It is loaded if it is not held so, in place of what is held.
+    pub(super) fn decoder(&mut self, system: &System) -> anyhow::Result<Arc<Decoder>> {
+        let wanted = self.quantization.filter(|_| !system.unquantized);
+        if self.now.as_ref().is_none_or(|(quantization, _)| *quantization != wanted) {
+            self.now = None;
+            let decoder = self.base.load(self.device, self.precision, wanted)?;
+            self.now = Some((wanted, Arc::new(decoder)));
+        }
+        Ok(Arc::clone(&self.now.as_ref().expect("just loaded").1))
+    }
+}
+
 /// How the base is held.
-pub(super) fn held(settings: &Settings) -> (Precision, Option<Format>) {
+fn held(settings: &Settings) -> (Precision, Option<Format>) {
     (settings.run.precision.engine(), setup::quantization(&settings.run))
 }
 
