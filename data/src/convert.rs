@@ -4,11 +4,13 @@
 //! learnt; two texts, a text and token ids stay what they are. What else a record has (`id`, `source` ...) is
 //! not taken over. A record that is marked as not to be learnt is left out.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value as Json, json};
 
 use crate::dataset::FileReport;
 use crate::error::named_enum;
-use crate::format::{self, Chat, Item, Learnt, Opened};
+use crate::format::{self, Chat, Item, Learnt, Oasst, Opened};
 use crate::source::{files, shown};
 use crate::{DataError, Format, IGNORE, Source, SourceSpec, json};
 
@@ -32,6 +34,8 @@ pub struct Converted {
     pub records: usize,
     /// Records that were left out because they are marked as not to be learnt.
     pub left_out: usize,
+    /// What else was left out, by the reason.
+    pub unfit: BTreeMap<&'static str, usize>,
 }
 
 /// Reads the sources record by record and hands each to `write` as a line of JSON without its end.
@@ -41,13 +45,15 @@ pub struct Converted {
 pub fn convert<E: From<DataError>>(
     sources: &[SourceSpec],
     format: Format,
+    oasst: &Oasst,
     to: Target,
     mut write: impl FnMut(&str) -> Result<(), E>,
 ) -> Result<Converted, E> {
     let mut converted = Converted::default();
     for source in sources {
         for path in files(&source.path)? {
-            let Opened { records, format, found } = format::open(&path, source.format.unwrap_or(format))?;
+            let Opened { records, format, found, left_out } =
+                format::open(&path, source.format.unwrap_or(format), oasst)?;
             let mut count = 0;
             for record in records {
                 let record = record?;
@@ -59,6 +65,9 @@ pub fn convert<E: From<DataError>>(
                         converted.records += 1;
                     }
                 }
+            }
+            for (why, count) in left_out.lock().expect("nobody panics with it").iter() {
+                *converted.unfit.entry(why).or_default() += count;
             }
             converted.files.push(FileReport { path: shown(&path), format, found, records: count });
         }

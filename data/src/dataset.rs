@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::error::named_enum;
-use crate::format::{self, Opened};
+use crate::format::{self, Oasst, Opened};
 use crate::label::{Ending, Labelled, Labeller};
 use crate::oddity::Oddity;
 use crate::order::{OrderSpec, Row, Shuffle, epoch_rows};
@@ -40,6 +40,8 @@ pub struct DataSpec {
     pub sources: Vec<SourceSpec>,
     /// The format of sources that name none themselves.
     pub format: Format,
+    /// What is taken out of trees of messages.
+    pub oasst: Oasst,
     /// Which tokens carry loss.
     pub train_on: TrainOn,
     /// A built-in template's name or a file; `None`: the tokenizer's own.
@@ -61,6 +63,7 @@ impl DataSpec {
         DataSpec {
             sources,
             format: Format::Auto,
+            oasst: Oasst::default(),
             train_on: TrainOn::Assistant,
             chat_template: None,
             max_length: 2048,
@@ -99,6 +102,8 @@ pub struct Report {
     pub split: usize,
     /// Examples left out because none of their tokens carries loss.
     pub without_trained_token: usize,
+    /// What of the files was no example to begin with, by the reason.
+    pub left_out: BTreeMap<&'static str, usize>,
     /// Examples that begin with two beginning-of-text tokens.
     pub double_bos: usize,
     /// Examples with a trained part that does not end in an end token, so that the model does not learn to
@@ -201,6 +206,7 @@ impl Report {
         let counted = counted.into_iter().filter(|(count, _)| *count > 0);
         let mut warnings: Vec<String> =
             counted.map(|(count, what)| format!("{what}: {}.", examples(count))).collect();
+        warnings.extend(self.left_out.iter().map(|(what, count)| format!("Left out, {what}: {count}.")));
         for (token, count) in &self.other_end {
             warnings.push(format!(
                 "Ending in {token}, at which this model does not stop by itself (make it an eos_token_id in \
@@ -307,7 +313,9 @@ impl Dataset {
         if records == 0 {
             let paths: Vec<String> =
                 report.files.iter().map(|file| file.path.display().to_string()).collect();
-            return format!("there is no example in {}", paths.join(", "));
+            let left_out: Vec<String> =
+                report.left_out.iter().map(|(what, count)| format!("; {what}: {count}")).collect();
+            return format!("there is no example in {}{}", paths.join(", "), left_out.concat());
         }
         format!(
             "of {records} records {} have no token that carries loss (data.train_on = {}, {} cut off) and {} are longer than \
@@ -426,8 +434,8 @@ enum Fate {
 
 impl Loading<'_> {
     fn file(&mut self, path: &Path, source: &SourceSpec) -> Result<(), DataError> {
-        let Opened { mut records, format, found } =
-            format::open(path, source.format.unwrap_or(self.spec.format))?;
+        let Opened { mut records, format, found, left_out } =
+            format::open(path, source.format.unwrap_or(self.spec.format), &self.spec.oasst)?;
         let mut count = 0;
         loop {
             let chunk: Vec<RawRecord> = records.by_ref().take(CHUNK).collect::<Result<_, _>>()?;
@@ -446,6 +454,9 @@ impl Loading<'_> {
                     Err(error) => return Err(error),
                 }
             }
+        }
+        for (why, count) in left_out.lock().expect("nobody panics with it").iter() {
+            *self.dataset.report.left_out.entry(why).or_default() += count;
         }
         self.dataset.report.files.push(FileReport { path: shown(path), format, found, records: count });
         Ok(())

@@ -3,6 +3,7 @@
 
 mod found;
 mod marks;
+mod oasst;
 mod question;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,8 @@ use serde_json::{Map, Value as Json};
 
 pub(crate) use found::{Opened, open};
 pub use marks::{Learnt, Mark};
-pub use question::{Asked, Question};
+pub use oasst::{Oasst, Paths};
+pub use question::{Asked, Question, Questions};
 
 use crate::error::{did_you_mean, named_enum, nearest};
 use crate::json;
@@ -36,6 +38,8 @@ pub enum Format {
     Completion,
     /// `{"text"}`.
     Text,
+    /// OpenAssistant's trees of messages, a tree or a message a record; or `{"text": "### Human: ..."}`.
+    Oasst,
     /// `{"prompt", "chosen", "rejected"}`: recognised, not yet trained on.
     Preference,
     /// `{"input_ids", "labels"}`.
@@ -51,6 +55,7 @@ named_enum!(
     Alpaca = "alpaca",
     Completion = "completion",
     Text = "text",
+    Oasst = "oasst",
     Preference = "preference",
     Tokenized = "tokenized",
 );
@@ -110,6 +115,8 @@ pub fn detect(record: &Map<String, Json>, at: &Source) -> Result<Format, DataErr
     let has_one_of = |keys: &[&str]| keys.iter().any(|key| has(key));
     if has("input_ids") {
         Ok(Format::Tokenized)
+    } else if oasst::is_of_tree(record) {
+        Ok(Format::Oasst)
     } else if has("chosen") && has("rejected") {
         Ok(Format::Preference)
     } else if has("messages") {
@@ -147,7 +154,7 @@ fn unknown_keys(record: &Map<String, Json>) -> String {
     format!(
         "no known format has only the keys [{}].{hint} Known are messages (messages), sharegpt (conversations), alpaca \
          (instruction, output; also question, query, prompt or input, and response or answer), completion (prompt, completion), text \
-         (text) and tokenized (input_ids, labels); rename the keys or columns",
+         (text), oasst (message_tree_id, prompt; or message_id, parent_id, role) and tokenized (input_ids, labels); rename the keys or columns",
         found.join(", ")
     )
 }
@@ -162,7 +169,8 @@ impl Format {
         }
         match self {
             Format::Auto => panic!("the format is found before records are understood"),
-            Format::Messages => fields.messages(),
+            // What is read of a tree is a conversation.
+            Format::Messages | Format::Oasst => fields.messages(),
             Format::Sharegpt => fields.sharegpt(),
             Format::Alpaca => fields.alpaca(),
             Format::Completion => fields.completion(),

@@ -30,7 +30,7 @@ mod until;
 pub use dataset::{DataSpec, Dataset, OnOverflow, Report};
 pub use error::{DataError, UnknownName};
 pub use example::{Example, IGNORE, Source};
-pub use format::{Asked, Chat, Format, Question};
+pub use format::{Asked, Chat, Format, Oasst, Paths, Question, Questions};
 pub use label::TrainOn;
 pub use order::{OrderSpec, Row};
 pub use source::{SourceSpec, Sources};

@@ -3,6 +3,7 @@
 //! Random numbers come from a counter hashed with the seed, the purpose and the epoch, so an epoch's order
 //! depends on nothing that ran before it and a resumed run finds it again.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 /// Examples (by index) that stand in one row, in order.
@@ -11,6 +12,11 @@ pub type Row = Vec<usize>;
 /// Examples that are packed together: few enough that a row's neighbours stay random, many enough that rows
 /// fill.
 const WINDOW: usize = 8192;
+
+/// Of steps whose rows are of similar length: those that are drawn together and sorted, at most.
+const STEPS_TOGETHER: usize = 50;
+/// So many such draws an epoch has at least, as far as there are steps.
+const FEWEST_DRAWS: usize = 4;
 
 /// How an epoch is ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +29,8 @@ pub struct OrderSpec {
     pub shuffle: bool,
     /// Whether rows are filled with several examples; else each is a row of its own.
     pub packing: bool,
+    /// The rows of an optimizer step, if those of a step are to be of similar length; not with `packing`.
+    pub group: Option<usize>,
     /// The tokens that fit into a row.
     pub max_length: usize,
 }
@@ -33,10 +41,22 @@ pub struct OrderSpec {
 /// Packing is best-fit decreasing within windows of the (shuffled) order, then the rows are shuffled, so that
 /// long examples do not gather at a window's beginning. Without `shuffle` rows are in the order of their
 /// first example.
+///
+/// Grouping is that of transformers' `LengthGroupedSampler`: up to fifty steps' rows are drawn at random, and
+/// the longest of them come first. That the longest row of all comes first in the epoch, so that memory which
+/// does not suffice is found out early, is left out: the plan knows it before.
+///
+/// # Panics
+/// If rows are both packed and grouped.
 pub fn epoch_rows(lengths: &[usize], spec: &OrderSpec) -> Vec<Row> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     if spec.shuffle {
         Shuffle::new(spec.seed, "examples", spec.epoch).shuffle(&mut order);
+    }
+    if let Some(step) = spec.group {
+        assert!(!spec.packing, "rows of {} tokens have nothing to be grouped by", spec.max_length);
+        let steps = (order.len() / (step * FEWEST_DRAWS)).clamp(1, STEPS_TOGETHER);
+        order.chunks_mut(steps * step).for_each(|drawn| drawn.sort_by_key(|&i| Reverse(lengths[i])));
     }
     if !spec.packing {
         return order.into_iter().map(|i| vec![i]).collect();
@@ -55,7 +75,7 @@ pub fn epoch_rows(lengths: &[usize], spec: &OrderSpec) -> Vec<Row> {
 /// Best-fit decreasing: the longest example first, each into the fullest row that still has room for it.
 fn pack(window: &[usize], lengths: &[usize], max_length: usize) -> Vec<Row> {
     let mut longest_first = window.to_vec();
-    longest_first.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
+    longest_first.sort_by_key(|&i| Reverse(lengths[i]));
     let mut rows: Vec<Row> = Vec::new();
     let mut room: BTreeSet<(usize, usize)> = BTreeSet::new();
     for i in longest_first {

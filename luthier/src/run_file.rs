@@ -83,6 +83,11 @@ pub(crate) struct DataSection {
     pub(crate) eval_fraction: Option<f64>,
     /// How the files hold examples; auto: found by looking at the first ones.
     pub(crate) format: Format,
+    /// Of format oasst: one conversation a tree, which takes the reply that was ranked first at each level
+    /// (best), or every one (all).
+    pub(crate) oasst_paths: OasstPaths,
+    /// Of format oasst: the languages of the trees that are taken, such as [en, de]; none named: all.
+    pub(crate) oasst_languages: Vec<String>,
     /// Which tokens carry loss: all turns of the assistant, the last one (a completion), or all tokens.
     pub(crate) train_on: TrainOn,
     /// How a conversation becomes text: a built-in name such as chatml, or a file; null: the tokenizer's own
@@ -96,6 +101,8 @@ pub(crate) struct DataSection {
     pub(crate) on_overflow: OnOverflow,
     /// Fills rows of max_length with several examples; attention never crosses an example's border.
     pub(crate) packing: bool,
+    /// Without packing: gives a step examples of similar length, as group_by_length of transformers.
+    pub(crate) group_by_length: bool,
     /// Visits the examples in another order in every epoch.
     pub(crate) shuffle: bool,
 }
@@ -107,11 +114,14 @@ impl Default for DataSection {
             eval: None,
             eval_fraction: None,
             format: Format::Auto,
+            oasst_paths: OasstPaths::Best,
+            oasst_languages: Vec::new(),
             train_on: TrainOn::Assistant,
             chat_template: None,
             max_length: None,
             on_overflow: OnOverflow::Truncate,
             packing: true,
+            group_by_length: false,
             shuffle: true,
         }
     }
@@ -381,10 +391,22 @@ pub(crate) enum Format {
     Completion,
     /// {"text"}, or a text file.
     Text,
+    /// Trees of messages as OpenAssistant exports them, or {"text": "### Human: ...### Assistant: ..."}
+    Oasst,
     #[schemars(skip)] // not supported yet
     Preference,
     /// {"input_ids", "labels"}
     Tokenized,
+}
+
+/// Which conversations a tree of messages gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OasstPaths {
+    /// At each level the reply that was ranked first.
+    Best,
+    /// One for each answer that no later answer follows.
+    All,
 }
 
 /// Which tokens carry loss.

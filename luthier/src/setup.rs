@@ -13,7 +13,7 @@ use anyhow::Context;
 use compute::Precision;
 use compute::quant::Format;
 use compute::quant::blocks::GROUP;
-use data::{DataSpec, Dataset, OrderSpec, SourceSpec, Tokenizer};
+use data::{DataSpec, Dataset, Oasst, OrderSpec, Paths, SourceSpec, Tokenizer};
 use model::adapter::peft::folder::AdapterFolder;
 use model::adapter::peft::targets;
 use model::adapter::peft::{PeftConfig, Pooling, QaLora, Selection};
@@ -30,7 +30,7 @@ pub(crate) use together::{Beside, Company, budget, company_of, data_of, leaves_b
 use crate::cli;
 use crate::error::user;
 use crate::hub;
-use crate::run_file::{self, AdapterSection, Method, Pattern, RunFile, Source, TargetModules};
+use crate::run_file::{self, AdapterSection, DataSection, Method, Pattern, RunFile, Source, TargetModules};
 
 impl run_file::Precision {
     /// As the engine calls it.
@@ -75,6 +75,7 @@ fn data_spec(
     let specs = source_specs(sources)?;
     Ok(DataSpec {
         format: format(section.format),
+        oasst: oasst(section),
         train_on: match section.train_on {
             run_file::TrainOn::Assistant => data::TrainOn::Assistant,
             run_file::TrainOn::Completion => data::TrainOn::Completion,
@@ -118,9 +119,19 @@ pub(crate) fn format(format: run_file::Format) -> data::Format {
         run_file::Format::Alpaca => data::Format::Alpaca,
         run_file::Format::Completion => data::Format::Completion,
         run_file::Format::Text => data::Format::Text,
+        run_file::Format::Oasst => data::Format::Oasst,
         run_file::Format::Preference => data::Format::Preference,
         run_file::Format::Tokenized => data::Format::Tokenized,
     }
+}
+
+/// What is taken out of trees of messages, as the data room calls it.
+pub(crate) fn oasst(section: &DataSection) -> Oasst {
+    let paths = match section.oasst_paths {
+        run_file::OasstPaths::Best => Paths::Best,
+        run_file::OasstPaths::All => Paths::All,
+    };
+    Oasst { paths, languages: section.oasst_languages.clone() }
 }
 
 /// The training examples and the held-out ones, if any are named.
@@ -183,6 +194,7 @@ pub(crate) fn order(run: &RunFile) -> OrderSpec {
         epoch: 0,
         shuffle: data.shuffle,
         packing: data.packing,
+        group: data.group_by_length.then(|| batch_size(run)),
         max_length: max_length(run, None),
     }
 }

@@ -149,6 +149,11 @@ pub(crate) fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// A p-value in three digits.
+pub(crate) fn p_value(p: f64) -> String {
+    if p < 0.001 { "< 0.001".to_owned() } else { format!("{p:.3}") }
+}
+
 /// How many times as large `all` is as `some`, for people.
 pub(crate) fn times(all: f64, some: f64) -> String {
     let times = all / some;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::oasst::{Conversations, LeftOut, Oasst};
 use super::{Format, detect};
 use crate::source::{RawContent, RawRecord, Records, records};
 use crate::{DataError, Source};
@@ -16,17 +17,23 @@ pub(crate) struct Opened {
     pub(crate) format: Format,
     /// Whether the format was found by looking rather than named.
     pub(crate) found: bool,
+    /// What of the file is no record, known when all records were read.
+    pub(crate) left_out: LeftOut,
 }
 
-/// Opens a file whose records have the named format, or one that is found.
-pub(crate) fn open(path: &Path, named: Format) -> Result<Opened, DataError> {
+/// Opens a file whose records have the named format, or one that is found. `oasst`: what is taken out of trees.
+pub(crate) fn open(path: &Path, named: Format, oasst: &Oasst) -> Result<Opened, DataError> {
     let mut records = records(path)?;
     let first: Vec<RawRecord> = records.by_ref().take(LOOKED_AT).collect::<Result<_, _>>()?;
     let found = named == Format::Auto;
     let format = if found { find(&first)? } else { named };
     check_document(path, &first, format)?;
-    let records = Box::new(first.into_iter().map(Ok).chain(records));
-    Ok(Opened { records, format, found })
+    let (mut records, left_out): (Records, _) =
+        (Box::new(first.into_iter().map(Ok).chain(records)), LeftOut::default());
+    if format == Format::Oasst {
+        records = Box::new(Conversations::new(records, oasst.clone(), left_out.clone()));
+    }
+    Ok(Opened { records, format, found, left_out })
 }
 
 /// The one format of the records that were looked at.

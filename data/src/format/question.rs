@@ -1,8 +1,13 @@
 //! A record as a question: what a model is to answer, and the answer that the record gives.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use serde_json::{Map, Value as Json};
 
+use super::oasst::{Conversations, LeftOut, Oasst, is_of_tree};
 use super::{Chat, Fields, Format, INSTRUCTION, Item, OUTPUT, detect};
+use crate::source::{RawRecord, Records, records};
 use crate::{DataError, Source};
 
 /// What a model is asked, and what the record says to it.
@@ -22,6 +27,43 @@ pub enum Asked {
     Chat(Chat),
     /// A text to be continued.
     Text(String),
+}
+
+/// The records of a file as questions.
+#[derive(Debug)]
+pub struct Questions {
+    /// The questions with their places.
+    pub questions: Vec<(Source, Question)>,
+    /// What of the file was no question to begin with, by the reason.
+    pub left_out: BTreeMap<&'static str, usize>,
+}
+
+impl Questions {
+    /// Reads a file. Of a tree of messages the last question on the way of the best replies is asked.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, or a record is no question.
+    pub fn read(path: &Path) -> Result<Self, DataError> {
+        let mut rest = records(path)?;
+        let first = rest.next().transpose()?;
+        let is_tree = match &first {
+            Some(record) => is_of_tree(&record.parse()?),
+            None => false,
+        };
+        let mut records: Records = Box::new(first.map(Ok).into_iter().chain(rest));
+        let left_out = LeftOut::default();
+        if is_tree {
+            records = Box::new(Conversations::new(records, Oasst::default(), left_out.clone()));
+        }
+        let question = |record: Result<RawRecord, DataError>| {
+            let record = record?;
+            let question = Question::of(record.parse()?, &record.at)?;
+            Ok((record.at, question))
+        };
+        let questions = records.map(question).collect::<Result<_, DataError>>()?;
+        let left_out = std::mem::take(&mut *left_out.lock().expect("nobody panics with it"));
+        Ok(Questions { questions, left_out })
+    }
 }
 
 impl Question {

@@ -23,6 +23,7 @@ templates![
     "gemma",
     "glm-4",
     "granite",
+    "guanaco",
     "llama-2",
     "llama-3",
     "llama-3.1",

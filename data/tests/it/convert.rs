@@ -1,17 +1,23 @@
 //! `convert`: what is written means what was read.
 
 use data::convert::{Converted, Target, convert};
-use data::{DataError, DataSpec, Dataset, Example, Format, SourceSpec};
+use data::{DataError, DataSpec, Dataset, Example, Format, Oasst, SourceSpec};
 use serde_json::{Value, json};
 
 use crate::support::{Files, fixture, tokenizer};
 
 fn converted(path: std::path::PathBuf, to: Target) -> Result<(Vec<String>, Converted), DataError> {
     let mut lines = Vec::new();
-    let told = convert(&[SourceSpec::new(path)], Format::Auto, to, |line| -> Result<(), DataError> {
-        lines.push(line.to_string());
-        Ok(())
-    })?;
+    let told = convert(
+        &[SourceSpec::new(path)],
+        Format::Auto,
+        &Oasst::default(),
+        to,
+        |line| -> Result<(), DataError> {
+            lines.push(line.to_string());
+            Ok(())
+        },
+    )?;
     Ok((lines, told))
 }
 

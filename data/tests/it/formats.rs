@@ -239,7 +239,8 @@ fn weights_repeat_and_thin_out_examples_evenly_over_epochs() {
     let dataset = Dataset::load(&spec, &tokenizer()).unwrap();
     let mut visits = vec![0; 50];
     for epoch in 0..4 {
-        let order = data::OrderSpec { seed: 7, epoch, shuffle: true, packing: true, max_length: 64 };
+        let order =
+            data::OrderSpec { seed: 7, epoch, shuffle: true, packing: true, group: None, max_length: 64 };
         let rows = dataset.rows(&order);
         assert_eq!(rows, dataset.rows(&order));
         rows.into_iter().flatten().for_each(|i| visits[i] += 1);

@@ -92,7 +92,7 @@ fn a_closing_token_after_the_last_turn_does_not_hide_the_earlier_ones() {
 fn a_template_that_drops_earlier_thoughts_is_refused_by_name() {
     let qwen3 = std::fs::read_to_string(crate::support::fixture("templates/qwen3.jinja")).unwrap();
     let error = under_template(&qwen3, CHAT, TrainOn::Assistant).unwrap_err();
-    insta::assert_snapshot!(error.split_once(": ").unwrap().1, @"chat template t.jinja: it writes a turn differently once another follows (it may drop thoughts, for instance), so the assistant's tokens cannot be told apart; use a template with {% generation %} blocks (data.chat_template: a file, or one of alpaca, chatml, deepseek-r1, gemma, glm-4, granite, llama-2, llama-3, llama-3.1, mistral, mistral-v3, olmo-2, phi-3, phi-4, phi-4-mini, qwen2.5, qwen3, vicuna, zephyr), or set data.train_on: completion or all");
+    insta::assert_snapshot!(error.split_once(": ").unwrap().1, @"chat template t.jinja: it writes a turn differently once another follows (it may drop thoughts, for instance), so the assistant's tokens cannot be told apart; use a template with {% generation %} blocks (data.chat_template: a file, or one of alpaca, chatml, deepseek-r1, gemma, glm-4, granite, guanaco, llama-2, llama-3, llama-3.1, mistral, mistral-v3, olmo-2, phi-3, phi-4, phi-4-mini, qwen2.5, qwen3, vicuna, zephyr), or set data.train_on: completion or all");
     let last = under_template(&qwen3, CHAT, TrainOn::Completion).unwrap();
     assert!(last.contains("[<think>⏎\n⏎\n</think>⏎\n⏎\nBo.<|im_end|>"), "{last}");
 }

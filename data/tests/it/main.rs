@@ -9,6 +9,7 @@ mod gguf;
 mod labels;
 mod malformed;
 mod marks;
+mod oasst;
 mod order;
 mod parquet;
 mod support;

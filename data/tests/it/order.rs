@@ -4,14 +4,15 @@ use data::OrderSpec;
 use data::order::{Shuffle, epoch_rows, fill};
 use proptest::prelude::*;
 
-const SPEC: OrderSpec = OrderSpec { seed: 42, epoch: 0, shuffle: true, packing: true, max_length: 512 };
+const SPEC: OrderSpec =
+    OrderSpec { seed: 42, epoch: 0, shuffle: true, packing: true, group: None, max_length: 512 };
 
 proptest! {
     #[test]
     fn packing_loses_and_repeats_nothing_and_no_row_overflows(
         lengths in prop::collection::vec(1usize..=64, 0..300), seed: u64, epoch in 0u64..9, shuffle: bool, packing: bool,
     ) {
-        let spec = OrderSpec { seed, epoch, shuffle, packing, max_length: 64 };
+        let spec = OrderSpec { seed, epoch, shuffle, packing, group: None, max_length: 64 };
         let rows = epoch_rows(&lengths, &spec);
         let mut seen: Vec<usize> = rows.iter().flatten().copied().collect();
         seen.sort_unstable();
@@ -23,6 +24,55 @@ proptest! {
         }
         prop_assert_eq!(&rows, &epoch_rows(&lengths, &spec));
     }
+}
+
+proptest! {
+    #[test]
+    fn grouping_loses_and_repeats_nothing_and_sorts_what_is_drawn_together(
+        lengths in prop::collection::vec(1usize..=64, 0..600), seed: u64, epoch in 0u64..9, step in 1usize..20,
+    ) {
+        let spec = OrderSpec { seed, epoch, group: Some(step), ..GROUPED };
+        let rows = epoch_rows(&lengths, &spec);
+        let mut seen: Vec<usize> = rows.iter().flatten().copied().collect();
+        seen.sort_unstable();
+        prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
+        prop_assert!(rows.iter().all(|row| row.len() == 1));
+        prop_assert_eq!(&rows, &epoch_rows(&lengths, &spec));
+        // As many steps are drawn together as transformers' mega-batches have.
+        let together = step * (lengths.len() / (step * 4)).clamp(1, 50);
+        for drawn in rows.chunks(together) {
+            prop_assert!(drawn.is_sorted_by_key(|row| std::cmp::Reverse(lengths[row[0]])));
+        }
+    }
+}
+
+const GROUPED: OrderSpec = OrderSpec { packing: false, group: Some(16), ..SPEC };
+
+/// What rows of so many lengths would be padded with, as a share of all, if each step were a rectangle.
+fn padding(lengths: &[usize], spec: &OrderSpec) -> f64 {
+    let rows = epoch_rows(lengths, spec);
+    let step = |step: &[Vec<usize>]| {
+        let longest = step.iter().map(|row| lengths[row[0]]).max().unwrap_or(0);
+        longest * step.len()
+    };
+    let padded: usize = rows.chunks(16).map(step).sum();
+    1.0 - lengths.iter().sum::<usize>() as f64 / padded as f64
+}
+
+#[test]
+fn a_step_has_examples_of_similar_length() {
+    let lengths = lengths(20_000);
+    let (apart, grouped) =
+        (padding(&lengths, &OrderSpec { group: None, ..GROUPED }), padding(&lengths, &GROUPED));
+    assert!(apart > 0.6 && grouped < 0.1, "{apart} {grouped}");
+}
+
+#[test]
+fn groups_differ_by_epoch_and_seed() {
+    let lengths = lengths(2000);
+    let first = epoch_rows(&lengths, &GROUPED);
+    assert_ne!(first, epoch_rows(&lengths, &OrderSpec { epoch: 1, ..GROUPED }));
+    assert_ne!(first, epoch_rows(&lengths, &OrderSpec { seed: 43, ..GROUPED }));
 }
 
 /// Lengths as chats have them: many short, few long.

@@ -64,7 +64,7 @@ fn a_marker_that_is_no_token_is_told_with_the_templates_that_fit() {
                   tokens of plain text, so that the model does not stop by itself ";
     let found = &warnings(&[], "chatml")[0];
     let templates =
-        "(built-in templates that end a turn with a token that it has: alpaca, vicuna): 1 example.";
+        "(built-in templates that end a turn with a token that it has: alpaca, guanaco, vicuna): 1 example.";
     assert_eq!(*found, format!("{begins}{templates}"));
     let found = &warnings(&["<start_of_turn>", "<end_of_turn>"], "chatml")[0];
     let templates = "(built-in templates that end a turn with a token that it has: gemma): 1 example.";

@@ -24,15 +24,16 @@ pub(super) fn run(args: cli::Convert, _global: &Global) -> anyhow::Result<ExitCo
         let message = "is required: a file of examples, by --data or in the run file";
         return Err(settings.refuse("data.train", message));
     }
-    let format = setup::format(data.format);
+    let (format, oasst) = (setup::format(data.format), setup::oasst(data));
     let converted = if args.output.as_os_str() == "-" {
         let mut out = BufWriter::new(io::stdout().lock());
-        let converted = convert(&sources, format, args.to, |line| write_line(&mut out, line, "stdout"))?;
+        let converted =
+            convert(&sources, format, &oasst, args.to, |line| write_line(&mut out, line, "stdout"))?;
         out.flush().map_err(|error| failed(error, "stdout"))?;
         converted
     } else {
         to_file(&args.output, |out, name| {
-            convert(&sources, format, args.to, |line| write_line(out, line, name))
+            convert(&sources, format, &oasst, args.to, |line| write_line(out, line, name))
         })?
     };
     summarize(&converted);
@@ -95,5 +96,8 @@ fn summarize(converted: &Converted) {
         0 => String::new(),
         count => format!("; {count} left out, being marked as not to be learnt"),
     };
+    for (what, count) in &converted.unfit {
+        eprintln!("left out, {what}: {count}");
+    }
     eprintln!("{} records written{left_out}", converted.records);
 }

@@ -10,6 +10,7 @@ mod narrator;
 mod page;
 mod pool;
 mod results;
+mod seeds;
 
 use std::fs;
 use std::process::ExitCode;
@@ -39,7 +40,8 @@ pub(super) fn run(args: cli::Sweep, global: &Global) -> anyhow::Result<ExitCode>
     if stop.load(Ordering::Relaxed) {
         field.interrupt();
     }
-    let results = Results::of(&output, &field.contenders)?;
+    let over_seeds = if stop.load(Ordering::Relaxed) { Vec::new() } else { seeds::compare(&mut field)? };
+    let results = Results::of(&output, &field.contenders, over_seeds)?;
     results.write()?;
     match args.json {
         true => terminal::print_json(&results)?,

@@ -6,8 +6,8 @@ use model::adapter::peft::{ALPHA, DROPOUT, MAX_GROUP, MAX_RANK};
 use model::arena::SMALLEST;
 
 use super::{
-    AdapterSection, Checkpointing, DataSection, Format, Init, Method, MicroBatch, OptimizerSection, Settings,
-    TargetModules, TrainData, TrainingSection,
+    AdapterSection, Checkpointing, DataSection, Format, Init, Method, MicroBatch, OasstPaths,
+    OptimizerSection, Settings, TargetModules, TrainData, TrainingSection,
 };
 
 /// What the settings are for, which says which keys they cannot do without.
@@ -99,6 +99,24 @@ impl Settings {
             data.eval.is_none() || data.eval_fraction.is_none(),
             "data.eval_fraction",
             "and `data.eval` exclude each other: give one of them",
+        )?;
+        let formats = data.sources().into_iter().filter_map(|source| source.format).chain([data.format]);
+        let has_trees = formats.into_iter().any(|format| matches!(format, Format::Auto | Format::Oasst));
+        for (key, is_set) in [
+            ("data.oasst_paths", data.oasst_paths != OasstPaths::Best),
+            ("data.oasst_languages", !data.oasst_languages.is_empty()),
+        ] {
+            self.require(has_trees || !is_set, key, "belongs to data.format: oasst, or auto")?;
+        }
+        self.require(
+            !data.group_by_length || !data.packing,
+            "data.group_by_length",
+            "sorts single examples by length, and packed rows are all of one: set data.packing: false, or leave it out",
+        )?;
+        self.require(
+            !data.group_by_length || data.shuffle,
+            "data.group_by_length",
+            "changes the order that `data.shuffle: false` keeps: leave one of them out",
         )?;
         let inside = |x: f64| x > 0.0 && x < 1.0;
         self.require(

@@ -14,11 +14,14 @@ data:
   eval: null
   eval_fraction: null
   format: auto
+  oasst_paths: best
+  oasst_languages: []
   train_on: assistant
   chat_template: null
   max_length: null
   on_overflow: truncate
   packing: true
+  group_by_length: false
   shuffle: true
 adapter:
   method: lora
@@ -82,11 +85,14 @@ data:
     - {path: b.txt, format: text, weight: 0.25}
   eval: 'e: f.jsonl'
   format: messages
+  oasst_paths: all
+  oasst_languages: [en]
   train_on: completion
   chat_template: no
   max_length: 512
   on_overflow: drop
   packing: no
+  group_by_length: true
   shuffle: false
 adapter:
   method: dora
@@ -336,6 +342,22 @@ fn settings_out_of_range_are_refused_by_name() {
     }
     let both = fault(&["data.eval=e.jsonl", "data.eval_fraction=0.1"]);
     assert!(both.contains("`data.eval_fraction` and `data.eval` exclude each other"), "{both}");
+    let packed = fault(&["data.group_by_length=true"]);
+    let expected = "--set data.group_by_length=true: `data.group_by_length` sorts single examples by length, and packed rows are \
+                    all of one: set data.packing: false, or leave it out";
+    assert_eq!(packed, expected);
+    let sorted = fault(&["data.packing=false", "data.shuffle=false", "data.group_by_length=true"]);
+    assert!(
+        sorted.contains("`data.group_by_length` changes the order that `data.shuffle: false` keeps"),
+        "{sorted}"
+    );
+    for set in ["data.oasst_paths=all", "data.oasst_languages=[en]"] {
+        let message = fault(&["data.format=messages", set]);
+        assert!(message.ends_with("belongs to data.format: oasst, or auto"), "{message}");
+        with(&["data.format=messages", "data.train=[{path: a, format: oasst}]", set])
+            .validate(Purpose::Other)
+            .unwrap();
+    }
     let full = fault(&["adapter.method=full", "adapter.init_from=a"]);
     assert!(full.contains("`adapter.init_from`"), "{full}");
     for settings in [

@@ -17,6 +17,7 @@ mod families;
 mod frozen;
 mod generate;
 mod gguf;
+mod guanaco;
 mod guide;
 mod hostile;
 mod import;

@@ -144,6 +144,12 @@ fn so_does_one_that_stops_early() {
     killed_again_and_again(&settings, 3);
 }
 
+#[test]
+fn so_does_one_whose_examples_are_grouped_by_length() {
+    let settings = ["data.packing=false", "data.group_by_length=true", "training.batch_size=4"];
+    killed_again_and_again(&settings, 4);
+}
+
 #[cfg(unix)]
 fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::succeed;
@@ -423,4 +423,61 @@ fn a_sweep_that_is_stopped_keeps_what_is_done_and_goes_on() {
         .map(|line| line["step"].as_u64().unwrap())
         .collect();
     assert_eq!(steps, (1..=800).collect::<Vec<_>>(), "each step stands once");
+}
+
+#[test]
+fn runs_that_differ_in_the_seed_are_taken_together_and_compared_on_the_same_examples() {
+    let folder = folder();
+    let path = folder.path();
+    sweep_file(
+        path,
+        "run: run.yaml\ngrid:\n  quantization: [null, nf4]\n  training.seed: [1, 2, 3]\noutput: sweep\n",
+    );
+    let (results, _) = sweep(path);
+    let groups = results["over_seeds"].as_array().unwrap();
+    assert_eq!(groups.len(), 2);
+    assert_eq!(
+        [&groups[0]["settings"], &groups[1]["settings"]],
+        [&json!({"quantization": null}), &json!({"quantization": "nf4"})]
+    );
+    for group in groups {
+        assert_eq!(group["seeds"], json!([1, 2, 3]));
+        // What was trained has the losses that training found in the end, to rounding.
+        for (seed, loss) in (1..).zip(group["by_seed"].as_array().unwrap()) {
+            let is_it = |run: &&Value| {
+                run["settings"]["training.seed"] == seed
+                    && run["settings"]["quantization"] == group["settings"]["quantization"]
+            };
+            let run = results["runs"].as_array().unwrap().iter().find(is_it).unwrap();
+            let (ours, theirs) = (loss.as_f64().unwrap(), run["eval_loss"].as_f64().unwrap());
+            assert!((ours - theirs).abs() < 1e-5, "{ours} {theirs}");
+        }
+        let losses: Vec<f64> =
+            group["by_seed"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
+        let mean = group["eval_loss"]["value"].as_f64().unwrap();
+        assert!((losses.iter().sum::<f64>() / 3.0 - mean).abs() < 1e-9);
+    }
+    let value = |group: &Value| group["eval_loss"]["value"].as_f64().unwrap();
+    let difference = &groups[1]["less_first"]["difference"];
+    assert!((difference["value"].as_f64().unwrap() - (value(&groups[1]) - value(&groups[0]))).abs() < 1e-9);
+    assert!(groups[0].get("less_first").is_none());
+    // The same command again trains nothing, and says the same.
+    let (told, _) = succeed(path, &["sweep", "sweep.yaml"]);
+    assert!(told.contains("over seeds") && told.contains("Less the first: than quantization=null"), "{told}");
+    assert!(!told.contains("a better one may lie beyond"), "a seed has no edge: {told}");
+    assert_eq!(sweep(path).0["over_seeds"], results["over_seeds"]);
+}
+
+#[test]
+fn runs_whose_held_out_examples_differ_by_the_seed_are_not_compared() {
+    let folder = folder();
+    let path = folder.path();
+    sweep_file(
+        path,
+        "run: {model: m, data: {train: d.jsonl, eval_fraction: 0.2, max_length: 32}, training: {max_steps: 2}}\n\
+         grid: {training.seed: [1, 2]}\noutput: sweep\n",
+    );
+    let (results, said) = sweep(path);
+    assert!(results.get("over_seeds").is_none());
+    assert!(said.contains("note: runs that differ in the seed are not compared"), "{said}");
 }

@@ -53,7 +53,7 @@ pub(crate) fn settings() -> Settings {
             memory: None,
         },
         schedule: Schedule { decay: Decay::Linear, warmup: Some(0.1) },
-        order: OrderSpec { seed: 42, epoch: 0, shuffle: false, packing: false, max_length: 64 },
+        order: OrderSpec { seed: 42, epoch: 0, shuffle: false, packing: false, group: None, max_length: 64 },
         epochs: 1,
         max_steps: None,
         batch_size: 4,

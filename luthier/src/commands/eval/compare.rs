@@ -5,7 +5,7 @@ use std::fmt;
 use eval::paired::{Bootstrap, Comparison, Estimate, Groups, Part};
 use serde::Serialize;
 
-use crate::terminal::Table;
+use crate::terminal::{Table, p_value};
 
 /// Numbers of items that are shown where systems differ.
 const SHOWN: usize = 12;
@@ -140,10 +140,6 @@ pub(super) fn table(kind: Kind, what: &str, differences: &[&Difference]) -> Tabl
         ]);
     }
     table
-}
-
-fn p_value(p: f64) -> String {
-    if p < 0.001 { "< 0.001".to_owned() } else { format!("{p:.3}") }
 }
 
 /// An interval in words.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use data::{Asked, ChatTemplate, Question, Tokenizer};
+use data::{Asked, ChatTemplate, Question, Questions, Tokenizer};
 use serde_json::{Map, Value};
 
 use crate::error::user;
@@ -61,10 +61,11 @@ pub(crate) fn files(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
 fn questions(files: &[PathBuf]) -> anyhow::Result<Vec<(String, Question)>> {
     let mut questions = Vec::new();
     for file in files {
-        for record in data::source::records(file)? {
-            let record = record?;
-            questions.push((record.at.to_string(), Question::of(record.parse()?, &record.at)?));
+        let Questions { questions: read, left_out } = Questions::read(file)?;
+        for (what, count) in left_out {
+            eprintln!("note: {}: left out, {what}: {count}", file.display());
         }
+        questions.extend(read.into_iter().map(|(at, question)| (at.to_string(), question)));
     }
     Ok(questions)
 }

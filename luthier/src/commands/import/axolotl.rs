@@ -276,6 +276,7 @@ fn data(t: &mut Translation<'_>) {
         Some(value) => t.put("data.packing", !is_off(value), &["sample_packing"]),
         None => t.default("data.packing", false),
     }
+    transformers::grouping(t);
     match t.text("excess_length_strategy") {
         Some("truncate") => t.put("data.on_overflow", "truncate", &["excess_length_strategy"]),
         Some("raise") => t.put("data.on_overflow", "error", &["excess_length_strategy"]),

@@ -189,6 +189,7 @@ fn data(t: &mut Translation<'_>) -> anyhow::Result<()> {
         }
         None => t.default("data.packing", pretraining),
     }
+    transformers::grouping(t);
     Ok(())
 }
 

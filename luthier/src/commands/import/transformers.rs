@@ -24,6 +24,7 @@ pub(super) const TRAINING_ARGUMENTS: &Table = &[
     ("per_device_train_batch_size per_gpu_train_batch_size gradient_accumulation_steps", Read),
     ("eval_strategy evaluation_strategy eval_steps do_eval save_strategy save_steps", Read),
     ("bf16 fp16", Read),
+    ("group_by_length train_sampling_strategy", Read),
     (
         "neftune_noise_alpha",
         Lost("noise on the embeddings is not there; adapter.dropout works against overfitting too"),
@@ -37,10 +38,6 @@ pub(super) const TRAINING_ARGUMENTS: &Table = &[
     (
         "resume_from_checkpoint",
         Lost("another program's checkpoint cannot be gone on from; adapter.init_from takes an adapter"),
-    ),
-    (
-        "group_by_length train_sampling_strategy",
-        Lost("examples are packed, so there is no padding that this would save; leave it out"),
     ),
     (
         "dataloader_drop_last",
@@ -274,6 +271,23 @@ pub(super) fn warmup(t: &mut Translation<'_>, schedule: &str, none: Option<f64>)
                 t.default("schedule.warmup", none);
             }
         }
+    }
+}
+
+/// Steps of examples of similar length, once it is known whether examples are packed.
+pub(super) fn grouping(t: &mut Translation<'_>) {
+    let key = match t.text("train_sampling_strategy") {
+        Some("group_by_length") => "train_sampling_strategy",
+        Some("sequential") => return t.put("data.shuffle", false, &["train_sampling_strategy"]),
+        _ if t.is_on("group_by_length") => "group_by_length",
+        _ => return,
+    };
+    match t.carried("data.packing") {
+        Some(Value::Bool(false)) => t.put("data.group_by_length", true, &[key]),
+        _ => t.lose(
+            key,
+            "packed rows are all of one length; with data.packing: false there is data.group_by_length",
+        ),
     }
 }
 

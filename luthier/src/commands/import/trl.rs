@@ -131,6 +131,7 @@ fn data(t: &mut Translation<'_>) {
         Some(packing) => t.put("data.packing", packing.clone(), &["packing"]),
         None => t.default("data.packing", false),
     }
+    transformers::grouping(t);
     if t.text("packing_strategy") == Some("wrapped") {
         t.change("packing_strategy", "examples are never cut to fill a row here, and never see each other");
     }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use model::adapter::peft::folder::AdapterFolder;
 use model::{Adapter, Decoder};
 use train::{History, Outcome, Together, Trainer};
 
@@ -168,13 +169,38 @@ impl<'g> Field<'g> {
             self.loaded = Some((group, decoder));
             return Ok(vec![adapter]);
         }
-        if self.loaded.as_ref().is_none_or(|(of, _)| *of != group) {
-            self.loaded = None;
-            let run = &first.settings.run;
-            let decoder = first.base.load(&device, run.precision.engine(), setup::quantization(run))?;
-            self.loaded = Some((group, decoder));
-        }
+        self.load(company[0])?;
         let decoder = &self.loaded.as_ref().expect("just loaded").1;
         company.iter().map(|&n| self.contenders[n].prepared.begin(decoder)).collect()
+    }
+
+    /// Loads the base of a run that leaves it as it is, unless it is there.
+    fn load(&mut self, n: usize) -> anyhow::Result<()> {
+        let group = self.groups[n];
+        if self.loaded.as_ref().is_some_and(|(of, _)| *of == group) {
+            return Ok(());
+        }
+        self.loaded = None;
+        let Prepared { settings, base, .. } = &self.contenders[n].prepared;
+        let (precision, quantization) = (settings.run.precision.engine(), setup::quantization(&settings.run));
+        self.loaded = Some((group, base.load(&self.global.device()?, precision, quantization)?));
+        Ok(())
+    }
+
+    /// Runs of the same number share a base.
+    pub(super) fn group(&self, n: usize) -> usize {
+        self.groups[n]
+    }
+
+    /// The adapter that a run came to, and its base, which it leaves as it is.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub(super) fn result(&mut self, n: usize) -> anyhow::Result<(&Decoder, Adapter)> {
+        self.load(n)?;
+        let Contender { prepared, folder, .. } = &self.contenders[n];
+        let adapter =
+            AdapterFolder::open(folder, &prepared.base.config, None)?.read(&self.global.device()?)?;
+        Ok((&self.loaded.as_ref().expect("just loaded").1, adapter))
     }
 }

@@ -10,6 +10,7 @@ use train::History;
 
 use super::contender::{Contender, State};
 use super::page::page;
+use super::seeds::{OverSeeds, SEED, Told};
 use crate::run_file::Method;
 use crate::terminal::{Table, quoted};
 
@@ -24,6 +25,9 @@ pub(super) struct Results {
     best: Option<String>,
     /// The runs, the best first.
     runs: Vec<RunResult>,
+    /// Runs that differ in the seed alone, taken together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    over_seeds: Vec<OverSeeds>,
     #[serde(skip)]
     folder: PathBuf,
     /// What to type next.
@@ -53,7 +57,7 @@ pub(super) struct RunResult {
 }
 
 /// A value as JSON has it: a number as a number.
-fn typed(text: &str) -> Value {
+pub(super) fn typed(text: &str) -> Value {
     let number = text.parse::<i64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from));
     number.unwrap_or_else(|_| match text {
         "true" => true.into(),
@@ -96,7 +100,11 @@ impl RunResult {
 }
 
 impl Results {
-    pub(super) fn of(output: &Path, contenders: &[Contender]) -> anyhow::Result<Self> {
+    pub(super) fn of(
+        output: &Path,
+        contenders: &[Contender],
+        over_seeds: Vec<OverSeeds>,
+    ) -> anyhow::Result<Self> {
         let mut runs = contenders.iter().map(RunResult::of).collect::<anyhow::Result<Vec<RunResult>>>()?;
         runs.sort_by(|a, b| {
             let ((failed, loss), (other_failed, other)) = (a.rank(), b.rank());
@@ -110,7 +118,8 @@ impl Results {
             let flag = if full { "--model" } else { "--adapter" };
             format!("luthier generate {flag} {} --prompt TEXT", quoted(&contender.folder))
         });
-        Ok(Results { output: output.display().to_string(), best, runs, folder: output.to_owned(), next })
+        let folder = output.to_owned();
+        Ok(Results { output: output.display().to_string(), best, runs, over_seeds, folder, next })
     }
 
     /// The name of the best run, if one came to its end.
@@ -136,7 +145,8 @@ impl Results {
                 _ => None,
             }
         };
-        best.changes.iter().filter_map(edge).collect()
+        // A seed is no more than a number, and none is beyond another.
+        best.changes.iter().filter(|(key, _)| key != SEED).filter_map(edge).collect()
     }
 
     /// Writes `sweep.json` and the page into the folder of the sweep.
@@ -161,7 +171,7 @@ impl Display for Results {
             cells.push(run.why.as_ref().map_or(run.state.to_owned(), |why| format!("{}: {why}", run.state)));
             table.row(cells);
         }
-        write!(f, "{table}\ncurves: {}", self.folder.join("sweep.html").display())?;
+        write!(f, "{table}{}\ncurves: {}", Told(&self.over_seeds), self.folder.join("sweep.html").display())?;
         for edge in self.edges() {
             write!(f, "\nThe best run's {edge}: a better one may lie beyond.")?;
         }
