@@ -19,7 +19,8 @@ mod card;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use data::{ChatTemplate, Dataset, Format, Tokenizer};
@@ -38,6 +39,9 @@ use crate::terminal::quoted;
 pub(crate) const SETTINGS: &str = "run.yaml";
 const CHECKPOINTS: &str = "checkpoints";
 const LOCK: &str = "lock";
+/// How often, and after how long, a lock is tried again.
+const LOOKS: usize = 4;
+const LOOK: Duration = Duration::from_millis(50);
 const TEMPLATE: &str = "chat_template.jinja";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
@@ -150,7 +154,16 @@ pub(crate) fn lock(folder: &Path) -> anyhow::Result<File> {
     let file = made
         .and_then(|()| File::options().append(true).create(true).open(&path))
         .with_context(|| format!("cannot write {}", path.display()))?;
-    match file.try_lock() {
+    // Who only looks whether a run is going on holds it for a moment, too.
+    let mut tries = (0..LOOKS).map(|_| match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            thread::sleep(LOOK);
+            Err(TryLockError::WouldBlock)
+        }
+        other => other,
+    });
+    let locked = tries.find(Result::is_ok).unwrap_or_else(|| file.try_lock());
+    match locked {
         Err(TryLockError::WouldBlock) => {
             let message = "is being trained by another process; wait until it has ended, or end it";
             Err(user(format!("{} {message}", folder.display())))

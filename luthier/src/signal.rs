@@ -2,9 +2,10 @@
 //! looks at between steps; a second one ends the process at once, with the shell's exit code for it (130,
 //! 143, 129), and a terminal that was taken over is given back first.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -12,6 +13,12 @@ use signal_hook::iterator::Signals;
 use signal_hook::{flag, low_level};
 
 use crate::terminal::live;
+
+/// How long a terminal may take to be given back before the process ends without it.
+const RESTORING: Duration = Duration::from_millis(500);
+
+/// The first flag that was handed out.
+static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// Those that ask for an end. SIGHUP comes when the terminal of a run is closed, unless `nohup` has made it
 /// ignored.
@@ -43,14 +50,26 @@ pub(crate) fn stop_on_request() -> anyhow::Result<Arc<AtomicBool>> {
     for signal in signals() {
         flag::register(signal, Arc::clone(&stop)).context(TAKING)?;
     }
+    let _ = ASKED.set(Arc::clone(&stop));
     let mut requests = Signals::new(signals()).context(TAKING)?;
     thread::spawn(move || {
         if let Some(signal) = requests.forever().nth(1) {
-            live::restore();
+            // A terminal that nobody reads would hold up whoever writes to it.
+            let (done, restored) = mpsc::channel();
+            thread::spawn(move || {
+                live::restore();
+                let _ = done.send(());
+            });
+            let _ = restored.recv_timeout(RESTORING);
             low_level::exit(128 + signal);
         }
     });
     Ok(stop)
+}
+
+/// Whether anybody has asked this process to stop.
+pub(crate) fn is_asked_to_stop() -> bool {
+    ASKED.get().is_some_and(|asked| asked.load(Ordering::Relaxed))
 }
 
 /// Asks this process to stop, as SIGINT does.
@@ -60,8 +79,6 @@ pub(crate) fn ask_to_stop() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
 
     #[test]

@@ -37,8 +37,10 @@ pub(crate) struct Course<'a> {
     stop: &'a AtomicBool,
     pause: Option<u64>,
     pub(crate) plan: StepPlan<'a>,
-    /// The buffers that the run would have alone: they say how its examples are cut into micro-batches.
+    /// The buffers that the run would have alone.
     pub(crate) alone: Extent,
+    /// Tokens of a micro-batch, at most, whatever else the buffers have room for.
+    pub(crate) micro_batch: usize,
     /// The last step of this run, and the number of steps that the schedule knows of.
     pub(crate) last: u64,
     schedule_steps: u64,
@@ -89,6 +91,7 @@ impl<'a> Course<'a> {
             folder,
             stop,
             pause,
+            micro_batch: demand.micro_batch(micro_batch_tokens),
             alone: demand.extent(micro_batch_tokens, checkpointing, decoder.precision),
             plan,
             last,
@@ -241,18 +244,18 @@ impl<'a> Course<'a> {
     fn finish(&mut self, room: &mut Room<'_>, observe: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
         self.save_all(room, observe)?;
         let State { best, stopped_early, within, beyond, .. } = self.state;
-        if let Some(divergence) = beyond {
-            observe(Event::Forgot { divergence, step: within });
-        }
         let best = best.filter(|_| self.settings.early_stopping_patience.is_some());
-        if let (Some(best), true) = (best, stopped_early) {
-            observe(Event::StoppedEarly { step: best.step, eval_loss: best.eval_loss });
-        }
-        // The best tensors are the result only if they are known to have forgotten no more than is allowed.
-        let allowed = |best: &Best| beyond.is_none() || within.is_some_and(|within| best.step <= within);
-        let kept = match (best.filter(allowed), beyond.and(within)) {
-            (Some(_), _) => Some(Kept::Best),
-            (None, Some(_)) => Some(Kept::Within),
+        let kept = match (beyond, best) {
+            (Some(divergence), _) => {
+                observe(Event::Forgot { divergence, step: within });
+                within.map(|_| Kept::Within)
+            }
+            (None, Some(Best { step, eval_loss })) => {
+                if stopped_early {
+                    observe(Event::StoppedEarly { step, eval_loss });
+                }
+                Some(Kept::Best)
+            }
             (None, None) => None,
         };
         if let Some(kept) = kept {
@@ -328,14 +331,14 @@ impl<'a> Course<'a> {
     /// The sum of the losses of these examples, the first of which has this number, and their trained tokens.
     fn evaluate(&self, room: &mut Room<'_>, examples: (usize, &[Example])) -> Result<(f64, u64)> {
         let run = room.decoder.run(Some(&self.adapter));
-        evaluate_by(&run, room.decoder, examples, self.alone.tokens, &mut room.buffers)
+        evaluate_by(&run, room.decoder, examples, self.micro_batch, &mut room.buffers)
     }
 
     /// The micro-batches of a step.
     pub(crate) fn micro_batches(&mut self, step: u64) -> Vec<Batch> {
         let examples: Vec<(usize, &Example)> =
             self.plan.examples(step).into_iter().map(|i| (i, &self.examples[i])).collect();
-        micro_batches(&examples, self.alone.tokens)
+        micro_batches(&examples, self.micro_batch)
     }
 
     /// Begins the next step: its examples are to pass.
@@ -467,8 +470,9 @@ impl<'a> Course<'a> {
     }
 
     fn measurement_is_due(&self) -> bool {
-        let step = self.state.step;
-        let due = |forgetting: Forgetting<'_>| step >= self.last || step.is_multiple_of(forgetting.every);
+        let State { step, stopped_early, .. } = self.state;
+        let ends = stopped_early || step >= self.last;
+        let due = |forgetting: Forgetting<'_>| ends || step.is_multiple_of(forgetting.every);
         step > 0 && self.forgetting.is_some_and(due)
     }
 

@@ -1,8 +1,8 @@
 //! `metrics.jsonl`: a line for each step, each evaluation and each measurement of what is forgotten, each step once,
 //! whatever was interrupted.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -144,6 +144,10 @@ impl History {
         }
         let path = folder.join("metrics.jsonl");
         let mut history = History::default();
+        // A pipe would be waited for.
+        if fs::metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(TrainError::read(&path, io::Error::other("is not a regular file")));
+        }
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(history),
@@ -159,6 +163,14 @@ impl History {
             }
         }
         Ok(history)
+    }
+
+    /// The measurement whose tensors are the result of a run with this limit of divergence, where it is not the
+    /// last one: that was beyond the limit.
+    pub fn within(&self, limit: f64) -> Option<&ForgettingMetrics> {
+        let beyond = |of: &ForgettingMetrics| of.forgetting_kl > limit;
+        let (last, before) = self.forgetting.split_last()?;
+        if beyond(last) { before.iter().rev().find(|of| !beyond(of)) } else { None }
     }
 
     /// Seconds that the steps took, without evaluations and saving.

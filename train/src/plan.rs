@@ -23,6 +23,11 @@ pub struct Demand {
 }
 
 impl Demand {
+    /// The tokens of a micro-batch, at most: an example is never cut, so a longer one is a micro-batch of its own.
+    pub(crate) fn micro_batch(self, micro_batch_tokens: usize) -> usize {
+        micro_batch_tokens.min(self.total).max(self.longest)
+    }
+
     /// The longest sequence of all.
     pub fn positions(self) -> usize {
         self.longest.max(self.compared)
@@ -37,7 +42,7 @@ impl Demand {
         precision: Precision,
     ) -> Extent {
         Extent {
-            tokens: micro_batch_tokens.min(self.total).max(self.longest).max(2 * self.compared),
+            tokens: self.micro_batch(micro_batch_tokens).max(2 * self.compared),
             positions: self.positions(),
             purpose: Purpose::Train(checkpointing),
             precision,

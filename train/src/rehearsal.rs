@@ -54,7 +54,7 @@ impl Trainer<'_> {
             changes(&pass, self.room.decoder, text, &mut self.room.buffers);
             evaluate[0] = begun.elapsed().as_secs_f64() / (2 * text[0].len()) as f64;
         } else if !held_out.is_empty() {
-            let mut batches = micro_batches(&held_out, run.alone.tokens);
+            let mut batches = micro_batches(&held_out, run.micro_batch);
             batches.truncate(REHEARSED as usize);
             let Room { decoder, buffers } = &mut self.room;
             let pass = decoder.run(Some(&run.adapter));

@@ -9,7 +9,6 @@ mod samples;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use model::checkpoint::write_whole;
 use serde_json::json;
 
 use super::compared::{self, Named};
@@ -44,7 +43,7 @@ pub(super) fn run(args: cli::Report, global: &Global) -> anyhow::Result<ExitCode
         ..Page::default()
     };
     tell_examples(&mut page, &runs, &args, global);
-    write_whole(&args.output, page.render()?.as_bytes())?;
+    terminal::write_output(&args.output, page.render()?.as_bytes())?;
     let output = args.output.display().to_string();
     match args.json {
         true => terminal::print_json(&json!({

@@ -351,6 +351,10 @@ impl Settings {
             let message = "is about what `training.forgetting_every` measures; set that, too";
             self.require(!set || training.forgetting_every.is_some(), key, message)?;
         }
+        // Each says which tensors are the result, and those of the best evaluation may not have been measured.
+        let one = limit.is_none() || training.early_stopping_patience.is_none();
+        let message = "and training.early_stopping_patience each end a run by a rule of their own: leave one of them out";
+        self.require(one, "training.forgetting_limit", message)?;
         if training.forgetting_every.is_none() {
             return Ok(());
         }

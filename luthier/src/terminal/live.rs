@@ -68,8 +68,8 @@ fn take_over() -> io::Result<()> {
             told(panic);
         }));
     });
-    *lock(&TAKEN) = true;
     enable_raw_mode()?;
+    *lock(&TAKEN) = true;
     execute!(io::stderr(), EnterAlternateScreen)
 }
 
@@ -110,9 +110,11 @@ impl Live {
                     if !*taken {
                         return;
                     }
+                    // By a key here, or by a signal from outside.
+                    lock(&view).stopping = signal::is_asked_to_stop();
                     let _ = terminal.draw(|frame| lock(&view).draw(frame));
                 }
-                answer_keys(&view);
+                answer_keys();
             }
         }));
         Ok(live)
@@ -145,7 +147,7 @@ impl Drop for Live {
 }
 
 /// Waits for a key, or for the time of the next drawing.
-fn answer_keys(view: &Mutex<View>) {
+fn answer_keys() {
     match event::poll(EVERY) {
         Ok(true) => {}
         Ok(false) => return,
@@ -155,7 +157,6 @@ fn answer_keys(view: &Mutex<View>) {
     if let Ok(Event::Key(key)) = event::read()
         && asks_to_stop(key)
     {
-        lock(view).stopping = true;
         signal::ask_to_stop();
     }
 }

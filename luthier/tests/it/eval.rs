@@ -443,6 +443,10 @@ fn what_forgetting_cannot_be_measured_by_is_refused() {
         ("training.forgetting_every=5 adapter.init=pissa", "which adapter.init changes here"),
         ("training.forgetting_every=5 training.quantization_aware=q4_0", "eval forgetting"),
         ("training.forgetting_every=5 training.forgetting_limit=0", "must be above 0"),
+        (
+            "training.forgetting_every=5 training.forgetting_limit=1 data.eval_fraction=0.1 training.early_stopping_patience=1",
+            "leave one of them out",
+        ),
         ("training.forgetting_every=5 training.forgetting_data=nowhere.jsonl", "nowhere.jsonl"),
     ] {
         let set = settings.split(' ').flat_map(|setting| ["--set", setting]);

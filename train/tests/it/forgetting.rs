@@ -105,12 +105,21 @@ fn what_is_measured_is_the_divergence_from_the_base_on_texts_that_are_not_traine
 
 #[test]
 fn measuring_changes_no_byte_of_the_result() {
-    let (with, without) = (tempdir().unwrap(), tempdir().unwrap());
     let decoder = tiny(2, Precision::Bf16);
-    go(&decoder, None, with.path(), None);
-    let (train, settings) = (random_examples(23), seven_steps());
-    run_adapter(&decoder, lora(&decoder, 0.1), &train, &[], &settings, without.path(), None);
-    assert_eq!(adapter_bytes(with.path()), adapter_bytes(without.path()));
+    let (train, texts) = (random_examples(23), texts());
+    let longest = texts.iter().map(Example::len).max().unwrap();
+    // Also where the texts need more room than micro-batches, which are cut as they are without them.
+    for micro_batch_tokens in [4096, longest] {
+        let settings = Settings { micro_batch_tokens, ..seven_steps() };
+        let (with, without) = (tempdir().unwrap(), tempdir().unwrap());
+        let held_out = (&[][..], Some(train::Forgetting { texts: &texts, every: EVERY, limit: None }));
+        let adapter = || lora(&decoder, 0.1);
+        let (outcome, _) =
+            try_run_measured(&decoder, adapter(), &train, held_out, &settings, with.path(), None);
+        assert_eq!(outcome.unwrap(), Outcome::Finished);
+        run_adapter(&decoder, adapter(), &train, &[], &settings, without.path(), None);
+        assert_eq!(adapter_bytes(with.path()), adapter_bytes(without.path()), "{micro_batch_tokens}");
+    }
 }
 
 #[test]

@@ -182,7 +182,13 @@ impl Evaluation {
     /// If it is not what a command of `eval` prints.
     pub(super) fn read(path: &Path, of: Option<&str>) -> anyhow::Result<Self> {
         let shown = path.display();
-        let size = fs::metadata(path).with_context(|| format!("cannot read {shown}"))?.len();
+        let metadata = fs::metadata(path).with_context(|| format!("cannot read {shown}"))?;
+        if !metadata.is_file() {
+            return Err(user(format!(
+                "{shown} is not a regular file; redirect there what `luthier eval` prints"
+            )));
+        }
+        let size = metadata.len();
         if size > MAX_BYTES {
             return Err(user(format!(
                 "{shown} has {size} bytes; that is nothing that `luthier eval` printed"

@@ -57,10 +57,18 @@ impl Narrator {
                 let name = &self.names[run];
                 self.note(&format!("{name}: step {}: {}", metrics.step, forgotten(metrics)));
             }
-            Event::Forgot { divergence, .. } => {
-                let message =
+            Event::Forgot { divergence, step } => {
+                let ended =
                     format!("ended: its divergence from the base, {divergence:.4}, is beyond the limit");
-                self.note(&format!("{}: {message}", self.names[run]));
+                match step {
+                    Some(step) => {
+                        self.note(&format!(
+                            "{}: {ended}; the result is that of step {step}",
+                            self.names[run]
+                        ));
+                    }
+                    None => self.warn(run, &format!("{ended}, and no measurement before was within it")),
+                }
             }
             Event::Damaged { path, why } => {
                 let path = path.display();

@@ -155,7 +155,7 @@ impl Narrator {
                 match step {
                     Some(step) => self.note(&format!("{ended}; the result is that of step {step}")),
                     None => self.warn(&format!(
-                        "{ended}, and so was every one before: the result is that of the last step; measure more often \
+                        "{ended}, and no measurement before was within it: the result is that of the last step; measure more often \
                          (training.forgetting_every), or train with a lower --lr"
                     )),
                 }

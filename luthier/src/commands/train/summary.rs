@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
-use train::History;
+use train::{ForgettingMetrics, History};
 
 use crate::run_file::{Method, QuantizationAware, RunFile};
 use crate::run_folder::{self, Losses};
@@ -41,6 +41,10 @@ pub(crate) struct Summary {
     checkpoint: Option<String>,
     /// The folder of the best evaluation's tensors, where they are not the result.
     best: Option<String>,
+    /// What was forgotten in the end, if that was measured.
+    forgetting: Option<ForgettingMetrics>,
+    /// The measurement within `training.forgetting_limit` whose tensors are the result, where the last one was beyond.
+    result_within: Option<ForgettingMetrics>,
     /// Whether the result does anything; null where this process did not end the run.
     effect: Option<bool>,
     /// What to type next.
@@ -79,6 +83,8 @@ impl Summary {
             memory_bytes: steps.iter().map(|s| s.memory_bytes).max().unwrap_or(0),
             checkpoint: checkpoint.map(|path| path.display().to_string()),
             best,
+            forgetting: history.forgetting.last().cloned(),
+            result_within: run.training.forgetting_limit.and_then(|limit| history.within(limit)).cloned(),
             effect,
             next: next(folder, run, outcome, chats),
         }
