@@ -423,14 +423,14 @@ fn what_is_forgotten_is_told_of_each_adapter_and_while_a_run_goes() {
 fn forgetting_beyond_a_limit_ends_a_run_and_says_so() {
     let folder = folder();
     let train = "train --model model --data data.jsonl --output run --set precision=f32 --set training.max_steps=40 \
-                 --set training.forgetting_every=1 --set training.forgetting_limit=1e-3 --lr 0.01 --set schedule.warmup=0";
+                 --set training.forgetting_every=1 --set training.forgetting_limit=0.3 --lr 0.01 --set schedule.warmup=0";
     let output = run(folder.path(), &train.split_whitespace().collect::<Vec<_>>());
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{told}");
     assert!(told.contains("is beyond training.forgetting_limit; the result is that of step "), "{told}");
     let json = ["eval", "forgetting", "--adapter", "run", "--set", "precision=f32", "--json"];
     let kl = json_of(folder.path(), &json)["systems"][0]["kl"].as_f64().unwrap();
-    assert!(0.0 < kl && kl <= 1e-3, "{kl}");
+    assert!(0.0 < kl && kl <= 0.3, "{kl}");
 }
 
 #[test]

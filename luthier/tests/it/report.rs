@@ -167,7 +167,7 @@ fn what_is_no_evaluation_is_an_error_that_names_the_file_and_leaves_no_page() {
         ("{\"loss\": 1", "x.json is no JSON: EOF while parsing an object"),
         (
             "[1, 2]",
-            "x.json is not what `luthier eval perplexity`, `choice`, `generate` or `judge` prints with --json",
+            "x.json is not what `luthier eval perplexity`, `forgetting`, `choice`, `generate` or `judge` prints with --json",
         ),
         (
             "{\"perplexity\": 3}",
