@@ -316,7 +316,7 @@ pub(crate) struct TrainingSection {
     pub(crate) forgetting_data: Option<PathBuf>,
     /// Ends the run when the mean divergence from the base, in nats a token, is larger; the result is then the
     /// adapter of the last measurement that was not.
-    #[schemars(range(min = 0))]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub(crate) forgetting_limit: Option<f64>,
     /// How much the spread of tokens over experts counts beside the loss, as router_aux_loss_coef of
     /// transformers; 0: not at all. It is evened out among the tokens in memory at once.

@@ -32,6 +32,14 @@ pub(super) fn run(args: &cli::Answers, global: &Global) -> anyhow::Result<ExitCo
     let mut settings = args.settings()?;
     settings.validate(Purpose::Other)?;
     let metric = metric(args)?;
+    if args.samples > 1 && args.temperature == 0.0 {
+        let message = "--samples draws several answers to each record, and at temperature 0 all of them are the same; \
+                       add --temperature 0.8, or another one above 0";
+        return Err(user(message));
+    }
+    if args.max_tokens == 0 {
+        return Err(user("--max-tokens 0 leaves no room for an answer; it must be 1 or more"));
+    }
     let device = global.device()?;
     let files = files(&args.data)?;
     let systems = Systems::open(&args.systems, &mut settings, &device)?;

@@ -54,6 +54,10 @@ impl Systems {
         settings: &mut Settings,
         device: &Device,
     ) -> anyhow::Result<Self> {
+        let twice = |(n, name): &(usize, &String)| args.adapter[..*n].contains(name);
+        if let Some((_, name)) = args.adapter.iter().enumerate().find(twice) {
+            return Err(user(format!("--adapter {name} stands twice; each adapter is evaluated once")));
+        }
         let first = args.adapter.first().map(String::as_str);
         let subject = Subject::open(args.model.as_deref(), first, device)?;
         subject.lend(settings);
