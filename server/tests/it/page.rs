@@ -81,7 +81,7 @@ fn a_job_is_begun_watched_and_cancelled() {
     browser.run("document.getElementById('rank').min = 0; document.getElementById('rank').value = 0");
     browser.choose("#training", &adapter(&folder.path().join("x"), 'X', 1).join("adapter_config.json"));
     browser.click("#start");
-    browser.wait("document.getElementById('job-told').textContent === 'must be above 0'");
+    browser.wait("document.getElementById('job-told').textContent === 'cannot be so'");
     browser.wait("!document.getElementById('start').disabled");
     assert_eq!(server.get("/v1/files").json(200)["data"], json!([]));
     browser.run("document.getElementById('new-job').reset()");
