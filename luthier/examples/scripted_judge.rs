@@ -1,5 +1,5 @@
-//! A stand-in for a judge: an endpoint of OpenAI's interface on loopback that scores answers by the words that
-//! they share with a reference. It understands nothing; it shows that `eval judge` works without a key or a
+//! A stand-in for a judge: an endpoint of OpenAI's interface on loopback that scores answers by the words
+//! that they share with a reference. It understands nothing; it shows that `eval judge` works without a key or a
 //! bill, and what its tables look like.
 //!
 //! ```text

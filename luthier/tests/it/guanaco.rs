@@ -1,5 +1,5 @@
-//! The recipes: their run files are understood and fit into the memory that they name, and the scaled-down one
-//! runs from data to verdict.
+//! The recipes: their run files are understood and fit into the memory that they name, and the scaled-down
+//! one runs from data to verdict.
 
 #[expect(dead_code, reason = "its `main` serves until it is ended")]
 #[path = "../../examples/scripted_judge.rs"]

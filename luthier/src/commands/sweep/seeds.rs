@@ -2,8 +2,8 @@
 //! it compares with the first one.
 //!
 //! Losses are measured again, example by example, for what was trained. An example counts with its mean over
-//! the seeds, and settings are compared on the same examples: so an interval says how much which examples were
-//! held out matters, and the losses by seed beside it how much the seed does.
+//! the seeds, and settings are compared on the same examples: so an interval says how much it matters which
+//! examples were held out, and the losses by seed beside it how much the seed does.
 
 use std::fmt;
 
