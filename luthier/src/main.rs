@@ -29,6 +29,7 @@ mod commands;
 mod error;
 mod forgetting;
 mod hub;
+mod output;
 mod plot;
 mod run_file;
 mod run_folder;

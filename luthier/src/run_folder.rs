@@ -15,6 +15,7 @@
 
 mod account;
 mod card;
+mod of_result;
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
@@ -30,6 +31,7 @@ use serde_json::Value;
 
 pub(crate) use account::{Account, Losses, State};
 pub(crate) use card::{has_card, write_card};
+pub(crate) use of_result::OfResult;
 
 use crate::error::user;
 use crate::run_file::{self, RunFile, Settings};

@@ -7,14 +7,12 @@ pub(crate) mod live;
 mod progress;
 
 use std::fmt::{self, Display, Write as _};
-use std::fs::{self, File};
 use std::io::{self, ErrorKind, IsTerminal, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
-use model::checkpoint::write_whole;
 use serde::Serialize;
 use serde::ser::SerializeStruct;
 use unicode_width::UnicodeWidthChar;
@@ -53,20 +51,6 @@ pub(crate) fn print_line(text: impl Display) -> anyhow::Result<()> {
 /// Writes one JSON object and a line's end to stdout: the whole output of a command under `--json`.
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print_line(serde_json::to_string_pretty(value).context("cannot write the result as JSON")?)
-}
-
-/// Writes a file that a person named: whole or not at all, where a link points, and into what is no regular file,
-/// such as a pipe or `/dev/stdout`, as into a stream.
-pub(crate) fn write_output(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    match fs::metadata(&target) {
-        Ok(there) if !there.is_file() => {
-            let written =
-                File::options().write(true).open(&target).and_then(|mut file| file.write_all(bytes));
-            written.with_context(|| format!("cannot write {}", path.display()))
-        }
-        _ => Ok(write_whole(&target, bytes)?),
-    }
 }
 
 /// Whether colours are welcome on stdout.

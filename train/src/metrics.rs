@@ -153,13 +153,18 @@ impl History {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(history),
             Err(e) => return Err(TrainError::read(&path, e)),
         };
-        for line in BufReader::new(file).split(b'\n') {
+        let mut broken = None;
+        for (number, line) in (1..).zip(BufReader::new(file).split(b'\n')) {
+            if let Some(number) = broken {
+                let problem = format!("line {number} is none of metrics; put the file back as it was");
+                return Err(TrainError::read(&path, io::Error::other(problem)));
+            }
             match serde_json::from_slice(&line.map_err(|e| TrainError::read(&path, e))?) {
                 Ok(Line::Step(step)) => history.steps.push(step),
                 Ok(Line::Evaluation(evaluation)) => history.evaluations.push(evaluation),
                 Ok(Line::Forgetting(forgetting)) => history.forgetting.push(forgetting),
-                // A line that a crash cut off.
-                Err(_) => break,
+                // The last one may have been cut off by a crash.
+                Err(_) => broken = Some(number),
             }
         }
         Ok(history)

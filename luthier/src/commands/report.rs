@@ -6,13 +6,19 @@ mod material;
 mod page;
 mod samples;
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use serde_json::json;
 
 use super::compared::{self, Named};
 use crate::cli::{self, Global};
+use crate::error::user;
+use crate::output;
 use crate::plot::class;
 use crate::run_file::{leaves, yaml_value};
 use crate::run_folder::{Account, Losses};
@@ -26,7 +32,13 @@ use samples::{Asked, Samples};
 /// Examples that are shown.
 const EXAMPLES: usize = 3;
 
+/// What a report says of itself, by which it may be written again.
+const MARK: &str = "<meta name=\"generator\" content=\"luthier ";
+/// The part of a file that it is looked for in.
+const HEAD: u64 = 4096;
+
 pub(super) fn run(args: cli::Report, global: &Global) -> anyhow::Result<ExitCode> {
+    check_place(&args.output)?;
     let runs = Named::all(Account::named(&args.runs)?);
     // What is wrong with a file is told before anything is generated.
     let evaluations = evaluations(&runs, &args)?;
@@ -43,7 +55,7 @@ pub(super) fn run(args: cli::Report, global: &Global) -> anyhow::Result<ExitCode
         ..Page::default()
     };
     tell_examples(&mut page, &runs, &args, global);
-    terminal::write_output(&args.output, page.render()?.as_bytes())?;
+    output::write(&args.output, page.render()?.as_bytes())?;
     let output = args.output.display().to_string();
     match args.json {
         true => terminal::print_json(&json!({
@@ -58,6 +70,25 @@ pub(super) fn run(args: cli::Report, global: &Global) -> anyhow::Result<ExitCode
         false => terminal::print_line(format!("the report is in {}", quoted(&args.output)))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses to write over what is no report, such as a run's own settings.
+fn check_place(path: &Path) -> anyhow::Result<()> {
+    output::check("--output", path)?;
+    // Pipes and the like are written to, not over.
+    if !path.is_file() {
+        return Ok(());
+    }
+    let mut head = Vec::new();
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    file.take(HEAD).read_to_end(&mut head).with_context(|| format!("cannot read {}", path.display()))?;
+    match head.is_empty() || String::from_utf8_lossy(&head).contains(MARK) {
+        true => Ok(()),
+        false => {
+            let message = "is there already and is no report; choose another name, or remove it";
+            Err(user(format!("--output {} {message}", path.display())))
+        }
+    }
 }
 
 /// The evaluations of all runs, and those that were named.

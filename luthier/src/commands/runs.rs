@@ -97,22 +97,26 @@ fn path(folder: &Path) -> String {
     folder.strip_prefix(".").unwrap_or(folder).display().to_string()
 }
 
+/// One of a series' losses as a cell.
+fn loss(losses: Option<Losses>, which: fn(Losses) -> f64) -> String {
+    losses.map_or(String::new(), |losses| format!("{:.4}", which(losses)))
+}
+
 fn table(runs: &[Told]) -> Table {
     let header = [
         "run", "state", "steps", "loss", "best", "held out", "best", "time", "began", "model", "method",
         "data",
     ];
     let mut table = Table::new(header);
-    let loss = |loss: Option<f64>| loss.map_or(String::new(), |loss| format!("{loss:.4}"));
     for run in runs {
         table.row([
             one_line(&run.name),
             run.state.word().to_owned(),
             run.steps(),
-            loss(run.loss.map(|of| of.last)),
-            loss(run.loss.map(|of| of.best)),
-            loss(run.held_out_loss.map(|of| of.last)),
-            loss(run.held_out_loss.map(|of| of.best)),
+            loss(run.loss, |of| of.last),
+            loss(run.loss, |of| of.best),
+            loss(run.held_out_loss, |of| of.last),
+            loss(run.held_out_loss, |of| of.best),
             duration(Duration::from_secs_f64(run.seconds)),
             date(run.begun).chars().take(16).collect::<String>().replace('T', " "),
             one_line(&run.model),
@@ -161,17 +165,16 @@ fn results(runs: &[Told]) -> Table {
         "memory",
     ];
     let mut table = Table::new(header);
-    let loss = |loss: Option<f64>| loss.map_or(String::new(), |loss| format!("{loss:.4}"));
     for run in runs {
         table.row([
             one_line(&run.name),
             run.state.word().to_owned(),
             run.steps(),
-            loss(run.loss.map(|of| of.first)),
-            loss(run.loss.map(|of| of.last)),
-            loss(run.loss.map(|of| of.best)),
-            loss(run.held_out_loss.map(|of| of.last)),
-            loss(run.held_out_loss.map(|of| of.best)),
+            loss(run.loss, |of| of.first),
+            loss(run.loss, |of| of.last),
+            loss(run.loss, |of| of.best),
+            loss(run.held_out_loss, |of| of.last),
+            loss(run.held_out_loss, |of| of.best),
             duration(Duration::from_secs_f64(run.seconds)),
             run.tokens_per_second.map_or(String::new(), count),
             run.memory_bytes.map_or(String::new(), bytes),

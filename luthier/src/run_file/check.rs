@@ -353,7 +353,8 @@ impl Settings {
         }
         // Each says which tensors are the result, and those of the best evaluation may not have been measured.
         let one = limit.is_none() || training.early_stopping_patience.is_none();
-        let message = "and training.early_stopping_patience each end a run by a rule of their own: leave one of them out";
+        let message =
+            "and training.early_stopping_patience each end a run by its own rule: leave one of them out";
         self.require(one, "training.forgetting_limit", message)?;
         if training.forgetting_every.is_none() {
             return Ok(());

@@ -6,6 +6,7 @@ use std::path::Path;
 use model::checkpoint::write_whole;
 use train::History;
 
+use super::OfResult;
 use crate::hub;
 use crate::run_file::{Method, RunFile, TrainData};
 use crate::setup;
@@ -63,25 +64,17 @@ fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
     if let Some(quantization) = &run.quantization {
         row("base quantized to", format!("{:?}", quantization.kind).to_lowercase());
     }
-    // A run that forgot too much ends with the tensors of a measurement before.
-    let within = run.training.forgetting_limit.and_then(|limit| history.within(limit));
-    let last = within.map_or(u64::MAX, |within| within.step);
-    if let Some(within) = within {
-        row("result", format!("of step {}, the last one within the limit of forgetting", within.step));
+    let OfResult { step, evaluation, forgetting } = OfResult::of(run, history);
+    if history.steps.last().is_some_and(|last| step < last.step) {
+        row("result", format!("of step {step}"));
     }
-    if let Some(last) = history.steps.iter().rfind(|step| step.step <= last) {
-        row("training loss, last step", format!("{:.4}", last.loss));
+    if let Some(of) = history.steps.iter().rfind(|of| of.step <= step) {
+        row("training loss, last step", format!("{:.4}", of.loss));
     }
-    if let Some(measured) = history.forgetting.iter().rfind(|of| of.step <= last) {
+    if let Some(measured) = forgetting {
         row("divergence from the base", format!("{:.4} nats a token", measured.forgetting_kl));
     }
-    // A run that may stop early ends with the best evaluation's tensors.
-    let mut evaluations = history.evaluations.iter().filter(|evaluation| evaluation.step <= last);
-    let of_result = match run.training.early_stopping_patience {
-        Some(_) => evaluations.min_by(|a, b| a.eval_loss.total_cmp(&b.eval_loss)),
-        None => evaluations.next_back(),
-    };
-    if let Some(evaluation) = of_result {
+    if let Some(evaluation) = evaluation {
         row("held-out loss", format!("{:.4} (step {})", evaluation.eval_loss, evaluation.step));
     }
     card += "\nAll settings stand in `run.yaml`, the chat template in `chat_template.jinja` or `tokenizer_config.json`.\n";

@@ -12,7 +12,7 @@ use tempfile::{TempDir, tempdir};
 use crate::support::{tiny_adapter, tiny_model, write_lines};
 use crate::{failure, run};
 
-fn folder() -> TempDir {
+pub(crate) fn folder() -> TempDir {
     let folder = tempdir().unwrap();
     tiny_model(folder.path());
     let chat = |user: &str, assistant: &str| json!({"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]});
@@ -22,7 +22,7 @@ fn folder() -> TempDir {
     folder
 }
 
-fn json_of(folder: &Path, arguments: &[&str]) -> Value {
+pub(crate) fn json_of(folder: &Path, arguments: &[&str]) -> Value {
     let output = run(folder, arguments);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
@@ -186,7 +186,16 @@ fn choices_have_the_log_likelihoods_of_the_model() {
     let (gained, lost) = (flips["gained"].as_array().unwrap().len(), flips["lost"].as_array().unwrap().len());
     let difference = flips["difference"]["value"].as_f64().unwrap();
     assert!((difference - (gained as f64 - lost as f64) / 14.0).abs() < 1e-12);
-    assert_eq!((&told["form"], &told["questions"]), (&json!("choice"), &json!(14)));
+    assert_eq!((&told["form"], &told["items"]), (&json!("choice"), &json!(14)));
+    // Names that scripts rely on.
+    let of = |n: usize, key: &str| &told["systems"][n][key]["value"];
+    for (n, numbers) in [(0, &told["baseline"]), (1, &told)] {
+        assert_eq!(&numbers["accuracy"], of(n, "accuracy"));
+        assert_eq!(&numbers["accuracy_normalized"], of(n, "accuracy_bytes"));
+        assert_eq!(numbers["items"], 14);
+    }
+    assert_eq!(told["difference"], flips["difference"]["value"]);
+    assert_eq!(told["interval"], json!([flips["difference"]["low"], flips["difference"]["high"]]));
     assert!(told["systems"][0]["accuracy_over_groups"].is_f64());
     let told = String::from_utf8(run(folder.path(), &command).stdout).unwrap();
     assert!(told.contains("one less model") && told.contains("one is better than model at"), "{told}");
@@ -212,8 +221,14 @@ fn worked_examples_and_subjects_of_tables_are_part_of_a_question() {
         fs::write(folder.path().join(format!("mmlu/{subject}_test.csv")), rows).unwrap();
     }
     let told = json_of(folder.path(), &["eval", "choice", "--model", "model", "--data", "mmlu", "--json"]);
-    assert_eq!((&told["form"], &told["questions"]), (&json!("mmlu"), &json!(12)));
+    assert_eq!((&told["form"], &told["items"]), (&json!("mmlu"), &json!(12)));
     assert!(told["systems"][0]["accuracy_over_groups"].is_f64());
+    // A table's cell has a list as JSON.
+    let table = "context,choices,gold\nhello 1,\"[\"\"so\"\", \"\"so it is\"\"]\",1\n";
+    fs::write(folder.path().join("table.csv"), table).unwrap();
+    let told =
+        json_of(folder.path(), &["eval", "choice", "--model", "model", "--data", "table.csv", "--json"]);
+    assert_eq!((&told["form"], &told["items"]), (&json!("choice"), &json!(1)));
 }
 
 #[test]
@@ -224,6 +239,7 @@ fn questions_that_are_none_are_refused() {
     write("empty.jsonl", "");
     write("other.jsonl", "{\"prompt\": 1}\n");
     write("gold.jsonl", "{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"gold\": 2}\n");
+    write("letters.csv", "what?,a,b,c,d,A\nwho?,a,b,c,d,E\nwhy?,a,b,c,d,B\n");
     let long = json!({"context": "a", "choices": ["b ".repeat(300), "c"], "gold": 0});
     write("long.jsonl", &format!("{long}\n"));
     for (data, more, words) in [
@@ -231,7 +247,9 @@ fn questions_that_are_none_are_refused() {
         ("empty.jsonl", &[], "there are no rows"),
         ("other.jsonl", &[], "of no known form"),
         ("gold.jsonl", &[], "\"gold\""),
-        ("long.jsonl", &[], "more tokens than the model's 256"),
+        ("long.jsonl", &[], "long.jsonl: question 1 has a choice of more tokens than the 256"),
+        ("letters.csv", &[], "letters.csv, row 2: a row of MMLU's tables"),
+        ("questions.jsonl", &["--items", "questions.jsonl"], "it is what --data names"),
         ("questions.jsonl", &["--form", "riddles"], "no form of multiple-choice questions is called"),
         ("questions.jsonl", &["--shots", "20"], "20 examples are wanted"),
         ("questions.jsonl", &["--items", "no/such/folder.jsonl"], "--items no/such/folder.jsonl"),
@@ -374,89 +392,6 @@ fn answers_that_cannot_be_compared_are_refused() {
         );
         assert!(told.starts_with("exit code 2\n") && told.contains(words), "{data}, {more:?}: {told}");
     }
-}
-
-#[test]
-fn what_is_forgotten_is_told_of_each_adapter_and_while_a_run_goes() {
-    let folder = folder();
-    for (name, size) in [("small", 0.2), ("large", 0.8)] {
-        fs::rename(tiny_adapter(folder.path(), size), folder.path().join(name)).unwrap();
-    }
-    let forgetting = ["eval", "forgetting", "--model", "model", "--set", "precision=f32", "--json"];
-    let both = ["--adapter", "small", "--adapter", "large", "--items", "items.jsonl"];
-    let told = json_of(folder.path(), &[&forgetting[..], &both].concat());
-    let number = |n: usize, key: &str| told["systems"][n][key].as_f64().unwrap();
-    assert!(0.0 < number(0, "kl") && number(0, "kl") < number(1, "kl"), "{told}");
-    assert!(told["systems"][1]["interval"]["low"].as_f64().unwrap() < number(1, "kl"));
-    let difference = told["systems"][1]["difference"]["difference"]["value"].as_f64().unwrap();
-    assert!((difference - (number(1, "loss") - told["base_loss"].as_f64().unwrap())).abs() < 1e-9);
-    let items = fs::read_to_string(folder.path().join("items.jsonl")).unwrap();
-    assert_eq!(items.lines().count() as u64, told["texts"].as_u64().unwrap());
-    let tokens =
-        items.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["tokens"].as_u64().unwrap());
-    assert_eq!(tokens.sum::<u64>(), told["tokens"].as_u64().unwrap());
-
-    // By other text, which is then that of perplexity, too.
-    let data = ["--adapter", "large", "--data", "data.jsonl"];
-    let told = json_of(folder.path(), &[&forgetting[..], &data].concat());
-    let perplexity = ["eval", "perplexity", "--model", "model", "--set", "precision=f32", "--json"];
-    let losses = json_of(folder.path(), &[&perplexity[..], &data].concat());
-    let near = |a: &Value, b: &Value| (a.as_f64().unwrap() / b.as_f64().unwrap() - 1.0).abs() < 1e-6;
-    assert!(near(&told["systems"][0]["loss"], &losses["loss"]), "{told} {losses}");
-    assert!(near(&told["base_loss"], &losses["beside"][0]["loss"]), "{told} {losses}");
-
-    // A run that measures: the last line is what `eval` finds of its result.
-    let train = "train --model model --data data.jsonl --output run --quiet --set precision=f32 --set training.max_steps=5 \
-                 --set training.forgetting_every=2 --set optimizer.learning_rate=0.01 --set schedule.warmup=0";
-    let output = run(folder.path(), &train.split_whitespace().collect::<Vec<_>>());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metrics = fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
-    let lines = metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let measured: Vec<Value> = lines.filter(|line| line.get("forgetting_kl").is_some()).collect();
-    let steps: Vec<u64> = measured.iter().map(|line| line["step"].as_u64().unwrap()).collect();
-    assert_eq!(steps, [2, 4, 5]);
-    let of_run = json_of(folder.path(), &[&forgetting[..], &["--adapter", "run"]].concat());
-    assert!(near(&of_run["systems"][0]["kl"], &measured[2]["forgetting_kl"]), "{of_run} {measured:?}");
-}
-
-#[test]
-fn forgetting_beyond_a_limit_ends_a_run_and_says_so() {
-    let folder = folder();
-    let train = "train --model model --data data.jsonl --output run --set precision=f32 --set training.max_steps=40 \
-                 --set training.forgetting_every=1 --set training.forgetting_limit=0.3 --lr 0.01 --set schedule.warmup=0";
-    let output = run(folder.path(), &train.split_whitespace().collect::<Vec<_>>());
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{told}");
-    assert!(told.contains("is beyond training.forgetting_limit; the result is that of step "), "{told}");
-    let json = ["eval", "forgetting", "--adapter", "run", "--set", "precision=f32", "--json"];
-    let kl = json_of(folder.path(), &json)["systems"][0]["kl"].as_f64().unwrap();
-    assert!(0.0 < kl && kl <= 0.3, "{kl}");
-}
-
-#[test]
-fn what_forgetting_cannot_be_measured_by_is_refused() {
-    let folder = folder();
-    let train = "train --model model --data data.jsonl --output run";
-    for (settings, expected) in [
-        ("training.forgetting_limit=0.1", "set that, too"),
-        ("training.forgetting_every=0", "must be 1 or more, or null"),
-        ("training.forgetting_every=5 adapter.init=pissa", "which adapter.init changes here"),
-        ("training.forgetting_every=5 training.quantization_aware=q4_0", "eval forgetting"),
-        ("training.forgetting_every=5 training.forgetting_limit=0", "must be above 0"),
-        (
-            "training.forgetting_every=5 training.forgetting_limit=1 data.eval_fraction=0.1 training.early_stopping_patience=1",
-            "leave one of them out",
-        ),
-        ("training.forgetting_every=5 training.forgetting_data=nowhere.jsonl", "nowhere.jsonl"),
-    ] {
-        let set = settings.split(' ').flat_map(|setting| ["--set", setting]);
-        let arguments: Vec<&str> = train.split(' ').chain(set).collect();
-        let told = failure(folder.path(), &arguments);
-        assert!(told.contains(expected), "{settings}: {told}");
-        assert!(!folder.path().join("run").exists(), "{settings}");
-    }
-    let told = failure(folder.path(), &["eval", "forgetting", "--model", "model"]);
-    assert!(told.contains("name one by --adapter"), "{told}");
 }
 
 #[test]

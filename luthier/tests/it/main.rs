@@ -14,6 +14,7 @@ mod edges;
 mod eval;
 mod example;
 mod families;
+mod forgetting;
 mod frozen;
 mod generate;
 mod gguf;

@@ -236,3 +236,41 @@ fn a_sweeps_folder_stands_for_its_runs() {
     assert_eq!(page.matches("base</span>").count(), 1, "the base answers once for both: {page}");
     assert!(run(path, &["report", "s"]).status.code() == Some(2), "--output is needed");
 }
+
+#[test]
+fn a_page_is_written_over_a_page_and_over_nothing_else() {
+    let folder = folder();
+    let path = folder.path();
+    train(path, "a", &[]);
+    let settings = fs::read(path.join("a/run.yaml")).unwrap();
+    let refused = failure(path, &["report", "a", "--output", "a/run.yaml", "--samples", "0"]);
+    assert!(refused.starts_with("exit code 2\n") && refused.contains("is no report"), "{refused}");
+    assert_eq!(fs::read(path.join("a/run.yaml")).unwrap(), settings);
+    let refused = failure(path, &["report", "a", "--output", "nowhere/r.html", "--samples", "0"]);
+    assert!(refused.contains("there is no folder nowhere"), "{refused}");
+    report(path, &["a", "--samples", "0"]);
+    report(path, &["a", "--samples", "0"]);
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("r.html", path.join("link")).unwrap();
+        let told = ["report", "a", "--output", "link", "--samples", "0", "--json"];
+        fs::write(path.join("r.html"), "").unwrap();
+        succeed(path, &told);
+        assert!(path.join("link").is_symlink());
+        assert!(fs::read_to_string(path.join("r.html")).unwrap().contains("</html>"));
+    }
+}
+
+#[test]
+fn metrics_that_are_damaged_in_the_middle_are_told_and_a_cut_end_is_not() {
+    let folder = folder();
+    let path = folder.path();
+    train(path, "a", &[]);
+    let metrics = path.join("a/metrics.jsonl");
+    let whole = fs::read_to_string(&metrics).unwrap();
+    fs::write(&metrics, format!("{whole}{{\"step\":")).unwrap();
+    report(path, &["a", "--samples", "0"]);
+    fs::write(&metrics, whole.replacen("\"loss\"", "\"lost\"", 1)).unwrap();
+    let told = failure(path, &["report", "a", "--output", "r.html"]);
+    assert!(told.contains("metrics.jsonl") && told.contains("line 1 is none of metrics"), "{told}");
+}

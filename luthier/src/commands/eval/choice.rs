@@ -30,6 +30,7 @@ pub(super) fn run(args: &cli::Choice, global: &Global) -> anyhow::Result<ExitCod
     settings.validate(Purpose::Other)?;
     let device = global.device()?;
     // What can be wrong with the questions is known before the weights are read.
+    args.items.iter().try_for_each(|path| items::check(path, &args.data))?;
     let (form, questions) = read(&args.data, args.form.as_deref())?;
     let systems = Systems::open(&args.systems, &mut settings, &device)?;
     let tokenizer = systems.base.tokenizer()?;
@@ -91,11 +92,33 @@ fn rows(file: &Path) -> anyhow::Result<Vec<Value>> {
         let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(file)?;
         let rows: Vec<csv::StringRecord> = reader.records().collect::<Result<_, _>>()?;
         let is_answer = |row: &csv::StringRecord| row.len() == 6 && ["A", "B", "C", "D"].contains(&&row[5]);
-        if rows.iter().all(is_answer) {
+        let answers = rows.iter().filter(|row| is_answer(row)).count();
+        let has_names = rows.first().is_some_and(|row| row.iter().any(|cell| cell == "answer"));
+        if 2 * answers > rows.len() && !has_names {
+            if let Some(wrong) = rows.iter().position(|row| !is_answer(row)) {
+                return Err(user(format!(
+                    "{}, row {}: a row of MMLU's tables is a question, four choices and the letter of the right one, A to \
+                     D; this one has {} cells, of which the last is {:?}",
+                    file.display(),
+                    wrong + 1,
+                    rows[wrong].len(),
+                    rows[wrong].iter().next_back().unwrap_or_default()
+                )));
+            }
             return Ok(rows.iter().map(|row| row.iter().collect()).collect());
         }
     }
-    source::records(file)?.map(|record| Ok(Value::Object(record?.parse()?))).collect()
+    source::records(file)?.map(|record| Ok(with_lists(record?.parse()?))).collect()
+}
+
+/// A row whose choices are a list, also where a table's cell has it as JSON.
+fn with_lists(mut row: Map<String, Value>) -> Value {
+    if let Some(choices) = row.get_mut("choices")
+        && let Some(list) = choices.as_str().and_then(|text| serde_json::from_str::<Vec<Value>>(text).ok())
+    {
+        *choices = Value::Array(list);
+    }
+    Value::Object(row)
 }
 
 /// The questions as tokens.
@@ -124,12 +147,14 @@ impl Asked {
             let mut places = Vec::new();
             for (before, continuation) in prompt.pairs() {
                 let (mut stem, branch) = encode(tokenizer, before, continuation)
-                    .with_context(|| format!("question {}", number + 1))?;
+                    .with_context(|| format!("{}: question {}", args.data.display(), number + 1))?;
                 // The last token is predicted, and needs no place.
                 let over = (stem.len() + branch.len()).saturating_sub(context + 1);
                 if over >= stem.len() {
                     let message = format!(
-                        "question {} has a choice of more tokens than the model's {context}",
+                        "{}: question {} has a choice of more tokens than the {context} that the model was made for; \
+                         shorten it, or leave the question out",
+                        args.data.display(),
                         number + 1
                     );
                     return Err(user(message));
@@ -190,7 +215,10 @@ fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str) -> anyhow::R
         (stem, branch)
     };
     match branch.is_empty() {
-        true => Err(user(format!("the choice {continuation:?} has no tokens of its own"))),
+        true => Err(user(format!(
+            "the choice {continuation:?} has no tokens of its own: this tokenizer joins it with what stands before it; \
+             word the end of the context otherwise, or leave the question out"
+        ))),
         false => Ok((stem, branch)),
     }
 }
@@ -271,10 +299,29 @@ struct OfSystem {
     seconds: f64,
 }
 
+/// A system in two numbers.
+#[derive(Serialize)]
+struct Headline {
+    items: usize,
+    accuracy: f64,
+    /// By bytes.
+    accuracy_normalized: f64,
+}
+
+/// What is printed: the last system's numbers, beside them those of the first one if there are several, and then all
+/// of it.
 #[derive(Serialize)]
 struct Report {
+    #[serde(flatten)]
+    last: Headline,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline: Option<Headline>,
+    /// Of the last system's accuracy from the first one's, with the interval of 95 %.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    difference: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interval: Option<[f64; 2]>,
     form: &'static str,
-    questions: usize,
     shots: usize,
     tokens: usize,
     systems: Vec<OfSystem>,
@@ -319,12 +366,21 @@ impl Report {
                 seconds: answers.seconds,
             }
         });
-        let systems = systems.collect();
+        let systems: Vec<OfSystem> = systems.collect();
+        let headline = |of: &OfSystem| Headline {
+            items: questions.len(),
+            accuracy: of.accuracy.value,
+            accuracy_normalized: of.accuracy_bytes.value,
+        };
         let got: Vec<Got> = all.iter().map(|answers| answers.got(|of| of.acc)).collect();
         let differences = compare::flips(&got, drawn);
+        let difference = differences.last().map(Flips::difference);
         Report {
+            last: headline(systems.last().expect("there is a system")),
+            baseline: (systems.len() > 1).then(|| headline(&systems[0])),
+            difference: difference.map(|of| of.value),
+            interval: difference.map(|of| [of.low, of.high]),
             form: form.name(),
-            questions: questions.len(),
             shots,
             tokens: asked.tokens() * all.len(),
             systems,
@@ -356,10 +412,10 @@ impl std::fmt::Display for Report {
         }
         writeln!(f, "{table}\n")?;
         compare::tell_flips(f, "accuracy", &self.differences)?;
-        let Report { form, questions, shots, tokens, systems, .. } = self;
+        let Report { last: Headline { items, .. }, form, shots, tokens, systems, .. } = self;
         let seconds: f64 = systems.iter().map(|of| of.seconds).sum();
         let speed = count(*tokens as f64 / seconds.max(1e-9));
-        writeln!(f, "questions   {questions} of the form {form}, {shots} worked examples before each")?;
+        writeln!(f, "questions   {items} of the form {form}, {shots} worked examples before each")?;
         write!(f, "time        {seconds:.1} s, {speed} tokens/s")
     }
 }

@@ -46,6 +46,13 @@ pub(super) struct Flips {
     lost: Vec<usize>,
 }
 
+impl Flips {
+    /// By how much the system is better.
+    pub(super) fn difference(&self) -> Estimate {
+        self.difference.comparison.difference
+    }
+}
+
 /// Intervals of 95 %.
 pub(super) fn bootstrap() -> Bootstrap {
     Bootstrap { seed: SEED, ..Bootstrap::default() }

@@ -34,6 +34,8 @@ pub(super) fn run(args: &cli::Forgetting, global: &Global) -> anyhow::Result<Exi
     }
     let mut settings = args.settings()?;
     settings.validate(Purpose::Other)?;
+    let data = args.data.as_deref().unwrap_or_default();
+    args.items.iter().try_for_each(|path| items::check(path, data.as_ref()))?;
     let device = global.device()?;
     let systems = Systems::open(&args.systems, &mut settings, &device)?;
     if systems.base.changed_by.is_some() {

@@ -40,6 +40,7 @@ pub(super) fn run(args: &cli::Answers, global: &Global) -> anyhow::Result<ExitCo
     if args.max_tokens == 0 {
         return Err(user("--max-tokens 0 leaves no room for an answer; it must be 1 or more"));
     }
+    args.items.iter().try_for_each(|path| items::check(path, &args.data))?;
     let device = global.device()?;
     let files = files(&args.data)?;
     let systems = Systems::open(&args.systems, &mut settings, &device)?;

@@ -60,7 +60,7 @@ struct Losses {
 #[derive(Deserialize)]
 struct Choice {
     form: String,
-    questions: u64,
+    items: u64,
     shots: u64,
     systems: Vec<Chosen>,
     differences: Vec<Difference>,
@@ -255,7 +255,7 @@ fn choice(of: Choice) -> (String, Vec<Table>) {
             interval(accuracy_norm.interval),
         ]);
     }
-    let title = format!("Multiple choice: {} questions of {}, {} shots", of.questions, of.form, of.shots);
+    let title = format!("Multiple choice: {} questions of {}, {} shots", of.items, of.form, of.shots);
     (title, with_differences(table, "accuracy", &of.differences))
 }
 

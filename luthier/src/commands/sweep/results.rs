@@ -12,6 +12,7 @@ use super::contender::{Contender, State};
 use super::page::page;
 use super::seeds::{OverSeeds, SEED, Told};
 use crate::run_file::Method;
+use crate::run_folder::OfResult;
 use crate::terminal::{Table, quoted};
 
 /// A run's end is its last steps: one in so many.
@@ -73,12 +74,8 @@ impl RunResult {
         let history = History::read(folder)?;
         let end = &history.steps[history.steps.len() - history.steps.len().div_ceil(END)..];
         let mean = end.iter().map(|step| step.loss).sum::<f64>() / end.len() as f64;
-        let mut losses = history.evaluations.iter().map(|evaluation| evaluation.eval_loss);
-        // The result of early stopping is the best of them.
-        let eval_loss = match prepared.settings.run.training.early_stopping_patience {
-            Some(_) => losses.min_by(f64::total_cmp),
-            None => losses.next_back(),
-        };
+        let of_result = OfResult::of(&prepared.settings.run, &history);
+        let eval_loss = of_result.evaluation.map(|evaluation| evaluation.eval_loss);
         Ok(RunResult {
             name: name.clone(),
             folder: folder.display().to_string(),

@@ -7,8 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 use train::{ForgettingMetrics, History};
 
+use super::narrator::forgotten;
 use crate::run_file::{Method, QuantizationAware, RunFile};
-use crate::run_folder::{self, Losses};
+use crate::run_folder::{self, Losses, OfResult};
 use crate::terminal::{bytes, count, duration, quoted};
 
 /// How a run ended.
@@ -41,10 +42,10 @@ pub(crate) struct Summary {
     checkpoint: Option<String>,
     /// The folder of the best evaluation's tensors, where they are not the result.
     best: Option<String>,
-    /// What was forgotten in the end, if that was measured.
+    /// The step that the result is of: not the last one where a rule took another.
+    result_step: u64,
+    /// What the result has forgotten, if that was measured.
     forgetting: Option<ForgettingMetrics>,
-    /// The measurement within `training.forgetting_limit` whose tensors are the result, where the last one was beyond.
-    result_within: Option<ForgettingMetrics>,
     /// Whether the result does anything; null where this process did not end the run.
     effect: Option<bool>,
     /// What to type next.
@@ -65,9 +66,10 @@ impl Summary {
         let steps = &history.steps;
         let held_out_loss = Losses::of_evaluations(history);
         let best = run_folder::best(folder);
-        let stops_at_best = run.training.early_stopping_patience.is_some();
+        let of_result = OfResult::of(run, history);
+        let is_last = steps.last().is_some_and(|last| last.step == of_result.step);
         let overfits = held_out_loss.is_some_and(|l| l.best_step > 0 && l.best_step < l.last_step);
-        let best = (overfits && !stops_at_best && best.is_dir()).then(|| best.display().to_string());
+        let best = (overfits && is_last && best.is_dir()).then(|| best.display().to_string());
         let (seconds, tokens) = (history.seconds(), steps.iter().map(|s| s.tokens).sum::<u64>());
         Summary {
             outcome,
@@ -83,8 +85,8 @@ impl Summary {
             memory_bytes: steps.iter().map(|s| s.memory_bytes).max().unwrap_or(0),
             checkpoint: checkpoint.map(|path| path.display().to_string()),
             best,
-            forgetting: history.forgetting.last().cloned(),
-            result_within: run.training.forgetting_limit.and_then(|limit| history.within(limit)).cloned(),
+            result_step: of_result.step,
+            forgetting: of_result.forgetting.cloned(),
             effect,
             next: next(folder, run, outcome, chats),
         }
@@ -154,6 +156,12 @@ impl Display for Summary {
             if let Some(Losses { first, last, best, best_step, .. }) = losses {
                 writeln!(f, "{what}  {first:.4} first, {last:.4} last, {best:.4} best (step {best_step})")?;
             }
+        }
+        if let Some(forgetting) = &self.forgetting {
+            writeln!(f, "forgotten {}", forgotten(forgetting))?;
+        }
+        if self.result_step < self.steps {
+            writeln!(f, "result    of step {}", self.result_step)?;
         }
         if let (Some(best), Some(losses)) = (best, held_out_loss) {
             writeln!(
