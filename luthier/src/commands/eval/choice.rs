@@ -88,7 +88,8 @@ fn read(path: &Path, form: Option<&str>) -> anyhow::Result<(Form, Vec<Question>)
 
 /// The rows of a file: objects, or of a table of MMLU, which has no line of names, lists of cells.
 fn rows(file: &Path) -> anyhow::Result<Vec<Value>> {
-    if file.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("csv")) {
+    let is_table = file.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("csv"));
+    if is_table {
         let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_path(file)?;
         let rows: Vec<csv::StringRecord> = reader.records().collect::<Result<_, _>>()?;
         let is_answer = |row: &csv::StringRecord| row.len() == 6 && ["A", "B", "C", "D"].contains(&&row[5]);
@@ -108,17 +109,20 @@ fn rows(file: &Path) -> anyhow::Result<Vec<Value>> {
             return Ok(rows.iter().map(|row| row.iter().collect()).collect());
         }
     }
-    source::records(file)?.map(|record| Ok(with_lists(record?.parse()?))).collect()
+    let row = |row| Value::Object(if is_table { typed(row) } else { row });
+    source::records(file)?.map(|record| Ok(row(record?.parse()?))).collect()
 }
 
-/// A row whose choices are a list, also where a table's cell has it as JSON.
-fn with_lists(mut row: Map<String, Value>) -> Value {
-    if let Some(choices) = row.get_mut("choices")
-        && let Some(list) = choices.as_str().and_then(|text| serde_json::from_str::<Vec<Value>>(text).ok())
-    {
-        *choices = Value::Array(list);
+/// A row of a table, whose cells are texts, with the list and the number in two of them that lines of JSON have.
+fn typed(mut row: Map<String, Value>) -> Map<String, Value> {
+    for key in ["choices", "gold"] {
+        if let Some(cell) = row.get_mut(key)
+            && let Some(value) = cell.as_str().and_then(|text| serde_json::from_str(text).ok())
+        {
+            *cell = value;
+        }
     }
-    Value::Object(row)
+    row
 }
 
 /// The questions as tokens.

@@ -171,10 +171,7 @@ impl fmt::Display for Report {
             writeln!(f, "{}\n", compare::table(Kind::Loss, "loss", &differences))?;
         }
         writeln!(f, "base        {base}")?;
-        writeln!(
-            f,
-            "text        {tokens} tokens in {texts} pieces that were not trained on"
-        )?;
+        writeln!(f, "text        {tokens} tokens in {texts} pieces that were not trained on")?;
         let speed = count((*tokens * 2 * systems.len()) as f64 / seconds.max(1e-9));
         write!(f, "time        {seconds:.1} s, {speed} tokens/s")
     }
