@@ -17,6 +17,9 @@ pub(crate) fn check(flag: &str, path: &Path) -> anyhow::Result<()> {
     if path.is_dir() {
         return Err(user(format!("{flag} {shown}: it is a folder; name a file")));
     }
+    if path.is_symlink() && !path.exists() {
+        return Err(user(format!("{flag} {shown}: it is a link to what is not there; name a file")));
+    }
     match folder.is_dir() {
         true => Ok(()),
         false => Err(user(format!("{flag} {shown}: there is no folder {}", folder.display()))),

@@ -591,6 +591,22 @@ impl RunFile {
         }
     }
 
+    /// The settings that say how a file of examples is read, where they are not the usual ones: `key=value`.
+    pub(crate) fn reading_of_data(&self) -> Vec<String> {
+        let DataSection { format, oasst_paths, oasst_languages, .. } = &self.data;
+        let mut set = Vec::new();
+        if *format != Format::Auto {
+            set.push(format!("data.format={}", word(format)));
+        }
+        if *oasst_paths != OasstPaths::Best {
+            set.push(format!("data.oasst_paths={}", word(oasst_paths)));
+        }
+        if !oasst_languages.is_empty() {
+            set.push(format!("data.oasst_languages=[{}]", oasst_languages.join(", ")));
+        }
+        set
+    }
+
     /// Takes one of those keys over from other settings.
     pub(crate) fn take(&mut self, key: &str, from: &Self) {
         match key {

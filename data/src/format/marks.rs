@@ -17,6 +17,12 @@ const KEYS: [&str; 5] = ["weight", "train", "training", "loss", "loss_mask"];
 /// Keys that say which characters of a message are learnt.
 const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
 
+/// Takes an object's marks as they stand, for another object that is made of it.
+pub(super) fn carry(object: &mut Map<String, Json>) -> Map<String, Json> {
+    let taken = KEYS.iter().chain(&DETAILS).filter_map(|key| object.shift_remove_entry(*key));
+    taken.collect()
+}
+
 /// What a message's marks say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark {

@@ -17,8 +17,9 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::iter::Peekable;
 use std::sync::{Arc, Mutex};
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
+use super::marks;
 use crate::error::{did_you_mean, named_enum};
 use crate::source::{RawContent, RawRecord, Records, kind};
 use crate::{DataError, Source};
@@ -81,6 +82,8 @@ struct Node {
     /// Neither deleted nor rejected in review.
     is_fit: bool,
     language: Option<String>,
+    /// Marks of what is not to be learnt.
+    marks: Map<String, Json>,
     /// Where errors say that it stands: file and line, and the keys that lead to it there.
     at: Source,
     place: String,
@@ -112,9 +115,9 @@ impl Node {
         let is_fit = flag(message, "deleted", at, &place)? != Some(true)
             && flag(message, "review_result", at, &place)? != Some(false);
         let language = message.get("lang").and_then(Json::as_str).map(str::to_owned);
-        let text = text(message, "text", at, &place)?;
+        let (text, marks) = (text(message, "text", at, &place)?, marks::carry(message));
         let (at, replies) = (at.clone(), Vec::new());
-        Ok(Node { text, role, rank, is_fit, language, at, place, parent: None, replies })
+        Ok(Node { text, role, rank, is_fit, language, marks, at, place, parent: None, replies })
     }
 
     fn error(&self, field: &str, message: &str) -> DataError {
@@ -159,6 +162,8 @@ struct Tree {
     nodes: Vec<Node>,
     root: Option<usize>,
     state: Option<String>,
+    /// Marks of a record that has the tree whole.
+    marks: Map<String, Json>,
     /// Messages whose parent is not there.
     orphans: usize,
 }
@@ -167,7 +172,8 @@ impl Tree {
     /// A tree that a record has whole.
     fn of_record(mut record: Map<String, Json>, at: &Source) -> Result<Self, DataError> {
         let state = record.get("tree_state").and_then(Json::as_str).map(str::to_owned);
-        let mut tree = Tree { nodes: Vec::new(), root: None, state, orphans: 0 };
+        let marks = marks::carry(&mut record);
+        let mut tree = Tree { nodes: Vec::new(), root: None, state, marks, orphans: 0 };
         let Some(prompt) = record.remove("prompt").filter(|prompt| !prompt.is_null()) else {
             return Ok(tree);
         };
@@ -206,7 +212,7 @@ impl Tree {
 
     /// A tree of which each message is a record.
     fn of_messages(messages: Vec<(Map<String, Json>, Source)>) -> Result<Self, DataError> {
-        let mut tree = Tree { nodes: Vec::new(), root: None, state: None, orphans: 0 };
+        let mut tree = Tree { nodes: Vec::new(), root: None, state: None, marks: Map::new(), orphans: 0 };
         let (mut ids, mut parents) = (HashMap::new(), Vec::new());
         for (mut message, at) in messages {
             let id = text(&mut message, "message_id", &at, "")?;
@@ -330,14 +336,25 @@ impl Tree {
         let line = |&index: &usize| self.nodes[index].parent;
         let mut path: Vec<usize> = std::iter::successors(Some(end), line).collect();
         path.reverse();
-        let turn = |&index: &usize| (ROLES[self.nodes[index].role].1, self.nodes[index].text.as_str());
-        conversation(path.iter().map(turn), self.nodes[path[0]].at.clone())
+        let turn = |&index: &usize| {
+            let Node { text, role, marks, .. } = &self.nodes[index];
+            turn(ROLES[*role].1, text, marks.clone())
+        };
+        conversation(path.iter().map(turn), self.marks.clone(), self.nodes[path[0]].at.clone())
     }
 }
 
-fn conversation<'a>(turns: impl Iterator<Item = (&'a str, &'a str)>, at: Source) -> RawRecord {
-    let messages = turns.map(|(role, content)| json!({ "role": role, "content": content })).collect();
-    let record = [("messages".to_owned(), Json::Array(messages))].into_iter().collect();
+fn turn(role: &str, content: &str, marks: Map<String, Json>) -> Json {
+    let mut message = marks;
+    message.insert("role".into(), role.into());
+    message.insert("content".into(), content.into());
+    Json::Object(message)
+}
+
+/// A record of the format messages.
+fn conversation(turns: impl Iterator<Item = Json>, marks: Map<String, Json>, at: Source) -> RawRecord {
+    let mut record = marks;
+    record.insert("messages".into(), turns.collect());
     RawRecord { at, indent: 0, content: RawContent::Row(record) }
 }
 
@@ -401,9 +418,16 @@ impl Conversations {
             } else if is_of_tree(&fields) {
                 Tree::of_record(fields, &at)?
             } else if fields.contains_key("text") {
-                let text = text(&mut fields, "text", &at, "")?;
+                if !self.spec.languages.is_empty() {
+                    let message = "a text of turns does not say its language; leave data.oasst_languages out";
+                    return Err(DataError::record(&at, message));
+                }
+                let (text, marks) = (text(&mut fields, "text", &at, "")?, marks::carry(&mut fields));
                 match turns(&text) {
-                    Some(turns) => return Ok(Some(conversation(turns.into_iter(), at))),
+                    Some(turns) => {
+                        let turns = turns.into_iter().map(|(role, said)| turn(role, said, Map::new()));
+                        return Ok(Some(conversation(turns, marks, at)));
+                    }
                     None => self.leave_out(NO_TURNS, 1),
                 }
                 continue;

@@ -304,3 +304,21 @@ fn packed_trees_are_read_as_plain_ones() {
         assert_eq!((dataset.examples.len(), dataset.report.files[0].format), (1, Format::Oasst));
     }
 }
+
+#[test]
+fn marks_of_records_and_messages_are_kept() {
+    /// How many of the conversations have something to learn.
+    fn learnt(records: &[Value]) -> usize {
+        let lines: Vec<String> = records.iter().map(Value::to_string).collect();
+        let dataset = load(&lines.join("\n"), |spec| spec.format = Format::Oasst).unwrap();
+        dataset.examples.iter().filter(|example| example.trained_tokens() > 0).count()
+    }
+    let of = |more: Value| tree(node("prompter", "q", json!({}), &[node("assistant", "a", more, &[])]));
+    assert_eq!(learnt(&[of(json!({})), of(json!({}))]), 2);
+    assert_eq!(learnt(&[of(json!({})), of(json!({"train": false}))]), 1, "a message");
+    let mut whole = of(json!({}));
+    whole["train"] = false.into();
+    assert_eq!(learnt(&[of(json!({})), whole]), 1, "a tree");
+    let text = |train: bool| json!({"text": "### Human: q### Assistant: a", "train": train});
+    assert_eq!(learnt(&[text(true), text(false)]), 1, "a text");
+}

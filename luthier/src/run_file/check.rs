@@ -109,6 +109,12 @@ impl Settings {
             self.require(has_trees || !is_set, key, "belongs to data.format: oasst, or auto")?;
         }
         self.require(
+            data.oasst_paths == OasstPaths::Best || data.eval_fraction.is_none(),
+            "data.eval_fraction",
+            "draws single examples, and with data.oasst_paths: all those of one tree begin alike: name held-out trees by \
+             data.eval",
+        )?;
+        self.require(
             !data.group_by_length || !data.packing,
             "data.group_by_length",
             "sorts single examples by length, and packed rows are all of one: set data.packing: false, or leave it out",

@@ -64,7 +64,7 @@ fn card(folder: &Path, run: &RunFile, base: &str, history: &History) -> String {
     if let Some(quantization) = &run.quantization {
         row("base quantized to", format!("{:?}", quantization.kind).to_lowercase());
     }
-    let OfResult { step, evaluation, forgetting } = OfResult::of(run, history);
+    let OfResult { step, evaluation, forgetting, .. } = OfResult::of(run, history);
     if history.steps.last().is_some_and(|last| step < last.step) {
         row("result", format!("of step {step}"));
     }

@@ -8,6 +8,8 @@ use crate::run_file::RunFile;
 pub(crate) struct OfResult<'a> {
     /// Steps done before the result's tensors.
     pub(crate) step: u64,
+    /// Whether it has forgotten more than is allowed: no measurement was within the limit.
+    pub(crate) is_beyond: bool,
     /// The last evaluation up to there.
     pub(crate) evaluation: Option<&'a EvalMetrics>,
     /// The last measurement of what is forgotten up to there.
@@ -24,8 +26,10 @@ impl<'a> OfResult<'a> {
         let best = training.early_stopping_patience.and_then(|_| best());
         let last = history.steps.last().map_or(0, |step| step.step);
         let step = within.map(|of| of.step).or(best.map(|of| of.step)).unwrap_or(last);
+        let beyond = |limit| history.forgetting.last().is_some_and(|of| of.forgetting_kl > limit);
         OfResult {
             step,
+            is_beyond: within.is_none() && training.forgetting_limit.is_some_and(beyond),
             evaluation: history.evaluations.iter().rfind(|of| of.step <= step),
             forgetting: history.forgetting.iter().rfind(|of| of.step <= step),
         }

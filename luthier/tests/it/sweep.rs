@@ -272,6 +272,7 @@ fn bad_files_are_told_with_their_place() {
         ("run: run.yaml\ngrid: {adapter.r: [2, x]}\noutput: s\n", "`adapter.r`: expected a whole number"),
         ("run: run.yaml\ngrid: {adapter.r: [2, 0]}\noutput: s\n", "adapter.r"),
         ("run: run.yaml\ngrid: {adapter: {r: [2]}}\noutput: s\n", "keys are named in full"),
+        ("run: run.yaml\ngrid: {training.seed: [1, 2, 1]}\noutput: s\n", "names `1` twice"),
         ("run: run.yaml\noutput: s\n", "a sweep needs `grid` or `random`"),
         ("run: run.yaml\nrandom: {adapter.r: [2]}\noutput: s\n", "`random` needs a `count` of runs"),
         (
@@ -480,4 +481,20 @@ fn runs_whose_held_out_examples_differ_by_the_seed_are_not_compared() {
     let (results, said) = sweep(path);
     assert!(results.get("over_seeds").is_none());
     assert!(said.contains("note: runs that differ in the seed are not compared"), "{said}");
+}
+
+#[test]
+fn a_run_that_forgot_too_much_stands_behind_and_is_not_recommended() {
+    let folder = folder();
+    sweep_file(
+        folder.path(),
+        "run: run.yaml\ngrid: {training.forgetting_limit: [1e-12, 1e6], training.forgetting_every: [2], \
+         schedule.warmup: [0]}\noutput: sweep\n",
+    );
+    let (results, _) = sweep(folder.path());
+    let runs = results["runs"].as_array().unwrap();
+    assert_eq!(runs[0]["settings"]["training.forgetting_limit"], 1e6, "{results}");
+    assert_eq!(results["best"], runs[0]["name"]);
+    assert_eq!(runs[1]["why"], "forgot more than training.forgetting_limit", "{results}");
+    assert_eq!(runs[1]["steps"], 2);
 }

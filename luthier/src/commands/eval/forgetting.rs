@@ -25,7 +25,10 @@ use crate::terminal::{self, Progress, Table, count};
 
 pub(super) fn run(args: &cli::Forgetting, global: &Global) -> anyhow::Result<ExitCode> {
     if args.systems.adapter.is_empty() {
-        return Err(user("`eval forgetting` compares adapters with their base: name one by --adapter"));
+        return Err(user(
+            "`eval forgetting` compares adapters with their base: name one by --adapter; a model whose weights were all trained \
+             is measured while it trains, by training.forgetting_every",
+        ));
     }
     if args.systems.unquantized {
         let message =

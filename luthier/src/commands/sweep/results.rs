@@ -50,6 +50,9 @@ pub(super) struct RunResult {
     /// What there is to say of the state.
     pub(super) why: Option<String>,
     pub(super) steps: u64,
+    /// Whether it forgot more than is allowed.
+    #[serde(skip)]
+    is_beyond: bool,
     /// The mean over the last tenth of the steps.
     pub(super) train_loss: Option<f64>,
     pub(super) eval_loss: Option<f64>,
@@ -76,23 +79,34 @@ impl RunResult {
         let mean = end.iter().map(|step| step.loss).sum::<f64>() / end.len() as f64;
         let of_result = OfResult::of(&prepared.settings.run, &history);
         let eval_loss = of_result.evaluation.map(|evaluation| evaluation.eval_loss);
+        let steps = history.steps.last().map_or(0, |step| step.step);
+        let why = match state.why() {
+            Some(why) => Some(why.to_owned()),
+            None if of_result.is_beyond => Some("forgot more than training.forgetting_limit".to_owned()),
+            None if of_result.step < steps => Some(format!("the result is of step {}", of_result.step)),
+            None => None,
+        };
         Ok(RunResult {
+            is_beyond: of_result.is_beyond,
             name: name.clone(),
             folder: folder.display().to_string(),
             settings: changes.iter().map(|(key, value)| (key.clone(), typed(value))).collect(),
             changes: changes.clone(),
             state: state.word(),
-            why: state.why().map(str::to_owned),
-            steps: history.steps.last().map_or(0, |step| step.step),
+            why,
+            steps,
             train_loss: (!end.is_empty()).then_some(mean),
             eval_loss,
             history,
         })
     }
 
-    /// By what runs are ordered: those that failed behind all others.
-    fn rank(&self) -> (bool, f64) {
-        (self.state == "failed", self.eval_loss.or(self.train_loss).unwrap_or(f64::INFINITY))
+    /// By what runs are ordered: those that forgot too much behind the others, and those that failed behind all.
+    fn rank(&self) -> ((bool, bool), f64) {
+        (
+            (self.state == "failed", self.is_beyond),
+            self.eval_loss.or(self.train_loss).unwrap_or(f64::INFINITY),
+        )
     }
 }
 
@@ -104,10 +118,10 @@ impl Results {
     ) -> anyhow::Result<Self> {
         let mut runs = contenders.iter().map(RunResult::of).collect::<anyhow::Result<Vec<RunResult>>>()?;
         runs.sort_by(|a, b| {
-            let ((failed, loss), (other_failed, other)) = (a.rank(), b.rank());
-            failed.cmp(&other_failed).then(loss.total_cmp(&other))
+            let ((place, loss), (other_place, other)) = (a.rank(), b.rank());
+            place.cmp(&other_place).then(loss.total_cmp(&other))
         });
-        let finished = |run: &&RunResult| run.state == State::Finished.word();
+        let finished = |run: &&RunResult| run.state == State::Finished.word() && !run.is_beyond;
         let best = runs.iter().find(finished).map(|run| run.name.clone());
         let of_best = contenders.iter().find(|contender| Some(&contender.name) == best.as_ref());
         let next = of_best.map(|contender| {

@@ -16,7 +16,7 @@ use super::{REHEARSAL, load, loop_settings, rates, saving};
 use crate::cli::Global;
 use crate::forgetting;
 use crate::plot::smoothed;
-use crate::run_file::{Method, RunFile, Settings};
+use crate::run_file::{self, Method, RunFile, Settings};
 use crate::run_folder;
 use crate::setup::{self, Base, ENOUGH_STEPS, Needs, Sizes, Trained};
 use crate::terminal::live::View;
@@ -397,7 +397,13 @@ fn compared(
         (None, _) => Ok(Vec::new()),
         (Some(_), None) => forgetting::texts(tokenizer, base.config.max_position_embeddings),
         (Some(_), Some(path)) => {
-            Ok(setup::dataset(run, path, Some(&base.config), tokenizer, begun)?.examples)
+            // Found by looking: other text seldom has the form of what is trained on.
+            let mut run = run.clone();
+            run.data.format = run_file::Format::Auto;
+            let data = setup::dataset(&run, path, Some(&base.config), tokenizer, begun)?;
+            let warnings = setup::warnings(&data.report, &base.config);
+            warnings.iter().for_each(|warning| eprintln!("warning: training.forgetting_data: {warning}"));
+            Ok(data.examples)
         }
     }
 }

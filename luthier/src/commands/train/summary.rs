@@ -111,7 +111,10 @@ fn next(folder: &Path, run: &RunFile, outcome: Ended, chats: bool) -> Vec<String
         false => format!("luthier generate {flag} {run_folder} --prompt TEXT"),
     }];
     if let Some(eval) = &run.data.eval {
-        next.push(format!("luthier eval perplexity {flag} {run_folder} --data {}", quoted(eval)));
+        // How the file is read is a setting of the data, which an adapter does not remember.
+        let reading = run.reading_of_data().into_iter().map(|set| format!(" --set {}", quoted(set)));
+        let reading = reading.collect::<String>();
+        next.push(format!("luthier eval perplexity {flag} {run_folder} --data {}{reading}", quoted(eval)));
     }
     let beside = |ending: &str| {
         let mut name = folder.as_os_str().to_owned();

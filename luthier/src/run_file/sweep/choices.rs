@@ -50,6 +50,15 @@ pub(super) fn combinations(grid: &Node) -> Result<Vec<Vec<Change>>, Problem> {
             }
             _ => return about(format!("must be a list of values, not {}", node.describe())),
         };
+        let word = |n: usize| match values[n].value {
+            Value::List(_) | Value::Map(_) => None,
+            _ => Some(values[n].describe()),
+        };
+        let twice =
+            (0..values.len()).find(|&n| (0..n).any(|other| word(n).is_some() && word(n) == word(other)));
+        if let Some(n) = twice {
+            return about(format!("names {} twice; each value makes a run", values[n].describe()));
+        }
         if lists.len().saturating_mul(values.len()) > MOST_RUNS {
             return about(format!("makes more than {MOST_RUNS} runs"));
         }
