@@ -63,6 +63,7 @@ answer base --model "$model" --quantization nf4
 answer guanaco --adapter "$out/run"
 
 if [ -z "${JUDGE_URL:-}" ]; then
+    rm -f "$out/judge-url" # one before had another address
     if [ -n "${SCRIPTED_JUDGE:-}" ]; then
         $SCRIPTED_JUDGE "$out/held-out.jsonl" > "$out/judge-url" &
     else
