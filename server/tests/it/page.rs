@@ -104,6 +104,8 @@ fn a_job_is_begun_watched_and_cancelled() {
     assert_eq!(job["hyperparameters"]["learning_rate_multiplier"], json!(2.0));
     let options = "[...document.querySelector('select').options]";
     browser.wait(&format!("{options}.some((option) => option.value.startsWith('ft:base:mine:'))"));
+    // A card learns of it when it is drawn again.
+    browser.wait("!document.querySelector('.job .job-compare').disabled");
     browser.click(".job .job-compare");
     browser.fill("#question", "Hello\u{E007}");
     browser.wait("document.querySelector('.side:nth-child(2) .assistant')?.textContent === 'zhello world'");
