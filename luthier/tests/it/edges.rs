@@ -4,15 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A crate and the rooms it may use. There is no other edge.
-const EDGES: [(&str, &[&str]); 8] = [
+const EDGES: [(&str, &[&str]); 9] = [
     ("compute", &[]),
     ("data", &[]),
     ("eval", &[]),
+    ("jobs", &[]),
     ("model", &["compute"]),
     ("train", &["compute", "data", "model"]),
     ("infer", &["compute", "model"]),
-    ("server", &["data", "infer"]),
-    ("luthier", &["compute", "data", "eval", "infer", "model", "server", "train"]),
+    ("server", &["data", "infer", "jobs"]),
+    ("luthier", &["compute", "data", "eval", "infer", "jobs", "model", "server", "train"]),
 ];
 
 fn root() -> PathBuf {

@@ -1,0 +1,281 @@
+//! Machines, and what of them is taken: where a job's members fit.
+
+use serde::{Deserialize, Serialize};
+
+use crate::amounts::{Amounts, WHOLE};
+use crate::job::Spec;
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// How many accelerators it has.
+    pub devices: u32,
+    /// Bytes of memory of each.
+    pub device_memory: u64,
+    /// Cores.
+    pub cpus: u64,
+    /// Bytes of the host's memory.
+    pub memory: u64,
+    /// Whether it is there.
+    pub up: bool,
+}
+
+impl Node {
+    /// All that it has.
+    #[must_use]
+    pub fn capacity(&self) -> Amounts {
+        Amounts { devices: u64::from(self.devices) * WHOLE, cpus: self.cpus, memory: self.memory }
+    }
+}
+
+/// Where one member of a job is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The node's number.
+    pub node: usize,
+    /// Which of its devices.
+    pub devices: Vec<u32>,
+    /// Thousandths of each of them.
+    pub part: u64,
+    /// Cores.
+    pub cpus: u64,
+    /// Bytes of the host's memory.
+    pub memory: u64,
+}
+
+impl Place {
+    /// What it takes.
+    #[must_use]
+    pub fn amounts(&self) -> Amounts {
+        Amounts { devices: self.part * self.devices.len() as u64, cpus: self.cpus, memory: self.memory }
+    }
+}
+
+/// Where all members of a job are, and how big it is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// A place for each member.
+    pub members: Vec<Place>,
+    /// Steps above the least that it asks for.
+    pub steps: u64,
+}
+
+impl Placement {
+    /// What it takes.
+    #[must_use]
+    pub fn amounts(&self) -> Amounts {
+        self.members.iter().fold(Amounts::NONE, |sum, place| sum.plus(&place.amounts()))
+    }
+}
+
+/// What is free of each machine.
+///
+/// Two are kept of a pool: what is free now, and what will be once those that were told to stop have left. A job that starts has to
+/// fit in both, or it would take what was promised to another.
+#[derive(Debug, Clone)]
+pub(crate) struct Free {
+    nodes: Vec<FreeNode>,
+    total: Left,
+}
+
+#[derive(Debug, Clone, Default)]
+struct FreeNode {
+    /// Thousandths of each device.
+    devices: Vec<u64>,
+    left: Left,
+}
+
+/// What is left; below zero of a machine that has become smaller than what runs on it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Left {
+    devices: i64,
+    cpus: i64,
+    memory: i64,
+}
+
+impl Left {
+    fn add(&mut self, amounts: &Amounts, sign: i64) {
+        self.devices += sign * amounts.devices as i64;
+        self.cpus += sign * amounts.cpus as i64;
+        self.memory += sign * amounts.memory as i64;
+    }
+
+    fn holds(&self, want: &Amounts) -> bool {
+        want.devices as i64 <= self.devices
+            && want.cpus as i64 <= self.cpus
+            && want.memory as i64 <= self.memory
+    }
+
+    fn amounts(&self) -> Amounts {
+        let count = |n: i64| u64::try_from(n).unwrap_or(0);
+        Amounts { devices: count(self.devices), cpus: count(self.cpus), memory: count(self.memory) }
+    }
+}
+
+impl Free {
+    /// All of all machines that are there.
+    pub(crate) fn all(nodes: &[Node]) -> Self {
+        let mut total = Left::default();
+        let mut free = |node: &Node| {
+            if !node.up {
+                return FreeNode::default();
+            }
+            let mut left = Left::default();
+            left.add(&node.capacity(), 1);
+            total.add(&node.capacity(), 1);
+            FreeNode { devices: vec![WHOLE; node.devices as usize], left }
+        };
+        Free { nodes: nodes.iter().map(&mut free).collect(), total }
+    }
+
+    /// Takes a place.
+    ///
+    /// # Panics
+    /// If a part of a device is taken that is not free.
+    pub(crate) fn take(&mut self, placement: &Placement) {
+        placement.members.iter().for_each(|place| self.take_one(place));
+    }
+
+    fn take_one(&mut self, place: &Place) {
+        let node = &mut self.nodes[place.node];
+        for &device in &place.devices {
+            // A machine that has become smaller lacks it.
+            let Some(left) = node.devices.get_mut(device as usize) else { continue };
+            *left = left.checked_sub(place.part).expect("a part of a device is taken twice");
+        }
+        node.left.add(&place.amounts(), -1);
+        self.total.add(&place.amounts(), -1);
+    }
+
+    /// Gives a place back that was taken.
+    pub(crate) fn give(&mut self, placement: &Placement) {
+        placement.members.iter().for_each(|place| self.give_one(place));
+    }
+
+    pub(crate) fn give_one(&mut self, place: &Place) {
+        let node = &mut self.nodes[place.node];
+        for &device in &place.devices {
+            let Some(left) = node.devices.get_mut(device as usize) else { continue };
+            *left += place.part;
+            assert!(*left <= WHOLE, "a part of a device is given back twice");
+        }
+        node.left.add(&place.amounts(), 1);
+        self.total.add(&place.amounts(), 1);
+    }
+
+    /// Whether a placement is free as it is.
+    pub(crate) fn has(&mut self, placement: &Placement) -> bool {
+        // Members may share a machine: each is taken before the next is looked at.
+        let mut taken = 0;
+        let fits = placement.members.iter().all(|place| {
+            let node = &self.nodes[place.node];
+            let part = |&d: &u32| node.devices.get(d as usize).is_some_and(|&left| left >= place.part);
+            let fits = node.left.holds(&place.amounts()) && place.devices.iter().all(part);
+            if fits {
+                self.take_one(place);
+                taken += 1;
+            }
+            fits
+        });
+        placement.members[..taken].iter().for_each(|place| self.give_one(place));
+        fits
+    }
+
+    /// What is free of everything together.
+    pub(crate) fn total(&self) -> Amounts {
+        self.total.amounts()
+    }
+
+    /// What is free of one machine.
+    pub(crate) fn of(&self, node: usize) -> Amounts {
+        self.nodes[node].left.amounts()
+    }
+
+    /// The same with nothing free on one machine.
+    pub(crate) fn without(&self, node: usize) -> Free {
+        let mut free = self.clone();
+        free.total.add(&free.of(node), -1);
+        free.nodes[node] = FreeNode::default();
+        free
+    }
+
+    /// A place for every member of a job of a size, or none. Takes the tightest that fits, so that what is left stays together.
+    /// `both` is another book in which it has to be free, too.
+    pub(crate) fn place(&self, spec: &Spec, steps: u64, both: Option<&Free>) -> Option<Placement> {
+        let want = spec.member(steps);
+        if !self.total.holds(&spec.total(steps)) {
+            return None;
+        }
+        if spec.members == 1 {
+            return Some(Placement { members: vec![self.place_one(&want, both)?], steps });
+        }
+        let (mut first, mut second) = (self.clone(), both.cloned());
+        let mut members = Vec::with_capacity(spec.members as usize);
+        for _ in 0..spec.members {
+            let place = first.place_one(&want, second.as_ref())?;
+            first.take_one(&place);
+            if let Some(second) = &mut second {
+                second.take_one(&place);
+            }
+            members.push(place);
+        }
+        Some(Placement { members, steps })
+    }
+
+    fn place_one(&self, want: &Amounts, both: Option<&Free>) -> Option<Place> {
+        let fits = |index: usize| {
+            let other = both.map(|both| &both.nodes[index]);
+            self.nodes[index].tightness(want, other).map(|tightness| (tightness, index))
+        };
+        let (_, node) = (0..self.nodes.len()).filter_map(fits).min()?;
+        self.place_on(node, want, both)
+    }
+
+    /// A place for one member on one machine.
+    pub(crate) fn place_on(&self, index: usize, want: &Amounts, both: Option<&Free>) -> Option<Place> {
+        let node = &self.nodes[index];
+        let other = both.map(|both| &both.nodes[index]);
+        node.tightness(want, other)?;
+        let lefts = || node.lefts(other).enumerate();
+        let devices = match want.devices {
+            0 => Vec::new(),
+            part if part < WHOLE => {
+                let fits = lefts().filter(|&(_, left)| left >= part);
+                vec![fits.min_by_key(|&(_, left)| left)?.0 as u32]
+            }
+            whole => {
+                let free = lefts().filter(|&(_, left)| left == WHOLE).map(|(d, _)| d as u32);
+                free.take((whole / WHOLE) as usize).collect()
+            }
+        };
+        let part = want.devices.min(WHOLE);
+        Some(Place { node: index, devices, part, cpus: want.cpus, memory: want.memory })
+    }
+}
+
+impl FreeNode {
+    /// What is left of each device, in both books.
+    fn lefts<'a>(&'a self, other: Option<&'a FreeNode>) -> impl Iterator<Item = u64> + 'a {
+        let least = move |(d, &left): (usize, &u64)| left.min(other.map_or(WHOLE, |other| other.devices[d]));
+        self.devices.iter().enumerate().map(least)
+    }
+
+    /// How little would be left if a member went here, as something to compare; `None` if it does not fit.
+    fn tightness(&self, want: &Amounts, other: Option<&FreeNode>) -> Option<(u64, i64, i64)> {
+        if !self.left.holds(want) || !other.is_none_or(|other| other.left.holds(want)) {
+            return None;
+        }
+        let slack = match want.devices {
+            // What needs no device goes where few are free.
+            0 => self.left.devices as u64,
+            part if part < WHOLE => self.lefts(other).filter(|&left| left >= part).min()? - part,
+            whole => {
+                let free = self.lefts(other).filter(|&left| left == WHOLE).count() as u64;
+                free.checked_sub(whole / WHOLE)?
+            }
+        };
+        Some((slack, self.left.cpus - want.cpus as i64, self.left.memory - want.memory as i64))
+    }
+}

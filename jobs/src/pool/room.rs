@@ -1,0 +1,267 @@
+//! What of a pool is given, what is free and what each may have: the state that a decision works on.
+
+use crate::Millis;
+use crate::amounts::{Amounts, RESOURCES, Resource};
+use crate::job::{Phase, Spec};
+use crate::nodes::{Free, Placement};
+use crate::policy::Tree;
+use crate::share::{Claim, divide};
+
+use super::Pool;
+
+/// A pool during one decision.
+pub(super) struct Room<'a> {
+    pub(super) pool: &'a mut Pool,
+    pub(super) now: Millis,
+    /// What nobody has, those who are leaving included among those who have.
+    pub(super) free_now: Free,
+    /// What nobody will have once those who are leaving have left.
+    pub(super) free_later: Free,
+    /// Of each node of the tree: what its jobs have and were promised, without those who are leaving.
+    pub(super) allocated: Vec<Amounts>,
+    /// The part of it that may never be taken back.
+    pub(super) guaranteed: Vec<Amounts>,
+    /// What its processes have, of those who are leaving, too.
+    pub(super) held: Vec<Amounts>,
+    /// Fair shares, in units.
+    pub(super) shares: Vec<[f64; 3]>,
+    /// All of all machines that are there.
+    pub(super) capacity: Amounts,
+}
+
+/// A bound that a job would pass.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Passed {
+    /// Whose.
+    pub(crate) node: usize,
+    /// Of which resource.
+    pub(crate) resource: Resource,
+    /// Whether it is the quota, which bounds what may never be taken back; else the limit.
+    pub(crate) is_quota: bool,
+    /// What the job asks for.
+    pub(crate) requested: u64,
+    /// What counts against the bound already.
+    pub(crate) allocated: u64,
+    /// The bound.
+    pub(crate) bound: u64,
+}
+
+impl<'a> Room<'a> {
+    pub(super) fn new(pool: &'a mut Pool, now: Millis) -> Self {
+        let count = pool.tree.nodes.len();
+        let all = Free::all(&pool.nodes);
+        let mut room = Room {
+            now,
+            free_now: all.clone(),
+            free_later: all,
+            allocated: vec![Amounts::NONE; count],
+            guaranteed: vec![Amounts::NONE; count],
+            held: vec![Amounts::NONE; count],
+            shares: vec![[0.0; 3]; count],
+            capacity: pool.capacity(),
+            pool,
+        };
+        room.count();
+        room
+    }
+
+    pub(super) fn tree(&self) -> &Tree {
+        &self.pool.tree
+    }
+
+    /// Goes through all jobs once: who has what, who wants what, and what follows as shares.
+    fn count(&mut self) {
+        let projects = self.pool.projects();
+        let mut requested = vec![[0.0_f64; 3]; self.allocated.len()];
+        for job in self.pool.jobs.values() {
+            let project = projects[job.spec.project.as_str()];
+            let is_guaranteed = !job.spec.class.is_preemptible();
+            let (holds, will_hold) = match &job.phase {
+                Phase::Held => continue,
+                Phase::Waiting { .. } => (None, None),
+                Phase::Promised { placement, .. } => (None, Some(placement)),
+                Phase::Running { placement, .. } => (Some(placement), Some(placement)),
+                Phase::Stopping { placement, next, .. } => (Some(placement), next.as_ref()),
+            };
+            let wants = job.spec.total(job.spec.steps());
+            for node in self.pool.tree.path(project) {
+                for (n, &r) in self.pool.tree.divided.iter().enumerate() {
+                    requested[node][n] += r.units(wants[r]);
+                }
+            }
+            if let Some(placement) = holds {
+                self.free_now.take(placement);
+                let amounts = placement.amounts();
+                self.pool.tree.path(project).for_each(|node| self.held[node].add(&amounts));
+            }
+            if let Some(placement) = will_hold {
+                self.free_later.take(placement);
+                let amounts = placement.amounts();
+                for node in self.pool.tree.path(project) {
+                    self.allocated[node].add(&amounts);
+                    if is_guaranteed {
+                        self.guaranteed[node].add(&amounts);
+                    }
+                }
+            }
+        }
+        self.share_out(&requested);
+    }
+
+    /// Computes the shares of all nodes, floor by floor.
+    fn share_out(&mut self, requested: &[[f64; 3]]) {
+        let tree = &self.pool.tree;
+        let weight = self.pool.policy.usage.weight;
+        for (n, &resource) in tree.divided.iter().enumerate() {
+            let claims = |siblings: &[usize]| -> Vec<Claim> {
+                let claim = |&node: &usize| {
+                    let queue = &tree.nodes[node];
+                    let units = |bound: Option<u64>| bound.map(|bound| resource.units(bound));
+                    Claim {
+                        priority: queue.priority,
+                        quota: units(queue.quota.of(resource)),
+                        limit: units(queue.limit.of(resource)),
+                        weight: queue.weight,
+                        request: requested[node][n],
+                        usage: self.pool.accounts[node].usage[resource as usize],
+                    }
+                };
+                siblings.iter().map(claim).collect()
+            };
+            let total = resource.units(self.capacity[resource]);
+            let mut floors = vec![(total, &tree.tops)];
+            while let Some((total, siblings)) = floors.pop() {
+                for (&node, share) in siblings.iter().zip(divide(total, &claims(siblings), weight)) {
+                    self.shares[node][resource as usize] = share;
+                    floors.push((share, &tree.children[node]));
+                }
+            }
+        }
+    }
+
+    /// What a node may have of a resource before it is over its share, in units: its share or its quota, whichever is more, within its limit.
+    pub(super) fn allocatable(&self, node: usize, resource: Resource) -> f64 {
+        let queue = &self.tree().nodes[node];
+        let limit = queue.limit.of(resource).map_or(f64::INFINITY, |limit| resource.units(limit));
+        match queue.quota.of(resource) {
+            None => limit,
+            Some(quota) => limit.min(resource.units(quota).max(self.shares[node][resource as usize])),
+        }
+    }
+
+    /// The same of every resource; of those that are not divided, nothing.
+    pub(super) fn may_have(&self, node: usize) -> [f64; 3] {
+        let mut all = [0.0; 3];
+        for &resource in &self.tree().divided {
+            all[resource as usize] = self.allocatable(node, resource);
+        }
+        all
+    }
+
+    pub(super) fn is_over_share(&self, node: usize, resource: Resource) -> bool {
+        resource.units(self.allocated[node][resource]) > self.allocatable(node, resource)
+    }
+
+    pub(super) fn is_over_quota(&self, node: usize, resource: Resource) -> bool {
+        let quota = self.tree().nodes[node].quota.of(resource);
+        quota.is_some_and(|quota| self.allocated[node][resource] > quota)
+    }
+
+    /// Whether a node stays in its share with a job; in its quota, if the job is never stopped.
+    pub(super) fn stays_within(&self, node: usize, spec: &Spec, want: &Amounts) -> bool {
+        if !spec.class.is_preemptible() {
+            return self.stays_in_quota(node, want);
+        }
+        let with = self.allocated[node].plus(want);
+        let stays = |&r: &Resource| want[r] == 0 || r.units(with[r]) <= self.allocatable(node, r);
+        self.tree().divided.iter().all(stays)
+    }
+
+    /// Whether a node stays in its quota with what a job asks for.
+    pub(super) fn stays_in_quota(&self, node: usize, want: &Amounts) -> bool {
+        let with = self.allocated[node].plus(want);
+        let quota = &self.tree().nodes[node].quota;
+        RESOURCES.iter().all(|&r| want[r] == 0 || quota.of(r).is_none_or(|quota| with[r] <= quota))
+    }
+
+    /// The biggest of the parts that `amounts` is of what a node may have.
+    pub(super) fn dominant(&self, node: usize, amounts: &Amounts) -> f64 {
+        let part = |&r: &Resource| match (r.units(amounts[r]), self.allocatable(node, r)) {
+            (0.0, _) => 0.0,
+            (has, may) => has / may,
+        };
+        self.tree().divided.iter().map(part).fold(0.0, f64::max)
+    }
+
+    /// The first bound, from a project upwards, that a job would pass with what it asks for.
+    pub(super) fn passed(&self, project: usize, spec: &Spec, want: &Amounts) -> Option<Passed> {
+        self.tree().path(project).find_map(|node| {
+            let queue = &self.tree().nodes[node];
+            let limit = (false, &queue.limit, &self.allocated[node]);
+            let quota = (true, &queue.quota, &self.guaranteed[node]);
+            let bounds = [Some(limit), (!spec.class.is_preemptible()).then_some(quota)];
+            bounds.into_iter().flatten().find_map(|(is_quota, bounds, allocated)| {
+                let resource = bounds.passed_by(&allocated.plus(want))?;
+                // A job that asks for nothing of it does not pass it, whoever did.
+                (want[resource] > 0).then(|| Passed {
+                    node,
+                    resource,
+                    is_quota,
+                    requested: want[resource],
+                    allocated: allocated[resource],
+                    bound: bounds.of(resource).unwrap_or(0),
+                })
+            })
+        })
+    }
+
+    /// Whether processes that start now would pass a limit together with those who are still leaving.
+    pub(super) fn crowds(&self, project: usize, want: &Amounts) -> bool {
+        self.tree().path(project).any(|node| {
+            let limit = &self.tree().nodes[node].limit;
+            limit.passed_by(&self.held[node].plus(want)).is_some_and(|r| want[r] > 0)
+        })
+    }
+
+    /// Counts a job as one that has a place from now on.
+    pub(super) fn allot(&mut self, project: usize, spec: &Spec, placement: &Placement) {
+        self.free_later.take(placement);
+        self.book(project, spec, placement, Amounts::add);
+    }
+
+    /// Counts a job as one that has its place no longer.
+    pub(super) fn vacate(&mut self, project: usize, spec: &Spec, placement: &Placement) {
+        self.free_later.give(placement);
+        self.book(project, spec, placement, Amounts::sub);
+    }
+
+    fn book(
+        &mut self,
+        project: usize,
+        spec: &Spec,
+        placement: &Placement,
+        count: fn(&mut Amounts, &Amounts),
+    ) {
+        let amounts = placement.amounts();
+        for node in self.pool.tree.path(project) {
+            count(&mut self.allocated[node], &amounts);
+            if !spec.class.is_preemptible() {
+                count(&mut self.guaranteed[node], &amounts);
+            }
+        }
+    }
+
+    /// Counts a job as one whose processes run from now on.
+    pub(super) fn occupy(&mut self, project: usize, placement: &Placement) {
+        self.free_now.take(placement);
+        let amounts = placement.amounts();
+        self.pool.tree.path(project).for_each(|node| self.held[node].add(&amounts));
+    }
+
+    /// Counts a job as one whose processes do not run after all.
+    pub(super) fn leave(&mut self, project: usize, placement: &Placement) {
+        self.free_now.give(placement);
+        let amounts = placement.amounts();
+        self.pool.tree.path(project).for_each(|node| self.held[node].sub(&amounts));
+    }
+}
