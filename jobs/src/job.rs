@@ -1,6 +1,7 @@
 //! A job: what it asks for, and how far it has come.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -92,7 +93,33 @@ pub struct Spec {
     /// Bytes of the host's memory for each member.
     pub memory: u64,
     /// How long it computes with the least that it asks for, in milliseconds, if somebody knows.
-    pub work: Option<Millis>,
+    pub takes: Option<Millis>,
+    /// What is started.
+    pub launch: Launch,
+}
+
+/// A command, which each start of a job runs again: it has to go on where it was stopped.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The program and its arguments. `{cpus}`, `{memory}` (in bytes) and `{devices}` stand for what the job was given.
+    pub arguments: Vec<String>,
+    /// Where it starts.
+    pub folder: PathBuf,
+}
+
+impl Launch {
+    /// The arguments for what one member was given.
+    #[must_use]
+    pub fn filled(&self, given: &Amounts) -> Vec<String> {
+        let devices = given.devices.div_ceil(WHOLE);
+        let fill = |argument: &String| {
+            argument
+                .replace("{cpus}", &given.cpus.to_string())
+                .replace("{memory}", &given.memory.to_string())
+                .replace("{devices}", &devices.to_string())
+        };
+        self.arguments.iter().map(fill).collect()
+    }
 }
 
 impl Spec {

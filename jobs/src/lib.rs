@@ -12,7 +12,7 @@ pub mod pool;
 pub mod share;
 
 pub use amounts::{Amounts, Bounds, RESOURCES, Resource};
-pub use job::{Class, Exit, Job, JobId, Outcome, Phase, Range, Spec, StopReason};
+pub use job::{Class, Exit, Job, JobId, Launch, Outcome, Phase, Range, Spec, StopReason};
 pub use nodes::{Node, Place, Placement};
 pub use policy::{Policy, PolicyError};
 pub use pool::{Action, Event, Pool, Refused};

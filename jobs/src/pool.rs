@@ -500,7 +500,7 @@ impl Pool {
                     phase: Phase::Waiting { from: now },
                     attempt: 0,
                     failures: 0,
-                    remaining: spec.work,
+                    remaining: spec.takes,
                     evictions: 0,
                     spec,
                 };
