@@ -10,6 +10,7 @@ pub mod nodes;
 pub mod policy;
 pub mod pool;
 pub mod share;
+pub mod simulate;
 
 pub use amounts::{Amounts, Bounds, RESOURCES, Resource};
 pub use job::{Class, Exit, Job, JobId, Launch, Outcome, Phase, Range, Spec, StopReason};
