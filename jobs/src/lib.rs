@@ -11,12 +11,14 @@ pub mod policy;
 pub mod pool;
 pub mod share;
 pub mod simulate;
+mod why;
 
 pub use amounts::{Amounts, Bounds, RESOURCES, Resource};
 pub use job::{Class, Exit, Job, JobId, Launch, Outcome, Phase, Range, Spec, StopReason};
 pub use nodes::{Node, Place, Placement};
 pub use policy::{Policy, PolicyError};
 pub use pool::{Action, Event, Pool, Refused};
+pub use why::{Bound, Why};
 
 /// A time or a duration, in milliseconds; a time counts from the epoch of whoever keeps the clock.
 pub type Millis = u64;

@@ -4,6 +4,8 @@ mod cycle;
 mod order;
 mod room;
 
+pub(crate) use room::{Passed, Room};
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

@@ -14,6 +14,7 @@ mod commented;
 mod decode;
 mod foreign;
 mod judge;
+mod policy;
 mod schema;
 mod sweep;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub(crate) use check::{MAX_EPOCHS, Purpose};
 pub(crate) use commented::{Entry, Line, commented, keys, yaml_value};
 pub(crate) use foreign::{Foreign, Setting};
 pub(crate) use judge::{Budget, JudgeFile, JudgeSection, Judging, Kind, Pairs};
+pub(crate) use policy::{Span, read_policy};
 pub(crate) use schema::schema;
 pub(crate) use sweep::{Halving, Member, Rates, Sweep};
 pub(crate) use values::{

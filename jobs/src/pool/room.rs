@@ -10,23 +10,23 @@ use crate::share::divide_tree;
 use super::Pool;
 
 /// A pool during one decision.
-pub(super) struct Room<'a> {
+pub(crate) struct Room<'a> {
     pub(super) pool: &'a mut Pool,
     pub(super) now: Millis,
     /// What nobody has, those who are leaving included among those who have.
     pub(super) free_now: Free,
     /// What nobody will have once those who are leaving have left.
-    pub(super) free_later: Free,
+    pub(crate) free_later: Free,
     /// Of each node of the tree: what its jobs have and were promised, without those who are leaving.
-    pub(super) allocated: Vec<Amounts>,
+    pub(crate) allocated: Vec<Amounts>,
     /// The part of it that may never be taken back.
     pub(super) guaranteed: Vec<Amounts>,
     /// What its processes have, of those who are leaving, too.
     pub(super) held: Vec<Amounts>,
     /// Fair shares, in units.
-    pub(super) shares: Vec<[f64; 3]>,
+    pub(crate) shares: Vec<[f64; 3]>,
     /// All of all machines that are there.
-    pub(super) capacity: Amounts,
+    pub(crate) capacity: Amounts,
 }
 
 /// A bound that a job would pass.
@@ -47,7 +47,7 @@ pub(crate) struct Passed {
 }
 
 impl<'a> Room<'a> {
-    pub(super) fn new(pool: &'a mut Pool, now: Millis) -> Self {
+    pub(crate) fn new(pool: &'a mut Pool, now: Millis) -> Self {
         let count = pool.tree.nodes.len();
         let all = Free::all(&pool.nodes);
         let mut room = Room {
@@ -65,7 +65,7 @@ impl<'a> Room<'a> {
         room
     }
 
-    pub(super) fn tree(&self) -> &Tree {
+    pub(crate) fn tree(&self) -> &Tree {
         &self.pool.tree
     }
 
@@ -123,7 +123,7 @@ impl<'a> Room<'a> {
     }
 
     /// What a node may have of a resource before it is over its share, in units: its share or its quota, whichever is more, within its limit.
-    pub(super) fn allocatable(&self, node: usize, resource: Resource) -> f64 {
+    pub(crate) fn allocatable(&self, node: usize, resource: Resource) -> f64 {
         let queue = &self.tree().nodes[node];
         let limit = queue.limit.of(resource).map_or(f64::INFINITY, |limit| resource.units(limit));
         match queue.quota.of(resource) {
@@ -151,7 +151,7 @@ impl<'a> Room<'a> {
     }
 
     /// Whether a node stays in its share with a job; in its quota, if the job is never stopped.
-    pub(super) fn stays_within(&self, node: usize, spec: &Spec, want: &Amounts) -> bool {
+    pub(crate) fn stays_within(&self, node: usize, spec: &Spec, want: &Amounts) -> bool {
         if !spec.class.is_preemptible() {
             return self.stays_in_quota(node, want);
         }
@@ -177,7 +177,7 @@ impl<'a> Room<'a> {
     }
 
     /// The first bound, from a project upwards, that a job would pass with what it asks for.
-    pub(super) fn passed(&self, project: usize, spec: &Spec, want: &Amounts) -> Option<Passed> {
+    pub(crate) fn passed(&self, project: usize, spec: &Spec, want: &Amounts) -> Option<Passed> {
         self.tree().path(project).find_map(|node| {
             let queue = &self.tree().nodes[node];
             let limit = (false, &queue.limit, &self.allocated[node]);

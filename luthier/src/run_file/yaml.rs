@@ -116,11 +116,16 @@ impl Node {
         true
     }
 
-    /// Where the value of a key's path was written, or the nearest section around it that was.
+    /// Where the value of a key's path, such as `projects[2].quota`, was written, or the nearest section around it
+    /// that was.
     pub(super) fn origin_of(&self, path: &str) -> Origin {
         let mut node = self;
         let mut origin = Origin::Default;
-        for name in path.split('.') {
+        for step in path.split('.') {
+            let (name, index) = match step.strip_suffix(']').and_then(|step| step.split_once('[')) {
+                Some((name, index)) => (name, index.parse::<usize>().ok()),
+                None => (step, None),
+            };
             let Value::Map(entries) = &node.value else { break };
             let Some((key, value)) = entries.iter().find(|(key, _)| key.name == name) else { break };
             origin = match value.value {
@@ -128,6 +133,11 @@ impl Node {
                 _ => value.origin.clone(),
             };
             node = value;
+            if let (Some(index), Value::List(items)) = (index, &value.value) {
+                let Some(item) = items.get(index) else { break };
+                origin = item.origin.clone();
+                node = item;
+            }
         }
         origin
     }
