@@ -11,6 +11,7 @@ pub mod policy;
 pub mod pool;
 pub mod share;
 pub mod simulate;
+pub mod trace;
 mod why;
 
 pub use amounts::{Amounts, Bounds, RESOURCES, Resource};

@@ -3,3 +3,4 @@
 mod histories;
 mod shares;
 mod simulate;
+mod traces;
