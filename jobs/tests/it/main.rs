@@ -1,4 +1,5 @@
 //! The crate from outside.
 
 mod histories;
+mod processes;
 mod shares;
