@@ -12,8 +12,10 @@ pub mod nodes;
 pub mod policy;
 pub mod pool;
 pub mod share;
+pub mod simulate;
 pub mod store;
 pub mod supervisor;
+pub mod trace;
 mod why;
 
 pub use amounts::{Amounts, Bounds, RESOURCES, Resource};

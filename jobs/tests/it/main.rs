@@ -3,3 +3,5 @@
 mod histories;
 mod processes;
 mod shares;
+mod simulate;
+mod traces;
