@@ -5,11 +5,13 @@
 //! disk, so what happened can be computed again from its events.
 
 pub mod amounts;
+pub mod export;
 pub mod job;
 pub mod nodes;
 pub mod policy;
 pub mod pool;
 pub mod share;
+pub mod slurm;
 mod why;
 
 pub use amounts::{Amounts, Bounds, RESOURCES, Resource};

@@ -1,4 +1,6 @@
 //! The crate from outside.
 
+mod export;
 mod histories;
+mod schema;
 mod shares;
