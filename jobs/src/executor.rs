@@ -10,7 +10,7 @@ use crate::job::{Exit, JobId, Spec};
 use crate::nodes::{Node, Placement};
 
 pub use attempt::run as run_attempt;
-pub use local::Local;
+pub use local::{Local, OWN_PROGRAM};
 
 /// One start of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

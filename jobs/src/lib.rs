@@ -7,12 +7,14 @@
 pub mod access;
 pub mod amounts;
 pub mod executor;
+pub mod export;
 pub mod job;
 pub mod nodes;
 pub mod policy;
 pub mod pool;
 pub mod share;
 pub mod simulate;
+pub mod slurm;
 pub mod store;
 pub mod supervisor;
 pub mod trace;

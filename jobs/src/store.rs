@@ -106,6 +106,21 @@ pub struct AttemptRecord {
     pub lost_steps: Option<u64>,
 }
 
+/// What was first expected of a job that has ended, and what came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// When it was submitted.
+    pub submitted: Millis,
+    /// When it was expected to start.
+    pub expected_start: Option<Millis>,
+    /// When it did.
+    pub started: Option<Millis>,
+    /// When it was expected to end.
+    pub expected_end: Option<Millis>,
+    /// When it did.
+    pub ended: Option<Millis>,
+}
+
 /// One line of the log of who did what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AuditRecord {
@@ -290,7 +305,8 @@ impl Store {
     /// # Errors
     /// If the disk is full or the file is damaged.
     pub fn expect(&self, id: JobId, start: Option<Millis>, end: Option<Millis>) -> Result<(), StoreError> {
-        let set = "UPDATE jobs SET expected_start = ?2, expected_end = ?3 WHERE id = ?1";
+        let set =
+            "UPDATE jobs SET expected_start = ?2, expected_end = ?3 WHERE id = ?1 AND expected_start IS NULL";
         self.connection.prepare_cached(set)?.execute(params![
             id.0 as i64,
             start.map(|n| n as i64),
@@ -527,6 +543,27 @@ impl Reader {
             });
         }
         Ok(attempts)
+    }
+
+    /// How far first forecasts were off for jobs that have started and ended, the newest first: what was expected and what
+    /// came, of starts and ends, all in milliseconds since the epoch.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn forecasts(&self, limit: u32) -> Result<Vec<Forecast>, StoreError> {
+        let find = "SELECT submitted, expected_start, (SELECT MIN(started) FROM attempts WHERE job = id), expected_end, ended
+            FROM jobs WHERE ended IS NOT NULL AND expected_start IS NOT NULL AND outcome = '\"done\"' ORDER BY ended DESC LIMIT ?1";
+        let mut find = self.connection.prepare_cached(find)?;
+        let rows = find.query_map([limit], |row| {
+            Ok(Forecast {
+                submitted: time(row.get(0)?).unwrap_or(0),
+                expected_start: time(row.get(1)?),
+                started: time(row.get(2)?),
+                expected_end: time(row.get(3)?),
+                ended: time(row.get(4)?),
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Samples from a time on, oldest first, as they were written.

@@ -3,7 +3,7 @@
 //! One thread does all of that. Whoever kills this process at any instant loses nothing: what was written down is
 //! computed again, and what was to be done is done again, which executors take well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -20,7 +20,9 @@ use crate::job::{Exit, Job, JobId, Phase, Spec, StopReason};
 use crate::nodes::Node;
 use crate::policy::Policy;
 use crate::pool::{Action, Event, Pool, Refused};
+use crate::simulate::{Expected, Limits, forecast};
 use crate::store::{Reader, Step, Store, StoreError};
+use crate::why::Why;
 
 /// Requests that may wait; more are sent away.
 const WAITING: usize = 4096;
@@ -102,6 +104,7 @@ struct Request {
 
 enum Message {
     Request(Box<Request>),
+    Forecast(BTreeMap<JobId, Expected>),
     End,
 }
 
@@ -111,8 +114,12 @@ pub struct Handle {
     messages: SyncSender<Message>,
     pool: Arc<RwLock<Pool>>,
     reader: Arc<Mutex<Reader>>,
+    expected: Expectations,
     logs: Arc<PathBuf>,
 }
+
+/// When jobs are expected to start and end, as was computed last.
+type Expectations = Arc<RwLock<BTreeMap<JobId, Expected>>>;
 
 /// The thread that drives a pool.
 #[derive(Debug)]
@@ -149,7 +156,9 @@ impl Supervisor {
         let reader = Arc::new(Mutex::new(store.reader()?));
         let next_job = store.next_job()?;
         let pool = Arc::new(RwLock::new(pool));
+        let expected = Expectations::default();
         let mut keeper = Keeper {
+            forecaster: forecaster(messages.clone(), Arc::clone(&expected)).map_err(|_| Denied::Ended)?,
             store,
             executor,
             insight,
@@ -159,11 +168,12 @@ impl Supervisor {
             estimates: BTreeMap::new(),
             looked: None,
             killed: BTreeMap::new(),
+            expected: BTreeSet::new(),
         };
         keeper.begin(policy, nodes)?;
         let thread = thread::Builder::new().name("pool".into());
         let thread = thread.spawn(move || keeper.run(&inbox)).map_err(|_| Denied::Ended)?;
-        let handle = Handle { messages, pool, reader, logs };
+        let handle = Handle { messages, pool, reader, expected, logs };
         Ok(Supervisor { handle, thread: Some(thread) })
     }
 
@@ -204,6 +214,23 @@ impl Handle {
     /// If the file is damaged.
     pub fn read<T>(&self, read: impl FnOnce(&Reader) -> Result<T, StoreError>) -> Result<T, StoreError> {
         read(&self.reader.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Why a job is where it is, and when that is expected to change; nothing if it is not in the pool.
+    #[must_use]
+    pub fn why(&self, id: JobId) -> Option<Why> {
+        let why = self.pool().why(id)?;
+        let expected = self.expected(id).and_then(|expected| match why.rule.as_str() {
+            "running" => expected.end,
+            _ => Some(expected.start),
+        });
+        Some(Why { expected, ..why })
+    }
+
+    /// When a job is expected to start and end, if nobody submits, cancels or changes anything.
+    #[must_use]
+    pub fn expected(&self, id: JobId) -> Option<Expected> {
+        self.expected.read().unwrap_or_else(PoisonError::into_inner).get(&id).copied()
     }
 
     /// The file of a job's messages.
@@ -288,7 +315,23 @@ struct Batch {
     replies: Vec<(SyncSender<Result<Answer, Denied>>, Answer)>,
 }
 
+/// Computes forecasts aside, since they are many decisions, and tells them. It ends with the sender of pools.
+fn forecaster(messages: SyncSender<Message>, expected: Expectations) -> io::Result<SyncSender<Pool>> {
+    let (pools, inbox) = sync_channel::<Pool>(1);
+    let work = move || {
+        for pool in inbox {
+            let forecast = forecast(&pool, now(), &Limits::default());
+            *expected.write().unwrap_or_else(PoisonError::into_inner) = forecast.clone();
+            // The pool may be ending, and wait for nobody.
+            let _ = messages.try_send(Message::Forecast(forecast));
+        }
+    };
+    thread::Builder::new().name("forecast".into()).spawn(work)?;
+    Ok(pools)
+}
+
 struct Keeper {
+    forecaster: SyncSender<Pool>,
     store: Store,
     executor: Box<dyn Executor>,
     insight: Box<dyn Insight>,
@@ -301,6 +344,8 @@ struct Keeper {
     looked: Option<Instant>,
     /// When a start was last told to end at once.
     killed: BTreeMap<Attempt, Instant>,
+    /// Jobs of which it is noted when they were first expected to start and end.
+    expected: BTreeSet<JobId>,
 }
 
 impl Keeper {
@@ -344,11 +389,17 @@ impl Keeper {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            while let Some(Message::Request(request)) = message {
-                self.take(*request, &mut batch);
+            while let Some(told) = message {
+                match told {
+                    Message::Request(request) => self.take(*request, &mut batch),
+                    Message::Forecast(forecast) => self.note_forecast(&forecast),
+                    Message::End => {
+                        ends = true;
+                        break;
+                    }
+                }
                 message = if batch.events.len() < TOGETHER { inbox.try_recv().ok() } else { None };
             }
-            ends |= matches!(message, Some(Message::End));
             self.look_at_processes(&mut batch);
             let looks = self.looked.is_none_or(|at| at.elapsed() >= LOOK);
             if looks {
@@ -361,6 +412,8 @@ impl Keeper {
             }
             if looks {
                 self.sample();
+                // One that is still being computed is enough.
+                let _ = self.forecaster.try_send(self.peek(Clone::clone));
             }
             if ends {
                 let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner);
@@ -636,6 +689,17 @@ impl Keeper {
                 let _ = self.accept(Event::Estimated { id, remaining: left }, batch);
             }
         }
+    }
+
+    /// Notes what was expected of jobs of which nothing was, so that it can be seen later how good that was.
+    fn note_forecast(&mut self, forecast: &BTreeMap<JobId, Expected>) {
+        for (id, expected) in forecast {
+            if self.expected.insert(*id) {
+                let _ = self.store.expect(*id, Some(expected.start), expected.end);
+            }
+        }
+        let jobs: BTreeSet<JobId> = self.peek(|pool| pool.jobs().keys().copied().collect());
+        self.expected.retain(|id| jobs.contains(id));
     }
 
     /// Notes how the pool stands, for whoever looks at it over time.

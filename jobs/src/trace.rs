@@ -162,7 +162,7 @@ impl Wrong {
 /// What a line says.
 enum Found {
     /// A job, and when it is submitted by the trace's own clock.
-    Job { at: Millis, spec: Spec },
+    Job { at: Millis, spec: Box<Spec> },
     /// One without devices.
     WithoutDevices,
     /// One that never ran.
@@ -198,7 +198,7 @@ impl Gatherer {
                 if self.jobs.len() == MAX_JOBS {
                     return Err(self.whole(format!("has more than {MAX_JOBS} jobs; cut it into parts")));
                 }
-                self.jobs.push(Arrival { at, spec });
+                self.jobs.push(Arrival { at, spec: *spec });
             }
             Ok(Found::WithoutDevices) => self.without_devices += 1,
             Ok(Found::NeverRan) => self.never_ran += 1,
@@ -244,8 +244,8 @@ impl Gatherer {
 }
 
 /// A job of a trace: `members` with `devices` thousandths each, which computes for `takes`.
-fn spec(name: &str, project: &str, user: &str, members: u32, devices: u64, takes: Millis) -> Spec {
-    Spec {
+fn spec(name: &str, project: &str, user: &str, members: u32, devices: u64, takes: Millis) -> Box<Spec> {
+    Box::new(Spec {
         name: name.to_owned(),
         project: project.to_owned(),
         user: user.to_owned(),
@@ -257,7 +257,7 @@ fn spec(name: &str, project: &str, user: &str, members: u32, devices: u64, takes
         memory: 0,
         takes: Some(takes),
         launch: Launch::default(),
-    }
+    })
 }
 
 /// As few equal parts of a number of whole devices as there are machines, or more if it cannot be divided so.

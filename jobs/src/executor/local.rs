@@ -14,22 +14,38 @@ use crate::amounts::WHOLE;
 use crate::job::{Exit, JobId, Spec};
 use crate::nodes::{Node, Place, Placement};
 
+/// What a job's command begins with that runs this program, wherever it is on the machine that it comes to.
+pub const OWN_PROGRAM: &str = "luthier";
+
 /// Starts jobs as processes of this machine, each with one beside it that outlives this process.
 #[derive(Debug)]
 pub struct Local {
     folder: PathBuf,
+    /// What jobs that begin with `luthier` start.
+    program: String,
     /// The command that calls [`super::run_attempt`] with the folder that is its last argument.
     beside: Vec<String>,
 }
 
 impl Local {
-    /// Keeps what it has to in `folder`; `beside` is the command that calls [`super::run_attempt`].
+    /// Keeps what it has to in `folder`. Where a job's command begins with [`OWN_PROGRAM`], `program` is started; `beside` is the
+    /// command that calls [`super::run_attempt`].
     ///
     /// # Errors
     /// If the folder cannot be made.
-    pub fn new(folder: PathBuf, beside: Vec<String>) -> io::Result<Self> {
+    pub fn new(folder: PathBuf, program: String, beside: Vec<String>) -> io::Result<Self> {
         fs::create_dir_all(&folder)?;
-        Ok(Local { folder, beside })
+        Ok(Local { folder, program, beside })
+    }
+
+    fn arguments(&self, spec: &Spec, place: &Place) -> Vec<String> {
+        let mut arguments = spec.launch.filled(&place.amounts());
+        if let Some(first) = arguments.first_mut()
+            && first == OWN_PROGRAM
+        {
+            first.clone_from(&self.program);
+        }
+        arguments
     }
 
     fn job(&self, job: JobId) -> PathBuf {
@@ -75,7 +91,7 @@ impl Executor for Local {
             let folder = folder.join(format!("member-{member}"));
             fs::create_dir_all(&folder)?;
             let order = Order {
-                arguments: spec.launch.filled(&place.amounts()),
+                arguments: self.arguments(spec, place),
                 folder: spec.launch.folder.clone(),
                 environment: environment(attempt, spec, place, member),
                 log: self.log(attempt.job),

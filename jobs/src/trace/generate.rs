@@ -65,7 +65,7 @@ impl Load {
             let project = format!("p{}", project + 1);
             let each = devices * WHOLE / u64::from(members);
             let spec = spec(&format!("job-{}", n + 1), &project, &project, members, each, work as Millis);
-            Arrival { at: at as Millis, spec }
+            Arrival { at: at as Millis, spec: *spec }
         };
         (0..self.jobs).map(&mut job).collect()
     }

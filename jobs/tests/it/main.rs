@@ -1,6 +1,9 @@
 //! The crate from outside.
 
+mod export;
 mod histories;
+mod processes;
+mod schema;
 mod shares;
 mod simulate;
 mod traces;
