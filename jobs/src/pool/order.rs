@@ -64,15 +64,21 @@ pub(super) struct Queueing {
     lists: Vec<VecDeque<(JobId, Amounts)>>,
     /// Of each department, and last of all of them together: its children that have jobs.
     heaps: Vec<BinaryHeap<Reverse<(Rank, usize)>>>,
-    /// The way to the job that was given out last, from the top.
+    /// The way to the job that was given out last, from the top, and what that job asks for.
     way: Vec<usize>,
+    want: Amounts,
 }
 
 impl Queueing {
     /// All of `lists`, which has the jobs of each project in order, with what each asks for.
     pub(super) fn new(room: &Room<'_>, lists: Vec<VecDeque<(JobId, Amounts)>>) -> Self {
         let count = room.tree().nodes.len();
-        let mut queueing = Queueing { lists, heaps: vec![BinaryHeap::new(); count + 1], way: Vec::new() };
+        let mut queueing = Queueing {
+            lists,
+            heaps: vec![BinaryHeap::new(); count + 1],
+            way: Vec::new(),
+            want: Amounts::NONE,
+        };
         // Children stand behind their parents.
         for node in (0..count).rev() {
             queueing.enter(room, node);
@@ -96,8 +102,15 @@ impl Queueing {
         self.lists[node].front().copied()
     }
 
-    /// The next job, and its project.
-    pub(super) fn next(&mut self, room: &Room<'_>) -> Option<(JobId, usize)> {
+    /// The next job, and its project. `is_changed` tells whether anybody was given anything since the last one.
+    pub(super) fn next(&mut self, room: &Room<'_>, is_changed: bool) -> Option<(JobId, usize)> {
+        // Then a job that asks for the same has the same rank as the one before it, and that was the first of all.
+        if let Some(&project) = self.way.last()
+            && !is_changed
+            && let Some((id, _)) = self.lists[project].pop_front_if(|(_, want)| *want == self.want)
+        {
+            return Some((id, project));
+        }
         // Those on the way to the last job have other ranks now; those beside it do not.
         for node in std::mem::take(&mut self.way).into_iter().rev() {
             self.enter(room, node);
@@ -107,7 +120,8 @@ impl Queueing {
             self.way.push(child);
             at = child;
         }
-        let (id, _) = self.lists.get_mut(at)?.pop_front()?;
+        let (id, want) = self.lists.get_mut(at)?.pop_front()?;
+        self.want = want;
         Some((id, at))
     }
 }
