@@ -342,6 +342,12 @@ impl Prepared {
         Ok(())
     }
 
+    /// Its steps, the tokens that pass through the model in all of them, and the bytes that it is planned to need.
+    pub(in crate::commands) fn extent(&self) -> (u64, u64, u64) {
+        let Amount { steps, tokens, .. } = self.amount();
+        (steps, tokens, self.memory.total())
+    }
+
     /// What the run is, in numbers.
     pub(in crate::commands) fn json(&self, time: Duration) -> serde_json::Value {
         let Amount { steps, tokens, evaluations, .. } = self.amount();
