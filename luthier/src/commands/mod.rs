@@ -24,6 +24,7 @@ mod page;
 mod plan;
 mod proof;
 mod quantize;
+mod questions;
 mod report;
 mod runs;
 mod schema;
