@@ -26,6 +26,7 @@ mod plan;
 mod pool;
 mod proof;
 mod quantize;
+mod questions;
 mod report;
 mod runs;
 mod schema;
