@@ -12,7 +12,7 @@ pub mod policy;
 pub mod pool;
 pub mod share;
 pub mod slurm;
-mod why;
+pub(crate) mod why;
 
 pub use amounts::{Amounts, Bounds, RESOURCES, Resource};
 pub use job::{Class, Exit, Job, JobId, Launch, Outcome, Phase, Range, Spec, StopReason};

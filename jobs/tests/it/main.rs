@@ -4,3 +4,5 @@ mod export;
 mod histories;
 mod schema;
 mod shares;
+mod slurm;
+mod slurm_answers;
