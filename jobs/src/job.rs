@@ -105,6 +105,12 @@ pub struct Launch {
     pub arguments: Vec<String>,
     /// Where it starts.
     pub folder: PathBuf,
+    /// The folder of its results; of `luthier train` the run folder, whose `metrics.jsonl` tells how far it is.
+    #[serde(default)]
+    pub output: Option<PathBuf>,
+    /// Steps that it has in all, if somebody knows.
+    #[serde(default)]
+    pub steps: Option<u64>,
 }
 
 impl Launch {

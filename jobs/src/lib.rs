@@ -4,15 +4,21 @@
 //! [`Pool::step`] the scheduler: a function of the state, an event and the time. It has no clock, no thread and no
 //! disk, so what happened can be computed again from its events.
 
+pub mod access;
 pub mod amounts;
+pub mod executor;
 pub mod export;
 pub mod job;
 pub mod nodes;
 pub mod policy;
 pub mod pool;
 pub mod share;
+pub mod simulate;
 pub mod slurm;
-pub(crate) mod why;
+pub mod store;
+pub mod supervisor;
+pub mod trace;
+mod why;
 
 pub use amounts::{Amounts, Bounds, RESOURCES, Resource};
 pub use job::{Class, Exit, Job, JobId, Launch, Outcome, Phase, Range, Spec, StopReason};

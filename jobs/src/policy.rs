@@ -195,6 +195,12 @@ impl Tree {
         self.nodes.iter().position(|node| node.is_project && node.name == name)
     }
 
+    /// All projects: their names and numbers, in the order of age.
+    pub fn projects(&self) -> impl Iterator<Item = (&str, usize)> {
+        let named = self.nodes.iter().enumerate().filter(|(_, node)| node.is_project);
+        named.map(|(number, node)| (node.name.as_str(), number))
+    }
+
     /// A node and the departments above it, upwards.
     pub fn path(&self, node: usize) -> impl Iterator<Item = usize> + '_ {
         std::iter::successors(Some(node), |&n| self.nodes[n].parent)

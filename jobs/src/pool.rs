@@ -327,7 +327,7 @@ impl Pool {
         times.filter(|&at| at > self.at).min()
     }
 
-    fn check(&self, event: &Event) -> Result<(), Refused> {
+    pub(crate) fn check(&self, event: &Event) -> Result<(), Refused> {
         match event {
             Event::Policy { policy } => self.check_policy(policy),
             Event::NodeUp { node } => self.check_node(node),

@@ -4,6 +4,9 @@
 //! (`pkg/scheduler/plugins/proportion/resource_division`): quotas first, whatever the priority; then the surplus, by
 //! strict order of priority and within one priority by weight, corrected by past use; then what rounding left over.
 
+use crate::amounts::Resource;
+use crate::policy::Tree;
+
 /// One queue among its siblings, for one resource, in its units.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
@@ -66,6 +69,41 @@ pub fn divide(total: f64, claims: &[Claim], usage_weight: f64) -> Vec<f64> {
             let given = left.min(1.0);
             shares[index] += given;
             left -= given;
+        }
+    }
+    shares
+}
+
+/// Divides `total` of one resource, in its units, down a tree: among the tops, then each one's share among its children. Gives
+/// the share of each node of the tree; `requested` and `usage` tell of each node what a [`Claim`] says.
+#[must_use]
+pub fn divide_tree(
+    tree: &Tree,
+    resource: Resource,
+    total: f64,
+    usage_weight: f64,
+    requested: impl Fn(usize) -> f64,
+    usage: impl Fn(usize) -> f64,
+) -> Vec<f64> {
+    let units = |bound: Option<u64>| bound.map(|bound| resource.units(bound));
+    let claim = |&node: &usize| {
+        let queue = &tree.nodes[node];
+        Claim {
+            priority: queue.priority,
+            quota: units(queue.quota.of(resource)),
+            limit: units(queue.limit.of(resource)),
+            weight: queue.weight,
+            request: requested(node),
+            usage: usage(node),
+        }
+    };
+    let mut shares = vec![0.0; tree.nodes.len()];
+    let mut floors = vec![(total, &tree.tops)];
+    while let Some((total, siblings)) = floors.pop() {
+        let claims: Vec<Claim> = siblings.iter().map(claim).collect();
+        for (&node, share) in siblings.iter().zip(divide(total, &claims, usage_weight)) {
+            shares[node] = share;
+            floors.push((share, &tree.children[node]));
         }
     }
     shares

@@ -5,7 +5,7 @@ use crate::amounts::{Amounts, RESOURCES, Resource};
 use crate::job::{Phase, Spec};
 use crate::nodes::{Free, Placement};
 use crate::policy::Tree;
-use crate::share::{Claim, divide};
+use crate::share::divide_tree;
 
 use super::Pool;
 
@@ -108,33 +108,16 @@ impl<'a> Room<'a> {
         self.share_out(&requested);
     }
 
-    /// Computes the shares of all nodes, floor by floor.
+    /// Computes the shares of all nodes.
     fn share_out(&mut self, requested: &[[f64; 3]]) {
-        let tree = &self.pool.tree;
-        let weight = self.pool.policy.usage.weight;
+        let Pool { tree, accounts, policy, .. } = &*self.pool;
         for (n, &resource) in tree.divided.iter().enumerate() {
-            let claims = |siblings: &[usize]| -> Vec<Claim> {
-                let claim = |&node: &usize| {
-                    let queue = &tree.nodes[node];
-                    let units = |bound: Option<u64>| bound.map(|bound| resource.units(bound));
-                    Claim {
-                        priority: queue.priority,
-                        quota: units(queue.quota.of(resource)),
-                        limit: units(queue.limit.of(resource)),
-                        weight: queue.weight,
-                        request: requested[node][n],
-                        usage: self.pool.accounts[node].usage[resource as usize],
-                    }
-                };
-                siblings.iter().map(claim).collect()
-            };
             let total = resource.units(self.capacity[resource]);
-            let mut floors = vec![(total, &tree.tops)];
-            while let Some((total, siblings)) = floors.pop() {
-                for (&node, share) in siblings.iter().zip(divide(total, &claims(siblings), weight)) {
-                    self.shares[node][resource as usize] = share;
-                    floors.push((share, &tree.children[node]));
-                }
+            let wants = |node: usize| requested[node][n];
+            let usage = |node: usize| accounts[node].usage[resource as usize];
+            let shares = divide_tree(tree, resource, total, policy.usage.weight, wants, usage);
+            for (all, share) in self.shares.iter_mut().zip(shares) {
+                all[resource as usize] = share;
             }
         }
     }

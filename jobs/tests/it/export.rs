@@ -90,7 +90,11 @@ fn launch() -> Launch {
         "--memory",
         "{memory}",
     ];
-    Launch { arguments: words.map(String::from).to_vec(), folder: PathBuf::from("/runs/8b r64") }
+    Launch {
+        arguments: words.map(String::from).to_vec(),
+        folder: PathBuf::from("/runs/8b r64"),
+        ..Launch::default()
+    }
 }
 
 /// A job of half a device that is never stopped.

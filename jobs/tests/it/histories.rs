@@ -377,7 +377,7 @@ fn history(seed: u64, faulty: bool) -> World {
 
 #[test]
 fn in_every_state_the_rules_hold_and_every_job_ends() {
-    let seeds = std::env::var("LUTHIER_HISTORIES").map_or(400, |n| n.parse().unwrap());
+    let seeds = std::env::var("LUTHIER_HISTORIES").map_or(150, |n| n.parse().unwrap());
     let mut evictions = 0;
     for seed in 0..seeds {
         let world = history(seed, seed % 2 == 1);

@@ -2,7 +2,10 @@
 
 mod export;
 mod histories;
+mod processes;
 mod schema;
 mod shares;
+mod simulate;
 mod slurm;
 mod slurm_answers;
+mod traces;

@@ -106,6 +106,7 @@ impl Lab {
             launch: Launch {
                 arguments: vec![worker.to_str().unwrap().into(), steps.to_string(), "{cpus}".into()],
                 folder,
+                ..Launch::default()
             },
         }
     }

@@ -22,6 +22,10 @@ struct Victim {
     rest: Option<Placement>,
 }
 
+/// When a victim's turn comes, the greatest first: whether it has not begun, whether it only shrinks, how little priority it has,
+/// when it started.
+type Turn = (bool, bool, i32, Millis);
+
 /// From whom room is taken.
 #[derive(Clone, Copy, PartialEq)]
 enum From {
@@ -180,13 +184,13 @@ impl Cycle<'_> {
         all
     }
 
-    /// Running jobs that may have to stop or shrink for a job, by project, the first to go last: whoever can shrink, then
-    /// less priority first, then the younger.
+    /// Running jobs that may have to stop or shrink for a job, by project, the first to go last: what has not begun yet, whoever can
+    /// shrink, then less priority first, then the younger.
     fn candidates(&self, from: From, id: JobId, project: usize) -> Vec<Vec<Victim>> {
         let pool = &self.room.pool;
         let projects = pool.projects();
         let spec = &pool.jobs[&id].spec;
-        let mut lists: Vec<Vec<(bool, i32, Millis, Victim)>> = vec![Vec::new(); pool.tree.nodes.len()];
+        let mut lists: Vec<Vec<(Turn, Victim)>> = vec![Vec::new(); pool.tree.nodes.len()];
         for (&other, job) in &pool.jobs {
             let Phase::Running { placement, since } = &job.phase else { continue };
             let of = projects[job.spec.project.as_str()];
@@ -202,10 +206,12 @@ impl Cycle<'_> {
                     job.spec.priority < spec.priority,
                 ),
             };
+            // Or else a job would go for one of its own project's that does not even start.
+            let is_fresh = self.fresh.contains(&other);
             let mut push = |placement: &Placement, rest: Option<Placement>| {
                 let placement = placement.clone();
                 let victim = Victim { id: other, project: of, spec: job.spec.clone(), placement, rest };
-                lists[of].push((victim.rest.is_some(), -job.spec.priority, *since, victim));
+                lists[of].push(((is_fresh, victim.rest.is_some(), -job.spec.priority, *since), victim));
             };
             let mut left = placement.clone();
             if placement.steps > 0 && may_shrink {
@@ -216,9 +222,9 @@ impl Cycle<'_> {
                 push(&left, None);
             }
         }
-        let in_order = |mut list: Vec<(bool, i32, Millis, Victim)>| {
-            list.sort_by_key(|(shrinks, priority, since, victim)| (*shrinks, *priority, *since, victim.id));
-            list.into_iter().map(|(.., victim)| victim).collect()
+        let in_order = |mut list: Vec<(Turn, Victim)>| {
+            list.sort_by_key(|(turn, victim)| (*turn, victim.id));
+            list.into_iter().map(|(_, victim)| victim).collect()
         };
         lists.into_iter().map(in_order).collect()
     }
