@@ -350,3 +350,82 @@ impl FreeNode {
         Some((slack, self.left.cpus - want.cpus as i64, self.left.memory - want.memory as i64))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::job::{Class, Launch, Range};
+
+    fn spec(members: u32, devices: u64, cpus: u64, memory: u64) -> Spec {
+        Spec {
+            name: String::new(),
+            project: String::new(),
+            user: String::new(),
+            class: Class::Train,
+            priority: 0,
+            members,
+            devices: Range::exactly(devices),
+            cpus: Range::exactly(cpus),
+            memory,
+            takes: None,
+            launch: Launch::default(),
+        }
+    }
+
+    /// Whether all members find a place one after the other.
+    fn one_by_one(free: &Free, spec: &Spec, except: Option<usize>) -> bool {
+        let mut free = free.clone();
+        (0..spec.members).all(|_| match free.place_one(&spec.member(0), None, except) {
+            Some(place) => {
+                free.take_one(&place);
+                true
+            }
+            None => false,
+        })
+    }
+
+    fn devices() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), (1..4_u64).prop_map(|n| n * 250), (1..4_u64).prop_map(|n| n * WHOLE)]
+    }
+
+    fn shape() -> impl Strategy<Value = (u32, u64, u64, u64)> {
+        (1..6_u32, devices(), 1..4_u64, 0..4_u64)
+    }
+
+    proptest! {
+        /// What is counted is what is found by trying.
+        #[test]
+        fn a_gang_fits_if_its_members_find_places(
+            nodes in proptest::collection::vec((0..5_u32, 1..9_u64, 0..9_u64, any::<bool>()), 1..5),
+            taken in proptest::collection::vec(shape(), 0..6),
+            (members, devices, cpus, memory) in shape(),
+        ) {
+            let node = |(n, &(devices, cpus, memory, up)): (usize, &(u32, u64, u64, bool))| {
+                Node { name: n.to_string(), devices, device_memory: 0, cpus, memory, up }
+            };
+            let nodes: Vec<Node> = nodes.iter().enumerate().map(node).collect();
+            let spec_of = |(members, devices, cpus, memory)| spec(members, devices, cpus, memory);
+            let wanted = spec_of((members, devices, cpus, memory));
+            let mut free = Free::all(&nodes);
+            let room: u64 = nodes.iter().filter(|node| node.up).map(|node| node.holds(&wanted.member(0))).sum();
+            prop_assert_eq!(room >= u64::from(members), one_by_one(&free, &wanted, None));
+            for shape in taken {
+                if let Some(placement) = free.place(&spec_of(shape), 0, None) {
+                    free.take(&placement);
+                }
+            }
+            let fits = one_by_one(&free, &wanted, None);
+            prop_assert_eq!(free.fits(&wanted, 0), fits);
+            prop_assert_eq!(free.place(&wanted, 0, None).is_some(), fits);
+            for machine in 0..nodes.len() {
+                let elsewhere = free.place_elsewhere(&wanted, 0, machine);
+                prop_assert_eq!(elsewhere.is_some(), one_by_one(&free, &wanted, Some(machine)));
+                prop_assert!(elsewhere.is_none_or(|p| p.members.iter().all(|place| place.node != machine)));
+                let one = free.place_on(machine, &wanted.member(0), None);
+                prop_assert_eq!(free.fits_on(machine, &wanted.member(0)), one.is_some());
+            }
+        }
+    }
+}

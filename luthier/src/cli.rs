@@ -33,7 +33,7 @@ pub(crate) use init::*;
 pub(crate) use jobs::{JobClass, JobLogs, Jobs, ListJobs, OneJob, SubmitJob};
 pub(crate) use keys::*;
 pub(crate) use plan::*;
-pub(crate) use pool::{Pool, PoolServe, PoolUsers, WhichPool};
+pub(crate) use pool::{Pool, PoolServe, PoolSimulate, PoolUsers, TraceFormat, WhichPool};
 pub(crate) use problem::parse;
 pub(crate) use report::{CompareRuns, ListRuns, Report, Runs};
 pub(crate) use serve::Serve;

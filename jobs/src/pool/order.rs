@@ -125,3 +125,46 @@ impl Queueing {
         Some((id, at))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::{Policy, Queue, Said, Share};
+    use crate::simulate::{empty_pool, machines};
+
+    proptest! {
+        /// Whether ranks are computed again or known to be the same: the order is the same.
+        #[test]
+        fn the_order_is_that_of_ranks_computed_anew(
+            quotas in proptest::collection::vec((0..5_u64, any::<bool>(), 0..2_i32), 1..6),
+            jobs in proptest::collection::vec((0..6_usize, 1..3_u64), 0..40),
+        ) {
+            let devices = |n| Share { devices: Some(Said::Amount(n)), ..Share::default() };
+            let department =
+                |n: usize| Queue { name: format!("d{n}"), quota: devices(9000), ..Queue::default() };
+            let project = |(n, &(quota, is_below, priority)): (usize, &(u64, bool, i32))| Queue {
+                name: format!("p{n}"),
+                department: is_below.then(|| format!("d{}", n % 2)),
+                quota: devices(quota * 500),
+                priority,
+                ..Queue::default()
+            };
+            let projects: Vec<Queue> = quotas.iter().enumerate().map(project).collect();
+            let policy = Policy { departments: (0..2).map(department).collect(), projects, ..Policy::default() };
+            let mut pool = empty_pool(policy, machines(1, 8)).unwrap();
+            let mut lists = vec![VecDeque::new(); pool.tree.nodes.len()];
+            for (n, &(project, size)) in jobs.iter().enumerate() {
+                let project = 2 + project % quotas.len();
+                lists[project].push_back((JobId(n as u64), Amounts { devices: size * 1000, ..Amounts::NONE }));
+            }
+            let room = Room::new(&mut pool, 0);
+            let mut anew = Queueing::new(&room, lists.clone());
+            let mut known = Queueing::new(&room, lists);
+            for _ in 0..=jobs.len() {
+                prop_assert_eq!(known.next(&room, false), anew.next(&room, true));
+            }
+        }
+    }
+}

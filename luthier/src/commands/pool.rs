@@ -2,6 +2,7 @@
 
 pub(super) mod client;
 mod serve;
+mod simulate;
 mod status;
 
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ pub(super) fn run(args: cli::Pool) -> anyhow::Result<ExitCode> {
             }
         }
         cli::Pool::Status(args) => status::run(&args.which)?,
+        cli::Pool::Simulate(args) => simulate::run(&args)?,
         cli::Pool::Users(args) => users(args)?,
     }
     Ok(ExitCode::SUCCESS)
