@@ -422,9 +422,12 @@ impl Pool {
         }
         let all = &self.nodes;
         let member = spec.member(0);
-        let room = all.iter().fold(0, |sum: u64, node| sum.saturating_add(node.holds(&member)));
-        if room >= u64::from(spec.members) {
-            return Ok(());
+        let mut missing = u64::from(spec.members);
+        for node in all {
+            missing = missing.saturating_sub(node.holds(&member));
+            if missing == 0 {
+                return Ok(());
+            }
         }
         let fits_one = |node: &&Node| member.fits_in(&node.capacity());
         let fitting = all.iter().filter(fits_one).count();

@@ -71,6 +71,9 @@ impl Misfits {
 impl Cycle<'_> {
     /// Starts jobs whose place has been left by all whom they waited for.
     fn keep_promises(&mut self) {
+        if !self.room.has_promised {
+            return;
+        }
         let promised = |(&id, job): (&JobId, &crate::Job)| match &job.phase {
             Phase::Promised { placement, since } => Some((*since, id, placement.clone())),
             _ => None,
@@ -158,6 +161,7 @@ impl Cycle<'_> {
         self.room.runs.add(id, project, &placement);
         let now = self.room.now;
         let job = self.room.pool.jobs.get_mut(&id).expect("it is in the pool");
+        self.room.has_elastic |= placement.steps < job.spec.steps();
         job.attempt += 1;
         job.phase = Phase::Running { placement: placement.clone(), since: now };
         self.fresh.insert(id);
@@ -166,6 +170,7 @@ impl Cycle<'_> {
 
     fn promise(&mut self, id: JobId, placement: Placement) {
         let since = self.room.now;
+        self.room.has_promised = true;
         self.room.pool.jobs.get_mut(&id).expect("it is in the pool").phase =
             Phase::Promised { placement, since };
     }
@@ -183,6 +188,7 @@ impl Cycle<'_> {
         let Phase::Running { placement, .. } = &job.phase else { unreachable!("it was just started") };
         let placement = placement.clone();
         job.attempt -= 1;
+        self.room.has_promised |= next.is_some();
         job.phase = match next {
             Some(placement) => Phase::Promised { placement, since: now },
             None => Phase::Waiting { from: now },

@@ -29,6 +29,10 @@ pub(crate) struct Room<'a> {
     pub(crate) capacity: Amounts,
     /// Where to look for jobs that run.
     pub(super) runs: Runs,
+    /// Whether there may be jobs that were promised a place.
+    pub(super) has_promised: bool,
+    /// Whether there may be jobs that run and could grow.
+    pub(super) has_elastic: bool,
 }
 
 /// Where to look for jobs that run: all that do are in it, and some that did when the decision began.
@@ -101,6 +105,8 @@ impl<'a> Room<'a> {
             held: vec![Amounts::NONE; count],
             shares: vec![[0.0; 3]; count],
             runs: Runs::new(count, pool.nodes.len()),
+            has_promised: false,
+            has_elastic: false,
             capacity: pool.capacity(),
             pool,
         };
@@ -121,9 +127,13 @@ impl<'a> Room<'a> {
             let (holds, will_hold) = match &job.phase {
                 Phase::Held => continue,
                 Phase::Waiting { .. } => (None, None),
-                Phase::Promised { placement, .. } => (None, Some(placement)),
+                Phase::Promised { placement, .. } => {
+                    self.has_promised = true;
+                    (None, Some(placement))
+                }
                 Phase::Running { placement, .. } => {
                     self.runs.add(id, project, placement);
+                    self.has_elastic |= placement.steps < job.spec.steps();
                     (Some(placement), Some(placement))
                 }
                 Phase::Stopping { placement, next, .. } => (Some(placement), next.as_ref()),

@@ -13,6 +13,9 @@ use super::{Cycle, Misfits};
 impl Cycle<'_> {
     /// Lets jobs grow, those whose project has the smaller part of its share first.
     pub(super) fn grow(&mut self) {
+        if !self.room.has_elastic {
+            return;
+        }
         let all = self.growing();
         let mut grown: BTreeMap<JobId, Placement> = BTreeMap::new();
         let mut nowhere = Misfits::default();
