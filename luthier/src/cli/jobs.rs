@@ -84,8 +84,14 @@ impl SubmitJob {
 
     /// Refuses what says nothing.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        if self.command.is_empty() && self.sweep.is_none() && self.run.run.is_none() && self.run.model.is_none() {
-            return Err(user("nothing to submit: name a run file, --sweep SWEEP.yaml, or a command after `--`"));
+        if self.command.is_empty()
+            && self.sweep.is_none()
+            && self.run.run.is_none()
+            && self.run.model.is_none()
+        {
+            return Err(user(
+                "nothing to submit: name a run file, --sweep SWEEP.yaml, or a command after `--`",
+            ));
         }
         Ok(())
     }

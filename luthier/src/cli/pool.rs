@@ -60,7 +60,13 @@ pub(crate) struct PoolServe {
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024), allow_negative_numbers = true)]
     pub(crate) devices: u32,
     /// Memory of each device
-    #[arg(long, value_name = "BYTES", requires = "devices", default_value = "0B", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        requires = "devices",
+        default_value = "0B",
+        allow_negative_numbers = true
+    )]
     pub(crate) device_memory: ByteSize,
     /// Whether members may run other programs than this one, under the account that the pool has
     #[arg(long)]

@@ -151,7 +151,17 @@ fn of_run(
             user(format!("{}: a path that is no text cannot be submitted", Path::new(&path).display()))
         })
     };
-    let arguments = [OWN_PROGRAM, "train", &text(file)?, "--quiet", "--threads", "{cpus}", "--memory", "{memory}B", "--resume"];
+    let arguments = [
+        OWN_PROGRAM,
+        "train",
+        &text(file)?,
+        "--quiet",
+        "--threads",
+        "{cpus}",
+        "--memory",
+        "{memory}B",
+        "--resume",
+    ];
     let launch = Launch {
         arguments: arguments.map(str::to_owned).to_vec(),
         folder: std::env::current_dir()?,
