@@ -18,6 +18,7 @@ use std::time::SystemTime;
 
 use crate::Millis;
 use crate::amounts::{Amounts, Bounds, Resource};
+use crate::executor::OWN_PROGRAM;
 use crate::export::{ExportError, check_launch, label};
 use crate::job::Spec;
 use crate::policy::Policy;
@@ -73,6 +74,7 @@ pub enum SlurmError {
 pub struct Slurm {
     conf: Option<PathBuf>,
     programs: Option<PathBuf>,
+    own: Option<String>,
 }
 
 /// What a project may have of its own, and what of it is spoken for.
@@ -114,6 +116,13 @@ impl Slurm {
     #[must_use]
     pub fn with_programs(self, folder: impl Into<PathBuf>) -> Self {
         Slurm { programs: Some(folder.into()), ..self }
+    }
+
+    /// Where this program is on the machines of the cluster, for jobs whose command begins with [`OWN_PROGRAM`]; otherwise it is
+    /// looked for on the `PATH`.
+    #[must_use]
+    pub fn with_own_program(self, path: impl Into<String>) -> Self {
+        Slurm { own: Some(path.into()), ..self }
     }
 
     /// Makes a policy hold: accounts, qualities of service, users. May be done again and again; needs an operator of Slurm.
@@ -197,6 +206,11 @@ impl Slurm {
     }
 
     fn batch(&self, specs: &[Spec], qos: &str, grace: Millis) -> Result<String, SlurmError> {
+        let mut specs = specs.to_vec();
+        if let Some(own) = &self.own {
+            let programs = specs.iter_mut().filter_map(|spec| spec.launch.arguments.first_mut());
+            programs.filter(|program| *program == OWN_PROGRAM).for_each(|program| program.clone_from(own));
+        }
         let specs: Vec<&Spec> = specs.iter().collect();
         let said = self.run("sbatch", &["--parsable"], Some(&script::script(&specs, qos, grace)))?;
         // `12;cluster` where there are several clusters.

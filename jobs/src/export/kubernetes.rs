@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ExportError, Site, arguments_in_image, label, seconds};
+use super::{ExportError, Site, arguments_in_image, label, mounted, seconds};
 use crate::amounts::WHOLE;
 use crate::job::Spec;
 use crate::policy::Policy;
@@ -221,7 +221,7 @@ pub(super) fn job(
         backoff_limit: policy.retries,
         pod_replacement_policy: "Failed",
         pod_failure_policy: failure_policy(),
-        template: template(policy, spec, site, manner, &name),
+        template: template(policy, spec, site, manner, &name)?,
     };
     objects.push(object("batch/v1", "Job", metadata, job)?);
     Ok(objects)
@@ -248,9 +248,15 @@ fn failure_policy() -> PodFailurePolicy {
     PodFailurePolicy { rules: vec![codes("Ignore", &[75]), codes("FailJob", &[2]), disrupted] }
 }
 
-fn template(policy: &Policy, spec: &Spec, site: &Site, manner: Manner, name: &str) -> Template {
+fn template(
+    policy: &Policy,
+    spec: &Spec,
+    site: &Site,
+    manner: Manner,
+    name: &str,
+) -> Result<Template, ExportError> {
     let given = spec.member(0);
-    let folder = spec.launch.folder.display().to_string();
+    let folder = mounted(spec)?.display().to_string();
     let mut amounts = Map::from([("cpu".into(), given.cpus.to_string())]);
     if given.memory > 0 {
         amounts.insert("memory".into(), given.memory.to_string());
@@ -273,12 +279,12 @@ fn template(policy: &Policy, spec: &Spec, site: &Site, manner: Manner, name: &st
         name: "luthier",
         image: site.image.clone(),
         command: arguments_in_image(&spec.launch, &given),
-        working_dir: folder.clone(),
+        working_dir: spec.launch.folder.display().to_string(),
         env,
         resources: Resources { requests: amounts.clone(), limits: amounts },
         volume_mounts: vec![VolumeMount { name: "runs", mount_path: folder }],
     };
-    Template {
+    Ok(Template {
         metadata: PodMetadata { labels: manner.labels, annotations: manner.pod_annotations },
         spec: PodSpec {
             scheduler_name: manner.scheduler,
@@ -293,7 +299,7 @@ fn template(policy: &Policy, spec: &Spec, site: &Site, manner: Manner, name: &st
                 persistent_volume_claim: Claim { claim_name: site.claim.clone() },
             }],
         },
-    }
+    })
 }
 
 /// A job's name. It is a service's name, too, which begins with a letter, and with a member's number behind it a host's
@@ -341,9 +347,9 @@ pub(super) fn gaps(policy: &Policy, job: Option<(&Spec, &Site)>) -> Vec<String> 
     let Some((spec, site)) = job else { return gaps };
     gaps.extend(super::gaps_of_job(spec));
     gaps.push(format!(
-        "the job's pods run image `{}` and find {} on volume claim `{}` of namespace `{}`: both have to be there",
+        "the job's pods run image `{}` and find {} on volume claim `{}` of namespace `{}`, with all that the run reads: both have to be there",
         site.image,
-        spec.launch.folder.display(),
+        mounted(spec).unwrap_or_default().display(),
         site.claim,
         label(&spec.project)
     ));

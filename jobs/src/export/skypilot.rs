@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::kubernetes::job_name;
-use super::{Export, ExportError, File, Site, arguments_in_image, thousandths};
+use super::{Export, ExportError, File, Site, arguments_in_image, mounted, thousandths};
 use crate::job::Spec;
 use crate::policy::Policy;
 use crate::slurm::shell;
@@ -79,7 +79,7 @@ pub(super) fn export(policy: &Policy, spec: &Spec, site: &Site) -> Result<Export
                 recover_on_exit_codes: vec![75],
             },
         },
-        file_mounts: BTreeMap::from([(folder.clone(), mount)]),
+        file_mounts: BTreeMap::from([(mounted(spec)?.display().to_string(), mount)]),
         run: format!("cd {}\nexec {}\n", shell::quote(&folder), arguments.join(" ")),
         name,
     };
