@@ -34,6 +34,7 @@ const TABLES: &str = "
         job INTEGER NOT NULL, number INTEGER NOT NULL, started INTEGER NOT NULL, placement TEXT NOT NULL,
         told INTEGER, reason TEXT, ended INTEGER, exit TEXT, lost_steps INTEGER,
         PRIMARY KEY (job, number)) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS attempts_by_stop ON attempts (told) WHERE reason IS NOT NULL;
     CREATE TABLE IF NOT EXISTS samples (at INTEGER NOT NULL, sample TEXT NOT NULL);
     CREATE INDEX IF NOT EXISTS samples_by_time ON samples (at);
     CREATE TABLE IF NOT EXISTS audit (number INTEGER PRIMARY KEY, at INTEGER NOT NULL, user TEXT NOT NULL, deed TEXT NOT NULL);
@@ -119,6 +120,25 @@ pub struct Forecast {
     pub expected_end: Option<Millis>,
     /// When it did.
     pub ended: Option<Millis>,
+}
+
+/// A job that was told to stop for another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvictionRecord {
+    /// The job that was stopped.
+    pub job: JobId,
+    /// What people call it.
+    pub name: String,
+    /// Its project.
+    pub project: String,
+    /// When it was told.
+    pub at: Millis,
+    /// Why, and for whom.
+    pub reason: StopReason,
+    /// The project of the job that gets the room.
+    pub by_project: Option<String>,
+    /// Steps that were computed and not saved; `None` if nobody knows, or not yet.
+    pub lost_steps: Option<u64>,
 }
 
 /// One line of the log of who did what.
@@ -456,6 +476,8 @@ pub struct Reader {
 pub struct Which {
     /// Of this project alone.
     pub project: Option<String>,
+    /// Of these projects alone, if they are said.
+    pub among: Option<Vec<String>>,
     /// Of this user alone.
     pub user: Option<String>,
     /// Of this group alone.
@@ -473,12 +495,12 @@ impl Reader {
     /// If the file is damaged.
     pub fn records(&self, which: &Which) -> Result<Vec<Record>, StoreError> {
         let find = "SELECT id FROM jobs WHERE (?1 IS NULL OR project = ?1) AND (?2 IS NULL OR user = ?2) AND (?3 IS NULL OR group_name = ?3)
-            AND (?4 OR ended IS NULL) ORDER BY id DESC LIMIT ?5";
+            AND (?4 OR ended IS NULL) AND (?6 IS NULL OR project IN (SELECT value FROM json_each(?6))) ORDER BY id DESC LIMIT ?5";
         let mut find = self.connection.prepare_cached(find)?;
-        let ids = find
-            .query_map(params![which.project, which.user, which.group, which.ended, which.limit], |row| {
-                row.get::<_, i64>(0)
-            })?;
+        let Which { project, user, group, ended, limit, among } = which;
+        let among = among.as_ref().map(text);
+        let ids =
+            find.query_map(params![project, user, group, ended, limit, among], |row| row.get::<_, i64>(0))?;
         let ids: Vec<i64> = ids.collect::<Result<_, _>>()?;
         ids.into_iter().filter_map(|id| self.record(JobId(id as u64)).transpose()).collect()
     }
@@ -575,6 +597,50 @@ impl Reader {
             self.connection.prepare_cached("SELECT sample FROM samples WHERE at >= ?1 ORDER BY at")?;
         let rows = find.query_map([since as i64], |row| row.get(0))?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// At most `most` samples from a time on, evenly apart, oldest first, as they were written.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn samples_apart(&self, since: Millis, most: u32) -> Result<Vec<String>, StoreError> {
+        let count = "SELECT COUNT(*) FROM samples WHERE at >= ?1";
+        let count: i64 =
+            self.connection.prepare_cached(count)?.query_row([since as i64], |row| row.get(0))?;
+        // Rows are numbered as they come; old ones go from the front.
+        let each = (count as u64).div_ceil(u64::from(most.max(1))).max(1);
+        let find = "SELECT sample FROM samples WHERE at >= ?1 AND rowid % ?2 = 0 ORDER BY at";
+        let mut find = self.connection.prepare_cached(find)?;
+        let rows = find.query_map([since as i64, each as i64], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Jobs that were told to stop for others, the newest first. `among`: those alone of which these projects have the one
+    /// or the other.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn evictions(&self, among: Option<&[String]>, limit: u32) -> Result<Vec<EvictionRecord>, StoreError> {
+        let find = "SELECT a.job, j.name, j.project, a.told, a.reason, b.project, a.lost_steps
+            FROM attempts a JOIN jobs j ON j.id = a.job LEFT JOIN jobs b ON b.id = json_extract(a.reason, '$.by')
+            WHERE a.reason IS NOT NULL AND json_extract(a.reason, '$.by') IS NOT NULL AND (?1 IS NULL
+                OR j.project IN (SELECT value FROM json_each(?1)) OR b.project IN (SELECT value FROM json_each(?1)))
+            ORDER BY a.told DESC, a.job DESC LIMIT ?2";
+        let mut find = self.connection.prepare_cached(find)?;
+        let mut rows = find.query(params![among.map(|among| text(&among)), limit])?;
+        let mut evictions = Vec::new();
+        while let Some(row) = rows.next()? {
+            evictions.push(EvictionRecord {
+                job: JobId(row.get::<_, i64>(0)? as u64),
+                name: row.get(1)?,
+                project: row.get(2)?,
+                at: time(row.get(3)?).unwrap_or(0),
+                reason: read(&row.get::<_, String>(4)?)?,
+                by_project: row.get(5)?,
+                lost_steps: time(row.get(6)?),
+            });
+        }
+        Ok(evictions)
     }
 
     /// Who did what, the newest first.

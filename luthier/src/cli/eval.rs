@@ -7,8 +7,7 @@ use clap::{Args, Subcommand};
 use super::Set;
 use super::settings::resolve;
 use super::speak::parse_temperature;
-use crate::error::user;
-use crate::run_file::Settings;
+use crate::run_file::{RunFile, Settings};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Eval {
@@ -47,18 +46,11 @@ pub(crate) struct Systems {
 }
 
 impl Systems {
-    /// The default settings with `--set` laid over them, as far as it is about these sections; `data`: what
-    /// stands in `data.eval`.
-    fn settings(&self, command: &str, sections: &[&str], data: Option<String>) -> anyhow::Result<Settings> {
+    /// The default settings with `--set` laid over them, as far as it is about these sections and keys; `data`:
+    /// what stands in `data.eval`.
+    fn settings(&self, command: &str, known: &[&str], data: Option<String>) -> anyhow::Result<Settings> {
         for change in self.set.overrides()? {
-            if !sections.contains(&change.section()) {
-                let (known, last) = (sections[..sections.len() - 1].join(", "), sections[sections.len() - 1]);
-                let known = known.replace("data", "data.*");
-                return Err(user(format!(
-                    "--set {}: `eval {command}` takes {known} and {last} only",
-                    change.section()
-                )));
-            }
+            change.require_known(&format!("eval {command}"), known)?;
         }
         resolve(None, &[("--model", "model", &self.model), ("--data", "data.eval", &data)], &self.set)
     }
@@ -168,14 +160,16 @@ pub(crate) struct Answers {
 
 impl Answers {
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        self.systems.settings("generate", &["precision", "quantization", "memory"], None)
+        let known = [&RunFile::READING[..], &["precision", "quantization", "memory"]].concat();
+        self.systems.settings("generate", &known, None)
     }
 }
 
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["file", "ratings"]))]
 pub(crate) struct Judge {
-    /// Whose answers are judged, and by whom
+    /// Whose answers are judged, and by whom; also the limits: seconds for a request (`timeout`, 120), further tries
+    /// (`retries`, 5, after `backoff` seconds), requests or tokens in all (`budget`)
     #[arg(value_name = "JUDGE.yaml")]
     pub(crate) file: Option<PathBuf>,
     /// Reads ratings as QLoRA's authors released theirs, and asks nobody

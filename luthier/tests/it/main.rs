@@ -31,6 +31,8 @@ mod keys;
 mod merge;
 mod mlx;
 mod paged;
+#[cfg(unix)]
+mod pool;
 mod preview;
 mod quantize;
 mod races;

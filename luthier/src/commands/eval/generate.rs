@@ -45,8 +45,8 @@ pub(super) fn run(args: &cli::Answers, global: &Global) -> anyhow::Result<ExitCo
     let files = files(&args.data)?;
     let systems = Systems::open(&args.systems, &mut settings, &device)?;
     let tokenizer = systems.base.tokenizer()?;
-    let Records { records, template } =
-        Records::read(&files, args.chat_template.as_deref(), &systems.base, &tokenizer)?;
+    let (reading, named) = (&settings.run.data, args.chat_template.as_deref());
+    let Records { records, template } = Records::read(&files, reading, named, &systems.base, &tokenizer)?;
     let references = references(&records, &metric)?;
     let extent = extent(args, &records, &systems)?;
     check_memory(&settings, &systems, extent, global.threads())?;
