@@ -20,6 +20,7 @@ mod generate;
 mod gguf;
 mod guanaco;
 mod guide;
+mod harness;
 mod hostile;
 mod import;
 mod init;
