@@ -1,7 +1,8 @@
-//! A policy and a job as files for the engines that a lab already has, and what those engines cannot say of them.
+//! A policy and a job as files for the engines that a lab already has, and what those engines cannot say of
+//! them.
 //!
-//! Nothing here asks an engine: it is text made of a checked [`Policy`] and a [`Spec`]. What an engine lacks is told as a
-//! list of sentences, so that nobody believes that a rule holds which does not.
+//! Nothing here asks an engine: it is text made of a checked [`Policy`] and a [`Spec`]. What an engine lacks
+//! is told as a list of sentences, so that nobody believes that a rule holds which does not.
 
 mod kai;
 mod kubernetes;
@@ -43,7 +44,8 @@ pub struct Site {
     pub claim: String,
     /// What SkyPilot calls the accelerators, such as `H100`.
     pub accelerator: Option<String>,
-    /// The bucket that holds the job's files for SkyPilot, such as `s3://ours/run`; `None`: a new one of the job's name.
+    /// The bucket that holds the job's files for SkyPilot, such as `s3://ours/run`; `None`: a new one of the
+    /// job's name.
     pub bucket: Option<String>,
     /// All that the cluster has; what no quota gives away becomes Kueue's shared pool.
     pub capacity: Option<Amounts>,
@@ -174,7 +176,8 @@ fn arguments_in_image(launch: &Launch, given: &Amounts) -> Vec<String> {
     arguments
 }
 
-/// The folder that a volume is mounted as: where the job starts, where its results are and what its command names all lie in it.
+/// The folder that a volume is mounted as: where the job starts, where its results are and what its command
+/// names all lie in it.
 fn mounted(spec: &Spec) -> Result<PathBuf, ExportError> {
     let named = spec.launch.arguments.iter().skip(1).map(Path::new).filter(|path| path.is_absolute());
     let above = |path: &Path| path.parent().unwrap_or(path).to_owned();

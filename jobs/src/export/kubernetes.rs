@@ -1,6 +1,8 @@
-//! Objects of Kubernetes itself: a job that is stopped and goes on, and what its members need to find each other.
+//! Objects of Kubernetes itself: a job that is stopped and goes on, and what its members need to find each
+//! other.
 //!
-//! Fields and their meaning: `batch/v1` Job and `v1` Pod of Kubernetes 1.31, where `podFailurePolicy` is stable.
+//! Fields and their meaning: `batch/v1` Job and `v1` Pod of Kubernetes 1.31, where `podFailurePolicy` is
+//! stable.
 
 use std::collections::BTreeMap;
 
@@ -227,9 +229,10 @@ pub(super) fn job(
     Ok(objects)
 }
 
-/// The first rule that fits decides. A saved job (exit 75) is replaced by a new pod and not counted: `Ignore`; `Count` would use up
-/// the limit of failures after a few evictions, and without a rule the code would count as a failure. What a person has to
-/// mend (exit 2) ends the job: trying again would not help. What the cluster took away without waiting is not the job's failure.
+/// The first rule that fits decides. A saved job (exit 75) is replaced by a new pod and not counted:
+/// `Ignore`; `Count` would use up the limit of failures after a few evictions, and without a rule the code
+/// would count as a failure. What a person has to mend (exit 2) ends the job: trying again would not help.
+/// What the cluster took away without waiting is not the job's failure.
 fn failure_policy() -> PodFailurePolicy {
     let codes = |action, values: &[i32]| Rule {
         action,
@@ -302,8 +305,8 @@ fn template(
     })
 }
 
-/// A job's name. It is a service's name, too, which begins with a letter, and with a member's number behind it a host's
-/// name, which has at most 63 characters.
+/// A job's name. It is a service's name, too, which begins with a letter, and with a member's number behind
+/// it a host's name, which has at most 63 characters.
 pub(super) fn job_name(spec: &Spec) -> String {
     let name = label(&spec.name);
     let name = if name.starts_with(|c: char| c.is_ascii_digit()) { format!("job-{name}") } else { name };

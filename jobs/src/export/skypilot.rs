@@ -1,6 +1,7 @@
 //! SkyPilot: a task file, which it runs on clouds, Kubernetes or Slurm.
 //!
-//! Fields and their meaning: SkyPilot's "YAML spec" and the schema in its repository (`sky/utils/schemas.py`), 2026.
+//! Fields and their meaning: SkyPilot's "YAML spec" and the schema in its repository
+//! (`sky/utils/schemas.py`), 2026.
 
 use std::collections::BTreeMap;
 

@@ -19,7 +19,8 @@ pub(super) fn list(args: &ListJobs) -> anyhow::Result<()> {
     if args.which.json {
         return terminal::print_json(&answer);
     }
-    let mut table = Table::new(["job", "name", "project", "user", "priority", "phase", "asks for", "age", "stopped"]);
+    let mut table =
+        Table::new(["job", "name", "project", "user", "priority", "phase", "asks for", "age", "stopped"]);
     let now = jobs::supervisor::now();
     for job in answer["jobs"].as_array().into_iter().flatten() {
         table.row([
@@ -45,8 +46,19 @@ pub(super) fn show(args: &OneJob) -> anyhow::Result<()> {
     let now = jobs::supervisor::now();
     let mut lines = vec![
         format!("job {}: {}", args.job, text(&job["name"])),
-        format!("{} of {}, {}, priority {}", text(&job["user"]), text(&job["project"]), text(&job["class"]), job["priority"]),
-        format!("{}, submitted {} ago, asks for {}", text(&job["phase"]), since(&job["submitted"], now), request(&job["request"])),
+        format!(
+            "{} of {}, {}, priority {}",
+            text(&job["user"]),
+            text(&job["project"]),
+            text(&job["class"]),
+            job["priority"]
+        ),
+        format!(
+            "{}, submitted {} ago, asks for {}",
+            text(&job["phase"]),
+            since(&job["submitted"], now),
+            request(&job["request"])
+        ),
     ];
     for (key, word) in [("expected_start", "start"), ("expected_end", "end")] {
         if let Some(at) = job[key].as_u64() {

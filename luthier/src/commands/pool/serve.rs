@@ -25,7 +25,9 @@ pub(super) fn run(args: cli::PoolServe) -> anyhow::Result<ExitCode> {
     let policy = args.policy.as_deref().map(read_policy).transpose()?;
     let state = &args.state;
     if policy.is_none() && !state.join("pool.db").is_file() {
-        return Err(user("a new pool needs --policy POLICY.yaml: which projects there are, and what each may have"));
+        return Err(user(
+            "a new pool needs --policy POLICY.yaml: which projects there are, and what each may have",
+        ));
     }
     let place = Place::bind(&args.host, args.port)?;
     let store = Store::open(state)?;
@@ -53,8 +55,12 @@ pub(super) fn run(args: cli::PoolServe) -> anyhow::Result<ExitCode> {
     let url = place.url();
     crate::output::write(&state.join(ADDRESS), format!("{url}\n").as_bytes())?;
     let stop = signal::stop_on_request()?;
-    eprintln!("the pool listens at {url}; its page is there, too. The token is in {}", state.join(TOKEN).display());
-    let name = std::env::var("USER").ok().filter(|name| jobs::policy::is_name(name)).unwrap_or("admin".into());
+    eprintln!(
+        "the pool listens at {url}; its page is there, too. The token is in {}",
+        state.join(TOKEN).display()
+    );
+    let name =
+        std::env::var("USER").ok().filter(|name| jobs::policy::is_name(name)).unwrap_or("admin".into());
     let setup = PoolSetup { handle: supervisor.handle(), root: token, name, any_command: args.any_command };
     server::serve_pool(place, setup, &stop)?;
     supervisor.end();
