@@ -1,4 +1,5 @@
-//! The batch script of a job: starts its members, hears when it has to go, lets it save, and puts it back in the queue.
+//! The batch script of a job: starts its members, hears when it has to go, lets it save, and puts it back in
+//! the queue.
 
 use std::fmt::Write;
 
@@ -8,9 +9,10 @@ use crate::amounts::WHOLE;
 use crate::export::label;
 use crate::job::Spec;
 
-/// What every script does once it knows what to run. `$grace` seconds before its time is over, or at the start of the grace
-/// time when it has to make room (`preempt_send_user_signal`), Slurm sends USR1 to the script alone. Slurm sends TERM to all
-/// processes at once: to pass it on would be a second one, at which a run ends without saving.
+/// What every script does once it knows what to run. `$grace` seconds before its time is over, or at the
+/// start of the grace time when it has to make room (`preempt_send_user_signal`), Slurm sends USR1 to the
+/// script alone. Slurm sends TERM to all processes at once: to pass it on would be a second one, at which a
+/// run ends without saving.
 const BODY: &str = r#"
 saves= leaves= heard=
 save() {
@@ -169,7 +171,8 @@ fn task(spec: &Spec, indent: &str) -> String {
 fn starting(spec: &Spec, grace: u64) -> String {
     match spec.members {
         1 => "start() { exec \"${run[@]}\"; }\nstop() { kill -TERM \"$child\"; }\n".to_owned(),
-        // Members save at their own pace: the first to end must not end the others, but none may wait for ever.
+        // Members save at their own pace: the first to end must not end the others, but none may wait for
+        // ever.
         _ => format!(
             "start() {{ exec srun --kill-on-bad-exit=0 --wait={grace} --cpus-per-task=\"$cpus\" \"${{run[@]}}\"; }}\n\
              stop() {{ scancel --signal=TERM \"$SLURM_JOB_ID\"; }}\n"

@@ -1,7 +1,8 @@
 //! A real Slurm, started for the test on ports of its own: two nodes with two pretended GPUs each.
 //!
-//! Where Slurm is not installed, or we are not root, the test says so and passes. The jobs are a small script that does what
-//! `luthier train` does: it counts steps, saves and exits with 75 on SIGTERM, and goes on where it was.
+//! Where Slurm is not installed, or we are not root, the test says so and passes. The jobs are a small script
+//! that does what `luthier train` does: it counts steps, saves and exits with 75 on SIGTERM, and goes on
+//! where it was.
 
 use std::collections::BTreeSet;
 use std::fs;

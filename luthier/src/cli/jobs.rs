@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use jobs::Class;
 
 use super::pool::WhichPool;
 use super::{RunArgs, Sweep};
@@ -110,6 +111,18 @@ pub(crate) enum JobClass {
     Inference,
 }
 
+impl JobClass {
+    /// What it is in a job.
+    pub(crate) fn class(self) -> Class {
+        match self {
+            JobClass::Train => Class::Train,
+            JobClass::BuildPreemptible => Class::BuildPreemptible,
+            JobClass::Build => Class::Build,
+            JobClass::Inference => Class::Inference,
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct ListJobs {
     /// Of this project alone
@@ -171,12 +184,12 @@ fn parse_range(text: &str, one: impl Fn(&str) -> Option<u64>) -> Option<(u64, u6
     (min <= max).then_some((min, max))
 }
 
-fn parse_span(text: &str) -> Result<(u64, u64), String> {
+pub(super) fn parse_span(text: &str) -> Result<(u64, u64), String> {
     let range = parse_range(text, |n| n.parse().ok().filter(|n| (1..=65536).contains(n)));
     range.ok_or("expected a number of cores, such as 4, or a range, such as 1-8".into())
 }
 
-fn parse_devices(text: &str) -> Result<(u64, u64), String> {
+pub(super) fn parse_devices(text: &str) -> Result<(u64, u64), String> {
     let range = parse_range(text, |n| {
         let devices: f64 = n.parse().ok().filter(|d| (0.0..=65536.0).contains(d))?;
         let thousandths = (devices * 1000.0).round();

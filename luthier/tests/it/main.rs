@@ -34,6 +34,7 @@ mod mlx;
 mod paged;
 #[cfg(unix)]
 mod pool;
+mod pool_export;
 mod preview;
 mod quantize;
 mod races;
