@@ -48,7 +48,8 @@ pub(super) fn run(args: &cli::Answers, global: &Global) -> anyhow::Result<ExitCo
     let device = global.device()?;
     let systems = Systems::open(&args.systems, &mut settings, &device)?;
     let tokenizer = systems.base.tokenizer()?;
-    let Records { mut records, template } = asked::read(args, form, &settings.run.data, &systems.base, &tokenizer)?;
+    let Records { mut records, template } =
+        asked::read(args, form, &settings.run.data, &systems.base, &tokenizer)?;
     if args.like_lm_eval {
         asked::cut(&mut records, args.max_tokens, systems.base.config.max_position_embeddings)?;
     }
