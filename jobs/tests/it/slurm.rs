@@ -358,7 +358,8 @@ fn what_waits_says_why(lab: &Lab, slurm: &Slurm) {
     for id in [&own, &first, &second] {
         assert!(ours.contains(id), "{ours:?}");
         slurm.cancel(id).unwrap();
-        until_state(slurm, id, State::Cancelled);
+        let job = until_state(slurm, id, State::Cancelled);
+        assert_eq!(job.restarts, 0, "what is cancelled while it starts does not come back either");
     }
     let error = slurm.submit(&lab.job("lost", "visio", 1, 5), GRACE).unwrap_err();
     assert!(error.to_string().contains("no QOS `visio`"), "{error}");
