@@ -13,6 +13,9 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/harness")
 }
 
+/// So many rows of GSM8K are asked here, for their prompts are long.
+const LONG: usize = 15;
+
 /// A folder with the rows.
 fn folder() -> TempDir {
     let folder = tempdir().unwrap();
@@ -22,6 +25,9 @@ fn folder() -> TempDir {
             fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
         }
     }
+    let long = folder.path().join("gsm8k-test.jsonl");
+    let rows = fs::read_to_string(&long).unwrap();
+    fs::write(&long, rows.lines().take(LONG).map(|row| format!("{row}\n")).collect::<String>()).unwrap();
     folder
 }
 
@@ -92,9 +98,10 @@ fn answers_have_the_texts_and_scores_of_lm_evaluation_harness() {
     let mut scores = Vec::new();
     for task in &tasks {
         let name = format!("{}, {}", task["task"], task["filter"]);
-        let items = task["items"].as_array().unwrap();
+        let asked = if task["task"] == "gsm8k" { LONG } else { 60 };
+        let items = &task["items"].as_array().unwrap()[..asked];
         let (system, own) = told(folder.path(), task);
-        assert_eq!((own.len(), items.len()), (60, 60), "{name}");
+        assert_eq!(own.len(), asked, "{name}");
         for (n, (own, item)) in own.iter().zip(items).enumerate() {
             assert_eq!(own["answers"][0], item["text"], "{name}, item {n}");
             if let Some(prompt) = item.get("prompt") {
