@@ -34,7 +34,7 @@ pub(crate) use init::*;
 pub(crate) use jobs::{JobLogs, Jobs, ListJobs, OneJob, SubmitJob};
 pub(crate) use keys::*;
 pub(crate) use plan::*;
-pub(crate) use pool::{Pool, PoolServe, PoolUsers, WhichPool};
+pub(crate) use pool::{Pool, PoolServe, PoolSimulate, PoolUsers, TraceFormat, WhichPool};
 pub(crate) use pool_export::PoolExport;
 pub(crate) use problem::parse;
 pub(crate) use report::{CompareRuns, ListRuns, Report, Runs};

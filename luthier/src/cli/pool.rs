@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::pool_export::PoolExport;
 use crate::run_file::ByteSize;
@@ -17,6 +17,8 @@ pub(crate) enum Pool {
     Status(PoolStatus),
     /// Write a policy, and a job, for Slurm, KAI-Scheduler, Kueue or SkyPilot
     Export(Box<PoolExport>),
+    /// Tell what a policy would have made of a trace of jobs, in simulated time
+    Simulate(PoolSimulate),
     /// Add users, list them, take their tokens back
     #[command(subcommand)]
     Users(PoolUsers),
@@ -89,6 +91,76 @@ pub(crate) struct PoolApply {
 pub(crate) struct PoolStatus {
     #[command(flatten)]
     pub(crate) which: WhichPool,
+}
+
+/// How a trace is written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TraceFormat {
+    /// As the file begins
+    Auto,
+    /// Microsoft's Philly: cluster_job_log
+    Philly,
+    /// SenseTime's Helios: cluster_log.csv
+    Helios,
+    /// Alibaba's PAI of 2020: pai_task_table.csv, beside it pai_job_table.csv
+    Pai,
+}
+
+#[derive(Args, Debug)]
+#[group(id = "jobs", args = ["trace", "generate"], required = true, multiple = false)]
+pub(crate) struct PoolSimulate {
+    /// The jobs: a published trace
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// So many jobs from random numbers instead, a few big ones among many small ones
+    #[arg(long, value_name = "JOBS", value_parser = clap::value_parser!(u32).range(1..=1_000_000), allow_negative_numbers = true)]
+    pub(crate) generate: Option<u32>,
+    /// How the trace is written
+    #[arg(long, value_enum, default_value_t = TraceFormat::Auto, conflicts_with = "generate")]
+    pub(crate) format: TraceFormat,
+    /// Skip lines that cannot be read, a thousand at most, instead of refusing the trace
+    #[arg(long, conflicts_with = "generate")]
+    pub(crate) skip_bad_lines: bool,
+    /// Only as many jobs as were submitted first
+    #[arg(long, value_name = "JOBS", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
+    pub(crate) limit: Option<u32>,
+    /// The seed of random numbers
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "trace")]
+    pub(crate) seed: u64,
+    /// The part of all devices that generated jobs ask for on average
+    #[arg(long, value_name = "PART", default_value_t = 1.0, value_parser = load, conflicts_with = "trace", allow_negative_numbers = true)]
+    pub(crate) load: f64,
+    /// Projects that generated jobs belong to
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000), conflicts_with = "trace", allow_negative_numbers = true)]
+    pub(crate) projects: u32,
+    /// The policy; without one, every project of the trace has the same quota
+    #[arg(long, value_name = "POLICY.yaml")]
+    pub(crate) policy: Option<PathBuf>,
+    /// Machines
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), allow_negative_numbers = true)]
+    pub(crate) nodes: u32,
+    /// Devices of each machine
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=64), allow_negative_numbers = true)]
+    pub(crate) devices_per_node: u32,
+    /// Seconds from a job's start until it computes
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, allow_negative_numbers = true)]
+    pub(crate) start_seconds: u32,
+    /// Seconds from when a job is told to stop until it has saved
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, allow_negative_numbers = true)]
+    pub(crate) save_seconds: u32,
+    /// Beside it: first come first served, that with backfilling, and a fair share like Slurm's
+    #[arg(long)]
+    pub(crate) compare: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn load(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(load) if (0.01..=100.0).contains(&load) => Ok(load),
+        _ => Err("must be a number from 0.01 to 100".into()),
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,7 @@
 pub(super) mod client;
 mod export;
 mod serve;
+mod simulate;
 mod status;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ pub(super) fn run(args: cli::Pool) -> anyhow::Result<ExitCode> {
         }
         cli::Pool::Export(args) => export::run(&args)?,
         cli::Pool::Status(args) => status::run(&args.which)?,
+        cli::Pool::Simulate(args) => simulate::run(&args)?,
         cli::Pool::Users(args) => users(args)?,
     }
     Ok(ExitCode::SUCCESS)

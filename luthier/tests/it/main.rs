@@ -45,6 +45,7 @@ mod resume;
 mod run_file;
 mod runs;
 mod serve;
+mod simulate;
 mod stops;
 mod support;
 mod sweep;
