@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,6 +33,8 @@ pub(super) fn run(args: cli::PoolServe) -> anyhow::Result<ExitCode> {
     }
     let place = Place::take_with_keys(&args.host, args.port)?;
     let store = Store::open(state)?;
+    // Messages of jobs are nobody else's.
+    fs::set_permissions(state, fs::Permissions::from_mode(0o700))?;
     let state = fs::canonicalize(state).with_context(|| args.state.display().to_string())?;
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let program = program.to_str().context("this program's path is no text")?.to_owned();
