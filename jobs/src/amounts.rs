@@ -55,6 +55,7 @@ impl Resource {
         match self {
             Resource::Devices => count(self.units(amount), "device"),
             Resource::Cpus => count(amount as f64, "cpu"),
+            Resource::Memory if amount < 1 << 30 => format!("{} MiB of memory", amount.div_ceil(1 << 20)),
             Resource::Memory => format!("{:.1} GiB of memory", amount as f64 / f64::from(1 << 30)),
         }
     }

@@ -1,8 +1,10 @@
-//! A real Slurm, driven through its own commands: a policy becomes accounts and qualities of service, a job a batch script.
+//! A real Slurm, driven through its own commands: a policy becomes accounts and qualities of service, a job a
+//! batch script.
 //!
-//! Read with `--json` where Slurm 22.05 has it, and with the parsable lists of `sacctmgr` and `scontrol` elsewhere. Nothing is
-//! kept here: what runs, waits and has ended is what Slurm says. Borrowed work runs under the QOS `over`
-//! (see [`accounts`]), and whoever asks first calls [`Slurm::settle`], which does what Slurm does not do by itself.
+//! Read with `--json` where Slurm 22.05 has it, and with the parsable lists of `sacctmgr` and `scontrol`
+//! elsewhere. Nothing is kept here: what runs, waits and has ended is what Slurm says. Borrowed work runs
+//! under the QOS `over` (see `accounts.rs`), and whoever asks first calls [`Slurm::settle`], which does what
+//! Slurm does not do by itself.
 
 pub(crate) mod accounts;
 mod answers;
@@ -18,6 +20,7 @@ use std::time::SystemTime;
 
 use crate::Millis;
 use crate::amounts::{Amounts, Bounds, Resource};
+use crate::executor::OWN_PROGRAM;
 use crate::export::{ExportError, check_launch, label};
 use crate::job::Spec;
 use crate::policy::Policy;
@@ -73,6 +76,7 @@ pub enum SlurmError {
 pub struct Slurm {
     conf: Option<PathBuf>,
     programs: Option<PathBuf>,
+    own: Option<String>,
 }
 
 /// What a project may have of its own, and what of it is spoken for.
@@ -116,8 +120,16 @@ impl Slurm {
         Slurm { programs: Some(folder.into()), ..self }
     }
 
-    /// Makes a policy hold: accounts, qualities of service, users. May be done again and again; needs an operator of Slurm.
-    /// Returns what of the policy Slurm does not do, and which settings of the cluster keep it from doing the rest.
+    /// Where this program is on the machines of the cluster, for jobs whose command begins with
+    /// [`OWN_PROGRAM`]; otherwise it is looked for on the `PATH`.
+    #[must_use]
+    pub fn with_own_program(self, path: impl Into<String>) -> Self {
+        Slurm { own: Some(path.into()), ..self }
+    }
+
+    /// Makes a policy hold: accounts, qualities of service, users. May be done again and again; needs an
+    /// operator of Slurm. Returns what of the policy Slurm does not do, and which settings of the cluster
+    /// keep it from doing the rest.
     ///
     /// # Errors
     /// If the policy is wrong, or Slurm refuses; what was done until then stays.
@@ -148,14 +160,16 @@ impl Slurm {
     /// Submits a job; returns its number.
     ///
     /// # Errors
-    /// If the job cannot be written down, its project is not in Slurm, it can never fit its quota, or Slurm refuses.
+    /// If the job cannot be written down, its project is not in Slurm, it can never fit its quota, or Slurm
+    /// refuses.
     pub fn submit(&self, spec: &Spec, grace: Millis) -> Result<String, SlurmError> {
         let mut numbers = self.submit_all(std::slice::from_ref(spec), grace)?;
         Ok(numbers.remove(0))
     }
 
-    /// Submits jobs that differ in what they run alone: as arrays, one of those that the project's quota has room for, and one of
-    /// those on borrowed room. Returns the arrays' numbers; task `n` of the first is the `n`th job, and so on.
+    /// Submits jobs that differ in what they run alone: as arrays, one of those that the project's quota has
+    /// room for, and one of those on borrowed room. Returns the arrays' numbers; task `n` of the first is the
+    /// `n`th job, and so on.
     ///
     /// # Errors
     /// As [`Slurm::submit`], or if they differ in what they ask for.
@@ -197,6 +211,11 @@ impl Slurm {
     }
 
     fn batch(&self, specs: &[Spec], qos: &str, grace: Millis) -> Result<String, SlurmError> {
+        let mut specs = specs.to_vec();
+        if let Some(own) = &self.own {
+            let programs = specs.iter_mut().filter_map(|spec| spec.launch.arguments.first_mut());
+            programs.filter(|program| *program == OWN_PROGRAM).for_each(|program| program.clone_from(own));
+        }
         let specs: Vec<&Spec> = specs.iter().collect();
         let said = self.run("sbatch", &["--parsable"], Some(&script::script(&specs, qos, grace)))?;
         // `12;cluster` where there are several clusters.
@@ -208,7 +227,8 @@ impl Slurm {
         Ok(number.to_owned())
     }
 
-    /// All of our jobs that Slurm has in mind: those that wait and run, and those that ended in the last minutes.
+    /// All of our jobs that Slurm has in mind: those that wait and run, and those that ended in the last
+    /// minutes.
     ///
     /// # Errors
     /// If Slurm cannot be asked.
@@ -284,9 +304,9 @@ impl Slurm {
         }
     }
 
-    /// Does for waiting jobs what Slurm does not do by itself: a job on borrowed room comes into its project's quota once that
-    /// has room again, and one that was put back in the queue need not wait two minutes. Says what it did; what belongs to others
-    /// and may not be changed stays as it is.
+    /// Does for waiting jobs what Slurm does not do by itself: a job on borrowed room comes into its
+    /// project's quota once that has room again, and one that was put back in the queue need not wait two
+    /// minutes. Says what it did; what belongs to others and may not be changed stays as it is.
     ///
     /// # Errors
     /// If Slurm cannot be asked.
@@ -319,7 +339,8 @@ impl Slurm {
         Ok(done)
     }
 
-    /// Whether a change was allowed: others' jobs are not ours to change, and one may have started in between.
+    /// Whether a change was allowed: others' jobs are not ours to change, and one may have started in
+    /// between.
     fn update(&self, id: &str, change: &str) -> Result<bool, SlurmError> {
         match self.run("scontrol", &["update", &format!("JobId={id}"), change], None) {
             Ok(_) => Ok(true),

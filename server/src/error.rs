@@ -179,7 +179,11 @@ impl ApiError {
 
     /// All places are taken.
     pub(crate) fn busy() -> Self {
-        let message = "the server has as many requests as it may have at once; try again";
+        ApiError::crowded("the server has as many requests as it may have at once; try again")
+    }
+
+    /// The same of something that has its own words for it.
+    pub(crate) fn crowded(message: impl Into<String>) -> Self {
         let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "overloaded_error", message);
         ApiError { code: Some("queue_full"), retry_after: Some(1), ..error }
     }

@@ -8,6 +8,8 @@
 //! by the `style` of its template), and goes out as one object or as events (`sse`). `listen` is the server's life
 //! around that.
 //!
+//! A pool of jobs has a server of its own (`pool`), with the same life, errors and page.
+//!
 //! Knows nothing of models and files of weights: the binary gives it a worker, and a function that loads
 //! adapters.
 
@@ -35,6 +37,7 @@ mod page;
 mod paging;
 mod patience;
 mod places;
+mod pool;
 mod reader;
 mod routes;
 mod sse;
@@ -55,6 +58,7 @@ pub use app::Limits;
 pub use audit::Record;
 pub use error::ServerError;
 pub use listen::{Place, Setup, serve};
+pub use pool::{PoolLimits, PoolSetup, new_token, serve_pool, serve_pool_within};
 pub use tenants::{Change, Keys, ListedKey, Made, Tenants, Terms};
 pub use tinker::{Adam, BeginTraining, Example, Lora, Objective, Pass, Passed, Refused, Trainer, Training};
 pub use words::{Chat, Stops, Words};

@@ -37,7 +37,7 @@ use crate::words::Words;
 use crate::worker::{Handle, Worker};
 
 /// Threads for connections: the engine's do the work.
-const THREADS: usize = 2;
+pub(crate) const THREADS: usize = 2;
 /// Files that clients send at once.
 const UPLOADS: usize = 16;
 /// Long texts that are made into tokens at once.
@@ -62,13 +62,28 @@ impl Place {
     /// # Errors
     /// If it is taken, or there are no keys and others than this machine could reach it.
     pub fn take(host: &str, port: u16, tenants: &Tenants) -> Result<Self, ServerError> {
+        Place::find(host, port, |address| match tenants.has_keys() || address.is_loopback() {
+            true => Ok(()),
+            false => Err(ServerError::NotLoopback(address)),
+        })
+    }
+
+    /// Takes a port for a server that asks everybody for a key; 0: any that is free.
+    ///
+    /// # Errors
+    /// If it is taken.
+    pub fn bind(host: &str, port: u16) -> Result<Self, ServerError> {
+        Place::find(host, port, |_| Ok(()))
+    }
+
+    fn find(
+        host: &str,
+        port: u16,
+        may_be: impl Fn(IpAddr) -> Result<(), ServerError>,
+    ) -> Result<Self, ServerError> {
         let failed = |source| ServerError::Listen { address: format!("{host}:{port}"), source };
         let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
-        if let Some(open) =
-            addresses.iter().find(|address| !tenants.has_keys() && !address.ip().is_loopback())
-        {
-            return Err(ServerError::NotLoopback(open.ip()));
-        }
+        addresses.iter().try_for_each(|address| may_be(address.ip()))?;
         let listener = TcpListener::bind(&addresses[..]).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -78,6 +93,17 @@ impl Place {
     /// Where it is.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The same as clients write it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Takes connections from now on; within a runtime.
+    pub(crate) fn listen(self) -> std::io::Result<tokio::net::TcpListener> {
+        tokio::net::TcpListener::from_std(self.listener)
     }
 }
 
@@ -179,8 +205,9 @@ pub fn serve(
     weigh(&app);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
     let ended = runtime.block_on(async {
-        let listener = tokio::net::TcpListener::from_std(place.listener)?;
-        listening(place.address);
+        let address = place.address();
+        let listener = place.listen()?;
+        listening(address);
         run(&app, listener, stop).await
     });
     // What trains is saved, and goes on when the server is started again.
@@ -217,7 +244,9 @@ async fn run(
     stop: &AtomicBool,
 ) -> Result<(), ServerError> {
     let connections = GracefulShutdown::new();
-    let accepting = accept(app, &listener, &connections);
+    let router: Router = routes::router(Arc::clone(app));
+    let service = |peer| answering(Arc::clone(app), router.clone(), peer);
+    let accepting = accept(&listener, &connections, Patience::from(&app.limits), service);
     let ended = tokio::select! {
         () = accepting => Ok(()),
         () = app.engine.ended() => Err(ServerError::EngineStopped),
@@ -225,20 +254,29 @@ async fn run(
         () = drained(app, stop) => Ok(()),
     };
     drop(listener);
-    // Those that still write, and those that nothing is asked on.
-    let _ = timeout(FLUSH, connections.shutdown()).await;
+    end(connections).await;
     ended
+}
+
+/// Waits a little for connections that still write, and ends those that nothing is asked on.
+pub(crate) async fn end(connections: GracefulShutdown) {
+    let _ = timeout(FLUSH, connections.shutdown()).await;
 }
 
 /// Returns when the server was asked to end and nothing runs any more, or the time for that is over. Until
 /// then connections are taken, so that whoever asks is told.
 async fn drained(app: &App, stop: &AtomicBool) {
-    while !stop.load(Ordering::Relaxed) {
-        sleep(LOOK).await;
-    }
+    told(stop).await;
     app.draining.store(true, Ordering::Relaxed);
     let end = Instant::now() + app.limits.drain_time;
     while app.places.taken() > 0 && Instant::now() < end {
+        sleep(LOOK).await;
+    }
+}
+
+/// Returns when the flag is set.
+pub(crate) async fn told(flag: &AtomicBool) {
+    while !flag.load(Ordering::Relaxed) {
         sleep(LOOK).await;
     }
 }
@@ -265,11 +303,36 @@ fn weigh(app: &App) {
     app.tenants.weights().into_iter().for_each(|(owner, weight)| app.engine.set_weight(owner, weight));
 }
 
-async fn accept(app: &Arc<App>, listener: &tokio::net::TcpListener, connections: &GracefulShutdown) {
-    let router: Router = routes::router(Arc::clone(app));
+/// What connections are given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Connections at once; further ones wait.
+    pub(crate) connections: usize,
+    /// Time for the head of a request.
+    pub(crate) read_time: Duration,
+    /// Time in which a client must take some of what is written for it.
+    pub(crate) write_time: Duration,
+}
+
+impl From<&Limits> for Patience {
+    fn from(limits: &Limits) -> Self {
+        let Limits { connections, read_time, write_time, .. } = *limits;
+        Patience { connections, read_time, write_time }
+    }
+}
+
+/// Takes connections, and has what `answering` gives for a client's address answer their requests. Never returns.
+pub(crate) async fn accept<S>(
+    listener: &tokio::net::TcpListener,
+    connections: &GracefulShutdown,
+    patience: Patience,
+    answering: impl Fn(IpAddr) -> S,
+) where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Send + 'static,
+{
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(app.limits.read_time);
-    let places = Arc::new(Semaphore::new(app.limits.connections));
+    http.timer(TokioTimer::new()).header_read_timeout(patience.read_time);
+    let places = Arc::new(Semaphore::new(patience.connections));
     loop {
         // Further connections wait with the operating system.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -282,8 +345,8 @@ async fn accept(app: &Arc<App>, listener: &tokio::net::TcpListener, connections:
             }
         };
         let _ = stream.set_nodelay(true);
-        let service = answering(Arc::clone(app), router.clone(), peer.ip());
-        let connection = http.serve_connection(Patient::new(stream, app.limits.write_time), service);
+        let connection =
+            http.serve_connection(Patient::new(stream, patience.write_time), answering(peer.ip()));
         let connection = connections.watch(connection);
         tokio::spawn(async move {
             // What goes wrong with a connection is its client's business.

@@ -1,4 +1,4 @@
-//! GET /: a page for people, in four files that are part of the program.
+//! GET /: a page for people, in five files that are part of the program.
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -17,6 +17,11 @@ pub(crate) async fn style() -> Response {
 
 pub(crate) async fn script() -> Response {
     file("text/javascript; charset=utf-8", include_str!("page/page.js"))
+}
+
+/// What all pages have in common.
+pub(crate) async fn common() -> Response {
+    file("text/javascript; charset=utf-8", include_str!("page/common.js"))
 }
 
 pub(crate) async fn jobs() -> Response {

@@ -44,6 +44,7 @@ fn routes() -> Router<Arc<App>> {
         .route("/api/state", get(status::state))
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
+        .route("/common.js", get(page::common))
         .route("/page.js", get(page::script))
         .route("/jobs.js", get(page::jobs))
         .route("/docs", get(openapi::docs))
@@ -52,41 +53,59 @@ fn routes() -> Router<Arc<App>> {
         .merge(tinker::router())
 }
 
-async fn no_route(method: Method, uri: Uri) -> ApiError {
+pub(crate) async fn no_route(method: Method, uri: Uri) -> ApiError {
     ApiError::no_route(method.as_str(), uri.path())
 }
 
-async fn no_method(method: Method, uri: Uri) -> ApiError {
+pub(crate) async fn no_method(method: Method, uri: Uri) -> ApiError {
     ApiError::no_method(method.as_str(), uri.path())
 }
 
+/// Holds a description of routes against the routes.
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeSet;
 
     use serde_json::Value;
 
     use super::*;
 
-    #[test]
-    fn every_route_is_described_and_nothing_else() {
+    /// The paths of a router, with the names of their parameters.
+    fn paths<S>(routes: &Router<S>) -> BTreeSet<String>
+    where
+        Router<S>: std::fmt::Debug,
+    {
         // The router tells its paths to nobody but those who debug it: `RouteId(3): "/v1/models"`.
-        let told = format!("{:?}", routes());
+        let told = format!("{routes:?}");
         let told = told.split_once("paths: {").unwrap().1.split("fallback_router: ").next().unwrap();
         let paths =
             told.split("): \"").skip(1).map(|rest| rest.split('"').next().unwrap().replace("{*", "{"));
-        let paths: BTreeSet<String> = paths.filter(|path| path.starts_with('/')).collect();
-        assert!(paths.contains("/v1/models/{name}"), "{paths:?}");
-        let document: Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
+        paths.filter(|path| path.starts_with('/')).collect()
+    }
+
+    /// Fails if the document in `file` describes others than these.
+    pub(crate) fn hold<S>(routes: &Router<S>, document: &str, file: &str)
+    where
+        Router<S>: std::fmt::Debug,
+    {
+        let paths = paths(routes);
+        let document: Value = serde_json::from_str(document).unwrap();
         let described: BTreeSet<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
         let missing: Vec<_> = paths.difference(&described).collect();
         assert!(
             missing.is_empty(),
-            "say in server/src/openapi.json, under `paths`, what each method of these takes and gives (`tags` \
+            "say in {file}, under `paths`, what each method of these takes and gives (`tags` \
              and `summary`; for a body `requestBody` with `schema` and an `example` that works; `responses`): \
              {missing:?}"
         );
         let gone: Vec<_> = described.difference(&paths).collect();
-        assert!(gone.is_empty(), "server/src/openapi.json describes what is not there: {gone:?}");
+        assert!(gone.is_empty(), "{file} describes what is not there: {gone:?}");
+    }
+
+    #[test]
+    fn every_route_is_described_and_nothing_else() {
+        let routes = routes();
+        assert!(paths(&routes).contains("/v1/models/{name}"), "{:?}", paths(&routes));
+        hold(&routes, include_str!("openapi.json"), "server/src/openapi.json");
     }
 }

@@ -1,6 +1,6 @@
 //! Who asks: keys belong to tenants, and a tenant sees and uses what is its own.
 
-mod key;
+pub(crate) mod key;
 mod keys;
 mod quota;
 mod terms;
@@ -103,6 +103,12 @@ pub(crate) struct Known {
     pub(crate) tenant: Arc<Tenant>,
     /// What the key is called; none where there are none.
     pub(crate) key: Option<Arc<str>>,
+}
+
+/// The key that these headers show as OpenAI's clients do: `Authorization: Bearer KEY`.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, key) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
 }
 
 /// All tenants of a server, as they are now.
@@ -244,10 +250,7 @@ impl Tenants {
         if !now.has_keys {
             return Ok(Known { tenant: Arc::clone(&now.tenants[0]), key: None });
         }
-        let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
-            let (scheme, key) = value.as_bytes().split_at_checked(7)?;
-            scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
-        });
+        let bearer = bearer(headers);
         let shown = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()));
         let shown =
             shown.ok_or_else(|| ApiError::unauthorized("a key is needed: `Authorization: Bearer KEY`"))?;

@@ -384,7 +384,8 @@ fn log(pattern: &str, folder: &Path, number: u64, array: Option<u64>, task: Opti
     folder.join(path)
 }
 
-/// What `cpu=6,mem=300M,gres/gpu=8` says of what we count. A typed device (`gres/gpu:h200=8`) stands beside its untyped count.
+/// What `cpu=6,mem=300M,gres/gpu=8` says of what we count. A typed device (`gres/gpu:h200=8`) stands beside
+/// its untyped count.
 pub(super) fn amounts(text: &str) -> Result<Amounts, String> {
     let bounds = bounds(text)?;
     Ok(Amounts {

@@ -1,7 +1,8 @@
 //! A real Slurm, started for the test on ports of its own: two nodes with two pretended GPUs each.
 //!
-//! Where Slurm is not installed, or we are not root, the test says so and passes. The jobs are a small script that does what
-//! `luthier train` does: it counts steps, saves and exits with 75 on SIGTERM, and goes on where it was.
+//! Where Slurm is not installed, or we are not root, the test says so and passes. The jobs are a small script
+//! that does what `luthier train` does: it counts steps, saves and exits with 75 on SIGTERM, and goes on
+//! where it was.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -357,7 +358,8 @@ fn what_waits_says_why(lab: &Lab, slurm: &Slurm) {
     for id in [&own, &first, &second] {
         assert!(ours.contains(id), "{ours:?}");
         slurm.cancel(id).unwrap();
-        until_state(slurm, id, State::Cancelled);
+        let job = until_state(slurm, id, State::Cancelled);
+        assert_eq!(job.restarts, 0, "what is cancelled while it starts does not come back either");
     }
     let error = slurm.submit(&lab.job("lost", "visio", 1, 5), GRACE).unwrap_err();
     assert!(error.to_string().contains("no QOS `visio`"), "{error}");

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use jobs::Class;
 
 use super::pool::WhichPool;
 use super::{RunArgs, Sweep};
@@ -84,8 +85,14 @@ impl SubmitJob {
 
     /// Refuses what says nothing.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        if self.command.is_empty() && self.sweep.is_none() && self.run.run.is_none() && self.run.model.is_none() {
-            return Err(user("nothing to submit: name a run file, --sweep SWEEP.yaml, or a command after `--`"));
+        if self.command.is_empty()
+            && self.sweep.is_none()
+            && self.run.run.is_none()
+            && self.run.model.is_none()
+        {
+            return Err(user(
+                "nothing to submit: name a run file, --sweep SWEEP.yaml, or a command after `--`",
+            ));
         }
         Ok(())
     }
@@ -102,6 +109,18 @@ pub(crate) enum JobClass {
     Build,
     /// Answers requests, is never stopped, within the quota (125)
     Inference,
+}
+
+impl JobClass {
+    /// What it is in a job.
+    pub(crate) fn class(self) -> Class {
+        match self {
+            JobClass::Train => Class::Train,
+            JobClass::BuildPreemptible => Class::BuildPreemptible,
+            JobClass::Build => Class::Build,
+            JobClass::Inference => Class::Inference,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -165,12 +184,12 @@ fn parse_range(text: &str, one: impl Fn(&str) -> Option<u64>) -> Option<(u64, u6
     (min <= max).then_some((min, max))
 }
 
-fn parse_span(text: &str) -> Result<(u64, u64), String> {
+pub(super) fn parse_span(text: &str) -> Result<(u64, u64), String> {
     let range = parse_range(text, |n| n.parse().ok().filter(|n| (1..=65536).contains(n)));
     range.ok_or("expected a number of cores, such as 4, or a range, such as 1-8".into())
 }
 
-fn parse_devices(text: &str) -> Result<(u64, u64), String> {
+pub(super) fn parse_devices(text: &str) -> Result<(u64, u64), String> {
     let range = parse_range(text, |n| {
         let devices: f64 = n.parse().ok().filter(|d| (0.0..=65536.0).contains(d))?;
         let thousandths = (devices * 1000.0).round();

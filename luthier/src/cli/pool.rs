@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::pool_export::PoolExport;
 use crate::run_file::ByteSize;
 
 #[derive(Debug, Subcommand)]
@@ -14,6 +15,8 @@ pub(crate) enum Pool {
     Apply(PoolApply),
     /// Tell what each project may have, has and waits for
     Status(PoolStatus),
+    /// Write a policy, and a job, for Slurm, KAI-Scheduler, Kueue or SkyPilot
+    Export(Box<PoolExport>),
     /// Tell what a policy would have made of a trace of jobs, in simulated time
     Simulate(PoolSimulate),
     /// Add users, list them, take their tokens back
@@ -27,7 +30,7 @@ pub(crate) enum Pool {
 /// Which pool is meant.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct WhichPool {
-    /// The pool: the folder that `pool serve --state` has, or its address
+    /// The pool: the folder that `pool serve --state` has, or its address; or `slurm`, the cluster of this machine
     #[arg(long, value_name = "DIR|URL", env = "LUTHIER_POOL", default_value = "luthier-pool")]
     pub(crate) pool: String,
     /// A user's token [default: of a folder on this machine, that of who started the pool]

@@ -50,7 +50,19 @@ impl Sweep {
         let RunArgs { model, data, eval_data, shortcuts, set, .. } = run.clone();
         let (learning_rates, count) = (None, None);
         let file = Some(file);
-        Sweep { file, learning_rates, count, model, data, eval_data, output, quiet: true, json: false, shortcuts, set }
+        Sweep {
+            file,
+            learning_rates,
+            count,
+            model,
+            data,
+            eval_data,
+            output,
+            quiet: true,
+            json: false,
+            shortcuts,
+            set,
+        }
     }
 
     /// The runs that were asked for.

@@ -1,5 +1,6 @@
 //! `luthier jobs`: work for a pool, and what becomes of it.
 
+mod slurm;
 mod submit;
 mod tell;
 
@@ -10,6 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+pub(super) use slurm::slurm;
+
 use super::pool::client::Client;
 use crate::cli::{self, Global, OneJob};
 use crate::terminal::{self, printable};
@@ -19,6 +22,9 @@ const PULSE: Duration = Duration::from_millis(400);
 
 /// Runs one of the commands.
 pub(super) fn run(args: cli::Jobs, global: &Global) -> anyhow::Result<ExitCode> {
+    if let Some(code) = slurm::run(&args, global)? {
+        return Ok(code);
+    }
     match args {
         cli::Jobs::Submit(args) => return submit::run(*args, global),
         cli::Jobs::List(args) => tell::list(&args)?,

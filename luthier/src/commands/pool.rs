@@ -1,6 +1,7 @@
 //! `luthier pool`: a pool of machines for many projects, and what it tells.
 
 pub(super) mod client;
+mod export;
 mod serve;
 mod simulate;
 mod status;
@@ -25,15 +26,30 @@ pub(super) fn run(args: cli::Pool) -> anyhow::Result<ExitCode> {
         cli::Pool::Apply(args) => {
             // What is wrong with it is told with its line, before anybody is asked.
             let policy = read_policy(&args.policy)?;
+            if args.which.pool == "slurm" {
+                let gaps = super::jobs::slurm()?.apply(&policy)?;
+                return apply_told(&args.which, &gaps);
+            }
             let answer = Client::open(&args.which)?.put("/pool/v1/policy", &serde_json::to_value(policy)?)?;
             match args.which.json {
                 true => terminal::print_json(&answer)?,
                 false => eprintln!("the policy holds from now on"),
             }
         }
+        cli::Pool::Export(args) => export::run(&args)?,
         cli::Pool::Status(args) => status::run(&args.which)?,
         cli::Pool::Simulate(args) => simulate::run(&args)?,
         cli::Pool::Users(args) => users(args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a cluster does not do of a policy.
+fn apply_told(which: &cli::WhichPool, gaps: &[String]) -> anyhow::Result<ExitCode> {
+    gaps.iter().for_each(|gap| eprintln!("note: {}", printable(gap)));
+    match which.json {
+        true => terminal::print_json(&json!({"gaps": gaps}))?,
+        false => eprintln!("the policy holds from now on"),
     }
     Ok(ExitCode::SUCCESS)
 }

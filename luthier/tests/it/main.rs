@@ -20,6 +20,7 @@ mod generate;
 mod gguf;
 mod guanaco;
 mod guide;
+mod harness;
 mod hostile;
 mod import;
 mod init;
@@ -33,6 +34,7 @@ mod mlx;
 mod paged;
 #[cfg(unix)]
 mod pool;
+mod pool_export;
 mod preview;
 mod quantize;
 mod races;

@@ -4,8 +4,6 @@
 
 const cards = new Map();
 const ENDED = ["succeeded", "failed", "cancelled"];
-// Points of a curve; of more steps, each point is the mean of some.
-const MOST_POINTS = 200;
 let listed = 20;
 let base = "";
 
@@ -70,7 +68,7 @@ async function showJob(card, job) {
   await readEvents(card);
   card.read = status;
   showWords(card, job);
-  showCurve(card);
+  showLosses(card.find("figure"), card.training, card.heldOut, card.job.steps);
 }
 
 // The events since the last look: they come newest first.
@@ -88,13 +86,6 @@ async function readEvents(card) {
     if (data.train_loss !== undefined) card.training.set(data.step, data.train_loss);
     if (data.valid_loss !== undefined) card.heldOut.set(data.step, data.valid_loss);
   }
-}
-
-const several = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
-
-function span(time) {
-  if (time < 60) return `${Math.max(0, Math.round(time))} s`;
-  return time < 3600 ? `${Math.round(time / 60)} min` : `${(time / 3600).toFixed(1)} h`;
 }
 
 function showWords(card, job) {
@@ -121,47 +112,6 @@ function showWords(card, job) {
   find(".job-pause").disabled = find(".job-cancel").disabled = ENDED.includes(status);
   const choices = [...sides[1].choice.options];
   find(".job-compare").disabled = !choices.some((choice) => choice.value === job.fine_tuned_model);
-}
-
-// --- the curve ---
-
-// [step, loss] in the order of steps, at most as many as are seen apart.
-function thinned(losses) {
-  const all = [...losses].sort((a, b) => a[0] - b[0]);
-  const each = Math.ceil(all.length / MOST_POINTS);
-  const points = [];
-  for (let i = 0; i < all.length; i += each) {
-    const some = all.slice(i, i + each);
-    points.push([some.at(-1)[0], some.reduce((sum, point) => sum + point[1], 0) / some.length]);
-  }
-  return points;
-}
-
-function showCurve(card) {
-  const lines = { ".training": thinned(card.training), ".held-out": thinned(card.heldOut) };
-  const losses = Object.values(lines).flat().map((point) => point[1]);
-  card.find("figure").hidden = losses.length === 0;
-  if (losses.length === 0) return;
-  const [lowest, highest] = [Math.min(...losses), Math.max(...losses)];
-  const steps = Math.max(card.job.steps || 1, 2);
-  const place = ([step, loss]) => {
-    const [right, down] = [(step - 1) / (steps - 1), (highest - loss) / (highest - lowest || 1)];
-    return `${(1 + 98 * right).toFixed(2)},${(2 + 36 * down).toFixed(2)}`;
-  };
-  for (const [name, points] of Object.entries(lines)) {
-    const places = points.map(place);
-    // A single point is a line without length, which has round ends.
-    if (places.length === 1) places.push(places[0]);
-    card.find(`polyline${name}`).setAttribute("points", places.join(" "));
-  }
-  const last = (name) => (lines[name].length ? lines[name].at(-1)[1].toFixed(3) : "–");
-  const told = {
-    ".training": `training loss ${last(".training")}`, ".held-out": `held-out loss ${last(".held-out")}`,
-  };
-  for (const [name, text] of Object.entries(told)) put(card.find(`.key${name}`), text);
-  put(card.find(".highest"), highest.toFixed(3));
-  put(card.find(".lowest"), lowest.toFixed(3));
-  card.find("svg").setAttribute("aria-label", Object.values(told).join(", "));
 }
 
 // --- a new job ---

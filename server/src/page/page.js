@@ -1,6 +1,5 @@
 "use strict";
 
-const at = (id) => document.getElementById(id);
 const sides = [...document.querySelectorAll(".side")].map((side) => ({
   choice: side.querySelector("select"),
   talk: side.querySelector(".talk"),
@@ -8,63 +7,7 @@ const sides = [...document.querySelectorAll(".side")].map((side) => ({
   messages: [],
 }));
 
-// --- what is asked of the server ---
-
-at("key").value = sessionStorage.getItem("key") || "";
-at("key-form").hidden = !at("key").value;
-at("key-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  sessionStorage.setItem("key", at("key").value.trim());
-  // What was shown belongs to another key.
-  location.reload();
-});
-
-function ask(path, options = {}) {
-  const key = sessionStorage.getItem("key");
-  const headers = { ...(key && { Authorization: `Bearer ${key}` }), ...options.headers };
-  return fetch(path, { ...options, headers }).catch((error) => {
-    throw error.name === "AbortError" ? error : new Error("the server is not reached");
-  });
-}
-
-// Why the server refused, in its words.
-async function reason(response) {
-  try {
-    return (await response.json()).error.message;
-  } catch {
-    return `the server answered ${response.status}`;
-  }
-}
-
-// What it answers, an object.
-async function asked(path, options) {
-  const response = await ask(path, options);
-  if (!response.ok) throw new Error(await reason(response));
-  return response.json();
-}
-
 // --- the state, every second ---
-
-// Texts that stay as they are remain selected.
-function put(element, text) {
-  text = String(text);
-  if (element.textContent !== text) element.textContent = text;
-}
-
-const seconds = (time) => (time < 1 ? `${(time * 1000).toFixed(time < 0.01 ? 1 : 0)} ms` : `${time.toFixed(time < 10 ? 2 : 0)} s`);
-const count = (number) => number.toLocaleString("en").replaceAll(",", "\u202f");
-
-function bytes(number) {
-  let unit = 0;
-  for (; number >= 1024 && unit < 4; unit++) number /= 1024;
-  return `${number.toFixed(unit && number < 10 ? 1 : 0)} ${["B", "KiB", "MiB", "GiB", "TiB"][unit]}`;
-}
-
-function ago(time) {
-  if (time === null) return "–";
-  if (time < 60) return `${time} s ago`;
-  return time < 3600 ? `${Math.floor(time / 60)} min ago` : `${Math.floor(time / 3600)} h ago`;
-}
 
 let last = null;
 const speeds = [];
@@ -86,15 +29,6 @@ function showSpeed(written) {
 function showTimes(id, times) {
   at(id).textContent = times ? seconds(times[0]) : "–";
   at(`${id}-95`).textContent = times ? `95 % within ${seconds(times[1])}` : "";
-}
-
-// Rows of texts, in the rows that are there.
-function fill(body, rows) {
-  rows.forEach((texts, i) => {
-    const row = body.rows[i] || body.insertRow();
-    texts.forEach((text, j) => put(row.cells[j] || row.insertCell(), text));
-  });
-  while (body.rows.length > rows.length) body.deleteRow(-1);
 }
 
 function showAdapters(state) {
@@ -140,16 +74,6 @@ function show(state) {
   showChoices(state);
 }
 
-function tell(text, kind) {
-  put(at("status"), text);
-  at("status").className = `badge ${kind}`;
-}
-
-let looking = null;
-
-// One look at a time.
-const look = () => (looking ??= lookNow().finally(() => (looking = null)));
-
 async function lookNow() {
   try {
     const response = await ask("/api/state", { signal: AbortSignal.timeout(10000) });
@@ -163,17 +87,6 @@ async function lookNow() {
     tell(error.message, "bad");
   }
 }
-
-async function watch() {
-  if (!document.hidden) await look();
-  setTimeout(watch, 1000);
-}
-
-document.addEventListener("visibilitychange", () => {
-  if (!document.hidden) look();
-});
-// By then all scripts are there.
-document.addEventListener("DOMContentLoaded", watch);
 
 // --- the conversation with both ---
 

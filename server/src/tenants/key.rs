@@ -31,9 +31,7 @@ impl Key {
     /// # Errors
     /// If the system has no randomness.
     pub(super) fn make() -> Result<(Self, String), String> {
-        let mut random = [0; BYTES];
-        getrandom::fill(&mut random).map_err(|error| format!("the system has no random numbers: {error}"))?;
-        let text = format!("{PREFIX}{}", digits(&random));
+        let text = secret(PREFIX)?;
         let hash = hash(text.as_bytes());
         Ok((Key { id: id(&hash), hash }, text))
     }
@@ -44,8 +42,18 @@ impl Key {
     }
 }
 
+/// A text that nobody can guess, behind a prefix.
+///
+/// # Errors
+/// If the system has no randomness.
+pub(crate) fn secret(prefix: &str) -> Result<String, String> {
+    let mut random = [0; BYTES];
+    getrandom::fill(&mut random).map_err(|error| format!("the system has no random numbers: {error}"))?;
+    Ok(format!("{prefix}{}", digits(&random)))
+}
+
 /// What a key is stored and compared as.
-pub(super) fn hash(key: &[u8]) -> [u8; 32] {
+pub(crate) fn hash(key: &[u8]) -> [u8; 32] {
     Sha256::digest(key).into()
 }
 

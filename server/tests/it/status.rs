@@ -55,8 +55,9 @@ fn the_page_is_there_with_all_that_it_needs() {
     let page = server.get("/");
     assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
     assert!(page.header("content-security-policy").unwrap().contains("default-src 'self'"));
+    let script = "text/javascript";
     for (path, kind) in
-        [("/style.css", "text/css"), ("/page.js", "text/javascript"), ("/jobs.js", "text/javascript")]
+        [("/style.css", "text/css"), ("/common.js", script), ("/page.js", script), ("/jobs.js", script)]
     {
         let file = server.get(path);
         assert!(page.body.contains(&format!("\"{path}\"")) && !file.body.is_empty());
@@ -64,6 +65,7 @@ fn the_page_is_there_with_all_that_it_needs() {
     }
     for text in [
         &page.body,
+        &server.get("/common.js").body,
         &server.get("/page.js").body,
         &server.get("/jobs.js").body,
         &server.get("/style.css").body,

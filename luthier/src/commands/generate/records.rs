@@ -61,7 +61,8 @@ pub(crate) fn files(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn questions(files: &[PathBuf], section: &DataSection) -> anyhow::Result<Vec<(String, Question)>> {
+/// The questions of the files, with their places, read as a run's settings say.
+pub(crate) fn questions(files: &[PathBuf], section: &DataSection) -> anyhow::Result<Vec<(String, Question)>> {
     let (format, oasst) = (setup::format(section.format), setup::oasst(section));
     let mut questions = Vec::new();
     for file in files {

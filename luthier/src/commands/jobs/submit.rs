@@ -6,12 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use jobs::executor::OWN_PROGRAM;
-use jobs::{Class, Launch, Range, Spec};
+use jobs::{Launch, Range, Spec};
 use serde_json::{Value, json};
 
 use super::super::pool::client::Client;
 use super::super::train::{Prepared, adopt_initial_adapter};
-use crate::cli::{Global, JobClass, SubmitJob};
+use crate::cli::{Global, SubmitJob};
 use crate::error::{fault, user};
 use crate::output;
 use crate::run_file::{ByteSize, Override, Purpose, Settings, Sweep};
@@ -25,16 +25,7 @@ const USUAL_MEMORY: u64 = 1 << 30;
 pub(super) fn run(args: SubmitJob, global: &Global) -> anyhow::Result<ExitCode> {
     args.check()?;
     let client = Client::open(&args.which)?;
-    let (specs, group) = match args.sweep_args() {
-        Some(sweep) => of_sweep(&args, sweep.runs()?, &client, global)?,
-        None if !args.command.is_empty() => (vec![of_command(&args)?], None),
-        None => {
-            let settings = Settings::resolve(args.run.run.as_deref(), overrides(&args)?)?;
-            settings.validate(Purpose::Train)?;
-            let folder = settings.run.output.clone().expect("validated");
-            (vec![of_run(&args, settings, &folder, &client, global)?], None)
-        }
-    };
+    let (specs, group) = specs(&args, Some(&client), global)?;
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
     let answer = client.post("/pool/v1/jobs", &json!({"jobs": specs, "group": group}))?;
     let ids: Vec<u64> = answer["ids"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
@@ -68,6 +59,25 @@ pub(super) fn run(args: SubmitJob, global: &Global) -> anyhow::Result<ExitCode> 
     Ok(if failed.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// The jobs that are meant, and the name that a sweep's have in common. Without a `client`, whose pool remembers speeds, nothing is
+/// measured.
+pub(super) fn specs(
+    args: &SubmitJob,
+    client: Option<&Client>,
+    global: &Global,
+) -> anyhow::Result<(Vec<Spec>, Option<String>)> {
+    if let Some(sweep) = args.sweep_args() {
+        return of_sweep(args, sweep.runs()?, client, global);
+    }
+    if !args.command.is_empty() {
+        return Ok((vec![of_command(args)?], None));
+    }
+    let settings = Settings::resolve(args.run.run.as_deref(), overrides(args)?)?;
+    settings.validate(Purpose::Train)?;
+    let folder = settings.run.output.clone().expect("validated");
+    Ok((vec![of_run(args, settings, &folder, client, global)?], None))
+}
+
 /// Says at once why a job waits, if it does.
 fn told(client: &Client, id: u64) -> anyhow::Result<()> {
     let why = client.get(&format!("/pool/v1/jobs/{id}/why"))?;
@@ -86,7 +96,7 @@ fn overrides(args: &SubmitJob) -> anyhow::Result<Vec<Override>> {
 fn of_sweep(
     args: &SubmitJob,
     sweep: Sweep,
-    client: &Client,
+    client: Option<&Client>,
     global: &Global,
 ) -> anyhow::Result<(Vec<Spec>, Option<String>)> {
     if sweep.halving.is_some() {
@@ -112,7 +122,7 @@ fn of_run(
     args: &SubmitJob,
     mut settings: Settings,
     folder: &Path,
-    client: &Client,
+    client: Option<&Client>,
     global: &Global,
 ) -> anyhow::Result<Spec> {
     settings.run.output = Some(folder.to_owned());
@@ -128,20 +138,14 @@ fn of_run(
     let prepared = Prepared::new(settings, base, initial, None, &global.with_threads(most))?;
     prepared.warnings().iter().for_each(|warning| eprintln!("warning: {}", one_line(warning)));
     let (steps, tokens, memory) = prepared.extent();
-    let key = what_is_measured(&prepared, least);
-    let known = client.get(&format!("/pool/v1/speed?what={}", escaped(&key)))?["rate"].as_f64();
-    let rate = match known.filter(|rate| *rate > 0.0) {
-        Some(rate) => rate,
-        None => {
-            let seconds = prepared.time(&global.with_threads(least))?.as_secs_f64();
-            let rate = tokens as f64 / seconds.max(1e-3);
-            client.put("/pool/v1/speed", &json!({"what": key, "rate": rate}))?;
-            rate
-        }
+    let measured = || match client {
+        None => Ok(None),
+        Some(client) => time(&prepared, tokens, least, client, global).map(Some),
     };
-    let takes = args.takes.unwrap_or((tokens as f64 / rate * 1000.0) as u64);
-    let whole = std::time::Duration::from_millis(takes);
-    eprintln!("{}: {steps} steps, {}, about {}", quoted(&folder), bytes(memory), rough(whole));
+    let takes = args.takes.map_or_else(measured, |takes| Ok(Some(takes)))?;
+    let about = takes
+        .map_or(String::new(), |takes| format!(", about {}", rough(std::time::Duration::from_millis(takes))));
+    eprintln!("{}: {steps} steps, {}{about}", quoted(&folder), bytes(memory));
     let file = folder.with_added_extension("yaml");
     let above = file.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(above).with_context(|| above.display().to_string())?;
@@ -151,14 +155,46 @@ fn of_run(
             user(format!("{}: a path that is no text cannot be submitted", Path::new(&path).display()))
         })
     };
-    let arguments = [OWN_PROGRAM, "train", &text(file)?, "--quiet", "--threads", "{cpus}", "--memory", "{memory}B", "--resume"];
+    let arguments = [
+        OWN_PROGRAM,
+        "train",
+        &text(file)?,
+        "--quiet",
+        "--threads",
+        "{cpus}",
+        "--memory",
+        "{memory}B",
+        "--resume",
+    ];
     let launch = Launch {
         arguments: arguments.map(str::to_owned).to_vec(),
         folder: std::env::current_dir()?,
         output: Some(folder.clone()),
         steps: Some(steps),
     };
-    Ok(Spec { takes: Some(takes), launch, memory, ..asked(args, name(args, &folder)) })
+    Ok(Spec { takes, launch, memory, ..asked(args, name(args, &folder)) })
+}
+
+/// Milliseconds that a run takes with so many threads: its model's speed is measured once, and the pool remembers it.
+fn time(
+    prepared: &Prepared,
+    tokens: u64,
+    threads: u64,
+    client: &Client,
+    global: &Global,
+) -> anyhow::Result<u64> {
+    let key = what_is_measured(prepared, threads);
+    let known = client.get(&format!("/pool/v1/speed?what={}", escaped(&key)))?["rate"].as_f64();
+    let rate = match known.filter(|rate| *rate > 0.0) {
+        Some(rate) => rate,
+        None => {
+            let seconds = prepared.time(&global.with_threads(threads))?.as_secs_f64();
+            let rate = tokens as f64 / seconds.max(1e-3);
+            client.put("/pool/v1/speed", &json!({"what": key, "rate": rate}))?;
+            rate
+        }
+    };
+    Ok((tokens as f64 / rate * 1000.0) as u64)
 }
 
 /// Another command as a job.
@@ -182,12 +218,7 @@ fn of_command(args: &SubmitJob) -> anyhow::Result<Spec> {
 
 /// What the flags say.
 fn asked(args: &SubmitJob, name: String) -> Spec {
-    let class = match args.class {
-        JobClass::Train => Class::Train,
-        JobClass::BuildPreemptible => Class::BuildPreemptible,
-        JobClass::Build => Class::Build,
-        JobClass::Inference => Class::Inference,
-    };
+    let class = args.class.class();
     Spec {
         name,
         project: args.project.clone(),

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::pool::client::Client;
 use crate::cli::{ListJobs, OneJob};
-use crate::terminal::{self, Table, bytes, digits, printable, rough};
+use crate::terminal::{self, Table, bytes, printable, rough};
 
 pub(super) fn list(args: &ListJobs) -> anyhow::Result<()> {
     let mut path = format!("/pool/v1/jobs?limit={}&all={}", args.limit, args.all);
@@ -19,7 +19,8 @@ pub(super) fn list(args: &ListJobs) -> anyhow::Result<()> {
     if args.which.json {
         return terminal::print_json(&answer);
     }
-    let mut table = Table::new(["job", "name", "project", "user", "priority", "phase", "asks for", "age", "stopped"]);
+    let mut table =
+        Table::new(["job", "name", "project", "user", "priority", "phase", "asks for", "age", "stopped"]);
     let now = jobs::supervisor::now();
     for job in answer["jobs"].as_array().into_iter().flatten() {
         table.row([
@@ -45,8 +46,19 @@ pub(super) fn show(args: &OneJob) -> anyhow::Result<()> {
     let now = jobs::supervisor::now();
     let mut lines = vec![
         format!("job {}: {}", args.job, text(&job["name"])),
-        format!("{} of {}, {}, priority {}", text(&job["user"]), text(&job["project"]), text(&job["class"]), job["priority"]),
-        format!("{}, submitted {} ago, asks for {}", text(&job["phase"]), since(&job["submitted"], now), request(&job["request"])),
+        format!(
+            "{} of {}, {}, priority {}",
+            text(&job["user"]),
+            text(&job["project"]),
+            text(&job["class"]),
+            job["priority"]
+        ),
+        format!(
+            "{}, submitted {} ago, asks for {}",
+            text(&job["phase"]),
+            since(&job["submitted"], now),
+            request(&job["request"])
+        ),
     ];
     for (key, word) in [("expected_start", "start"), ("expected_end", "end")] {
         if let Some(at) = job[key].as_u64() {
@@ -95,16 +107,21 @@ fn since(value: &Value, now: u64) -> String {
     rough(Duration::from_millis(now.saturating_sub(value.as_u64().unwrap_or(now))))
 }
 
+fn counted(count: &str, one: &str) -> String {
+    if count == "1" { format!("1 {one}") } else { format!("{count} {one}s") }
+}
+
 /// What a job asks for, in words.
 fn request(request: &Value) -> String {
     let range = |key: &str, scale: f64| {
-        let of = |end: &str| digits(request[key][end].as_f64().unwrap_or(0.0) / scale);
+        // Rust writes a whole number without a point.
+        let of = |end: &str| (request[key][end].as_f64().unwrap_or(0.0) / scale).to_string();
         let (min, max) = (of("min"), of("max"));
         if min == max { min } else { format!("{min}-{max}") }
     };
-    let mut parts = vec![format!("{} cpus", range("cpus", 1.0))];
+    let mut parts = vec![counted(&range("cpus", 1.0), "cpu")];
     if request["devices"]["max"].as_u64().unwrap_or(0) > 0 {
-        parts.insert(0, format!("{} devices", range("devices", 1000.0)));
+        parts.insert(0, counted(&range("devices", 1000.0), "device"));
     }
     if let Some(memory) = request["memory"].as_u64().filter(|memory| *memory > 0) {
         parts.push(bytes(memory));

@@ -106,7 +106,10 @@ impl Client {
 
     fn answer(&self, answer: Result<Response<Body>, ureq::Error>) -> anyhow::Result<Value> {
         let mut answer = answer.map_err(|error| {
-            user(format!("the pool at {} does not answer: {error}; is `luthier pool serve` running?", self.url))
+            user(format!(
+                "the pool at {} does not answer: {error}; is `luthier pool serve` running?",
+                self.url
+            ))
         })?;
         let status = answer.status();
         let text = answer.body_mut().with_config().limit(MAX_BYTES).read_to_string();
@@ -123,7 +126,9 @@ impl Client {
             None => format!("{} answers {status}", self.url),
         };
         match status {
-            StatusCode::UNAUTHORIZED => Err(user(format!("{message}; --token or LUTHIER_POOL_TOKEN says whose it is"))),
+            StatusCode::UNAUTHORIZED => {
+                Err(user(format!("{message}; --token or LUTHIER_POOL_TOKEN says whose it is")))
+            }
             status if status.is_server_error() => Err(fault(message)),
             _ => Err(user(message)),
         }

@@ -1,7 +1,8 @@
 //! `luthier pool serve`: the pool of one machine.
 
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,11 +11,12 @@ use jobs::executor::Local;
 use jobs::store::Store;
 use jobs::supervisor::{Insight, Progress, Setup, Supervisor};
 use jobs::{Node, Spec};
-use server::{Place, PoolSetup};
+use server::{Place, PoolLimits, PoolSetup};
 
 use super::client::{ADDRESS, TOKEN};
 use crate::cli;
-use crate::error::user;
+use crate::error::{fault, user};
+use crate::output;
 use crate::run_file::read_policy;
 use crate::run_folder;
 use crate::setup;
@@ -25,10 +27,14 @@ pub(super) fn run(args: cli::PoolServe) -> anyhow::Result<ExitCode> {
     let policy = args.policy.as_deref().map(read_policy).transpose()?;
     let state = &args.state;
     if policy.is_none() && !state.join("pool.db").is_file() {
-        return Err(user("a new pool needs --policy POLICY.yaml: which projects there are, and what each may have"));
+        return Err(user(
+            "a new pool needs --policy POLICY.yaml: which projects there are, and what each may have",
+        ));
     }
-    let place = Place::bind(&args.host, args.port)?;
+    let place = Place::take_with_keys(&args.host, args.port)?;
     let store = Store::open(state)?;
+    // Messages of jobs are nobody else's.
+    fs::set_permissions(state, fs::Permissions::from_mode(0o700))?;
     let state = fs::canonicalize(state).with_context(|| args.state.display().to_string())?;
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let program = program.to_str().context("this program's path is no text")?.to_owned();
@@ -49,14 +55,25 @@ pub(super) fn run(args: cli::PoolServe) -> anyhow::Result<ExitCode> {
         executor: Box::new(executor),
         insight: Box::new(RunFolders),
     })?;
-    let token = token(&state)?;
-    let url = place.url();
-    crate::output::write(&state.join(ADDRESS), format!("{url}\n").as_bytes())?;
+    let root = token(&state)?;
     let stop = signal::stop_on_request()?;
-    eprintln!("the pool listens at {url}; its page is there, too. The token is in {}", state.join(TOKEN).display());
-    let name = std::env::var("USER").ok().filter(|name| jobs::policy::is_name(name)).unwrap_or("admin".into());
-    let setup = PoolSetup { handle: supervisor.handle(), root: token, name, any_command: args.any_command };
-    server::serve_pool(place, setup, &stop)?;
+    let root_name =
+        std::env::var("USER").ok().filter(|name| jobs::policy::is_name(name)).unwrap_or("admin".into());
+    let setup = PoolSetup {
+        handle: supervisor.handle(),
+        root,
+        root_name,
+        any_command: args.any_command,
+        limits: PoolLimits::default(),
+    };
+    let mut written = Ok(());
+    server::serve_pool(place, setup, &stop, |address| {
+        let url = format!("http://{address}");
+        written = output::write(&state.join(ADDRESS), format!("{url}\n").as_bytes());
+        let token = state.join(TOKEN);
+        eprintln!("the pool listens at {url}; its page is there, too. The token is in {}", token.display());
+    })?;
+    written?;
     supervisor.end();
     eprintln!("the pool has ended; its jobs go on, and it finds them again when it is started again");
     Ok(ExitCode::SUCCESS)
@@ -77,16 +94,16 @@ fn machine(args: &cli::PoolServe) -> Node {
     }
 }
 
-/// The token of who starts the pool, which only this account can read; made at the first start.
-fn token(state: &Path) -> anyhow::Result<String> {
+/// The hash of the token of who starts the pool. The token is a file that only this account can read, made at the first start.
+fn token(state: &Path) -> anyhow::Result<[u8; 32]> {
     let path = state.join(TOKEN);
     if let Ok(token) = fs::read_to_string(&path) {
-        return Ok(token.trim().to_owned());
+        return Ok(server::token_hash(&token));
     }
-    let token = server::new_token()?;
+    let (token, hash) = server::pool_token().map_err(fault)?;
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-    std::io::Write::write_all(&mut file, format!("{token}\n").as_bytes())?;
-    Ok(token)
+    file.write_all(format!("{token}\n").as_bytes())?;
+    Ok(hash)
 }
 
 /// What run folders tell of the runs that jobs are.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::cli::WhichPool;
-use crate::terminal::{self, Table, bytes, digits, printable};
+use crate::terminal::{self, Table, bytes, printable};
 
 use super::client::Client;
 
@@ -24,7 +24,7 @@ pub(super) fn run(which: &WhichPool) -> anyhow::Result<()> {
             amount(&queue["held"][resource], resource),
             queue["running"].to_string(),
             queue["waiting"].to_string(),
-            format!("{} h", digits(queue["hours"][resource].as_f64().unwrap_or(0.0))),
+            format!("{:.2} h", queue["hours"][resource].as_f64().unwrap_or(0.0)),
         ]);
     }
     terminal::print_line(format!("{resource}\n{table}"))?;
@@ -76,6 +76,7 @@ pub(crate) fn amount(value: &Value, resource: &str) -> String {
 fn units(value: f64, resource: &str) -> String {
     match resource {
         "memory" => bytes(value as u64),
-        _ => digits(value),
+        // Rust writes a whole number without a point.
+        _ => ((value * 1000.0).round() / 1000.0).to_string(),
     }
 }
