@@ -344,6 +344,15 @@ impl Set<'_> {
             ),
             finding("no_end", true, end, odd(Oddity::NoEnd), &fitting),
             finding(
+                "joined",
+                report.joins_prompts(),
+                "the prompt's end and the completion's beginning are one token, which is not learnt, so that the model never sees a \
+                 prompt end as it will be asked"
+                    .into(),
+                odd(Oddity::Joined),
+                "begin the completion, rather than end the prompt, with the space between them",
+            ),
+            finding(
                 "unknown",
                 report.unknown.warning().is_some(),
                 unknown.unwrap_or_else(|| {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::dataset::FileReport;
 use crate::error::named_enum;
-use crate::format::{self, Chat, Item, Learnt, Oasst, Opened};
+use crate::format::{self, Chat, Item, Learnt, Oasst, Opened, Trees};
 use crate::source::{files, shown};
 use crate::{DataError, Format, IGNORE, Source, SourceSpec, json};
 
@@ -49,11 +49,11 @@ pub fn convert<E: From<DataError>>(
     to: Target,
     mut write: impl FnMut(&str) -> Result<(), E>,
 ) -> Result<Converted, E> {
-    let mut converted = Converted::default();
+    let (mut converted, trees) = (Converted::default(), Trees::default());
     for source in sources {
         for path in files(&source.path)? {
             let Opened { records, format, found, left_out } =
-                format::open(&path, source.format.unwrap_or(format), oasst)?;
+                format::open(&path, source.format.unwrap_or(format), oasst, &trees)?;
             let mut count = 0;
             for record in records {
                 let record = record?;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::error::named_enum;
-use crate::format::{self, Oasst, Opened};
-use crate::label::{Ending, Labelled, Labeller};
+use crate::format::{self, Oasst, Opened, Trees};
+use crate::label::{Border, Ending, Labelled, Labeller};
 use crate::oddity::Oddity;
 use crate::order::{OrderSpec, Row, Shuffle, epoch_rows};
 use crate::source::{RawContent, RawRecord, files, shown};
@@ -111,6 +111,11 @@ pub struct Report {
     pub missing_end: usize,
     /// Examples whose trained parts end in a special token at which the model does not stop, by token.
     pub other_end: BTreeMap<String, usize>,
+    /// Completions, and those of which the tokenizer joins the prompt's end and the completion's beginning into one
+    /// token.
+    pub completions: usize,
+    /// See [`completions`](Self::completions).
+    pub joined: usize,
     /// Examples of which the chat template leaves something out that the assistant's turns do not need, by
     /// what that is.
     pub unwritten: BTreeMap<String, usize>,
@@ -181,6 +186,11 @@ pub struct FileReport {
 }
 
 impl Report {
+    /// Whether most completions begin within the last token of their prompt.
+    pub fn joins_prompts(&self) -> bool {
+        2 * self.joined > self.completions
+    }
+
     /// What a person should know before the first step, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let max = self.max_length;
@@ -203,7 +213,8 @@ impl Report {
                 ),
             ),
         ];
-        let counted = counted.into_iter().filter(|(count, _)| *count > 0);
+        let joined = self.joins_prompts().then(|| (self.joined, JOINED.to_string()));
+        let counted = counted.into_iter().chain(joined).filter(|(count, _)| *count > 0);
         let mut warnings: Vec<String> =
             counted.map(|(count, what)| format!("{what}: {}.", examples(count))).collect();
         warnings.extend(self.left_out.iter().map(|(what, count)| format!("Left out, {what}: {count}.")));
@@ -226,6 +237,11 @@ impl Report {
         warnings
     }
 }
+
+/// What is wrong with completions that begin within a token, and what to do.
+const JOINED: &str = "With the end of the prompt and the beginning of the completion in one token, which is not learnt, so that the \
+                      model never sees a prompt end as it will be asked (begin the completion, rather than end the prompt, with \
+                      the space between them)";
 
 fn examples(count: usize) -> String {
     format!("{count} example{}", if count == 1 { "" } else { "s" })
@@ -258,8 +274,8 @@ impl Dataset {
             instruction_template: &alpaca,
             train_on: spec.train_on,
         };
-        let mut loading =
-            Loading { spec, labeller, dataset: Dataset::empty(spec, tokenizer), left_out: None };
+        let (dataset, trees) = (Dataset::empty(spec, tokenizer), Trees::default());
+        let mut loading = Loading { spec, labeller, dataset, trees, left_out: None };
         for source in &spec.sources {
             for file in files(&source.path)? {
                 loading.file(&file, source).map_err(|error| loading.left_out.take().unwrap_or(error))?;
@@ -408,6 +424,8 @@ struct Loading<'a> {
     spec: &'a DataSpec,
     labeller: Labeller<'a>,
     dataset: Dataset,
+    /// Of all files.
+    trees: Trees,
     /// The first record of which the chat template leaves out what it must not, with the number of others.
     left_out: Option<DataError>,
 }
@@ -421,6 +439,7 @@ struct Outcome {
     fate: Fate,
     double_bos: bool,
     ending: Ending,
+    border: Option<Border>,
     unwritten: BTreeSet<Part>,
 }
 
@@ -435,7 +454,7 @@ enum Fate {
 impl Loading<'_> {
     fn file(&mut self, path: &Path, source: &SourceSpec) -> Result<(), DataError> {
         let Opened { mut records, format, found, left_out } =
-            format::open(path, source.format.unwrap_or(self.spec.format), &self.spec.oasst)?;
+            format::open(path, source.format.unwrap_or(self.spec.format), &self.spec.oasst, &self.trees)?;
         let mut count = 0;
         loop {
             let chunk: Vec<RawRecord> = records.by_ref().take(CHUNK).collect::<Result<_, _>>()?;
@@ -482,8 +501,8 @@ impl Loading<'_> {
         };
         let unwritten = labelled.unwritten.into_iter().collect();
         let examples = ids.zip(labels).map(piece).collect();
-        let (at, unknown) = (at.clone(), labelled.unknown);
-        Ok(Outcome { at, oddities, unknown, examples, fate, double_bos, ending, unwritten })
+        let (at, unknown, border) = (at.clone(), labelled.unknown, labelled.border);
+        Ok(Outcome { at, oddities, unknown, examples, fate, double_bos, ending, border, unwritten })
     }
 
     fn check_vocabulary(&self, labelled: &Labelled, at: &Source) -> Result<(), DataError> {
@@ -549,6 +568,11 @@ impl Loading<'_> {
                 report.unknown.samples.push(text);
             }
             report.oddities.push(note(Oddity::Unknown));
+        }
+        report.completions += usize::from(outcome.border.is_some());
+        if outcome.border == Some(Border::Joined) {
+            report.joined += 1;
+            report.oddities.push(note(Oddity::Joined));
         }
         report.double_bos += usize::from(outcome.double_bos);
         for part in &outcome.unwritten {

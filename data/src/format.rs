@@ -15,6 +15,7 @@ use serde_json::{Map, Value as Json};
 
 pub(crate) use found::{Opened, open};
 pub use marks::{Learnt, Mark};
+pub(crate) use oasst::Trees;
 pub use oasst::{Oasst, Paths};
 pub use question::{Asked, Question, Questions};
 

@@ -99,12 +99,23 @@ fn read(text: &str, in_tools: bool) -> Result<Json, JsonError> {
         // Its columns are those of the mended text.
         (_, Some(mended)) => serde_json::from_str(&mended).map_err(|error| {
             let at = place_of(&mended, &error).saturating_sub(1);
-            JsonError::new(&mended, at, format!("invalid JSON: {}", what(&error)), error.is_eof())
+            JsonError::new(&mended, at, in_words(&error, ""), error.is_eof())
         }),
         (_, None) => {
-            let message = format!("invalid JSON {COLUMN}: {}", what(&refused));
+            let message = in_words(&refused, &format!(" {COLUMN}"));
             Err(JsonError::new(text, place.saturating_sub(1), message, refused.is_eof()))
         }
+    }
+}
+
+/// What is wrong; `place`: with a space in front, or nothing.
+fn in_words(error: &serde_json::Error, place: &str) -> String {
+    match what(error).as_str() {
+        TOO_DEEP => format!(
+            "lists and objects are nested more than {LEVELS} levels deep{place}, which is not read; give a tree of messages a \
+             message a record, and what else is so deep as text"
+        ),
+        what => format!("invalid JSON{place}: {what}"),
     }
 }
 
@@ -137,6 +148,10 @@ fn has_long_number(bytes: &[u8]) -> bool {
     }
     false
 }
+
+/// Levels of lists and objects that serde_json goes down, and what it says of more.
+const LEVELS: usize = 127;
+const TOO_DEEP: &str = "recursion limit exceeded";
 
 /// In a message, where the column is to be named.
 const COLUMN: &str = "<column>";
@@ -360,6 +375,25 @@ mod tests {
             r"half of a surrogate pair, \ude00, at column 21; write the whole character, or \ufffd"
         );
         assert_eq!(parse(r#"{"a": "\ud83d\ude00 \\ud83d"}"#).unwrap(), json!({"a": "😀 \\ud83d"}));
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_is_told_as_such() {
+        let nested =
+            |levels: usize| format!("{{\"a\": {}{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1));
+        assert!(parse(&nested(LEVELS)).is_ok());
+        let told = error(&nested(LEVELS + 1));
+        assert!(
+            told.starts_with("lists and objects are nested more than 127 levels deep at column 133, "),
+            "{told}"
+        );
+        let in_lines = nested(LEVELS + 1).replace(": ", ": NaN,\n\"b\": ");
+        let told = parse(&in_lines).unwrap_err();
+        assert_eq!(told.lines_before, 1);
+        assert!(
+            told.message(0).starts_with("lists and objects are nested more than 127 levels deep, "),
+            "{told:?}"
+        );
     }
 
     #[test]

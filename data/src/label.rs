@@ -65,6 +65,17 @@ pub struct Labelled {
     pub unwritten: Vec<Part>,
     /// Learnt text that the vocabulary cannot spell, the first of it.
     pub unknown: Option<String>,
+    /// How the prompt of a completion ends; none: it is no completion.
+    pub border: Option<Border>,
+}
+
+/// What becomes of the border between a prompt and its completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Border {
+    /// The tokens of the prompt are those that it has alone.
+    Kept,
+    /// A token spans it, which carries no loss: the tokens with which the prompt ends alone were never seen there.
+    Joined,
 }
 
 /// How an example's trained parts end, which is how the model learns to stop.
@@ -91,13 +102,14 @@ impl Labeller<'_> {
                 ending: Ending::Ended,
                 unwritten: Vec::new(),
                 unknown: None,
+                border: None,
             }),
             Item::Tokenized { input_ids, labels } => {
                 let ending = match labels.iter().rposition(|&label| label != IGNORE) {
                     Some(last) => self.ending_of(input_ids[last]),
                     None => Ending::Ended,
                 };
-                Ok(Labelled { input_ids, labels, ending, unwritten: Vec::new(), unknown: None })
+                Ok(Labelled { input_ids, labels, ending, unwritten: Vec::new(), unknown: None, border: None })
             }
         }
     }
@@ -135,12 +147,9 @@ impl Labeller<'_> {
             train_on: self.train_on,
             at,
         };
-        let unlearnt = marked.ranges()?;
-        let within = |ranges: &[Range<usize>], begin| ranges.iter().any(|range| range.contains(&begin));
-        let labels = labels(&encoded, |begin| within(&spans, begin) && !within(&unlearnt, begin));
-        let is_learnt = |span: &&Range<usize>| {
-            !unlearnt.iter().any(|range| range.start <= span.start && span.end <= range.end)
-        };
+        let (learnt, unlearnt) = (Ranges::of(spans.clone()), Ranges::of(marked.ranges()?));
+        let labels = labels(&encoded, |begin| learnt.contain(begin) && !unlearnt.contain(begin));
+        let is_learnt = |span: &&Range<usize>| !unlearnt.cover(span);
         let ending = spans.iter().filter(is_learnt).fold(Ending::Ended, |ending, span| {
             match (ending, self.ending_of_span(text, &encoded, span)) {
                 (Ending::Open, _) | (_, Ending::Open) => Ending::Open,
@@ -221,7 +230,19 @@ impl Labeller<'_> {
         let ending = self.append_end(&mut encoded, text.len());
         let start = if self.train_on == TrainOn::All { 0 } else { prompt.len() };
         let labels = labels(&encoded, |begin| begin >= start);
-        Ok(self.labelled(&text, encoded, labels, ending, Vec::new()))
+        let border = Some(self.border(prompt, &encoded)?);
+        Ok(Labelled { border, ..self.labelled(&text, encoded, labels, ending, Vec::new()) })
+    }
+
+    /// What becomes of the border behind a prompt in a text that begins with it.
+    fn border(&self, prompt: &str, encoded: &Encoded) -> Result<Border, DataError> {
+        let next = encoded.begins.partition_point(|&begin| begin < prompt.len());
+        if prompt.is_empty() || encoded.begins.get(next) == Some(&prompt.len()) {
+            return Ok(Border::Kept);
+        }
+        let alone = self.tokenizer.encode(prompt, true)?;
+        let own = &alone.ids[..alone.ids.len() - alone.added_back];
+        Ok(if encoded.ids.starts_with(own) { Border::Kept } else { Border::Joined })
     }
 
     fn text(&self, text: &str, at: &Source) -> Result<Labelled, DataError> {
@@ -248,7 +269,7 @@ impl Labeller<'_> {
             let end = encoded.begins[place..].iter().find(|&&begin| begin > encoded.begins[place]);
             text.get(encoded.begins[place]..end.map_or(text.len(), |&end| end)).map(String::from)
         });
-        Labelled { input_ids: encoded.ids, labels, ending, unwritten, unknown }
+        Labelled { input_ids: encoded.ids, labels, ending, unwritten, unknown, border: None }
     }
 
     /// Appends the end-of-text token unless the text already ends in it.
@@ -280,6 +301,36 @@ impl Labeller<'_> {
     }
 }
 
+/// Byte ranges of a text, of which none overlaps another, in order: a conversation may have as many as tokens.
+struct Ranges(Vec<Range<usize>>);
+
+impl Ranges {
+    fn of(mut ranges: Vec<Range<usize>>) -> Self {
+        ranges.sort_by_key(|range| (range.start, range.end));
+        let mut apart: Vec<Range<usize>> = Vec::new();
+        for range in ranges {
+            match apart.last_mut() {
+                Some(last) if range.start < last.end => last.end = last.end.max(range.end),
+                _ => apart.push(range),
+            }
+        }
+        Ranges(apart)
+    }
+
+    /// The last one that begins at a place or before it.
+    fn before(&self, place: usize) -> Option<&Range<usize>> {
+        self.0[..self.0.partition_point(|range| range.start <= place)].last()
+    }
+
+    fn contain(&self, place: usize) -> bool {
+        self.before(place).is_some_and(|range| place < range.end)
+    }
+
+    fn cover(&self, span: &Range<usize>) -> bool {
+        self.before(span.start).is_some_and(|range| span.end <= range.end)
+    }
+}
+
 /// Labels by where each token begins; tokens that the tokenizer put in front of the text carry none.
 fn labels(encoded: &Encoded, trained: impl Fn(usize) -> bool) -> Vec<i32> {
     let label = |(i, (&id, &begin)): (usize, (&u32, &usize))| {
@@ -294,5 +345,25 @@ fn template_hint(tokenizer: &Tokenizer) -> String {
         [] => format!("vicuna, which has no markers (built in are {})", crate::template::BUILTIN.join(", ")),
         [one] => format!("{one}, which fits this tokenizer"),
         [first, others @ ..] => format!("{first} (these fit this tokenizer, too: {})", others.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_hold_what_one_of_them_holds() {
+        let ranges = [4..9, 1..3, 8..8, 6..12, 3..4, 20..20, 15..18, 15..16];
+        let sorted = Ranges::of(ranges.to_vec());
+        for place in 0..25 {
+            assert_eq!(sorted.contain(place), ranges.iter().any(|range| range.contains(&place)), "{place}");
+        }
+        for (span, covered) in
+            [(4..12, true), (1..3, true), (2..5, false), (15..18, true), (17..19, false), (20..20, true)]
+        {
+            assert_eq!(sorted.cover(&span), covered, "{span:?}");
+        }
+        assert!(!Ranges::of(Vec::new()).contain(0));
     }
 }

@@ -13,6 +13,8 @@ pub enum Oddity {
     NoEnd,
     /// What is learnt ends in a special token at which the model does not stop.
     OtherEnd,
+    /// The prompt's last token is one with the completion's first.
+    Joined,
     /// Something that somebody says is empty.
     Empty,
     /// The last turn is not the assistant's, and so is not answered.

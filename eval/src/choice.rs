@@ -16,12 +16,12 @@ use std::borrow::Cow;
 
 pub use form::Form;
 pub use scores::{GroupMean, GroupMeans, Likelihood, Scores};
-pub use shots::{ShotOrder, Shots};
+pub use shots::{Example, ShotOrder, Shots};
 
 use crate::text::python;
 
 /// What stands between two examples of a prompt, and between the last of them and the question.
-const BETWEEN: &str = "\n\n";
+pub(crate) const BETWEEN: &str = "\n\n";
 
 /// A question with its choices.
 ///
@@ -87,6 +87,12 @@ impl Question {
         }
         let contexts = self.contexts.iter().map(|context| format!("{before}{context}")).collect();
         Prompt { contexts, continuations: self.continuations.clone(), choices: self.len() }
+    }
+}
+
+impl Example for Question {
+    fn group(&self) -> Option<&str> {
+        self.group()
     }
 }
 

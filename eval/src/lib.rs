@@ -2,6 +2,7 @@
 //! model: items and answers come in, numbers with intervals go out.
 
 pub mod choice;
+pub mod open;
 pub mod paired;
 pub mod text;
 pub mod tournament;

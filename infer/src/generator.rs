@@ -132,10 +132,16 @@ impl<'a> Generator<'a> {
     /// Room for sequences of `context` tokens, at most what the model was made for: the last token of a
     /// sequence needs no room of its own.
     pub fn new(decoder: &'a Decoder, adapter: Option<&'a Adapter>, context: usize) -> Self {
+        adapter.into_iter().for_each(|adapter| decoder.fix(adapter));
+        Generator::over_trained(decoder, adapter, context)
+    }
+
+    /// [`Generator::new`] with an adapter whose training goes on: nothing that depends on its values is computed
+    /// ahead and left beside it, so each token takes longer where the method is DoRA.
+    pub fn over_trained(decoder: &'a Decoder, adapter: Option<&'a Adapter>, context: usize) -> Self {
         let layout = adapter.map(|a| a.layout.clone()).unwrap_or_default();
         let mut allocator = Allocator::real(&decoder.device);
         let (buffers, cache) = room(&decoder.config, &layout, decoder.precision, context, &mut allocator);
-        adapter.into_iter().for_each(|adapter| decoder.fix(adapter));
         Generator { decoder, adapter, buffers, cache, cached: Vec::new() }
     }
 

@@ -27,9 +27,14 @@ impl Resource {
     /// An amount as the number that shares are computed in: devices, cores, bytes.
     #[must_use]
     pub fn units(self, amount: u64) -> f64 {
+        self.units_of_sum(amount as f64)
+    }
+
+    /// The same of a sum that may be more than fits into an amount.
+    pub(crate) fn units_of_sum(self, sum: f64) -> f64 {
         match self {
-            Resource::Devices => amount as f64 / WHOLE as f64,
-            Resource::Cpus | Resource::Memory => amount as f64,
+            Resource::Devices => sum / WHOLE as f64,
+            Resource::Cpus | Resource::Memory => sum,
         }
     }
 
@@ -50,6 +55,7 @@ impl Resource {
         match self {
             Resource::Devices => count(self.units(amount), "device"),
             Resource::Cpus => count(amount as f64, "cpu"),
+            Resource::Memory if amount < 1 << 30 => format!("{} MiB of memory", amount.div_ceil(1 << 20)),
             Resource::Memory => format!("{:.1} GiB of memory", amount as f64 / f64::from(1 << 30)),
         }
     }

@@ -1,7 +1,8 @@
-//! A policy and a job as files for the engines that a lab already has, and what those engines cannot say of them.
+//! A policy and a job as files for the engines that a lab already has, and what those engines cannot say of
+//! them.
 //!
-//! Nothing here asks an engine: it is text made of a checked [`Policy`] and a [`Spec`]. What an engine lacks is told as a
-//! list of sentences, so that nobody believes that a rule holds which does not.
+//! Nothing here asks an engine: it is text made of a checked [`Policy`] and a [`Spec`]. What an engine lacks
+//! is told as a list of sentences, so that nobody believes that a rule holds which does not.
 
 mod kai;
 mod kubernetes;
@@ -9,6 +10,8 @@ mod kueue;
 mod names;
 mod skypilot;
 mod slurm;
+
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -37,11 +40,12 @@ pub enum Engine {
 pub struct Site {
     /// The container image of Kubernetes jobs; the job's program is on its `PATH`.
     pub image: String,
-    /// The volume claim that holds the job's folder on Kubernetes.
+    /// The volume claim that holds the job's files on Kubernetes.
     pub claim: String,
     /// What SkyPilot calls the accelerators, such as `H100`.
     pub accelerator: Option<String>,
-    /// The bucket that SkyPilot mounts as the job's folder, such as `s3://ours/run`; `None`: a new one of the job's name.
+    /// The bucket that holds the job's files for SkyPilot, such as `s3://ours/run`; `None`: a new one of the
+    /// job's name.
     pub bucket: Option<String>,
     /// All that the cluster has; what no quota gives away becomes Kueue's shared pool.
     pub capacity: Option<Amounts>,
@@ -165,11 +169,33 @@ pub(crate) fn check_launch(spec: &Spec) -> Result<(), ExportError> {
 fn arguments_in_image(launch: &Launch, given: &Amounts) -> Vec<String> {
     let mut arguments = launch.filled(given);
     if let Some(first) = arguments.first_mut()
-        && let Some(name) = std::path::Path::new(first.as_str()).file_name().and_then(|name| name.to_str())
+        && let Some(name) = Path::new(first.as_str()).file_name().and_then(|name| name.to_str())
     {
         *first = name.to_owned();
     }
     arguments
+}
+
+/// The folder that a volume is mounted as: where the job starts, where its results are and what its command
+/// names all lie in it.
+fn mounted(spec: &Spec) -> Result<PathBuf, ExportError> {
+    let named = spec.launch.arguments.iter().skip(1).map(Path::new).filter(|path| path.is_absolute());
+    let above = |path: &Path| path.parent().unwrap_or(path).to_owned();
+    let folders = named.map(above).chain(spec.launch.output.as_deref().map(above));
+    let common = |some: PathBuf, other: PathBuf| -> PathBuf {
+        some.components().zip(other.components()).take_while(|(a, b)| a == b).map(|(part, _)| part).collect()
+    };
+    let folder = folders.fold(spec.launch.folder.clone(), common);
+    match folder.parent() {
+        Some(_) => Ok(folder),
+        None => Err(ExportError::Job {
+            field: "launch.folder",
+            message: format!(
+                "{}, where the job starts, and what its command and its results name have no folder in common that could be a volume; put them into one",
+                spec.launch.folder.display()
+            ),
+        }),
+    }
 }
 
 /// What no engine but our own pool does with a job.

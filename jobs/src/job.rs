@@ -283,6 +283,8 @@ pub enum Phase {
 pub struct Job {
     /// What was submitted.
     pub spec: Spec,
+    /// The number of its project in the policy's tree.
+    pub(crate) project: usize,
     /// When.
     pub submitted: Millis,
     /// Where it stands.

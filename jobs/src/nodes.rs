@@ -28,6 +28,18 @@ impl Node {
     pub fn capacity(&self) -> Amounts {
         Amounts { devices: u64::from(self.devices) * WHOLE, cpus: self.cpus, memory: self.memory }
     }
+
+    /// How many equal members of a job it holds at once.
+    pub(crate) fn holds(&self, member: &Amounts) -> u64 {
+        let devices = u64::from(self.devices);
+        let by_devices = match member.devices {
+            0 => u64::MAX,
+            part if part < WHOLE => devices * (WHOLE / part),
+            whole => devices / (whole / WHOLE),
+        };
+        let by = |has: u64, wants: u64| has.checked_div(wants).unwrap_or(u64::MAX);
+        by_devices.min(by(self.cpus, member.cpus)).min(by(self.memory, member.memory))
+    }
 }
 
 /// Where one member of a job is.
@@ -193,28 +205,67 @@ impl Free {
         self.nodes[node].left.amounts()
     }
 
-    /// The same with nothing free on one machine.
-    pub(crate) fn without(&self, node: usize) -> Free {
-        let mut free = self.clone();
-        free.total.add(&free.of(node), -1);
-        free.nodes[node] = FreeNode::default();
-        free
-    }
-
     /// A place for every member of a job of a size, or none. Takes the tightest that fits, so that what is left stays together.
     /// `both` is another book in which it has to be free, too.
     pub(crate) fn place(&self, spec: &Spec, steps: u64, both: Option<&Free>) -> Option<Placement> {
+        self.place_beside(spec, steps, both, None)
+    }
+
+    /// The same on other machines than one.
+    pub(crate) fn place_elsewhere(&self, spec: &Spec, steps: u64, machine: usize) -> Option<Placement> {
+        self.place_beside(spec, steps, None, Some(machine))
+    }
+
+    /// Whether there is a place for every member of a job of a size.
+    pub(crate) fn fits(&self, spec: &Spec, steps: u64) -> bool {
+        self.total.holds(&spec.total(steps)) && self.has_room(spec, steps, None, None)
+    }
+
+    /// Whether a machine has room for one member.
+    pub(crate) fn fits_on(&self, machine: usize, want: &Amounts) -> bool {
+        self.nodes[machine].holds(want, None) > 0
+    }
+
+    /// Members of a job are alike, so each machine takes as many as it can, whatever the others do.
+    fn has_room(&self, spec: &Spec, steps: u64, both: Option<&Free>, except: Option<usize>) -> bool {
         let want = spec.member(steps);
-        if !self.total.holds(&spec.total(steps)) {
+        let mut missing = u64::from(spec.members);
+        for (index, node) in self.nodes.iter().enumerate() {
+            if Some(index) != except {
+                missing = missing.saturating_sub(node.holds(&want, both.map(|both| &both.nodes[index])));
+            }
+            if missing == 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn place_beside(
+        &self,
+        spec: &Spec,
+        steps: u64,
+        both: Option<&Free>,
+        except: Option<usize>,
+    ) -> Option<Placement> {
+        let want = spec.member(steps);
+        let mut total = self.total;
+        if let Some(machine) = except {
+            total.add(&self.of(machine), -1);
+        }
+        if !total.holds(&spec.total(steps)) {
             return None;
         }
         if spec.members == 1 {
-            return Some(Placement { members: vec![self.place_one(&want, both)?], steps });
+            return Some(Placement { members: vec![self.place_one(&want, both, except)?], steps });
+        }
+        if !self.has_room(spec, steps, both, except) {
+            return None;
         }
         let (mut first, mut second) = (self.clone(), both.cloned());
         let mut members = Vec::with_capacity(spec.members as usize);
         for _ in 0..spec.members {
-            let place = first.place_one(&want, second.as_ref())?;
+            let place = first.place_one(&want, second.as_ref(), except)?;
             first.take_one(&place);
             if let Some(second) = &mut second {
                 second.take_one(&place);
@@ -224,12 +275,13 @@ impl Free {
         Some(Placement { members, steps })
     }
 
-    fn place_one(&self, want: &Amounts, both: Option<&Free>) -> Option<Place> {
+    fn place_one(&self, want: &Amounts, both: Option<&Free>, except: Option<usize>) -> Option<Place> {
         let fits = |index: usize| {
             let other = both.map(|both| &both.nodes[index]);
             self.nodes[index].tightness(want, other).map(|tightness| (tightness, index))
         };
-        let (_, node) = (0..self.nodes.len()).filter_map(fits).min()?;
+        let others = (0..self.nodes.len()).filter(|&index| Some(index) != except);
+        let (_, node) = others.filter_map(fits).min()?;
         self.place_on(node, want, both)
     }
 
@@ -262,6 +314,25 @@ impl FreeNode {
         self.devices.iter().enumerate().map(least)
     }
 
+    /// How many equal members go here, in both books.
+    fn holds(&self, want: &Amounts, other: Option<&FreeNode>) -> u64 {
+        if !self.left.holds(want) || !other.is_none_or(|other| other.left.holds(want)) {
+            return 0;
+        }
+        let by_devices = match want.devices {
+            0 => u64::MAX,
+            part if part < WHOLE => self.lefts(other).map(|left| left / part).sum(),
+            whole => self.lefts(other).filter(|&left| left == WHOLE).count() as u64 / (whole / WHOLE),
+        };
+        let books = [Some(self), other];
+        let by_left = books.into_iter().flatten().map(|book| {
+            let by = |has: i64, wants: u64| (has as u64).checked_div(wants).unwrap_or(u64::MAX);
+            let (devices, cpus) = (by(book.left.devices, want.devices), by(book.left.cpus, want.cpus));
+            devices.min(cpus).min(by(book.left.memory, want.memory))
+        });
+        by_left.fold(by_devices, u64::min)
+    }
+
     /// How little would be left if a member went here, as something to compare; `None` if it does not fit.
     fn tightness(&self, want: &Amounts, other: Option<&FreeNode>) -> Option<(u64, i64, i64)> {
         if !self.left.holds(want) || !other.is_none_or(|other| other.left.holds(want)) {
@@ -277,5 +348,84 @@ impl FreeNode {
             }
         };
         Some((slack, self.left.cpus - want.cpus as i64, self.left.memory - want.memory as i64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::job::{Class, Launch, Range};
+
+    fn spec(members: u32, devices: u64, cpus: u64, memory: u64) -> Spec {
+        Spec {
+            name: String::new(),
+            project: String::new(),
+            user: String::new(),
+            class: Class::Train,
+            priority: 0,
+            members,
+            devices: Range::exactly(devices),
+            cpus: Range::exactly(cpus),
+            memory,
+            takes: None,
+            launch: Launch::default(),
+        }
+    }
+
+    /// Whether all members find a place one after the other.
+    fn one_by_one(free: &Free, spec: &Spec, except: Option<usize>) -> bool {
+        let mut free = free.clone();
+        (0..spec.members).all(|_| match free.place_one(&spec.member(0), None, except) {
+            Some(place) => {
+                free.take_one(&place);
+                true
+            }
+            None => false,
+        })
+    }
+
+    fn devices() -> impl Strategy<Value = u64> {
+        prop_oneof![Just(0), (1..4_u64).prop_map(|n| n * 250), (1..4_u64).prop_map(|n| n * WHOLE)]
+    }
+
+    fn shape() -> impl Strategy<Value = (u32, u64, u64, u64)> {
+        (1..6_u32, devices(), 1..4_u64, 0..4_u64)
+    }
+
+    proptest! {
+        /// What is counted is what is found by trying.
+        #[test]
+        fn a_gang_fits_if_its_members_find_places(
+            nodes in proptest::collection::vec((0..5_u32, 1..9_u64, 0..9_u64, any::<bool>()), 1..5),
+            taken in proptest::collection::vec(shape(), 0..6),
+            (members, devices, cpus, memory) in shape(),
+        ) {
+            let node = |(n, &(devices, cpus, memory, up)): (usize, &(u32, u64, u64, bool))| {
+                Node { name: n.to_string(), devices, device_memory: 0, cpus, memory, up }
+            };
+            let nodes: Vec<Node> = nodes.iter().enumerate().map(node).collect();
+            let spec_of = |(members, devices, cpus, memory)| spec(members, devices, cpus, memory);
+            let wanted = spec_of((members, devices, cpus, memory));
+            let mut free = Free::all(&nodes);
+            let room: u64 = nodes.iter().filter(|node| node.up).map(|node| node.holds(&wanted.member(0))).sum();
+            prop_assert_eq!(room >= u64::from(members), one_by_one(&free, &wanted, None));
+            for shape in taken {
+                if let Some(placement) = free.place(&spec_of(shape), 0, None) {
+                    free.take(&placement);
+                }
+            }
+            let fits = one_by_one(&free, &wanted, None);
+            prop_assert_eq!(free.fits(&wanted, 0), fits);
+            prop_assert_eq!(free.place(&wanted, 0, None).is_some(), fits);
+            for machine in 0..nodes.len() {
+                let elsewhere = free.place_elsewhere(&wanted, 0, machine);
+                prop_assert_eq!(elsewhere.is_some(), one_by_one(&free, &wanted, Some(machine)));
+                prop_assert!(elsewhere.is_none_or(|p| p.members.iter().all(|place| place.node != machine)));
+                let one = free.place_on(machine, &wanted.member(0), None);
+                prop_assert_eq!(free.fits_on(machine, &wanted.member(0)), one.is_some());
+            }
+        }
     }
 }

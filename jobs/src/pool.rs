@@ -299,23 +299,19 @@ impl Pool {
     }
 
     /// The number of a job's project in the tree.
-    ///
-    /// # Panics
-    /// Never: a job's project stays in the policy as long as it has jobs.
     #[must_use]
     pub fn project_of(&self, job: &Job) -> usize {
-        self.tree.project(&job.spec.project).expect("a job's project is in the policy")
+        job.project
     }
 
     /// When something may change though nothing happens: a pause or a protection is over.
     #[must_use]
     pub fn wakes_at(&self) -> Option<Millis> {
         let wants = self.jobs.values().any(|job| matches!(job.phase, Phase::Waiting { .. }));
-        let projects = self.projects();
         let times = self.jobs.values().filter_map(|job| match &job.phase {
             Phase::Waiting { from } => Some(*from),
             Phase::Running { placement, since } => {
-                let node = &self.tree.nodes[projects[job.spec.project.as_str()]];
+                let node = &self.tree.nodes[job.project];
                 let grows =
                     (placement.steps < job.spec.steps()).then_some(since + self.policy.resize_interval);
                 let protected = [node.preempt_min_runtime, node.reclaim_min_runtime];
@@ -387,8 +383,10 @@ impl Pool {
                 nearest: names.clone().find(like).cloned(),
             });
         };
-        let count = self.jobs.values().filter(|job| job.spec.project == spec.project).count();
-        if count >= self.policy.max_jobs as usize {
+        let max = self.policy.max_jobs as usize;
+        // Fewer jobs than one project may have need not be counted.
+        let is_full = || self.jobs.values().filter(|job| job.project == project).count() >= max;
+        if self.jobs.len() >= max && is_full() {
             return Err(Refused::Full { project: spec.project.clone(), count: self.policy.max_jobs });
         }
         self.check_that_it_can_fit(spec, project)
@@ -422,11 +420,12 @@ impl Pool {
         if self.nodes.is_empty() {
             return Ok(()); // Machines may come.
         }
-        let all: Vec<Node> = self.nodes.iter().map(|node| Node { up: true, ..node.clone() }).collect();
-        if crate::nodes::Free::all(&all).place(spec, 0, None).is_some() {
+        let all = &self.nodes;
+        let member = spec.member(0);
+        let room = all.iter().fold(0, |sum: u64, node| sum.saturating_add(node.holds(&member)));
+        if room >= u64::from(spec.members) {
             return Ok(());
         }
-        let member = spec.member(0);
         let fits_one = |node: &&Node| member.fits_in(&node.capacity());
         let fitting = all.iter().filter(fits_one).count();
         if fitting == 0 {
@@ -475,20 +474,18 @@ impl Pool {
     #[must_use]
     pub fn held(&self) -> Vec<Amounts> {
         let mut held = vec![Amounts::NONE; self.tree.nodes.len()];
-        let projects = self.projects();
         for job in self.jobs.values() {
             let Some(placement) = job.placement() else { continue };
-            let amounts = placement.amounts();
-            for node in self.tree.path(projects[job.spec.project.as_str()]) {
-                held[node].add(&amounts);
+            held[job.project].add(&placement.amounts());
+        }
+        // A parent stands before its children.
+        for node in (0..held.len()).rev() {
+            if let Some(above) = self.tree.nodes[node].parent {
+                let amounts = held[node];
+                held[above].add(&amounts);
             }
         }
         held
-    }
-
-    pub(crate) fn projects(&self) -> BTreeMap<&str, usize> {
-        let named = self.tree.nodes.iter().enumerate().filter(|(_, node)| node.is_project);
-        named.map(|(number, node)| (node.name.as_str(), number)).collect()
     }
 
     fn take(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
@@ -498,6 +495,7 @@ impl Pool {
             Event::NodeDown { name } => self.lose_node(&name, now, actions),
             Event::Submitted { id, spec } => {
                 let job = Job {
+                    project: self.tree.project(&spec.project).expect("it was checked"),
                     submitted: now,
                     phase: Phase::Waiting { from: now },
                     attempt: 0,
@@ -542,6 +540,10 @@ impl Pool {
             self.tree.nodes.iter().position(same).map(|n| self.accounts[n]).unwrap_or_default()
         };
         self.accounts = tree.nodes.iter().map(old).collect();
+        let numbers: BTreeMap<&str, usize> = tree.projects().collect();
+        for job in self.jobs.values_mut() {
+            job.project = numbers[job.spec.project.as_str()];
+        }
         self.tree = tree;
         self.policy = policy;
     }

@@ -1,8 +1,9 @@
 //! What would happen: a pool driven by a trace of jobs instead of by people, in simulated time.
 //!
-//! The scheduler is [`Pool`] itself, not a model of it. What is simulated is around it: when jobs arrive ([`Arrival`]),
-//! how long they compute, and what stopping and starting costs them ([`Costs`]). Nothing here has a clock or a thread:
-//! same pool, trace and settings, same result. [`forecast`] is the same simulation begun at a pool as it stands.
+//! The scheduler is [`Pool`] itself, not a model of it. What is simulated is around it: when jobs arrive
+//! ([`Arrival`]), how long they compute, and what stopping and starting costs them ([`Costs`]). Nothing here
+//! has a clock or a thread: same pool, trace and settings, same result. [`forecast`] is the same simulation
+//! begun at a pool as it stands.
 
 mod baseline;
 mod report;
@@ -83,7 +84,8 @@ impl Default for Settings {
     }
 }
 
-/// Drives `pool`, which has its policy and its machines and no job yet, by a trace in the order of its times. The jobs get the numbers 1, 2, ...
+/// Drives `pool`, which has its policy and its machines and no job yet, by a trace in the order of its times.
+/// The jobs get the numbers 1, 2, ...
 ///
 /// # Panics
 /// If the pool has jobs, the trace is not in order, or a failure names a machine that the pool does not have.
@@ -145,12 +147,13 @@ impl Default for Limits {
     }
 }
 
-/// When the jobs of a pool start and end if nobody submits, cancels or changes anything, and all estimates hold. The pool has
-/// decided since it took its last event, as after [`Pool::step`].
+/// When the jobs of a pool start and end if nobody submits, cancels or changes anything, and all estimates
+/// hold. The pool has decided since it took its last event, as after [`Pool::step`].
 ///
-/// A job ends when what `remaining` says is done. Of one without an estimate the work is assumed to be `costs.unknown`; one that
-/// has run for longer than that, or than its estimate, is assumed to need another tenth of the time that it has run. Jobs
-/// that do not start within the limits, and those that are held, are not in the answer.
+/// A job ends when what `remaining` says is done. Of one without an estimate the work is assumed to be
+/// `costs.unknown`; one that has run for longer than that, or than its estimate, is assumed to need another
+/// tenth of the time that it has run. Jobs that do not start within the limits, and those that are held, are
+/// not in the answer.
 #[must_use]
 pub fn forecast(pool: &Pool, now: Millis, limits: &Limits) -> BTreeMap<JobId, Expected> {
     let now = now.max(pool.at());
@@ -195,7 +198,8 @@ pub fn forecast(pool: &Pool, now: Millis, limits: &Limits) -> BTreeMap<JobId, Ex
     expected
 }
 
-/// `count` equal machines with `devices` each, and as many cores as any job asks for: only devices are scarce.
+/// `count` equal machines with `devices` each, and as many cores as any job asks for: only devices are
+/// scarce.
 #[must_use]
 pub fn machines(count: usize, devices: u32) -> Vec<Node> {
     let cpus = crate::pool::MAX_NODES as u64;
@@ -217,8 +221,8 @@ pub fn empty_pool(policy: Policy, nodes: Vec<Node>) -> Result<Pool, Refused> {
     Ok(pool)
 }
 
-/// Rules under which every project of a trace has the same quota: its part of all devices, rounded down to whole ones, and an equal part
-/// of what is left over.
+/// Rules under which every project of a trace has the same quota: its part of all devices, rounded down to
+/// whole ones, and an equal part of what is left over.
 #[must_use]
 pub fn equal_quotas(trace: &[Arrival], capacity: &Amounts) -> Policy {
     let mut names: Vec<&str> = trace.iter().map(|arrival| arrival.spec.project.as_str()).collect();

@@ -1,7 +1,8 @@
 //! Traces of real clusters as they were published, read as jobs for [`crate::simulate`].
 //!
-//! Only devices are read: how many a job has, from when it wants them and for how long it computes. The traces say too little of
-//! cores and memory, or different things. A trace's virtual cluster, or its user where it has none, becomes the project.
+//! Only devices are read: how many a job has, from when it wants them and for how long it computes. The
+//! traces say too little of cores and memory, or different things. A trace's virtual cluster, or its user
+//! where it has none, becomes the project.
 
 mod csv;
 mod generate;
@@ -328,7 +329,8 @@ fn shown(text: &str) -> String {
     format!("{short:?}{more}")
 }
 
-/// A line without its end, and its number; `None` at the end of the file. Of one that is longer than `most` only its begin is kept.
+/// A line without its end, and its number; `None` at the end of the file. Of one that is longer than `most`
+/// only its begin is kept.
 struct Lines<R> {
     file: R,
     number: u64,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Millis;
-use crate::amounts::Resource;
+use crate::amounts::{RESOURCES, Resource};
 use crate::job::{Job, JobId, Phase, StopReason};
 use crate::nodes::Free;
 use crate::pool::{Passed, Pool, Room};
@@ -156,11 +156,17 @@ impl Pool {
                 ),
                 "the end of a job on one of the machines",
             ),
-            false => Why::new(
-                "no-room",
-                format!("it asks for {want}, and {free} are free of {}", room.capacity),
-                "the end of jobs that run",
-            ),
+            false => {
+                let short = RESOURCES.into_iter().filter(|&r| want[r] > free[r]).map(|r| {
+                    let (asks, of) = (r.say(want[r]), r.say(room.capacity[r]));
+                    match free[r] {
+                        0 => format!("it asks for {asks}, and of {of} nothing is free"),
+                        left => format!("it asks for {asks}, and of {of} only {} is free", r.say(left)),
+                    }
+                });
+                let short: Vec<String> = short.collect();
+                Why::new("no-room", short.join("; "), "the end of jobs that run")
+            }
         };
         let stays = room.stays_within(project, &job.spec, &want);
         why.message += &match stays {

@@ -8,8 +8,11 @@ mod data;
 mod download;
 mod eval;
 mod init;
+mod jobs;
 mod keys;
 mod plan;
+mod pool;
+mod pool_export;
 mod problem;
 mod report;
 mod serve;
@@ -28,8 +31,11 @@ pub(crate) use data::*;
 pub(crate) use download::Download;
 pub(crate) use eval::*;
 pub(crate) use init::*;
+pub(crate) use jobs::{JobLogs, Jobs, ListJobs, OneJob, SubmitJob};
 pub(crate) use keys::*;
 pub(crate) use plan::*;
+pub(crate) use pool::{Pool, PoolServe, PoolSimulate, PoolUsers, TraceFormat, WhichPool};
+pub(crate) use pool_export::PoolExport;
 pub(crate) use problem::parse;
 pub(crate) use report::{CompareRuns, ListRuns, Report, Runs};
 pub(crate) use serve::Serve;
@@ -84,6 +90,11 @@ impl Global {
     pub(crate) fn device(&self) -> anyhow::Result<compute::Device> {
         self.check()?;
         Ok(compute::Device::cpu(self.threads()))
+    }
+
+    /// The same with another number of threads.
+    pub(crate) fn with_threads(&self, threads: u64) -> Self {
+        Global { threads: u16::try_from(threads).ok(), ..self.clone() }
     }
 
     /// The threads that this device has.
@@ -142,6 +153,12 @@ pub(crate) enum Command {
     /// Say who may ask a server, and see who did what
     #[command(subcommand)]
     Keys(Keys),
+    /// Share machines among projects: quotas, fair shares, preemption without loss
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Submit work to a pool, and see what becomes of it and why
+    #[command(subcommand)]
+    Jobs(Jobs),
     /// Write a model with an adapter added into its weights
     Merge(Merge),
     /// Make an adapter out of two models, or give one another rank

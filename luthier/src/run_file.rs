@@ -593,7 +593,10 @@ impl RunFile {
         }
     }
 
-    /// The settings that say how a file of examples is read, where they are not the usual ones: `key=value`.
+    /// The keys of the settings that say how a file of examples is read.
+    pub(crate) const READING: [&str; 3] = ["data.format", "data.oasst_paths", "data.oasst_languages"];
+
+    /// These settings where they are not the usual ones: `key=value`.
     pub(crate) fn reading_of_data(&self) -> Vec<String> {
         let DataSection { format, oasst_paths, oasst_languages, .. } = &self.data;
         let mut set = Vec::new();
@@ -684,9 +687,18 @@ impl Override {
         arguments.iter().map(|argument| Self::set(argument)).collect()
     }
 
-    /// The first key of the path.
-    pub(crate) fn section(&self) -> &str {
-        &self.path[0]
+    /// Refuses what a command does not take: `known` has sections and single keys.
+    pub(crate) fn require_known(&self, command: &str, known: &[&str]) -> anyhow::Result<()> {
+        let (section, key) = (&self.path[0], self.path.join("."));
+        if known.iter().any(|known| known == section || *known == key) {
+            return Ok(());
+        }
+        // Of a section that is taken in part it is the key that is wrong.
+        let is_part = known.iter().any(|known| known.starts_with(&format!("{section}.")));
+        let (wrong, (last, others)) =
+            (if is_part { &key } else { section }, known.split_last().expect("a command takes some"));
+        let others = others.iter().map(|of| if *of == "data" { "data.*" } else { *of }).collect::<Vec<_>>();
+        Err(user(format!("--set {wrong}: `{command}` takes {} and {last} only", others.join(", "))))
     }
 
     /// A flag that stands for a key, such as `--model` for `model`; its value is taken as it is.

@@ -18,7 +18,7 @@ mod card;
 mod of_result;
 
 use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -41,6 +41,9 @@ use crate::terminal::quoted;
 pub(crate) const SETTINGS: &str = "run.yaml";
 const CHECKPOINTS: &str = "checkpoints";
 const LOCK: &str = "lock";
+const METRICS: &str = "metrics.jsonl";
+/// Bytes at the end of the metrics in which the last step's line stands.
+const LAST_LINES: u64 = 1 << 16;
 /// How often, and after how long, a lock is tried again.
 const LOOKS: usize = 4;
 const LOOK: Duration = Duration::from_millis(50);
@@ -288,6 +291,25 @@ pub(crate) fn find_template(folder: &Path, run: &mut RunFile) {
 /// The folder of the last checkpoint of a run that has an adapter in it.
 pub(crate) fn last_adapter(folder: &Path) -> Option<PathBuf> {
     Some(last_checkpoint(&folder.join(CHECKPOINTS), "step-", CONFIG_FILE)?.1)
+}
+
+/// The last step that a run has computed, and the last one that is saved; nothing if it has not begun. Cheap enough to be asked
+/// every few seconds: of the metrics, only the end is read.
+pub(crate) fn steps(folder: &Path) -> Option<(u64, u64)> {
+    let mut file = File::open(folder.join(METRICS)).ok()?;
+    let length = file.metadata().ok().filter(fs::Metadata::is_file)?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_LINES))).ok()?;
+    let mut end = Vec::new();
+    file.take(LAST_LINES).read_to_end(&mut end).ok()?;
+    let step = |line: &[u8]| -> Option<u64> {
+        let line: serde_json::Value = serde_json::from_slice(line).ok()?;
+        line.get("loss")?;
+        line.get("step")?.as_u64()
+    };
+    let done = end.split(|byte| *byte == b'\n').filter_map(step).next_back().unwrap_or(0);
+    let is_finished = [CONFIG_FILE, "config.json"].iter().any(|file| folder.join(file).is_file());
+    let saved = last_checkpoint(&folder.join(CHECKPOINTS), "step-", "state.json").map_or(0, |(step, _)| step);
+    Some((done, if is_finished { done } else { saved }))
 }
 
 /// The folder `PREFIXn` that has a file, with the largest n.

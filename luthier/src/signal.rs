@@ -1,6 +1,6 @@
 //! Requests to stop. The first SIGINT, SIGTERM or (on Linux) SIGHUP raises a flag that the training loop
 //! looks at between steps; a second one ends the process at once, with the shell's exit code for it (130,
-//! 143, 129), and a terminal that was taken over is given back first.
+//! 143, 129), and a terminal that was taken over is given back first, with the notes that the view had.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -57,7 +57,7 @@ pub(crate) fn stop_on_request() -> anyhow::Result<Arc<AtomicBool>> {
             // A terminal that nobody reads would hold up whoever writes to it.
             let (done, restored) = mpsc::channel();
             thread::spawn(move || {
-                live::restore();
+                live::leave();
                 let _ = done.send(());
             });
             let _ = restored.recv_timeout(RESTORING);

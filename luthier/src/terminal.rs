@@ -329,6 +329,11 @@ pub(crate) fn one_line(text: &str) -> String {
     safe
 }
 
+/// A loss. One of many digits, as of a run that diverged, does not push the rest of its table away.
+pub(crate) fn loss(loss: f64) -> String {
+    if loss.abs() < 1e6 { format!("{loss:.4}") } else { format!("{loss:.4e}") }
+}
+
 /// A part as percent.
 pub(crate) fn percent(part: f64) -> String {
     format!("{} %", digits(100.0 * part))

@@ -410,7 +410,8 @@ impl<'a> Course<'a> {
             self.metrics().append(&evaluation)?;
             let best = self.judge(room, &evaluation)?;
             let since_best = self.state.evaluations_without_improvement;
-            observe(Event::Evaluated { metrics: &evaluation, best, since_best, time });
+            let adapter = &self.adapter;
+            observe(Event::Evaluated { metrics: &evaluation, best, since_best, time, adapter });
         }
         Ok(())
     }

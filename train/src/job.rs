@@ -115,6 +115,8 @@ pub enum Event<'a> {
         since_best: u64,
         /// How long it took.
         time: Duration,
+        /// The tensors that were evaluated, of which training goes on.
+        adapter: &'a Adapter,
     },
     /// How much is forgotten was measured.
     Measured {

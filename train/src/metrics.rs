@@ -170,6 +170,14 @@ impl History {
         Ok(history)
     }
 
+    /// The lines up to a step.
+    pub fn until(mut self, step: u64) -> Self {
+        self.steps.retain(|of| of.step <= step);
+        self.evaluations.retain(|of| of.step <= step);
+        self.forgetting.retain(|of| of.step <= step);
+        self
+    }
+
     /// The measurement whose tensors are the result of a run with this limit of divergence, where it is not the
     /// last one: that was beyond the limit.
     pub fn within(&self, limit: f64) -> Option<&ForgettingMetrics> {

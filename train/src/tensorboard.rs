@@ -20,6 +20,8 @@ use crate::metrics::{History, Line};
 
 /// How the names of such files begin, by which TensorBoard finds them.
 const PREFIX: &str = "events.out.tfevents.";
+/// How ours end: other programs may write such files beside them, which are not ours to replace.
+const OURS: &str = ".luthier.v2";
 /// The version of the format, which the first record says.
 const VERSION: &str = "brain.Event:2";
 /// Bytes before and behind the data of a record.
@@ -103,7 +105,7 @@ impl EventFile {
     pub(crate) fn begin(folder: &Path, history: &History) -> Result<Self> {
         let old = files(folder)?;
         let now = now();
-        let name = format!("{PREFIX}{}.{}.{}.v2", now as u64, host(), std::process::id());
+        let name = format!("{PREFIX}{}.{}.{}{OURS}", now as u64, host(), std::process::id());
         let path = folder.join(name);
         let mut events = vec![
             Event { wall_time: now, step: 0, what: Some(What::FileVersion(VERSION.into())) },
@@ -173,10 +175,13 @@ fn events(mut bytes: &[u8]) -> impl Iterator<Item = Event> {
     })
 }
 
-/// The event files of a run folder.
+/// The event files of a run folder that runs wrote.
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).map_err(|e| TrainError::read(folder, e))?.flatten();
-    let is_ours = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PREFIX));
+    let is_ours = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(PREFIX) && name.ends_with(OURS)
+    };
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_ours).collect();
     files.sort();
     Ok(files)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::oasst::{Conversations, LeftOut, Oasst};
+use super::oasst::{Conversations, LeftOut, Oasst, Trees};
 use super::{Format, detect};
 use crate::source::{RawContent, RawRecord, Records, records};
 use crate::{DataError, Source};
@@ -21,8 +21,9 @@ pub(crate) struct Opened {
     pub(crate) left_out: LeftOut,
 }
 
-/// Opens a file whose records have the named format, or one that is found. `oasst`: what is taken out of trees.
-pub(crate) fn open(path: &Path, named: Format, oasst: &Oasst) -> Result<Opened, DataError> {
+/// Opens a file whose records have the named format, or one that is found. `oasst`: what is taken out of trees;
+/// `trees`: those of the files that are read with it.
+pub(crate) fn open(path: &Path, named: Format, oasst: &Oasst, trees: &Trees) -> Result<Opened, DataError> {
     let mut records = records(path)?;
     let first: Vec<RawRecord> = records.by_ref().take(LOOKED_AT).collect::<Result<_, _>>()?;
     let found = named == Format::Auto;
@@ -31,7 +32,7 @@ pub(crate) fn open(path: &Path, named: Format, oasst: &Oasst) -> Result<Opened, 
     let (mut records, left_out): (Records, _) =
         (Box::new(first.into_iter().map(Ok).chain(records)), LeftOut::default());
     if format == Format::Oasst {
-        records = Box::new(Conversations::new(records, oasst.clone(), left_out.clone()));
+        records = Box::new(Conversations::new(records, oasst.clone(), left_out.clone(), trees.clone()));
     }
     Ok(Opened { records, format, found, left_out })
 }

@@ -6,8 +6,8 @@
 //! in timdettmers/openassistant-guanaco.
 //!
 //! One tree is in memory at a time. So messages of a tree must stand next to each other, in any order, as they
-//! do in all published exports; a tree that comes a second time is an error rather than two halves. Whatever a
-//! tree's depth, it is walked without recursion.
+//! do in all published exports; a tree that comes a second time is an error rather than two halves, and so is one
+//! of which two files have a part. Whatever a tree's depth, it is walked without recursion.
 //!
 //! What is usual in an export and cannot be learnt (a tree that was not finished, a prompt nobody answered) is
 //! left out and counted; what contradicts itself (two messages of one id, an answer to an answer, a message
@@ -47,6 +47,10 @@ pub struct Oasst {
 
 /// Records that were left out, by the reason.
 pub(crate) type LeftOut = Arc<Mutex<BTreeMap<&'static str, usize>>>;
+
+/// Where the trees stand whose messages are records, of all files that are read together, and whether they were
+/// whole there.
+pub(crate) type Trees = Arc<Mutex<HashMap<String, (Source, bool)>>>;
 
 const NOT_READY: &str = "trees that are not ready for export, by their tree_state";
 const NO_PROMPT: &str = "trees without their first message";
@@ -164,8 +168,9 @@ struct Tree {
     state: Option<String>,
     /// Marks of a record that has the tree whole.
     marks: Map<String, Json>,
-    /// Messages whose parent is not there.
+    /// Messages whose parent is not there, and where the first of them stands, with the parent's id.
     orphans: usize,
+    missing: Option<(Source, String)>,
 }
 
 impl Tree {
@@ -173,7 +178,7 @@ impl Tree {
     fn of_record(mut record: Map<String, Json>, at: &Source) -> Result<Self, DataError> {
         let state = record.get("tree_state").and_then(Json::as_str).map(str::to_owned);
         let marks = marks::carry(&mut record);
-        let mut tree = Tree { nodes: Vec::new(), root: None, state, marks, orphans: 0 };
+        let mut tree = Tree { nodes: Vec::new(), root: None, state, marks, orphans: 0, missing: None };
         let Some(prompt) = record.remove("prompt").filter(|prompt| !prompt.is_null()) else {
             return Ok(tree);
         };
@@ -212,7 +217,8 @@ impl Tree {
 
     /// A tree of which each message is a record.
     fn of_messages(messages: Vec<(Map<String, Json>, Source)>) -> Result<Self, DataError> {
-        let mut tree = Tree { nodes: Vec::new(), root: None, state: None, marks: Map::new(), orphans: 0 };
+        let (nodes, marks) = (Vec::new(), Map::new());
+        let mut tree = Tree { nodes, root: None, state: None, marks, orphans: 0, missing: None };
         let (mut ids, mut parents) = (HashMap::new(), Vec::new());
         for (mut message, at) in messages {
             let id = text(&mut message, "message_id", &at, "")?;
@@ -229,7 +235,7 @@ impl Tree {
             });
             tree.nodes.push(node);
         }
-        for (index, parent) in parents.iter().enumerate() {
+        for (index, parent) in parents.into_iter().enumerate() {
             match parent.as_ref().map(|parent| ids.get(parent)) {
                 None if tree.root.is_some() => {
                     let what = "is null, and the tree has a first message already";
@@ -237,7 +243,11 @@ impl Tree {
                 }
                 None => tree.root = Some(index),
                 Some(Some(&parent)) => tree.join(Some(parent), index)?,
-                Some(None) => tree.orphans += 1,
+                Some(None) => {
+                    tree.orphans += 1;
+                    let missing = || Some((tree.nodes[index].at.clone(), parent?));
+                    tree.missing = tree.missing.take().or_else(missing);
+                }
             }
         }
         tree.refuse_circles()?;
@@ -388,13 +398,15 @@ pub(super) struct Conversations {
     tree: Option<(Tree, VecDeque<usize>)>,
     /// Trees of which all messages came.
     seen: HashSet<String>,
+    /// Those of other files, too.
+    trees: Trees,
     failed: bool,
 }
 
 impl Conversations {
-    pub(super) fn new(records: Records, spec: Oasst, left_out: LeftOut) -> Self {
+    pub(super) fn new(records: Records, spec: Oasst, left_out: LeftOut, trees: Trees) -> Self {
         let (records, tree, seen) = (records.peekable(), None, HashSet::new());
-        Conversations { records, spec, left_out, tree, seen, failed: false }
+        Conversations { records, spec, left_out, tree, seen, trees, failed: false }
     }
 
     fn leave_out(&self, why: &'static str, count: usize) {
@@ -452,7 +464,7 @@ impl Conversations {
             let message = "the messages of this \"message_tree_id\" do not stand next to each other; sort the file by it";
             return Err(DataError::record(&at, message));
         }
-        let mut messages = vec![(first, at)];
+        let mut messages = vec![(first, at.clone())];
         while let Some(Ok(next)) = self.records.peek() {
             let (fields, at) = (next.parse()?, next.at.clone());
             if !is_message(&fields) || tree_of(&fields, &at)? != id {
@@ -461,7 +473,33 @@ impl Conversations {
             self.records.next();
             messages.push((fields, at));
         }
-        Tree::of_messages(messages)
+        let tree = Tree::of_messages(messages)?;
+        self.refuse_halves(id, &tree, at)?;
+        Ok(tree)
+    }
+
+    /// Refuses a tree of which another file has messages, too, where one of the two lacks some.
+    fn refuse_halves(&self, id: String, tree: &Tree, at: Source) -> Result<(), DataError> {
+        let is_whole = tree.missing.is_none() && tree.root.is_some();
+        let mut trees = self.trees.lock().expect("nobody panics with it");
+        let Some((other, other_is_whole)) = trees.get(&id) else {
+            trees.insert(id, (at, is_whole));
+            return Ok(());
+        };
+        if other.file == at.file || (is_whole && *other_is_whole) {
+            return Ok(());
+        }
+        let (at, lacks) = match &tree.missing {
+            Some((at, parent)) => {
+                (at, format!(", and the parent of this one, {parent:?}, is not in this file"))
+            }
+            None => (&at, String::new()),
+        };
+        let message = format!(
+            "messages of the tree {id:?} stand at {other}, too{lacks}; put all messages of a tree into one file, next to each \
+             other"
+        );
+        Err(DataError::record(at, message))
     }
 
     fn begin(&mut self, tree: Tree) -> Result<(), DataError> {

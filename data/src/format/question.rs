@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use super::oasst::{Conversations, LeftOut, Oasst, is_of_tree};
+use super::oasst::{Conversations, LeftOut, Oasst, Trees, is_of_tree};
 use super::{Chat, Fields, Format, INSTRUCTION, Item, OUTPUT, detect};
 use crate::source::{RawRecord, Records, records};
 use crate::{DataError, Source};
@@ -39,11 +39,12 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// Reads a file. Of a tree of messages the last question on the way of the best replies is asked.
+    /// Reads a file whose records have the named format; `Auto`: each the one that its keys tell. `oasst`: what
+    /// is taken out of trees of messages; of each conversation the last question is asked.
     ///
     /// # Errors
     /// If the file cannot be opened, or a record is no question.
-    pub fn read(path: &Path) -> Result<Self, DataError> {
+    pub fn read(path: &Path, format: Format, oasst: &Oasst) -> Result<Self, DataError> {
         let mut rest = records(path)?;
         let first = rest.next().transpose()?;
         let is_tree = match &first {
@@ -52,12 +53,15 @@ impl Questions {
         };
         let mut records: Records = Box::new(first.map(Ok).into_iter().chain(rest));
         let left_out = LeftOut::default();
-        if is_tree {
-            records = Box::new(Conversations::new(records, Oasst::default(), left_out.clone()));
+        let mut named = Some(format).filter(|format| *format != Format::Auto);
+        if format == Format::Oasst || (is_tree && named.is_none()) {
+            records =
+                Box::new(Conversations::new(records, oasst.clone(), left_out.clone(), Trees::default()));
+            named = Some(Format::Messages);
         }
         let question = |record: Result<RawRecord, DataError>| {
             let record = record?;
-            let question = Question::of(record.parse()?, &record.at)?;
+            let question = Question::of(record.parse()?, &record.at, named)?;
             Ok((record.at, question))
         };
         let questions = records.map(question).collect::<Result<_, DataError>>()?;
@@ -67,13 +71,13 @@ impl Questions {
 }
 
 impl Question {
-    /// Understands a record of any format that [`Format::item`] knows, and those that lack the answer:
-    /// `prompt` alone (a text, or messages), an instruction alone. A text (`{"text"}`, a document) is one to
-    /// be continued.
+    /// Understands a record of the named format, or of any that [`Format::item`] knows, and those that lack the
+    /// answer: `prompt` alone (a text, or messages), an instruction alone. A text (`{"text"}`, a document) is one
+    /// to be continued.
     ///
     /// # Errors
     /// If the record has none of these forms, or asks nothing.
-    pub fn of(record: Map<String, Json>, at: &Source) -> Result<Self, DataError> {
+    fn of(record: Map<String, Json>, at: &Source, named: Option<Format>) -> Result<Self, DataError> {
         let mut fields = Fields { record, at };
         let has =
             |fields: &Fields<'_>, keys: &[&str]| keys.iter().any(|key| fields.record.contains_key(*key));
@@ -81,7 +85,7 @@ impl Question {
         // The answer is not asked for: one that is missing is as good as an empty one.
         let mut answered = true;
         if !has(&fields, &known) && !has(&fields, &["completion"]) && !has(&fields, OUTPUT) {
-            if has(&fields, &["prompt"]) {
+            if has(&fields, &["prompt"]) && named != Some(Format::Alpaca) {
                 let is_list = fields.record["prompt"].is_array();
                 if is_list {
                     let messages = fields.record.shift_remove("prompt").expect("just seen");
@@ -95,7 +99,7 @@ impl Question {
                 fields.record.insert(OUTPUT[0].into(), Json::from(""));
             }
         }
-        let format = detect(&fields.record, at)?;
+        let format = named.map_or_else(|| detect(&fields.record, at), Ok)?;
         fields.refuse_unheard(format)?;
         // Whether the record is to be learnt does not matter here.
         fields.is_learnt(format)?;

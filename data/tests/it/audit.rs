@@ -139,3 +139,18 @@ fn the_document_of_a_text_file_loses_nothing_to_the_limit() {
     let audit = Audit::new(&data, None, 16, OnOverflow::Truncate, &tokenizer()).unwrap();
     assert_eq!((audit.train.beyond, audit.findings.len()), (0, 0));
 }
+
+#[test]
+fn prompts_that_end_within_a_token_are_found_and_serious_where_they_are_most() {
+    let record = |prompt: &str, completion: &str| {
+        format!("{}\n", serde_json::json!({"prompt": prompt, "completion": completion}))
+    };
+    let (joined, kept) = (record("say: ", "the a"), record("sing:", " the b"));
+    let few = audit(&(kept.clone() + &joined), None, 2048);
+    let finding = found(&few, "joined");
+    assert_eq!(
+        (finding.serious, finding.count, &finding.places[..]),
+        (false, 1, &["a.jsonl:2".to_owned()][..])
+    );
+    assert!(found(&audit(&joined, None, 2048), "joined").serious);
+}

@@ -1,7 +1,7 @@
 //! Trees of messages as OpenAssistant exports them: which conversations they give, what is left out, and what
 //! is refused.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use data::convert::{Converted, Target, convert};
 use data::{Asked, DataError, DataSpec, Dataset, Format, Oasst, Paths, Questions, SourceSpec};
@@ -122,6 +122,38 @@ fn messages_of_a_tree_may_stand_in_any_order_but_together() {
 }
 
 #[test]
+fn a_tree_of_which_two_files_have_a_part_is_refused_with_the_place() {
+    let of = |rows: &[(&str, Option<&str>, &str)]| {
+        let row =
+            |&(id, parent, role): &(&str, Option<&str>, &str)| format!("{}\n", flat("t", id, parent, role));
+        rows.iter().map(row).collect::<String>()
+    };
+    let (q, a) = (("q", None, "prompter"), ("a", Some("q"), "assistant"));
+    let (r, b) = (("r", Some("a"), "prompter"), ("b", Some("r"), "assistant"));
+    let told = |first: &str, second: &str| {
+        let files = Files::new(&[("a.jsonl", first), ("b.jsonl", second)]);
+        let mut spec =
+            DataSpec::new(["a.jsonl", "b.jsonl"].map(|name| SourceSpec::new(files.path(name))).to_vec());
+        spec.format = Format::Oasst;
+        let told = Dataset::load(&spec, &tokenizer()).map(|dataset| dataset.examples.len());
+        told.map_err(|error| error.to_string().replace(&format!("{}/", files.folder().display()), ""))
+    };
+    let put = "put all messages of a tree into one file, next to each other";
+    assert_eq!(
+        told(&of(&[q, a]), &of(&[b, r])).unwrap_err(),
+        format!(
+            "b.jsonl:2: messages of the tree \"t\" stand at a.jsonl:1, too, and the parent of this one, \"a\", is not in this \
+             file; {put}"
+        )
+    );
+    assert_eq!(
+        told(&of(&[r, b]), &of(&[q, a])).unwrap_err(),
+        format!("b.jsonl:1: messages of the tree \"t\" stand at a.jsonl:1, too; {put}")
+    );
+    assert_eq!(told(&of(&[q, a]), &of(&[q, a])), Ok(2), "a tree that is whole in both");
+}
+
+#[test]
 fn what_an_export_has_beside_finished_trees_is_left_out_and_counted() {
     let answer = || node("assistant", "a", json!({}), &[]);
     let with = |more: Value| tree(node("prompter", "q", more, &[answer()]));
@@ -234,7 +266,10 @@ fn depth_is_no_crash() {
     let (nested, count) = ("{\"role\":\"prompter\",\"text\":\"a\",\"replies\":[", 100_000);
     let text =
         format!("{{\"message_tree_id\":\"t\",\"prompt\":{}{}}}", nested.repeat(count), "]}".repeat(count));
-    assert!(error_of("a.jsonl", &text, |_| {}).contains("recursion limit"));
+    assert!(
+        error_of("a.jsonl", &text, |_| {})
+            .contains("a.jsonl:1: lists and objects are nested more than 127 levels deep")
+    );
     let parent = |i: usize| i.checked_sub(1).map(|parent| parent.to_string());
     let rows = |i: usize| flat("0", &i.to_string(), parent(i).as_deref(), role(i)).to_string();
     let lines: Vec<String> = (0..20_000).rev().map(rows).collect();
@@ -243,6 +278,13 @@ fn depth_is_no_crash() {
         let (found, _) = read(files.path("a.jsonl"), Format::Auto, &spec(paths, &[])).unwrap();
         assert_eq!((found.len(), found[0].split('|').count()), (1, 20_000));
     }
+    // Every answer is learnt, in time that grows with the tokens and not with their product with the answers.
+    let mut spec = DataSpec::file(files.path("a.jsonl"));
+    (spec.chat_template, spec.max_length) = (Some("guanaco".into()), 1 << 20);
+    let dataset = Dataset::load(&spec, &tokenizer()).unwrap();
+    let eos = tokenizer().eos().unwrap();
+    let ends = dataset.examples[0].labels.iter().filter(|&&label| label == eos as i32).count();
+    assert_eq!((dataset.examples.len(), ends), (1, 10_000));
 }
 
 const GUANACO: &str =
@@ -281,16 +323,37 @@ fn a_text_of_turns_is_learnt_as_it_is_or_as_turns() {
 fn a_tree_asks_its_last_question() {
     let unanswered = tree(node("prompter", "q", json!({}), &[]));
     let files = Files::new(&[("a.jsonl", &format!("{unanswered}\n{}", answered()))]);
-    let left_out = Questions::read(&files.path("a.jsonl")).unwrap().left_out;
+    let read = |path: &Path| Questions::read(path, Format::Auto, &Oasst::default()).unwrap();
+    let left_out = read(&files.path("a.jsonl")).left_out;
     assert_eq!(left_out.into_iter().collect::<Vec<_>>(), [("trees without an answer", 1)]);
     for (path, asked, answer) in
         [(files.path("a.jsonl"), "q", "a"), (fixture("parquet/oasst.parquet"), "Who makes it?", "A luthier.")]
     {
-        let (_, question) = Questions::read(&path).unwrap().questions.remove(0);
+        let (_, question) = read(&path).questions.remove(0);
         let Asked::Chat(chat) = question.asked else { panic!("a tree is a conversation") };
         assert_eq!(chat.messages.last().unwrap()["content"], asked);
         assert_eq!(question.reference.as_deref(), Some(answer));
     }
+}
+
+#[test]
+fn questions_are_read_as_training_reads_their_conversations() {
+    let asked = |format, oasst: &Oasst, path: PathBuf| {
+        let questions = Questions::read(&path, format, oasst).unwrap().questions;
+        let last = |(_, question): (_, data::Question)| match question.asked {
+            Asked::Chat(chat) => chat.messages.last().unwrap()["content"].as_str().unwrap().to_owned(),
+            Asked::Text(text) => format!("text: {text}"),
+        };
+        questions.into_iter().map(last).collect::<Vec<_>>()
+    };
+    let rows = || fixture("parquet/oasst.parquet");
+    let all = asked(Format::Auto, &spec(Paths::All, &[]), rows());
+    assert_eq!(all, ["What is a violin?", "Who makes it?", "Was ist eine Geige?"]);
+    assert_eq!(asked(Format::Oasst, &spec(Paths::Best, &["de"]), rows()), ["Was ist eine Geige?"]);
+    let files = Files::new(&[("a.jsonl", &json!({"text": "### Human: q### Assistant: a"}).to_string())]);
+    let best = Oasst::default();
+    assert_eq!(asked(Format::Oasst, &best, files.path("a.jsonl")), ["q"]);
+    assert_eq!(asked(Format::Auto, &best, files.path("a.jsonl")), ["text: ### Human: q### Assistant: a"]);
 }
 
 #[test]

@@ -78,3 +78,25 @@ fn a_marker_that_is_a_token_is_no_matter() {
     assert_eq!(load(CHAT, |_| {}).unwrap().report.plain_end, None);
     assert_eq!(tokenizer().unknown(), None, "a byte-level tokenizer spells everything");
 }
+
+/// In this vocabulary ` the` is a token.
+#[test]
+fn a_prompt_whose_end_is_one_token_with_the_completion_is_told_where_most_are() {
+    let report = |records: &[(&str, &str)]| {
+        let line = |(prompt, completion): &(&str, &str)| {
+            json!({"prompt": prompt, "completion": completion}).to_string()
+        };
+        load(&records.iter().map(line).collect::<Vec<_>>().join("\n"), |_| {}).unwrap().report
+    };
+    let (joined, kept) = (("say: ", "the a"), ("say:", " the a"));
+    let told = report(&[joined, joined, kept]);
+    assert_eq!((told.joined, told.completions), (2, 3));
+    let warning = "With the end of the prompt and the beginning of the completion in one token, which is not learnt, so that the \
+                   model never sees a prompt end as it will be asked (begin the completion, rather than end the prompt, with the \
+                   space between them): 2 examples.";
+    assert_eq!(told.warnings(), [warning]);
+    let few = report(&[joined, kept]);
+    assert_eq!((few.joined, few.warnings()), (1, Vec::new()));
+    let none = report(&[kept, ("", "the a"), ("say", "")]);
+    assert_eq!((none.joined, none.warnings()), (0, Vec::new()));
+}

@@ -19,18 +19,24 @@ pub enum ShotOrder {
     },
 }
 
+/// A question that may be an example.
+pub trait Example: PartialEq {
+    /// What it belongs to, if there are groups: examples are of the question's own.
+    fn group(&self) -> Option<&str>;
+}
+
 /// The questions that may be examples. A question's are of its group, and never it itself nor one that equals
 /// it.
 #[derive(Clone, Debug)]
-pub struct Shots<'a> {
-    pool: BTreeMap<Option<&'a str>, Vec<&'a Question>>,
+pub struct Shots<'a, Q = Question> {
+    pool: BTreeMap<Option<&'a str>, Vec<&'a Q>>,
     count: usize,
     order: ShotOrder,
 }
 
-impl<'a> Shots<'a> {
+impl<'a, Q: Example> Shots<'a, Q> {
     /// `count` examples for each question, from a pool that may be the evaluated questions themselves.
-    pub fn new(pool: &'a [Question], count: usize, order: ShotOrder) -> Self {
+    pub fn new(pool: &'a [Q], count: usize, order: ShotOrder) -> Self {
         let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for question in pool {
             groups.entry(question.group()).or_default().push(question);
@@ -40,10 +46,10 @@ impl<'a> Shots<'a> {
 
     /// The examples of a question, in their order. What is drawn depends on the seed, the question's `number`
     /// (its row) and the pool alone, so that a part of a file is asked as the whole is.
-    pub fn of(&self, question: &Question, number: u64) -> Result<Vec<&'a Question>, ChoiceError> {
+    pub fn of(&self, question: &Q, number: u64) -> Result<Vec<&'a Q>, ChoiceError> {
         let pool = self.pool.get(&question.group()).map_or(&[][..], Vec::as_slice);
-        let is_other = |other: &&'a Question| *other != question;
-        let shots: Vec<&Question> = match self.order {
+        let is_other = |other: &&'a Q| *other != question;
+        let shots: Vec<&Q> = match self.order {
             ShotOrder::First => pool.iter().copied().filter(is_other).take(self.count).collect(),
             ShotOrder::Drawn { seed } => Permutation::new(pool.len(), seed, number)
                 .map(|i| pool[i])
@@ -56,7 +62,7 @@ impl<'a> Shots<'a> {
             false => Err(ChoiceError::TooFewShots {
                 wanted: self.count,
                 found: shots.len(),
-                group: question.group.clone(),
+                group: question.group().map(String::from),
             }),
         }
     }

@@ -21,7 +21,8 @@ const HIGHEST: f64 = 10.0;
 pub enum Reading {
     /// Two scores in the first line, or a number alone in the last: what was asked for.
     AsAsked,
-    /// A pair in brackets, alone in its line or called an output, a tuple or scores: `Output: (2, 10)`.
+    /// A pair in brackets, alone in its line or called an output, a tuple or scores: `Output: (2, 10)`. Or a
+    /// verdict in brackets, `[[A]]`.
     Brackets,
     /// After the name of each assistant: `Assistant 1: 2/10`.
     Labelled,
@@ -112,8 +113,12 @@ fn number(found: &fancy_regex::Captures, group: usize) -> Option<f64> {
     found.get(group)?.as_str().parse().ok().filter(|score| (0.0..=HIGHEST).contains(score))
 }
 
-/// Which answer a judge's reply calls the better one: 1, 2, or 3 for neither; `None` if it does not say.
+/// Which answer a judge's reply calls the better one: 1, 2, or 3 for neither, or in brackets as the prompts of
+/// MT-Bench (`[[A]]`, `[[B]]`, `[[C]]` for neither; Zheng et al. 2023) and of Arena-Hard (`[[A>>B]]`, `[[A=B]]`; Li
+/// et al. 2024) ask for it; `None` if it does not say.
 pub fn read_verdict(reply: &str) -> Option<(Reading, Outcome)> {
+    static BRACKETS: LazyLock<Regex> =
+        LazyLock::new(|| pattern(r"\[\[\s*(?:([ABC])|([AB])\s*(>{1,2}|<{1,2}|=)\s*([AB]))\s*\]\]"));
     static CHOICE: LazyLock<Regex> = LazyLock::new(|| {
         pattern(r"(?i)\b(?:choose|choice\s+is|answer\s+is)\s+(?:option\s+)?([123])\b[^\d]*$")
     });
@@ -127,6 +132,28 @@ pub fn read_verdict(reply: &str) -> Option<(Reading, Outcome)> {
     if let Some(outcome) = outcome(last.trim_end_matches('.')) {
         return Some((Reading::AsAsked, outcome));
     }
+    // The last counts: what stands before it may quote what was asked for.
+    if let Some(found) = BRACKETS.captures_iter(reply).filter_map(Result::ok).last() {
+        return Some((Reading::Brackets, in_brackets(&found)?));
+    }
     let found = CHOICE.captures(last).ok().flatten()?;
     Some((Reading::InWords, outcome(found.get(1)?.as_str())?))
+}
+
+/// A verdict in brackets: a letter, or two of them with which is the better one.
+fn in_brackets(found: &fancy_regex::Captures) -> Option<Outcome> {
+    let group = |n: usize| found.get(n).map(|group| group.as_str());
+    let of_letter = |letter: &str| match letter {
+        "A" => Outcome::First,
+        "B" => Outcome::Second,
+        _ => Outcome::Tie,
+    };
+    match (group(1), group(2), group(3), group(4)) {
+        (Some(letter), ..) => Some(of_letter(letter)),
+        (_, Some(left), Some(sign), Some(right)) if left != right => Some(match sign {
+            "=" => Outcome::Tie,
+            sign => of_letter(if sign.starts_with('>') { left } else { right }),
+        }),
+        _ => None,
+    }
 }

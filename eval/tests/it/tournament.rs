@@ -130,6 +130,18 @@ fn replies_are_read_in_every_shape_that_judges_gave_them() {
         ("Both.\n\n 3. \n", Some((AsAsked, Outcome::Tie))),
         ("Therefore, I choose 2.", Some((InWords, Outcome::Second))),
         ("I choose option 3, as both are equivalent.", Some((InWords, Outcome::Tie))),
+        ("Assistant A explains more.\n\n[[A]]", Some((Brackets, Outcome::First))),
+        (
+            "You asked for [[A]], [[B]] or [[C]].\nMy verdict is [[B]], for it is right.",
+            Some((Brackets, Outcome::Second)),
+        ),
+        ("[[ C ]]", Some((Brackets, Outcome::Tie))),
+        ("My final verdict is: [[B>>A]]", Some((Brackets, Outcome::Second))),
+        ("[[A>B]]\n", Some((Brackets, Outcome::First))),
+        ("[[A<B]]", Some((Brackets, Outcome::Second))),
+        ("[[A=B]]", Some((Brackets, Outcome::Tie))),
+        ("[[A>A]]", None),
+        ("[[D]] [A]", None),
         ("I cannot choose between Assistant 1 and Assistant 2.", None),
         ("4", None),
         ("", None),
@@ -140,6 +152,7 @@ fn replies_are_read_in_every_shape_that_judges_gave_them() {
     read_scores(&"Assistant 1: 1 (".repeat(20_000));
     read_scores(&"both a score of ".repeat(20_000));
     read_verdict(&"choose ".repeat(50_000));
+    read_verdict(&"[[A>".repeat(50_000));
 }
 
 #[test]

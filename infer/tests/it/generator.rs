@@ -1,7 +1,11 @@
+use std::sync::Arc;
+
 use compute::{Device, Precision};
 use infer::{Finish, Generator, InferError, Request, Sampling};
 use model::memory::Allocator;
-use model::{Activations, Batch, Config, Decoder, Extent, Layout, Purpose};
+use model::{Activations, Adapter, Batch, Config, Decoder, Extent, Layout, Purpose};
+
+use crate::engine::{adapters, llama};
 
 fn tiny() -> Decoder {
     let text = r#"{"model_type": "llama", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40,
@@ -94,4 +98,26 @@ fn logits_that_are_not_finite_are_an_error_and_no_token() {
     let mut generator = Generator::new(&decoder, None, 8);
     let error = generator.generate(request(&[1, 2], 4), &mut |_| panic!("no token")).unwrap_err();
     assert_eq!(error, InferError::NotFinite { tokens: 2 });
+}
+
+/// Of DoRA, the factors of a layer's rows depend on the adapter's values alone, and are computed ahead where
+/// these do not change.
+#[test]
+fn a_generator_over_what_is_trained_takes_the_values_as_they_are() {
+    let decoder = llama(Precision::F32, None);
+    let dora = || Arc::into_inner(adapters(&decoder).remove(2).unwrap()).unwrap();
+    let change =
+        |adapter: &mut Adapter| adapter.parameters.values_mut().f32().iter_mut().for_each(|x| *x *= 2.0);
+    let said = |mut generator: Generator<'_>| {
+        generator.generate(request(&[3, 1, 4, 1, 5], 20), &mut |_| true).unwrap().tokens
+    };
+    let mut trained = dora();
+    let before = said(Generator::over_trained(&decoder, Some(&trained), 40));
+    assert_eq!(before, said(Generator::new(&decoder, Some(&dora()), 40)));
+    change(&mut trained);
+    let after = said(Generator::over_trained(&decoder, Some(&trained), 40));
+    let mut fresh = dora();
+    change(&mut fresh);
+    assert_eq!(after, said(Generator::new(&decoder, Some(&fresh), 40)));
+    assert_ne!(before, after);
 }

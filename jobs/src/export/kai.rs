@@ -1,7 +1,7 @@
 //! KAI-Scheduler: a queue for each department and project, and a job in its project's queue.
 //!
-//! Fields, units and defaults: the definition of `queues.scheduling.run.ai` (v2) and the pod-grouper's annotations in
-//! KAI-Scheduler's repository, as of September 2026.
+//! Fields, units and defaults: the definition of `queues.scheduling.run.ai` (v2) and the pod-grouper's
+//! annotations in KAI-Scheduler's repository, as of September 2026.
 
 use serde::Serialize;
 

@@ -1,13 +1,15 @@
-//! Objects of Kubernetes itself: a job that is stopped and goes on, and what its members need to find each other.
+//! Objects of Kubernetes itself: a job that is stopped and goes on, and what its members need to find each
+//! other.
 //!
-//! Fields and their meaning: `batch/v1` Job and `v1` Pod of Kubernetes 1.31, where `podFailurePolicy` is stable.
+//! Fields and their meaning: `batch/v1` Job and `v1` Pod of Kubernetes 1.31, where `podFailurePolicy` is
+//! stable.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{ExportError, Site, arguments_in_image, label, seconds};
+use super::{ExportError, Site, arguments_in_image, label, mounted, seconds};
 use crate::amounts::WHOLE;
 use crate::job::Spec;
 use crate::policy::Policy;
@@ -221,15 +223,16 @@ pub(super) fn job(
         backoff_limit: policy.retries,
         pod_replacement_policy: "Failed",
         pod_failure_policy: failure_policy(),
-        template: template(policy, spec, site, manner, &name),
+        template: template(policy, spec, site, manner, &name)?,
     };
     objects.push(object("batch/v1", "Job", metadata, job)?);
     Ok(objects)
 }
 
-/// The first rule that fits decides. A saved job (exit 75) is replaced by a new pod and not counted: `Ignore`; `Count` would use up
-/// the limit of failures after a few evictions, and without a rule the code would count as a failure. What a person has to
-/// mend (exit 2) ends the job: trying again would not help. What the cluster took away without waiting is not the job's failure.
+/// The first rule that fits decides. A saved job (exit 75) is replaced by a new pod and not counted:
+/// `Ignore`; `Count` would use up the limit of failures after a few evictions, and without a rule the code
+/// would count as a failure. What a person has to mend (exit 2) ends the job: trying again would not help.
+/// What the cluster took away without waiting is not the job's failure.
 fn failure_policy() -> PodFailurePolicy {
     let codes = |action, values: &[i32]| Rule {
         action,
@@ -248,9 +251,15 @@ fn failure_policy() -> PodFailurePolicy {
     PodFailurePolicy { rules: vec![codes("Ignore", &[75]), codes("FailJob", &[2]), disrupted] }
 }
 
-fn template(policy: &Policy, spec: &Spec, site: &Site, manner: Manner, name: &str) -> Template {
+fn template(
+    policy: &Policy,
+    spec: &Spec,
+    site: &Site,
+    manner: Manner,
+    name: &str,
+) -> Result<Template, ExportError> {
     let given = spec.member(0);
-    let folder = spec.launch.folder.display().to_string();
+    let folder = mounted(spec)?.display().to_string();
     let mut amounts = Map::from([("cpu".into(), given.cpus.to_string())]);
     if given.memory > 0 {
         amounts.insert("memory".into(), given.memory.to_string());
@@ -273,12 +282,12 @@ fn template(policy: &Policy, spec: &Spec, site: &Site, manner: Manner, name: &st
         name: "luthier",
         image: site.image.clone(),
         command: arguments_in_image(&spec.launch, &given),
-        working_dir: folder.clone(),
+        working_dir: spec.launch.folder.display().to_string(),
         env,
         resources: Resources { requests: amounts.clone(), limits: amounts },
         volume_mounts: vec![VolumeMount { name: "runs", mount_path: folder }],
     };
-    Template {
+    Ok(Template {
         metadata: PodMetadata { labels: manner.labels, annotations: manner.pod_annotations },
         spec: PodSpec {
             scheduler_name: manner.scheduler,
@@ -293,11 +302,11 @@ fn template(policy: &Policy, spec: &Spec, site: &Site, manner: Manner, name: &st
                 persistent_volume_claim: Claim { claim_name: site.claim.clone() },
             }],
         },
-    }
+    })
 }
 
-/// A job's name. It is a service's name, too, which begins with a letter, and with a member's number behind it a host's
-/// name, which has at most 63 characters.
+/// A job's name. It is a service's name, too, which begins with a letter, and with a member's number behind
+/// it a host's name, which has at most 63 characters.
 pub(super) fn job_name(spec: &Spec) -> String {
     let name = label(&spec.name);
     let name = if name.starts_with(|c: char| c.is_ascii_digit()) { format!("job-{name}") } else { name };
@@ -341,9 +350,9 @@ pub(super) fn gaps(policy: &Policy, job: Option<(&Spec, &Site)>) -> Vec<String> 
     let Some((spec, site)) = job else { return gaps };
     gaps.extend(super::gaps_of_job(spec));
     gaps.push(format!(
-        "the job's pods run image `{}` and find {} on volume claim `{}` of namespace `{}`: both have to be there",
+        "the job's pods run image `{}` and find {} on volume claim `{}` of namespace `{}`, with all that the run reads: both have to be there",
         site.image,
-        spec.launch.folder.display(),
+        mounted(spec).unwrap_or_default().display(),
         site.claim,
         label(&spec.project)
     ));

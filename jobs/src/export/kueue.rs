@@ -1,6 +1,7 @@
 //! Kueue: a cluster queue for each project in a tree of cohorts, and a job that waits to be admitted.
 //!
-//! Fields and their meaning: the definitions of `kueue.x-k8s.io/v1beta2` (Kueue 0.15 and later) in Kueue's repository.
+//! Fields and their meaning: the definitions of `kueue.x-k8s.io/v1beta2` (Kueue 0.15 and later) in Kueue's
+//! repository.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -15,7 +16,8 @@ const API: &str = "kueue.x-k8s.io/v1beta2";
 /// The cohort above all others, in which departments borrow from each other.
 const ROOT: &str = "pool";
 const FLAVOR: &str = "luthier";
-/// Kueue has no word for "no bound", and does not admit what a queue does not name: this is more than any cluster has.
+/// Kueue has no word for "no bound", and does not admit what a queue does not name: this is more than any
+/// cluster has.
 const PLENTY: [(Resource, &str); 3] =
     [(Resource::Devices, "1000000"), (Resource::Cpus, "100000000"), (Resource::Memory, "1Pi")];
 

@@ -1,12 +1,14 @@
-//! What departments and projects are called on other engines: lower-case letters, digits and `-`, which all of them take.
+//! What departments and projects are called on other engines: lower-case letters, digits and `-`, which all
+//! of them take.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ExportError;
 use crate::policy::Tree;
 
-/// A name as a label of the Domain Name System (RFC 1123), which is also an account's name in Slurm: `Vision_2.a` is
-/// `vision-2-a`. It is a function of the name alone, so that a job finds its project without the policy.
+/// A name as a label of the Domain Name System (RFC 1123), which is also an account's name in Slurm:
+/// `Vision_2.a` is `vision-2-a`. It is a function of the name alone, so that a job finds its project without
+/// the policy.
 pub(crate) fn label(name: &str) -> String {
     let mut label = String::new();
     for c in name.chars() {
@@ -29,7 +31,8 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Names for all nodes; `reserved` ones mean something else on the engine. Projects come first: theirs stand in jobs.
+    /// Names for all nodes; `reserved` ones mean something else on the engine. Projects come first: theirs
+    /// stand in jobs.
     pub(crate) fn new(tree: &Tree, reserved: &[&str]) -> Result<Self, ExportError> {
         let mut of = vec![String::new(); tree.nodes.len()];
         let mut projects = BTreeMap::new();

@@ -1,13 +1,14 @@
 //! SkyPilot: a task file, which it runs on clouds, Kubernetes or Slurm.
 //!
-//! Fields and their meaning: SkyPilot's "YAML spec" and the schema in its repository (`sky/utils/schemas.py`), 2026.
+//! Fields and their meaning: SkyPilot's "YAML spec" and the schema in its repository
+//! (`sky/utils/schemas.py`), 2026.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::kubernetes::job_name;
-use super::{Export, ExportError, File, Site, arguments_in_image, thousandths};
+use super::{Export, ExportError, File, Site, arguments_in_image, mounted, thousandths};
 use crate::job::Spec;
 use crate::policy::Policy;
 use crate::slurm::shell;
@@ -79,7 +80,7 @@ pub(super) fn export(policy: &Policy, spec: &Spec, site: &Site) -> Result<Export
                 recover_on_exit_codes: vec![75],
             },
         },
-        file_mounts: BTreeMap::from([(folder.clone(), mount)]),
+        file_mounts: BTreeMap::from([(mounted(spec)?.display().to_string(), mount)]),
         run: format!("cd {}\nexec {}\n", shell::quote(&folder), arguments.join(" ")),
         name,
     };

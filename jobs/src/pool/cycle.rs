@@ -22,7 +22,12 @@ const EVICTORS: usize = 64;
 
 /// Decides what is to be done now.
 pub(super) fn run(pool: &mut Pool, now: Millis) -> Vec<Action> {
-    let mut cycle = Cycle { room: Room::new(pool, now), actions: Vec::new(), fresh: BTreeSet::new() };
+    let mut cycle = Cycle {
+        room: Room::new(pool, now),
+        actions: Vec::new(),
+        fresh: BTreeSet::new(),
+        immovable: Vec::new(),
+    };
     cycle.keep_promises();
     let unplaced = cycle.allocate();
     cycle.make_room(unplaced);
@@ -36,6 +41,8 @@ struct Cycle<'a> {
     actions: Vec<Action>,
     /// Jobs that start in this decision: they have no process yet, so they can still become bigger without stopping.
     fresh: BTreeSet<JobId>,
+    /// Shapes of jobs for which moving others together was of no use, as long as nothing changes.
+    immovable: Vec<(Amounts, u32)>,
 }
 
 /// Shapes of jobs that found no place: what asks for as much or more finds none, either.
@@ -44,14 +51,20 @@ struct Misfits(Vec<(Amounts, u32)>);
 
 impl Misfits {
     fn has(&self, spec: &Spec) -> bool {
-        let member = spec.member(0);
-        self.0.iter().any(|(small, members)| small.fits_in(&member) && *members <= spec.members)
+        self.has_shape(&spec.member(0), spec.members)
     }
 
     fn add(&mut self, spec: &Spec) {
-        let member = spec.member(0);
-        self.0.retain(|(big, members)| !(member.fits_in(big) && spec.members <= *members));
-        self.0.push((member, spec.members));
+        self.add_shape(spec.member(0), spec.members);
+    }
+
+    fn has_shape(&self, member: &Amounts, count: u32) -> bool {
+        self.0.iter().any(|(small, members)| small.fits_in(member) && *members <= count)
+    }
+
+    fn add_shape(&mut self, member: Amounts, count: u32) {
+        self.0.retain(|(big, members)| !(member.fits_in(big) && count <= *members));
+        self.0.push((member, count));
     }
 }
 
@@ -78,12 +91,9 @@ impl Cycle<'_> {
         let mut queueing = Queueing::new(&self.room, lists);
         let (mut misfits, mut unplaced) = (Misfits::default(), Vec::new());
         let mut is_full = !least.fits_in(&self.room.free_later.total());
-        while let Some((id, project)) = queueing.next(&self.room) {
-            let spec = self.room.pool.jobs[&id].spec.clone();
-            let placed = !is_full
-                && !misfits.has(&spec)
-                && self.room.passed(project, &spec, &spec.total(0)).is_none()
-                && self.place(id, project, &spec, &mut misfits);
+        let mut placed = false;
+        while let Some((id, project)) = queueing.next(&self.room, placed) {
+            placed = !is_full && self.try_place(id, project, &mut misfits);
             if !placed {
                 unplaced.push(id);
             } else {
@@ -93,10 +103,19 @@ impl Cycle<'_> {
         unplaced
     }
 
+    /// Gives a job a place if no bound forbids it and there is one.
+    fn try_place(&mut self, id: JobId, project: usize, misfits: &mut Misfits) -> bool {
+        let spec = &self.room.pool.jobs[&id].spec;
+        if misfits.has(spec) || self.room.passed(project, spec, &spec.total(0)).is_some() {
+            return false;
+        }
+        let spec = spec.clone();
+        self.place(id, project, &spec, misfits)
+    }
+
     /// The waiting jobs of each project in order, and the least of each resource that any of them asks for.
     fn waiting(&self) -> (Vec<VecDeque<(JobId, Amounts)>>, Amounts) {
         let pool = &self.room.pool;
-        let projects = pool.projects();
         let mut lists: Vec<Vec<(i32, Millis, JobId, Amounts)>> = vec![Vec::new(); pool.tree.nodes.len()];
         let mut least: Option<Amounts> = None;
         for (&id, job) in &pool.jobs {
@@ -105,8 +124,7 @@ impl Cycle<'_> {
             }
             let want = job.spec.total(0);
             least = Some(least.map_or(want, |least| least.least(&want)));
-            let list = &mut lists[projects[job.spec.project.as_str()]];
-            list.push((-job.spec.priority, job.submitted, id, want));
+            lists[job.project].push((-job.spec.priority, job.submitted, id, want));
         }
         let in_order = |mut list: Vec<(i32, Millis, JobId, Amounts)>| {
             list.sort_unstable_by_key(|&(priority, submitted, id, _)| (priority, submitted, id));
@@ -137,6 +155,7 @@ impl Cycle<'_> {
     /// Starts a job in a place that is counted as its own already.
     fn start(&mut self, id: JobId, project: usize, placement: Placement) {
         self.room.occupy(project, &placement);
+        self.room.runs.add(id, project, &placement);
         let now = self.room.now;
         let job = self.room.pool.jobs.get_mut(&id).expect("it is in the pool");
         job.attempt += 1;
@@ -194,6 +213,8 @@ impl Cycle<'_> {
             if !placed {
                 misfits.entry(project).or_default().add(&spec);
                 tried += 1;
+            } else {
+                self.immovable.clear();
             }
             if tried == EVICTORS {
                 self.room.pool.turn += seen;

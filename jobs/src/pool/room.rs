@@ -2,7 +2,7 @@
 
 use crate::Millis;
 use crate::amounts::{Amounts, RESOURCES, Resource};
-use crate::job::{Phase, Spec};
+use crate::job::{JobId, Phase, Spec};
 use crate::nodes::{Free, Placement};
 use crate::policy::Tree;
 use crate::share::divide_tree;
@@ -27,6 +27,48 @@ pub(crate) struct Room<'a> {
     pub(crate) shares: Vec<[f64; 3]>,
     /// All of all machines that are there.
     pub(crate) capacity: Amounts,
+    /// Where to look for jobs that run.
+    pub(super) runs: Runs,
+}
+
+/// Where to look for jobs that run: all that do are in it, and some that did when the decision began.
+pub(super) struct Runs {
+    /// Those of each node of the tree.
+    of_project: Vec<Vec<JobId>>,
+    /// Those that are on one machine alone.
+    on_machine: Vec<Vec<JobId>>,
+}
+
+impl Runs {
+    fn new(projects: usize, machines: usize) -> Self {
+        Runs { of_project: vec![Vec::new(); projects], on_machine: vec![Vec::new(); machines] }
+    }
+
+    /// Enters a job that runs from now on.
+    pub(super) fn add(&mut self, id: JobId, project: usize, placement: &Placement) {
+        self.of_project[project].push(id);
+        let machine = placement.members[0].node;
+        if placement.members.iter().all(|place| place.node == machine) {
+            self.on_machine[machine].push(id);
+        }
+    }
+
+    /// Those of a project that may run, each once.
+    pub(super) fn of_project(&self, project: usize) -> Vec<JobId> {
+        once(&self.of_project[project])
+    }
+
+    /// Those that may be on a machine alone, each once.
+    pub(super) fn on_machine(&self, machine: usize) -> Vec<JobId> {
+        once(&self.on_machine[machine])
+    }
+}
+
+fn once(ids: &[JobId]) -> Vec<JobId> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 /// A bound that a job would pass.
@@ -58,6 +100,7 @@ impl<'a> Room<'a> {
             guaranteed: vec![Amounts::NONE; count],
             held: vec![Amounts::NONE; count],
             shares: vec![[0.0; 3]; count],
+            runs: Runs::new(count, pool.nodes.len()),
             capacity: pool.capacity(),
             pool,
         };
@@ -71,41 +114,54 @@ impl<'a> Room<'a> {
 
     /// Goes through all jobs once: who has what, who wants what, and what follows as shares.
     fn count(&mut self) {
-        let projects = self.pool.projects();
         let mut requested = vec![[0.0_f64; 3]; self.allocated.len()];
-        for job in self.pool.jobs.values() {
-            let project = projects[job.spec.project.as_str()];
+        for (&id, job) in &self.pool.jobs {
+            let project = job.project;
             let is_guaranteed = !job.spec.class.is_preemptible();
             let (holds, will_hold) = match &job.phase {
                 Phase::Held => continue,
                 Phase::Waiting { .. } => (None, None),
                 Phase::Promised { placement, .. } => (None, Some(placement)),
-                Phase::Running { placement, .. } => (Some(placement), Some(placement)),
+                Phase::Running { placement, .. } => {
+                    self.runs.add(id, project, placement);
+                    (Some(placement), Some(placement))
+                }
                 Phase::Stopping { placement, next, .. } => (Some(placement), next.as_ref()),
             };
             let wants = job.spec.total(job.spec.steps());
-            for node in self.pool.tree.path(project) {
-                for (n, &r) in self.pool.tree.divided.iter().enumerate() {
-                    requested[node][n] += r.units(wants[r]);
-                }
+            for (n, &r) in self.pool.tree.divided.iter().enumerate() {
+                requested[project][n] += wants[r] as f64;
             }
             if let Some(placement) = holds {
                 self.free_now.take(placement);
-                let amounts = placement.amounts();
-                self.pool.tree.path(project).for_each(|node| self.held[node].add(&amounts));
+                self.held[project].add(&placement.amounts());
             }
             if let Some(placement) = will_hold {
                 self.free_later.take(placement);
                 let amounts = placement.amounts();
-                for node in self.pool.tree.path(project) {
-                    self.allocated[node].add(&amounts);
-                    if is_guaranteed {
-                        self.guaranteed[node].add(&amounts);
-                    }
+                self.allocated[project].add(&amounts);
+                if is_guaranteed {
+                    self.guaranteed[project].add(&amounts);
                 }
             }
         }
+        self.add_up(&mut requested);
         self.share_out(&requested);
+    }
+
+    /// Adds what projects have and want to the departments above them.
+    fn add_up(&mut self, requested: &mut [[f64; 3]]) {
+        // A parent stands before its children.
+        for node in (0..requested.len()).rev() {
+            let Some(above) = self.pool.tree.nodes[node].parent else { continue };
+            for list in [&mut self.allocated, &mut self.guaranteed, &mut self.held] {
+                let amounts = list[node];
+                list[above].add(&amounts);
+            }
+            for n in 0..requested[node].len() {
+                requested[above][n] += requested[node][n];
+            }
+        }
     }
 
     /// Computes the shares of all nodes.
@@ -113,7 +169,7 @@ impl<'a> Room<'a> {
         let Pool { tree, accounts, policy, .. } = &*self.pool;
         for (n, &resource) in tree.divided.iter().enumerate() {
             let total = resource.units(self.capacity[resource]);
-            let wants = |node: usize| requested[node][n];
+            let wants = |node: usize| resource.units_of_sum(requested[node][n]);
             let usage = |node: usize| accounts[node].usage[resource as usize];
             let shares = divide_tree(tree, resource, total, policy.usage.weight, wants, usage);
             for (all, share) in self.shares.iter_mut().zip(shares) {

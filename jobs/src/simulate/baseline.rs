@@ -1,4 +1,5 @@
-//! Schedulers to compare with: what a cluster does without quotas that are lent and taken back. None of them stops a job.
+//! Schedulers to compare with: what a cluster does without quotas that are lent and taken back. None of them
+//! stops a job.
 
 use std::collections::BTreeMap;
 
@@ -27,17 +28,19 @@ const MAX_AGE: Millis = 7 * 24 * 3_600_000;
 pub enum Rule {
     /// Who came first; nobody starts before somebody who came earlier.
     Fifo,
-    /// Who came first; but others start before if they do not delay that one: EASY backfilling (Lifka, *The ANL/IBM SP Scheduling
-    /// System*, 1995). How long jobs take is known exactly.
+    /// Who came first; but others start before if they do not delay that one: EASY backfilling (Lifka, *The
+    /// ANL/IBM SP Scheduling System*, 1995). How long jobs take is known exactly.
     FifoBackfill,
-    /// As Slurm's `priority/multifactor` with the classic fair share (<https://slurm.schedmd.com/classic_fair_share.html>): the greater
-    /// sum of age (1000 from seven days on) and 10000 2^(-U/S), where S is the project's part of the quotas and U its part of the
-    /// decayed use; then backfilling as above. Real clusters weigh as they like: these are weights, not Slurm's.
+    /// As Slurm's `priority/multifactor` with the classic fair share
+    /// (<https://slurm.schedmd.com/classic_fair_share.html>): the greater sum of age (1000 from seven days
+    /// on) and 10000 2^(-U/S), where S is the project's part of the quotas and U its part of the decayed use;
+    /// then backfilling as above. Real clusters weigh as they like: these are weights, not Slurm's.
     FairShare,
 }
 
-/// Runs a trace in the order of its times under another scheduler, on the machines of a pool without jobs. Its policy says what shares are, which
-/// jobs can never fit, and how fast use is forgotten; limits and priorities do not count. Jobs start with the least that they ask for, and machines do not fail.
+/// Runs a trace in the order of its times under another scheduler, on the machines of a pool without jobs.
+/// Its policy says what shares are, which jobs can never fit, and how fast use is forgotten; limits and
+/// priorities do not count. Jobs start with the least that they ask for, and machines do not fail.
 ///
 /// # Panics
 /// As [`super::simulate`].
@@ -140,7 +143,8 @@ impl<'a> Cluster<'a> {
         self.waiting.sort_unstable();
     }
 
-    /// Starts jobs that do not delay the first one: they end before it can start, or it does not need their places.
+    /// Starts jobs that do not delay the first one: they end before it can start, or it does not need their
+    /// places.
     fn backfill(
         &mut self,
         first: usize,
@@ -260,8 +264,8 @@ impl Usage {
     }
 }
 
-/// The part of each node of the tree of what it and its siblings are promised: by their quotas of devices, or by their weights if
-/// no quota of theirs says a number above zero.
+/// The part of each node of the tree of what it and its siblings are promised: by their quotas of devices, or
+/// by their weights if no quota of theirs says a number above zero.
 fn parts(tree: &Tree) -> Vec<f64> {
     let mut parts = vec![0.0; tree.nodes.len()];
     for siblings in tree.children.iter().chain([&tree.tops]) {

@@ -43,7 +43,8 @@ pub struct Record {
     pub moves: u32,
     /// How often it was stopped to go on with more or less.
     pub resizes: u32,
-    /// Milliseconds that it ran without bringing its work forward: saving, starting again, computing what was lost.
+    /// Milliseconds that it ran without bringing its work forward: saving, starting again, computing what was
+    /// lost.
     pub lost: Millis,
     /// Milliseconds without processes, from its submission to its end, those after an eviction included.
     pub waited: Millis,
@@ -94,8 +95,9 @@ pub struct Figures {
     pub unfinished: usize,
     /// How long those that ended were without processes, in seconds.
     pub wait_seconds: Spread,
-    /// The mean over those that were done: from submission to end, as many times as long as the work, which counts as ten
-    /// seconds at least; never below one (Feitelson and Rudolph, *Metrics and Benchmarking for Parallel Job Scheduling*, 1998).
+    /// The mean over those that were done: from submission to end, as many times as long as the work, which
+    /// counts as ten seconds at least; never below one (Feitelson and Rudolph, *Metrics and Benchmarking for
+    /// Parallel Job Scheduling*, 1998).
     pub bounded_slowdown: f64,
     /// Devices times hours that jobs had.
     pub device_hours: f64,
@@ -136,9 +138,10 @@ pub struct Report {
     pub utilization: f64,
     /// The same without what did not bring work forward.
     pub useful: f64,
-    /// Jain's index of fairness, 1 for equal and 1/n for one of n having all (Jain, Chiu and Hawe, DEC-TR-301, 1984): over the
-    /// projects that have jobs, of the devices that they have divided by their fair share of the moment, which is what
-    /// [`crate::share`] gives without past use; its mean over the time in which a job waits. `None` if none ever did.
+    /// Jain's index of fairness, 1 for equal and 1/n for one of n having all (Jain, Chiu and Hawe,
+    /// DEC-TR-301, 1984): over the projects that have jobs, of the devices that they have divided by their
+    /// fair share of the moment, which is what [`crate::share`] gives without past use; its mean over the
+    /// time in which a job waits. `None` if none ever did.
     pub fairness: Option<f64>,
     /// Moments at which something was decided.
     pub decisions: u64,

@@ -1,7 +1,9 @@
-//! A policy in Slurm's terms: an account for each department and project, and a quality of service (QOS) for each quota.
+//! A policy in Slurm's terms: an account for each department and project, and a quality of service (QOS) for
+//! each quota.
 //!
-//! A limit is what an account may have at once (`GrpTRES`), which holds down the tree. A quota is the `GrpTRES` of a QOS
-//! that takes back by force what runs under the QOS `over`, in which all borrowed work is. A weight is the account's fair share.
+//! A limit is what an account may have at once (`GrpTRES`), which holds down the tree. A quota is the
+//! `GrpTRES` of a QOS that takes back by force what runs under the QOS `over`, in which all borrowed work is.
+//! A weight is the account's fair share.
 
 use crate::amounts::{Bounds, RESOURCES, Resource, WHOLE};
 use crate::export::{ExportError, Names};

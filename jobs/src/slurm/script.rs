@@ -1,4 +1,5 @@
-//! The batch script of a job: starts its members, hears when it has to go, lets it save, and puts it back in the queue.
+//! The batch script of a job: starts its members, hears when it has to go, lets it save, and puts it back in
+//! the queue.
 
 use std::fmt::Write;
 
@@ -8,10 +9,14 @@ use crate::amounts::WHOLE;
 use crate::export::label;
 use crate::job::Spec;
 
-/// What every script does once it knows what to run. `$grace` seconds before its time is over, or at the start of the grace
-/// time when it has to make room (`preempt_send_user_signal`), Slurm sends USR1 to the script alone. Slurm sends TERM to all
-/// processes at once: to pass it on would be a second one, at which a run ends without saving.
+/// What every script does once it knows what to run. `$grace` seconds before its time is over, or at the
+/// start of the grace time when it has to make room (`preempt_send_user_signal`), Slurm sends USR1 to the
+/// script alone. Slurm sends TERM to all processes at once: to pass it on would be a second one, at which a
+/// run ends without saving.
 const BODY: &str = r#"
+# The number of an array is that of its last task, too.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
 saves= leaves= heard=
 save() {
     heard=1
@@ -33,10 +38,9 @@ while :; do
 done
 trap '' USR1 TERM
 
-# 75: it saved and can go on. After a cancellation, which is a TERM alone, it stays where it is.
-makes_room() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; }
-if ((status == 75)) && { [[ $saves || -z $leaves ]] || makes_room; }; then
-    scontrol requeue "$SLURM_JOB_ID"
+# 75: it saved and can go on. A job that Slurm itself is ending, as after a cancellation, is no longer RUNNING there.
+if ((status == 75)) && scontrol --oneliner show job "$job" | grep -q ' JobState=RUNNING '; then
+    scontrol requeue "$job"
 fi
 exit "$status"
 "#;
@@ -169,10 +173,11 @@ fn task(spec: &Spec, indent: &str) -> String {
 fn starting(spec: &Spec, grace: u64) -> String {
     match spec.members {
         1 => "start() { exec \"${run[@]}\"; }\nstop() { kill -TERM \"$child\"; }\n".to_owned(),
-        // Members save at their own pace: the first to end must not end the others, but none may wait for ever.
+        // Members save at their own pace: the first to end must not end the others, but none may wait for
+        // ever.
         _ => format!(
             "start() {{ exec srun --kill-on-bad-exit=0 --wait={grace} --cpus-per-task=\"$cpus\" \"${{run[@]}}\"; }}\n\
-             stop() {{ scancel --signal=TERM \"$SLURM_JOB_ID\"; }}\n"
+             stop() {{ scancel --signal=TERM \"$job\"; }}\n"
         ),
     }
 }

@@ -19,7 +19,8 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Reads a table of these columns, one line after the other. What `take` finds wrong is for the gatherer to judge.
+/// Reads a table of these columns, one line after the other. What `take` finds wrong is for the gatherer to
+/// judge.
 pub(super) fn rows<R: BufRead>(
     lines: &mut Lines<R>,
     columns: &[&str],

@@ -7,8 +7,8 @@ use crate::Millis;
 use crate::amounts::WHOLE;
 use crate::simulate::Arrival;
 
-/// Devices of a job, processes that they are divided among, and how probable that is. Shapes as in the published traces: most
-/// jobs have one device, most device hours belong to a few big ones.
+/// Devices of a job, processes that they are divided among, and how probable that is. Shapes as in the
+/// published traces: most jobs have one device, most device hours belong to a few big ones.
 const SIZES: [(u64, u32, f64); 7] =
     [(1, 1, 0.50), (2, 1, 0.15), (4, 1, 0.12), (8, 1, 0.12), (16, 2, 0.06), (32, 4, 0.03), (64, 8, 0.02)];
 /// Half of the jobs compute for at most this time, in milliseconds.
@@ -20,9 +20,10 @@ const BOUNDS: (f64, f64) = (10_000.0, 14.0 * 24.0 * 3_600_000.0);
 
 /// What a generated trace looks like.
 ///
-/// Jobs arrive as a Poisson process. Their work is log-normal: a median of 20 minutes, 1.6 as the standard deviation of
-/// the logarithm (a mean of 72 minutes), cut to ten seconds to fourteen days. They have 1, 2, 4, 8, 16, 32 or 64 devices (50, 15, 12, 12, 6, 3 and
-/// 2 %), above eight of them as processes of eight. Project `p1` submits twice as many as `p2`, three times as many as `p3`, and so on (Zipf's law).
+/// Jobs arrive as a Poisson process. Their work is log-normal: a median of 20 minutes, 1.6 as the standard
+/// deviation of the logarithm (a mean of 72 minutes), cut to ten seconds to fourteen days. They have 1, 2, 4,
+/// 8, 16, 32 or 64 devices (50, 15, 12, 12, 6, 3 and 2 %), above eight of them as processes of eight. Project
+/// `p1` submits twice as many as `p2`, three times as many as `p3`, and so on (Zipf's law).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Load {
     /// Same seed, same trace.

@@ -1,8 +1,9 @@
 //! SenseTime's Helios: `cluster_log.csv`, one line a job.
 //!
-//! Columns, from the README of <https://github.com/S-Lab-System-Group/HeliosData> (Hu et al., SC '21): `job_id, user, vc, gpu_num, cpu_num,
-//! node_num, state, submit_time, start_time, end_time, duration, queue`, with a header; times as `2020-06-09 18:41:01`, `duration` and
-//! `queue` in seconds. Columns are found by their names; `vc` is the project.
+//! Columns, from the README of <https://github.com/S-Lab-System-Group/HeliosData> (Hu et al., SC '21):
+//! `job_id, user, vc, gpu_num, cpu_num, node_num, state, submit_time, start_time, end_time, duration, queue`,
+//! with a header; times as `2020-06-09 18:41:01`, `duration` and `queue` in seconds. Columns are found by
+//! their names; `vc` is the project.
 
 use std::io::BufRead;
 

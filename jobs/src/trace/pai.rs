@@ -1,10 +1,13 @@
-//! Alibaba's PAI of 2020: `pai_task_table.csv`, one line a task, and beside it `pai_job_table.csv`, one line a job.
+//! Alibaba's PAI of 2020: `pai_task_table.csv`, one line a task, and beside it `pai_job_table.csv`, one line
+//! a job.
 //!
-//! Columns, from the README and the `.header` files of <https://github.com/alibaba/clusterdata>, `cluster-trace-gpu-v2020` (Weng et al.,
-//! NSDI '22); the tables have no header. Numbers are written like `50.0` and may be missing. Times are seconds from an unknown beginning;
-//! `plan_gpu` is for each instance, in hundredths of a device. A task's instances start together, so a task is a job here, and the tasks of one job are
-//! several that come at the same time. The project is the job's user, and the time of submission the job's `start_time`; without
-//! the table of jobs, all tasks belong to the project `all`, and come when they started.
+//! Columns, from the README and the `.header` files of <https://github.com/alibaba/clusterdata>,
+//! `cluster-trace-gpu-v2020` (Weng et al., NSDI '22); the tables have no header. Numbers are written like
+//! `50.0` and may be missing. Times are seconds from an unknown beginning; `plan_gpu` is for each instance,
+//! in hundredths of a device. A task's instances start together, so a task is a job here, and the tasks of
+//! one job are several that come at the same time. The project is the job's user, and the time of submission
+//! the job's `start_time`; without the table of jobs, all tasks belong to the project `all`, and come when
+//! they started.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,10 +1,11 @@
 //! Microsoft's Philly: `cluster_job_log`, a JSON array of jobs.
 //!
-//! Keys, from the README of <https://github.com/msr-fiddle/philly-traces> (Jeon et al., ATC '19) and the notebook there: `jobid`, `vc`, `user`,
-//! `submitted_time` as `2017-10-07 01:11:39`, `status`, and `attempts`, each with `start_time` and `end_time`, which may be missing (`null`,
-//! `"None"` or empty), and `detail`: for each server its `ip` and the list of its `gpus`. `vc` is the project. The work is the time of
-//! all attempts together, the size that of the first one; servers with different numbers of devices become equal processes of their
-//! greatest common divisor. Objects without the array around them are read, too.
+//! Keys, from the README of <https://github.com/msr-fiddle/philly-traces> (Jeon et al., ATC '19) and the
+//! notebook there: `jobid`, `vc`, `user`, `submitted_time` as `2017-10-07 01:11:39`, `status`, and
+//! `attempts`, each with `start_time` and `end_time`, which may be missing (`null`, `"None"` or empty), and
+//! `detail`: for each server its `ip` and the list of its `gpus`. `vc` is the project. The work is the time
+//! of all attempts together, the size that of the first one; servers with different numbers of devices become
+//! equal processes of their greatest common divisor. Objects without the array around them are read, too.
 
 use std::io::BufRead;
 

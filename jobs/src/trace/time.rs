@@ -3,7 +3,8 @@
 use super::{Wrong, shown};
 use crate::Millis;
 
-/// `2017-10-07 01:11:39` as milliseconds since 1970, every day taken as one of 24 hours: no trace says its time zone.
+/// `2017-10-07 01:11:39` as milliseconds since 1970, every day taken as one of 24 hours: no trace says its
+/// time zone.
 pub(super) fn date(line: u64, field: &str, text: &str) -> Result<Millis, Wrong> {
     parse(text).ok_or_else(|| {
         Wrong::field(line, field, format!("{}; must be like 2017-10-07 01:11:39", shown(text)))

@@ -283,7 +283,20 @@ fn a_job_that_cannot_run_there_is_refused() {
     refused(|spec| spec.launch.folder = "runs".into(), "absolute");
     refused(|spec| spec.launch.arguments.clear(), "no program");
     refused(|spec| spec.launch.arguments.push("a\n#SBATCH --uid=0".into()), "line break");
+    refused(|spec| spec.launch.output = Some("/elsewhere/run".into()), "no folder in common");
     refused(|spec| spec.devices = Range::exactly(1500), "whole ones");
+}
+
+#[test]
+fn a_volume_holds_all_that_a_job_names() {
+    let mut spec = gang();
+    spec.launch.folder = "/home/ann/work".into();
+    spec.launch.output = Some("/home/ann/runs/a".into());
+    spec.launch.arguments[2] = "/home/ann/runs/a.yaml".into();
+    let objects = objects(&made(Engine::Kai, &spec).files[1].text);
+    let container = &objects[1]["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["volumeMounts"][0]["mountPath"], "/home/ann");
+    assert_eq!(container["workingDir"], "/home/ann/work");
 }
 
 #[test]

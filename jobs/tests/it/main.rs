@@ -6,4 +6,6 @@ mod processes;
 mod schema;
 mod shares;
 mod simulate;
+mod slurm;
+mod slurm_answers;
 mod traces;

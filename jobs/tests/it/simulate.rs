@@ -60,7 +60,8 @@ fn idle_quota_is_lent_and_taken_back() {
     let mut trace: Vec<Arrival> = (0..4).map(|_| job(0, "a", 1, 1000)).collect();
     trace.extend([job(100, "b", 1, 1000), job(100, "b", 1, 1000)]);
     let report = simulate(pool(4, &[("a", 2), ("b", 2)]), &trace, &settings());
-    // At 100 the two youngest of a are told to stop, and have saved at 110. They go on when the others of a are done.
+    // At 100 the two youngest of a are told to stop, and have saved at 110. They go on when the others of a
+    // are done.
     let expected = vec![(0, 1000), (0, 1000), (0, 1900), (0, 1900), (110, 1110), (110, 1110)];
     assert_eq!(times(&report), expected);
     for (n, record) in report.jobs.iter().enumerate() {
@@ -81,8 +82,8 @@ fn idle_quota_is_lent_and_taken_back() {
     assert_eq!((wait.mean, wait.median, wait.p90, wait.max), (300.0, 10.0, 890.0, 890.0));
     let slowdown = (2.0 + 2.0 * 1.9 + 2.0 * 1.01) / 6.0;
     assert!((all.bounded_slowdown - slowdown).abs() < 1e-12, "{}", all.bounded_slowdown);
-    // Jobs wait from 100 to 1000. In the first ten seconds a has four of its two and b none of its two: one of two has
-    // all. Then each has what is its own.
+    // Jobs wait from 100 to 1000. In the first ten seconds a has four of its two and b none of its two: one
+    // of two has all. Then each has what is its own.
     let fairness = (10.0 * 0.5 + 890.0) / 900.0;
     assert!((report.fairness.unwrap() - fairness).abs() < 1e-12, "{:?}", report.fairness);
     let b = &report.projects[1];
@@ -194,8 +195,8 @@ fn a_simulation_ends_after_as_many_decisions_as_it_may_make() {
     assert_eq!((report.decisions, report.all.unfinished), (5, 10));
 }
 
-/// Executors written apart from those of the crate: a job's processes end when its work is done, or ten seconds after they
-/// are told to stop.
+/// Executors written apart from those of the crate: a job's processes end when its work is done, or ten
+/// seconds after they are told to stop.
 struct Executors {
     pool: Pool,
     ends: BTreeSet<(Millis, JobId)>,

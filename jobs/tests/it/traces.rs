@@ -68,7 +68,8 @@ fn pais_tasks_belong_to_the_users_of_their_jobs() {
     let expected = vec![
         ("j1/worker", "ursula", 0.0, 3, 1000, 500.0),
         ("j2/tensorflow", "viktor", 20.0, 1, 500, 100.0),
-        // One and a half devices are two; nobody knows when its job was submitted, so it came when it started.
+        // One and a half devices are two; nobody knows when its job was submitted, so it came when it
+        // started.
         ("j4/worker", "ursula", 200.5, 2, 2000, 99.5),
     ];
     assert_eq!(told(&trace), expected);

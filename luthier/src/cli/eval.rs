@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use eval::choice::ShotOrder;
 
 use super::Set;
 use super::settings::resolve;
 use super::speak::parse_temperature;
-use crate::error::user;
-use crate::run_file::Settings;
+use crate::run_file::{RunFile, Settings};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Eval {
@@ -47,18 +47,11 @@ pub(crate) struct Systems {
 }
 
 impl Systems {
-    /// The default settings with `--set` laid over them, as far as it is about these sections; `data`: what
-    /// stands in `data.eval`.
-    fn settings(&self, command: &str, sections: &[&str], data: Option<String>) -> anyhow::Result<Settings> {
+    /// The default settings with `--set` laid over them, as far as it is about these sections and keys; `data`:
+    /// what stands in `data.eval`.
+    fn settings(&self, command: &str, known: &[&str], data: Option<String>) -> anyhow::Result<Settings> {
         for change in self.set.overrides()? {
-            if !sections.contains(&change.section()) {
-                let (known, last) = (sections[..sections.len() - 1].join(", "), sections[sections.len() - 1]);
-                let known = known.replace("data", "data.*");
-                return Err(user(format!(
-                    "--set {}: `eval {command}` takes {known} and {last} only",
-                    change.section()
-                )));
-            }
+            change.require_known(&format!("eval {command}"), known)?;
         }
         resolve(None, &[("--model", "model", &self.model), ("--data", "data.eval", &data)], &self.set)
     }
@@ -99,6 +92,30 @@ impl Forgetting {
     }
 }
 
+/// Worked examples before each question.
+#[derive(Args, Debug)]
+pub(crate) struct Shots {
+    /// Worked examples before each question
+    #[arg(id = "shots", long = "shots", value_name = "N", default_value_t = 0)]
+    pub(crate) count: usize,
+    /// Where the worked examples are taken from [default: the other questions]
+    #[arg(id = "shots_from", long = "shots-from", value_name = "FILE", requires = "shots")]
+    pub(crate) from: Option<PathBuf>,
+    /// Put the first ones before every question, instead of drawing some for each
+    #[arg(id = "shots_first", long = "shots-first", requires = "shots")]
+    pub(crate) first: bool,
+}
+
+impl Shots {
+    /// Which ones are taken.
+    pub(crate) fn order(&self, seed: u64) -> ShotOrder {
+        match self.first {
+            true => ShotOrder::First,
+            false => ShotOrder::Drawn { seed },
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Choice {
     #[command(flatten)]
@@ -109,12 +126,8 @@ pub(crate) struct Choice {
     /// Whose rows they are, where their fields do not say
     #[arg(long, value_name = "NAME")]
     pub(crate) form: Option<String>,
-    /// Worked examples before each question
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) shots: usize,
-    /// Where the worked examples are drawn from [default: the other questions]
-    #[arg(long, value_name = "FILE", requires = "shots")]
-    pub(crate) shots_from: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) shots: Shots,
     /// Which worked examples are drawn
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub(crate) seed: u64,
@@ -143,19 +156,45 @@ pub(crate) struct Answers {
     /// With --metric regex: what is taken out of an answer, the first group if it has one
     #[arg(long, value_name = "REGEX")]
     pub(crate) pattern: Option<String>,
+    /// With --metric regex: take the last match, not the first
+    #[arg(long, requires = "pattern")]
+    pub(crate) last: bool,
+    /// With --metric exact_match or regex: leave out what this matches, on both sides; may be repeated
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) ignore: Vec<String>,
+    /// With --metric exact_match or regex: compare lower case
+    #[arg(long)]
+    pub(crate) ignore_case: bool,
+    /// With --metric exact_match or regex: leave out punctuation, on both sides
+    #[arg(long)]
+    pub(crate) ignore_punctuation: bool,
+    /// With --metric exact_match or regex: leave out spaces and line ends around both sides
+    #[arg(long)]
+    pub(crate) strip: bool,
+    /// Whose rows they are, where they are asked as a benchmark asks them: gsm8k
+    #[arg(long, value_name = "NAME", conflicts_with = "chat_template")]
+    pub(crate) form: Option<String>,
+    #[command(flatten)]
+    pub(crate) shots: Shots,
     /// A chat template in place of the model's own: a file or a built-in name
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) chat_template: Option<String>,
     /// Stop an answer after this many tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_tokens: usize,
+    /// Stop an answer before this text; may be repeated
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) stop: Vec<String>,
+    /// Cut prompts and read answers as lm-evaluation-harness does
+    #[arg(long)]
+    pub(crate) like_lm_eval: bool,
     /// Answers to each record, for pass@k
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) samples: u32,
     /// 0: always the likeliest token
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = parse_temperature)]
     pub(crate) temperature: f32,
-    /// The random numbers' seed
+    /// The random numbers' seed, also of which worked examples are drawn
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Answers that are generated at once
@@ -168,14 +207,16 @@ pub(crate) struct Answers {
 
 impl Answers {
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        self.systems.settings("generate", &["precision", "quantization", "memory"], None)
+        let known = [&RunFile::READING[..], &["precision", "quantization", "memory"]].concat();
+        self.systems.settings("generate", &known, None)
     }
 }
 
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["file", "ratings"]))]
 pub(crate) struct Judge {
-    /// Whose answers are judged, and by whom
+    /// Whose answers are judged, and by whom; also the limits: seconds for a request (`timeout`, 120), further tries
+    /// (`retries`, 5, after `backoff` seconds), requests or tokens in all (`budget`)
     #[arg(value_name = "JUDGE.yaml")]
     pub(crate) file: Option<PathBuf>,
     /// Reads ratings as QLoRA's authors released theirs, and asks nobody

@@ -59,7 +59,7 @@ pub(crate) struct Shortcuts {
     chat_template: Option<String>,
     /// The memory to fit into, such as 48GB (`memory`)
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
-    memory: Option<String>,
+    pub(crate) memory: Option<String>,
     /// How the base is held: nf4, fp4, int4, int3, int2 or none (`quantization`)
     #[arg(long, value_name = "TYPE")]
     quantization: Option<String>,

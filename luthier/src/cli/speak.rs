@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, ValueEnum};
 use compute::quant::{BlockType, Format};
 
-use crate::run_file::Precision;
+use crate::error::user;
+use crate::run_file::{DataSection, Override, Precision, RunFile, Settings};
 
 /// How the next token is chosen.
 #[derive(Args, Debug)]
@@ -86,9 +87,32 @@ pub(crate) struct Generate {
     pub(crate) max_tokens: usize,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
+    /// With --data: how it is read, as a run's settings say it: data.format, data.oasst_paths or
+    /// data.oasst_languages; may be repeated
+    #[arg(long, value_name = "KEY.PATH=VALUE")]
+    set: Vec<String>,
     /// Print one JSON object; with --data, a summary
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl Generate {
+    /// Refuses settings of what is read where nothing is.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        match self.data {
+            None if !self.set.is_empty() => {
+                Err(user("--set says how --data is read, and there is none; leave it out"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How the records are read.
+    pub(crate) fn reading(&self) -> anyhow::Result<DataSection> {
+        let overrides = Override::sets(&self.set)?;
+        overrides.iter().try_for_each(|change| change.require_known("generate", &RunFile::READING))?;
+        Ok(Settings::resolve(None, overrides)?.run.data)
+    }
 }
 
 #[derive(Args, Debug)]

@@ -45,6 +45,26 @@ pub(crate) struct Sweep {
 }
 
 impl Sweep {
+    /// What would be typed for a sweep file with the flags of a run.
+    pub(crate) fn of_file(file: PathBuf, output: Option<String>, run: &RunArgs) -> Self {
+        let RunArgs { model, data, eval_data, shortcuts, set, .. } = run.clone();
+        let (learning_rates, count) = (None, None);
+        let file = Some(file);
+        Sweep {
+            file,
+            learning_rates,
+            count,
+            model,
+            data,
+            eval_data,
+            output,
+            quiet: true,
+            json: false,
+            shortcuts,
+            set,
+        }
+    }
+
     /// The runs that were asked for.
     pub(crate) fn runs(&self) -> anyhow::Result<Runs> {
         let Sweep { file, model, data, eval_data, shortcuts, set, .. } = self;

@@ -23,6 +23,7 @@ use crate::terminal;
 const FEW_TOKENS: usize = 256;
 
 pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCode> {
+    args.check()?;
     if args.data.is_some() {
         return many::run(args, global);
     }

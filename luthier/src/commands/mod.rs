@@ -18,12 +18,15 @@ mod generate;
 mod import;
 mod init;
 mod inspect;
+mod jobs;
 mod keys;
 mod merge;
 mod page;
 mod plan;
+mod pool;
 mod proof;
 mod quantize;
+mod questions;
 mod report;
 mod runs;
 mod schema;
@@ -51,6 +54,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => chat::run(args, global),
         Command::Serve(args) => serve::run(args, global),
         Command::Keys(args) => keys::run(args),
+        Command::Pool(args) => pool::run(args),
+        Command::Jobs(args) => jobs::run(args, global),
         Command::Merge(args) => merge::run(args, global),
         Command::Adapters(Adapters::Extract(args)) => adapters::extract(args, global),
         Command::Adapters(Adapters::Resize(args)) => adapters::resize(args),

@@ -177,9 +177,11 @@ fn described(n: usize, Named { name, account }: &Named) -> Run {
         Some(all) if all > account.steps() => format!("{} of {all}", account.steps()),
         _ => account.steps().to_string(),
     };
-    let losses = |losses: Option<Losses>| {
-        losses.map_or("none".to_owned(), |Losses { first, last, best, best_step, .. }| {
-            format!("{first:.4} first, {last:.4} last, {best:.4} best (step {best_step})")
+    let result = account.result();
+    let losses = |losses: Option<Losses>, of_result: Option<f64>| {
+        losses.map_or("none".to_owned(), |losses| match of_result.filter(|_| !result.is_last) {
+            Some(loss) => format!("{losses}; {} of the result (step {})", terminal::loss(loss), result.step),
+            None => losses.to_string(),
         })
     };
     let speed =
@@ -191,8 +193,8 @@ fn described(n: usize, Named { name, account }: &Named) -> Run {
         account.state.word().to_owned(),
         steps,
         history.steps.last().map_or("0".to_owned(), |step| format!("{:.2}", step.epoch)),
-        losses(Losses::of_steps(history)),
-        losses(Losses::of_evaluations(history)),
+        losses(Losses::of_steps(history), result.loss),
+        losses(Losses::of_evaluations(history), result.held_out_loss),
         duration(account.time()),
         format!("{}{speed}", count(account.tokens() as f64)),
         account.memory_bytes().map_or("none".to_owned(), |most| format!("{} at most", bytes(most))),

@@ -28,6 +28,10 @@ struct Told {
     epochs: f64,
     loss: Option<Losses>,
     held_out_loss: Option<Losses>,
+    /// The step that the result is of, and its losses; of a run without a result, of the last step.
+    result_step: u64,
+    result_loss: Option<f64>,
+    result_held_out_loss: Option<f64>,
     tokens: u64,
     tokens_per_second: Option<f64>,
     memory_bytes: Option<u64>,
@@ -39,7 +43,7 @@ struct Told {
 
 impl Told {
     fn of(name: &str, account: &Account) -> Self {
-        let history = &account.history;
+        let (history, result) = (&account.history, account.result());
         Told {
             name: name.to_owned(),
             folder: account.folder.display().to_string(),
@@ -52,6 +56,9 @@ impl Told {
             epochs: history.steps.last().map_or(0.0, |step| step.epoch),
             loss: Losses::of_steps(history),
             held_out_loss: Losses::of_evaluations(history),
+            result_step: result.step,
+            result_loss: result.loss,
+            result_held_out_loss: result.held_out_loss,
             tokens: account.tokens(),
             tokens_per_second: account.tokens_per_second(),
             memory_bytes: account.memory_bytes(),
@@ -62,6 +69,7 @@ impl Told {
 
     fn steps(&self) -> String {
         match self.all_steps {
+            _ if self.result_step < self.steps => format!("{}, result of {}", self.steps, self.result_step),
             Some(all) if all > self.steps => format!("{}/{all}", self.steps),
             _ => self.steps.to_string(),
         }
@@ -97,9 +105,9 @@ fn path(folder: &Path) -> String {
     folder.strip_prefix(".").unwrap_or(folder).display().to_string()
 }
 
-/// One of a series' losses as a cell.
-fn loss(losses: Option<Losses>, which: fn(Losses) -> f64) -> String {
-    losses.map_or(String::new(), |losses| format!("{:.4}", which(losses)))
+/// A loss as a cell.
+fn loss(of: Option<f64>) -> String {
+    of.map_or(String::new(), terminal::loss)
 }
 
 fn table(runs: &[Told]) -> Table {
@@ -113,10 +121,10 @@ fn table(runs: &[Told]) -> Table {
             one_line(&run.name),
             run.state.word().to_owned(),
             run.steps(),
-            loss(run.loss, |of| of.last),
-            loss(run.loss, |of| of.best),
-            loss(run.held_out_loss, |of| of.last),
-            loss(run.held_out_loss, |of| of.best),
+            loss(run.result_loss),
+            loss(run.loss.map(|of| of.best)),
+            loss(run.result_held_out_loss),
+            loss(run.held_out_loss.map(|of| of.best)),
             duration(Duration::from_secs_f64(run.seconds)),
             date(run.begun).chars().take(16).collect::<String>().replace('T', " "),
             one_line(&run.model),
@@ -156,7 +164,7 @@ fn results(runs: &[Told]) -> Table {
         "state",
         "steps",
         "first loss",
-        "last",
+        "result",
         "best",
         "held out",
         "best",
@@ -170,11 +178,11 @@ fn results(runs: &[Told]) -> Table {
             one_line(&run.name),
             run.state.word().to_owned(),
             run.steps(),
-            loss(run.loss, |of| of.first),
-            loss(run.loss, |of| of.last),
-            loss(run.loss, |of| of.best),
-            loss(run.held_out_loss, |of| of.last),
-            loss(run.held_out_loss, |of| of.best),
+            loss(run.loss.map(|of| of.first)),
+            loss(run.result_loss),
+            loss(run.loss.map(|of| of.best)),
+            loss(run.result_held_out_loss),
+            loss(run.held_out_loss.map(|of| of.best)),
             duration(Duration::from_secs_f64(run.seconds)),
             run.tokens_per_second.map_or(String::new(), count),
             run.memory_bytes.map_or(String::new(), bytes),

@@ -93,22 +93,22 @@ fn compete(field: &mut Field<'_>, halving: Option<Halving>, stop: &AtomicBool) -
         if stop.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let mut losses = Vec::new();
+        let mut standings = Vec::new();
         for n in alive {
             let contender: &Contender = &field.contenders[n];
             if contender.failure().is_none() {
-                losses.push((contender.loss_at(step)?, n));
+                standings.push((contender.standing_at(step)?, n));
             }
         }
-        losses.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        standings.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.cmp(&b.1)));
         // One at least leaves at each comparison, as long as there are several.
-        let most = losses.len().saturating_sub(1).max(1);
-        let kept = ((losses.len() as f64 * keep).ceil() as usize).clamp(1, most);
-        let of = losses.len();
-        for (place, &(loss, n)) in losses.iter().enumerate().skip(kept) {
-            field.contenders[n].lose(step, loss, place + 1, of);
+        let most = standings.len().saturating_sub(1).max(1);
+        let kept = ((standings.len() as f64 * keep).ceil() as usize).clamp(1, most);
+        let of = standings.len();
+        for (place, &(standing, n)) in standings.iter().enumerate().skip(kept) {
+            field.contenders[n].lose(step, standing, place + 1, of);
         }
-        alive = losses.iter().take(kept).map(|&(_, n)| n).collect();
+        alive = standings.iter().take(kept).map(|&(_, n)| n).collect();
         // In the order of the file, so that company does not depend on losses.
         alive.sort_unstable();
         if alive.is_empty() {

@@ -3,6 +3,7 @@
 //! In order: settings, model files, data, what is trained, memory ([`Prepared`]), a look at all of it, then
 //! the loop.
 
+mod answering;
 mod narrator;
 mod prepared;
 mod summary;
@@ -29,6 +30,7 @@ use crate::setup::{self, Base, Sizes, Trained};
 use crate::signal;
 use crate::terminal::live::{self, Live};
 use crate::terminal::{self, quoted};
+use answering::Answering;
 use narrator::{Narrator, Shown};
 
 /// Between two checkpoints, where `training.save_every` says nothing: what a crash costs at most.
@@ -142,8 +144,12 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
     }
     let shown = match (args.tui, args.quiet) {
         (true, _) if !trainer.finished() => {
+            let answering = Answering::of(&prepared, &decoder, template.as_deref());
             let history = History::read(&folder)?;
-            Shown::Live(Live::begin(prepared.view(&folder, &history))?)
+            let view = prepared.view(&folder, &history, answering.as_ref().ok());
+            let live = Live::begin(view)?;
+            let answering = answering.map_err(|why| live.change(|view| view.note(&format!("note: {why}"))));
+            Shown::Live(live, answering.ok())
         }
         (_, true) => Shown::Quiet,
         _ => Shown::Lines(None),
@@ -177,6 +183,9 @@ pub(super) fn train(args: cli::Train, global: &Global) -> anyhow::Result<Option<
         Outcome::AlreadyFinished => {
             if !args.quiet {
                 eprintln!("{shown} is finished already; nothing to do");
+            }
+            if history.steps.last().is_some_and(|last| last.step < prepared.steps) {
+                eprintln!("note: {}", why_over(run, &history, &folder));
             }
             Ended::AlreadyFinished
         }
@@ -216,6 +225,23 @@ pub(super) fn risen(history: &History) -> Option<String> {
             "the loss has risen from {first:.4} to {last:.4}: the run diverged; train again with a lower --lr"
         )
     })
+}
+
+/// Why a run that has ended before its last step does not go on, and what to do instead.
+fn why_over(run: &RunFile, history: &History, folder: &Path) -> String {
+    let limit = run.training.forgetting_limit;
+    let ended = match (limit, history.forgetting.last()) {
+        (Some(limit), Some(last)) if last.forgetting_kl > limit => format!(
+            "training.forgetting_limit ended it, for its divergence from the base was {:.4}, beyond {limit}",
+            last.forgetting_kl
+        ),
+        _ => "training.early_stopping_patience ended it, for its held-out loss no longer fell".to_owned(),
+    };
+    let begin = match run.adapter.method {
+        Method::Full => format!("--model {}", quoted(folder)),
+        _ => format!("--set adapter.init_from={}", quoted(folder)),
+    };
+    format!("{ended}; its steps do not go on. To train its result further, begin another run by {begin}")
 }
 
 /// How the result is written.

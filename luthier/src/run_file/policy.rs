@@ -22,7 +22,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use jobs::Millis;
-use jobs::amounts::{Resource, WHOLE};
+use jobs::amounts::WHOLE;
 use jobs::policy::{Policy, Queue, Said, Share, Usage};
 use serde::de::{self, Deserialize, Deserializer, Unexpected, Visitor};
 
@@ -236,8 +236,6 @@ impl<'de> Deserialize<'de> for Span {
 
 /// An amount of one resource as people write it.
 trait Amount {
-    /// Which.
-    const RESOURCE: Resource;
     /// What is expected, for messages.
     const EXPECTED: &'static str;
 
@@ -250,7 +248,6 @@ struct Cpus;
 struct Memory;
 
 impl Amount for Devices {
-    const RESOURCE: Resource = Resource::Devices;
     const EXPECTED: &'static str = "devices, such as 4 or 0.5, or unlimited";
 
     fn parse(text: &str) -> Option<u64> {
@@ -261,7 +258,6 @@ impl Amount for Devices {
 }
 
 impl Amount for Cpus {
-    const RESOURCE: Resource = Resource::Cpus;
     const EXPECTED: &'static str = "whole cpus, such as 16, or unlimited";
 
     fn parse(text: &str) -> Option<u64> {
@@ -270,7 +266,6 @@ impl Amount for Cpus {
 }
 
 impl Amount for Memory {
-    const RESOURCE: Resource = Resource::Memory;
     const EXPECTED: &'static str = "memory, such as 64GiB, or unlimited";
 
     fn parse(text: &str) -> Option<u64> {

@@ -1,5 +1,6 @@
 //! What a run folder tells of its run, however far it came and whoever trains it.
 
+use std::fmt::{self, Display};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,9 +10,11 @@ use serde::Serialize;
 use train::History;
 
 use super::card::{file_name, sources};
+use super::of_result::OfResult;
 use super::{CHECKPOINTS, LOCK, SETTINGS, begun, last_checkpoint};
 use crate::error::user;
 use crate::run_file::{Method, RunFile, Settings};
+use crate::terminal::loss;
 
 /// How a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,6 +69,23 @@ impl Losses {
         let (best_step, best) = losses.min_by(|a, b| a.1.total_cmp(&b.1))?;
         Some(Losses { first, last, last_step, best, best_step })
     }
+}
+
+impl Display for Losses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, last, best] = [self.first, self.last, self.best].map(loss);
+        write!(f, "{first} first, {last} last, {best} best (step {})", self.best_step)
+    }
+}
+
+/// A step and its losses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct OfStep {
+    pub(crate) step: u64,
+    /// Whether that is the run's last step: a rule may have taken another.
+    pub(crate) is_last: bool,
+    pub(crate) loss: Option<f64>,
+    pub(crate) held_out_loss: Option<f64>,
 }
 
 /// A run, as its folder tells it.
@@ -184,6 +204,21 @@ impl Account {
             .map(|epochs| (last.step as f64 * epochs as f64 / last.epoch).round() as u64);
         let all = by_epochs.into_iter().chain(training.max_steps).min();
         all.map(|steps| steps.max(last.step))
+    }
+
+    /// What its result is of; of a run without a result, its last step.
+    pub(crate) fn result(&self) -> OfStep {
+        let (history, last) = (&self.history, self.steps());
+        let step = match self.state {
+            State::Finished => OfResult::of(&self.settings, history).step,
+            _ => last,
+        };
+        OfStep {
+            step,
+            is_last: step == last,
+            loss: history.steps.iter().rfind(|of| of.step <= step).map(|of| of.loss),
+            held_out_loss: history.evaluations.iter().rfind(|of| of.step <= step).map(|of| of.eval_loss),
+        }
     }
 
     pub(crate) fn tokens(&self) -> u64 {

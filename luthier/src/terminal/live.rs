@@ -1,8 +1,8 @@
 //! A run that is watched: a view over the whole terminal, drawn on stderr by a thread of its own, so that keys
 //! and a new size of the window are answered while a step takes its time.
 //!
-//! The terminal is given back however the program ends: [`restore`] is called where the view ends, where it is
-//! dropped, by a panic, and by a signal that ends the process at once.
+//! The terminal is given back, and what was noted left on it, however the program ends: [`leave`] is called where
+//! the view ends and by a signal that ends the process at once, and [`restore`] by a panic, before it is told.
 
 mod view;
 
@@ -23,7 +23,7 @@ use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 
-pub(crate) use view::View;
+pub(crate) use view::{Answered, View};
 
 use crate::error::user;
 use crate::signal;
@@ -35,6 +35,8 @@ const PATIENCE: u32 = 40;
 
 /// Whether the terminal is taken over. Held while it is drawn on.
 static TAKEN: Mutex<bool> = Mutex::new(false);
+/// What is shown, until its notes are left on the terminal.
+static SHOWN: Mutex<Option<Arc<Mutex<View>>>> = Mutex::new(None);
 
 /// Gives the terminal back, if it was taken over.
 pub(crate) fn restore() {
@@ -56,6 +58,15 @@ pub(crate) fn restore() {
     let _ = disable_raw_mode();
     if let Some(mut taken) = taken {
         *taken = false;
+    }
+}
+
+/// [`restore`], with the notes as lines on the terminal, as they would be without the view.
+pub(crate) fn leave() {
+    restore();
+    if let Some(view) = lock(&SHOWN).take() {
+        let notes = std::mem::take(&mut lock(&view).notes);
+        notes.iter().for_each(|line| eprintln!("{line}"));
     }
 }
 
@@ -100,6 +111,7 @@ impl Live {
         let (view, ended) = (Arc::new(Mutex::new(view)), Arc::new(AtomicBool::new(false)));
         let mut live = Live { view, ended, thread: None };
         take_over().context("cannot take over the terminal")?;
+        *lock(&SHOWN) = Some(Arc::clone(&live.view));
         let mut terminal =
             Terminal::new(CrosstermBackend::new(io::stderr())).context("cannot draw on the terminal")?;
         let (view, ended) = (Arc::clone(&live.view), Arc::clone(&live.ended));
@@ -124,25 +136,16 @@ impl Live {
     pub(crate) fn change(&self, change: impl FnOnce(&mut View)) {
         change(&mut lock(&self.view));
     }
+}
 
-    /// Gives the terminal back. What was noted stands on it then, as it would without the view.
-    pub(crate) fn end(mut self) {
-        self.close();
-        lock(&self.view).notes.iter().for_each(|line| eprintln!("{line}"));
-    }
-
-    fn close(&mut self) {
+impl Drop for Live {
+    /// Gives the terminal back.
+    fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        restore();
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.close();
+        leave();
     }
 }
 

@@ -137,3 +137,50 @@ fn what_cannot_be_asked_or_written_is_refused_before_anything_is_answered() {
     let left: Vec<_> = names(path).into_iter().filter(|name| !before.contains(name)).collect();
     assert_eq!(left, ["d.jsonl", "empty.jsonl"]);
 }
+
+#[test]
+fn trees_of_messages_are_read_as_a_run_reads_them() {
+    let folder = folder();
+    let path = folder.path();
+    let row = |id: &str, parent: Option<&str>, role: &str, rank: Option<u64>| json!({"message_id": id, "parent_id": parent, "message_tree_id": "q", "text": id, "role": role, "lang": "en", "rank": rank});
+    let rows = [
+        row("q", None, "prompter", None),
+        row("best", Some("q"), "assistant", Some(0)),
+        row("other", Some("q"), "assistant", Some(1)),
+    ];
+    write_lines(path.join("trees.jsonl"), &rows);
+    let references = |set: &[&str]| {
+        let set = set.iter().flat_map(|set| ["--set", set]);
+        let arguments: Vec<&str> = COMMAND.into_iter().chain(["--data", "trees.jsonl"]).chain(set).collect();
+        lines(&succeed(path, &arguments).0).iter().map(|line| line["reference"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(references(&[]), ["best"]);
+    assert_eq!(references(&["data.oasst_paths=all"]), ["best", "other"]);
+    let told = |rest: &[&str]| failure(path, &[&COMMAND[..], rest].concat());
+    let data = ["--data", "trees.jsonl", "--set"];
+    let none = told(&[&data[..], &["data.oasst_languages=[de]"]].concat());
+    assert!(none.starts_with("exit code 2\n") && none.contains("trees.jsonl has no records"), "{none}");
+    let other = told(&[&data[..], &["data.max_length=4"]].concat());
+    let takes =
+        "--set data.max_length: `generate` takes data.format, data.oasst_paths and data.oasst_languages only";
+    assert!(other.contains(takes), "{other}");
+    let alone = told(&["--prompt", "q", "--set", "data.format=oasst"]);
+    assert!(alone.contains("--data"), "{alone}");
+    let metric = [
+        "eval",
+        "generate",
+        "--model",
+        "model",
+        "--data",
+        "trees.jsonl",
+        "--metric",
+        "f1",
+        "--max-tokens",
+        "4",
+    ];
+    let scored = |set: &[&str]| {
+        let (told, _) = succeed(path, &[&metric[..], &["--json"], set].concat());
+        serde_json::from_str::<Value>(&told).unwrap()["records"].clone()
+    };
+    assert_eq!((scored(&[]), scored(&["--set", "data.oasst_paths=all"])), (json!(1), json!(2)));
+}

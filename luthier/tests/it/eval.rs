@@ -232,6 +232,50 @@ fn worked_examples_and_subjects_of_tables_are_part_of_a_question() {
 }
 
 #[test]
+fn a_text_that_brings_its_beginning_along_gets_no_second_one() {
+    let folder = folder();
+    let logprobs = |context: &str, choices: [&str; 2]| {
+        let question = json!({"context": context, "choices": choices, "gold": 0});
+        write_lines(folder.path().join("one.jsonl"), &[question]);
+        let command = "eval choice --model model --data one.jsonl --set precision=f32 --items i.jsonl --json";
+        json_of(folder.path(), &command.split(' ').collect::<Vec<_>>());
+        let item = fs::read_to_string(folder.path().join("i.jsonl")).unwrap();
+        serde_json::from_str::<Value>(&item).unwrap()["systems"]["model"]["logprobs"].clone()
+    };
+    let choices = ["so it is", "hello there"];
+    assert_eq!(logprobs("<|begin|>hello, what?", choices), logprobs("hello, what?", choices));
+    assert_ne!(logprobs("hello, what?", choices), logprobs("hello, who?", choices));
+    let begun = choices.map(|choice| format!("<|begin|>{choice}"));
+    assert_eq!(logprobs("", begun.each_ref().map(String::as_str)), logprobs("", choices));
+}
+
+#[test]
+fn the_first_examples_stand_before_every_question() {
+    let folder = folder();
+    let examples: Vec<Value> = questions(folder.path()).into_iter().take(3).collect();
+    write_lines(folder.path().join("examples.jsonl"), &examples);
+    let shown = |example: &Value| {
+        let [context, choices] = [&example["context"], &example["choices"]];
+        let right = choices[example["gold"].as_u64().unwrap() as usize].as_str().unwrap();
+        format!("{} {right}\n\n", context.as_str().unwrap())
+    };
+    let before: String = examples[..2].iter().map(shown).collect();
+    let asked = json!({"context": "and now?", "choices": ["so", "so it is"], "gold": 0, "group": "first"});
+    let mut written = asked.clone();
+    written["context"] = json!(format!("{before}and now?"));
+    let logprobs = |question: &Value, more: &str| {
+        write_lines(folder.path().join("one.jsonl"), std::slice::from_ref(question));
+        let command = "eval choice --model model --data one.jsonl --set precision=f32 --items i.jsonl --json";
+        let command = format!("{command}{more}");
+        json_of(folder.path(), &command.split(' ').collect::<Vec<_>>());
+        let item = fs::read_to_string(folder.path().join("i.jsonl")).unwrap();
+        serde_json::from_str::<Value>(&item).unwrap()["systems"]["model"]["logprobs"].clone()
+    };
+    let first = logprobs(&asked, " --shots 2 --shots-from examples.jsonl --shots-first");
+    assert_eq!(first, logprobs(&written, ""));
+}
+
+#[test]
 fn questions_that_are_none_are_refused() {
     let folder = folder();
     questions(folder.path());
@@ -375,6 +419,8 @@ fn answers_that_cannot_be_compared_are_refused() {
         folder.path().join("open.jsonl"),
         &[json!({"messages": [{"role": "user", "content": "hello"}]})],
     );
+    let text = |n: usize| json!({"prompt": format!("hello {n}"), "completion": " so"});
+    write_lines(folder.path().join("texts.jsonl"), &[text(0), text(1)]);
     for (data, more, words) in [
         ("data.jsonl", &["--metric", "rogue"][..], "no metric is called \"rogue\""),
         ("data.jsonl", &["--metric", "regex"], "needs --pattern"),
@@ -384,6 +430,31 @@ fn answers_that_cannot_be_compared_are_refused() {
         ("open.jsonl", &["--metric", "f1"], "open.jsonl:1: there is no answer to compare with"),
         ("none.jsonl", &["--metric", "f1"], "none.jsonl"),
         ("data.jsonl", &["--metric", "f1", "--samples", "0"], "--samples"),
+        ("data.jsonl", &["--metric", "json", "--strip"], "are for --metric exact_match and regex"),
+        ("data.jsonl", &["--metric", "exact_match", "--ignore", "("], "cannot be read"),
+        ("data.jsonl", &["--metric", "exact_match", "--last"], "--pattern"),
+        ("data.jsonl", &["--metric", "f1", "--stop", ""], "--stop"),
+        ("data.jsonl", &["--metric", "f1", "--form", "riddles"], "no form of open questions is called"),
+        (
+            "data.jsonl",
+            &["--metric", "f1", "--form", "gsm8k"],
+            "data.jsonl:1: a row of the form gsm8k: \"question\"",
+        ),
+        (
+            "data.jsonl",
+            &["--metric", "f1", "--shots", "2"],
+            "data.jsonl:1: --shots puts worked examples before texts",
+        ),
+        (
+            "texts.jsonl",
+            &["--metric", "f1", "--shots", "2"],
+            "2 examples are wanted, but only 1 others are there",
+        ),
+        (
+            "data.jsonl",
+            &["--metric", "f1", "--like-lm-eval", "--max-tokens", "256"],
+            "--max-tokens 256 leaves no room for a prompt in the 256 tokens",
+        ),
         ("data.jsonl", &["--metric", "f1", "--set", "memory=100KiB"], "`memory` allows only 100.0 KiB"),
     ] {
         let told = failure(

@@ -55,7 +55,8 @@ fn what_is_forgotten_is_told_of_each_adapter_and_while_a_run_goes() {
 fn forgetting_beyond_a_limit_ends_a_run_and_says_so() {
     let folder = folder();
     let train = "train --model model --data data.jsonl --output run --set precision=f32 --set training.max_steps=40 \
-                 --set training.forgetting_every=1 --set training.forgetting_limit=0.3 --lr 0.01 --set schedule.warmup=0";
+                 --set training.forgetting_every=1 --set training.forgetting_limit=0.3 --lr 0.01 --set schedule.warmup=0 \
+                 --eval-data data.jsonl --set training.eval_every=1";
     let arguments: Vec<&str> = train.split_whitespace().chain(["--json"]).collect();
     let output = run(folder.path(), &arguments);
     let told = String::from_utf8_lossy(&output.stderr);
@@ -68,6 +69,37 @@ fn forgetting_beyond_a_limit_ends_a_run_and_says_so() {
     assert!(told.contains(&result), "{told}");
     let card = fs::read_to_string(folder.path().join("run/README.md")).unwrap();
     assert!(card.contains(&format!("of step {step} ")), "{card}");
+    // Whoever lists the run is told of its result, too, and not of the step behind it.
+    let listed = &json_of(folder.path(), &["runs", "list", "--json"])["runs"][0];
+    assert_eq!((&listed["steps"], &listed["result_step"]), (&summary["steps"], &summary["result_step"]));
+    let metrics = fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of_step =
+        |key: &str| lines.iter().find(|of| of["step"] == step && of.get(key).is_some()).unwrap()[key].clone();
+    assert_eq!(listed["result_loss"], of_step("loss"));
+    assert_eq!(listed["result_held_out_loss"], of_step("eval_loss"));
+    let shown = |key: &str| format!("{:.4}", of_step(key).as_f64().unwrap());
+    for command in [&["runs", "list"][..], &["runs", "compare", "run"]] {
+        let table = String::from_utf8(run(folder.path(), command).stdout).unwrap();
+        let row = table.lines().nth(1).unwrap();
+        for words in [&format!("{steps}, result of {step}"), &shown("loss"), &shown("eval_loss")] {
+            assert!(row.contains(words), "{words}: {table}");
+        }
+    }
+    let report = run(folder.path(), &["report", "run", "--output", "r.html", "--samples", "0"]);
+    assert!(report.status.success(), "{}", String::from_utf8_lossy(&report.stderr));
+    let page = fs::read_to_string(folder.path().join("r.html")).unwrap();
+    for key in ["loss", "eval_loss"] {
+        let words = format!("; {} of the result (step {step})", shown(key));
+        assert!(page.contains(&words), "{words}");
+    }
+    // More steps do not follow, which is told with the reason.
+    let more = run(folder.path(), &["train", "--resume", "run", "--set", "training.max_steps=80"]);
+    let told = String::from_utf8_lossy(&more.stderr);
+    assert!(more.status.success(), "{told}");
+    let why = "note: training.forgetting_limit ended it, for its divergence from the base was ";
+    let instead = "begin another run by --set adapter.init_from=run\n";
+    assert!(told.contains("finished already") && told.contains(why) && told.contains(instead), "{told}");
     let json = ["eval", "forgetting", "--adapter", "run", "--set", "precision=f32", "--json"];
     let kl = json_of(folder.path(), &json)["systems"][0]["kl"].as_f64().unwrap();
     assert!(0.0 < kl && kl <= 0.3, "{kl}");

@@ -504,6 +504,16 @@ fn a_budget_ends_a_command_and_the_next_one_goes_on() {
     let (code, _, errors) = judge(folder.path(), &[]);
     assert!(code == 75 && (2..6).contains(&told.count()), "{errors}");
     assert!(errors.contains("the budget of tokens is used up"), "{errors}");
+    // A connection that is lost behind a request may have been paid for; so may an answer without a reply.
+    for act in [Act::Break, Act::Answer(200, "", json!({"choices": []}).to_string())] {
+        let lost = Judge::new(move |_, _| act.clone());
+        let folder = self::folder(&lost, "budget: {tokens: 2600}\nparallel: 1");
+        let (code, _, errors) = judge(folder.path(), &[]);
+        assert!(code == 75 && errors.contains("the budget of tokens is used up"), "{errors}");
+        assert!((1..4).contains(&lost.count()), "{}", lost.count());
+        let limits = "with a budget of 2600 tokens; each has ";
+        assert!(errors.contains(limits) && errors.contains(" more tries, the first after "), "{errors}");
+    }
 }
 
 #[test]

@@ -177,6 +177,14 @@ fn what_is_no_evaluation_is_an_error_that_names_the_file_and_leaves_no_page() {
             "{\"metric\": \"f1\", \"records\": -1}",
             "x.json is not what `luthier eval generate --json` prints: invalid value",
         ),
+        (
+            "{\"statistics\": {}, \"scores\": null}",
+            "x.json is not what `luthier eval judge --json` prints: it has neither `scores` nor `better`",
+        ),
+        (
+            "{\"statistics\": {}, \"scores\": {\"elo\": [], \"rates\": null}}",
+            "x.json is not what `luthier eval judge --json` prints: `scores` has none of the tables percent, bradley_terry, elo",
+        ),
     ] {
         fs::write(path.join("x.json"), text).unwrap();
         let told = failure(path, &["report", "a", "--output", "r.html", "--evaluation", "x.json"]);

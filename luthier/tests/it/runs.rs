@@ -106,3 +106,23 @@ fn what_differs_between_runs_is_told_and_their_curves_are_drawn() {
         "{alone}"
     );
 }
+
+#[test]
+fn a_loss_of_hundreds_of_digits_does_not_break_the_table() {
+    let folder = folder();
+    let path = folder.path();
+    train(path, "one", &["--set", "training.max_steps=2"]);
+    let metrics = path.join("one/metrics.jsonl");
+    let text = fs::read_to_string(&metrics).unwrap();
+    let lines = text.lines().map(|line| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        line["loss"] = json!(1e308);
+        format!("{line}\n")
+    });
+    fs::write(&metrics, lines.collect::<String>()).unwrap();
+    for command in [&["runs", "list"][..], &["runs", "compare", "one"]] {
+        let (table, _) = succeed(path, command);
+        assert!(table.contains(" 1.0000e308 "), "{table}");
+        assert!(table.lines().all(|line| line.chars().count() < 180), "{table}");
+    }
+}

@@ -480,7 +480,17 @@ fn runs_whose_held_out_examples_differ_by_the_seed_are_not_compared() {
     );
     let (results, said) = sweep(path);
     assert!(results.get("over_seeds").is_none());
-    assert!(said.contains("note: runs that differ in the seed are not compared"), "{said}");
+    let note =
+        "note: runs that differ in the seed are not compared, since their held-out examples differ too";
+    assert!(said.contains(&format!("{note}; name a file of them by data.eval")), "{said}");
+    // Where it is not the seed that decides them, the setting is named that does.
+    sweep_file(
+        path,
+        "run: {model: m, data: {train: d.jsonl, max_length: 32}, training: {max_steps: 2}}\n\
+         grid: {training.seed: [1, 2], data.eval: [d.jsonl, e.jsonl]}\noutput: other\n",
+    );
+    let (_, said) = sweep(path);
+    assert!(said.contains(&format!("{note} by data.eval; make a sweep for each of its values\n")), "{said}");
 }
 
 #[test]
@@ -497,4 +507,23 @@ fn a_run_that_forgot_too_much_stands_behind_and_is_not_recommended() {
     assert_eq!(results["best"], runs[0]["name"]);
     assert_eq!(runs[1]["why"], "forgot more than training.forgetting_limit", "{results}");
     assert_eq!(runs[1]["steps"], 2);
+}
+
+/// One learns next to nothing and forgets nothing, the other learns and forgets.
+#[test]
+fn halving_puts_a_run_that_forgot_too_much_behind_as_the_last_table_does() {
+    let folder = folder();
+    sweep_file(
+        folder.path(),
+        "run: run.yaml\ngrid: {optimizer.learning_rate: [1e-9, 1e-2], training.forgetting_limit: [1e-3], \
+         training.forgetting_every: [2], training.eval_every: [2]}\nhalving: {keep: 0.5, every: 4}\noutput: sweep\n",
+    );
+    let (results, _) = sweep(folder.path());
+    let runs = results["runs"].as_array().unwrap();
+    assert_eq!(runs[0]["settings"]["optimizer.learning_rate"], 1e-9, "{results}");
+    assert_eq!((&runs[0]["state"], &runs[0]["steps"]), (&json!("finished"), &json!(12)), "{results}");
+    assert_eq!(results["best"], runs[0]["name"]);
+    assert_eq!(runs[1]["why"], "forgot more than training.forgetting_limit", "{results}");
+    assert!(runs[1]["eval_loss"].as_f64() < runs[0]["eval_loss"].as_f64(), "{results}");
+    assert_eq!(sweep(folder.path()).0, results, "the same again");
 }

@@ -62,6 +62,39 @@ fn a_run_is_seen_and_leaves_the_terminal_with_its_notes() {
 }
 
 #[test]
+fn answers_to_held_out_prompts_are_seen_and_change_nothing() {
+    let folder = folder();
+    let settings = [
+        ["--eval-data", "d.jsonl"],
+        ["--set", "adapter.method=dora"],
+        ["--set", "training.max_steps=20"],
+        ["--set", "training.eval_every=10"],
+    ]
+    .concat();
+    let mut session = begin(folder.path(), &settings);
+    for seen in ["answers", "prompt", "example"] {
+        session.exp_string(seen).unwrap();
+    }
+    let (said, code) = end(session);
+    assert_eq!(code, Some(0), "{said}");
+    let plain = ["train", "--model", "m", "--data", "d.jsonl", "--output", "plain"];
+    let plain = luthier(folder.path()).args(plain).args(&settings).output().unwrap();
+    assert!(plain.status.success(), "{}", String::from_utf8_lossy(&plain.stderr));
+    let [watched, plain] = ["out", "plain"]
+        .map(|run| std::fs::read(folder.path().join(run).join("adapter_model.safetensors")).unwrap());
+    assert!(watched == plain, "to watch a run changes its result");
+}
+
+#[test]
+fn a_run_without_held_out_examples_says_why_there_are_no_answers() {
+    let folder = folder();
+    let (said, code) = end(begin(folder.path(), &["--set", "training.max_steps=2"]));
+    assert_eq!(code, Some(0), "{said}");
+    let (_, after) = said.rsplit_once(GIVEN_BACK).expect("the terminal is given back");
+    assert!(after.contains("note: no answers are shown, for there are no held-out examples"), "{after}");
+}
+
+#[test]
 fn a_key_stops_and_saves_as_a_signal_does() {
     for key in ["q", "\x03"] {
         let folder = folder();
@@ -82,15 +115,20 @@ fn a_second_key_ends_at_once_and_the_terminal_is_given_back() {
     let folder = folder();
     // A step that takes long: all examples, again and again.
     tiny::examples(&folder.path().join("d.jsonl"), 40_000, 1);
+    tiny::examples(&folder.path().join("h.jsonl"), 10, 2);
     let long = ["--batch-size", "40000", "--set", "data.packing=false", "--set", "training.max_steps=50"];
-    let mut session = begin(folder.path(), &[&long[..], &["--epochs", "50"]].concat());
+    let mut session =
+        begin(folder.path(), &[&long[..], &["--epochs", "50", "--eval-data", "h.jsonl"]].concat());
     session.exp_string("q or Ctrl-C: stop and save").unwrap();
+    // The evaluation before the first step is noted.
+    session.exp_string("held-out").unwrap();
     press(&mut session, "q");
     session.exp_string("again").unwrap();
     press(&mut session, "q");
     let (said, code) = end(session);
     assert_eq!(code, Some(130), "{said}");
-    assert!(said.contains(GIVEN_BACK), "{said}");
+    let (_, after) = said.rsplit_once(GIVEN_BACK).expect("the terminal is given back");
+    assert!(after.contains("step 0: held-out loss"), "the notes are left: {after}");
 }
 
 #[test]

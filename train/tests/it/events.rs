@@ -178,6 +178,22 @@ fn a_run_that_was_killed_and_goes_on_shows_each_step_once_and_keeps_their_times(
 }
 
 #[test]
+fn a_run_that_goes_on_replaces_its_own_file_and_no_others() {
+    let out = tempfile::tempdir().unwrap();
+    assert_eq!(go(&with_events(), out.path(), Some(5)), Outcome::Interrupted);
+    let ours = file(out.path());
+    let others = ["events.out.tfevents.1700000000.host.1.0", "events.out.tfevents.1700000000.host.1.0.v2"];
+    let others = others.map(|name| out.path().join(name));
+    others.iter().for_each(|path| fs::write(path, fs::read(&ours).unwrap()).unwrap());
+    assert_eq!(go(&with_events(), out.path(), None), Outcome::Finished);
+    for path in others {
+        assert!(path.is_file(), "{} is another program's", path.display());
+        fs::remove_file(path).unwrap();
+    }
+    check(out.path());
+}
+
+#[test]
 fn a_run_that_gets_the_file_late_has_all_of_its_steps_there() {
     let out = tempfile::tempdir().unwrap();
     let without = Settings { tensorboard: false, ..with_events() };

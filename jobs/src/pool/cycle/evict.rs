@@ -1,7 +1,7 @@
 //! Making room for a job that found none: by moving others together, by taking back what another project has over its share,
 //! by taking from jobs of less priority. All of it or nothing: nobody stops unless the whole job has its place then.
 
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use crate::Millis;
 use crate::amounts::{Amounts, RESOURCES, WHOLE};
@@ -9,7 +9,7 @@ use crate::job::{JobId, Phase, Spec, StopReason};
 use crate::nodes::{Place, Placement};
 use crate::pool::order::Rank;
 
-use super::Cycle;
+use super::{Cycle, Misfits};
 
 /// A running job that may have to give its place up, or a part of it.
 #[derive(Debug, Clone)]
@@ -42,10 +42,9 @@ impl Cycle<'_> {
         if !self.room.stays_within(project, spec, &want) {
             return false;
         }
-        let mut candidates = self.candidates(From::Others, id, project);
-        let with_some = (0..candidates.len()).filter(|&other| !candidates[other].is_empty());
         let mut heap: BinaryHeap<(Vec<Rank>, usize)> =
-            with_some.map(|other| (self.ranks(other), other)).collect();
+            self.lenders(project, &want).map(|other| (self.ranks(other), other)).collect();
+        let mut candidates: BTreeMap<usize, Vec<Victim>> = BTreeMap::new();
         let mut chosen = Vec::new();
         // Whoever is furthest over gives first. Giving only brings a project down, so a rank that is out of date is too high.
         while let Some((rank, other)) = heap.pop() {
@@ -57,7 +56,8 @@ impl Cycle<'_> {
             if !self.may_take(project, other, spec, &want) {
                 continue;
             }
-            let Some(victim) = candidates[other].pop() else { continue };
+            let victims = candidates.entry(other).or_insert_with(|| self.candidates(From::Others, id, other));
+            let Some(victim) = victims.pop() else { continue };
             heap.push((now, other));
             self.release(&victim);
             chosen.push(victim);
@@ -72,7 +72,7 @@ impl Cycle<'_> {
 
     /// Takes from jobs of the same project that have less priority.
     pub(super) fn preempt(&mut self, id: JobId, project: usize, spec: &Spec) -> bool {
-        let mut candidates = std::mem::take(&mut self.candidates(From::Own, id, project)[project]);
+        let mut candidates = self.candidates(From::Own, id, project);
         let mut chosen = Vec::new();
         while let Some(victim) = candidates.pop() {
             self.release(&victim);
@@ -90,18 +90,27 @@ impl Cycle<'_> {
     pub(super) fn consolidate(&mut self, id: JobId, project: usize, spec: &Spec) -> bool {
         let want = spec.total(0);
         let has_enough = want.fits_in(&self.room.free_later.total());
-        if !has_enough || self.room.passed(project, spec, &want).is_some() {
+        let shape = (spec.member(0), spec.members);
+        if !has_enough || self.immovable.contains(&shape) || self.room.passed(project, spec, &want).is_some()
+        {
             return false;
         }
         let (mut moved, mut members) = (Vec::new(), Vec::new());
+        let mut nowhere = Misfits::default();
         for _ in 0..spec.members {
-            let Some(place) = self.member_place(spec, &mut moved) else { break };
+            let before = moved.len();
+            let Some(place) = self.member_place(spec, &mut moved, &mut nowhere) else { break };
+            // What was left may have room for others.
+            if moved.len() > before {
+                nowhere = Misfits::default();
+            }
             self.room.free_later.take(&Placement { members: vec![place.clone()], steps: 0 });
             members.push(place);
         }
         members.iter().for_each(|place| self.room.free_later.give_one(place));
         if members.len() < spec.members as usize {
             self.move_back(&mut moved, 0);
+            self.immovable.push(shape);
             return false;
         }
         for (victim, place) in moved {
@@ -114,7 +123,13 @@ impl Cycle<'_> {
     }
 
     /// A place for one member: free, or made free by moving jobs from the machine where the least is missing.
-    fn member_place(&mut self, spec: &Spec, moved: &mut Vec<(Victim, Placement)>) -> Option<Place> {
+    /// Jobs of shapes in `nowhere` have no other place.
+    fn member_place(
+        &mut self,
+        spec: &Spec,
+        moved: &mut Vec<(Victim, Placement)>,
+        nowhere: &mut Misfits,
+    ) -> Option<Place> {
         let want = spec.member(0);
         let one = Spec { members: 1, ..spec.clone() };
         if let Some(placement) = self.room.free_later.place(&one, 0, None) {
@@ -128,7 +143,7 @@ impl Cycle<'_> {
         };
         let mut machines: Vec<_> = (0..nodes.len()).filter(could).map(missing).collect();
         machines.sort_unstable();
-        machines.into_iter().find_map(|(.., machine)| self.clear(machine, &want, moved))
+        machines.into_iter().find_map(|(.., machine)| self.clear(machine, &want, moved, nowhere))
     }
 
     /// Moves jobs from one machine until a member fits there; if that cannot be, moves none.
@@ -137,11 +152,22 @@ impl Cycle<'_> {
         machine: usize,
         want: &Amounts,
         moved: &mut Vec<(Victim, Placement)>,
+        nowhere: &mut Misfits,
     ) -> Option<Place> {
         let before = moved.len();
         for victim in self.movable(machine, moved) {
-            let elsewhere = self.room.free_later.without(machine);
-            let Some(place) = elsewhere.place(&victim.spec, victim.placement.steps, None) else { continue };
+            let (free, steps) = (&self.room.free_later, victim.placement.steps);
+            let (member, members) = (victim.spec.member(steps), victim.spec.members);
+            if nowhere.has_shape(&member, members) {
+                continue;
+            }
+            let Some(place) = free.place_elsewhere(&victim.spec, steps, machine) else {
+                // Where nobody has left a machine yet, what does not fit here either does not fit anywhere.
+                if moved.is_empty() && !free.fits(&victim.spec, steps) {
+                    nowhere.add_shape(member, members);
+                }
+                continue;
+            };
             self.room.vacate(victim.project, &victim.spec, &victim.placement);
             self.room.allot(victim.project, &victim.spec, &place);
             moved.push((victim, place));
@@ -164,7 +190,8 @@ impl Cycle<'_> {
     fn movable(&self, machine: usize, moved: &[(Victim, Placement)]) -> Vec<Victim> {
         let pool = &self.room.pool;
         let mut all: Vec<Victim> = Vec::new();
-        for (&id, job) in &pool.jobs {
+        for id in self.room.runs.on_machine(machine) {
+            let job = &pool.jobs[&id];
             let Phase::Running { placement, since } = &job.phase else { continue };
             let is_here = placement.members.iter().all(|place| place.node == machine);
             if !is_here || !job.spec.class.is_preemptible() || moved.iter().any(|(other, _)| other.id == id) {
@@ -184,17 +211,27 @@ impl Cycle<'_> {
         all
     }
 
-    /// Running jobs that may have to stop or shrink for a job, by project, the first to go last: what has not begun yet, whoever can
-    /// shrink, then less priority first, then the younger.
-    fn candidates(&self, from: From, id: JobId, project: usize) -> Vec<Vec<Victim>> {
+    /// Projects other than one that have more than their quota of something that is wanted: nobody else gives anything.
+    fn lenders(&self, project: usize, want: &Amounts) -> impl Iterator<Item = usize> {
+        let room = &self.room;
+        let resources = room.tree().divided.iter().filter(|&&r| want[r] > 0);
+        (0..room.tree().nodes.len()).filter(move |&other| {
+            room.tree().nodes[other].is_project
+                && other != project
+                && resources.clone().any(|&r| room.is_over_quota(other, r))
+        })
+    }
+
+    /// Running jobs of a project that may have to stop or shrink for a job, the first to go last: what has not begun yet, whoever
+    /// can shrink, then less priority first, then the younger.
+    fn candidates(&self, from: From, id: JobId, of: usize) -> Vec<Victim> {
         let pool = &self.room.pool;
-        let projects = pool.projects();
         let spec = &pool.jobs[&id].spec;
-        let mut lists: Vec<Vec<(Turn, Victim)>> = vec![Vec::new(); pool.tree.nodes.len()];
-        for (&other, job) in &pool.jobs {
+        let mut list: Vec<(Turn, Victim)> = Vec::new();
+        for other in self.room.runs.of_project(of) {
+            let job = &pool.jobs[&other];
             let Phase::Running { placement, since } = &job.phase else { continue };
-            let of = projects[job.spec.project.as_str()];
-            if !job.spec.class.is_preemptible() || (of == project) != (from == From::Own) {
+            if !job.spec.class.is_preemptible() {
                 continue;
             }
             let node = &pool.tree.nodes[of];
@@ -211,7 +248,7 @@ impl Cycle<'_> {
             let mut push = |placement: &Placement, rest: Option<Placement>| {
                 let placement = placement.clone();
                 let victim = Victim { id: other, project: of, spec: job.spec.clone(), placement, rest };
-                lists[of].push(((is_fresh, victim.rest.is_some(), -job.spec.priority, *since), victim));
+                list.push(((is_fresh, victim.rest.is_some(), -job.spec.priority, *since), victim));
             };
             let mut left = placement.clone();
             if placement.steps > 0 && may_shrink {
@@ -222,11 +259,8 @@ impl Cycle<'_> {
                 push(&left, None);
             }
         }
-        let in_order = |mut list: Vec<(Turn, Victim)>| {
-            list.sort_by_key(|(turn, victim)| (*turn, victim.id));
-            list.into_iter().map(|(_, victim)| victim).collect()
-        };
-        lists.into_iter().map(in_order).collect()
+        list.sort_by_key(|(turn, victim)| (*turn, victim.id));
+        list.into_iter().map(|(_, victim)| victim).collect()
     }
 
     /// A project's rank and those of the departments above it, from the top.
@@ -278,8 +312,7 @@ impl Cycle<'_> {
     }
 
     fn fits(&self, project: usize, spec: &Spec) -> bool {
-        self.room.passed(project, spec, &spec.total(0)).is_none()
-            && self.room.free_later.place(spec, 0, None).is_some()
+        self.room.passed(project, spec, &spec.total(0)).is_none() && self.room.free_later.fits(spec, 0)
     }
 
     /// Gives the job its place, spares every victim that it turns out not to need, and tells the others.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use data::{Tokenizer, source};
-use eval::choice::{Form, GroupMeans, Likelihood, Question, Scores, ShotOrder, Shots, split_for_tokens};
+use eval::choice::{Form, GroupMeans, Likelihood, Question, Scores, Shots, split_for_tokens};
 use eval::paired::{Estimate, Groups, Part};
 use infer::{Scored, Scorer, Stem};
 use model::Layout;
@@ -55,7 +55,7 @@ pub(super) fn run(args: &cli::Choice, global: &Global) -> anyhow::Result<ExitCod
     if let Some(path) = &args.items {
         items::write(path, items(&questions, &all))?;
     }
-    let report = Report::of(form, args.shots, &questions, &asked, &all);
+    let report = Report::of(form, args.shots.count, &questions, &asked, &all);
     match args.systems.json {
         true => terminal::print_json(&report)?,
         false => terminal::print_line(&report)?,
@@ -141,9 +141,9 @@ impl Asked {
         tokenizer: &Tokenizer,
         context: usize,
     ) -> anyhow::Result<Self> {
-        let pool = args.shots_from.as_ref().map(|path| read(path, args.form.as_deref())).transpose()?;
+        let pool = args.shots.from.as_ref().map(|path| read(path, args.form.as_deref())).transpose()?;
         let pool = pool.as_ref().map_or(questions, |(_, pool)| pool);
-        let shots = Shots::new(pool, args.shots, ShotOrder::Drawn { seed: args.seed });
+        let shots = Shots::new(pool, args.shots.count, args.shots.order(args.seed));
         let mut asked = Asked { stems: Vec::new(), places: Vec::new(), cut: 0 };
         for (number, question) in questions.iter().enumerate() {
             let prompt = question.prompt(&shots.of(question, number as u64)?);
@@ -207,14 +207,21 @@ impl Asked {
 fn encode(tokenizer: &Tokenizer, context: &str, continuation: &str) -> anyhow::Result<(Vec<u32>, Vec<u32>)> {
     let ids = |text: &str, special: bool| Ok::<_, anyhow::Error>(tokenizer.encode(text, special)?.ids);
     let (context, continuation) = split_for_tokens(context, continuation);
+    let before = tokenizer.bos().or(tokenizer.eos());
     let (stem, branch) = if context.is_empty() {
-        let before = tokenizer.bos().or(tokenizer.eos());
         let before = before
             .ok_or_else(|| user("nothing stands before the choices, and the tokenizer has no BOS or EOS"))?;
-        (vec![before], ids(&continuation, false)?)
+        let mut branch = ids(&continuation, false)?;
+        // A choice that brings the token along does not get a second one.
+        let brings = branch.len() > 1 && branch[0] == before;
+        branch.drain(..usize::from(brings));
+        (vec![before], branch)
     } else {
-        let stem = ids(context, true)?;
-        let mut whole = ids(&format!("{context}{continuation}"), true)?;
+        // Nor does a context that begins with the token's text.
+        let written = before.map(|before| tokenizer.decode(&[before], false)).transpose()?;
+        let special = !written.is_some_and(|written| context.starts_with(&written));
+        let stem = ids(context, special)?;
+        let mut whole = ids(&format!("{context}{continuation}"), special)?;
         let branch = whole.split_off(stem.len().min(whole.len()));
         (stem, branch)
     };

@@ -1,5 +1,7 @@
 //! `luthier eval generate`: what models answer, against the answers of a file.
 
+mod asked;
+
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,8 +9,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use data::{TextStream, Tokenizer, Until};
+use eval::open::OpenForm;
 use eval::paired::{Estimate, Part};
-use eval::text::{Metric, Pattern, PatternMatch, pass_at_k};
+use eval::text::{ExactMatch, Metric, Pattern, PatternMatch, pass_at_k};
 use infer::{Ask, Engine, Event, Extent, Finish, RequestId, Sampling, Sums};
 use model::{Adapter, Decoder, PAGE};
 use serde::Serialize;
@@ -18,7 +21,7 @@ use super::compare::{self, Flips, Got};
 use super::items;
 use super::systems::{Holder, Systems};
 use crate::cli::{self, Global};
-use crate::commands::generate::records::{Record, Records, files};
+use crate::commands::generate::records::{Record, Records};
 use crate::commands::generate::{Stops, stops};
 use crate::error::user;
 use crate::run_file::{Purpose, Settings};
@@ -41,18 +44,22 @@ pub(super) fn run(args: &cli::Answers, global: &Global) -> anyhow::Result<ExitCo
         return Err(user("--max-tokens 0 leaves no room for an answer; it must be 1 or more"));
     }
     args.items.iter().try_for_each(|path| items::check(path, &args.data))?;
+    let form = args.form.as_deref().map(str::parse::<OpenForm>).transpose().context("--form")?;
     let device = global.device()?;
-    let files = files(&args.data)?;
     let systems = Systems::open(&args.systems, &mut settings, &device)?;
     let tokenizer = systems.base.tokenizer()?;
-    let Records { records, template } =
-        Records::read(&files, args.chat_template.as_deref(), &systems.base, &tokenizer)?;
+    let Records { mut records, template } =
+        asked::read(args, form, &settings.run.data, &systems.base, &tokenizer)?;
+    if args.like_lm_eval {
+        asked::cut(&mut records, args.max_tokens, systems.base.config.max_position_embeddings)?;
+    }
     let references = references(&records, &metric)?;
     let extent = extent(args, &records, &systems)?;
     check_memory(&settings, &systems, extent, global.threads())?;
     let stops = [None, template.as_ref()].map(|template| stops(&systems.base.config, &tokenizer, template));
+    let marks = marks(args, form, &tokenizer)?;
 
-    let work = Work { args, records: &records, tokenizer: &tokenizer, stops: &stops };
+    let work = Work { args, records: &records, tokenizer: &tokenizer, stops: &stops, marks: &marks };
     let Systems { base, all: systems } = systems;
     let (mut holder, mut all) = (Holder::new(&base, &settings, &device), Vec::new());
     for system in systems {
@@ -73,16 +80,43 @@ pub(super) fn run(args: &cli::Answers, global: &Global) -> anyhow::Result<ExitCo
 }
 
 fn metric(args: &cli::Answers) -> anyhow::Result<Metric> {
+    let cli::Answers { ignore_case, ignore_punctuation, strip, .. } = *args;
+    let remove = args.ignore.iter().map(|pattern| Pattern::new(pattern)).collect::<Result<Vec<_>, _>>()?;
+    let has_options = ignore_case || ignore_punctuation || strip || !remove.is_empty();
+    let exact = ExactMatch { remove, ignore_case, ignore_punctuation, strip, ..ExactMatch::default() };
     match (args.metric.as_str(), &args.pattern) {
         ("regex", Some(pattern)) => {
-            Ok(Metric::Pattern(Box::new(PatternMatch::first(Pattern::new(pattern)?))))
+            let select = if args.last { -1 } else { 0 };
+            Ok(Metric::Pattern(Box::new(PatternMatch {
+                select,
+                exact,
+                ..PatternMatch::first(Pattern::new(pattern)?)
+            })))
         }
         ("regex", None) => {
             Err(user("--metric regex needs --pattern, which says what is taken out of an answer"))
         }
         (_, Some(_)) => Err(user("--pattern is for --metric regex")),
-        (name, None) => Ok(Metric::named(name).context("--metric takes `regex` with --pattern, or a name")?),
+        ("exact_match", None) => Ok(Metric::ExactMatch(exact)),
+        (name, None) => {
+            let metric = Metric::named(name).context("--metric takes `regex` with --pattern, or a name")?;
+            match has_options {
+                true => Err(user(format!(
+                    "--ignore, --ignore-case, --ignore-punctuation and --strip are for --metric exact_match and \
+                     regex; {name} says itself what is compared"
+                ))),
+                false => Ok(metric),
+            }
+        }
     }
+}
+
+/// The texts that end an answer. A model may spell out its EOS, and lm-evaluation-harness ends the answer there, too.
+fn marks(args: &cli::Answers, form: Option<OpenForm>, tokenizer: &Tokenizer) -> anyhow::Result<Vec<String>> {
+    let of_form = form.map_or(&[][..], OpenForm::stops).iter().map(|stop| (*stop).to_owned());
+    let eos = tokenizer.eos().filter(|_| args.like_lm_eval);
+    let eos = eos.map(|eos| tokenizer.decode(&[eos], false)).transpose()?;
+    Ok(of_form.chain(args.stop.iter().cloned()).chain(eos).collect())
 }
 
 /// The answers that the records have, each good for the metric.
@@ -152,6 +186,8 @@ struct Work<'w> {
     tokenizer: &'w Tokenizer,
     /// Of plain texts, and of conversations.
     stops: &'w [Stops; 2],
+    /// Texts that end an answer, whatever was asked.
+    marks: &'w [String],
 }
 
 /// An answer that comes.
@@ -245,8 +281,12 @@ impl Work<'_> {
 
     fn coming(&self, place: (usize, usize)) -> Coming {
         let Record { prompt, is_chat, .. } = &self.records[place.0];
-        let stream = self.tokenizer.stream_after(prompt);
-        let until = Until::new(self.stops[usize::from(*is_chat)].text.clone());
+        let stream = match self.args.like_lm_eval {
+            true => self.tokenizer.stream(true),
+            false => self.tokenizer.stream_after(prompt),
+        };
+        let of_turn = self.stops[usize::from(*is_chat)].text.clone();
+        let until = Until::new(of_turn.into_iter().chain(self.marks.iter().cloned()));
         Coming { place, stream, until, text: String::new() }
     }
 }

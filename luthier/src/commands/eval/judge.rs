@@ -126,6 +126,7 @@ fn judge(
             // Replies that are there can be counted by whoever has no key.
             endpoint.unlock(judging)?;
             let stop = signal::stop_on_request()?;
+            tell_limits(file, games.missing(&replies).len());
             ask::ask_all(&games, &endpoint, &mut replies, file, &stop)
         }
     };
@@ -155,6 +156,25 @@ fn judge(
     }
     print(&report, args.json)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says, before the first request is sent, how many there are and what limits them.
+fn tell_limits(file: &JudgeFile, requests: usize) {
+    let JudgeFile { judge, parallel, retries, backoff, timeout, budget, .. } = file;
+    let most = |most: Option<u64>, what: &str| most.map(|most| format!("{most} {what}"));
+    let budget: Vec<String> =
+        [most(budget.requests, "requests"), most(budget.tokens, "tokens")].into_iter().flatten().collect();
+    let budget = if budget.is_empty() {
+        "no budget".to_owned()
+    } else {
+        format!("a budget of {}", budget.join(" and "))
+    };
+    eprintln!(
+        "judge    {requests} requests to {} at {}, {parallel} at once, with {budget}; each has {timeout} s for its reply, and \
+         up to {retries} more tries, the first after {backoff} s",
+        one_line(&judge.model),
+        one_line(&judge.url)
+    );
 }
 
 /// What each reply says, in the games' order; those in which nothing was found also by themselves.

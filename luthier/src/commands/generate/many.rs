@@ -24,14 +24,16 @@ const TOLD: usize = 3;
 
 pub(super) fn run(args: cli::Generate, global: &Global) -> anyhow::Result<ExitCode> {
     let data = args.data.as_deref().expect("the command was asked for data");
+    let reading = args.reading()?;
     let files = files(data)?;
     let mut output = Output::open(&args.output)?;
     if args.json && output.is_stdout() {
         return Err(user("--json prints a summary: name a file for the answers by --output"));
     }
     let speaker = Speaker::open(args.model.as_deref(), args.adapter.as_deref(), global)?;
+    let named = args.chat_template.as_deref();
     let Records { records, template } =
-        Records::read(&files, args.chat_template.as_deref(), &speaker.subject.base, &speaker.tokenizer)?;
+        Records::read(&files, &reading, named, &speaker.subject.base, &speaker.tokenizer)?;
     if records.is_empty() {
         return Err(user(format!("{} has no records", data.display())));
     }

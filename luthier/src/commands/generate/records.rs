@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 
 use crate::error::user;
 use crate::hub;
-use crate::setup::Base;
+use crate::run_file::DataSection;
+use crate::setup::{self, Base};
 
 /// A record, ready to be answered.
 pub(crate) struct Record {
@@ -29,17 +30,19 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Reads all records. `named`: the template for conversations, if not the model's own.
+    /// Reads all records as the `data` section says. `named`: the template for conversations, if not the model's
+    /// own.
     ///
     /// # Errors
     /// If a record asks for no answer, or is a conversation and there is no template.
     pub(crate) fn read(
         files: &[PathBuf],
+        section: &DataSection,
         named: Option<&str>,
         base: &Base,
         tokenizer: &Tokenizer,
     ) -> anyhow::Result<Self> {
-        let questions = questions(files)?;
+        let questions = questions(files, section)?;
         let template = template(base, tokenizer, named, &questions)?;
         let prepared = questions
             .into_iter()
@@ -58,10 +61,12 @@ pub(crate) fn files(data: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn questions(files: &[PathBuf]) -> anyhow::Result<Vec<(String, Question)>> {
+/// The questions of the files, with their places, read as a run's settings say.
+pub(crate) fn questions(files: &[PathBuf], section: &DataSection) -> anyhow::Result<Vec<(String, Question)>> {
+    let (format, oasst) = (setup::format(section.format), setup::oasst(section));
     let mut questions = Vec::new();
     for file in files {
-        let Questions { questions: read, left_out } = Questions::read(file)?;
+        let Questions { questions: read, left_out } = Questions::read(file, format, &oasst)?;
         for (what, count) in left_out {
             eprintln!("note: {}: left out, {what}: {count}", file.display());
         }

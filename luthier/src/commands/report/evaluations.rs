@@ -204,7 +204,7 @@ impl Evaluation {
             () if has("metric") => answers(read("generate", path, &value)?),
             () if has("base_loss") => forgetting(read("forgetting", path, &value)?),
             () if has("form") => choice(read("choice", path, &value)?),
-            () if has("statistics") => judged(read("judge", path, &value)?),
+            () if has("statistics") => judged(path, read("judge", path, &value)?)?,
             () => {
                 return Err(user(format!(
                     "{shown} is not what `luthier eval perplexity`, `forgetting`, `choice`, `generate` or `judge` prints \
@@ -217,10 +217,11 @@ impl Evaluation {
 }
 
 fn read<T: DeserializeOwned>(command: &str, path: &Path, value: &Value) -> anyhow::Result<T> {
-    T::deserialize(value).map_err(|error| {
-        let shown = path.display();
-        user(format!("{shown} is not what `luthier eval {command} --json` prints: {error}"))
-    })
+    T::deserialize(value).map_err(|error| refusal(command, path, &error.to_string()))
+}
+
+fn refusal(command: &str, path: &Path, why: &str) -> anyhow::Error {
+    user(format!("{} is not what `luthier eval {command} --json` prints: {why}", path.display()))
 }
 
 fn perplexity(of: Perplexity) -> (String, Vec<Table>) {
@@ -273,15 +274,31 @@ fn answers(of: Answers) -> (String, Vec<Table>) {
     (title, with_differences(table, &of.metric, &of.differences))
 }
 
-fn judged(of: Judged) -> (String, Vec<Table>) {
-    let tables = [of.scores, of.better].into_iter().flatten().flat_map(Judgements::tables);
-    ("Judged answers".to_owned(), tables.collect())
+fn judged(path: &Path, of: Judged) -> anyhow::Result<(String, Vec<Table>)> {
+    let mut tables = Vec::new();
+    for (field, judgements) in [("scores", of.scores), ("better", of.better)] {
+        let Some(judgements) = judgements else { continue };
+        let made = judgements.tables();
+        if made.is_empty() {
+            let why = format!("`{field}` has none of the tables percent, bradley_terry, elo and rates");
+            return Err(refusal("judge", path, &why));
+        }
+        tables.extend(made);
+    }
+    match tables.is_empty() {
+        true => Err(refusal("judge", path, "it has neither `scores` nor `better`")),
+        false => Ok(("Judged answers".to_owned(), tables)),
+    }
 }
 
 impl Judgements {
+    /// Those that have a row.
     fn tables(self) -> Vec<Table> {
+        fn rows<T>(all: Option<Vec<T>>) -> Option<Vec<T>> {
+            all.filter(|all| !all.is_empty())
+        }
         let mut tables = Vec::new();
-        if let Some(all) = self.percent {
+        if let Some(all) = rows(self.percent) {
             let of = self
                 .reference
                 .map_or("percent of the reference".to_owned(), |name| format!("percent of {name}"));
@@ -289,10 +306,10 @@ impl Judgements {
             tables.push(estimates(&of, rows));
         }
         for (what, ratings) in [("Bradley-Terry rating", self.bradley_terry), ("Elo rating", self.elo)] {
-            let rows = ratings.map(|all| all.into_iter().map(|of| (of.system, of.rating)));
+            let rows = rows(ratings).map(|all| all.into_iter().map(|of| (of.system, of.rating)));
             tables.extend(rows.map(|rows| estimates(what, rows)));
         }
-        if let Some(all) = self.rates {
+        if let Some(all) = rows(self.rates) {
             let mut table = Table::new(["system", "wins", "95 % interval", "ties", "losses"]);
             for Rates { system, win, tie, loss } in all {
                 table.row([

@@ -11,10 +11,11 @@ use infer::{Generator, Sampling};
 use model::{Adapter, Decoder};
 use serde::Serialize;
 
-use super::material::{Material, Question};
+use super::material::Material;
 use crate::cli::Global;
 use crate::commands::compared::Named;
 use crate::commands::generate::{Ask, Ended, speak, stops};
+use crate::commands::questions::Question;
 use crate::hub;
 use crate::plot::class;
 use crate::run_file::Method;

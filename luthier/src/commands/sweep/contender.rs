@@ -1,12 +1,14 @@
 //! One run of a sweep: its folder, what it is made of, and how it stands.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use train::{EvalMetrics, History};
+use train::History;
 
 use crate::commands::train::Prepared;
-use crate::run_folder;
+use crate::run_folder::{self, OfResult};
+use crate::terminal::loss;
 
 /// How a run stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +44,28 @@ impl State {
     }
 }
 
+/// By what runs are ordered, those that halving compares and those that have ended: the ones that forgot more
+/// than is allowed stand behind all others, and the lower loss before the higher one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    pub(super) is_beyond: bool,
+    /// Infinite where there is none.
+    loss: f64,
+}
+
+impl Standing {
+    /// By the held-out loss of what is, or would be, the run's result; `other`: what stands for it where there is
+    /// none.
+    pub(super) fn of(result: &OfResult<'_>, other: Option<f64>) -> Self {
+        let loss = result.evaluation.map(|evaluation| evaluation.eval_loss).or(other);
+        Standing { is_beyond: result.is_beyond, loss: loss.unwrap_or(f64::INFINITY) }
+    }
+
+    pub(super) fn cmp(&self, other: &Self) -> Ordering {
+        self.is_beyond.cmp(&other.is_beyond).then(self.loss.total_cmp(&other.loss))
+    }
+}
+
 /// A run of a sweep.
 pub(super) struct Contender {
     pub(super) name: String,
@@ -71,21 +95,20 @@ impl Contender {
         }
     }
 
-    /// The held-out loss after a step, or in the end of a run that has ended before.
-    pub(super) fn loss_at(&self, step: u64) -> anyhow::Result<f64> {
-        let evaluations = History::read(&self.folder)?.evaluations;
-        let until = |evaluation: &&EvalMetrics| evaluation.step <= step;
-        // One that has none counts as the worst.
-        Ok(evaluations.iter().rfind(until).map_or(f64::INFINITY, |e| e.eval_loss))
+    /// How it stands after a step, or in the end if it has ended before.
+    pub(super) fn standing_at(&self, step: u64) -> anyhow::Result<Standing> {
+        let history = History::read(&self.folder)?.until(step);
+        Ok(Standing::of(&OfResult::of(&self.prepared.settings.run, &history), None))
     }
 
     /// Halving leaves it behind.
-    pub(super) fn lose(&mut self, step: u64, loss: f64, place: usize, of: usize) {
+    pub(super) fn lose(&mut self, step: u64, standing: Standing, place: usize, of: usize) {
         if self.state == State::Finished {
             return;
         }
+        let loss = loss(standing.loss);
         self.state =
-            State::Stopped(format!("after step {step}, {place} of {of} by a held-out loss of {loss:.4}"));
+            State::Stopped(format!("after step {step}, {place} of {of} by a held-out loss of {loss}"));
     }
 
     /// Whether its folder has a result.

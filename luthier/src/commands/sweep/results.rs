@@ -1,5 +1,6 @@
 //! What came of a sweep: a table, `sweep.json`, and the page.
 
+use std::cmp::Ordering;
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
@@ -8,12 +9,12 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use train::History;
 
-use super::contender::{Contender, State};
+use super::contender::{Contender, Standing, State};
 use super::page::page;
 use super::seeds::{OverSeeds, SEED, Told};
 use crate::run_file::Method;
 use crate::run_folder::OfResult;
-use crate::terminal::{Table, quoted};
+use crate::terminal::{self, Table, quoted};
 
 /// A run's end is its last steps: one in so many.
 const END: usize = 10;
@@ -50,9 +51,8 @@ pub(super) struct RunResult {
     /// What there is to say of the state.
     pub(super) why: Option<String>,
     pub(super) steps: u64,
-    /// Whether it forgot more than is allowed.
     #[serde(skip)]
-    is_beyond: bool,
+    standing: Standing,
     /// The mean over the last tenth of the steps.
     pub(super) train_loss: Option<f64>,
     pub(super) eval_loss: Option<f64>,
@@ -79,6 +79,7 @@ impl RunResult {
         let mean = end.iter().map(|step| step.loss).sum::<f64>() / end.len() as f64;
         let of_result = OfResult::of(&prepared.settings.run, &history);
         let eval_loss = of_result.evaluation.map(|evaluation| evaluation.eval_loss);
+        let train_loss = (!end.is_empty()).then_some(mean);
         let steps = history.steps.last().map_or(0, |step| step.step);
         let why = match state.why() {
             Some(why) => Some(why.to_owned()),
@@ -87,7 +88,7 @@ impl RunResult {
             None => None,
         };
         Ok(RunResult {
-            is_beyond: of_result.is_beyond,
+            standing: Standing::of(&of_result, train_loss),
             name: name.clone(),
             folder: folder.display().to_string(),
             settings: changes.iter().map(|(key, value)| (key.clone(), typed(value))).collect(),
@@ -95,18 +96,16 @@ impl RunResult {
             state: state.word(),
             why,
             steps,
-            train_loss: (!end.is_empty()).then_some(mean),
+            train_loss,
             eval_loss,
             history,
         })
     }
 
-    /// By what runs are ordered: those that forgot too much behind the others, and those that failed behind all.
-    fn rank(&self) -> ((bool, bool), f64) {
-        (
-            (self.state == "failed", self.is_beyond),
-            self.eval_loss.or(self.train_loss).unwrap_or(f64::INFINITY),
-        )
+    /// The order of runs, in which those that failed stand behind all others.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let failed = |run: &Self| run.state == "failed";
+        failed(self).cmp(&failed(other)).then(self.standing.cmp(&other.standing))
     }
 }
 
@@ -117,11 +116,8 @@ impl Results {
         over_seeds: Vec<OverSeeds>,
     ) -> anyhow::Result<Self> {
         let mut runs = contenders.iter().map(RunResult::of).collect::<anyhow::Result<Vec<RunResult>>>()?;
-        runs.sort_by(|a, b| {
-            let ((place, loss), (other_place, other)) = (a.rank(), b.rank());
-            place.cmp(&other_place).then(loss.total_cmp(&other))
-        });
-        let finished = |run: &&RunResult| run.state == State::Finished.word() && !run.is_beyond;
+        runs.sort_by(RunResult::cmp);
+        let finished = |run: &&RunResult| run.state == State::Finished.word() && !run.standing.is_beyond;
         let best = runs.iter().find(finished).map(|run| run.name.clone());
         let of_best = contenders.iter().find(|contender| Some(&contender.name) == best.as_ref());
         let next = of_best.map(|contender| {
@@ -174,7 +170,7 @@ impl Display for Results {
         let header = ["run"].into_iter().chain(keys.iter().map(|(key, _)| key.as_str()));
         let header = header.chain(["steps", "train loss", "held-out loss", "state"]);
         let mut table = Table::new(header);
-        let loss = |loss: Option<f64>| loss.map_or(String::new(), |loss| format!("{loss:.4}"));
+        let loss = |loss: Option<f64>| loss.map_or(String::new(), terminal::loss);
         for run in &self.runs {
             let mut cells = vec![run.name.clone()];
             cells.extend(run.changes.iter().map(|(_, value)| value.clone()));

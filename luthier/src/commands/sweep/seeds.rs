@@ -66,9 +66,9 @@ pub(super) fn compare(field: &mut Field<'_>) -> anyhow::Result<Vec<OverSeeds>> {
         return Ok(Vec::new());
     }
     if runs.iter().any(|&n| held_out(n) != held_out(runs[0])) {
+        let why = why_held_out_differ(&field.contenders, &runs);
         eprintln!(
-            "note: runs that differ in the seed are not compared, since their held-out examples differ too; name a file \
-             of them by data.eval, for data.eval_fraction draws them by the seed"
+            "note: runs that differ in the seed are not compared, since their held-out examples differ too{why}"
         );
         return Ok(Vec::new());
     }
@@ -80,6 +80,23 @@ pub(super) fn compare(field: &mut Field<'_>) -> anyhow::Result<Vec<OverSeeds>> {
     }
     progress.finish("");
     Ok(groups.iter().filter_map(|group| of_group(group, &groups[0], &field.contenders, &losses)).collect())
+}
+
+/// By which settings the held-out examples of runs differ, with what to do.
+fn why_held_out_differ(contenders: &[Contender], runs: &[usize]) -> String {
+    let is_drawn = |n: &usize| contenders[*n].prepared.settings.run.data.eval_fraction.is_some();
+    if runs.iter().any(is_drawn) {
+        return "; name a file of them by data.eval, for data.eval_fraction draws them by the seed"
+            .to_owned();
+    }
+    // Examples are made of the data by the model's tokenizer and template.
+    let decides = |(key, _): &&(String, String)| key == "model" || key.starts_with("data.");
+    let changes = contenders[runs[0]].changes.iter().filter(decides);
+    let keys: Vec<&str> = changes.map(|(key, _)| key.as_str()).collect();
+    match keys.as_slice() {
+        [] => String::new(),
+        keys => format!(" by {}; make a sweep for each of its values", keys.join(" and ")),
+    }
 }
 
 /// Finished runs by their settings but the seed, in the order of the sweep. What changes its base in training

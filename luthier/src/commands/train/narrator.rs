@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use model::Adapter;
 use train::{Event, ForgettingMetrics, StepMetrics};
 
+use super::answering::Answering;
 use crate::plot::Smoothed;
 use crate::run_folder;
 use crate::terminal::live::Live;
@@ -20,17 +22,17 @@ const RISING: u64 = 2;
 const RISEN: f64 = 1.001;
 
 /// Where it is told.
-pub(super) enum Shown {
+pub(super) enum Shown<'a> {
     /// Nothing but warnings.
     Quiet,
     /// Line by line, with progress from the loop's beginning on.
     Lines(Option<Progress>),
-    /// In a view over the whole terminal.
-    Live(Live),
+    /// In a view over the whole terminal, with what the model answers if that is known.
+    Live(Live, Option<Answering<'a>>),
 }
 
-pub(super) struct Narrator {
-    shown: Shown,
+pub(super) struct Narrator<'a> {
+    shown: Shown<'a>,
     /// The run folder.
     folder: PathBuf,
     begun: Instant,
@@ -80,8 +82,8 @@ impl Pace {
     }
 }
 
-impl Narrator {
-    pub(super) fn new(folder: &Path, shown: Shown) -> Self {
+impl<'a> Narrator<'a> {
+    pub(super) fn new(folder: &Path, shown: Shown<'a>) -> Self {
         Narrator {
             shown,
             folder: folder.to_owned(),
@@ -117,18 +119,20 @@ impl Narrator {
                 match &mut self.shown {
                     Shown::Quiet => {}
                     Shown::Lines(progress) => *progress = Some(Progress::steps("training", steps, step)),
-                    Shown::Live(live) => live.change(|view| view.begin(step, steps)),
+                    Shown::Live(live, _) => live.change(|view| view.begin(step, steps)),
                 }
             }
             Event::Step(metrics) => self.step(metrics),
-            Event::Evaluated { metrics, best, since_best, time } => {
+            Event::Evaluated { metrics, best, since_best, time, adapter } => {
                 self.facts.held_out = Some(metrics.eval_loss);
-                if let Shown::Live(live) = &self.shown {
+                if let Shown::Live(live, _) = &self.shown {
                     live.change(|view| view.held_out.push((metrics.step, metrics.eval_loss)));
                 }
-                self.pace.evaluation = Some(time);
                 self.evaluations = self.evaluations.saturating_sub(1);
                 self.note(&format!("step {}: held-out loss {:.4}", metrics.step, metrics.eval_loss));
+                let begun = Instant::now();
+                self.let_answer(metrics.step, adapter);
+                self.pace.evaluation = Some(time + begun.elapsed());
                 let risen = metrics.eval_loss > RISEN * best.eval_loss;
                 if risen && since_best >= RISING && best.step > 0 && !self.told_rising {
                     self.told_rising = true;
@@ -198,8 +202,17 @@ impl Narrator {
         }
         match &mut self.shown {
             Shown::Lines(Some(progress)) => progress.set_step(metrics.step, &self.facts),
-            Shown::Live(live) => live.change(|view| view.go_on(metrics, &self.facts)),
+            Shown::Live(live, _) => live.change(|view| view.go_on(metrics, &self.facts)),
             Shown::Quiet | Shown::Lines(None) => {}
+        }
+    }
+
+    /// Shows what the model answers after a step, where that is wanted.
+    fn let_answer(&self, step: u64, adapter: &Adapter) {
+        let Shown::Live(live, Some(answering)) = &self.shown else { return };
+        match answering.answers(adapter) {
+            Ok(answers) => live.change(|view| view.answer(step, answers)),
+            Err(error) => self.note(&format!("step {step}: the model gives no answer: {error:#}")),
         }
     }
 
@@ -217,7 +230,7 @@ impl Narrator {
             Shown::Quiet => {}
             Shown::Lines(None) => eprintln!("{line}"),
             Shown::Lines(Some(progress)) => progress.note(line),
-            Shown::Live(live) => live.change(|view| view.note(line)),
+            Shown::Live(live, _) => live.change(|view| view.note(line)),
         }
     }
 
@@ -226,7 +239,7 @@ impl Narrator {
         match std::mem::replace(&mut self.shown, Shown::Lines(None)) {
             Shown::Lines(Some(progress)) if self.pace.steps == 0 => progress.finish(""),
             Shown::Lines(Some(progress)) => progress.finish_steps(&self.facts),
-            Shown::Live(live) => live.end(),
+            Shown::Live(live, _) => drop(live),
             Shown::Quiet | Shown::Lines(None) => {}
         }
     }

@@ -12,6 +12,7 @@ use model::{Adapter, Decoder};
 use serde_json::json;
 use train::{Amount, Forgetting, History, Job, StepPlan, Trainer};
 
+use super::answering::Answering;
 use super::{REHEARSAL, load, loop_settings, rates, saving};
 use crate::cli::Global;
 use crate::forgetting;
@@ -59,7 +60,9 @@ pub(in crate::commands) struct Prepared {
     pub(in crate::commands) trained: Trained,
     pub(in crate::commands) needs: Needs,
     pub(in crate::commands) sizes: Sizes,
-    memory: MemoryPlan,
+    pub(super) memory: MemoryPlan,
+    /// Bytes that the plan leaves of what the run may have; none: nobody knows.
+    pub(super) spare: Option<u64>,
     pub(in crate::commands) steps: u64,
     /// Steps of an epoch.
     epoch_steps: u64,
@@ -122,6 +125,7 @@ impl Prepared {
         let epoch_steps = train.rows(&setup::order(run)).len().div_ceil(setup::batch_size(run)) as u64;
         setup::check_frozen(&settings, &base.config, &trained.layout, needs.repeated)?;
         let (sizes, memory) = setup::fit(run, &base.config, base.stored.as_ref(), &trained, needs)?;
+        let spare = setup::budget(run, needs.beside).map(|budget| budget.saturating_sub(memory.total()));
         Ok(Prepared {
             settings,
             base,
@@ -132,6 +136,7 @@ impl Prepared {
             needs,
             sizes,
             memory,
+            spare,
             steps,
             epoch_steps,
             settled,
@@ -259,7 +264,7 @@ impl Prepared {
     }
 
     /// What is seen of the run where it is watched, with what an earlier process did of it.
-    pub(super) fn view(&self, folder: &Path, history: &History) -> View {
+    pub(super) fn view(&self, folder: &Path, history: &History, answering: Option<&Answering<'_>>) -> View {
         let run = &self.settings.run;
         let trained = match run.adapter.method {
             Method::Full => "all weights".to_owned(),
@@ -268,10 +273,11 @@ impl Prepared {
         View {
             title: format!("{trained} on {}, into {}", self.base.name, folder.display()),
             steps: self.steps,
-            planned_bytes: self.memory.total(),
+            planned_bytes: self.memory.total() + answering.map_or(0, Answering::memory),
             losses: smoothed(history.steps.iter().map(|step| (step.step, step.loss))).collect(),
             held_out: history.evaluations.iter().map(|of| (of.step, of.eval_loss)).collect(),
             example: self.first_example(),
+            answered: answering.map_or_else(Vec::new, Answering::prompts),
             colour: terminal::stderr_colour(),
             ..View::default()
         }
@@ -340,6 +346,12 @@ impl Prepared {
             terminal::print_json(&self.json(time))?;
         }
         Ok(())
+    }
+
+    /// Its steps, the tokens that pass through the model in all of them, and the bytes that it is planned to need.
+    pub(in crate::commands) fn extent(&self) -> (u64, u64, u64) {
+        let Amount { steps, tokens, .. } = self.amount();
+        (steps, tokens, self.memory.total())
     }
 
     /// What the run is, in numbers.

@@ -156,8 +156,8 @@ impl Display for Summary {
             )?,
         }
         for (what, losses) in [("loss    ", loss), ("held out", held_out_loss)] {
-            if let Some(Losses { first, last, best, best_step, .. }) = losses {
-                writeln!(f, "{what}  {first:.4} first, {last:.4} last, {best:.4} best (step {best_step})")?;
+            if let Some(losses) = losses {
+                writeln!(f, "{what}  {losses}")?;
             }
         }
         if let Some(forgetting) = &self.forgetting {

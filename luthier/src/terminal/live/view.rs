@@ -7,6 +7,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Gauge, Paragraph, Wrap};
 use train::StepMetrics;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::plot::{Cell, Curve, Kind, Plot, Unit};
 use crate::terminal::progress::rate;
@@ -14,11 +15,14 @@ use crate::terminal::{Facts, bytes, count, digits, one_line, printable, rough};
 
 /// Notes that are kept.
 const NOTES: usize = 1000;
-/// Rows for the example and for the notes, with their frames.
+/// Rows for the example and for the notes, with their frames, and for an answered prompt.
 const EXAMPLE: u16 = 8;
 const FEW: u16 = 6;
-/// Terminals with fewer rows have no room for the example, or for the notes.
+const OF_PROMPT: u16 = 4;
+/// Terminals with fewer rows have no room for the example, for the answers beside it, or for the notes. Where
+/// there is room for one of them, the answers take the example's place as soon as there are any.
 const ROOM_FOR_EXAMPLE: u16 = 28;
+const ROOM_FOR_BOTH: u16 = 38;
 const ROOM_FOR_NOTES: u16 = 18;
 
 /// All that is shown.
@@ -37,11 +41,23 @@ pub(crate) struct View {
     pub(crate) held_out: Vec<(u64, f64)>,
     /// Pieces of the first example, and whether they are trained on.
     pub(crate) example: Vec<(String, bool)>,
+    /// Prompts, and what the model answers to them as it learns.
+    pub(crate) answered: Vec<Answered>,
     /// Whether a stop was asked for.
     pub(crate) stopping: bool,
     /// Whether colours are welcome.
     pub(crate) colour: bool,
     pub(crate) notes: Vec<String>,
+}
+
+/// A prompt with its answers.
+#[derive(Default)]
+pub(crate) struct Answered {
+    pub(crate) prompt: String,
+    /// What its example goes on with.
+    pub(crate) expected: String,
+    /// By the steps after which they were given: the first one, and the last.
+    pub(crate) answers: Vec<(u64, String)>,
 }
 
 impl View {
@@ -60,6 +76,14 @@ impl View {
         self.facts = facts.clone();
     }
 
+    /// What the model answers to the prompts, in their order, after a step.
+    pub(crate) fn answer(&mut self, step: u64, answers: Vec<String>) {
+        for (answered, answer) in self.answered.iter_mut().zip(answers) {
+            answered.answers.truncate(1);
+            answered.answers.push((step, answer));
+        }
+    }
+
     /// Adds a line to the notes.
     pub(crate) fn note(&mut self, line: &str) {
         if self.notes.len() == NOTES {
@@ -72,12 +96,19 @@ impl View {
     pub(super) fn draw(&self, frame: &mut Frame<'_>) {
         let height = frame.area().height;
         let rows = |wanted: u16, room: u16| if height >= room { wanted } else { 0 };
-        let [head, bar, chart, facts, example, notes, foot] = Layout::vertical([
+        let answered: Vec<&Answered> = self.answered.iter().filter(|of| !of.answers.is_empty()).collect();
+        let (of_answers, for_example) = match answered.len() as u16 {
+            0 => (0, ROOM_FOR_EXAMPLE),
+            prompts => (rows(prompts * OF_PROMPT + 2, ROOM_FOR_EXAMPLE), ROOM_FOR_BOTH),
+        };
+        let of_example = if self.example.is_empty() { 0 } else { rows(EXAMPLE, for_example) };
+        let [head, bar, chart, facts, example, answers, notes, foot] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Length(1),
             Constraint::Min(3),
             Constraint::Length(1),
-            Constraint::Length(if self.example.is_empty() { 0 } else { rows(EXAMPLE, ROOM_FOR_EXAMPLE) }),
+            Constraint::Length(of_example),
+            Constraint::Length(of_answers),
             Constraint::Length(rows(FEW, ROOM_FOR_NOTES)),
             Constraint::Length(1),
         ])
@@ -90,6 +121,12 @@ impl View {
             let block = Block::bordered().title("the first example, what is trained marked");
             let text = Paragraph::new(self.example_lines()).wrap(Wrap { trim: false });
             frame.render_widget(text.block(block), example);
+        }
+        if answers.height > 0 {
+            let block = Block::bordered().title("answers to held-out prompts");
+            let columns = usize::from(block.inner(answers).width);
+            let lines = answered.iter().flat_map(|of| self.answered_lines(of, columns));
+            frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()).block(block), answers);
         }
         if notes.height > 0 {
             let shown = usize::from(notes.height.saturating_sub(2));
@@ -181,6 +218,23 @@ impl View {
         lines
     }
 
+    /// A prompt's end, what its example goes on with, the first answer, and the last one.
+    fn answered_lines(&self, of: &Answered, columns: usize) -> Vec<Line<'static>> {
+        let label = |text: &str| format!("{text:<9} ");
+        let room = columns.saturating_sub(label("").len());
+        let mut lines = vec![
+            Line::styled(label("prompt") + &end_of(&one_line(of.prompt.trim()), room), Modifier::DIM),
+            Line::styled(label("example") + &one_line(of.expected.trim()), Modifier::DIM),
+        ];
+        for (n, (step, answer)) in of.answers.iter().enumerate() {
+            let style = if n > 0 { self.painted(Color::Green) } else { Style::new() };
+            let said = Span::styled(one_line(answer.trim()), style);
+            lines.push(Line::from(vec![Span::raw(label(&format!("step {step}"))), said]));
+        }
+        lines.resize(usize::from(OF_PROMPT), Line::default());
+        lines
+    }
+
     fn note_line(&self, line: &str) -> Line<'static> {
         let style = if line.starts_with("warning") { self.painted(Color::Yellow) } else { Style::new() };
         Line::styled(one_line(line), style)
@@ -189,6 +243,20 @@ impl View {
     fn painted(&self, colour: Color) -> Style {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
     }
+}
+
+/// The end of a text, at most so many columns wide.
+fn end_of(text: &str, columns: usize) -> String {
+    if text.width() <= columns {
+        return text.to_owned();
+    }
+    let mut width = 1;
+    let fits = |c: &char| {
+        width += c.width().unwrap_or(0);
+        width <= columns
+    };
+    let kept: Vec<char> = text.chars().rev().take_while(fits).collect();
+    ['…'].into_iter().chain(kept.into_iter().rev()).collect()
 }
 
 fn colour_of(colour: AnsiColor) -> Color {
@@ -231,6 +299,11 @@ mod tests {
             losses: (1..=50).map(|step| (step, 5.0 - step as f64 / 20.0)).collect(),
             held_out: vec![(0, 5.0), (50, 2.75)],
             example: vec![("user: hi\x1b[2J\n".into(), false), ("hello".into(), true)],
+            answered: vec![Answered {
+                prompt: format!("{}Which way?\n", "a long tale ".repeat(20)),
+                expected: "North".into(),
+                answers: Vec::new(),
+            }],
             colour: true,
             ..View::default()
         };
@@ -267,9 +340,35 @@ mod tests {
     }
 
     #[test]
+    fn the_first_answer_and_the_last_stand_below_the_end_of_their_prompt() {
+        let mut view = view();
+        assert!(!drawn(&view, 60, 40).contains("answers to held-out prompts"));
+        view.answer(0, vec!["South\x1b[2J".into()]);
+        view.answer(50, vec!["East".into()]);
+        view.answer(100, vec!["North\nit is".into()]);
+        let shown = drawn(&view, 59, 40);
+        for words in [
+            "answers to held-out prompts",
+            "prompt    …a long tale a long tale a long tale Which way?",
+            "example   North",
+            "step 0    South\\u{1b}[2J",
+            "step 100  North\\nit is",
+        ] {
+            assert!(shown.contains(words), "{words}: {shown}");
+        }
+        assert!(!shown.contains("East") && shown.contains("the first example"), "{shown}");
+        // Where there is room for one of both, it is the answers'.
+        let shown = drawn(&view, 59, 30);
+        assert!(shown.contains("North") && !shown.contains("the first example"), "{shown}");
+    }
+
+    #[test]
     fn any_size_of_terminal_and_an_empty_view_can_be_drawn() {
         for (columns, rows) in [(1, 1), (9, 3), (20, 10), (40, 17), (80, 24), (300, 100)] {
-            drawn(&view(), columns, rows);
+            let mut view = view();
+            drawn(&view, columns, rows);
+            view.answer(0, vec!["yes".into()]);
+            drawn(&view, columns, rows);
             drawn(&View::default(), columns, rows);
         }
         let small = drawn(&view(), 80, 16);

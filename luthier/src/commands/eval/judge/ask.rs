@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
-use super::endpoint::{Endpoint, Failure};
+use super::endpoint::{Endpoint, Failed, Failure};
 use super::games::{Game, Games};
 use super::replies::{Replies, Reply};
 use crate::run_file::{Budget, JudgeFile};
@@ -25,6 +25,7 @@ const GLANCE: Duration = Duration::from_millis(20);
 pub(super) struct Outcome {
     /// Requests that were sent, again included.
     pub(super) sent: u64,
+    /// Of replies, and the most that tries without one may have taken.
     pub(super) tokens: u64,
     /// Tries that failed for a reason that may pass.
     pub(super) again: u64,
@@ -154,7 +155,10 @@ impl<'a> Asking<'a> {
             let answer = self.endpoint.ask(&body);
             let mut state = self.state();
             state.under_way -= cost;
-            let (why, wait) = match answer {
+            if matches!(answer, Err(Failed { may_cost: true, .. })) {
+                state.outcome.tokens = state.outcome.tokens.saturating_add(cost);
+            }
+            let (why, wait) = match answer.map_err(|failed| failed.why) {
                 Ok(said) => {
                     state.outcome.tokens = state.outcome.tokens.saturating_add(said.tokens);
                     state.in_vain = 0;

@@ -37,6 +37,14 @@ pub(super) struct Said {
     pub(super) tokens: u64,
 }
 
+/// A try without a reply.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) why: Failure,
+    /// Whether the judge may have worked on it all the same, which is paid for.
+    pub(super) may_cost: bool,
+}
+
 /// Why there is no reply.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -110,17 +118,19 @@ impl Endpoint {
     }
 
     /// Asks once.
-    pub(super) fn ask(&self, body: &str) -> Result<Said, Failure> {
+    pub(super) fn ask(&self, body: &str) -> Result<Said, Failed> {
+        // Who was told nothing, or nothing that can be used, may pay for it; an error's status is no answer.
+        let worked = |why: Failure| Failed { may_cost: !matches!(why, Failure::Endpoint(_)), why };
         let mut request = self.agent.post(&self.url).header("Content-Type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
-        let mut response = request.send(body).map_err(|error| self.lost(&error))?;
+        let mut response = request.send(body).map_err(|error| worked(self.lost(&error)))?;
         let (status, wait) = (response.status(), asked_wait(response.headers(), SystemTime::now()));
-        let text = read(response.body_mut()).map_err(|error| self.lost(&error))?;
+        let text = read(response.body_mut()).map_err(|error| worked(self.lost(&error)))?;
         if status != StatusCode::OK {
             let why = format!("{status}: {}", quoted(&message(&text).unwrap_or(text)));
-            return Err(match status {
+            let why = match status {
                 _ if may_pass(status) => Failure::MayPass { why, wait },
                 // Without a key, money or such a model.
                 StatusCode::UNAUTHORIZED
@@ -131,9 +141,10 @@ impl Endpoint {
                     Failure::Endpoint(format!("{status}: give the address it leads to"))
                 }
                 _ => Failure::Request(why),
-            });
+            };
+            return Err(Failed { why, may_cost: false });
         }
-        said(&text, body.len()).map_err(Failure::Request)
+        said(&text, body.len()).map_err(|why| worked(Failure::Request(why)))
     }
 
     fn lost(&self, error: &ureq::Error) -> Failure {
