@@ -704,7 +704,8 @@ impl Keeper {
 
     /// Notes how the pool stands, for whoever looks at it over time.
     fn sample(&mut self) {
-        let sample = self.peek(sample);
+        // A pool in which nothing happens has a sample of each time, too.
+        let sample = Sample { at: now(), ..self.peek(sample) };
         if let Ok(text) = serde_json::to_string(&sample) {
             let _ = self.store.sample(sample.at, &text);
         }

@@ -9,7 +9,8 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use jobs::supervisor::{QueueSample, Sample, sample};
+use jobs::pool::Event;
+use jobs::supervisor::{QueueSample, Sample, now, sample};
 use jobs::{Amounts, Bounds, JobId, Phase, Pool, RESOURCES, Resource};
 use serde_json::{Map, Value, json};
 
@@ -52,13 +53,20 @@ impl Kept {
 }
 
 pub(super) async fn status(
-    State(app): State<Arc<PoolApp>>,
+    State(kept): State<Arc<PoolApp>>,
     _: Caller,
     asked: Asked,
 ) -> Result<Response, ApiError> {
     asked.only(&[])?;
-    // A copy of the pool, so that it can go on deciding.
-    let whole = aside(move || Ok(app.status.get(|| whole(&app.handle.pool().clone())))).await?;
+    let app = Arc::clone(&kept);
+    let look = move || {
+        // A copy of the pool, so that it can go on deciding.
+        let mut pool = app.handle.pool().clone();
+        // Hours are counted up to now; of nothing but time nothing is refused.
+        let _ = pool.accept(Event::Tick, now());
+        whole(&pool)
+    };
+    let whole = aside(move || Ok(kept.status.get(look))).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], whole).into_response())
 }
 
@@ -89,15 +97,15 @@ fn kind(is_project: bool) -> &'static str {
     if is_project { "project" } else { "department" }
 }
 
-fn queue(pool: &Pool, number: usize, now: &QueueSample) -> Value {
+fn queue(pool: &Pool, number: usize, stands: &QueueSample) -> Value {
     let node = &pool.tree().nodes[number];
     let account = &pool.accounts()[number];
     json!({
         "name": node.name, "kind": kind(node.is_project),
         "department": node.parent.map(|above| &pool.tree().nodes[above].name),
         "quota": bounds(&node.quota), "limit": bounds(&node.limit), "over_quota_weight": node.weight,
-        "priority": node.priority, "share": units(&now.share), "held": now.held,
-        "over_quota": above(pool, number, &now.held), "running": now.running, "waiting": now.waiting,
+        "priority": node.priority, "share": units(&stands.share), "held": stands.held,
+        "over_quota": above(pool, number, &stands.held), "running": stands.running, "waiting": stands.waiting,
         "hours": units(&account.hours),
         "usage": units(&account.usage),
     })

@@ -185,11 +185,37 @@ impl Browser {
         self.command("goog/cdp/execute", &json!({"cmd": "Emulation.setEmulatedMedia", "params": media}));
     }
 
+    /// The page as it looks, a PNG file.
+    #[allow(dead_code)] // for people who want to see it
+    pub(crate) fn picture(&self) -> Vec<u8> {
+        let command = json!({"cmd": "Page.captureScreenshot", "params": {"captureBeyondViewport": true}});
+        let taken = self.command("goog/cdp/execute", &command);
+        base64(taken["data"].as_str().unwrap())
+    }
+
     /// What went wrong in the page, in its console's words.
     pub(crate) fn complaints(&self) -> Vec<Value> {
         let log = self.command("se/log", &json!({"type": "browser"}));
         log.as_array().unwrap().iter().filter(|line| line["level"] == "SEVERE").cloned().collect()
     }
+}
+
+/// Bytes out of their letters.
+fn base64(text: &str) -> Vec<u8> {
+    let value = |letter: u8| match letter {
+        b'A'..=b'Z' => letter - b'A',
+        b'a'..=b'z' => letter - b'a' + 26,
+        b'0'..=b'9' => letter - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let letters: Vec<u8> = text.bytes().filter(|letter| *letter != b'=').map(value).collect();
+    let group = |group: &[u8]| {
+        let bits =
+            group.iter().fold(0_u32, |bits, six| bits << 6 | u32::from(*six)) << (6 * (4 - group.len()));
+        bits.to_be_bytes()[1..group.len()].to_vec()
+    };
+    letters.chunks(4).flat_map(group).collect()
 }
 
 impl Drop for Browser {

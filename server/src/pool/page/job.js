@@ -37,7 +37,8 @@ function showJob(job, why) {
   if (job.lost_steps) plan.push(`${several(job.lost_steps, "step")} lost`);
   put(at("one-plan"), plan.join(" · "));
   const expected = why.expected && WAITING.includes(job.phase) ? ` It is expected to start ${until(why.expected)}.` : "";
-  put(at("one-why"), `${why.message}; what would change it: ${why.unblocks}.${expected}`);
+  const change = ["running", "ended"].includes(why.rule) ? "" : `; what would change it: ${why.unblocks}`;
+  put(at("one-why"), `${why.message}${change}.${expected}`);
   const is = (...phases) => phases.includes(job.phase);
   const isOver = is("done", "failed", "cancelled");
   at("cancel").hidden = !job.may.change || isOver;

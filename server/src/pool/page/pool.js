@@ -65,7 +65,8 @@ function showNow() {
   const sum = (of) => tops.reduce((all, queue) => all + of(queue), 0);
   for (const resource of RESOURCES) {
     const [held, all] = [sum((queue) => queue.held[resource]), state.capacity[resource]];
-    put(at(resource), `${amount(resource, held)} / ${amount(resource, all)}`);
+    put(at(resource), amount(resource, held));
+    put(at(`${resource}-all`), `of ${amount(resource, all)}`);
     at(`${resource}-meter`).value = all ? held / all : 0;
   }
   put(at("running"), count(sum((queue) => queue.running)));
@@ -217,7 +218,8 @@ function showTime(samples) {
   const [resource, whose, figure] = [at("resource").value, at("whose").value, at("time")];
   const svg = figure.querySelector("svg");
   const end = Date.now();
-  const begin = end - Number(at("span").value);
+  // A pool that is younger than that fills the whole width.
+  const begin = Math.max(end - Number(at("span").value), Math.min(samples[0].at, end - 60000));
   const right = (sample) => (100 * (sample.at - begin)) / (end - begin);
   const projects = state.queues.filter((queue) => queue.kind === "project").slice(0, MOST_ROWS);
   const one = projects.find((project) => project.name === whose);
@@ -307,17 +309,18 @@ async function showQueue(jobs) {
     });
   };
   show();
-  // One after the other: a reason takes the pool some time to find.
-  for (const job of waiting.filter((job) => opened.has(job.id)).slice(0, 2 * MOST_REASONS)) await askWhy(job.id);
-  show();
+  // One after the other, and not all the time: a reason takes the pool some time to find.
+  const asks = waiting.filter((job) => opened.has(job.id) && isDue(`why ${job.id}`, 10000));
+  for (const job of asks.slice(0, 2 * MOST_REASONS)) await askWhy(job.id);
+  if (asks.length) show();
 }
 
 function showList(jobs) {
   at("jobs-none").hidden = jobs.length > 0;
   at("list-scroll").hidden = jobs.length === 0;
   cells(at("list"), jobs, (job) => [
-    job.id, job.name, job.project, job.user, job.phase, wanted(job.request), day(job.submitted),
-    job.ended ? day(job.ended) : until(job.expected_end), count(job.attempts), job.evictions ? `${count(job.evictions)} times` : "–",
+    job.id, job.name, job.project, job.user, job.phase, wanted(job.request), since(job.submitted),
+    job.ended ? day(job.ended) : until(job.expected_end), count(job.attempts), job.evictions ? several(job.evictions, "time") : "–",
   ]);
   jobs.forEach((job, i) => (at("list").rows[i].cells[4].className = `dot ${job.phase}`));
 }
@@ -350,6 +353,7 @@ function isDue(what, wait) {
 let samples = [];
 
 async function lookNow() {
+  if (!sessionStorage.getItem("key")) return tell("a token of this pool is needed", "bad");
   const id = /^#job-([0-9]+)$/.exec(location.hash)?.[1];
   try {
     const me = await ask("/pool/v1/me", { signal: AbortSignal.timeout(10000) });
@@ -375,7 +379,7 @@ async function showPool() {
   showProjects();
   showMachines();
   if (isDue("samples", 10000)) samples = (await asked(`/pool/v1/samples?since=${Date.now() - Number(at("span").value)}`)).samples;
-  showTime(samples);
+  showTime([...samples, state]);
   if (isDue("jobs", 2000)) {
     const { jobs } = await asked(`/pool/v1/jobs?limit=${MOST_ROWS}&all=${at("ended").checked}`);
     showList(jobs);
