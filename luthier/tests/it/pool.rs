@@ -98,7 +98,11 @@ impl Pool {
             if job["phase"] == phase {
                 return job;
             }
-            assert!(begun.elapsed() < Duration::from_secs(120), "waits to be {phase}: {job:#}");
+            let waits = begun.elapsed() < Duration::from_secs(120) && job["phase"] != "failed";
+            if !waits {
+                let (log, _) = succeed(self.path(), &["jobs", "logs", &id.to_string()]);
+                panic!("it should be {phase}: {job:#}\n{log}");
+            }
             thread::sleep(Duration::from_millis(50));
         }
     }
