@@ -107,10 +107,9 @@ pub(crate) enum TraceFormat {
 }
 
 #[derive(Args, Debug)]
-#[group(id = "jobs", args = ["trace", "generate"], required = true, multiple = false)]
 pub(crate) struct PoolSimulate {
     /// The jobs: a published trace
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", required_unless_present = "generate", conflicts_with = "generate")]
     pub(crate) trace: Option<PathBuf>,
     /// So many jobs from random numbers instead, a few big ones among many small ones
     #[arg(long, value_name = "JOBS", value_parser = clap::value_parser!(u32).range(1..=1_000_000), allow_negative_numbers = true)]

@@ -98,7 +98,7 @@ fn jobs(args: &PoolSimulate) -> anyhow::Result<(Vec<Arrival>, LeftOut)> {
     }
     if trace.without_devices + trace.never_ran > 0 {
         eprintln!(
-            "note: left out {} jobs without devices and {} that never ran",
+            "note: jobs that are left out: {} without devices, {} that never ran",
             trace.without_devices, trace.never_ran
         );
     }
