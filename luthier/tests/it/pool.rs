@@ -98,7 +98,11 @@ impl Pool {
             if job["phase"] == phase {
                 return job;
             }
-            assert!(begun.elapsed() < Duration::from_secs(120), "waits to be {phase}: {job:#}");
+            let waits = begun.elapsed() < Duration::from_secs(120) && job["phase"] != "failed";
+            if !waits {
+                let (log, _) = succeed(self.path(), &["jobs", "logs", &id.to_string()]);
+                panic!("it should be {phase}: {job:#}\n{log}");
+            }
             thread::sleep(Duration::from_millis(50));
         }
     }
@@ -164,15 +168,15 @@ fn serve(folder: &Path, more: &[&str]) -> Child {
 fn projects_take_their_slots_back_and_no_work_is_lost_though_the_pool_is_killed() {
     let mut pool = Pool::new();
     let students: Vec<u64> =
-        (1..4).map(|n| pool.submit(&format!("student-{n}"), "students", 1500, &[])).collect();
+        (1..4).map(|n| pool.submit(&format!("student-{n}"), "students", 150, &[])).collect();
     pool.until(students[0], "running");
     pool.until(students[1], "running");
     let (why, _) = succeed(pool.path(), &["jobs", "why", &students[2].to_string()]);
     assert!(why.contains("it asks for 1 cpu, and of 2 cpus nothing is free"), "{why}");
 
     // Both projects come back to their quotas: what was lent is theirs within two seconds.
-    let vision = pool.submit("vision", "vision", 300, &[]);
-    let speech = pool.submit("speech", "speech", 300, &[]);
+    let vision = pool.submit("vision", "vision", 40, &[]);
+    let speech = pool.submit("speech", "speech", 40, &[]);
     for id in [vision, speech] {
         let job = pool.until(id, "done");
         let (asked, given) = (job["submitted"].as_u64().unwrap(), job["started"].as_u64().unwrap());
@@ -187,7 +191,7 @@ fn projects_take_their_slots_back_and_no_work_is_lost_though_the_pool_is_killed(
         students.iter().map(|id| pool.until(*id, "done")["evictions"].as_u64().unwrap()).sum();
     assert!(evictions >= 2, "two of them gave way: {evictions}");
     for name in ["student-1", "student-2", "student-3"] {
-        assert_eq!(pool.steps(name), (1..=1500).collect::<Vec<_>>(), "{name}");
+        assert_eq!(pool.steps(name), (1..=150).collect::<Vec<_>>(), "{name}");
         assert!(pool.result(name) == pool.alone(name), "{name} ends in other bytes than alone");
     }
     for id in students {
@@ -204,16 +208,16 @@ fn projects_take_their_slots_back_and_no_work_is_lost_though_the_pool_is_killed(
 #[test]
 fn an_elastic_job_grows_and_shrinks_and_ends_in_the_same_bytes() {
     let pool = Pool::new();
-    let elastic = pool.submit("elastic", "students", 2500, &["--cpus", "1-2"]);
+    let elastic = pool.submit("elastic", "students", 200, &["--cpus", "1-2"]);
     pool.until(elastic, "running");
-    let small = pool.submit("small", "vision", 300, &[]);
+    let small = pool.submit("small", "vision", 40, &[]);
     pool.until(small, "done");
     let job = pool.until(elastic, "done");
     let history = job["history"].as_array().unwrap();
     let cpus = |attempt: &Value| attempt["placement"][0]["cpus"].as_u64().unwrap();
     let sizes: Vec<u64> = history.iter().map(cpus).collect();
     assert!(sizes.starts_with(&[2, 1]), "it has both, gives one, and may have it again: {sizes:?}");
-    assert_eq!(pool.steps("elastic"), (1..=2500).collect::<Vec<_>>());
+    assert_eq!(pool.steps("elastic"), (1..=200).collect::<Vec<_>>());
     assert!(pool.result("elastic") == pool.alone("elastic"), "it ends in other bytes than alone");
 }
 
@@ -246,7 +250,7 @@ fn what_cannot_be_is_refused_with_what_would_help() {
     fs::write(pool.path().join("bad.yaml"), "projects:\n  - {name: vision, quota: {cpus: -3}}\n").unwrap();
     assert!(refused(&["pool", "apply", "bad.yaml"]).contains("bad.yaml:2"));
     fs::write(pool.path().join("none.yaml"), "projects: [{name: vision}]\n").unwrap();
-    let hold = pool.submit("held", "speech", 2000, &[]);
+    let hold = pool.submit("held", "speech", 400, &[]);
     succeed(pool.path(), &["jobs", "hold", &hold.to_string()]);
     assert!(refused(&["pool", "apply", "none.yaml"]).contains("`speech` is not in the new policy"));
     let (why, _) = succeed(pool.path(), &["jobs", "why", &hold.to_string()]);
@@ -270,7 +274,7 @@ fn users_have_tokens_and_see_what_is_theirs() {
     succeed(pool.path(), &["pool", "apply", "rules.yaml"]);
     let token = |name: &str| succeed(pool.path(), &["pool", "users", "add", name]).0.trim().to_owned();
     let (ann, bob, eve) = (token("ann"), token("bob"), token("eve"));
-    let id = pool.submit("mine", "vision", 3000, &["--token", &bob]);
+    let id = pool.submit("mine", "vision", 400, &["--token", &bob]);
     let seen = |token: &str| {
         let (told, _) = succeed(pool.path(), &["jobs", "list", "--all", "--json", "--token", token]);
         serde_json::from_str::<Value>(&told).unwrap()["jobs"].as_array().unwrap().len()

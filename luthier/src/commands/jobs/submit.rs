@@ -19,6 +19,10 @@ use crate::run_folder;
 use crate::setup::Base;
 use crate::terminal::{self, bytes, one_line, printable, quoted, rough};
 
+/// A run that goes on plans its memory anew, with settings that were open at first, and may need a little more: it gets this part
+/// of what is planned, and so many bytes, on top.
+const HEADROOM: u64 = 16;
+const SPARE: u64 = 16 << 20;
 /// Memory of a command of which nobody says how much it needs.
 const USUAL_MEMORY: u64 = 1 << 30;
 
@@ -137,7 +141,8 @@ fn of_run(
     // More threads need more room, so what a run may grow to is planned for.
     let prepared = Prepared::new(settings, base, initial, None, &global.with_threads(most))?;
     prepared.warnings().iter().for_each(|warning| eprintln!("warning: {}", one_line(warning)));
-    let (steps, tokens, memory) = prepared.extent();
+    let (steps, tokens, planned) = prepared.extent();
+    let memory = planned + planned / HEADROOM + SPARE;
     let measured = || match client {
         None => Ok(None),
         Some(client) => time(&prepared, tokens, least, client, global).map(Some),

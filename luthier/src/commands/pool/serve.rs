@@ -11,11 +11,11 @@ use jobs::executor::Local;
 use jobs::store::Store;
 use jobs::supervisor::{Insight, Progress, Setup, Supervisor};
 use jobs::{Node, Spec};
-use server::{Place, PoolLimits, PoolSetup};
+use server::{Place, PoolSetup};
 
 use super::client::{ADDRESS, TOKEN};
 use crate::cli;
-use crate::error::{fault, user};
+use crate::error::user;
 use crate::output;
 use crate::run_file::read_policy;
 use crate::run_folder;
@@ -31,7 +31,7 @@ pub(super) fn run(args: cli::PoolServe) -> anyhow::Result<ExitCode> {
             "a new pool needs --policy POLICY.yaml: which projects there are, and what each may have",
         ));
     }
-    let place = Place::take_with_keys(&args.host, args.port)?;
+    let place = Place::bind(&args.host, args.port)?;
     let store = Store::open(state)?;
     // Messages of jobs are nobody else's.
     fs::set_permissions(state, fs::Permissions::from_mode(0o700))?;
@@ -57,23 +57,14 @@ pub(super) fn run(args: cli::PoolServe) -> anyhow::Result<ExitCode> {
     })?;
     let root = token(&state)?;
     let stop = signal::stop_on_request()?;
-    let root_name =
+    let name =
         std::env::var("USER").ok().filter(|name| jobs::policy::is_name(name)).unwrap_or("admin".into());
-    let setup = PoolSetup {
-        handle: supervisor.handle(),
-        root,
-        root_name,
-        any_command: args.any_command,
-        limits: PoolLimits::default(),
-    };
-    let mut written = Ok(());
-    server::serve_pool(place, setup, &stop, |address| {
-        let url = format!("http://{address}");
-        written = output::write(&state.join(ADDRESS), format!("{url}\n").as_bytes());
-        let token = state.join(TOKEN);
-        eprintln!("the pool listens at {url}; its page is there, too. The token is in {}", token.display());
-    })?;
-    written?;
+    let url = place.url();
+    output::write(&state.join(ADDRESS), format!("{url}\n").as_bytes())?;
+    let token = state.join(TOKEN);
+    eprintln!("the pool listens at {url}; its page is there, too. The token is in {}", token.display());
+    let setup = PoolSetup { handle: supervisor.handle(), root, name, any_command: args.any_command };
+    server::serve_pool(place, setup, &stop)?;
     supervisor.end();
     eprintln!("the pool has ended; its jobs go on, and it finds them again when it is started again");
     Ok(ExitCode::SUCCESS)
@@ -94,16 +85,16 @@ fn machine(args: &cli::PoolServe) -> Node {
     }
 }
 
-/// The hash of the token of who starts the pool. The token is a file that only this account can read, made at the first start.
-fn token(state: &Path) -> anyhow::Result<[u8; 32]> {
+/// The token of who starts the pool, which only this account can read; made at the first start.
+fn token(state: &Path) -> anyhow::Result<String> {
     let path = state.join(TOKEN);
     if let Ok(token) = fs::read_to_string(&path) {
-        return Ok(server::token_hash(&token));
+        return Ok(token.trim().to_owned());
     }
-    let (token, hash) = server::pool_token().map_err(fault)?;
+    let token = server::new_token()?;
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     file.write_all(format!("{token}\n").as_bytes())?;
-    Ok(hash)
+    Ok(token)
 }
 
 /// What run folders tell of the runs that jobs are.
