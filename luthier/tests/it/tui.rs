@@ -67,8 +67,10 @@ fn answers_to_held_out_prompts_are_seen_and_change_nothing() {
     let settings = [
         ["--eval-data", "d.jsonl"],
         ["--set", "adapter.method=dora"],
-        ["--set", "training.max_steps=20"],
-        ["--set", "training.eval_every=10"],
+        // Long enough that the view is drawn after an evaluation, however fast the machine is.
+        ["--set", "training.epochs=1000"],
+        ["--set", "training.max_steps=1500"],
+        ["--set", "training.eval_every=500"],
     ]
     .concat();
     let mut session = begin(folder.path(), &settings);
