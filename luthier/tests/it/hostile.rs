@@ -267,9 +267,9 @@ fn lines_that_are_no_examples() {
     data(
         format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)).as_bytes(),
         &[],
-        &["x.jsonl:1", "recursion limit"],
+        &["x.jsonl:1", "nested more than 127 levels deep"],
     );
-    data("{\"a\":".repeat(100_000).as_bytes(), &[], &["x.jsonl:1", "recursion limit"]);
+    data("{\"a\":".repeat(100_000).as_bytes(), &[], &["x.jsonl:1", "nested more than 127 levels deep"]);
     data(&b"\"".repeat(10_000_000), &[], &["x.jsonl:1: invalid JSON"]);
     let more = ["--set", "data.format=parquet"];
     data(GOOD.as_bytes(), &more, &["--set data.format=parquet: `data.format`: expected auto, messages"]);
