@@ -346,8 +346,8 @@ impl Set<'_> {
             finding(
                 "joined",
                 report.joins_prompts(),
-                "the prompt's end and the completion's beginning are one token, which is not learnt, so that the model never sees a \
-                 prompt end as it will be asked"
+                "the prompt's end and the completion's beginning are one token, which is not learnt, so that \
+                 the model never sees a prompt end as it will be asked"
                     .into(),
                 odd(Oddity::Joined),
                 "begin the completion, rather than end the prompt, with the space between them",

@@ -239,9 +239,9 @@ impl Report {
 }
 
 /// What is wrong with completions that begin within a token, and what to do.
-const JOINED: &str = "With the end of the prompt and the beginning of the completion in one token, which is not learnt, so that the \
-                      model never sees a prompt end as it will be asked (begin the completion, rather than end the prompt, with \
-                      the space between them)";
+const JOINED: &str = "With the end of the prompt and the beginning of the completion in one token, which is \
+                      not learnt, so that the model never sees a prompt end as it will be asked (begin the \
+                      completion, rather than end the prompt, with the space between them)";
 
 fn examples(count: usize) -> String {
     format!("{count} example{}", if count == 1 { "" } else { "s" })

@@ -112,8 +112,8 @@ fn read(text: &str, in_tools: bool) -> Result<Json, JsonError> {
 fn in_words(error: &serde_json::Error, place: &str) -> String {
     match what(error).as_str() {
         TOO_DEEP => format!(
-            "lists and objects are nested more than {LEVELS} levels deep{place}, which is not read; give a tree of messages a \
-             message a record, and what else is so deep as text"
+            "lists and objects are nested more than {LEVELS} levels deep{place}, which is not read; give a \
+             tree of messages a message a record, and what else is so deep as text"
         ),
         what => format!("invalid JSON{place}: {what}"),
     }

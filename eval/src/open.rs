@@ -1,7 +1,7 @@
 //! Open questions, whose answers are generated: what a model is asked, and what its answer is compared with.
 //!
-//! Rows of the files that people have become [`OpenQuestion`]s ([`OpenForm`] says which files). Texts and stops
-//! are those of lm-evaluation-harness 0.4.13, to the byte: of its task `gsm8k`.
+//! Rows of the files that people have become [`OpenQuestion`]s ([`OpenForm`] says which files). Texts and
+//! stops are those of lm-evaluation-harness 0.4.13, to the byte: of its task `gsm8k`.
 
 use std::str::FromStr;
 

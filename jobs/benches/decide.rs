@@ -1,10 +1,10 @@
 //! How much of a processor's time one decision takes: `Pool::step` with one submission, and with one exit.
 //!
-//! `cargo bench -p luthier-jobs --bench decide`. A thousand projects in fifty departments, on machines of eight
-//! devices. Of the jobs, about half have a place and half wait. `saturated`: every project has its share, and
-//! nobody gives anything up. `reclaim`: one project comes back to its quota, which others have on loan. `mixed`:
-//! parts of devices, machines, gangs over several machines, jobs that grow, and jobs that are never stopped.
-//! Times are those of the thread, so that what else a machine does counts little.
+//! `cargo bench -p luthier-jobs --bench decide`. A thousand projects in fifty departments, on machines of
+//! eight devices. Of the jobs, about half have a place and half wait. `saturated`: every project has its
+//! share, and nobody gives anything up. `reclaim`: one project comes back to its quota, which others have on
+//! loan. `mixed`: parts of devices, machines, gangs over several machines, jobs that grow, and jobs that are
+//! never stopped. Times are those of the thread, so that what else a machine does counts little.
 
 use std::time::Duration;
 

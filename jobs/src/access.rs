@@ -1,4 +1,5 @@
-//! Who may do what: members of a project submit, its owners decide about all of its jobs, admins about everything.
+//! Who may do what: members of a project submit, its owners decide about all of its jobs, admins about
+//! everything.
 
 use crate::job::{Job, Spec};
 use crate::policy::Policy;
@@ -8,7 +9,8 @@ use crate::policy::Policy;
 pub struct Who {
     /// Its name.
     pub name: String,
-    /// Whether it is who started the pool: an admin whatever the policy says, or nobody could mend a policy that names none.
+    /// Whether it is who started the pool: an admin whatever the policy says, or nobody could mend a policy
+    /// that names none.
     pub is_root: bool,
 }
 
@@ -74,7 +76,8 @@ impl Who {
         Ok(())
     }
 
-    /// Whether it may do something with a job: owners with all, members with their own, but priorities are the owners'.
+    /// Whether it may do something with a job: owners with all, members with their own, but priorities are
+    /// the owners'.
     pub(crate) fn may(&self, deed: Deed, job: &Job, policy: &Policy) -> Result<(), String> {
         let project = &job.spec.project;
         let lowers = matches!(deed, Deed::Prioritize(priority) if priority <= job.spec.priority);

@@ -32,8 +32,9 @@ pub enum Status {
     Exited(Exit),
 }
 
-/// Who runs processes on the machines of a pool. Every call may be repeated: a start that has begun is not begun again, and
-/// one that was told to stop is not told again. So whoever calls may be killed between two calls and make them again.
+/// Who runs processes on the machines of a pool. Every call may be repeated: a start that has begun is not
+/// begun again, and one that was told to stop is not told again. So whoever calls may be killed between two
+/// calls and make them again.
 pub trait Executor: Send {
     /// Starts the processes of a job.
     ///

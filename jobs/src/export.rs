@@ -191,7 +191,8 @@ fn mounted(spec: &Spec) -> Result<PathBuf, ExportError> {
         None => Err(ExportError::Job {
             field: "launch.folder",
             message: format!(
-                "{}, where the job starts, and what its command and its results name have no folder in common that could be a volume; put them into one",
+                "{}, where the job starts, and what its command and its results name have no folder in \
+                 common that could be a volume; put them into one",
                 spec.launch.folder.display()
             ),
         }),

@@ -20,7 +20,8 @@ impl fmt::Display for JobId {
     }
 }
 
-/// What kind of work it is; says its priority, and whether it may be stopped for others. The names and numbers are KAI-Scheduler's.
+/// What kind of work it is; says its priority, and whether it may be stopped for others. The names and
+/// numbers are KAI-Scheduler's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
@@ -101,11 +102,13 @@ pub struct Spec {
 /// A command, which each start of a job runs again: it has to go on where it was stopped.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
-    /// The program and its arguments. `{cpus}`, `{memory}` (in bytes) and `{devices}` stand for what the job was given.
+    /// The program and its arguments. `{cpus}`, `{memory}` (in bytes) and `{devices}` stand for what the job
+    /// was given.
     pub arguments: Vec<String>,
     /// Where it starts.
     pub folder: PathBuf,
-    /// The folder of its results; of `luthier train` the run folder, whose `metrics.jsonl` tells how far it is.
+    /// The folder of its results; of `luthier train` the run folder, whose `metrics.jsonl` tells how far it
+    /// is.
     #[serde(default)]
     pub output: Option<PathBuf>,
     /// Steps that it has in all, if somebody knows.
@@ -144,7 +147,8 @@ impl Spec {
         }
     }
 
-    /// What one member gets at a size, counted in steps above the least. Cores go along with devices in proportion.
+    /// What one member gets at a size, counted in steps above the least. Cores go along with devices in
+    /// proportion.
     #[must_use]
     pub fn member(&self, steps: u64) -> Amounts {
         let mut amounts = Amounts { devices: self.devices.min, cpus: self.cpus.min, memory: self.memory };

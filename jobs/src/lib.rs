@@ -1,8 +1,8 @@
 //! Who may run what, when, and why. Knows no model: a job is a command with what it asks for.
 //!
-//! A [`Policy`] is a tree of departments and projects with quotas; a [`Pool`] is the state of everything under it, and
-//! [`Pool::step`] the scheduler: a function of the state, an event and the time. It has no clock, no thread and no
-//! disk, so what happened can be computed again from its events.
+//! A [`Policy`] is a tree of departments and projects with quotas; a [`Pool`] is the state of everything
+//! under it, and [`Pool::step`] the scheduler: a function of the state, an event and the time. It has no
+//! clock, no thread and no disk, so what happened can be computed again from its events.
 
 pub mod access;
 pub mod amounts;

@@ -84,8 +84,8 @@ impl Placement {
 
 /// What is free of each machine.
 ///
-/// Two are kept of a pool: what is free now, and what will be once those that were told to stop have left. A job that starts has to
-/// fit in both, or it would take what was promised to another.
+/// Two are kept of a pool: what is free now, and what will be once those that were told to stop have left. A
+/// job that starts has to fit in both, or it would take what was promised to another.
 #[derive(Debug, Clone)]
 pub(crate) struct Free {
     nodes: Vec<FreeNode>,
@@ -205,8 +205,8 @@ impl Free {
         self.nodes[node].left.amounts()
     }
 
-    /// A place for every member of a job of a size, or none. Takes the tightest that fits, so that what is left stays together.
-    /// `both` is another book in which it has to be free, too.
+    /// A place for every member of a job of a size, or none. Takes the tightest that fits, so that what is
+    /// left stays together. `both` is another book in which it has to be free, too.
     pub(crate) fn place(&self, spec: &Spec, steps: u64, both: Option<&Free>) -> Option<Placement> {
         self.place_beside(spec, steps, both, None)
     }

@@ -42,7 +42,8 @@ pub struct Policy {
 pub struct Usage {
     /// After this time, use counts half. In milliseconds.
     pub half_life: Millis,
-    /// 0: past use does not count; 1: a project that had its part all along gets none of the surplus while others want it.
+    /// 0: past use does not count; 1: a project that had its part all along gets none of the surplus while
+    /// others want it.
     pub weight: f64,
 }
 
@@ -68,7 +69,8 @@ pub struct Queue {
     pub over_quota_weight: f64,
     /// Above its siblings', it gets of the surplus first.
     pub priority: i32,
-    /// How long its jobs are safe from jobs of their own project. In milliseconds; from the department if missing.
+    /// How long its jobs are safe from jobs of their own project. In milliseconds; from the department if
+    /// missing.
     pub preempt_min_runtime: Option<Millis>,
     /// How long its jobs are safe from other projects. In milliseconds; from the department if missing.
     pub reclaim_min_runtime: Option<Millis>,
@@ -175,7 +177,8 @@ pub struct Node {
     pub reclaim_min_runtime: Millis,
 }
 
-/// A checked policy: departments before what belongs to them, both in the order of the file, which is the order of age.
+/// A checked policy: departments before what belongs to them, both in the order of the file, which is the
+/// order of age.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tree {
     /// Departments and projects; a parent stands before its children.
@@ -206,7 +209,8 @@ impl Tree {
         std::iter::successors(Some(node), |&n| self.nodes[n].parent)
     }
 
-    /// Where two projects part: the highest ancestors-or-selves of each that differ. `None` for one and the same.
+    /// Where two projects part: the highest ancestors-or-selves of each that differ. `None` for one and the
+    /// same.
     #[must_use]
     pub fn parting(&self, a: usize, b: usize) -> Option<(usize, usize)> {
         let (up_a, up_b): (Vec<_>, Vec<_>) = (self.path(a).collect(), self.path(b).collect());
@@ -234,8 +238,8 @@ impl Policy {
     /// Checks it, and makes the tree of it.
     ///
     /// # Errors
-    /// The first thing that is wrong: a name twice or unfit, a department that does not exist or belongs to itself, a
-    /// guarantee that its own limit or its department forbids, a number out of its range.
+    /// The first thing that is wrong: a name twice or unfit, a department that does not exist or belongs to
+    /// itself, a guarantee that its own limit or its department forbids, a number out of its range.
     pub fn tree(&self) -> Result<Tree, PolicyError> {
         let count = self.departments.len() + self.projects.len();
         if count > MAX_QUEUES {
@@ -439,7 +443,8 @@ impl Policy {
                         return Err(wrong(
                             format!("departments[{}].quota.{}", index.unwrap_or(0), resource.name()),
                             format!(
-                                "`{}` is guaranteed {}, but what belongs to it {said} together; raise this quota or lower theirs",
+                                "`{}` is guaranteed {}, but what belongs to it {said} together; raise this \
+                                 quota or lower theirs",
                                 node.name,
                                 resource.say(quota)
                             ),
@@ -458,7 +463,8 @@ impl Policy {
     }
 }
 
-/// Whether it may name a department, a project, a node or a user: it stands in paths, labels and other engines' names.
+/// Whether it may name a department, a project, a node or a user: it stands in paths, labels and other
+/// engines' names.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
     let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

@@ -132,7 +132,7 @@ pub enum Refused {
     #[error("there is a job {0} already")]
     Twice(JobId),
     /// No such project is in the policy.
-    #[error("there is no project `{name}`{}", nearest.as_ref().map(|n| format!("; is it `{n}`?")).unwrap_or_default())]
+    #[error("there is no project `{name}`{}", meant(nearest.as_deref()))]
     NoProject {
         /// The name.
         name: String,
@@ -187,6 +187,11 @@ pub enum Refused {
     },
 }
 
+/// The end of a sentence about a name that does not exist.
+fn meant(nearest: Option<&str>) -> String {
+    nearest.map_or(String::new(), |name| format!("; is it `{name}`?"))
+}
+
 /// What a department or project has used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Account {
@@ -234,8 +239,8 @@ impl Pool {
         Ok(actions)
     }
 
-    /// The first half of a step: takes an event, and says what follows from it alone. Many may be taken before the
-    /// pool decides once.
+    /// The first half of a step: takes an event, and says what follows from it alone. Many may be taken
+    /// before the pool decides once.
     ///
     /// # Errors
     /// As [`Pool::step`].
@@ -405,7 +410,8 @@ impl Pool {
                 let bound = bounds.of(resource).unwrap_or(0);
                 let hint = match which {
                     "quota" => {
-                        ", which a job that is never stopped has to stay in; make it preemptible (class train), or ask for less"
+                        ", which a job that is never stopped has to stay in; make it preemptible (class \
+                         train), or ask for less"
                     }
                     _ => "; ask for less, or have the limit raised",
                 };
@@ -446,7 +452,8 @@ impl Pool {
             });
         }
         never(format!(
-            "it asks for {} processes with {member} each at once, and the {} machines of this pool hold fewer; ask for fewer, or for less each",
+            "it asks for {} processes with {member} each at once, and the {} machines of this pool hold \
+             fewer; ask for fewer, or for less each",
             spec.members,
             all.len()
         ))

@@ -1,8 +1,9 @@
 //! What each queue's fair share is: its guaranteed part, then a part of the surplus.
 //!
 //! The rules are those of KAI-Scheduler's `proportion` plugin
-//! (`pkg/scheduler/plugins/proportion/resource_division`): quotas first, whatever the priority; then the surplus, by
-//! strict order of priority and within one priority by weight, corrected by past use; then what rounding left over.
+//! (`pkg/scheduler/plugins/proportion/resource_division`): quotas first, whatever the priority; then the
+//! surplus, by strict order of priority and within one priority by weight, corrected by past use; then what
+//! rounding left over.
 
 use crate::amounts::Resource;
 use crate::policy::Tree;
@@ -34,8 +35,8 @@ impl Claim {
     }
 }
 
-/// Divides `total` among siblings, `usage_weight` telling how much past use counts (0: not at all). Gives a share for each, in
-/// their order, which is also the order of age.
+/// Divides `total` among siblings, `usage_weight` telling how much past use counts (0: not at all). Gives a
+/// share for each, in their order, which is also the order of age.
 ///
 /// Quotas that are more than the total are not scaled down: the sum of shares may pass it.
 #[must_use]
@@ -74,8 +75,9 @@ pub fn divide(total: f64, claims: &[Claim], usage_weight: f64) -> Vec<f64> {
     shares
 }
 
-/// Divides `total` of one resource, in its units, down a tree: among the tops, then each one's share among its children. Gives
-/// the share of each node of the tree; `requested` and `usage` tell of each node what a [`Claim`] says.
+/// Divides `total` of one resource, in its units, down a tree: among the tops, then each one's share among
+/// its children. Gives the share of each node of the tree; `requested` and `usage` tell of each node what a
+/// [`Claim`] says.
 #[must_use]
 pub fn divide_tree(
     tree: &Tree,
@@ -109,8 +111,8 @@ pub fn divide_tree(
     shares
 }
 
-/// Divides what is left among queues of one priority, in rounds until nobody is sated by one. Gives the fractions of units
-/// that rounding kept from some.
+/// Divides what is left among queues of one priority, in rounds until nobody is sated by one. Gives the
+/// fractions of units that rounding kept from some.
 fn divide_surplus(
     claims: &[Claim],
     members: &[usize],

@@ -139,7 +139,8 @@ impl Slurm {
         let gpus = self.counts_gpus()?;
         if !gpus && tree.divided.contains(&Resource::Devices) {
             return Err(SlurmError::Refused(
-                "the policy divides devices, but this Slurm does not count them: set AccountingStorageTRES=gres/gpu in slurm.conf"
+                "the policy divides devices, but this Slurm does not count them: set \
+                 AccountingStorageTRES=gres/gpu in slurm.conf"
                     .into(),
             ));
         }
@@ -192,7 +193,8 @@ impl Slurm {
             quota.room(&total, specs.len())
         } else if let Some(resource) = quota.bounds.passed_by(&total) {
             return Err(SlurmError::Refused(format!(
-                "it asks for {}, and the quota of `{}` is {}, which a job that is never stopped has to stay in; make it preemptible (class train), or ask for less",
+                "it asks for {}, and the quota of `{}` is {}, which a job that is never stopped has to stay \
+                 in; make it preemptible (class train), or ask for less",
                 resource.say(total[resource]),
                 first.project,
                 resource.say(quota.bounds.of(resource).unwrap_or(0))

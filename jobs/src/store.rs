@@ -1,7 +1,7 @@
 //! What a pool remembers: its state and every event since, and what happened to each job. One SQLite file.
 //!
-//! Events are written before anything follows from them, so the state is what the scheduler makes of the last snapshot and
-//! the events behind it, whatever was killed when.
+//! Events are written before anything follows from them, so the state is what the scheduler makes of the last
+//! snapshot and the events behind it, whatever was killed when.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ const SNAPSHOT_EVERY: u64 = 256;
 const KEEP_SAMPLES: Millis = 14 * 24 * 3_600_000;
 
 const TABLES: &str = "
-    CREATE TABLE IF NOT EXISTS snapshot (one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, pool TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS snapshot (
+        one INTEGER PRIMARY KEY CHECK (one = 1), number INTEGER NOT NULL, pool TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, at INTEGER NOT NULL, event TEXT);
     CREATE TABLE IF NOT EXISTS jobs (
         id INTEGER PRIMARY KEY, name TEXT NOT NULL, project TEXT NOT NULL, user TEXT NOT NULL, spec TEXT NOT NULL,
@@ -37,8 +38,10 @@ const TABLES: &str = "
     CREATE INDEX IF NOT EXISTS attempts_by_stop ON attempts (told) WHERE reason IS NOT NULL;
     CREATE TABLE IF NOT EXISTS samples (at INTEGER NOT NULL, sample TEXT NOT NULL);
     CREATE INDEX IF NOT EXISTS samples_by_time ON samples (at);
-    CREATE TABLE IF NOT EXISTS audit (number INTEGER PRIMARY KEY, at INTEGER NOT NULL, user TEXT NOT NULL, deed TEXT NOT NULL);
-    CREATE TABLE IF NOT EXISTS users (name TEXT PRIMARY KEY, hash BLOB NOT NULL, created INTEGER NOT NULL, revoked INTEGER);
+    CREATE TABLE IF NOT EXISTS audit (
+        number INTEGER PRIMARY KEY, at INTEGER NOT NULL, user TEXT NOT NULL, deed TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS users (
+        name TEXT PRIMARY KEY, hash BLOB NOT NULL, created INTEGER NOT NULL, revoked INTEGER);
     CREATE TABLE IF NOT EXISTS speeds (what TEXT PRIMARY KEY, rate REAL NOT NULL, measured INTEGER NOT NULL);
 ";
 
@@ -139,6 +142,20 @@ pub struct EvictionRecord {
     pub by_project: Option<String>,
     /// Steps that were computed and not saved; `None` if nobody knows, or not yet.
     pub lost_steps: Option<u64>,
+}
+
+impl Forecast {
+    /// By how much forecasts of starts and of ends were off, in the median, whichever way. Nothing of none.
+    #[must_use]
+    pub fn median_errors(forecasts: &[Forecast]) -> (Option<Millis>, Option<Millis>) {
+        let median = |of: fn(&Forecast) -> Option<(Millis, Millis)>| {
+            let pairs = forecasts.iter().filter_map(of);
+            let mut errors: Vec<Millis> = pairs.map(|(expected, came)| expected.abs_diff(came)).collect();
+            errors.sort_unstable();
+            errors.get(errors.len() / 2).copied()
+        };
+        (median(|of| of.expected_start.zip(of.started)), median(|of| of.expected_end.zip(of.ended)))
+    }
 }
 
 /// One line of the log of who did what.
@@ -411,7 +428,8 @@ fn record_event(all: &Transaction<'_>, event: &Event, step: &Step<'_>) -> rusqli
     match event {
         Event::Submitted { id, spec } => {
             let group = step.groups.iter().find(|(of, _)| of == id).map(|(_, name)| name);
-            let add = "INSERT INTO jobs (id, name, project, user, spec, submitted, group_name) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            let add = "INSERT INTO jobs (id, name, project, user, spec, submitted, group_name) VALUES (?1, \
+                       ?2, ?3, ?4, ?5, ?6, ?7)";
             all.prepare_cached(add)?.execute(params![
                 id.0 as i64,
                 spec.name,
@@ -424,7 +442,8 @@ fn record_event(all: &Transaction<'_>, event: &Event, step: &Step<'_>) -> rusqli
         }
         Event::Exited { id, attempt, exit } => {
             let lost = step.lost.iter().find(|(of, _)| of == id).and_then(|(_, lost)| *lost);
-            let set = "UPDATE attempts SET ended = ?3, exit = ?4, lost_steps = ?5 WHERE job = ?1 AND number = ?2 AND ended IS NULL";
+            let set = "UPDATE attempts SET ended = ?3, exit = ?4, lost_steps = ?5 WHERE job = ?1 AND number \
+                       = ?2 AND ended IS NULL";
             all.prepare_cached(set)?.execute(params![
                 id.0 as i64,
                 attempt,
@@ -494,8 +513,9 @@ impl Reader {
     /// # Errors
     /// If the file is damaged.
     pub fn records(&self, which: &Which) -> Result<Vec<Record>, StoreError> {
-        let find = "SELECT id FROM jobs WHERE (?1 IS NULL OR project = ?1) AND (?2 IS NULL OR user = ?2) AND (?3 IS NULL OR group_name = ?3)
-            AND (?4 OR ended IS NULL) AND (?6 IS NULL OR project IN (SELECT value FROM json_each(?6))) ORDER BY id DESC LIMIT ?5";
+        let find = "SELECT id FROM jobs WHERE (?1 IS NULL OR project = ?1) AND (?2 IS NULL OR user = ?2)
+            AND (?3 IS NULL OR group_name = ?3) AND (?4 OR ended IS NULL)
+            AND (?6 IS NULL OR project IN (SELECT value FROM json_each(?6))) ORDER BY id DESC LIMIT ?5";
         let mut find = self.connection.prepare_cached(find)?;
         let Which { project, user, group, ended, limit, among } = which;
         let among = among.as_ref().map(text);
@@ -510,7 +530,8 @@ impl Reader {
     /// # Errors
     /// If the file is damaged.
     pub fn record(&self, id: JobId) -> Result<Option<Record>, StoreError> {
-        let find = "SELECT spec, submitted, ended, outcome, evictions, expected_start, expected_end, group_name FROM jobs WHERE id = ?1";
+        let find = "SELECT spec, submitted, ended, outcome, evictions, expected_start, expected_end, \
+                    group_name FROM jobs WHERE id = ?1";
         let row = self.connection.prepare_cached(find)?.query_row([id.0 as i64], |row| {
             Ok((
                 row.get::<_, String>(0)?,
@@ -546,7 +567,8 @@ impl Reader {
     }
 
     fn attempts(&self, id: JobId) -> Result<Vec<AttemptRecord>, StoreError> {
-        let find = "SELECT number, started, placement, told, reason, ended, exit, lost_steps FROM attempts WHERE job = ?1 ORDER BY number";
+        let find = "SELECT number, started, placement, told, reason, ended, exit, lost_steps FROM attempts \
+                    WHERE job = ?1 ORDER BY number";
         let mut find = self.connection.prepare_cached(find)?;
         let mut rows = find.query([id.0 as i64])?;
         let mut attempts = Vec::new();
@@ -567,14 +589,16 @@ impl Reader {
         Ok(attempts)
     }
 
-    /// How far first forecasts were off for jobs that have started and ended, the newest first: what was expected and what
-    /// came, of starts and ends, all in milliseconds since the epoch.
+    /// How far first forecasts were off for jobs that have started and ended, the newest first: what was
+    /// expected and what came, of starts and ends, all in milliseconds since the epoch.
     ///
     /// # Errors
     /// If the file is damaged.
     pub fn forecasts(&self, limit: u32) -> Result<Vec<Forecast>, StoreError> {
-        let find = "SELECT submitted, expected_start, (SELECT MIN(started) FROM attempts WHERE job = id), expected_end, ended
-            FROM jobs WHERE ended IS NOT NULL AND expected_start IS NOT NULL AND outcome = '\"done\"' ORDER BY ended DESC LIMIT ?1";
+        let find = "SELECT submitted, expected_start,
+                (SELECT MIN(started) FROM attempts WHERE job = id), expected_end, ended
+            FROM jobs WHERE ended IS NOT NULL AND expected_start IS NOT NULL AND outcome = '\"done\"'
+            ORDER BY ended DESC LIMIT ?1";
         let mut find = self.connection.prepare_cached(find)?;
         let rows = find.query_map([limit], |row| {
             Ok(Forecast {
@@ -615,8 +639,8 @@ impl Reader {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Jobs that were told to stop for others, the newest first. `among`: those alone of which these projects have the one
-    /// or the other.
+    /// Jobs that were told to stop for others, the newest first. `among`: those alone of which these projects
+    /// have the one or the other.
     ///
     /// # Errors
     /// If the file is damaged.

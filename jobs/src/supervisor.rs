@@ -1,7 +1,8 @@
-//! Drives a pool: takes what people ask and what processes do, lets the scheduler decide, writes it down, and only then does it.
+//! Drives a pool: takes what people ask and what processes do, lets the scheduler decide, writes it down, and
+//! only then does it.
 //!
-//! One thread does all of that. Whoever kills this process at any instant loses nothing: what was written down is
-//! computed again, and what was to be done is done again, which executors take well.
+//! One thread does all of that. Whoever kills this process at any instant loses nothing: what was written
+//! down is computed again, and what was to be done is done again, which executors take well.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -86,7 +87,6 @@ enum Ask {
     Submit { specs: Vec<Spec>, group: Option<String> },
     Deed { id: JobId, deed: Deed },
     Apply(Policy),
-    Nodes(Vec<Node>),
     User { name: String, hash: Option<Vec<u8>> },
     Learn { what: String, rate: f64 },
 }
@@ -143,8 +143,8 @@ pub struct Setup {
 }
 
 impl Supervisor {
-    /// Goes on with what the store remembers: whatever ran and still runs is found again, whatever has ended meanwhile is
-    /// noticed.
+    /// Goes on with what the store remembers: whatever ran and still runs is found again, whatever has ended
+    /// meanwhile is noticed.
     ///
     /// # Errors
     /// If the store is damaged, or the policy or a machine is refused.
@@ -269,14 +269,6 @@ impl Handle {
         self.ask(who, Ask::Apply(policy)).map(drop)
     }
 
-    /// Says which machines are there; others are gone.
-    ///
-    /// # Errors
-    /// If it is not theirs to decide.
-    pub fn set_nodes(&self, who: &Who, nodes: Vec<Node>) -> Result<(), Denied> {
-        self.ask(who, Ask::Nodes(nodes)).map(drop)
-    }
-
     /// Adds a user by the hash of its token, or takes the token back.
     ///
     /// # Errors
@@ -352,19 +344,20 @@ impl Keeper {
     /// What has changed while the pool was away.
     fn begin(&mut self, policy: Option<Policy>, nodes: Vec<Node>) -> Result<(), Denied> {
         let mut batch = Batch::default();
-        let known: Vec<String> = self
-            .peek(|pool| pool.nodes().iter().filter(|node| node.up).map(|node| node.name.clone()).collect());
         if let Some(policy) = policy
             && self.peek(|pool| *pool.policy() != policy)
         {
             self.accept(Event::Policy { policy }, &mut batch)?;
         }
-        self.set_nodes(nodes, known, &mut batch)?;
+        self.set_nodes(nodes, &mut batch)?;
         self.decide(batch);
         Ok(())
     }
 
-    fn set_nodes(&mut self, nodes: Vec<Node>, known: Vec<String>, batch: &mut Batch) -> Result<(), Denied> {
+    /// The machines that are there; others are gone.
+    fn set_nodes(&mut self, nodes: Vec<Node>, batch: &mut Batch) -> Result<(), Denied> {
+        let known: Vec<String> = self
+            .peek(|pool| pool.nodes().iter().filter(|node| node.up).map(|node| node.name.clone()).collect());
         for name in known.into_iter().filter(|name| nodes.iter().all(|node| node.name != *name)) {
             self.accept(Event::NodeDown { name }, batch)?;
         }
@@ -459,15 +452,6 @@ impl Keeper {
                 self.require_admin(who, "change the policy")?;
                 self.accept(Event::Policy { policy }, batch)?;
                 batch.deeds.push((who.name.clone(), "apply a policy".into()));
-                Ok(Answer::Done)
-            }
-            Ask::Nodes(nodes) => {
-                self.require_admin(who, "say which machines there are")?;
-                let known = self.peek(|pool| {
-                    pool.nodes().iter().filter(|node| node.up).map(|node| node.name.clone()).collect()
-                });
-                self.set_nodes(nodes, known, batch)?;
-                batch.deeds.push((who.name.clone(), "change the machines".into()));
                 Ok(Answer::Done)
             }
             Ask::User { name, hash } => {
@@ -617,7 +601,8 @@ impl Keeper {
                 Ok(Status::Running) => {
                     self.begun.remove(&attempt);
                     let Phase::Stopping { told, reason, .. } = &phase else { continue };
-                    // After a restart nobody knows whether it was told: it is told again, which changes nothing.
+                    // After a restart nobody knows whether it was told: it is told again, which changes
+                    // nothing.
                     let _ = self.executor.stop(attempt);
                     let patience = if *reason == StopReason::Cancelled { grace.min(30_000) } else { grace };
                     let due = self.killed.get(&attempt).is_none_or(|at| at.elapsed().as_secs() >= 2);
@@ -641,7 +626,8 @@ impl Keeper {
         let _ = self.accept(event, batch);
     }
 
-    /// A start that left no trace: this process was killed before it could begin it, or what it began has not come up.
+    /// A start that left no trace: this process was killed before it could begin it, or what it began has not
+    /// come up.
     fn note_missing(&mut self, attempt: Attempt, phase: &Phase, batch: &mut Batch) {
         if self.begun.get(&attempt).is_some_and(|at| at.elapsed() < BEGINS_WITHIN) {
             return;

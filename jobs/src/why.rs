@@ -11,7 +11,8 @@ use crate::pool::{Passed, Pool, Room};
 /// The answer to "why is it not running", the same on every engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Why {
-    /// The rule that holds it, in one word: `held`, `paused`, `limit`, `quota`, `promised`, `no-room`, `not-its-turn`, `running`, `stopping`.
+    /// The rule that holds it, in one word: `held`, `paused`, `limit`, `quota`, `promised`, `no-room`,
+    /// `not-its-turn`, `running`, `stopping`.
     pub rule: String,
     /// What the rule says of this job, with its numbers.
     pub message: String,
@@ -73,7 +74,13 @@ impl Pool {
             ),
             Phase::Waiting { from } if *from > self.at => Why::new(
                 "paused",
-                format!("its last start failed ({} of {} tries)", job.failures, self.policy.retries + 1),
+                match job.failures {
+                    // It saved, though the pool had not asked for it.
+                    0 => "somebody else than the pool told it to stop, and it has saved".to_owned(),
+                    failures => {
+                        format!("its last start failed ({failures} of {} tries)", self.policy.retries + 1)
+                    }
+                },
                 format!("the end of a pause in {} s", (from - self.at).div_ceil(1000)),
             ),
             Phase::Waiting { .. } => self.why_waiting(id, job),

@@ -293,8 +293,8 @@ pub(crate) fn last_adapter(folder: &Path) -> Option<PathBuf> {
     Some(last_checkpoint(&folder.join(CHECKPOINTS), "step-", CONFIG_FILE)?.1)
 }
 
-/// The last step that a run has computed, and the last one that is saved; nothing if it has not begun. Cheap enough to be asked
-/// every few seconds: of the metrics, only the end is read.
+/// The last step that a run has computed, and the last one that is saved; nothing if it has not begun. Cheap
+/// enough to be asked every few seconds: of the metrics, only the end is read.
 pub(crate) fn steps(folder: &Path) -> Option<(u64, u64)> {
     let mut file = File::open(folder.join(METRICS)).ok()?;
     let length = file.metadata().ok().filter(fs::Metadata::is_file)?.len();

@@ -1,7 +1,7 @@
 //! A pool over HTTP: who may run what, when and why, for the command line and for a page at `/`.
 //!
-//! Everybody shows a token; [`caller`] says whose it is, and what of the pool its owner sees. Routes read the pool as
-//! it stands, or what it remembers, and bring what is asked to the pool's own thread through its
+//! Everybody shows a token; [`caller`] says whose it is, and what of the pool its owner sees. Routes read the
+//! pool as it stands, or what it remembers, and bring what is asked to the pool's own thread through its
 //! [`Handle`](jobs::supervisor::Handle), which decides who may do what.
 
 mod caller;

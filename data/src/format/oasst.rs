@@ -496,8 +496,8 @@ impl Conversations {
             None => (&at, String::new()),
         };
         let message = format!(
-            "messages of the tree {id:?} stand at {other}, too{lacks}; put all messages of a tree into one file, next to each \
-             other"
+            "messages of the tree {id:?} stand at {other}, too{lacks}; put all messages of a tree into one \
+             file, next to each other"
         );
         Err(DataError::record(at, message))
     }

@@ -142,8 +142,8 @@ fn a_tree_of_which_two_files_have_a_part_is_refused_with_the_place() {
     assert_eq!(
         told(&of(&[q, a]), &of(&[b, r])).unwrap_err(),
         format!(
-            "b.jsonl:2: messages of the tree \"t\" stand at a.jsonl:1, too, and the parent of this one, \"a\", is not in this \
-             file; {put}"
+            "b.jsonl:2: messages of the tree \"t\" stand at a.jsonl:1, too, and the parent of this one, \
+             \"a\", is not in this file; {put}"
         )
     );
     assert_eq!(

@@ -91,9 +91,9 @@ fn a_prompt_whose_end_is_one_token_with_the_completion_is_told_where_most_are() 
     let (joined, kept) = (("say: ", "the a"), ("say:", " the a"));
     let told = report(&[joined, joined, kept]);
     assert_eq!((told.joined, told.completions), (2, 3));
-    let warning = "With the end of the prompt and the beginning of the completion in one token, which is not learnt, so that the \
-                   model never sees a prompt end as it will be asked (begin the completion, rather than end the prompt, with the \
-                   space between them): 2 examples.";
+    let warning = "With the end of the prompt and the beginning of the completion in one token, which is not \
+                   learnt, so that the model never sees a prompt end as it will be asked (begin the \
+                   completion, rather than end the prompt, with the space between them): 2 examples.";
     assert_eq!(told.warnings(), [warning]);
     let few = report(&[joined, kept]);
     assert_eq!((few.joined, few.warnings()), (1, Vec::new()));

@@ -1,8 +1,8 @@
 //! The process beside each process of a job: it starts it, tells it to stop, and writes down how it ended.
 //!
-//! It is told by files in its folder, so whoever starts jobs may be killed and come back without anything getting lost or being
-//! done twice: `lock` is held as long as it or its child lives, `stop` and `kill` appear when the child shall end, `exit.json`
-//! says how it did.
+//! It is told by files in its folder, so whoever starts jobs may be killed and come back without anything
+//! getting lost or being done twice: `lock` is held as long as it or its child lives, `stop` and `kill`
+//! appear when the child shall end, `exit.json` says how it did.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -53,8 +53,8 @@ pub(super) struct Order {
     pub(super) log: PathBuf,
 }
 
-/// Runs the command of a folder, until it has ended and that is written down. If another process runs or has run it, that is
-/// left alone.
+/// Runs the command of a folder, until it has ended and that is written down. If another process runs or has
+/// run it, that is left alone.
 ///
 /// # Errors
 /// If the folder cannot be read or written.
@@ -101,7 +101,8 @@ fn spawn(order: &Order) -> io::Result<Child> {
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
-        // A group of its own: what it starts ends with it, and a signal meant for it does not reach this process.
+        // A group of its own: what it starts ends with it, and a signal meant for it does not reach this
+        // process.
         .process_group(0)
         .spawn()
 }

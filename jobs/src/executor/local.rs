@@ -28,8 +28,8 @@ pub struct Local {
 }
 
 impl Local {
-    /// Keeps what it has to in `folder`. Where a job's command begins with [`OWN_PROGRAM`], `program` is started; `beside` is the
-    /// command that calls [`super::run_attempt`].
+    /// Keeps what it has to in `folder`. Where a job's command begins with [`OWN_PROGRAM`], `program` is
+    /// started; `beside` is the command that calls [`super::run_attempt`].
     ///
     /// # Errors
     /// If the folder cannot be made.
@@ -156,7 +156,8 @@ impl Executor for Local {
     }
 }
 
-/// What a process learns of its place: which devices it may see, and which member it is, as `torchrun` says it.
+/// What a process learns of its place: which devices it may see, and which member it is, as `torchrun` says
+/// it.
 fn environment(attempt: Attempt, spec: &Spec, place: &Place, member: usize) -> Vec<(String, String)> {
     let devices: Vec<String> = place.devices.iter().map(u32::to_string).collect();
     let mut environment = vec![
@@ -173,11 +174,11 @@ fn environment(attempt: Attempt, spec: &Spec, place: &Place, member: usize) -> V
     environment
 }
 
-/// How far the process of a folder is. What was ordered but has not begun counts as missing: it may be started again, since only
-/// one can hold the lock.
+/// How far the process of a folder is. What was ordered but has not begun counts as missing: it may be
+/// started again, since only one can hold the lock.
 fn status(folder: &Path) -> io::Result<Status> {
-    // In this order: the number is written under the lock, and the end before the lock is given back. Otherwise one that just begins or
-    // just ends would be taken for lost.
+    // In this order: the number is written under the lock, and the end before the lock is given back.
+    // Otherwise one that just begins or just ends would be taken for lost.
     let begun = folder.join(PID).exists();
     let locked = is_locked(folder)?;
     match fs::read(folder.join(EXIT)) {

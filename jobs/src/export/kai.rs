@@ -160,7 +160,8 @@ fn gaps_of_policy(policy: &Policy) -> Vec<String> {
     let mut gaps = Vec::new();
     if policy.usage.weight > 0.0 {
         gaps.push(format!(
-            "past use counts only where KAI-Scheduler's time-aware fairness is switched on (SchedulingShard: kValue {}, half-life {} min)",
+            "past use counts only where KAI-Scheduler's time-aware fairness is switched on (SchedulingShard: \
+             kValue {}, half-life {} min)",
             policy.usage.weight,
             policy.usage.half_life / 60_000
         ));
@@ -168,7 +169,8 @@ fn gaps_of_policy(policy: &Policy) -> Vec<String> {
     let deep = policy.departments.iter().any(|queue| queue.department.is_some());
     if deep || !policy.departments.is_empty() {
         gaps.push(
-            "a project's reclaim_min_runtime holds against its siblings; against others its department's does (KAI-Scheduler's `lca`; `queue` is our rule)"
+            "a project's reclaim_min_runtime holds against its siblings; against others its department's \
+             does (KAI-Scheduler's `lca`; `queue` is our rule)"
                 .into(),
         );
     }
@@ -179,12 +181,16 @@ fn gaps_of_job(spec: &Spec) -> Vec<String> {
     let mut gaps = Vec::new();
     if spec.members > 1 {
         gaps.push(
-            "starting all members together needs a KAI-Scheduler that knows the annotation kai.scheduler/batch-min-member (2026)".into(),
+            "starting all members together needs a KAI-Scheduler that knows the annotation \
+             kai.scheduler/batch-min-member (2026)"
+                .into(),
         );
     }
     if spec.devices.min > 0 && spec.devices.min < WHOLE {
         gaps.push(
-            "a part of a device needs `global.gpuSharing=true` in KAI-Scheduler, which keeps no process within its part".into(),
+            "a part of a device needs `global.gpuSharing=true` in KAI-Scheduler, which keeps no process \
+             within its part"
+                .into(),
         );
     }
     gaps

@@ -350,7 +350,8 @@ pub(super) fn gaps(policy: &Policy, job: Option<(&Spec, &Site)>) -> Vec<String> 
     let Some((spec, site)) = job else { return gaps };
     gaps.extend(super::gaps_of_job(spec));
     gaps.push(format!(
-        "the job's pods run image `{}` and find {} on volume claim `{}` of namespace `{}`, with all that the run reads: both have to be there",
+        "the job's pods run image `{}` and find {} on volume claim `{}` of namespace `{}`, with all that the \
+         run reads: both have to be there",
         site.image,
         mounted(spec).unwrap_or_default().display(),
         site.claim,

@@ -269,14 +269,18 @@ fn gaps_of_policy(policy: &Policy, tree: &Tree, site: &Site) -> Vec<String> {
     let mut gaps = vec![
         "nobody is moved so that a bigger job fits".to_owned(),
         "shares by weight need `fairSharing` in the configuration of Kueue itself".into(),
-        "Kueue knows no work that is never stopped: build and inference jobs are safe only while their project is within its quota"
+        "Kueue knows no work that is never stopped: build and inference jobs are safe only while their \
+         project is within its quota"
             .into(),
-        "all members of a job are admitted together, but placed together only with `waitForPodsReady` in Kueue's configuration".into(),
+        "all members of a job are admitted together, but placed together only with `waitForPodsReady` in \
+         Kueue's configuration"
+            .into(),
     ];
     let nodes = || tree.nodes.iter();
     if site.capacity.is_none() && !tree.divided.is_empty() {
         gaps.push(format!(
-            "what no quota gives away cannot be borrowed until it is the quota of cohort `{ROOT}`: say what the cluster has"
+            "what no quota gives away cannot be borrowed until it is the quota of cohort `{ROOT}`: say what \
+             the cluster has"
         ));
     }
     if nodes().any(|node| node.priority != 0) {
@@ -297,7 +301,8 @@ fn gaps_of_policy(policy: &Policy, tree: &Tree, site: &Site) -> Vec<String> {
     let everything = |node: &&Node| tree.divided.iter().any(|&resource| node.quota.of(resource).is_none());
     for node in nodes().filter(everything) {
         gaps.push(format!(
-            "`{}` is guaranteed everything: Kueue admits its jobs even where no machine is free, and they wait as pods",
+            "`{}` is guaranteed everything: Kueue admits its jobs even where no machine is free, and they \
+             wait as pods",
             node.name
         ));
     }

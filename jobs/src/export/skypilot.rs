@@ -91,9 +91,12 @@ pub(super) fn export(policy: &Policy, spec: &Spec, site: &Site) -> Result<Export
 fn gaps(spec: &Spec) -> Vec<String> {
     let mut gaps = super::gaps_of_job(spec);
     gaps.extend([
-        "SkyPilot knows no quotas, weights or limits: nothing of the policy but the number of retries is told".to_owned(),
+        "SkyPilot knows no quotas, weights or limits: nothing of the policy but the number of retries is \
+         told"
+            .to_owned(),
         "start it as a managed job (sky jobs launch), or nobody starts it again after it was stopped".into(),
-        "`luthier` and what the run reads have to be on its machines: add a `setup` section, or an image".into(),
+        "`luthier` and what the run reads have to be on its machines: add a `setup` section, or an image"
+            .into(),
         "a spot machine may go without a warning in time: the run goes on from its last checkpoint".into(),
     ]);
     if spec.members > 1 {

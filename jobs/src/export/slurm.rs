@@ -9,7 +9,8 @@ use crate::slurm::{script, shell};
 
 /// `add` of what is there already fails, and so does a change to what it is already.
 const HEAD: &str = r#"#!/bin/bash
-# The policy's accounts and qualities of service; written by luthier. Run it as an operator of Slurm, as often as wanted.
+# The policy's accounts and qualities of service; written by luthier.
+# Run it as an operator of Slurm, as often as wanted.
 set -u
 call() {
     local said
@@ -36,14 +37,17 @@ pub(super) fn export(policy: &Policy, tree: &Tree, job: Option<&Spec>) -> Result
     let mut gaps = names.changed();
     gaps.extend(accounts::gaps(policy, tree));
     gaps.push(
-        "slurm.conf has to say PreemptType=preempt/qos, PreemptMode=REQUEUE, JobRequeue=1, SlurmctldParameters=preempt_send_user_signal and AccountingStorageEnforce=associations,limits,qos,safe"
+        "slurm.conf has to say PreemptType=preempt/qos, PreemptMode=REQUEUE, JobRequeue=1, \
+         SlurmctldParameters=preempt_send_user_signal and \
+         AccountingStorageEnforce=associations,limits,qos,safe"
             .into(),
     );
     if let Some(spec) = job {
         let qos = if spec.class.is_preemptible() { OVER.to_owned() } else { super::label(&spec.project) };
         if spec.class.is_preemptible() {
             gaps.push(format!(
-                "the script asks for QOS `{OVER}`: while the quota has room, say sbatch --qos={} (`luthier jobs submit --pool slurm` looks)",
+                "the script asks for QOS `{OVER}`: while the quota has room, say sbatch --qos={} (`luthier \
+                 jobs submit --pool slurm` looks)",
                 super::label(&spec.project)
             ));
         }

@@ -1,7 +1,7 @@
 //! One decision: who starts, and who stops for whom.
 //!
-//! The order is KAI-Scheduler's: give what is free, move jobs together, take back from other projects, take from
-//! jobs with less priority; then let elastic jobs grow into what nobody else can use.
+//! The order is KAI-Scheduler's: give what is free, move jobs together, take back from other projects, take
+//! from jobs with less priority; then let elastic jobs grow into what nobody else can use.
 
 mod evict;
 mod grow;
@@ -39,7 +39,8 @@ pub(super) fn run(pool: &mut Pool, now: Millis) -> Vec<Action> {
 struct Cycle<'a> {
     room: Room<'a>,
     actions: Vec<Action>,
-    /// Jobs that start in this decision: they have no process yet, so they can still become bigger without stopping.
+    /// Jobs that start in this decision: they have no process yet, so they can still become bigger without
+    /// stopping.
     fresh: BTreeSet<JobId>,
     /// Shapes of jobs for which moving others together was of no use, as long as nothing changes.
     immovable: Vec<(Amounts, u32)>,
@@ -88,7 +89,8 @@ impl Cycle<'_> {
         }
     }
 
-    /// Gives what is free, in order. Tells which jobs found no place, in the order in which they were looked at.
+    /// Gives what is free, in order. Tells which jobs found no place, in the order in which they were looked
+    /// at.
     fn allocate(&mut self) -> Vec<JobId> {
         let (lists, least) = self.waiting();
         let mut queueing = Queueing::new(&self.room, lists);
@@ -175,7 +177,8 @@ impl Cycle<'_> {
             Phase::Promised { placement, since };
     }
 
-    /// Tells a job to stop; what it gives up is counted as given up already. One that was to start in this decision does not.
+    /// Tells a job to stop; what it gives up is counted as given up already. One that was to start in this
+    /// decision does not.
     fn stop(&mut self, id: JobId, reason: StopReason, next: Option<Placement>) {
         let now = self.room.now;
         let project = self.room.pool.project_of(&self.room.pool.jobs[&id]);

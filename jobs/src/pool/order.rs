@@ -1,4 +1,5 @@
-//! In which order waiting jobs are looked at: the tree of departments and projects, each floor ordered by the same rules.
+//! In which order waiting jobs are looked at: the tree of departments and projects, each floor ordered by the
+//! same rules.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -27,8 +28,8 @@ impl Ord for Ordered {
 }
 
 /// What a department or project is compared with its siblings by; the smallest goes first (KAI-Scheduler's
-/// `queue_order`): those not over their share, those that stay in their quota with the job, higher priority, the
-/// smaller part of what they may have with the job and without it, the smaller share, the older.
+/// `queue_order`): those not over their share, those that stay in their quota with the job, higher priority,
+/// the smaller part of what they may have with the job and without it, the smaller share, the older.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     over_share: bool,
@@ -102,9 +103,11 @@ impl Queueing {
         self.lists[node].front().copied()
     }
 
-    /// The next job, and its project. `is_changed` tells whether anybody was given anything since the last one.
+    /// The next job, and its project. `is_changed` tells whether anybody was given anything since the last
+    /// one.
     pub(super) fn next(&mut self, room: &Room<'_>, is_changed: bool) -> Option<(JobId, usize)> {
-        // Then a job that asks for the same has the same rank as the one before it, and that was the first of all.
+        // Then a job that asks for the same has the same rank as the one before it, and that was the first of
+        // all.
         if let Some(&project) = self.way.last()
             && !is_changed
             && let Some((id, _)) = self.lists[project].pop_front_if(|(_, want)| *want == self.want)

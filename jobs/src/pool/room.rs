@@ -188,7 +188,8 @@ impl<'a> Room<'a> {
         }
     }
 
-    /// What a node may have of a resource before it is over its share, in units: its share or its quota, whichever is more, within its limit.
+    /// What a node may have of a resource before it is over its share, in units: its share or its quota,
+    /// whichever is more, within its limit.
     pub(crate) fn allocatable(&self, node: usize, resource: Resource) -> f64 {
         let queue = &self.tree().nodes[node];
         let limit = queue.limit.of(resource).map_or(f64::INFINITY, |limit| resource.units(limit));

@@ -119,12 +119,14 @@ fn tres(bounds: &Bounds, gpus: bool) -> String {
 /// What of a policy Slurm does not do, or not as our own pool does it.
 pub(crate) fn gaps(policy: &Policy, tree: &Tree) -> Vec<String> {
     let mut gaps = vec![
-        "whether a job runs within its project's quota or on borrowed room is fixed when it starts; only while it waits can that change"
+        "whether a job runs within its project's quota or on borrowed room is fixed when it starts; only \
+         while it waits can that change"
             .to_owned(),
         "fair share is past use that fades (PriorityDecayHalfLife), not a division of what is there now".into(),
         "no job shrinks, grows or moves so that another fits".into(),
         "a job of higher priority waits behind running ones of its own project: it stops none of them".into(),
-        "who is no longer a member or owner keeps the account until somebody runs `sacctmgr delete user`; so does what is no longer in the policy"
+        "who is no longer a member or owner keeps the account until somebody runs `sacctmgr delete user`; so \
+         does what is no longer in the policy"
             .into(),
     ];
     let sums = |number: usize, resource: Resource| -> Option<u64> {

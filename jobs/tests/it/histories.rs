@@ -1,5 +1,6 @@
-//! Histories from seeds: random policies, machines and jobs, executors that fail, machines that go and come back, the
-//! scheduler's state written and read again in between. In every state the invariants hold, and every job ends.
+//! Histories from seeds: random policies, machines and jobs, executors that fail, machines that go and come
+//! back, the scheduler's state written and read again in between. In every state the invariants hold, and
+//! every job ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -49,7 +49,8 @@ fn numbers_beyond_measure_do_no_harm() {
     let folder = tempfile::tempdir().unwrap();
     let most = u64::MAX;
     let job = format!(
-        "{{\"job_id\": {most}, \"array_job_id\": {most}, \"array_task_string\": \"0-{most}\", \"job_state\": \"PENDING\",
+        "{{\"job_id\": {most}, \"array_job_id\": {most}, \"array_task_string\": \"0-{most}\",
+          \"job_state\": \"PENDING\",
           \"state_reason\": \"QOSGrpGRES\", \"qos\": \"a\", \"account\": \"a\", \"comment\": \"luthier:train\",
           \"submit_time\": {most}, \"start_time\": {most}, \"restart_cnt\": {most},
           \"tres_req_str\": \"cpu=1000000000000000,mem=800P,gres/gpu=900000000000000\"}}"

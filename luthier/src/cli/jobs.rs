@@ -61,7 +61,13 @@ pub(crate) struct SubmitJob {
     #[arg(long, value_name = "N|MIN-MAX", default_value = "0", value_parser = parse_devices)]
     pub(crate) devices: (u64, u64),
     /// How many processes start together, or none of them; of another command than a run
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096), requires = "command")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=4096),
+        requires = "command"
+    )]
     pub(crate) members: u32,
     /// How long it takes, such as 20m, if it is known better than this program would measure it
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
@@ -71,7 +77,8 @@ pub(crate) struct SubmitJob {
     pub(crate) wait: bool,
     #[command(flatten)]
     pub(crate) which: WhichPool,
-    /// Another command in place of a run, where the pool allows it; {cpus}, {memory} and {devices} stand for what it gets
+    /// Another command in place of a run, where the pool allows it; {cpus}, {memory} and {devices} stand for
+    /// what it gets
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "run")]
     pub(crate) command: Vec<String>,
 }

@@ -30,7 +30,8 @@ pub(crate) enum Pool {
 /// Which pool is meant.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct WhichPool {
-    /// The pool: the folder that `pool serve --state` has, or its address; or `slurm`, the cluster of this machine
+    /// The pool: the folder that `pool serve --state` has, or its address; or `slurm`, the cluster of this
+    /// machine
     #[arg(long, value_name = "DIR|URL", env = "LUTHIER_POOL", default_value = "luthier-pool")]
     pub(crate) pool: String,
     /// A user's token [default: of a folder on this machine, that of who started the pool]
@@ -56,13 +57,24 @@ pub(crate) struct PoolServe {
     #[arg(long, value_name = "PORT", default_value_t = 8090)]
     pub(crate) port: u16,
     /// Cores that jobs may have [default: all of this machine]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536), allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=65536),
+        allow_negative_numbers = true
+    )]
     pub(crate) cpus: Option<u32>,
     /// Memory that jobs may have [default: what is free when the pool starts]
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
     pub(crate) memory: Option<ByteSize>,
     /// Devices that jobs may have, numbered from 0
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1024), allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u32).range(..=1024),
+        allow_negative_numbers = true
+    )]
     pub(crate) devices: u32,
     /// Memory of each device
     #[arg(
@@ -112,7 +124,12 @@ pub(crate) struct PoolSimulate {
     #[arg(long, value_name = "FILE", required_unless_present = "generate", conflicts_with = "generate")]
     pub(crate) trace: Option<PathBuf>,
     /// So many jobs from random numbers instead, a few big ones among many small ones
-    #[arg(long, value_name = "JOBS", value_parser = clap::value_parser!(u32).range(1..=1_000_000), allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "JOBS",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000),
+        allow_negative_numbers = true
+    )]
     pub(crate) generate: Option<u32>,
     /// How the trace is written
     #[arg(long, value_enum, default_value_t = TraceFormat::Auto, conflicts_with = "generate")]
@@ -121,25 +138,54 @@ pub(crate) struct PoolSimulate {
     #[arg(long, conflicts_with = "generate")]
     pub(crate) skip_bad_lines: bool,
     /// Only as many jobs as were submitted first
-    #[arg(long, value_name = "JOBS", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "JOBS",
+        value_parser = clap::value_parser!(u32).range(1..),
+        allow_negative_numbers = true
+    )]
     pub(crate) limit: Option<u32>,
     /// The seed of random numbers
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "trace")]
     pub(crate) seed: u64,
     /// The part of all devices that generated jobs ask for on average
-    #[arg(long, value_name = "PART", default_value_t = 1.0, value_parser = load, conflicts_with = "trace", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "PART",
+        default_value_t = 1.0,
+        value_parser = load,
+        conflicts_with = "trace",
+        allow_negative_numbers = true
+    )]
     pub(crate) load: f64,
     /// Projects that generated jobs belong to
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000), conflicts_with = "trace", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 8,
+        value_parser = clap::value_parser!(u32).range(1..=10_000),
+        conflicts_with = "trace",
+        allow_negative_numbers = true
+    )]
     pub(crate) projects: u32,
     /// The policy; without one, every project of the trace has the same quota
     #[arg(long, value_name = "POLICY.yaml")]
     pub(crate) policy: Option<PathBuf>,
     /// Machines
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=65_536),
+        allow_negative_numbers = true
+    )]
     pub(crate) nodes: u32,
     /// Devices of each machine
-    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u32).range(1..=64), allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "D",
+        value_parser = clap::value_parser!(u32).range(1..=64),
+        allow_negative_numbers = true
+    )]
     pub(crate) devices_per_node: u32,
     /// Seconds from a job's start until it computes
     #[arg(long, value_name = "SECONDS", default_value_t = 30, allow_negative_numbers = true)]

@@ -62,7 +62,7 @@ fn logs(args: &cli::JobLogs) -> anyhow::Result<()> {
     let client = Client::open(&args.which)?;
     if args.which.json {
         let (mut text, mut offset) = (String::new(), 0);
-        while let Some((piece, next, _)) = chunk(&client, args.job, offset)? {
+        while let Some((piece, next)) = chunk(&client, args.job, offset)? {
             (text, offset) = (text + &piece, next);
         }
         return terminal::print_json(&json!({"job": args.job, "text": text}));
@@ -70,7 +70,7 @@ fn logs(args: &cli::JobLogs) -> anyhow::Result<()> {
     let mut offset = 0;
     loop {
         let ended = match chunk(&client, args.job, offset)? {
-            Some((text, next, _)) => {
+            Some((text, next)) => {
                 offset = next;
                 // Messages come from whatever runs there.
                 let lines = text.split_inclusive('\n').map(|line| {
@@ -90,12 +90,12 @@ fn logs(args: &cli::JobLogs) -> anyhow::Result<()> {
     }
 }
 
-/// A piece of a job's messages from an offset on, where the next begins, and whether the job has ended; nothing if there is no more.
-fn chunk(client: &Client, job: u64, offset: u64) -> anyhow::Result<Option<(String, u64, bool)>> {
+/// A piece of a job's messages from an offset on, and where the next begins; nothing if there is no more.
+fn chunk(client: &Client, job: u64, offset: u64) -> anyhow::Result<Option<(String, u64)>> {
     let piece = client.get(&format!("/pool/v1/jobs/{job}/log?offset={offset}"))?;
     let text = piece["text"].as_str().unwrap_or_default().to_owned();
     let next = piece["offset"].as_u64().unwrap_or(offset);
-    Ok((next > offset).then_some((text, next, piece["ended"].as_bool().unwrap_or(false))))
+    Ok((next > offset).then_some((text, next)))
 }
 
 fn is_ended(client: &Client, job: u64) -> anyhow::Result<bool> {

@@ -26,8 +26,8 @@ pub(super) fn questions(examples: &[Example], count: usize) -> Vec<Question> {
     questions
 }
 
-/// An example's tokens up to those that carry loss, and these. Of a plain text, all of which carries loss, its
-/// beginning and the rest.
+/// An example's tokens up to those that carry loss, and these. Of a plain text, all of which carries loss,
+/// its beginning and the rest.
 fn question(example: &Example) -> Option<Question> {
     let (ids, labels) = (&example.input_ids, &example.labels);
     let is_trained = |at: &usize| labels[*at] != IGNORE;

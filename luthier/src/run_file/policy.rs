@@ -358,8 +358,8 @@ mod tests {
             ("departments:\n  - {name: a, department: a}\n", "belongs to itself"),
             ("projects:\n  - {name: a, quota: {cpus: 3}, limit: {cpus: 2}}\n", "the limit is 2 cpus"),
             (
-                "departments:\n  - {name: d, quota: {cpus: 3}}\nprojects:\n  - {name: a, department: d, quota: {cpus: 2}}\n  \
-                 - {name: b, department: d, quota: {cpus: 2}}\n",
+                "departments:\n  - {name: d, quota: {cpus: 3}}\nprojects:\n  - {name: a, department: d, \
+                 quota: {cpus: 2}}\n  - {name: b, department: d, quota: {cpus: 2}}\n",
                 "guaranteed 3 cpus",
             ),
             ("grace: soon\n", "expected a duration"),

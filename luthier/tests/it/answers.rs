@@ -142,7 +142,12 @@ fn what_cannot_be_asked_or_written_is_refused_before_anything_is_answered() {
 fn trees_of_messages_are_read_as_a_run_reads_them() {
     let folder = folder();
     let path = folder.path();
-    let row = |id: &str, parent: Option<&str>, role: &str, rank: Option<u64>| json!({"message_id": id, "parent_id": parent, "message_tree_id": "q", "text": id, "role": role, "lang": "en", "rank": rank});
+    let row = |id: &str, parent: Option<&str>, role: &str, rank: Option<u64>| {
+        json!({
+            "message_id": id, "parent_id": parent, "message_tree_id": "q", "text": id, "role": role, "lang": "en",
+            "rank": rank,
+        })
+    };
     let rows = [
         row("q", None, "prompter", None),
         row("best", Some("q"), "assistant", Some(0)),

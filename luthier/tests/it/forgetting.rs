@@ -54,9 +54,9 @@ fn what_is_forgotten_is_told_of_each_adapter_and_while_a_run_goes() {
 #[test]
 fn forgetting_beyond_a_limit_ends_a_run_and_says_so() {
     let folder = folder();
-    let train = "train --model model --data data.jsonl --output run --set precision=f32 --set training.max_steps=40 \
-                 --set training.forgetting_every=1 --set training.forgetting_limit=0.3 --lr 0.01 --set schedule.warmup=0 \
-                 --eval-data data.jsonl --set training.eval_every=1";
+    let train = "train --model model --data data.jsonl --output run --set precision=f32 --set \
+                 training.max_steps=40 --set training.forgetting_every=1 --set training.forgetting_limit=0.3 \
+                 --lr 0.01 --set schedule.warmup=0 --eval-data data.jsonl --set training.eval_every=1";
     let arguments: Vec<&str> = train.split_whitespace().chain(["--json"]).collect();
     let output = run(folder.path(), &arguments);
     let told = String::from_utf8_lossy(&output.stderr);

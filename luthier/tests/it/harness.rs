@@ -1,5 +1,5 @@
-//! `eval choice` and `eval generate` beside lm-evaluation-harness: its own tasks' log-likelihoods, texts and scores over
-//! the example's model, as `tests/fixtures/harness/make_harness.py` wrote them down.
+//! `eval choice` and `eval generate` beside lm-evaluation-harness: its own tasks' log-likelihoods, texts and
+//! scores over the example's model, as `tests/fixtures/harness/make_harness.py` wrote them down.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! A pool on this machine with the real program: projects lend and take back, the pool is killed again and again, and every run
-//! ends in the bytes that it has alone.
+//! A pool on this machine with the real program: projects lend and take back, the pool is killed again and
+//! again, and every run ends in the bytes that it has alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -231,10 +231,7 @@ fn what_cannot_be_is_refused_with_what_would_help() {
     };
     let submit = ["jobs", "submit", "--model", "model", "--data", "data.jsonl", "--output", "runs/x"];
     let with = |more: &[&'static str]| [&submit[..], more].concat();
-    assert!(
-        refused(&with(&["--project", "visoin"])).contains("not a member of project `visoin`")
-            || refused(&with(&["--project", "visoin"])).contains("no project `visoin`")
-    );
+    assert!(refused(&with(&["--project", "visoin"])).contains("there is no project `visoin`"));
     let never = refused(&with(&["--project", "vision", "--cpus", "3"]));
     assert!(
         never.contains("it can never start") && never.contains("the biggest machine has 2 cpus"),

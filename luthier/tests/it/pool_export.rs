@@ -70,7 +70,8 @@ fn a_policy_and_a_run_become_files() {
 #[test]
 fn a_job_that_was_submitted_once_is_exported() {
     let folder = folder();
-    let spec = json!({"name": "other", "project": "text", "user": "bob", "class": "build", "priority": 100, "members": 2,
+    let spec = json!({
+        "name": "other", "project": "text", "user": "bob", "class": "build", "priority": 100, "members": 2,
         "devices": {"min": 1000, "max": 1000}, "cpus": {"min": 2, "max": 2}, "memory": 0, "takes": null,
         "launch": {"arguments": ["python3", "/data/train.py"], "folder": "/data"}});
     fs::write(folder.path().join("job.json"), json!({"id": 3, "spec": spec}).to_string()).unwrap();

@@ -183,7 +183,8 @@ fn what_is_no_evaluation_is_an_error_that_names_the_file_and_leaves_no_page() {
         ),
         (
             "{\"statistics\": {}, \"scores\": {\"elo\": [], \"rates\": null}}",
-            "x.json is not what `luthier eval judge --json` prints: `scores` has none of the tables percent, bradley_terry, elo",
+            "x.json is not what `luthier eval judge --json` prints: `scores` has none of the tables percent, \
+             bradley_terry, elo",
         ),
     ] {
         fs::write(path.join("x.json"), text).unwrap();

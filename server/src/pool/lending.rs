@@ -26,8 +26,8 @@ impl Loan {
 
 /// All loans of a pool. `held`: what each node of the tree has.
 ///
-/// What no quota promises is borrowed first, and belongs to nobody. The rest comes from everybody who leaves some of its quota
-/// unused, in proportion; who borrowed which device of whom, nobody can say.
+/// What no quota promises is borrowed first, and belongs to nobody. The rest comes from everybody who leaves
+/// some of its quota unused, in proportion; who borrowed which device of whom, nobody can say.
 pub(super) fn loans(pool: &Pool, held: &[Amounts]) -> Vec<Loan> {
     let (tree, capacity) = (pool.tree(), pool.capacity());
     let projects: Vec<usize> = tree.projects().map(|(_, number)| number).collect();

@@ -1,4 +1,5 @@
-//! GET /pool/v1/openapi.json, and the same at /openapi.json, which says what every route of a pool takes and gives.
+//! GET /pool/v1/openapi.json, and the same at /openapi.json, which says what every route of a pool takes and
+//! gives.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,5 @@
-//! What stands behind the `?` of a request: each value is read with its range, and what is wrong is told by its name.
+//! What stands behind the `?` of a request: each value is read with its range, and what is wrong is told by
+//! its name.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;

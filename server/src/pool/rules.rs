@@ -1,5 +1,5 @@
-//! The rules of a pool and who it knows: the policy, users, the log of who did what, who had to give way to whom, and
-//! how fast things were measured to be.
+//! The rules of a pool and who it knows: the policy, users, the log of who did what, who had to give way to
+//! whom, and how fast things were measured to be.
 
 use std::sync::Arc;
 
@@ -133,7 +133,8 @@ pub(super) async fn users(
     Ok(Json(json!({"users": users})))
 }
 
-/// POST /pool/v1/users: a new user, or a new token for one, in the place of the old one. The token is told once.
+/// POST /pool/v1/users: a new user, or a new token for one, in the place of the old one. The token is told
+/// once.
 pub(super) async fn add_user(
     State(app): State<Arc<PoolApp>>,
     caller: Caller,

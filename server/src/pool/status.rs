@@ -1,5 +1,5 @@
-//! GET /pool/v1/status and /pool/v1/samples: how the pool stands, and how it stood. Everybody with a token sees
-//! what each project may have and has; of jobs nothing but their numbers stands there.
+//! GET /pool/v1/status and /pool/v1/samples: how the pool stands, and how it stood. Everybody with a token
+//! sees what each project may have and has; of jobs nothing but their numbers stands there.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use jobs::pool::Event;
+use jobs::store::Forecast;
 use jobs::supervisor::{QueueSample, Sample, now, sample};
 use jobs::{Amounts, Bounds, JobId, Phase, Pool, RESOURCES, Resource};
 use serde_json::{Map, Value, json};
@@ -23,6 +24,8 @@ use crate::error::ApiError;
 
 /// How old what is told may be: computing shares takes a while, and many look.
 const FRESH: Duration = Duration::from_millis(250);
+/// Jobs by which forecasts are judged, the newest.
+const FORECASTS: u32 = 200;
 /// Samples of an answer.
 const SAMPLES: u32 = 500;
 /// Samples of projects in an answer: of many projects there are fewer samples.
@@ -64,7 +67,8 @@ pub(super) async fn status(
         let mut pool = app.handle.pool().clone();
         // Hours are counted up to now; of nothing but time nothing is refused.
         let _ = pool.accept(Event::Tick, now());
-        whole(&pool)
+        let forecasts = app.handle.read(|reader| reader.forecasts(FORECASTS)).unwrap_or_default();
+        whole(&pool, &forecasts)
     };
     let whole = aside(move || Ok(kept.status.get(look))).await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], whole).into_response())
@@ -85,12 +89,17 @@ fn bounds(bounds: &Bounds) -> Value {
     by_resource(|resource| json!(bounds.of(resource)))
 }
 
-fn whole(pool: &Pool) -> Value {
+fn whole(pool: &Pool, forecasts: &[Forecast]) -> Value {
     let Sample { at, capacity, queues } = sample(pool);
     let held: Vec<Amounts> = queues.iter().map(|queue| queue.held).collect();
     let lending: Vec<Value> = loans(pool, &held).iter().map(|loan| loan.value(pool)).collect();
     let queues: Vec<Value> = queues.iter().enumerate().map(|(number, of)| queue(pool, number, of)).collect();
-    json!({"at": at, "capacity": capacity, "nodes": nodes(pool), "queues": queues, "lending": lending})
+    let (start, end) = Forecast::median_errors(forecasts);
+    let forecasts = json!({"jobs": forecasts.len(), "start_error": start, "end_error": end});
+    json!({
+        "at": at, "capacity": capacity, "nodes": nodes(pool), "queues": queues, "lending": lending,
+        "forecasts": forecasts,
+    })
 }
 
 fn kind(is_project: bool) -> &'static str {

@@ -77,9 +77,9 @@ impl Insight for Known {
     }
 }
 
-/// A pool of two machines, of which `gpu` has four devices and eight cores, and `cpu` none and eight. Project `red` has
-/// two devices of its own and eight cores, `blue` too; `ada` belongs to `red` and owns it, `bea` is a member of it, `cai`
-/// is a member of `blue`, `dot` of nothing.
+/// A pool of two machines, of which `gpu` has four devices and eight cores, and `cpu` none and eight. Project
+/// `red` has two devices of its own and eight cores, `blue` too; `ada` belongs to `red` and owns it, `bea` is
+/// a member of it, `cai` is a member of `blue`, `dot` of nothing.
 pub(crate) struct Pool {
     pub(crate) address: SocketAddr,
     pub(crate) script: Arc<Mutex<Script>>,

@@ -82,7 +82,10 @@ fn projects_queue_machines_and_evictions_are_seen() {
     browser.wait(&says("lending", "red borrows 1 device of blue"));
     // Each job that waits says why.
     browser.wait("document.getElementById('queue').rows.length === 4");
-    browser.wait("[...document.getElementById('queue').rows].every((row) => row.cells[7].textContent.includes('asks for'))");
+    browser.wait(
+        "[...document.getElementById('queue').rows].every((row) => \
+                  row.cells[7].textContent.includes('asks for'))",
+    );
     browser.wait(&says("queue", "waits-3"));
     browser.wait(&says("machines", "gpu"));
     browser.wait("document.querySelectorAll('.device').length >= 4");

@@ -1,5 +1,6 @@
-//! Making room for a job that found none: by moving others together, by taking back what another project has over its share,
-//! by taking from jobs of less priority. All of it or nothing: nobody stops unless the whole job has its place then.
+//! Making room for a job that found none: by moving others together, by taking back what another project has
+//! over its share, by taking from jobs of less priority. All of it or nothing: nobody stops unless the whole
+//! job has its place then.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -22,8 +23,8 @@ struct Victim {
     rest: Option<Placement>,
 }
 
-/// When a victim's turn comes, the greatest first: whether it has not begun, whether it only shrinks, how little priority it has,
-/// when it started.
+/// When a victim's turn comes, the greatest first: whether it has not begun, whether it only shrinks, how
+/// little priority it has, when it started.
 type Turn = (bool, bool, i32, Millis);
 
 /// From whom room is taken.
@@ -36,7 +37,8 @@ enum From {
 }
 
 impl Cycle<'_> {
-    /// Takes back from other projects what they have over their share, if the job's own project stays within its own.
+    /// Takes back from other projects what they have over their share, if the job's own project stays within
+    /// its own.
     pub(super) fn reclaim(&mut self, id: JobId, project: usize, spec: &Spec) -> bool {
         let want = spec.total(0);
         if !self.room.stays_within(project, spec, &want) {
@@ -46,7 +48,8 @@ impl Cycle<'_> {
             self.lenders(project, &want).map(|other| (self.ranks(other), other)).collect();
         let mut candidates: BTreeMap<usize, Vec<Victim>> = BTreeMap::new();
         let mut chosen = Vec::new();
-        // Whoever is furthest over gives first. Giving only brings a project down, so a rank that is out of date is too high.
+        // Whoever is furthest over gives first. Giving only brings a project down, so a rank that is out of
+        // date is too high.
         while let Some((rank, other)) = heap.pop() {
             let now = self.ranks(other);
             if now < rank {
@@ -211,7 +214,8 @@ impl Cycle<'_> {
         all
     }
 
-    /// Projects other than one that have more than their quota of something that is wanted: nobody else gives anything.
+    /// Projects other than one that have more than their quota of something that is wanted: nobody else gives
+    /// anything.
     fn lenders(&self, project: usize, want: &Amounts) -> impl Iterator<Item = usize> {
         let room = &self.room;
         let resources = room.tree().divided.iter().filter(|&&r| want[r] > 0);
@@ -222,8 +226,8 @@ impl Cycle<'_> {
         })
     }
 
-    /// Running jobs of a project that may have to stop or shrink for a job, the first to go last: what has not begun yet, whoever
-    /// can shrink, then less priority first, then the younger.
+    /// Running jobs of a project that may have to stop or shrink for a job, the first to go last: what has
+    /// not begun yet, whoever can shrink, then less priority first, then the younger.
     fn candidates(&self, from: From, id: JobId, of: usize) -> Vec<Victim> {
         let pool = &self.room.pool;
         let spec = &pool.jobs[&id].spec;
@@ -271,11 +275,13 @@ impl Cycle<'_> {
         ranks
     }
 
-    /// Whether a job of `project` may take from `other` as things stand: compared where their ways up part, the other side is
-    /// over its share, or this side stays in its quota while the other is over its own. A project in its quota gives nothing.
+    /// Whether a job of `project` may take from `other` as things stand: compared where their ways up part,
+    /// the other side is over its share, or this side stays in its quota while the other is over its own. A
+    /// project in its quota gives nothing.
     ///
-    /// KAI-Scheduler refuses besides what would bring the taking side's part of its share to that of the giving side;
-    /// a side that stays in its share has a part of at most one, and whoever is over it has more.
+    /// KAI-Scheduler refuses besides what would bring the taking side's part of its share to that of the
+    /// giving side; a side that stays in its share has a part of at most one, and whoever is over it has
+    /// more.
     fn may_take(&self, project: usize, other: usize, spec: &Spec, want: &Amounts) -> bool {
         let room = &self.room;
         let Some((mine, theirs)) = room.tree().parting(project, other) else { return false };
@@ -322,7 +328,8 @@ impl Cycle<'_> {
         self.room.allot(project, spec, &placement);
         self.promise(id, placement);
         let mut gone = BTreeSet::new();
-        // The last one chosen is the first to be spared. Of a job that goes, the surplus that it gave before goes along.
+        // The last one chosen is the first to be spared. Of a job that goes, the surplus that it gave before
+        // goes along.
         for victim in chosen.into_iter().rev() {
             if gone.contains(&victim.id) {
                 continue;

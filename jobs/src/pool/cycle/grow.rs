@@ -63,8 +63,8 @@ impl Cycle<'_> {
         now.steps < spec.steps() && spec.total(now.steps + 1).fits_in(&free)
     }
 
-    /// Finds a job the biggest place that it can have instead of `now`, and counts it as its own. Single members of shapes in
-    /// `nowhere` have no place on a machine that their job is not on.
+    /// Finds a job the biggest place that it can have instead of `now`, and counts it as its own. Single
+    /// members of shapes in `nowhere` have no place on a machine that their job is not on.
     fn bigger(
         &mut self,
         id: JobId,

@@ -170,8 +170,8 @@ fn tell_limits(file: &JudgeFile, requests: usize) {
         format!("a budget of {}", budget.join(" and "))
     };
     eprintln!(
-        "judge    {requests} requests to {} at {}, {parallel} at once, with {budget}; each has {timeout} s for its reply, and \
-         up to {retries} more tries, the first after {backoff} s",
+        "judge    {requests} requests to {} at {}, {parallel} at once, with {budget}; each has {timeout} s \
+         for its reply, and up to {retries} more tries, the first after {backoff} s",
         one_line(&judge.model),
         one_line(&judge.url)
     );

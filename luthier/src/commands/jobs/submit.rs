@@ -1,4 +1,5 @@
-//! `luthier jobs submit`: a run, the runs of a sweep, or another command, with what it needs and how long it takes.
+//! `luthier jobs submit`: a run, the runs of a sweep, or another command, with what it needs and how long it
+//! takes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,8 +20,8 @@ use crate::run_folder;
 use crate::setup::Base;
 use crate::terminal::{self, bytes, one_line, printable, quoted, rough};
 
-/// A run that goes on plans its memory anew, with settings that were open at first, and may need a little more: it gets this part
-/// of what is planned, and so many bytes, on top.
+/// A run that goes on plans its memory anew, with settings that were open at first, and may need a little
+/// more: it gets this part of what is planned, and so many bytes, on top.
 const HEADROOM: u64 = 16;
 const SPARE: u64 = 16 << 20;
 /// Memory of a command of which nobody says how much it needs.
@@ -63,8 +64,8 @@ pub(super) fn run(args: SubmitJob, global: &Global) -> anyhow::Result<ExitCode> 
     Ok(if failed.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// The jobs that are meant, and the name that a sweep's have in common. Without a `client`, whose pool remembers speeds, nothing is
-/// measured.
+/// The jobs that are meant, and the name that a sweep's have in common. Without a `client`, whose pool
+/// remembers speeds, nothing is measured.
 pub(super) fn specs(
     args: &SubmitJob,
     client: Option<&Client>,
@@ -180,7 +181,8 @@ fn of_run(
     Ok(Spec { takes, launch, memory, ..asked(args, name(args, &folder)) })
 }
 
-/// Milliseconds that a run takes with so many threads: its model's speed is measured once, and the pool remembers it.
+/// Milliseconds that a run takes with so many threads: its model's speed is measured once, and the pool
+/// remembers it.
 fn time(
     prepared: &Prepared,
     tokens: u64,

@@ -140,8 +140,8 @@ fn of_folder(folder: &Path) -> anyhow::Result<(String, Option<String>)> {
     let shown = folder.display();
     let Ok(address) = fs::read_to_string(folder.join(ADDRESS)) else {
         return Err(user(format!(
-            "{shown}: no pool has its state there; start one by `luthier pool serve --state {shown} --policy POLICY.yaml`, or \
-             name another by --pool or LUTHIER_POOL"
+            "{shown}: no pool has its state there; start one by `luthier pool serve --state {shown} --policy \
+             POLICY.yaml`, or name another by --pool or LUTHIER_POOL"
         )));
     };
     let token = fs::read_to_string(folder.join(TOKEN)).ok().map(|token| token.trim().to_owned());

@@ -70,7 +70,8 @@ fn job(args: &PoolExport, path: &Path) -> anyhow::Result<Spec> {
     };
     let memory = args.memory.or(settings.run.memory).ok_or_else(|| {
         user(format!(
-            "--job {}: how much memory does it get? say --memory, or set `memory` in the run file; `luthier plan` tells what it needs",
+            "--job {}: how much memory does it get? say --memory, or set `memory` in the run file; `luthier \
+             plan` tells what it needs",
             path.display()
         ))
     })?;

@@ -1,4 +1,5 @@
-//! `luthier pool simulate`: what a policy would have made of a trace of jobs, and what other schedulers would have.
+//! `luthier pool simulate`: what a policy would have made of a trace of jobs, and what other schedulers would
+//! have.
 
 use std::time::Duration;
 

@@ -1,9 +1,11 @@
 //! `luthier pool status`: what each project may have, has and waits for.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::cli::WhichPool;
-use crate::terminal::{self, Table, bytes, printable};
+use crate::terminal::{self, Table, bytes, printable, rough};
 
 use super::client::Client;
 
@@ -33,6 +35,16 @@ pub(super) fn run(which: &WhichPool) -> anyhow::Result<()> {
         let of = loan["resource"].as_str().unwrap_or_default();
         let amount = amount(&loan["amount"], of);
         terminal::print_line(format!("{} borrows {amount} {of} of {}", name("to"), name("from")))?;
+    }
+    let error = |key: &str| {
+        let error = status["forecasts"][key].as_u64().map(Duration::from_millis);
+        error.map_or("unknown".to_owned(), rough)
+    };
+    if let Some(jobs) = status["forecasts"]["jobs"].as_u64().filter(|jobs| *jobs > 0) {
+        let (start, end) = (error("start_error"), error("end_error"));
+        terminal::print_line(format!(
+            "first forecasts of the last {jobs} jobs: starts off by {start}, ends by {end} (median)"
+        ))?;
     }
     let mut table = Table::new(["machine", "devices free", "cpus free", "memory free", "jobs"]);
     for node in list(&status, "nodes") {

@@ -1,5 +1,5 @@
-//! What a model answers while it is trained and watched: the first held-out prompts, with the likeliest tokens,
-//! whenever it is evaluated. It changes nothing of the run.
+//! What a model answers while it is trained and watched: the first held-out prompts, with the likeliest
+//! tokens, whenever it is evaluated. It changes nothing of the run.
 
 use data::{ChatTemplate, Tokenizer};
 use infer::{Generator, Sampling};
@@ -29,12 +29,12 @@ pub(super) struct Answering<'a> {
 }
 
 impl<'a> Answering<'a> {
-    /// Chooses the prompts of a run. `template`: the source of the chat template, where it is not the tokenizer's
-    /// own.
+    /// Chooses the prompts of a run. `template`: the source of the chat template, where it is not the
+    /// tokenizer's own.
     ///
     /// # Errors
-    /// Why there are no answers: no examples are held out, or there is no room in the memory for what is needed
-    /// to answer.
+    /// Why there are no answers: no examples are held out, or there is no room in the memory for what is
+    /// needed to answer.
     pub(super) fn of(
         prepared: &'a Prepared,
         decoder: &'a Decoder,

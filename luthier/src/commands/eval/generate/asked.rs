@@ -1,4 +1,5 @@
-//! What `eval generate` asks: records as they are, rows as a benchmark asks them, worked examples before either.
+//! What `eval generate` asks: records as they are, rows as a benchmark asks them, worked examples before
+//! either.
 
 use std::path::Path;
 
@@ -106,8 +107,8 @@ pub(super) fn cut(records: &mut [Record], max_tokens: usize, context: usize) -> 
     }
     if count > 0 {
         eprintln!(
-            "warning: {count} prompts leave less than --max-tokens {max_tokens} of the {context} tokens that the model \
-             was made for; their beginnings were cut"
+            "warning: {count} prompts leave less than --max-tokens {max_tokens} of the {context} tokens that \
+             the model was made for; their beginnings were cut"
         );
     }
     Ok(())
